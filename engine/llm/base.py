@@ -1,0 +1,87 @@
+"""What an engine is asked and what it answers.
+
+Owns the request and answer types and the small interface that every engine implements. Never imports an LLM library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+from caiflow.engine.errors import EngineError
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `repetition_penalty` 1 switch those off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to an engine.
+
+    `prompt` is a conversation (the chat template is applied once) or a plain text (raw completion, no template). `prefill` is
+    the beginning of the assistant's turn, already written; the answer continues it and doesn't repeat it. With `choices`, the
+    engine answers the log-probability of each choice as the next token instead of a text; each choice must be one token there.
+    `template` replaces the tokenizer's own chat template. `seed` makes sampling repeatable, whatever the batch.
+    """
+
+    prompt: tuple[Message, ...] | str
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    prefill: str = ""
+    choices: tuple[str, ...] = ()
+    template: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for.
+
+    `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
+    """
+
+    text: str
+    finish: Literal["stop", "length"] = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprobs: Mapping[str, float] | None = None
+
+
+Answer = Completion | EngineError
+
+
+class Engine(Protocol):
+    """A loaded model as a loop: hand requests in, step, take what has finished.
+
+    One thread owns an engine. Requests finish in any order; a request that can't be answered finishes with an EngineError and
+    disturbs no other.
+    """
+
+    capacity: int
+    """How many requests at once keep the engine busy; callers hold up to twice as many in flight."""
+
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests under the caller's own ids."""
+
+    def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
+        """Work a little and return what finished; wait at most `timeout_s` where there is nothing to do."""
+
+    def close(self) -> None:
+        """Free memory and processes; the engine is of no use afterwards."""

@@ -1,0 +1,349 @@
+"""What an operator is: its parameter model, its columns, and the four shapes an author writes.
+
+From one declaration come the JSON Schema, the checks, the documentation and the identity. This module knows no operator by
+name, and imports neither Ray nor any LLM library.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from caiflow.engine.llm.base import Completion, Message, Sampling
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.rows import Rows, RowsWriter
+
+Row = dict[str, Any]
+Kind = Literal["rows", "model", "metrics"]
+ColumnType = Literal["text", "texts", "number", "numbers", "integer", "flag", "messages", "conversations", "json"]
+
+# How a field's meaning is declared: the marks travel in the JSON Schema, so whoever reads the schema sees them too.
+RowsRef = Annotated[str, Field(json_schema_extra={"x-ref": "rows"})]
+"""The name of a step whose output is rows."""
+ModelRef = Annotated[str, Field(json_schema_extra={"x-ref": "model"})]
+"""The name of an entry of `models:` or of a step whose output is a model."""
+ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_length=1)]
+"""The name of a column of the input."""
+SPEED: dict[str, Any] = {"x-speed": True}
+"""`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
+
+
+class Strict(BaseModel):
+    """A frozen group of fields that knows no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(Strict):
+    """What a step asks of the cluster; never part of its identity."""
+
+    num_cpus: float | None = Field(default=None, ge=0)
+    """CPU cores per worker; by default what the engine or trainer finds best."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs per worker; by default 1 where the cluster has one and the step can use it."""
+    workers: int = Field(default=1, ge=1)
+    """Worker processes: data-parallel training workers, or shards of a row operator."""
+
+
+class Params(Strict):
+    """Fields that every step has, whatever its operator."""
+
+    description: str = Field(default="", json_schema_extra=SPEED)
+    """A remark for the reader; no effect."""
+    resources: Resources = Field(default=Resources(), json_schema_extra=SPEED)
+    """CPUs, GPUs and workers to ask for; affects speed only."""
+
+
+class RowParams(Params):
+    """Fields that every row operator has."""
+
+    input: RowsRef
+    """The step whose rows are read."""
+    max_failed: int = Field(default=0, ge=0, json_schema_extra=SPEED)
+    """Rows that may fail for good before the step fails; they are kept beside with the reason."""
+    retries: int = Field(default=3, ge=0, json_schema_extra=SPEED)
+    """Further tries of a call whose error may pass (timeout, lost engine)."""
+
+
+class ModelRowParams(RowParams):
+    """Fields of a row operator that asks a model."""
+
+    model: ModelRef
+    """The model that is asked."""
+    concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)
+    """Rows in flight at once; 0 takes twice the engine's capacity."""
+
+
+class SamplingParams(Strict):
+    """How tokens are drawn; the names are those of vLLM and transformers."""
+
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Probability mass kept (nucleus sampling); 1 keeps all."""
+    top_k: int = Field(default=0, ge=0)
+    """Number of most likely tokens kept; 0 keeps all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Tokens less likely than this share of the likeliest are dropped; 0 drops none."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Divides the score of tokens already seen; 1 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts at which the answer ends; they are not part of it."""
+
+    def sampling(self) -> Sampling:
+        """Return the engine's form of these fields."""
+        return Sampling(**dict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns a step's rows have. `open` means that more may exist than are known here (a hub data set, say)."""
+
+    types: Mapping[str, ColumnType | None] = field(default_factory=dict)
+    open: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return self.open or name in self.types
+
+    def plus(self, types: Mapping[str, ColumnType | None]) -> Columns:
+        """Return these columns and `types`, which replace columns of the same name."""
+        return Columns({**self.types, **types}, self.open)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One edge of the graph: the field at `path` of a step's parameters names `name`.
+
+    `key` says that the name is the mapping's key at `path`, not its value.
+    """
+
+    path: tuple[str | int, ...]
+    name: str
+    kind: Literal["rows", "model"]
+    key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What an operator may know of the spec around it."""
+
+    seed: int = 0
+    base_dir: Path = Path()
+    constitution: Constitution | None = None
+
+
+P = TypeVar("P", bound=Params)
+
+
+class Operator(ABC, Generic[P]):
+    """Base of the four shapes; plugins subclass one of those, never this."""
+
+    name: ClassVar[str]
+    """What `op:` says in a spec."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters come to mean another output; part of the identity."""
+    kind: ClassVar[Kind]
+    """What the step's output is."""
+    params_type: ClassVar[type[Params]]
+    """The parameter model; set by subclasses."""
+    uses_constitution: ClassVar[bool] = False
+    """Whether a spec with this operator must name a constitution."""
+
+    def __init__(self, params: P, context: StepContext) -> None:
+        self.params = params
+        self.context = context
+
+    @property
+    def constitution(self) -> Constitution:
+        """The constitution of this step.
+
+        Raises:
+            ValueError: none was given; the validator says so before any run.
+        """
+        if self.context.constitution is None:
+            raise ValueError(f"{self.name}: no constitution; name one under `constitution:`")
+        return self.context.constitution
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return, by input step's name, the columns that must be there; `a|b` means any one of them."""
+        return {}
+
+    @abstractmethod
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return the output's columns, given those of each input step (by its name)."""
+
+    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield (path, message, hint) for what neither the schema nor the parameter model can see; reads no large file."""
+        yield from ()
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what, beside the parameters, changes the output: prompts, few-shot texts, source files' digests (JSON-able)."""
+        return {}
+
+    def sources(self) -> Mapping[str, Path | str]:
+        """Return local files and hub ids this step reads, by a name for the lock and the export."""
+        return {}
+
+
+class RowDropped(Exception):
+    """Raised by a row operator to leave a row out, with the reason; a tombstone keeps it from being paid for again."""
+
+
+class RowLLM(ABC):
+    """The model as one row sees it: seeds, retries and the ledger are the engine's business.
+
+    `sample` numbers several answers to one prompt: each number has its own seed.
+    """
+
+    @abstractmethod
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        sample: int = 0,
+        prefill: str = "",
+        template: str = "",
+    ) -> Completion:
+        """Return the assistant's next turn."""
+
+    @abstractmethod
+    async def complete(self, text: str, sampling: Sampling = Sampling(), *, sample: int = 0) -> Completion:
+        """Return the continuation of a plain text, without chat template."""
+
+    @abstractmethod
+    async def choose(
+        self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = ""
+    ) -> Mapping[str, float]:
+        """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
+
+
+class RowOperator(Operator[P]):
+    """One row in, the new columns of that row out, as a coroutine; the engine streams rows through chains of these."""
+
+    kind = "rows"
+
+    @abstractmethod
+    def writes(self) -> Mapping[str, ColumnType]:
+        """Return the columns this operator adds or replaces, with their types."""
+
+    @abstractmethod
+    async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
+        """Return the new columns' values for one row, or a list of them: the row then becomes that many rows.
+
+        Raises:
+            RowDropped: the row is to be left out.
+        """
+
+    def reads(self) -> Sequence[str]:
+        """Return the columns whose values decide this operator's result; absent ones count as null."""
+        return ()
+
+    def row_identity(self, row: Row) -> Any:
+        """Return what, beside the columns read, decides this row's result: the texts of its principles, say (JSON-able)."""
+        return None
+
+    def calls(self) -> int:
+        """Return the number of model calls one row takes at the most; used for estimates and to spare the ledger."""
+        return 1
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return the input's columns and the ones written."""
+        (given,) = inputs.values()
+        return given.plus(self.writes())
+
+
+class LLMs(ABC):
+    """Models as a table of rows sees them: `map` runs a coroutine per row with ledger, retries and streaming."""
+
+    @abstractmethod
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
+        """Return `await ask(row, llm)` for each row, in order.
+
+        `label` names the work in the ledger and the progress display; `identity` is what decides the results beside the rows.
+        """
+
+
+@dataclass(slots=True)
+class Job:
+    """What a table, model or metrics operator is given to work with.
+
+    `inputs` and `models` are by the names the parameters use. `out_dir` is where files go; it becomes the artifact.
+    `metrics` ends up in run.json. `log` reports progress: `log(done=3, total=10, loss=0.5)`.
+    """
+
+    out_dir: Path
+    inputs: Mapping[str, Rows] = field(default_factory=dict)
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    work_dir: Path = Path()
+    """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
+    log: Any = None
+
+
+class TableOperator(Operator[P]):
+    """A function from tables to one table."""
+
+    kind = "rows"
+
+    @abstractmethod
+    def table(self, job: Job, out: RowsWriter) -> None:
+        """Read `job.inputs`, write rows and dropped rows to `out`."""
+
+
+class ModelOperator(Operator[P]):
+    """Training: rows and a model in, a model in the Hugging Face layout out."""
+
+    kind = "model"
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return no columns: the output is a model."""
+        return Columns()
+
+    @abstractmethod
+    def train(self, job: Job) -> None:
+        """Train and save into `job.out_dir`; keep checkpoints in `job.work_dir` and resume from them when they are there."""
+
+
+class MetricsOperator(Operator[P]):
+    """Models and tables in, figures out: `metrics.json` in `job.out_dir`, and beside it the rows behind them."""
+
+    kind = "metrics"
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return no columns: the output is figures."""
+        return Columns()
+
+    @abstractmethod
+    async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
+        """Return the figures that go into `metrics.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
+
+    `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers.
+    """
+
+    path: str
+    identity: str
+    revision: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    engine: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
