@@ -1,0 +1,119 @@
+"""The state of a run folded from its events, and the few words that describe each step. Pure; draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class StepState:
+    """One step as the events told it so far; rates are per second of wall time."""
+
+    name: str
+    op: str = ""
+    inputs: tuple[str, ...] = ()
+    status: str = "waiting"
+    done: int = 0
+    total: int | None = None
+    cached: int = 0
+    dropped: int = 0
+    failed: int = 0
+    tokens_per_second: float | None = None
+    loss: float | None = None
+    started: float | None = None
+    seconds: float | None = None
+    rows_out: int | None = None
+    error: str = ""
+
+    def elapsed_s(self, now: float) -> float | None:
+        """Return the seconds this step took, or has taken up to `now`."""
+        return self.seconds if self.started is None or self.seconds is not None else max(0.0, now - self.started)
+
+    def eta_s(self, now: float) -> float | None:
+        """Return the seconds left at the rate so far; cached rows cost nothing and don't count. None where not yet known."""
+        worked, elapsed = self.done - self.cached, self.elapsed_s(now)
+        if self.status != "running" or not self.total or worked <= 0 or not elapsed:
+            return None
+        return max(0.0, (self.total - self.done) * elapsed / worked)
+
+
+@dataclass(slots=True)
+class Board:
+    """A run as the events told it so far."""
+
+    name: str = ""
+    started: float = 0.0
+    status: str = "running"
+    steps: dict[str, StepState] = field(default_factory=dict)
+    sample: tuple[str, str, str] | None = None
+    """Step, text before and text after of the latest sample."""
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one event; unknown kinds and steps are left alone."""
+        kind, step = event["event"], self.steps.get(event.get("step", ""))
+        if kind == "run_started":
+            self.name, self.started = event.get("name", ""), event["t"]
+            self.steps = {s["name"]: StepState(s["name"], s["op"], tuple(s.get("inputs", ()))) for s in event["steps"]}
+        elif kind == "run_done":
+            self.status = event["status"]
+        elif kind == "sample":
+            self.sample = (event["step"], clean(str(event.get("before", ""))), clean(str(event.get("after", ""))))
+        elif step is not None:
+            _advance(step, event)
+
+
+def _advance(step: StepState, event: Mapping[str, Any]) -> None:
+    for name in ("done", "total", "cached", "dropped", "failed", "tokens_per_second", "loss", "seconds", "rows_out", "error"):
+        if event.get(name) is not None:
+            setattr(step, name, event[name])
+    if event["event"] in ("step_started", "step_progress"):
+        step.status = "running"
+        step.started = step.started or event["t"]
+    elif event["event"] == "step_done":
+        step.status = event["status"]
+
+
+def clean(text: str) -> str:
+    """Return `text` on one line without control characters, so that a model's answer can't steer the terminal."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them: `0.4s`, `42s`, `3m 05s`, `2h 10m`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def rows_text(step: StepState, unit: str = "") -> str:
+    """Return the rows of a step in a few characters: `120/500`, `500`, or nothing."""
+    if step.status in ("done", "cached"):
+        return "" if step.rows_out is None else f"{step.rows_out:,}{unit}"
+    if step.total is None:
+        return f"{step.done:,}{unit}" if step.done else ""
+    return f"{step.done:,}/{step.total:,}{unit}"
+
+
+def notes_text(step: StepState) -> str:
+    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; the first line of an error."""
+    counts = [f"{n:,} {word}" for n, word in ((step.cached, "cached"), (step.dropped, "dropped"), (step.failed, "failed")) if n]
+    if step.status == "running" and step.tokens_per_second:
+        counts.append(f"{step.tokens_per_second:,.0f} tokens/s")
+    if step.loss is not None:
+        counts.append(f"loss {step.loss:.3f}")
+    if step.error:
+        counts.append(clean(step.error))
+    return ", ".join(counts)
+
+
+def time_text(step: StepState, now: float) -> str:
+    """Return time taken, and the time left of a running step: `12s, 40s left`."""
+    taken, left = step.elapsed_s(now), step.eta_s(now)
+    if taken is None or step.status in ("waiting", "skipped"):
+        return ""
+    return duration(taken) + (f", {duration(left)} left" if left is not None else "")

@@ -1,0 +1,145 @@
+"""Displays: a recorded run rendered to a console, to plain lines and to JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+
+from caiflow.engine.board import Board, StepState, clean, duration
+from caiflow.engine.events import Event
+from caiflow.engine.lanes import lanes
+from caiflow.engine.progress import JsonLines, LiveGraph, PlainLines, draw
+
+STARTED: Event = {
+    "t": 100.0,
+    "event": "run_started",
+    "name": "cai",
+    "steps": [
+        {"name": "red", "op": "load", "inputs": []},
+        {"name": "answer", "op": "generate", "inputs": ["red"]},
+        {"name": "tuned", "op": "sft", "inputs": ["answer"]},
+    ],
+}
+RECORDED: list[Event] = [
+    STARTED,
+    {"t": 100.1, "event": "step_done", "step": "red", "status": "cached", "rows_out": 1500, "seconds": 0.0},
+    {"t": 101.0, "event": "step_started", "step": "answer"},
+    {
+        "t": 111.0, "event": "step_progress", "step": "answer", "done": 600, "total": 1500, "cached": 100, "failed": 2,
+        "tokens_per_second": 312.4,
+    },
+    {"t": 111.0, "event": "sample", "step": "answer", "before": "How do\nI?", "after": "Take \x1b[31mcare."},
+]  # fmt: skip
+
+
+def fold(events: list[Event]) -> Board:
+    board = Board()
+    for event in events:
+        board.apply(event)
+    return board
+
+
+def rendered(board: Board, now: float = 111.0, width: int = 110, height: int = 40) -> str:
+    from rich.console import Console
+
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    graph = lanes({s.name: s.inputs for s in board.steps.values()})
+    console.print(draw(board, graph, now, height))
+    return console.export_text()
+
+
+def test_live_view_shows_each_steps_state() -> None:
+    lines = rendered(fold(RECORDED)).splitlines()
+    assert lines[0].split() == ["cai", "1/3", "steps", "11s"]
+    assert "≡ red" in lines[1]
+    assert "1,500" in lines[1]
+    for part in ("● answer", "600/1,500", "━", "10s, 18s left", "100 cached, 2 failed, 312 tokens/s"):
+        assert part in lines[2]
+    assert "· tuned" in lines[3]
+
+
+def test_latest_sample_is_shown_without_control_characters() -> None:
+    text = rendered(fold(RECORDED))
+    assert "before How do I?" in text
+    assert "after  Take [31mcare." in text
+    assert "\x1b" not in text
+
+
+def test_training_shows_loss_and_failure_shows_error() -> None:
+    events: list[Event] = [
+        STARTED,
+        {"t": 101.0, "event": "step_started", "step": "tuned"},
+        {"t": 103.0, "event": "step_progress", "step": "tuned", "done": 5, "total": 10, "loss": 1.2345},
+        {"t": 104.0, "event": "step_done", "step": "answer", "status": "failed", "error": "answer: no [model]\nlog: x"},
+    ]
+    text = rendered(fold(events))
+    assert "loss 1.234" in text
+    assert "✗ answer" in text
+    assert "answer: no [model] log: x" in text
+
+
+def test_eta_counts_only_rows_that_cost_time() -> None:
+    step = StepState("a", status="running", done=50, cached=40, total=100, started=0.0)
+    assert step.eta_s(now=5.0) == pytest.approx(25.0)
+    assert StepState("a", status="running", done=40, cached=40, total=100, started=0.0).eta_s(5.0) is None
+
+
+def test_a_low_terminal_shows_the_steps_at_work() -> None:
+    steps = [{"name": f"s{i}", "op": "load", "inputs": []} for i in range(30)]
+    events: list[Event] = [{"t": 0.0, "event": "run_started", "name": "cai", "steps": steps}]
+    events += [{"t": 1.0, "event": "step_done", "step": f"s{i}", "status": "done"} for i in range(20)]
+    text = rendered(fold(events), height=12)
+    assert "s20" in text
+    assert "s3 " not in text
+
+
+def test_plain_lines_say_what_happened_and_no_more() -> None:
+    out = io.StringIO()
+    lines = PlainLines(out)
+    soon: Event = {"t": 102.0, "event": "step_progress", "step": "answer", "done": 1, "total": 1500}
+    log: Event = {"t": 112.0, "event": "log", "step": "answer", "text": "2 rows asked again"}
+    for event in [*RECORDED[:3], soon, *RECORDED[3:], log]:
+        lines.handle(event)
+    assert out.getvalue().splitlines() == [
+        "run cai: 3 steps",
+        "red: cached; 1,500 rows; 0.0s",
+        "answer: started (generate)",
+        "answer: running; 600/1,500 rows; 100 cached, 2 failed, 312 tokens/s; 10s, 18s left",
+        "answer: 2 rows asked again",
+    ]
+
+
+def test_json_lines_are_the_events() -> None:
+    out = io.StringIO()
+    for event in RECORDED:
+        JsonLines(out).handle(event)
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == RECORDED
+
+
+def test_live_graph_draws_in_a_terminal_and_prints_logs_above() -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    with LiveGraph(Console(file=out, force_terminal=True, width=100, height=30)) as live:
+        for event in RECORDED:
+            live.handle({**event, "t": event["t"] + time.time() - 111.0})
+        live.handle({"t": 1.0, "event": "log", "step": "red", "text": "[bold]3 lines skipped"})
+    assert "red: [bold]3 lines skipped" in out.getvalue()
+    assert "600/1,500" in out.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4s"), (42.4, "42s"), (185, "3m 05s"), (7800, "2h 10m")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_clean_keeps_words_and_drops_controls() -> None:
+    assert clean("a\tb\n\x07c\u202ed") == "a b cd"
+
+
+def test_lanes_join_where_steps_read() -> None:
+    graph = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"], "e": ["d", "c"]}
+    assert list(lanes(graph).values()) == ["●", "│ ●", "├─┼─●", "●─╯ │", "●───╯"]
