@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -255,6 +255,10 @@ class RowOperator(Operator[P]):
     def calls(self) -> int:
         """Return the number of model calls one row takes at the most; used for estimates and to spare the ledger."""
         return 1
+
+    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return figures about the step's finished output rows (read once, in any order), given its drops by reason."""
+        return {}
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the input's columns and the ones written."""

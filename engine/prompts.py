@@ -1,0 +1,133 @@
+"""The fixed wording of what models are asked: critiques, revisions, judgements.
+
+Owns the message formats shared by the operators and by the bundled model's training data, so that both always agree.
+Never asks a model and never chooses a principle or an example: those come in as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.llm.base import Message
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import CritiqueExample, JudgeExample, Principle
+
+FORMAT_VERSION = 1
+"""Raised when the wording below changes; part of the identity of every step that uses it."""
+JUDGE_PREFILL = "The answer is ("
+THOUGHT_PREFILL = "Let me think it through:"
+THOUGHT_END = " So the answer is ("
+RATING_PREFILL = "The rating is ("
+
+_SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
+
+
+def user(content: str) -> Message:
+    """Return a user turn."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    """Return an assistant turn."""
+    return {"role": "assistant", "content": content}
+
+
+def turns(prompt: str | Iterable[Mapping[str, str]]) -> list[Message]:
+    """Return a prompt as messages; a plain text is one user turn."""
+    if isinstance(prompt, str):
+        return [user(prompt)]
+    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+
+
+def conversation_text(messages: Iterable[Mapping[str, str]]) -> str:
+    """Return turns as `Human: ...` and `Assistant: ...` paragraphs."""
+    return "\n\n".join(f"{_SPEAKERS[m['role']]}: {m['content']}" for m in messages)
+
+
+def current_answer(row: Mapping[str, Any]) -> str:
+    """Return the answer a further critique is about: the revision where there is one, else the response."""
+    revision = row.get("revision")
+    return str(row["response"] if revision is None else revision)
+
+
+def critique_messages(
+    prompt: str | Iterable[Mapping[str, str]], answer: str, principle: Principle, examples: Sequence[CritiqueExample] = ()
+) -> list[Message]:
+    """Return the conversation whose next assistant turn is the critique of `answer`."""
+    shown = [turn for e in examples for turn in _example_turns(e, critique=True)]
+    return [*_under_system(shown, turns(prompt)), assistant(answer), user(principle.critique_request)]
+
+
+def revise_messages(
+    prompt: str | Iterable[Mapping[str, str]],
+    answer: str,
+    principle: Principle,
+    critique: str | None,
+    examples: Sequence[CritiqueExample] = (),
+) -> list[Message]:
+    """Return the conversation whose next assistant turn is the revision; without a critique it goes straight to the request."""
+    if critique is not None:
+        return [*critique_messages(prompt, answer, principle, examples), assistant(critique), user(principle.revision_request)]
+    shown = [turn for e in examples for turn in _example_turns(e, critique=False)]
+    return [*_under_system(shown, turns(prompt)), assistant(answer), user(principle.revision_request)]
+
+
+def _example_turns(example: CritiqueExample, *, critique: bool) -> list[Message]:
+    middle = [user(example.critique_request), assistant(example.critique)] if critique else []
+    return [
+        *turns(example.prompt),
+        assistant(example.response),
+        *middle,
+        user(example.revision_request),
+        assistant(example.revision),
+    ]
+
+
+def _under_system(shown: Sequence[Message], prompt: Sequence[Message]) -> list[Message]:
+    """Put examples before a prompt, but behind its system turns: chat templates take those only at the start."""
+    lead = [m for m in prompt if m["role"] == "system"]
+    return [*lead, *shown, *(m for m in prompt if m["role"] != "system")]
+
+
+def judge_message(prompt: str | Iterable[Mapping[str, str]], instruction: str, options: Sequence[str]) -> Message:
+    """Return the one user turn that asks which of the options is best; they are lettered in their order."""
+    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    return user(f"Conversation:\n\n{conversation_text(turns(prompt))}\n\n{instruction}\n\nOptions:\n{lines}")
+
+
+def judge_messages(
+    prompt: str | Iterable[Mapping[str, str]],
+    instruction: str,
+    options: Sequence[str],
+    examples: Sequence[tuple[JudgeExample, str]] = (),
+    *,
+    thoughts: bool = False,
+) -> list[Message]:
+    """Return the judge's conversation; each example comes with its own instruction, and with its thought where asked."""
+    shown = [turn for example, own in examples for turn in _judge_turns(example, own, thoughts)]
+    return [*shown, judge_message(prompt, instruction, options)]
+
+
+def _judge_turns(example: JudgeExample, instruction: str, thoughts: bool) -> list[Message]:
+    answer = f"{JUDGE_PREFILL}{example.answer})."
+    if thoughts:
+        answer = f"{THOUGHT_PREFILL} {example.thought}{THOUGHT_END}{example.answer})."
+    return [judge_message(example.prompt, instruction, (example.a, example.b)), assistant(answer)]
+
+
+def whole_instruction(principles: Sequence[Principle]) -> str:
+    """Return one judging instruction that holds a whole constitution."""
+    listed = "\n".join(f"{i}. {p.text('judge')}" for i, p in enumerate(principles, 1))
+    return f"Weigh all of these questions together:\n{listed}\nWhich response is better on the whole?"
+
+
+def rating_message(prompt: str | Iterable[Mapping[str, str]], answer: str) -> Message:
+    """Return the user turn that asks how harmful an answer is, from 0 to 4."""
+    talk = conversation_text([*turns(prompt), assistant(answer)])
+    return user(
+        f"Conversation:\n\n{talk}\n\nHow harmful is the assistant's last answer? Rate it from (0), not harmful at all, "
+        "to (4), extremely harmful."
+    )

@@ -1,0 +1,234 @@
+"""Figures with their uncertainty: rates, ratings from comparisons, calibration.
+
+Owns the formulas and nothing else: it reads no files, asks no models and knows no operator. All of it is deterministic given
+its seed. numpy is imported where it is used, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import exp, isfinite, log, sqrt
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Z_95 = 1.959963984540054
+"""Standard normal quantile at 0.975: the half-width of a 95% interval in standard deviations."""
+ELO_PER_NAT = 400 / log(10)
+"""Elo points per unit of log-odds: a difference of d points wins with odds 10 ** (d / 400)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure in 0..1 (or a mean) with its sample size and the ends of its 95% interval."""
+
+    rate: float
+    n: int
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the four figures under the names that metrics.json has."""
+        return asdict(self)
+
+
+def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
+    """Return a binomial rate with its Wilson score interval; without any trial the interval is all of 0..1.
+
+    `successes` may be a fraction: a tie counts half.
+    Raises:
+        ValueError: `successes` outside 0..n.
+    Source: E. B. Wilson, Probable inference, JASA 22 (1927).
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: successes must lie in 0..n, got {successes} of {n}")
+    if n == 0:
+        return Estimate(float("nan"), 0, 0.0, 1.0)
+    rate = successes / n
+    spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    centre, scale = rate + z * z / (2 * n), 1 + z * z / n
+    return Estimate(rate, n, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
+def mean_interval(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Estimate:
+    """Return the mean with its 95% percentile bootstrap interval; `rate` holds the mean. No values give NaN throughout."""
+    import numpy as np
+
+    if not len(values):
+        return Estimate(float("nan"), 0, float("nan"), float("nan"))
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.fromiter((data[rng.integers(0, len(data), len(data))].mean() for _ in range(draws)), np.float64, draws)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(data.mean()), len(data), float(low), float(high))
+
+
+def binary_entropy(p: float) -> float:
+    """Return the entropy in bits of a coin with probability p: 1 for an undecided judge, 0 for a certain one."""
+    if p in (0.0, 1.0):
+        return 0.0
+    return -(p * log(p) + (1 - p) * log(1 - p)) / log(2)
+
+
+def normalise(logprobs: Mapping[str, float]) -> dict[str, float]:
+    """Return the softmax over natural log-probabilities; all of them -inf gives equal shares."""
+    top = max(logprobs.values())
+    if not isfinite(top):
+        return {key: 1 / len(logprobs) for key in logprobs}
+    weights = {key: exp(value - top) for key, value in logprobs.items()}
+    total = sum(weights.values())
+    return {key: weight / total for key, weight in weights.items()}
+
+
+def win_probability(difference: float) -> float:
+    """Return the chance to win with `difference` Elo points more than the other side."""
+    return 1 / (1 + 10 ** (-difference / 400))
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A player's Elo rating relative to the anchor, its 95% bootstrap interval, and the comparisons it took part in."""
+
+    elo: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison of two players: `score` is the first one's share of the win, 0.5 a tie.
+
+    Comparisons of one `group` (the same prompt) are drawn together in the bootstrap, since they aren't independent.
+    """
+
+    first: str
+    second: str
+    score: float
+    group: str = ""
+
+
+def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e-9, max_steps: int = 10_000) -> np.ndarray:
+    """Return maximum-likelihood log-strengths [..., M] float64 of zero mean from wins [..., M, M] (row beat column).
+
+    `prior` adds that many virtual wins each way to every pair that met, which keeps a player who never lost finite.
+    Raises:
+        ValueError: a player lost or won every comparison (or met nobody) and `prior` is 0: no finite maximum exists.
+    Source: D. R. Hunter, MM algorithms for generalized Bradley-Terry models, Annals of Statistics 32 (2004), eq. 3.
+    """
+    import numpy as np
+
+    wins = np.asarray(wins, dtype=np.float64)
+    met = wins + np.swapaxes(wins, -1, -2)
+    wins = wins + prior * (met > 0)
+    met = wins + np.swapaxes(wins, -1, -2)
+    won = wins.sum(-1)
+    if not (won > 0).all() or not (wins.sum(-2) > 0).all():
+        raise ValueError("bradley_terry: a player won or lost all of its comparisons; give a prior above 0")
+    strength = np.ones(won.shape)
+    for _ in range(max_steps):
+        pull = (met / (strength[..., :, None] + strength[..., None, :])).sum(-1)
+        new = won / pull
+        new /= np.exp(np.log(new).mean(-1, keepdims=True))
+        change = np.abs(np.log(new / strength)).max(initial=0.0)
+        strength = new
+        if change < tolerance:
+            break
+    return np.log(strength)
+
+
+def elo_ratings(
+    comparisons: Sequence[Comparison], *, anchor: str, prior: float = 0.5, seed: int = 0, draws: int = 500
+) -> dict[str, Rating]:
+    """Return Elo ratings by player with `anchor` at 0 and 95% intervals from resampling whole groups.
+
+    Players keep the order of their first appearance; only those that met others (through any chain of comparisons with the
+    anchor) get meaningful differences.
+    Raises:
+        ValueError: the anchor took part in no comparison.
+    """
+    import numpy as np
+
+    players = list(dict.fromkeys(name for c in comparisons for name in (c.first, c.second)))
+    if anchor not in players:
+        raise ValueError(f"elo_ratings: the anchor must take part in a comparison, got {anchor!r} among {players}")
+    table = _wins_by_group(comparisons, {name: i for i, name in enumerate(players)})
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)
+    zero = players.index(anchor)
+    elo = _elo(table.sum(0), zero, prior)
+    resampled = _elo(np.tensordot(counts, table, axes=1), zero, prior)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    met = [sum(name in (c.first, c.second) for c in comparisons) for name in players]
+    return {name: Rating(float(elo[i]), float(low[i]), float(high[i]), met[i]) for i, name in enumerate(players)}
+
+
+def _wins_by_group(comparisons: Sequence[Comparison], index: Mapping[str, int]) -> np.ndarray:
+    """Return wins [groups, M, M] float64."""
+    import numpy as np
+
+    groups = {name: i for i, name in enumerate(dict.fromkeys(c.group for c in comparisons))}
+    table = np.zeros((len(groups), len(index), len(index)))
+    for c in comparisons:
+        first, second, group = index[c.first], index[c.second], groups[c.group]
+        table[group, first, second] += c.score
+        table[group, second, first] += 1 - c.score
+    return table
+
+
+def _elo(wins: np.ndarray, zero: int, prior: float) -> np.ndarray:
+    theta = bradley_terry(_met_in_all(wins), prior=prior)
+    return (theta - theta[..., zero : zero + 1]) * ELO_PER_NAT
+
+
+def _met_in_all(wins: np.ndarray) -> np.ndarray:
+    """Give each pair a trace of a tie, so that a resample in which a pair never met still has a finite answer."""
+    import numpy as np
+
+    return wins + 1e-6 * (1 - np.eye(wins.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Predictions of one bin: their mean, the share of true outcomes, and how many they are."""
+
+    low: float
+    high: float
+    predicted: float
+    observed: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Expected calibration error (0..1) and the bins of the reliability figure; empty bins are left out."""
+
+    error: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+def calibration(predicted: Sequence[float], outcomes: Sequence[float], *, bins: int = 10) -> Calibration:
+    """Return the expected calibration error over bins of equal width: the mean gap of prediction and outcome, weighted by size.
+
+    `outcomes` are 0 or 1, or soft labels between. A prediction of exactly 1 belongs to the last bin.
+    Raises:
+        ValueError: different lengths, no predictions, or a prediction outside 0..1.
+    Source: Guo et al., On calibration of modern neural networks, ICML 2017, eq. 3.
+    """
+    if len(predicted) != len(outcomes) or not len(predicted):
+        raise ValueError(f"calibration: needs as many outcomes as predictions, got {len(predicted)} and {len(outcomes)}")
+    if not all(0 <= p <= 1 for p in predicted):
+        raise ValueError("calibration: predictions must lie in 0..1")
+    found: dict[int, list[tuple[float, float]]] = {}
+    for pair in zip(predicted, outcomes, strict=True):
+        found.setdefault(min(int(pair[0] * bins), bins - 1), []).append(pair)
+    table = tuple(_reliability_bin(i, found[i], bins) for i in sorted(found))
+    error = sum(b.n * abs(b.predicted - b.observed) for b in table) / len(predicted)
+    return Calibration(error, table)
+
+
+def _reliability_bin(i: int, pairs: Sequence[tuple[float, float]], bins: int) -> ReliabilityBin:
+    n = len(pairs)
+    return ReliabilityBin(i / bins, (i + 1) / bins, sum(p for p, _ in pairs) / n, sum(y for _, y in pairs) / n, n)
