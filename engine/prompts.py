@@ -53,6 +53,13 @@ def current_answer(row: Mapping[str, Any]) -> str:
     return str(row["response"] if revision is None else revision)
 
 
+def revisions_so_far(row: Mapping[str, Any]) -> list[str]:
+    """Return the revisions of earlier rounds, oldest first; a single one that came with the data counts as one round."""
+    if row.get("revisions"):
+        return list(row["revisions"])
+    return [] if row.get("revision") is None else [row["revision"]]
+
+
 def critique_messages(
     prompt: str | Iterable[Mapping[str, str]], answer: str, principle: Principle, examples: Sequence[CritiqueExample] = ()
 ) -> list[Message]:

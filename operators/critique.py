@@ -1,0 +1,95 @@
+"""`critique`: asks a model to criticise its own answer under a principle drawn for the row.
+
+Owns the draw and what is kept of it (principle, few-shot examples, round). Never rewrites an answer: `revise` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from caiflow.engine.few_shot import FewShot
+from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import CritiqueExample, Principle
+
+
+class CritiqueParams(ModelRowParams):
+    """Parameters of `critique`."""
+
+    sampling: SamplingParams = SamplingParams()
+    """How tokens are drawn."""
+    few_shot: int = Field(default=0, ge=0)
+    """Worked examples of the constitution shown before the row."""
+    examples: Literal["first", "drawn"] = "first"
+    """`first` shows the same examples to all rows (their prefix is computed once); `drawn` draws them anew for each row."""
+
+
+class Critique(RowOperator[CritiqueParams]):
+    """Criticise answers under a principle of the constitution."""
+
+    name = "critique"
+    params_type = CritiqueParams
+    uses_constitution = True
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the columns of the conversation and its answer."""
+        return {self.params.input: ["prompt", "response|revision"]}
+
+    def reads(self) -> Sequence[str]:
+        """Return the columns of the conversation, its answer, and the rounds so far."""
+        return ["prompt", "response", "revision", "revisions"]
+
+    def writes(self) -> Mapping[str, ColumnType]:
+        """Return the critique, and what it was drawn from."""
+        return {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
+
+    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield what the constitution lacks."""
+        given = self.context.constitution
+        if given is None:
+            return
+        if not given.having("critique"):
+            yield (), f"constitution {given.name} has no critique requests", "add `critique` or `rule` to its principles"
+        if self.params.few_shot > len(given.few_shot_critique):
+            have = len(given.few_shot_critique)
+            yield (
+                ("few_shot",),
+                f"constitution {given.name} has {have} examples, got {self.params.few_shot}",
+                f"ask for at most {have}",
+            )
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the version of the message format; the texts drawn are in the rows' identities."""
+        return {"format": FORMAT_VERSION}
+
+    def row_identity(self, row: Row) -> Any:
+        """Return the texts drawn for the row."""
+        return [self._principle(row).critique_request, self._few_shot.ids(self.context.seed, row["uid"])]
+
+    async def row(self, row: Row, llm: RowLLM) -> Row:
+        """Return the critique of the row's present answer."""
+        principle, done = self._principle(row), len(revisions_so_far(row))
+        ids = self._few_shot.ids(self.context.seed, row["uid"])
+        messages = critique_messages(row["prompt"], current_answer(row), principle, self._few_shot.named(ids))
+        answer = await llm.chat(messages, self.params.sampling.sampling(), sample=done)
+        return {"principle": principle.id, "critique": answer.text.strip(), "few_shot": ids, "round": done + 1}
+
+    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return how many rows drew each principle."""
+        drawn: dict[str, int] = {}
+        for row in rows:
+            drawn[row["principle"]] = drawn.get(row["principle"], 0) + 1
+        return {"principles": dict(sorted(drawn.items()))}
+
+    @cached_property
+    def _few_shot(self) -> FewShot[CritiqueExample]:
+        return FewShot(self.constitution.few_shot_critique, self.params.few_shot, self.params.examples)
+
+    def _principle(self, row: Row) -> Principle:
+        return self.constitution.draw(self.context.seed, row["uid"], len(revisions_so_far(row)), stage="critique")[0]

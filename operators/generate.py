@@ -1,0 +1,133 @@
+"""`generate`: asks a model to answer each row's prompt, once or several times.
+
+Owns what is sent for an answer: system turn, which turns are kept, chat or plain text, prefill, sampling. Never judges answers.
+"""
+
+from __future__ import annotations
+
+from asyncio import gather
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.prompts import conversation_text, turns
+
+
+class GenerateParams(ModelRowParams):
+    """Parameters of `generate`."""
+
+    sampling: SamplingParams = SamplingParams()
+    """How tokens are drawn."""
+    samples: (
+        Annotated[int, Field(ge=1, le=1024)] | Annotated[tuple[SamplingParams, ...], Field(min_length=1, max_length=1024)]
+    ) = 1
+    """Answers per prompt: a number, or a list with each answer's sampling, where fields left out are those of `sampling`."""
+    samples_as: Literal["columns", "rows"] = "columns"
+    """`columns`: `response` is the first answer and `responses` holds all; `rows`: each answer becomes a row of its own."""
+    mode: Literal["chat", "transcript", "raw"] = "chat"
+    """`chat` applies the chat template; without one, `transcript` writes `Human:`/`Assistant:` turns and `raw` bare texts."""
+    system: str = ""
+    """System turn for the answer; replaces the prompt's own and isn't kept in the row."""
+    keep: Literal["all", "first", "last"] = "all"
+    """Which turns of the prompt are used: all, the first user turn, or the last; `prompt` is rewritten accordingly."""
+    prefill: str = ""
+    """Beginning of the answer, already written; part of `response`."""
+    template: str = ""
+    """Chat template (Jinja text) instead of the model's own."""
+
+
+class Generate(RowOperator[GenerateParams]):
+    """Answer prompts with a model."""
+
+    name = "generate"
+    params_type = GenerateParams
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the prompt's column."""
+        return {self.params.input: ["prompt"]}
+
+    def reads(self) -> Sequence[str]:
+        """Return the prompt's column."""
+        return ["prompt"]
+
+    def writes(self) -> Mapping[str, ColumnType]:
+        """Return the answers' columns, and the prompt where turns of it are left out."""
+        columns: dict[str, ColumnType] = {"response": "text", "truncated": "flag"}
+        if self.params.samples_as == "rows":
+            columns["sample"] = "integer"
+        elif len(self._samplings()) > 1:
+            columns["responses"] = "texts"
+        return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return each answer's complete sampling: a list of samples inherits what it leaves out."""
+        return {"samplings": [_sampling_dict(s) for s in self._samplings()]}
+
+    def calls(self) -> int:
+        """Return the number of answers."""
+        return len(self._samplings())
+
+    async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
+        """Return the answers to one prompt."""
+        prompt = _kept(turns(row["prompt"]), self.params.keep)
+        answers = await gather(*(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings())))
+        texts = [self.params.prefill + a.text for a in answers]
+        kept = {} if self.params.keep == "all" else {"prompt": prompt}
+        cut = [a.finish == "length" for a in answers]
+        if self.params.samples_as == "rows":
+            return [
+                {"response": t, "truncated": c, "sample": i, **kept} for i, (t, c) in enumerate(zip(texts, cut, strict=True))
+            ]
+        several = {"responses": texts} if len(texts) > 1 else {}
+        return {"response": texts[0], "truncated": any(cut), **several, **kept}
+
+    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
+        count = cut = chars = 0
+        for row in rows:
+            count, cut, chars = count + 1, cut + bool(row["truncated"]), chars + len(row["response"])
+        return {"truncated": cut / count, "mean_chars": chars / count} if count else {}
+
+    async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
+        p = self.params
+        if p.mode == "chat":
+            return await llm.chat(
+                _with_system(prompt, p.system), sampling, sample=sample, prefill=p.prefill, template=p.template
+            )
+        answer = await llm.complete(plain_text(_with_system(prompt, p.system), p.mode) + p.prefill, sampling, sample=sample)
+        text = answer.text if p.prefill else answer.text.strip()
+        return Completion(text, answer.finish, answer.prompt_tokens, answer.completion_tokens)
+
+    def _samplings(self) -> list[Sampling]:
+        p = self.params
+        given = [SamplingParams()] * p.samples if isinstance(p.samples, int) else p.samples
+        merged = [{**dict(p.sampling), **{name: getattr(s, name) for name in s.model_fields_set}} for s in given]
+        stop = ("\n\nHuman:",) if p.mode == "transcript" else ()
+        return [Sampling(**{**fields, "stop": fields["stop"] or stop}) for fields in merged]
+
+
+def plain_text(messages: Sequence[Message], mode: Literal["transcript", "raw"]) -> str:
+    """Return a prompt as the plain text a model without chat template continues."""
+    if mode == "raw":
+        return "\n\n".join(m["content"] for m in messages)
+    return f"\n\n{conversation_text(messages)}\n\nAssistant:"
+
+
+def _kept(prompt: list[Message], keep: str) -> list[Message]:
+    if keep == "all":
+        return prompt
+    asked = [m for m in prompt if m["role"] == "user"]
+    return [asked[0 if keep == "first" else -1]]
+
+
+def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
+    if not system:
+        return list(prompt)
+    return [{"role": "system", "content": system}, *(m for m in prompt if m["role"] != "system")]
+
+
+def _sampling_dict(sampling: Sampling) -> dict[str, Any]:
+    return {name: getattr(sampling, name) for name in sampling.__slots__}

@@ -1,0 +1,205 @@
+"""`revise`: asks a model to rewrite its answer as its critique suggests, for one round or several.
+
+Owns the rounds and their history. The first round uses the critique that a `critique` step wrote for the present answer; every
+other round draws a principle of its own and asks for its own critique, in the same words that `critique` uses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from caiflow.engine.few_shot import FewShot
+from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_answer, revise_messages, revisions_so_far
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import CritiqueExample, Principle
+
+_PREAMBLE = re.compile(
+    r"^\s*(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[:!.]\s*)?"
+    r"(?:(?:here(?:'s| is| are)|this is|below is)\b[^\n:]{0,120}:\s*|(?:\*\*)?(?:revision|revised (?:response|answer|version)"
+    r"|rewritten (?:response|answer)|assistant)\s*:(?:\*\*)?\s*)",
+    re.IGNORECASE,
+)
+
+
+class ReviseParams(ModelRowParams):
+    """Parameters of `revise`."""
+
+    sampling: SamplingParams = SamplingParams()
+    """How tokens are drawn."""
+    rounds: int = Field(default=1, ge=1, le=64)
+    """Rounds of critique and revision; each draws a principle of its own and rewrites the revision of the round before."""
+    critique: bool = True
+    """Whether each revision follows a critique; false goes straight to the revision request."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Worked examples of the constitution shown before the row; null shows those that its critique was given."""
+    examples: Literal["first", "drawn"] = "first"
+    """Which examples, where `few_shot` is a number: the first ones for all rows, or some drawn for each row."""
+    strip_preamble: bool = False
+    """Whether openings such as `Here is a revised answer:` are cut off the revision."""
+    rows: Literal["last", "each"] = "last"
+    """`last` keeps one row with the last revision; `each` makes a row of every round (training on revisions of all rounds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    principle: str
+    critique: str | None
+    revision: str
+
+
+class Revise(RowOperator[ReviseParams]):
+    """Rewrite answers under the constitution."""
+
+    name = "revise"
+    params_type = ReviseParams
+    uses_constitution = True
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the columns of the conversation and its answer."""
+        return {self.params.input: ["prompt", "response|revision"]}
+
+    def reads(self) -> Sequence[str]:
+        """Return the columns of the conversation, its answer, its critique, and the rounds so far."""
+        history = ["revision", "revisions", "critiques", "principles"]
+        return ["prompt", "response", "principle", "critique", "few_shot", "round", *history]
+
+    def writes(self) -> Mapping[str, ColumnType]:
+        """Return the last round's texts and the history of all rounds."""
+        return {
+            "principle": "text",
+            "critique": "text",
+            "revision": "text",
+            "round": "integer",
+            "principles": "texts",
+            "critiques": "texts",
+            "revisions": "texts",
+        }
+
+    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield what the constitution lacks."""
+        given = self.context.constitution
+        if given is None:
+            return
+        if not given.having(*self._stages):
+            wanted = " and ".join(f"`{stage}`" for stage in self._stages)
+            yield (), f"constitution {given.name} has no principle with {wanted}", "add these texts, or a `rule`"
+        have, wanted_shots = len(given.few_shot_critique), self.params.few_shot or 0
+        if wanted_shots > have:
+            yield ("few_shot",), f"constitution {given.name} has {have} examples, got {wanted_shots}", f"ask for at most {have}"
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the version of the message format; the texts drawn are in the rows' identities."""
+        return {"format": FORMAT_VERSION}
+
+    def row_identity(self, row: Row) -> Any:
+        """Return the texts of the principles of all rounds, and the names of the examples."""
+        return [[[p.critique, p.revision] for p in self._principles(row)], self._example_ids(row)]
+
+    def calls(self) -> int:
+        """Return the calls of all rounds."""
+        return self.params.rounds * (2 if self.params.critique else 1)
+
+    async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
+        """Return the revision of the last round, or a row for each."""
+        shown = self._few_shot.named(self._example_ids(row))
+        answer, done = current_answer(row), len(revisions_so_far(row))
+        new: list[_Round] = []
+        for i, principle in enumerate(self._principles(row)):
+            given = row["critique"] if i == 0 and self._has_critique(row) else None
+            new.append(await self._round(row["prompt"], answer, principle, given, shown, llm, done + i))
+            answer = new[-1].revision
+        if self.params.rows == "each":
+            return [_columns(row, new[: i + 1]) for i in range(len(new))]
+        return _columns(row, new)
+
+    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return the share of rows whose last round changed nothing, and the mean length in characters."""
+        count = same = chars = 0
+        for row in rows:
+            texts = row["revisions"]
+            before = texts[-2] if len(texts) > 1 else row.get("response")
+            count, same, chars = count + 1, same + (texts[-1] == before), chars + len(texts[-1])
+        return {"unchanged": same / count, "mean_chars": chars / count} if count else {}
+
+    async def _round(
+        self,
+        prompt: Any,
+        answer: str,
+        principle: Principle,
+        critique: str | None,
+        shown: Sequence[CritiqueExample],
+        llm: RowLLM,
+        number: int,
+    ) -> _Round:
+        sampling = self.params.sampling.sampling()
+        if self.params.critique and critique is None:
+            asked = critique_messages(prompt, answer, principle, shown)
+            critique = (await llm.chat(asked, sampling, sample=2 * number)).text.strip()
+        asked = revise_messages(prompt, answer, principle, critique, shown)
+        text = (await llm.chat(asked, sampling, sample=2 * number + 1)).text.strip()
+        return _Round(principle.id, critique, without_preamble(text) if self.params.strip_preamble else text)
+
+    def _principles(self, row: Row) -> list[Principle]:
+        """Return the principle of each round: the row's own first where its critique is used, else drawn."""
+        done = len(revisions_so_far(row))
+        stage: Literal["critique", "revision"] = "critique" if self.params.critique else "revision"
+        drawn = [
+            self.constitution.draw(self.context.seed, row["uid"], done + i, stage=stage)[0] for i in range(self.params.rounds)
+        ]
+        return [self._named(row["principle"]), *drawn[1:]] if self._has_critique(row) else drawn
+
+    def _has_critique(self, row: Row) -> bool:
+        """Tell whether the row's critique is about its present answer, not left over from an earlier round."""
+        if not self.params.critique or row.get("critique") is None or row.get("principle") is None:
+            return False
+        return (row.get("round") or 1) == len(revisions_so_far(row)) + 1
+
+    def _named(self, principle: str) -> Principle:
+        try:
+            return self.constitution[principle]
+        except KeyError:
+            raise ValueError(
+                f"revise: the row was critiqued under principle {principle!r}, which constitution {self.constitution.name} "
+                "doesn't have; give both steps the same constitution"
+            ) from None
+
+    def _example_ids(self, row: Row) -> list[str]:
+        if self.params.few_shot is None:
+            return list(row.get("few_shot") or [])
+        return self._few_shot.ids(self.context.seed, row["uid"])
+
+    @cached_property
+    def _few_shot(self) -> FewShot[CritiqueExample]:
+        return FewShot(self.constitution.few_shot_critique, self.params.few_shot or 0, self.params.examples)
+
+    @property
+    def _stages(self) -> tuple[Literal["critique", "revision"], ...]:
+        return ("critique", "revision") if self.params.critique else ("revision",)
+
+
+def without_preamble(text: str) -> str:
+    """Return a revision without an opening that only announces it; a text that is nothing else stays."""
+    return _PREAMBLE.sub("", text, count=1).strip() or text
+
+
+def _columns(row: Row, new: Sequence[_Round]) -> Row:
+    """Return the columns after the rounds in `new`; earlier rounds of the row come first in the history."""
+    last = new[-1]
+    revisions = [*revisions_so_far(row), *(r.revision for r in new)]
+    return {
+        "principle": last.principle,
+        "critique": last.critique,
+        "revision": last.revision,
+        "round": len(revisions),
+        "principles": [*(row.get("principles") or []), *(r.principle for r in new)],
+        "critiques": [*(row.get("critiques") or []), *(r.critique or "" for r in new)],
+        "revisions": revisions,
+    }
