@@ -1,0 +1,246 @@
+"""Constitution files of other systems, told apart by their content and turned into caiflow's own format.
+
+Owns the decoding of a file's text and the knowledge of each released format. Returns plain data in the format that
+`constitution` documents. Never looks at a file's name, never checks the result and never draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Data = dict[str, Any]
+_ROLES = {"human": "user", "user": "user", "h": "user", "assistant": "assistant", "gpt": "assistant", "a": "assistant"}
+_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:[ \t]*")
+_SHORT_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant|H|A)\s*:[ \t]*")
+_MARKERS = re.compile(r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critique|Revision|Options)\s*:\s*$")
+_PREAMBLE = re.compile(r"^\s*(?:Human:\s*)?Consider the following conversation[^\n]*\n", re.IGNORECASE)
+_THOUGHT = re.compile(r"(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?", re.IGNORECASE)
+_OPTION = re.compile(r"\(([AB])\)\s*\[\[\[(.*?)\]\]\]", re.DOTALL)
+
+
+class FormatError(ValueError):
+    """A file can't be read as any constitution; `line` and `col` count from 1."""
+
+    def __init__(self, message: str, line: int = 1, col: int = 1, hint: str = "") -> None:
+        super().__init__(message)
+        self.line, self.col, self.hint = line, col, hint
+
+
+def read_data(text: str, name: str) -> Data:
+    """Return what a file says, in caiflow's own format; `name` serves where the file's format has none.
+
+    Raises:
+        FormatError: the text is broken, or of no known format.
+    """
+    data = _decode(text)
+    if isinstance(data, Mapping) and "caiflow_constitution" in data:
+        return dict(data)
+    for convert in FORMATS:
+        try:
+            found = convert(data)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+            raise FormatError(f"this looks like {convert.__doc__}, but {what}") from None
+        if found is not None:
+            return {"caiflow_constitution": 1, "name": name, "principles": [], **found}
+    known = "; ".join(str(convert.__doc__) for convert in FORMATS)
+    raise FormatError("not a constitution", hint=f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
+
+
+def _decode(text: str) -> Any:
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FormatError(f"not valid JSON: {error.msg}", error.lineno, error.colno) from None
+    if re.search(r"^(caiflow_constitution|principles)\s*:", text, re.MULTILINE):
+        return _yaml(text)
+    return text
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        for token in yaml.scan(text, Loader=loader):
+            if isinstance(token, yaml.AliasToken):
+                mark = token.start_mark
+                raise FormatError("YAML aliases are not allowed here; write the text out", mark.line + 1, mark.column + 1)
+        return yaml.load(text, Loader=loader)
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark
+        line, col = (place.line + 1, place.column + 1) if place else (1, 1)
+        raise FormatError(f"not valid YAML: {error.problem}", line, col) from None
+    except yaml.YAMLError as error:
+        raise FormatError(f"not valid YAML: {error}") from None
+
+
+def _requests(data: Any) -> Data | None:
+    """Anthropic's critique and revision requests ({name: {prompt, edit_request}})"""
+    if not (isinstance(data, Mapping) and data and all(isinstance(v, Mapping) and "edit_request" in v for v in data.values())):
+        return None
+    pairs = ((key, _clean(_first(value["prompt"])), _clean(_first(value["edit_request"]))) for key, value in data.items())
+    return {"principles": [{"id": "-".join(str(key).split()), "critique": c, "revision": r} for key, c, r in pairs]}
+
+
+def _critique_texts(data: Any) -> Data | None:
+    """Anthropic's critique and revision few-shots (a list of Human/Assistant/CritiqueRequest/... texts)"""
+    if not (_strings(data) and any("RevisionRequest:" in text for text in data)):
+        return None
+    return {"few_shot": {"critique": [_critique_text(text) for text in data]}}
+
+
+def _instructions(data: Any) -> Data | None:
+    """Anthropic's judging instructions (a list of texts that end `Options:`)"""
+    if not (_strings(data) and all(text.rstrip().endswith("Options:") for text in data)):
+        return None
+    return {"principles": [{"id": f"judge{number}", "judge": _clean(text)} for number, text in enumerate(data)]}
+
+
+def _comparisons(data: Any) -> Data | None:
+    """Anthropic's judging few-shots (a list of {prompt, corrects, incorrects})"""
+    if not _records(data, "prompt", "corrects", "incorrects"):
+        return None
+    return {"few_shot": {"judge": [_comparison(record) for record in data]}}
+
+
+def _thoughts(data: Any) -> Data | None:
+    """Anthropic's judging few-shots with a chain of thought (a list of {prompt})"""
+    if not (_records(data, "prompt") and all(_ANSWER.search(str(record["prompt"])) for record in data)):
+        return None
+    return {"few_shot": {"judge": [_thought(record["prompt"]) for record in data]}}
+
+
+def _swarm(data: Any) -> Data | None:
+    """llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})"""
+    if not (isinstance(data, Mapping) and "constitutions" in data):
+        return None
+    pairs = [(_clean(entry["critic"]), _clean(entry["revision"])) for entry in data["constitutions"]]
+    principles = [{"id": f"principle{number}", "critique": c, "revision": r} for number, (c, r) in enumerate(pairs)]
+    return {"principles": principles, "few_shot": {"critique": [_chat(chat) for chat in data.get("system_chat", ())]}}
+
+
+def _nemo(data: Any) -> Data | None:
+    """NeMo-Aligner's few-shots ({samples: [six {role, content} each]})"""
+    if not (isinstance(data, Mapping) and "samples" in data):
+        return None
+    return {"few_shot": {"critique": [_chat(chat) for chat in data["samples"]]}}
+
+
+def _plain_text(data: Any) -> Data | None:
+    """a plain text of rules (it becomes one judging instruction)"""
+    if not (isinstance(data, str) and data.strip()) or "\0" in data:
+        return None
+    question = "Weigh the two responses by all of these rules. Which response keeps them better?"
+    return {"principles": [{"id": "rules", "judge": f"{data.strip()}\n\n{question}"}]}
+
+
+FORMATS: tuple[Callable[[Any], Data | None], ...] = (
+    _requests,
+    _critique_texts,
+    _instructions,
+    _comparisons,
+    _thoughts,
+    _swarm,
+    _nemo,
+    _plain_text,
+)
+
+
+def _critique_text(text: str) -> Data:
+    turns = _turns(text)
+    labels = [label for label, _ in turns]
+    if "CritiqueRequest" not in labels or labels[labels.index("CritiqueRequest") - 1] != "Assistant":
+        raise ValueError("an example has no assistant turn and critique request after it")
+    start = labels.index("CritiqueRequest")
+    parts = dict(turns[start : start + 4])
+    return {
+        "prompt": _messages(turns[: start - 1]),
+        "response": turns[start - 1][1],
+        "critique_request": parts["CritiqueRequest"],
+        "critique": parts["Critique"],
+        "revision_request": parts["RevisionRequest"],
+        "revision": parts["Revision"],
+    }
+
+
+def _comparison(record: Mapping[str, Any]) -> Data:
+    """Return the example with the correct answer under a letter that its text decides (the published reader tosses a coin)."""
+    good, bad = _first(record["corrects"]).strip(), _first(record["incorrects"]).strip()
+    good_first = hashlib.blake2b(f"{record['prompt']}\0{good}\0{bad}".encode(), digest_size=1).digest()[0] % 2
+    options = {"a": good, "b": bad, "answer": "A"} if good_first else {"a": bad, "b": good, "answer": "B"}
+    return {"prompt": _messages(_turns(record["prompt"])), **options}
+
+
+def _thought(text: str) -> Data:
+    pieces = _THOUGHT.split(text, maxsplit=1)
+    options = dict(_OPTION.findall(pieces[0]))
+    if len(pieces) != 2 or set(options) != {"A", "B"}:
+        raise ValueError("an example lacks its chain of thought or the options (A) and (B)")
+    end = next(_ANSWER.finditer(pieces[1]))
+    conversation = _PREAMBLE.sub("", re.split(r"\{\}|\n\s*\(A\)", pieces[0], maxsplit=1)[0])
+    return {
+        "prompt": _messages(_turns(conversation, _SHORT_TURN)),
+        "a": options["A"].strip(),
+        "b": options["B"].strip(),
+        "answer": end[1].upper(),
+        "thought": pieces[1][: end.start()].strip(),
+    }
+
+
+def _chat(messages: Sequence[Mapping[str, str]]) -> Data:
+    turns = [(_ROLES.get(turn["role"].lower(), turn["role"]), turn["content"].strip()) for turn in messages]
+    if [role for role, _ in turns[-6:]] != ["user", "assistant"] * 3:
+        raise ValueError(f"an example needs six turns of user and assistant, got {[role for role, _ in turns]}")
+    response, critique_request, critique, revision_request, revision = (content for _, content in turns[-5:])
+    return {
+        "prompt": [{"role": role, "content": content} for role, content in turns[:-5]],
+        "response": response,
+        "critique_request": _clean(critique_request),
+        "critique": critique,
+        "revision_request": _clean(revision_request),
+        "revision": revision,
+    }
+
+
+def _turns(text: str, pattern: re.Pattern[str] = _TURN) -> list[tuple[str, str]]:
+    """Return (label, text) of each turn of a transcript that isn't empty."""
+    pieces = pattern.split(text)[1:]
+    pairs = ((label, piece.strip()) for label, piece in zip(pieces[::2], pieces[1::2], strict=True))
+    return [(label, piece) for label, piece in pairs if piece]
+
+
+def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    if not turns:
+        raise ValueError("an example has no conversation")
+    return [{"role": _ROLES[label.lower()], "content": text} for label, text in turns]
+
+
+def _clean(text: str) -> str:
+    """Return the text without the markers that frame it in its file."""
+    previous = None
+    while previous != text:
+        previous, text = text, _MARKERS.sub("", text).strip()
+    return text
+
+
+def _first(value: Any) -> str:
+    found = value if isinstance(value, str) else value[0]
+    if not isinstance(found, str):
+        raise ValueError(f"a text is expected, got {type(found).__name__}")
+    return found
+
+
+def _strings(data: Any) -> bool:
+    return isinstance(data, list) and bool(data) and all(isinstance(item, str) for item in data)
+
+
+def _records(data: Any, *keys: str) -> bool:
+    wanted = set(keys)
+    return isinstance(data, list) and bool(data) and all(isinstance(item, Mapping) and wanted <= item.keys() for item in data)
