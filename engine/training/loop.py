@@ -1,0 +1,238 @@
+"""One training run of any of the libraries' trainers: settings, progress, checkpoints, resume after a kill, figures.
+
+Owns what lies around a trainer. Never knows which loss it computes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from caiflow.engine.operator import Job
+from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+HISTORY = "_history.jsonl"
+"""The loss curve, one JSON object per line, beside the saved model."""
+
+CHECKPOINT_S = 120.0
+COMPLETE = "complete"
+CURVE_POINTS = 1000
+
+T = TypeVar("T")
+
+
+def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **more: Any) -> T:
+    """Return a trainer's configuration of class `kind`: the step's fields under their own names, then `more`.
+
+    `rows` is the number of training rows; the density of the loss curve depends on it.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    bf16 = params.bf16 if params.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
+    fields = {name: getattr(params, name) for name in TRAINER_FIELDS | params.own_fields}
+    fields["lr_scheduler_kwargs"] = dict(params.lr_scheduler_kwargs) or None
+    evaluates = params.eval_input is not None
+    settings: dict[str, Any] = {
+        **fields,
+        "output_dir": str(checkpoints(job)),
+        "seed": seed_of(job),
+        "data_seed": seed_of(job),
+        "bf16": bool(bf16),
+        "use_cpu": not gpu,
+        "eval_strategy": params.eval_strategy if evaluates else "no",
+        "logging_strategy": "steps",
+        "logging_steps": params.logging_steps or max(1, total_steps(params, rows) // CURVE_POINTS),
+        "save_strategy": "no",
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "dataloader_pin_memory": gpu,
+    }
+    return kind(**{**settings, **more})
+
+
+def seed_of(job: Job) -> int:
+    """Return the job's seed in the range that numpy takes."""
+    return job.seed % 2**32
+
+
+def total_steps(params: TrainingParams, rows: int) -> int:
+    """Return the optimizer steps of a run over `rows` rows in one process."""
+    if params.max_steps > 0:
+        return params.max_steps
+    batches = math.ceil(rows / params.per_device_train_batch_size)
+    return math.ceil(params.num_train_epochs * math.ceil(batches / params.gradient_accumulation_steps))
+
+
+def checkpoints(job: Job) -> Path:
+    """Return the folder of checkpoints, made if need be."""
+    folder = job.work_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, and remove those that weren't."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path)
+    return max(found)[1] if found else None
+
+
+def fit(trainer: Trainer, params: TrainingParams, job: Job) -> None:
+    """Train to the end, from the last checkpoint if there is one; figures go to `job.metrics`, the loss curve to the output.
+
+    A resumed run takes the same steps as an undisturbed one: rows in the same order, optimizer and random state as they were.
+    """
+    quiet_libraries()
+    trainer.remove_callback(_printer())
+    trainer.add_callback(_watcher(params, job))
+    resume = last_checkpoint(checkpoints(job))
+    started, first = time.monotonic(), _steps_in(resume)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.monotonic() - started
+    if trainer.is_world_process_zero():
+        history = [dict(point) for point in trainer.state.log_history if "train_runtime" not in point]
+        write_history(job.out_dir, history)
+        job.metrics.update(figures(history))
+        job.metrics |= {"steps": trainer.state.global_step, "seconds": round(seconds, 3)}
+        if job.metrics.get("tokens") and trainer.state.global_step > first:
+            share = (trainer.state.global_step - first) / trainer.state.global_step
+            seen = job.metrics["tokens"] * (trainer.state.epoch or 0.0) * share
+            job.metrics["tokens_per_second"] = round(seen / seconds, 1)
+
+
+def quiet_libraries() -> None:
+    """Switch off the libraries' own progress bars and remarks: caiflow shows progress itself."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _steps_in(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
+    """Write the loss curve beside the model."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(point, sort_keys=True) + "\n" for point in history)
+    (out_dir / HISTORY).write_text(lines, encoding="utf-8")
+
+
+def figures(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean and last training loss, and the last of every figure that the trainer logged.
+
+    The mean weighs each point by the steps it stands for.
+    """
+    result: dict[str, float] = {}
+    total, steps = 0.0, 0
+    for point in history:
+        if "loss" in point:
+            total += point["loss"] * (point["step"] - steps)
+            steps = point["step"]
+            result["final_loss"] = point["loss"]
+        result |= {_plain(name): value for name, value in point.items() if name not in _NOT_FIGURES and _finite(value)}
+    return {"train_loss": total / steps, **result} if steps else result
+
+
+_NOT_FIGURES = frozenset(
+    {"step", "loss", "epoch", "learning_rate", "num_tokens", "eval_runtime", "eval_samples_per_second"}
+    | {"eval_steps_per_second", "eval_num_tokens", "step_time", "num_input_tokens_seen"}
+)
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _watcher(params: TrainingParams, job: Job) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):  # type: ignore[misc]
+        """Reports progress and decides when a checkpoint is due."""
+
+        def __init__(self) -> None:
+            self.saved = time.monotonic()
+            self.told = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            if params.save_steps:
+                due = state.global_step % params.save_steps == 0
+            else:
+                due = state.global_step % args.logging_steps == 0 and time.monotonic() - self.saved > CHECKPOINT_S
+            if due and state.global_step < state.max_steps:
+                # a point of the curve never spans a checkpoint, so that a resumed curve equals an undisturbed one
+                control.should_save = control.should_log = True
+            return control
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.saved = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+            now = time.monotonic()
+            last = state.global_step >= state.max_steps
+            if job.log is None or not state.is_world_process_zero or (now - self.told < 0.2 and not last):
+                return
+            self.told = now
+            named = {"loss": "loss", "eval_loss": "eval_loss", "reward": "reward"}
+            told = {name: logs[key] for key, name in named.items() if logs and key in logs}
+            if told:
+                job.log(done=state.global_step, total=state.max_steps, **told)
+
+    return Watcher()
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as written to its end; a kill before this leaves it unmarked, and it is never resumed from."""
+    for path in [*checkpoint.iterdir(), checkpoint]:
+        _sync(path)
+    (checkpoint / COMPLETE).touch()
+    _sync(checkpoint)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Quiet:
+    """Mixed into the libraries' trainers: they send nothing anywhere and write no model card."""
+
+    def _send_telemetry(self) -> None:
+        return
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: the artifact's record says how the model came to be."""

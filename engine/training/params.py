@@ -1,0 +1,120 @@
+"""The parameters that training steps share, under the names of TRL and transformers. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
+
+class Lora(Strict):
+    """Train low-rank adapters instead of all weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapter matrices; more learns more and takes more memory."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the adapter's effect, divided by the rank; by default twice the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are zeroed while training."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get an adapter; `all-linear` takes every linear layer but the output head."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Hold the frozen weights in this many bits (QLoRA); needs a GPU and the bitsandbytes library."""
+
+
+class TrainingParams(Params):
+    """Fields of every step that trains with one of the libraries' trainers."""
+
+    input: RowsRef
+    """The step whose rows are trained on."""
+    eval_input: RowsRef | None = None
+    """The step whose rows the loss is measured on during training; they never train."""
+    lora: Lora | None = None
+    """Train adapters of this shape; by default all weights are trained."""
+    merge: bool = True
+    """Fold the adapters into the weights when done; `false` saves the adapters alone."""
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the rows."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Optimizer steps after which training ends, whatever the epochs; -1 sets no limit."""
+    learning_rate: float = Field(default=2e-5, ge=0)
+    """Peak learning rate of the optimizer."""
+    lr_scheduler_type: Scheduler = "linear"
+    """How the learning rate goes down over the steps."""
+    lr_scheduler_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Settings of the scheduler, such as `{num_cycles: 1}`."""
+    warmup_steps: float = Field(default=0.0, ge=0)
+    """Steps over which the learning rate rises to its peak; below 1 it is a share of all steps."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows per device in one forward pass."""
+    per_device_eval_batch_size: int = Field(default=8, ge=1, json_schema_extra=SPEED)
+    """Rows per device in one forward pass of an evaluation; affects speed and memory only."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step; the batch is this times the rows per device times the devices."""
+    optim: str = "adamw_torch"
+    """Optimizer, by its name in transformers."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay per step, times the learning rate."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's mean of gradients."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of Adam's mean of squared gradients."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to Adam's denominator."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 never scales."""
+    max_length: int = Field(default=1024, ge=2)
+    """Longest row in tokens; what exceeds it is cut off at the end, and counted."""
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
+    """Order of the rows: shuffled anew each epoch, as given, or shuffled with rows of like length together (less padding)."""
+    eval_strategy: Literal["epoch", "steps"] = "epoch"
+    """Measure the loss on `eval_input` after each epoch, or every `eval_steps`."""
+    eval_steps: int = Field(default=100, ge=1)
+    """Optimizer steps between two evaluations where `eval_strategy` is `steps`."""
+    bf16: bool | None = None
+    """Compute in bfloat16; by default where a GPU has it."""
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=SPEED)
+    """Compute activations again in the backward pass: less memory, about a fifth slower."""
+    attn_implementation: str | None = Field(default=None, json_schema_extra=SPEED)
+    """Attention kernel, by its name in transformers (`sdpa`, `flash_attention_2`, ...); by default the library's choice."""
+    save_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
+    """Optimizer steps between two checkpoints to resume from; 0 saves about every two minutes."""
+    logging_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
+    """Optimizer steps per point of the loss curve; 0 keeps about a thousand points at the most."""
+
+    own_fields: ClassVar[frozenset[str]] = frozenset()
+    """Subclasses name the further fields that the trainer's own configuration takes under the same name."""
+
+    def row_steps(self) -> tuple[str, ...]:
+        """Return the steps whose rows are read, training rows first."""
+        return (self.input,) if self.eval_input is None else (self.input, self.eval_input)
+
+
+TRAINER_FIELDS = frozenset(TrainingParams.model_fields) - frozenset(Params.model_fields) - {
+    "input",
+    "eval_input",
+    "lora",
+    "merge",
+    "eval_strategy",
+    "max_length",
+    "attn_implementation",
+    "save_steps",
+    "logging_steps",
+    "bf16",
+}
+"""Fields that go to the trainer's configuration as they are."""

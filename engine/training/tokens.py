@@ -1,0 +1,241 @@
+"""From rows to the token ids that trainers read, through the renderer that serving uses too.
+
+Owns which columns of a row make a conversation or a preference, and what of it carries loss. Never trains, never loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from caiflow.engine.errors import StepError
+from caiflow.engine.llm.base import Message, Request
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.rows import Rows
+
+IGNORED = -100
+"""The label of a token that carries no loss."""
+
+LossOn = Literal["assistant", "completion", "all"]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows on their way to the trainer."""
+
+    rows: int = 0
+    cut: int = 0
+    left_out: int = 0
+    tokens: int = 0
+
+    def metrics(self, prefix: str = "") -> dict[str, int]:
+        """Return the counts under the names they have in run.json."""
+        return {
+            f"{prefix}rows": self.rows,
+            f"{prefix}rows_cut": self.cut,
+            f"{prefix}rows_left_out": self.left_out,
+            f"{prefix}tokens": self.tokens,
+        }
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Token ids as a data set, and what became of the rows."""
+
+    data: Dataset
+    counts: Counts = field(default_factory=Counts)
+
+
+def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[Message] | str:
+    """Return what a row teaches: a conversation that ends with the assistant, or a plain text.
+
+    With `column`, that column holds the reply to `prompt`, or a whole conversation. Otherwise, the first of these that is there:
+    `revision` as the reply to `prompt`, `messages`, `response` as the reply to `prompt`, `text`.
+
+    Raises:
+        StepError: the row has none of them.
+    """
+    names = (column,) if column else ("revision", "messages", "response", "text")
+    for name in names:
+        value = row.get(name)
+        if value is None or value == "" or value == []:
+            continue
+        if not isinstance(value, str):
+            return list(value)
+        if row.get("prompt"):
+            return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
+        if name == "text" or column:
+            return value
+    raise StepError(f"row {row.get('uid', '?')}: nothing to train on, looked for {', '.join(names)}; filter such rows out before")
+
+
+def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
+    """Return a prompt as turns; a text is one turn of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]  # type: ignore[misc]
+
+
+def reply_ids(renderer: Renderer, prompt: Sequence[Message], reply: Message) -> tuple[list[int], list[int]]:
+    """Return the ids of the prompt exactly as serving renders it, and the ids of the reply up to its end of turn."""
+    head = renderer.ids(Request(tuple(prompt)))
+    whole = renderer.conversation([*prompt, reply])
+    if whole.ids[: len(head)] == head:
+        end = max((place for place, bit in enumerate(whole.mask) if bit), default=len(head) - 1) + 1
+        return head, whole.ids[len(head) : end]
+    tail = renderer.tokenizer(reply["content"], add_special_tokens=False)["input_ids"]
+    return head, [*tail, renderer.tokenizer.eos_token_id]
+
+
+def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) -> tuple[list[int], list[int]]:
+    """Return a conversation's or text's token ids and labels; what precedes the last reply has the ids that serving gives it.
+
+    Raises:
+        StepError: a conversation doesn't end with the assistant.
+    """
+    if isinstance(content, str):
+        ids = [*renderer.ids(Request(content)), renderer.tokenizer.eos_token_id]
+        return ids, list(ids)
+    if not content or content[-1]["role"] != "assistant":
+        raise StepError("a conversation to train on must end with the assistant's turn; give the reply a column and name it")
+    head, reply = reply_ids(renderer, content[:-1], content[-1])
+    ids = head + reply
+    if loss_on == "all":
+        return ids, list(ids)
+    earlier = _earlier_turns(renderer, content, head) if loss_on == "assistant" else [IGNORED] * len(head)
+    return ids, earlier + reply
+
+
+def _earlier_turns(renderer: Renderer, content: list[Message], head: list[int]) -> list[int]:
+    """Return the labels of the prompt: the assistant's earlier turns carry loss."""
+    if all(turn["role"] != "assistant" for turn in content[:-1]):
+        return [IGNORED] * len(head)
+    whole = renderer.conversation(content)
+    if whole.ids[: len(head)] != head:
+        return [IGNORED] * len(head)
+    return [token if bit else IGNORED for token, bit in zip(head, whole.mask, strict=False)]
+
+
+def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: LossOn, column: str | None = None) -> Tokens:
+    """Tokenise rows for supervised training: columns `input_ids` and `labels`, cut to `max_length` tokens."""
+    counts = Counts()
+
+    def encoded() -> Iterator[dict[str, list[int]]]:
+        for row in _each(rows, counts):
+            ids, labels = labelled(renderer, conversation_of(row, column), loss_on)
+            counts.cut += len(ids) > max_length
+            labels = labels[:max_length]
+            if all(label == IGNORED for label in labels[1:]):
+                counts.left_out += 1
+                continue
+            counts.tokens += len(labels)
+            yield {"input_ids": ids[:max_length], "labels": labels}
+
+    return Tokens(_dataset(encoded(), {"input_ids": "int32s", "labels": "int32s"}), counts)
+
+
+def preference_of(row: Mapping[str, Any]) -> tuple[list[Message], Message, Message, float]:
+    """Return a preference row as prompt, chosen reply, rejected reply and the probability that the chosen one is better.
+
+    `chosen` and `rejected` are texts, single turns, or whole conversations; those share their beginning, which is the prompt
+    where `prompt` is absent. A missing `p_chosen` means 1.
+
+    Raises:
+        StepError: a reply is missing or isn't a single turn after the common prompt, or `p_chosen` is outside 0 to 1.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    where = f"row {row.get('uid', '?')}"
+    if not chosen or not rejected:
+        raise StepError(f"{where}: a preference needs `chosen` and `rejected`; filter rows without them out before")
+    prompt = as_messages(row["prompt"]) if row.get("prompt") else _common(chosen, rejected)
+    p = 1.0 if row.get("p_chosen") is None else float(row["p_chosen"])
+    if not 0.0 <= p <= 1.0:
+        raise StepError(f"{where}: `p_chosen` is a probability, got {p}")
+    return prompt, _reply(prompt, chosen, where), _reply(prompt, rejected, where), p
+
+
+def _common(chosen: Any, rejected: Any) -> list[Message]:
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        return []
+    shared: list[Message] = []
+    for left, right in zip(chosen[:-1], rejected[:-1], strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return shared
+
+
+def _reply(prompt: list[Message], value: Any, where: str) -> Message:
+    if isinstance(value, str):
+        return {"role": "assistant", "content": value}
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    rest = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+    if len(rest) != 1 or rest[0]["role"] != "assistant":
+        raise StepError(f"{where}: the reply after the prompt must be one turn of the assistant, got {len(rest)} turns")
+    return {"role": "assistant", "content": rest[0]["content"]}
+
+
+def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
+    """Tokenise preference rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `p_chosen`.
+
+    Rows whose prompt alone fills `max_length` are left out; longer replies are cut.
+    """
+    counts = Counts()
+
+    def encoded() -> Iterator[dict[str, Any]]:
+        for row in _each(rows, counts):
+            prompt, chosen, rejected, p = preference_of(row)
+            head, yes = reply_ids(renderer, prompt, chosen)
+            no = reply_ids(renderer, prompt, rejected)[1]
+            room = max_length - len(head)
+            if room <= 0:
+                counts.left_out += 1
+                continue
+            counts.cut += max(len(yes), len(no)) > room
+            yes, no = yes[:room], no[:room]
+            counts.tokens += 2 * len(head) + len(yes) + len(no)
+            yield {"prompt_ids": head, "chosen_ids": yes, "rejected_ids": no, "p_chosen": p}
+
+    kinds = {"prompt_ids": "int32s", "chosen_ids": "int32s", "rejected_ids": "int32s", "p_chosen": "float"}
+    return Tokens(_dataset(encoded(), kinds), counts)
+
+
+def row_dicts(rows: Rows, size: int = 1024) -> Iterator[dict[str, Any]]:
+    """Yield rows as dictionaries, holding one batch in memory at a time."""
+    for batch in rows.batches(size):
+        yield from batch.to_pylist()
+
+
+def _each(rows: Rows, counts: Counts) -> Iterator[dict[str, Any]]:
+    for row in row_dicts(rows):
+        counts.rows += 1
+        yield row
+
+
+def _dataset(records: Iterable[Mapping[str, Any]], kinds: Mapping[str, str]) -> Dataset:
+    """Gather records into an Arrow table in chunks (4 bytes a token) and wrap it.
+
+    Raises:
+        StepError: there are none.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    types = {"int32s": pa.list_(pa.int32()), "float": pa.float32()}
+    schema = pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+    batches: list[pa.RecordBatch] = []
+    pending: list[Mapping[str, Any]] = []
+    for record in records:
+        pending.append(record)
+        if len(pending) == 4096:
+            batches.append(pa.RecordBatch.from_pylist(pending, schema))
+            pending = []
+    batches.append(pa.RecordBatch.from_pylist(pending, schema))
+    table = pa.Table.from_batches(batches, schema)
+    if not table.num_rows:
+        raise StepError("no rows are left to train on; see the counts of rows that were left out, and `max_length`")
+    return Dataset(InMemoryTable(table))

@@ -1,0 +1,137 @@
+"""Supervised fine-tuning: a model learns the replies in its rows, from a given model or from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.operator import SPEED, ColumnName, Job, ModelOperator, ModelRef
+from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.training.scratch import Scratch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from caiflow.engine.llm.render import Renderer
+
+
+class SftParams(TrainingParams):
+    """Fields of `op: sft`."""
+
+    model: ModelRef | None = None
+    """The model to train on; leave it out where `scratch` is given."""
+    scratch: Scratch | None = None
+    """Train a small model from nothing, of this shape, with a tokenizer made from the rows."""
+    column: ColumnName | None = None
+    """The column with the reply to `prompt` or the whole conversation; by default `revision`, `messages`, `response` or `text`."""
+    loss_on: Literal["assistant", "completion", "all"] = "assistant"
+    """Tokens that carry loss: every turn of the assistant, its last turn only, or all tokens."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length` tokens without letting them see each other; less padding."""
+    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = "bfd"
+    """How rows are packed: best fit and cut, best fit and carry over, or cut anywhere."""
+    loss_type: Literal["nll", "dft"] = "nll"
+    """Negative log-likelihood, or dynamic fine-tuning, which weighs each token by its probability."""
+    neftune_noise_alpha: float | None = Field(default=None, gt=0)
+    """Strength of the noise added to embeddings while training; none by default."""
+    activation_offloading: bool = Field(default=False, json_schema_extra=SPEED)
+    """Keep activations in main memory between the passes: less GPU memory, slower."""
+
+    own_fields: ClassVar[frozenset[str]] = frozenset(
+        {"packing", "packing_strategy", "loss_type", "neftune_noise_alpha", "activation_offloading", "max_length"}
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SftParams:
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either `model` (to train on) or `scratch` (to train from nothing)")
+        if self.scratch and self.lora:
+            raise ValueError("`lora` trains beside given weights; with `scratch` there are none, so leave it out")
+        return self
+
+
+class Sft(ModelOperator[SftParams]):
+    """Train a model on the replies in the rows (conversations through the chat template that serving uses)."""
+
+    name = "sft"
+    params_type = SftParams
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the column with what is to be learnt."""
+        wanted = self.params.column or "revision|messages|response|text"
+        return {step: [wanted] for step in self.params.row_steps()}
+
+    def train(self, job: Job) -> None:
+        """Train on the input's rows and save the model, its tokenizer and the loss curve."""
+        from trl import SFTConfig, SFTTrainer
+
+        from caiflow.engine.llm.render import Renderer
+        from caiflow.engine.training.loop import Quiet, configure, fit
+        from caiflow.engine.training.models import lora_config, save_model
+
+        class QuietSFT(Quiet, SFTTrainer):  # type: ignore[misc]
+            pass
+
+        params = self.params
+        model, tokenizer = self._start(job)
+        renderer = Renderer(tokenizer)
+        train, held_out = self._tokens(job, renderer)
+        trainer = QuietSFT(
+            model=model,
+            args=configure(SFTConfig, params, job, rows=len(train)),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=lora_config(params.lora) if params.lora else None,
+        )
+        fit(trainer, params, job)
+        if trainer.is_world_process_zero():
+            source = job.models[params.model] if params.model else None
+            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+
+    def _start(self, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from caiflow.engine.training.models import load_model, load_tokenizer
+
+        if self.params.scratch:
+            return self._from_nothing(job)
+        assert self.params.model is not None
+        source = job.models[self.params.model]
+        return load_model(source, self.params), load_tokenizer(source)
+
+    def _from_nothing(self, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from transformers import AutoTokenizer
+
+        from caiflow.engine.training.loop import seed_of
+        from caiflow.engine.training.scratch import random_model, train_tokenizer
+        from caiflow.engine.training.tokens import conversation_of, row_dicts
+
+        assert self.params.scratch is not None
+        kept = job.work_dir / "tokenizer"
+        if not (kept / "complete").exists():
+            contents = (conversation_of(row, self.params.column) for row in row_dicts(job.inputs[self.params.input]))
+            texts = (text for content in contents for text in _texts(content))
+            train_tokenizer(texts, self.params.scratch).save_pretrained(kept)
+            (kept / "complete").touch()
+        tokenizer = AutoTokenizer.from_pretrained(Path(kept))
+        return random_model(self.params.scratch, tokenizer, seed_of(job)), tokenizer
+
+    def _tokens(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:
+        from caiflow.engine.training.tokens import conversations
+
+        params = self.params
+        limits: dict[str, Any] = {"max_length": params.max_length, "loss_on": params.loss_on, "column": params.column}
+        train = conversations(job.inputs[params.input], renderer, **limits)
+        job.metrics |= train.counts.metrics()
+        if params.eval_input is None:
+            return train.data, None
+        held_out = conversations(job.inputs[params.eval_input], renderer, **limits)
+        job.metrics |= held_out.counts.metrics("eval_")
+        return train.data, held_out.data
+
+
+def _texts(content: Any) -> list[str]:
+    return [content] if isinstance(content, str) else [turn["content"] for turn in content]
