@@ -1,0 +1,203 @@
+"""Asking engines from coroutines: requests leave in micro-batches, later stages first, answers come back as they finish.
+
+Owns the balance over replicas, the limit of requests in an engine, and asking again when an engine is lost. Knows no Ray: a
+`Link` carries the batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.host import EngineHost
+
+COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
+
+
+class LinkLost(Exception):
+    """The engine behind a link died; what was in flight must be asked again."""
+
+
+class Link(Protocol):
+    """The way to one engine host, wherever it runs."""
+
+    capacity: int
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Send requests. Raises LinkLost."""
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Wait a while for answers. Raises LinkLost."""
+
+    async def revive(self) -> None:
+        """Wait until the engine is up again. Raises EngineError where it won't be."""
+
+
+class LocalLink:
+    """A link to an engine host in this process."""
+
+    def __init__(self, host: EngineHost, client: str = "local") -> None:
+        self._host = host
+        self._client = client
+        self.capacity = host.capacity
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Send requests."""
+        self._host.submit(self._client, requests)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Wait a while for answers."""
+        return await asyncio.to_thread(self._host.collect, self._client, 0.5)
+
+    async def revive(self) -> None:
+        """Refuse: an engine in this process doesn't come back."""
+        raise EngineError("engine: lost, and it runs in this process; start it again", kind="engine_lost")
+
+
+@dataclass(slots=True)
+class _Asked:
+    request: Request
+    answer: asyncio.Future[Answer]
+    priority: tuple[int, int]
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Replica:
+    link: Link
+    in_flight: dict[int, _Asked] = field(default_factory=dict)
+    room: int = 0
+
+
+class EngineClient:
+    """Coroutines ask, the client batches: one per model and worker, used from one event loop.
+
+    `calls`, `prompt_tokens` and `completion_tokens` count what was answered.
+    """
+
+    def __init__(self, links: Sequence[Link], *, engine_retries: int = 5) -> None:
+        self._replicas = [_Replica(link, room=link.capacity + max(1, link.capacity // 4)) for link in links]
+        self.capacity = sum(link.capacity for link in links)
+        self._engine_retries = engine_retries
+        self._pending: list[tuple[tuple[int, int], _Asked]] = []
+        self._ids = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pump_scheduled = False
+        self._sending: set[asyncio.Task[None]] = set()
+        self._busy = [asyncio.Event() for _ in links]
+        self._dead: EngineError | None = None
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+
+    async def __aenter__(self) -> EngineClient:
+        self._tasks = [
+            asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
+        ]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in [*self._tasks, *self._sending]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._sending, return_exceptions=True)
+
+    async def ask(self, request: Request, stage: int = 0) -> Answer:
+        """Return the answer; requests of a later `stage` overtake waiting ones of an earlier stage."""
+        if self._dead is not None:
+            return self._dead
+        number = next(self._ids)
+        asked = _Asked(request, asyncio.get_running_loop().create_future(), (-stage, number))
+        heapq.heappush(self._pending, (asked.priority, asked))
+        self._schedule_pump()
+        answer = await asked.answer
+        if isinstance(answer, Completion):
+            self.calls += 1
+            self.prompt_tokens += answer.prompt_tokens
+            self.completion_tokens += answer.completion_tokens
+        return answer
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        while self._pending:
+            index = max(range(len(self._replicas)), key=lambda i: self._replicas[i].room)
+            replica = self._replicas[index]
+            if replica.room <= 0:
+                return
+            share = max(1, min(replica.room, -(-len(self._pending) // len(self._replicas))))
+            batch: list[tuple[int, Request]] = []
+            while self._pending and len(batch) < share:
+                priority, asked = heapq.heappop(self._pending)
+                replica.in_flight[priority[1]] = asked
+                batch.append((priority[1], asked.request))
+            replica.room -= len(batch)
+            self._busy[index].set()
+            task = asyncio.create_task(self._send(replica, batch))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, replica: _Replica, batch: list[tuple[int, Request]]) -> None:
+        try:
+            await replica.link.submit(batch)
+        except LinkLost:
+            return  # the receiving side sees the same loss and asks everything in flight again
+        except EngineError as error:
+            for number, _ in batch:
+                self._finish(replica, number, error)
+
+    async def _receive(self, replica: _Replica, busy: asyncio.Event) -> None:
+        while True:
+            if not replica.in_flight:
+                busy.clear()
+                await busy.wait()
+            try:
+                answers = await replica.link.collect()
+            except LinkLost as loss:
+                await self._recover(replica, loss)
+                continue
+            except EngineError as error:
+                self._give_up(replica, error)
+                continue
+            for number, answer in answers:
+                self._finish(replica, number, answer)
+            if self._pending:
+                self._schedule_pump()
+
+    async def _recover(self, replica: _Replica, loss: LinkLost) -> None:
+        try:
+            await replica.link.revive()
+        except EngineError as error:
+            self._give_up(replica, error)
+            return
+        again, given_up = [], []
+        for number, asked in replica.in_flight.items():
+            asked.tries += 1
+            (again if asked.tries <= self._engine_retries else given_up).append(number)
+        for number in given_up:
+            self._finish(replica, number, EngineError(f"engine: lost {self._engine_retries} times; {loss}", kind="engine_lost"))
+        await self._send(replica, [(number, replica.in_flight[number].request) for number in again])
+
+    def _give_up(self, replica: _Replica, error: EngineError) -> None:
+        self._dead = error if len(self._replicas) == 1 else None
+        for number in list(replica.in_flight):
+            self._finish(replica, number, error)
+        if self._dead is not None:
+            for _, asked in self._pending:
+                asked.answer.set_result(error)
+            self._pending.clear()
+
+    def _finish(self, replica: _Replica, number: int, answer: Answer) -> None:
+        asked = replica.in_flight.pop(number, None)
+        if asked is None:
+            return  # an answer that came twice, after the engine was lost and the request asked again
+        replica.room += 1
+        if not asked.answer.done():
+            asked.answer.set_result(answer)

@@ -1,0 +1,98 @@
+"""One engine in a thread of its own, serving several clients through mailboxes.
+
+Owns the engine's loop. Knows nothing of Ray: the cluster wraps it in an actor, tests use it as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Engine, Request
+
+Batch = list[tuple[int, Request]]
+Answers = list[tuple[int, Answer]]
+
+
+class EngineHost:
+    """Runs an engine's loop and hands each client its own answers.
+
+    Raises:
+        EngineError: the engine couldn't be started (from the constructor), or its loop broke (from `submit` and `collect`).
+    """
+
+    def __init__(self, start: Callable[[], Engine]) -> None:
+        self._engine = start()
+        self.capacity = self._engine.capacity
+        self._inbox: list[tuple[str, Batch]] = []
+        self._outbox: dict[str, Answers] = defaultdict(list)
+        self._owner: dict[int, tuple[str, int]] = {}
+        self._next = 0
+        self._broken: EngineError | None = None
+        self._open = True
+        self._inbox_filled = threading.Event()
+        self._outbox_filled = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, client: str, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue a client's requests under its own ids."""
+        self._check()
+        self._inbox.append((client, list(requests)))
+        self._inbox_filled.set()
+
+    def collect(self, client: str, timeout_s: float) -> Answers:
+        """Return what has finished for this client, waiting at most `timeout_s` for the first answer."""
+        with self._outbox_filled:
+            self._outbox_filled.wait_for(lambda: self._outbox.get(client) or self._broken, timeout_s)
+            answers = self._outbox.pop(client, [])
+        if not answers:
+            self._check()
+        return answers
+
+    def close(self) -> None:
+        """End the loop and free the engine."""
+        self._open = False
+        self._inbox_filled.set()
+        self._thread.join(timeout=30)
+        self._engine.close()
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _loop(self) -> None:
+        try:
+            while self._open:
+                self._admit()
+                if self._owner:
+                    self._deliver(self._engine.step())
+                else:
+                    self._inbox_filled.wait(timeout=1.0)
+        except Exception as error:
+            broken = error if isinstance(error, EngineError) else None
+            self._broken = broken or EngineError(f"engine: its loop broke: {error!r}", kind="engine_lost", retry=True)
+            with self._outbox_filled:
+                self._outbox_filled.notify_all()
+
+    def _admit(self) -> None:
+        self._inbox_filled.clear()
+        waiting, self._inbox = self._inbox, []
+        for client, requests in waiting:
+            batch = []
+            for own_id, request in requests:
+                self._owner[self._next] = (client, own_id)
+                batch.append((self._next, request))
+                self._next += 1
+            self._engine.submit(batch)
+
+    def _deliver(self, finished: Answers) -> None:
+        if not finished:
+            return
+        with self._outbox_filled:
+            for number, answer in finished:
+                client, own_id = self._owner.pop(number)
+                self._outbox[client].append((own_id, answer))
+            self._outbox_filled.notify_all()

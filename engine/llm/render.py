@@ -1,0 +1,246 @@
+"""How a request becomes token ids and token ids become text, for generating, training and serving alike.
+
+Owns the chat template (applied exactly once), the assistant's prefill, BOS, the token of each choice and the mask of what an
+assistant wrote. Never runs a model and imports no LLM library: it is built around a tokenizer that somebody else loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Message, Request
+
+_PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
+_SEGMENTS = 16_384
+_TAIL = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A whole conversation as a trainer reads it; `mask` is 1 on the tokens an assistant wrote, its end of turn included."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+class Renderer:
+    """Renders for one tokenizer; `chat_template` replaces the tokenizer's own where it isn't empty."""
+
+    def __init__(self, tokenizer: Any, chat_template: str = "") -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template or tokenizer.chat_template or ""
+        self._encode_text = _plain_encoder(tokenizer)
+        self._decode_ids = _plain_decoder(tokenizer)
+        self._before = _ids_before_text(tokenizer)
+        self._segment = lru_cache(maxsize=_SEGMENTS)(lambda text: tuple(self._encode_text(text)))
+        self._splitter = self._find_splitter()
+        self._choice_ids: dict[tuple[str, tuple[str, ...], str], Mapping[str, int]] = {}
+        self.keeps_space = self.decode(self._encode_text("x y")[1:]).startswith(" ")
+
+    def text(self, request: Request) -> str:
+        """Return the text that the model continues: the conversation through the template, or the plain prompt, and the prefill.
+
+        Raises:
+            EngineError: there is no chat template, or it refuses the conversation.
+        """
+        if isinstance(request.prompt, str):
+            return request.prompt + request.prefill
+        return self._apply(request.prompt, request.template, prompt=True) + request.prefill
+
+    def ids(self, request: Request) -> list[int]:
+        """Return the prompt's token ids, with BOS once where the tokenizer or the template wants it.
+
+        Raises:
+            EngineError: as `text`; the prompt is empty; or it begins with two BOS tokens.
+        """
+        return self._ids(self.text(request), raw=isinstance(request.prompt, str))
+
+    def choices(self, request: Request) -> Mapping[str, int]:
+        """Return the token id of each choice right after the prompt and prefill.
+
+        Raises:
+            EngineError: a choice is more than one token there, or two choices are the same token.
+        """
+        text = self.text(request)
+        key = (request.prefill[-_TAIL:] or text[-_TAIL:], request.choices, request.template)
+        found = self._choice_ids.get(key)
+        if found is None:
+            found = {choice: self._choice_id(text, choice) for choice in request.choices}
+            _check_distinct(found)
+            if len(self._choice_ids) >= _SEGMENTS:
+                self._choice_ids.clear()
+            self._choice_ids[key] = found
+        return found
+
+    def decode(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+        """Return the text of an answer's `ids`, without special tokens; `before` are prompt ids that end where it begins.
+
+        They matter to tokenizers that swallow the first space of a text.
+        """
+        if not before or self.keeps_space:
+            return self._decode_ids(ids)
+        tail = list(before[-4:])
+        head = self._decode_ids(tail)
+        whole = self._decode_ids([*tail, *ids])
+        return whole[len(head) :] if whole.startswith(head) else self._decode_ids(ids)
+
+    def conversation(self, messages: Sequence[Message], template: str = "") -> Rendered:
+        """Return a finished conversation with the mask of the assistant's tokens; an end-of-turn token is added if missing.
+
+        Raises:
+            EngineError: the template is missing, refuses the conversation, or rewrites earlier turns when later ones follow.
+        """
+        text, spans = self._spans(messages, template)
+        ids, offsets = self._encode_with_offsets(text)
+        mask = [int(any(start < b and a < end for a, b in spans)) for start, end in offsets]
+        eos = self.tokenizer.eos_token_id
+        if spans and spans[-1][1] == len(text) and eos is not None and eos not in ids[_last_zero(mask) :]:
+            ids, mask = [*ids, eos], [*mask, 1]
+        self._check_bos(ids)
+        return Rendered(ids, mask)
+
+    def _apply(self, messages: Iterable[Message], template: str, *, prompt: bool) -> str:
+        chosen = template or self.chat_template
+        if not chosen:
+            raise EngineError(
+                "the tokenizer has no chat template; give `chat_template` in the model's entry, or ask for a raw completion",
+                kind="template",
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt, chat_template=chosen
+            )
+        except Exception as error:  # a template is user text: whatever it raises is the user's to read
+            raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
+        return text
+
+    def _ids(self, text: str, *, raw: bool) -> list[int]:
+        ids = self._encode(text)
+        if raw and ids[: len(self._before)] != self._before:
+            ids = [*self._before, *ids]
+        if not ids:
+            raise EngineError("the prompt is empty; there is nothing to continue", kind="empty")
+        self._check_bos(ids)
+        return ids
+
+    def _check_bos(self, ids: Sequence[int]) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos and bos != self.tokenizer.eos_token_id:
+            raise EngineError(
+                f"the prompt begins with two BOS tokens ({self.tokenizer.bos_token!r}); the template or the prompt writes one too many",
+                kind="double_bos",
+            )
+
+    def _encode(self, text: str) -> list[int]:
+        if self._splitter is None:
+            return self._encode_text(text)
+        ids: list[int] = []
+        for part in self._splitter.split(text):
+            if part:
+                ids.extend(self._segment(part))
+        return ids
+
+    def _find_splitter(self) -> re.Pattern[str] | None:
+        """Return a pattern of the special tokens at which a text may be cut, so that turns seen before needn't be encoded again.
+
+        None where the tokenizer reads a text differently after such a cut.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        specials = [t.content for t in added if t.special and not (t.lstrip or t.rstrip or t.single_word or t.normalized)]
+        if not specials:
+            return None
+        pattern = re.compile("(" + "|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)) + ")")
+        for special in specials[:8]:
+            for left, right in zip(_PROBES, (*_PROBES[1:], _PROBES[0]), strict=True):
+                pieces = [self._encode_text(piece) for piece in (left, special, right)]
+                if self._encode_text(left + special + right) != sum(pieces, []):
+                    return None
+        return pattern
+
+    def _choice_id(self, text: str, choice: str) -> int:
+        before, after = self._encode(text), self._encode(text + choice)
+        if len(after) != len(before) + 1 or after[: len(before)] != before:
+            raise EngineError(
+                f"the choice {choice!r} is not one token after {text[-24:]!r}; end the prefill where the tokenizer splits, "
+                "or use shorter choices",
+                kind="choices",
+            )
+        return after[-1]
+
+    def _spans(self, messages: Sequence[Message], template: str) -> tuple[str, list[tuple[int, int]]]:
+        """Return the conversation's text and where in it (characters) the assistant's turns are."""
+        whole = self._apply(messages, template, prompt=False)
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            head = self._apply(messages[:index], template, prompt=True) if index else self._opening(messages, template)
+            body = self._apply(messages[: index + 1], template, prompt=False)
+            if not (body.startswith(head) and whole.startswith(body)):
+                raise EngineError(
+                    "the chat template rewrites earlier turns, so what the assistant wrote can't be told apart; use another template",
+                    kind="template",
+                )
+            spans.append((len(head), _end_of_turn(body, len(head), self.tokenizer.eos_token)))
+        return whole, spans
+
+    def _opening(self, messages: Sequence[Message], template: str) -> str:
+        """Return what stands before the words of an assistant that speaks first."""
+        body = self._apply(messages[:1], template, prompt=False)
+        return body[: body.index(messages[0]["content"])] if messages[0]["content"] in body else ""
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        try:
+            coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        except NotImplementedError as error:
+            raise EngineError(
+                "the tokenizer gives no character offsets; training needs a fast tokenizer", kind="template"
+            ) from error
+        return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
+
+
+def _check_distinct(choices: Mapping[str, int]) -> None:
+    if len(set(choices.values())) != len(choices):
+        raise EngineError(f"two of the choices {list(choices)} are the same token; use choices that differ", kind="choices")
+
+
+def _end_of_turn(body: str, start: int, eos: str | None) -> int:
+    """Return where the assistant's turn ends: after its end-of-turn token, without the template's white space behind it."""
+    found = body.rfind(eos, start) if eos else -1
+    return found + len(eos) if eos and found >= 0 else len(body)
+
+
+def _last_zero(mask: Sequence[int]) -> int:
+    return max((index for index, value in enumerate(mask) if not value), default=0)
+
+
+def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return text -> ids without added special tokens; the Rust tokenizer itself where there is one (a third of the time)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text: list(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _plain_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return lambda ids: str(backend.decode(list(ids), skip_special_tokens=True))
+
+
+def _ids_before_text(tokenizer: Any) -> list[int]:
+    """Return the ids (BOS, mostly) that the tokenizer puts before a plain text."""
+    bare = list(tokenizer.encode("a", add_special_tokens=False))
+    full = list(tokenizer.encode("a", add_special_tokens=True))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
+    return []

@@ -1,0 +1,275 @@
+"""The engine that runs a model with transformers, on a CPU or a GPU.
+
+Owns batching: requests are prefilled in groups of similar length, decode together, leave as they finish, and newcomers take
+their places. A request's answer depends on nothing else in the batch (up to the rounding of the dtype). Models whose layers
+keep no plain key-value cache go through the library's own `generate`, group by group. Imported on workers only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.kv import KV, joined
+from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.sampler import draw, penalised
+from caiflow.engine.llm.stops import Stops
+
+_PADDING = 1.25
+"""A prefill group may hold this many times the tokens its rows really have."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One request under way; `ids` is the prompt, `out` the answer so far."""
+
+    number: int
+    request: Request
+    ids: list[int]
+    choices: dict[str, int] = field(default_factory=dict)
+    out: list[int] = field(default_factory=list)
+    seen: torch.Tensor | None = None
+    answer: Answer | None = None
+
+
+class TransformersEngine:
+    """An Engine (see base.py) around a loaded causal LM and its renderer.
+
+    `capacity` is how many rows decode together; `prefill_tokens` bounds the tokens of one prefill, padding included;
+    `context` is the longest prompt and answer together, in tokens.
+    """
+
+    def __init__(self, model: Any, renderer: Renderer, *, capacity: int, prefill_tokens: int, context: int) -> None:
+        self.capacity = capacity
+        self._model = model.eval()
+        self._renderer = renderer
+        self._prefill_tokens = prefill_tokens
+        self._context = context
+        self._stops = Stops(renderer)
+        self._ends = _end_ids(model, renderer.tokenizer)
+        self._layers = _plain_layers(model)
+        self._waiting: deque[_Row] = deque()
+        self._finished: list[tuple[int, Answer]] = []
+        self._rows: list[_Row] = []
+        self._kv: KV | None = None
+
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Render and queue requests; one that can't be rendered or doesn't fit finishes with its error."""
+        for number, request in requests:
+            try:
+                self._waiting.append(self._row(number, request))
+            except EngineError as error:
+                self._finished.append((number, error))
+
+    def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
+        """Prefill what there is room for, then decode until something finishes or `timeout_s` has passed."""
+        deadline = time.monotonic() + timeout_s
+        with torch.inference_mode():
+            self._admit()
+            while self._rows and not self._finished:
+                self._decode()
+                if time.monotonic() >= deadline:
+                    break
+        finished, self._finished = self._finished, []
+        return finished
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._model, self._kv, self._rows = None, None, []
+        self._waiting.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _row(self, number: int, request: Request) -> _Row:
+        row = _Row(number, request, self._renderer.ids(request))
+        if request.choices:
+            row.choices = dict(self._renderer.choices(request))
+        room = self._context - len(row.ids)
+        if room < 1:
+            raise EngineError(
+                f"the prompt has {len(row.ids)} tokens but the model's context holds {self._context}, and the answer needs some; "
+                "shorten it, or use a model with a longer context",
+                kind="overflow",
+            )
+        return row
+
+    def _admit(self) -> None:
+        """Fill free places once a quarter of the batch is free, so that the cost of joining is shared."""
+        free = self.capacity - sum(row.answer is None for row in self._rows)
+        if not self._waiting or (free < max(1, self.capacity // 4) and self._rows):
+            return
+        rows = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        whole = [] if self._layers is not None else [row for row in rows if not row.choices]
+        for group in _groups(whole, self._prefill_tokens):
+            self._generate(group)
+        for group in _groups([row for row in rows if row not in whole], self._prefill_tokens):
+            self._prefill(group)
+
+    def _prefill(self, group: list[_Row]) -> None:
+        """Read the prompts of `group` in one forward pass, answer its choices and join the others to the batch."""
+        width = max(len(row.ids) for row in group)
+        device = self._model.device
+        ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in group], device=device)
+        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in group], device=device)
+        kv = KV(self._layers or 0, mask)
+        logits = self._forward(ids, mask, kv)
+        self._choose(group, logits)
+        self._join(group, kv, logits)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, kv: KV) -> torch.Tensor:
+        """Return the scores after the last token of each row, [B, V] float32."""
+        wanted = {"logits_to_keep": 1} if _takes(self._model, "logits_to_keep") else {}
+        if self._layers is not None:
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            wanted |= {"past_key_values": kv.cache, "position_ids": positions, "use_cache": True}
+        return self._model(input_ids=ids, attention_mask=mask, **wanted).logits[:, -1].float()
+
+    def _choose(self, group: list[_Row], logits: torch.Tensor) -> None:
+        asked = [index for index, row in enumerate(group) if row.choices]
+        if not asked:
+            return
+        logprobs = torch.log_softmax(logits[asked], dim=-1)
+        for values, index in zip(logprobs, asked, strict=True):
+            row = group[index]
+            found = dict(zip(row.choices, values[list(row.choices.values())].tolist(), strict=True))
+            best = max(found, key=found.__getitem__)
+            self._finish(row, Completion(best, "stop", len(row.ids), 1, found))
+
+    def _join(self, group: list[_Row], kv: KV, logits: torch.Tensor) -> None:
+        """Draw the first token of `group`'s rows and put those that go on into the batch, leaving out what has finished."""
+        self._advance(group, logits)
+        fresh = [index for index, row in enumerate(group) if row.answer is None]
+        kept = [index for index, row in enumerate(self._rows) if row.answer is None]
+        if not fresh:
+            return
+        parts = [(kv, fresh)] if self._kv is None else [(self._kv, kept), (kv, fresh)]
+        self._kv = joined(parts)
+        self._rows = [self._rows[index] for index in kept] + [group[index] for index in fresh]
+
+    def _decode(self) -> None:
+        """Draw one more token for every row of the batch."""
+        assert self._kv is not None
+        self._kv.extend()
+        last = torch.tensor([[row.out[-1]] for row in self._rows], device=self._model.device)
+        self._advance(self._rows, self._forward(last, self._kv.mask, self._kv))
+        going = [index for index, row in enumerate(self._rows) if row.answer is None]
+        if not going:
+            self._rows, self._kv = [], None
+        elif len(going) <= 0.875 * len(self._rows):
+            self._kv = joined([(self._kv, going)])
+            self._rows = [self._rows[index] for index in going]
+
+    def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> None:
+        """Add a token to each unfinished row that isn't asked for choices, and finish those that have ended."""
+        tokens = self._draw(rows, logits)
+        for row, token in zip(rows, tokens, strict=True):
+            if row.answer is not None:
+                continue
+            row.out.append(token)
+            if row.seen is not None:
+                row.seen[token] = True
+            if self._ended(row, token):
+                self._finish(row, self._completion(row))
+
+    def _draw(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
+        samplings = [row.request.sampling for row in rows]
+        if any(sampling.repetition_penalty != 1 for sampling in samplings):
+            seen = torch.stack([self._seen(row, logits) for row in rows])
+            logits = penalised(logits, seen, [sampling.repetition_penalty for sampling in samplings])
+        tokens: list[int] = draw(logits, samplings, [row.request.seed for row in rows], [len(row.out) for row in rows]).tolist()
+        return tokens
+
+    def _seen(self, row: _Row, logits: torch.Tensor) -> torch.Tensor:
+        """Return which tokens the row has, [V] bool; nothing where it has no penalty."""
+        if row.seen is None:
+            row.seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            if row.request.sampling.repetition_penalty != 1:
+                row.seen[row.ids + row.out] = True
+        return row.seen
+
+    def _ended(self, row: _Row, token: int) -> bool:
+        sampling = row.request.sampling
+        if token in self._ends or len(row.out) >= min(sampling.max_tokens, self._context - len(row.ids)):
+            return True
+        if not sampling.stop or not self._stops.may_end(token, sampling.stop):
+            return False
+        return self._stops.cut(self._renderer.decode(row.out, row.ids), sampling.stop) >= 0
+
+    def _completion(self, row: _Row) -> Completion:
+        ended = row.out[-1] in self._ends
+        text = self._renderer.decode(row.out[:-1] if ended else row.out, row.ids)
+        at = self._stops.cut(text, row.request.sampling.stop)
+        stopped = ended or at >= 0
+        return Completion(text[:at] if at >= 0 else text, "stop" if stopped else "length", len(row.ids), len(row.out))
+
+    def _finish(self, row: _Row, answer: Answer) -> None:
+        row.answer = answer
+        self._finished.append((row.number, answer))
+
+    def _generate(self, group: list[_Row]) -> None:
+        """Answer a group with the library's `generate`, drawing tokens here: for models without a plain key-value cache."""
+        width = max(len(row.ids) for row in group)
+        device = self._model.device
+        ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in group], device=device)
+        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in group], device=device)
+
+        def process(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self._advance(group, scores.float())
+            drawn = torch.tensor([row.out[-1] for row in group], device=scores.device)
+            return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
+
+        def done(_: torch.Tensor, __: Any, **___: Any) -> torch.Tensor:
+            return torch.tensor([row.answer is not None for row in group], device=device)
+
+        longest = max(min(row.request.sampling.max_tokens, self._context - len(row.ids)) for row in group)
+        self._model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, num_beams=1,
+            logits_processor=[process], stopping_criteria=[done], pad_token_id=0,
+        )  # fmt: skip
+
+
+def _groups(rows: Iterable[_Row], budget: int) -> Iterable[list[_Row]]:
+    """Yield rows in groups of similar length, longest first; padded, each holds at most `budget` tokens (or one row)."""
+    group: list[_Row] = []
+    real = 0
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        padded = (len(group) + 1) * len((group or [row])[0].ids)
+        if group and (padded > budget or padded > _PADDING * (real + len(row.ids)) + 64):
+            yield group
+            group, real = [], 0
+        group.append(row)
+        real += len(row.ids)
+    if group:
+        yield group
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: those of the generation config and the tokenizer's EOS."""
+    config = getattr(model, "generation_config", None)
+    given = getattr(config, "eos_token_id", None)
+    found = given if isinstance(given, list | tuple) else [given]
+    return frozenset(int(token) for token in (*found, tokenizer.eos_token_id) if token is not None)
+
+
+def _plain_layers(model: Any) -> int | None:
+    """Return the number of layers if each keeps a plain key-value cache that positions are given to; None otherwise."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if not _takes(model, "position_ids"):
+        return None
+    layers = DynamicCache(config=model.config).layers
+    return len(layers) if layers and all(type(layer) is DynamicLayer for layer in layers) else None
+
+
+def _takes(model: Any, name: str) -> bool:
+    forward = model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
+    return name in inspect.signature(forward).parameters
