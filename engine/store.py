@@ -1,0 +1,267 @@
+"""The store: artifacts under their digests, folders for work in progress, and the index of runs.
+
+Owns the layout of $CAIFLOW_HOME. An artifact appears whole or not at all, and never changes. Never computes a step's
+digest, and never deletes an artifact (see gc).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.errors import StoreError
+from caiflow.engine.identity import FileCache, Manifest, digest, folder_manifest
+
+META = "_caiflow.json"
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
+_REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
+
+
+@contextmanager
+def storing(where: Path) -> Iterator[None]:
+    """Turn errors of the file system into StoreError with what to do.
+
+    Raises:
+        StoreError: no space, no permission, or another error of the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise store_error(where, error) from error
+
+
+def store_error(where: Path, error: OSError) -> StoreError:
+    """Say what an error of the file system means and what to do about it."""
+    # Arrow raises plain OSError with the number in its text only
+    number = error.errno or next((number for number in (*_FULL, *_REFUSED) if os.strerror(number) in str(error)), None)
+    if number in _FULL:
+        return StoreError(f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again")
+    if number in _REFUSED:
+        return StoreError(f"{where}: {_REFUSED[number]} to write here; set CAIFLOW_HOME to a folder of yours")
+    return StoreError(f"{where}: can't read or write, got {error}; check the disk")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a step wrote: a sealed folder. `content` is the digest over its files, those that begin with `_` aside."""
+
+    path: Path
+    digest: str
+    content: str
+    kind: str = "rows"
+    components: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    rows_in: int | None = None
+    rows_out: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """All that was given to `seal`, the fields above included."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of every file by relative path, those that begin with `_` included."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run that used this store; `artifacts` and `ledgers` are what it reaches."""
+
+    name: str
+    run_dir: Path
+    recorded: float
+    """Unix time of the first record."""
+    artifacts: tuple[str, ...] = ()
+    ledgers: tuple[str, ...] = ()
+
+
+def default_home() -> Path:
+    """Return $CAIFLOW_HOME, or ~/.cache/caiflow."""
+    return Path(os.environ.get("CAIFLOW_HOME") or "~/.cache/caiflow").expanduser().absolute()
+
+
+class Store:
+    """A folder of artifacts that many processes may use at once. Creating one touches no disk."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = (home or default_home()).absolute()
+        self.artifacts_dir = self.home / "artifacts"
+        self.staging_dir = self.home / "staging"
+        self.work = self.home / "work"
+        self.ledger_dir = self.home / "ledger"
+        self.runs_dir = self.home / "runs"
+        self.files = FileCache(self.home / "files.sqlite")
+
+    def path(self, digest: str) -> Path:
+        """Return where the artifact with this digest is or would be."""
+        return self.artifacts_dir / digest[:2] / digest
+
+    def artifact(self, digest: str) -> Artifact | None:
+        """Return the sealed artifact, or None where there is none.
+
+        Raises:
+            StoreError: it is there but unreadable.
+        """
+        path = self.path(digest)
+        return read_artifact(path) if path.is_dir() else None
+
+    def stage(self, digest: str) -> Path:
+        """Return a new empty folder on the store's file system, for `seal`."""
+        path = self.staging_dir / f"{digest[:32]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        with storing(self.home):
+            path.mkdir(parents=True)
+        return path
+
+    def work_dir(self, digest: str) -> Path:
+        """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
+        path = self.work / digest[:32]
+        with storing(self.home):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def claim(self, digest: str, timeout_s: float = 0.0, poll_s: float = 0.2) -> Iterator[bool]:
+        """Hold a step's work for this process alone; yields whether it could be had within `timeout_s`.
+
+        The claim ends with the block or with the process, however it dies. Look for the artifact again once it is held:
+        the process that had it before may have sealed it.
+        """
+        path = self.work / f"{digest[:32]}.claim"
+        with storing(self.home):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            yield _locked(descriptor, time.monotonic() + timeout_s, poll_s)
+        finally:
+            os.close(descriptor)
+
+    def seal(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
+        """Make the staged folder the artifact of `digest`, durable on disk; if another process was first, return its.
+
+        `meta` may hold kind, components, metrics, rows_in, rows_out and whatever else is JSON. The work folder is removed.
+
+        Raises:
+            StoreError: no space or no permission; no half-made artifact is left.
+        """
+        with storing(self.home):
+            present = self.artifact(digest) or self._move(digest, staged, meta)
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(self.work / digest[:32], ignore_errors=True)
+            return present
+
+    def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
+        made = content_manifest(staged)
+        record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
+        (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        _sync_tree(staged)
+        target = self.path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(staged, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _sync(target.parent)
+        return read_artifact(target)
+
+    def artifacts(self) -> Iterator[Path]:
+        """Yield the folder of every sealed artifact."""
+        yield from sorted(self.artifacts_dir.glob("??/*"))
+
+    def record_run(self, name: str, run_dir: Path, *, artifacts: Iterable[str] = (), ledgers: Iterable[str] = ()) -> None:
+        """Remember that a run uses these artifacts and ledger namespaces; later calls for the same folder add to it."""
+        run_dir = run_dir.absolute()
+        path = self.runs_dir / f"{digest(str(run_dir))[:32]}.json"
+        with storing(self.home):
+            old = _read_run(path)
+            record = {
+                "name": name,
+                "run_dir": str(run_dir),
+                "recorded": old.recorded if old else time.time(),
+                "artifacts": sorted({*artifacts, *(old.artifacts if old else ())}),
+                "ledgers": sorted({*ledgers, *(old.ledgers if old else ())}),
+            }
+            write_atomic(path, json.dumps(record, indent=1))
+
+    def runs(self) -> list[RunRecord]:
+        """Return the runs whose folders still exist, oldest first."""
+        found = [record for path in self.runs_dir.glob("*.json") if (record := _read_run(path))]
+        return sorted((record for record in found if record.run_dir.is_dir()), key=lambda record: record.recorded)
+
+
+def content_manifest(folder: Path) -> dict[str, Any]:
+    """Return {"files", "content"} of a folder: every file's sha256, and the digest over those not beginning with `_`."""
+    manifest: Manifest = folder_manifest(folder, keep=lambda name: name != META)
+    counted = {name: sha256 for name, sha256 in manifest["files"].items() if not any(p.startswith("_") for p in name.split("/"))}
+    return {"files": manifest["files"], "content": digest(counted)}
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read a sealed folder's own record.
+
+    Raises:
+        StoreError: the record is missing or damaged.
+    """
+    try:
+        record = json.loads((path / META).read_bytes())
+        meta = record["meta"]
+        given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}
+        return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], **given)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not a whole artifact, got {error!r}; remove the folder and run again") from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part; durable on return."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_run(path: Path) -> RunRecord | None:
+    try:
+        record = json.loads(path.read_bytes())
+        lists = {name: tuple(record[name]) for name in ("artifacts", "ledgers")}
+        return RunRecord(record["name"], Path(record["run_dir"]), float(record["recorded"]), **lists)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _locked(descriptor: int, until: float, poll_s: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(poll_s)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
