@@ -1,0 +1,209 @@
+"""Records of local files with the place each came from: jsonl, json, csv, tsv and parquet, plain or gzipped.
+
+Knows no format of dialogues. A record that can't be read is yielded with its error: the caller decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+
+SUFFIXES: Mapping[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_CHUNK = 1 << 20
+_WIDEST_CELL = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One record as read: `place` is its line (its number in parquet), `data` its fields, or `error` why it has none."""
+
+    place: int
+    data: Mapping[str, Any] | None
+    error: str = ""
+    text: str = ""
+
+
+def has_data_suffix(name: str) -> bool:
+    """Say whether `name` ends as a data file's name does, with or without `.gz`."""
+    return Path(name.removesuffix(".gz")).suffix in SUFFIXES
+
+
+def kind_of(path: Path) -> Kind:
+    """Return how the file at `path` is written, by its name; a `.json` or `.jsonl` by whether it begins as an array.
+
+    Raises:
+        ValueError: the name has no known suffix.
+    """
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{path.name}: unknown kind of file, got suffix {suffix!r}; use {known}, or any of these + .gz")
+    kind = SUFFIXES[suffix]
+    return _json_kind(path) if kind in ("json", "jsonl") else kind
+
+
+def place_of(kind: Kind, place: int) -> str:
+    """Return how a place is written after a file's name: `:12`, or `: row 12` where there are no lines."""
+    return f": row {place}" if kind == "parquet" else f":{place}"
+
+
+def read_lines(path: Path, kind: Kind) -> Iterator[Line]:
+    """Yield the records of a file in order, in bounded memory (except a json object, which is read whole).
+
+    Raises:
+        ValueError: the file as a whole can't be read further (a json array that breaks off, a truncated gzip).
+    """
+    readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
+    try:
+        yield from readers[kind](path)
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise ValueError(f"{path.name}: can't be read: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+
+
+def _json_kind(path: Path) -> Kind:
+    """Tell lines from one document: lines begin with an object that is whole on its line."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+    if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        return "json"
+    try:
+        json.loads(first)
+    except ValueError:
+        return "jsonl" if path.name.removesuffix(".gz").endswith(("jsonl", ".ndjson")) else "json"
+    return "jsonl"
+
+
+def _jsonl(path: Path) -> Iterator[Line]:
+    with _open(path) as file:
+        for place, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                yield _line(place, json.loads(raw.removeprefix(b"\xef\xbb\xbf")))
+            except ValueError as error:
+                yield Line(place, None, f"not JSON: {_reason(error)}", raw.decode("utf-8", "replace").rstrip("\n"))
+
+
+def _json(path: Path) -> Iterator[Line]:
+    with _open_text(path) as file:
+        head = file.read(_CHUNK)
+        start = len(head) - len(head.lstrip())
+        if head[start : start + 1] == "[":
+            yield from _array(path.name, head[start + 1 :], file, 1 + head[:start].count("\n"))
+            return
+        try:
+            document = json.loads(head + file.read())
+        except ValueError as error:
+            raise ValueError(f"{path.name}:{getattr(error, 'lineno', 1)}: not JSON: {_reason(error)}") from error
+    yield from _object(document)
+
+
+def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
+    """Yield the items of an array whose `[` has been read, holding one item and one chunk at a time."""
+    decode, ended = json.JSONDecoder().raw_decode, False
+    while True:
+        body = buffer.lstrip(", \t\r\n")
+        line += buffer[: len(buffer) - len(body)].count("\n")
+        if body.startswith("]"):
+            return
+        try:
+            item, end = decode(body)
+            whole = ended or end < len(body)
+        except ValueError as error:
+            if ended:
+                line += body[: getattr(error, "pos", 0)].count("\n")
+                raise ValueError(f"{name}:{line}: the array breaks off here: {_reason(error)}") from error
+            whole = False
+        if whole:
+            yield _line(line, item)
+            line, buffer = line + body[:end].count("\n"), body[end:]
+            continue
+        more = file.read(max(_CHUNK, len(body)))
+        buffer, ended = body + more, not more
+
+
+def _object(document: Any) -> Iterator[Line]:
+    """Yield the rows of one object: its only list of objects, or its values where all are objects, or itself."""
+    if not isinstance(document, dict):
+        yield _line(1, document)
+        return
+    lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1:
+        yield from (_line(number, item) for number, item in enumerate(lists[0], 1))
+    elif document and all(isinstance(value, dict) for value in document.values()):
+        yield from (_line(number, {"key": name, **value}) for number, (name, value) in enumerate(document.items(), 1))
+    else:
+        yield _line(1, document)
+
+
+def _csv(path: Path) -> Iterator[Line]:
+    csv.field_size_limit(_WIDEST_CELL)
+    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    with _open_text(path) as file:
+        rows = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
+        names = next(rows, [])
+        place = rows.line_num + 1
+        while True:
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(f"{path.name}:{place}: can't be read further: {error}") from error
+            if cells and len(cells) != len(names):
+                text = ("\t" if tabs else ",").join(cells)
+                yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
+            elif cells:
+                yield Line(place, dict(zip(names, cells, strict=True)))
+            place = rows.line_num + 1
+
+
+def _parquet(path: Path) -> Iterator[Line]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = pa.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+    try:
+        file = pq.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path.name}: not a parquet file: {error}") from error
+    place = 0
+    for batch in file.iter_batches(1024):
+        for data in batch.to_pylist():
+            place += 1
+            yield Line(place, data)
+
+
+def _line(place: int, data: Any) -> Line:
+    if isinstance(data, dict):
+        return Line(place, data)
+    return Line(place, None, f"expected an object with named fields, got {type(data).__name__}", json.dumps(data))
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)

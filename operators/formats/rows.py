@@ -1,0 +1,169 @@
+"""From records to rows: each gets its uid and its columns, or a reason why it can't be a row.
+
+Owns the rule for uids and for columns that a source brings along. Never opens files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from caiflow.operators.formats.dialogue import Turns, parse_messages
+from caiflow.operators.formats.files import Line
+from caiflow.operators.formats.parse import FORMATS, Format, detect
+from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+_DETECTED_BY = 20
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str).encode
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A record that can't be a row: where it is, why, and its text as far as it is known."""
+
+    line: Line
+    reason: str
+    text: str
+
+
+@dataclass(slots=True)
+class Parser:
+    """Turns the records of one source into rows; holds what makes their uids unique, so use one per reading.
+
+    `label` stands for the source in the uids; `uid_field` names a field that has them instead.
+    """
+
+    label: str
+    format_name: str = "auto"
+    turns: Turns = "all"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    uid_field: str | None = None
+    format: Format | None = None
+    _seen: set[str] = field(default_factory=set)
+    _again: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, lines: Iterable[Line]) -> Iterator[Row | BadRow]:
+        """Yield a row or a bad row per record (per two records, where the format joins them), in order."""
+        lines = iter(lines)
+        head = list(islice(lines, _DETECTED_BY))
+        self.format = self._detected([line.data for line in head if line.data is not None])
+        for group in _groups(chain(head, lines), self.format.group):
+            yield self._row(group, self.format)
+
+    def _detected(self, records: Sequence[Mapping[str, Any]]) -> Format:
+        if self.format_name != "auto":
+            return FORMATS[self.format_name]
+        return detect([self._renamed(record) for record in records])
+
+    def _row(self, group: Sequence[Line], layout: Format) -> Row | BadRow:
+        broken = next((line for line in group if line.data is None), None)
+        if broken is not None:
+            return BadRow(broken, broken.error, broken.text)
+        record = self._renamed(_joined(group, layout.group))
+        try:
+            uid = self._uid(record)
+            fields = layout.parse(record, self.turns)
+            return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
+        except ValueError as error:
+            return BadRow(group[0], str(error), _encode(record))
+
+    def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {self.rename.get(name, name): value for name, value in record.items()} if self.rename else record
+
+    def _uid(self, record: Mapping[str, Any]) -> str:
+        if self.uid_field is not None:
+            return self._given_uid(record)
+        content = _digest(f"{self.label}\x1f{_encode(record)}")
+        if content not in self._seen:
+            self._seen.add(content)
+            return content
+        self._again[content] += 1
+        return _digest(f"{content}\x1f{self._again[content]}")
+
+    def _given_uid(self, record: Mapping[str, Any]) -> str:
+        value = record.get(self.uid_field or "")
+        if value is None or value == "":
+            raise ValueError(f"no `{self.uid_field}` to identify the row by")
+        uid = str(value)
+        if uid in self._seen:
+            raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")
+        self._seen.add(uid)
+        return uid
+
+
+@dataclass(slots=True)
+class Survey:
+    """The columns of the rows seen so far and the shape of each, in the order of their first appearance."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+
+    def see(self, row: Row) -> None:
+        """Take one more row into account."""
+        for name, value in row.items():
+            known = self.shapes.get(name)
+            if name in CANONICAL:
+                self.shapes[name] = CANONICAL[name]
+            elif known != "json" and not (value is None and known is not None):
+                shape = shape_of(value)
+                self.shapes[name] = shape if known is None else merge(known, shape)
+
+    def table(self, rows: Sequence[Row]) -> pa.Table:
+        """Return rows as an Arrow table with the surveyed columns; absent values are null."""
+        import pyarrow as pa
+
+        columns = {name: ([fit(row.get(name), shape) for row in rows], shape) for name, shape in self.shapes.items()}
+        return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
+
+
+def _groups(lines: Iterator[Line], size: int) -> Iterator[Sequence[Line]]:
+    if size == 1:
+        return ((line,) for line in lines)
+    return iter(lambda: tuple(islice(lines, size)), ())
+
+
+def _joined(group: Sequence[Line], size: int) -> Mapping[str, Any]:
+    """Return the record of a group: the only one, or {chosen, rejected} from the `text` of two."""
+    if size == 1:
+        return group[0].data or {}
+    texts = [(line.data or {}).get("text") for line in group]
+    return dict(zip(("chosen", "rejected"), texts, strict=False))
+
+
+def _carried(record: Mapping[str, Any], taken: frozenset[str], fields: Mapping[str, Any]) -> Row:
+    """Return the source's other fields; one that only bears the name of a caiflow column gets `source_` before it."""
+    carried: Row = {}
+    for name, value in record.items():
+        if name in taken:
+            continue
+        if name not in CANONICAL:
+            carried[name] = value
+        elif name != "uid" and name not in fields and _is_canonical(value, CANONICAL[name]):
+            carried[name] = parse_messages(value) if CANONICAL[name] == MESSAGES and value is not None else value
+        else:
+            carried[f"source_{name}"] = value
+    return carried
+
+
+def _is_canonical(value: Any, shape: Shape) -> bool:
+    if value is None:
+        return True
+    if shape == MESSAGES:
+        try:
+            parse_messages(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, str) if shape == "text" else isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()

@@ -1,0 +1,163 @@
+"""Where a source is: a local file, a file of the bundled example, or a data set on the hub; and what pins its content.
+
+Never parses records. Hub files come through the hub's own cache, so a pinned revision that is there needs no network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from caiflow.operators.formats.files import Line, has_data_suffix, kind_of, place_of, read_lines
+
+BUNDLED = "tiny:"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One local file."""
+
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """What the rows' uids are derived from: the file's name, not its folder."""
+        return self.path.name
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the file is there and can be looked into without a library."""
+        return self.path.is_file() and ".parquet" not in self.path.suffixes
+
+    def content(self) -> str:
+        """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is."""
+        from caiflow.engine.identity import file_digest
+        from caiflow.engine.store import Store
+
+        return file_digest(self.path, Store().files)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield the records in order."""
+        return read_lines(self.path, kind_of(self.path))
+
+    def place(self, line: Line) -> str:
+        """Return `file:line` of a record."""
+        return f"{self.path}{place_of(kind_of(self.path), line.place)}"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One split of a data set on the hub; `folder` and `subset` narrow it as `datasets.load_dataset` does."""
+
+    repo: str
+    revision: str | None = None
+    split: str = "train"
+    subset: str | None = None
+    folder: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the rows' uids are derived from: repository, subset and split, not the commit."""
+        return ":".join(part for part in (self.repo, self.subset, self.folder, self.split) if part)
+
+    @cached_property
+    def commit(self) -> str:
+        """The commit that the revision stands for now; read from the hub's cache where offline.
+
+        Raises:
+            ValueError: neither the hub nor its cache knows the repository or revision.
+        """
+        if self.revision and _COMMIT.fullmatch(self.revision):
+            return self.revision
+        if _offline():
+            return self._cached_commit(None)
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            return str(HfApi().dataset_info(self.repo, revision=self.revision, timeout=20).sha)
+        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+            return self._cached_commit(error)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield the rows of the split in order; the files are fetched into the hub's cache first.
+
+        Raises:
+            ValueError: no such repository, subset or split.
+        """
+        import datasets
+
+        snapshot = self._snapshot()
+        try:
+            rows = datasets.load_dataset(
+                str(snapshot), name=self.subset, data_dir=self.folder, split=self.split, streaming=True
+            )
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(f"{self.label}: can't be loaded: {error}") from error
+        for place, data in enumerate(rows, 1):
+            yield Line(place, data)
+
+    def content(self) -> str:
+        """Return the commit."""
+        return self.commit
+
+    def place(self, line: Line) -> str:
+        """Return the data set and the row's number."""
+        return f"{self.label}: row {line.place}"
+
+    def _snapshot(self) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        patterns = [f"{self.folder.strip('/')}/*", "README.md"] if self.folder else None
+        try:
+            return Path(snapshot_download(self.repo, repo_type="dataset", revision=self.commit, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(f"{self.repo}: can't be fetched from the hub: {error}") from error
+
+    def _cached_commit(self, cause: Exception | None) -> str:
+        ref = _hub_cache() / f"datasets--{self.repo.replace('/', '--')}" / "refs" / (self.revision or "main")
+        try:
+            return ref.read_text().strip()
+        except OSError:
+            reason = cause or "offline, and not in the hub's cache"
+            raise ValueError(f"{self.repo}: no revision {self.revision or 'main'!r}: {reason}") from cause
+
+
+Source = FileSource | HubSource
+
+
+def bundled_file(name: str) -> Path:
+    """Return the path of a data file of the bundled example."""
+    return Path(str(files("caiflow.examples.tiny"))) / "data" / name
+
+
+def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> Source:
+    """Return what `source` names: `tiny:NAME`, a file relative to `base_dir`, or a hub id (`hub` has its other fields).
+
+    A text that could be either is a hub id only where no such file exists.
+    """
+    if source.startswith(BUNDLED):
+        return FileSource(bundled_file(source.removeprefix(BUNDLED)))
+    path = base_dir / Path(source).expanduser()
+    if path.exists() or has_data_suffix(source) or not _HUB_ID.fullmatch(source):
+        return FileSource(path)
+    return HubSource(source, **{name: value for name, value in hub.items() if value is not None})
+
+
+def _offline() -> bool:
+    flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(flag.upper() in ("1", "ON", "YES", "TRUE") for flag in flags)
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

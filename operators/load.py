@@ -1,0 +1,271 @@
+"""`load`: rows from a file, a hub data set or the bundled example, in whatever format they are, in caiflow's columns.
+
+Owns the rows' uids, the choice among rows (split, sample, limit) and what becomes of rows that can't be read. The formats
+themselves are in `caiflow.operators.formats`. Never asks a model, and imports nothing heavy to say which columns there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
+from caiflow.operators.formats.parse import FORMATS
+from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
+from caiflow.operators.formats.shapes import column_type
+from caiflow.operators.formats.source import FileSource, HubSource, Source, resolve
+from caiflow.operators.sampling import fraction
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from caiflow.engine.rows import RowsWriter
+
+FormatName = Literal[
+    "auto", "messages", "prompt", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference", "ultrachat",
+    "preference", "table",
+]  # fmt: skip
+_SNIFFED = 100
+_IN_MEMORY = 20_000
+_BATCH = 4096
+_HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
+
+
+class Split(Strict):
+    """A division into train and test that can't leak: the side hangs on the text of `by` alone."""
+
+    test: float = Field(gt=0, lt=1)
+    """Share of the distinct prompts that go to the test side, 0 to 1; met on average, since each prompt decides for itself."""
+    part: Literal["train", "test"]
+    """The side that this step loads; another step loads the other one."""
+    by: ColumnName = "prompt"
+    """What decides the side: `prompt` (the whole conversation), `opening` (its first human turn), or another column's text."""
+    seed: int = 0
+    """Another seed gives another division; both sides must use the same."""
+
+
+class LoadParams(Params):
+    """Fields of `load`."""
+
+    source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
+    """A file relative to the spec (jsonl, json, csv, tsv, parquet, each also as .gz), a hub data set's id, or `tiny:NAME`."""
+    format: FormatName = "auto"
+    """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; by default its main branch."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    folder: str | None = None
+    """Folder within a hub data set, such as `harmless-base`."""
+    hub_split: str = "train"
+    """Split of a hub data set, in its own words (`train_sft`, `train[:10%]`); no effect on files."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Fields to rename before anything else, from the source's name to the one the format expects."""
+    turns: Literal["all", "first"] = "all"
+    """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
+    split: Split | None = None
+    """Load one side of a train/test division."""
+    sample: int | None = Field(default=None, ge=1)
+    """Rows drawn at random by the spec's seed, in the source's order; by default all."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows taken from the head, after `split` and `sample`; by default all."""
+    uid: str | None = Field(default=None, min_length=1)
+    """Field of the source that identifies its rows; by default a digest of the row's content."""
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
+
+
+class Load(TableOperator[LoadParams]):
+    """Load rows from a file, a hub data set or the bundled example, in any of the formats that dialogues come in."""
+
+    name = "load"
+    params_type = LoadParams
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return the columns seen in the first records of a local text file; others are only known once they are read."""
+        head = self._head()
+        survey, layouts = Survey(), set()
+        for row in head:
+            if not isinstance(row, BadRow):
+                survey.see(row)
+                layouts.add(frozenset(row))
+        types: dict[str, ColumnType | None] = {"uid": "text"}
+        types |= {name: column_type(shape) for name, shape in survey.shapes.items()}
+        return Columns(types, open=not layouts or (len(layouts) > 1 and len(head) == _SNIFFED))
+
+    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield what can be told from the parameters and the first records of a local text file."""
+        source = self._source()
+        if isinstance(source, HubSource):
+            return
+        for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
+            yield (name,), f"`{name}` is for hub data sets, and {self.params.source!r} is a file", f"remove `{name}`"
+        if source.is_text:
+            yield from self._check_head(source)
+
+    def _check_head(self, source: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        try:
+            head = list(self._parser(source).rows(islice(source.lines(), _SNIFFED)))
+        except (ValueError, OSError) as error:
+            yield ("source",), str(error), "name a file that can be read"
+            return
+        bad = [row for row in head if isinstance(row, BadRow)]
+        if bad and len(bad) == len(head):
+            where = "source" if self.params.format == "auto" else "format"
+            hint = f"the formats are {', '.join(FORMATS)}"
+            yield (where,), f"no row of {source.label} reads as {self.params.format}: {bad[0].reason}", hint
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what pins the source's content, and the seed where rows are drawn."""
+        source = self._source()
+        seed = {} if self.params.sample is None else {"seed": self.context.seed}
+        return {"label": source.label, "content": source.content(), **seed}
+
+    def sources(self) -> Mapping[str, Path | str]:
+        """Return the file, or the hub id with the commit it stands for."""
+        source = self._source()
+        return {"source": source.path if isinstance(source, FileSource) else f"{source.repo}@{source.commit}"}
+
+    def table(self, job: Job, out: RowsWriter) -> None:
+        """Read the source once for its columns' types and the sample, and again to write (from memory where it is small).
+
+        Raises:
+            ValueError: a row that can't be read, with its file and line; or no row is left.
+        """
+        source = self._source()
+        reading = _Replay(lambda: self._readable(source))
+        survey, drawn = Survey(), _Drawn(self.params.sample, self.context.seed)
+        for row in self._limited(reading):
+            if not isinstance(row, BadRow):
+                survey.see(row)
+                drawn.offer(row["uid"])
+        chosen = (row for row in reading if isinstance(row, BadRow) or row["uid"] in drawn)
+        counts = _write(islice(chosen, self.params.limit), survey, source, out)
+        out.metrics.update(counts)
+        if not counts["rows"]:
+            raise ValueError(f"{self.params.source}: no row to load; check `split`, and `on_bad_row`")
+
+    def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
+        return islice(rows, self.params.limit) if self.params.sample is None else rows
+
+    def _readable(self, source: Source) -> Iterator[Row | BadRow]:
+        """Yield the rows on this step's side of the split, and the bad ones.
+
+        Raises:
+            ValueError: a bad row, unless those are set aside.
+        """
+        for row in self._parser(source).rows(source.lines()):
+            if isinstance(row, BadRow):
+                if self.params.on_bad_row == "fail":
+                    hint = "mend it, or set `on_bad_row: quarantine`"
+                    raise ValueError(f"{source.place(row.line)}: {row.reason}, got {row.text[:80]!r}; {hint}")
+                yield row
+            elif self.params.split is None or side(row, self.params.split) == self.params.split.part:
+                yield row
+
+    def _head(self) -> list[Row | BadRow]:
+        source = self._source()
+        if not isinstance(source, FileSource) or not source.is_text:
+            return []
+        try:
+            return list(self._parser(source).rows(islice(source.lines(), _SNIFFED)))
+        except (ValueError, OSError):
+            return []
+
+    def _source(self) -> Source:
+        fields = self.params
+        hub = {"revision": fields.revision, "subset": fields.subset, "folder": fields.folder, "split": fields.hub_split}
+        return resolve(fields.source, self.context.base_dir, hub)
+
+    def _parser(self, source: Source) -> Parser:
+        fields = self.params
+        return Parser(source.label, fields.format, fields.turns, fields.rename, fields.uid)
+
+
+def side(row: Row, split: Split) -> Literal["train", "test"]:
+    """Return the side of the division that a row is on; texts that differ only in case and spaces are on the same one.
+
+    Raises:
+        ValueError: the row has no such column.
+    """
+    name = "prompt" if split.by == "opening" else split.by
+    if row.get(name) is None:
+        raise ValueError(f"split by `{split.by}`: the row has none; it has {', '.join(row)}")
+    value = row[name]
+    if split.by == "opening":
+        value = next(turn["content"] for turn in value if turn["role"] == "user")
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return "test" if fraction(split.seed, " ".join(text.split()).casefold()) < split.test else "train"
+
+
+def _write(rows: Iterable[Row | BadRow], survey: Survey, source: Source, out: RowsWriter) -> dict[str, int]:
+    """Write rows and set bad ones aside, in batches; return how many of each."""
+    counts = {"rows": 0, "bad_rows": 0}
+    rows = iter(rows)
+    while batch := list(islice(rows, _BATCH)):
+        good = [row for row in batch if not isinstance(row, BadRow)]
+        bad = [row for row in batch if isinstance(row, BadRow)]
+        if good:
+            out.write(survey.table(good))
+        if bad:
+            out.drop(_bad_table(bad, source), [row.reason for row in bad])
+        counts["rows"] += len(good)
+        counts["bad_rows"] += len(bad)
+    return counts
+
+
+def _bad_table(bad: list[BadRow], source: Source) -> pa.Table:
+    import pyarrow as pa
+
+    places = [source.place(row.line) for row in bad]
+    uids = [hashlib.blake2b(place.encode(), digest_size=10).hexdigest() for place in places]
+    return pa.table({"uid": uids, "place": places, "text": [row.text for row in bad]})
+
+
+class _Drawn:
+    """The uids of a sample of `size` among those offered, all where it is None; it hangs on the seed and the uids alone."""
+
+    def __init__(self, size: int | None, seed: int) -> None:
+        self._size, self._seed = size, seed
+        self._lowest: list[float] = []  # a heap of the lowest ranks, negated
+
+    def offer(self, uid: str) -> None:
+        if self._size is None:
+            return
+        if len(self._lowest) < self._size:
+            heapq.heappush(self._lowest, -self._rank(uid))
+        else:
+            heapq.heappushpop(self._lowest, -self._rank(uid))
+
+    def __contains__(self, uid: str) -> bool:
+        return self._size is None or (bool(self._lowest) and self._rank(uid) <= -self._lowest[0])
+
+    def _rank(self, uid: str) -> float:
+        return fraction("sample", self._seed, uid)
+
+
+class _Replay:
+    """What `start` yields, as often as wanted; kept in memory where the first reading ended within a bound."""
+
+    def __init__(self, start: Callable[[], Iterator[Row | BadRow]]) -> None:
+        self._start = start
+        self._kept: list[Row | BadRow] | None = None
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Row | BadRow] | None = []
+        for row in self._start():
+            yield row
+            if kept is not None:
+                kept.append(row)
+                kept = kept if len(kept) <= _IN_MEMORY else None
+        self._kept = kept

@@ -1,0 +1,49 @@
+"""Seeded choices that depend on rows' uids alone: ranks to sample and shuffle by, and sides of a split.
+
+Equal inputs give equal choices on every machine and in every version of numpy; nothing here holds state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def fraction(*parts: object) -> float:
+    """Return a number in [0, 1) that is as good as random and always the same for the same parts."""
+    text = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
+
+
+def ranks(uids: Sequence[str], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Return one 64-bit rank per uid [N]; the rows with the lowest ranks are a sample, and their order is a shuffle.
+
+    Different purposes give independent ranks. About 0.1 us per uid.
+    """
+    import numpy as np
+
+    salt = int.from_bytes(hashlib.blake2b(f"{purpose}\x1f{seed}".encode(), digest_size=8).digest(), "little")
+    if not len(uids):
+        return np.empty(0, np.uint64)
+    encoded = np.asarray([uid.encode("utf-8", "surrogatepass") for uid in uids])
+    width = -(-encoded.itemsize // 8)
+    words = encoded.astype(f"S{8 * width}").view("<u8").reshape(len(uids), width)
+    state = np.full(len(uids), salt, np.uint64)
+    for column in range(width):
+        state = _mix(state ^ words[:, column])
+    return _mix(state)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014), element by element."""
+    import numpy as np
+
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
