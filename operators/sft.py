@@ -42,7 +42,7 @@ class SftParams(TrainingParams):
     """Keep activations in main memory between the passes: less GPU memory, slower."""
 
     own_fields: ClassVar[frozenset[str]] = frozenset(
-        {"packing", "packing_strategy", "loss_type", "neftune_noise_alpha", "activation_offloading", "max_length"}
+        {"packing", "packing_strategy", "loss_type", "neftune_noise_alpha", "activation_offloading"}
     )
 
     @model_validator(mode="after")
@@ -70,19 +70,21 @@ class Sft(ModelOperator[SftParams]):
         from trl import SFTConfig, SFTTrainer
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.loop import Quiet, configure, fit
+        from caiflow.engine.training.loop import Quiet, configure, fit, quiet_libraries
         from caiflow.engine.training.models import lora_config, save_model
 
         class QuietSFT(Quiet, SFTTrainer):  # type: ignore[misc]
             pass
 
         params = self.params
+        quiet_libraries()
         model, tokenizer = self._start(job)
         renderer = Renderer(tokenizer)
         train, held_out = self._tokens(job, renderer)
+        length = params.max_length if params.packing else None  # without packing, the rows are cut already
         trainer = QuietSFT(
             model=model,
-            args=configure(SFTConfig, params, job, rows=len(train)),
+            args=configure(SFTConfig, params, job, rows=len(train), max_length=length),
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,

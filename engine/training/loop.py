@@ -98,7 +98,6 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job) -> None:
 
     A resumed run takes the same steps as an undisturbed one: rows in the same order, optimizer and random state as they were.
     """
-    quiet_libraries()
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job))
     resume = last_checkpoint(checkpoints(job))
@@ -121,6 +120,7 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,190 @@
+"""Direct preference optimisation: a model learns to prefer the chosen replies, by as much as their labels say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.operator import SPEED, Job, ModelOperator, ModelRef
+from caiflow.engine.training.params import TrainingParams
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from caiflow.engine.llm.render import Renderer
+
+Loss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+OWN_SMOOTHING = frozenset({"robust", "exo_pair", "aot", "aot_unpaired"})
+
+
+class DpoParams(TrainingParams):
+    """Fields of `op: dpo`."""
+
+    model: ModelRef
+    """The model to train; unless `reference` is given, it is the reference too, as it is before training."""
+    reference: ModelRef | None = None
+    """Another model that the trained one is held near."""
+    reference_free: bool = False
+    """Hold the model near no reference: only its own log-probabilities count."""
+    learning_rate: float = Field(default=1e-6, ge=0)
+    """Peak learning rate of the optimizer."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Weigh both orders of a pair by `p_chosen` and 1 - `p_chosen`, or take the chosen reply as better for certain."""
+    beta: float = Field(default=0.1, gt=0)
+    """How closely the model is held to the reference; higher is closer."""
+    loss_type: Loss | tuple[Loss, ...] = "sigmoid"
+    """Loss variant, by its name in TRL; several are added up."""
+    loss_weights: tuple[float, ...] | None = None
+    """Weight of each of several losses; by default 1."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label is the wrong way round; `robust` and `exo_pair` use it their own way."""
+    precompute_ref_log_probs: bool = Field(default=False, json_schema_extra=SPEED)
+    """Ask the reference once before training, so that it needn't stay in memory."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Which divergence from the reference is held small."""
+    f_alpha_divergence_coef: float = 0.5
+    """Exponent of the alpha divergence."""
+    ld_alpha: float | None = Field(default=None, ge=0, le=1)
+    """Weight of the tokens by which the longer reply exceeds the shorter; below 1 it curbs growth in length."""
+    use_weighting: bool = False
+    """Weigh each pair by how likely the model finds it (WPO)."""
+    discopop_tau: float = Field(default=0.05, gt=0)
+    """Temperature of the `discopop` loss."""
+    sync_ref_model: bool = False
+    """Move the reference towards the model while training (TR-DPO); not with `lora`."""
+    ref_model_mixup_alpha: float = Field(default=0.6, ge=0, le=1)
+    """Share of the model in the reference at each such move."""
+    ref_model_sync_steps: int = Field(default=512, ge=1)
+    """Optimizer steps between two such moves."""
+
+    own_fields: ClassVar[frozenset[str]] = frozenset(
+        {"beta", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "discopop_tau"}
+        | {"label_smoothing", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"}
+    )
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The loss variants, one or several."""
+        return self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DpoParams:
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"`loss_weights` has {len(self.loss_weights)} values for {len(self.losses)} losses; give one each")
+        if "exo_pair" in self.losses and not self.label_smoothing:
+            raise ValueError("`loss_type: exo_pair` needs `label_smoothing` above 0; its authors advise 0.001")
+        if self.reference_free and (self.reference or self.sync_ref_model):
+            raise ValueError("`reference_free` uses no reference; leave `reference` and `sync_ref_model` out")
+        if self.sync_ref_model and (self.lora or self.precompute_ref_log_probs):
+            raise ValueError("`sync_ref_model` needs a reference beside the model; leave `lora` and `precompute_ref_log_probs` out")
+        return self
+
+
+class Dpo(ModelOperator[DpoParams]):
+    """Train a model on preferences without a reward model (rows with `prompt`, `chosen`, `rejected` and maybe `p_chosen`)."""
+
+    name = "dpo"
+    params_type = DpoParams
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
+        return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
+
+    def train(self, job: Job) -> None:
+        """Train on the input's preferences and save the model, its tokenizer and the loss curve."""
+        from trl import DPOConfig
+
+        from caiflow.engine.llm.render import Renderer
+        from caiflow.engine.training.loop import configure, fit, quiet_libraries
+        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
+        from caiflow.engine.training.preference import SoftCollator, SoftDPO
+
+        params = self.params
+        quiet_libraries()
+        source = job.models[params.model]
+        tokenizer = load_tokenizer(source)
+        train, held_out, soft = self._tokens(job, Renderer(tokenizer))
+        before = params.precompute_ref_log_probs or params.reference_free
+        more: dict[str, Any] = {"loss_type": list(params.losses), "max_length": params.max_length}
+        more |= {"loss_weights": list(params.loss_weights) if params.loss_weights else None, "precompute_ref_log_probs": before}
+        trainer = SoftDPO(
+            model=load_model(source, params),
+            ref_model=self._reference(job),
+            args=configure(DPOConfig, params, job, rows=len(train), **more),
+            data_collator=SoftCollator(pad_token_id=tokenizer.pad_token_id),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=lora_config(params.lora) if params.lora else None,
+            soft=soft,
+            reference_free=params.reference_free,
+        )
+        fit(trainer, params, job)
+        if trainer.is_world_process_zero():
+            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+
+    def _reference(self, job: Job) -> Any:
+        """Return the reference, or None where the model itself serves: without its adapters, or before training."""
+        from caiflow.engine.training.models import load_model
+
+        params = self.params
+        itself = params.lora is not None or params.precompute_ref_log_probs
+        if params.reference_free or (params.reference is None and itself):
+            return None
+        return load_model(job.models[params.reference or params.model], params)
+
+    def _tokens(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None, bool]:
+        """Return the training rows, the held-out rows, and whether any label isn't certain."""
+        from caiflow.engine.training.tokens import preferences
+
+        params = self.params
+        train = preferences(job.inputs[params.input], renderer, max_length=params.max_length)
+        job.metrics |= train.counts.metrics()
+        held_out = None
+        if params.eval_input is not None:
+            tokens = preferences(job.inputs[params.eval_input], renderer, max_length=params.max_length)
+            job.metrics |= tokens.counts.metrics("eval_")
+            held_out = self._labelled(tokens.data)
+        data = self._labelled(train.data)
+        soft = any(p < 1.0 for table in (data, held_out) if table is not None for p in table["p_chosen"])
+        self._check_soft(soft)
+        return data, held_out, soft
+
+    def _labelled(self, data: Dataset) -> Dataset:
+        from caiflow.engine.training.preference import softened
+
+        params = self.params
+        smoothing = 0.0 if OWN_SMOOTHING & set(params.losses) else params.label_smoothing
+        p = [1.0 if params.labels == "hard" else value for value in data["p_chosen"]]
+        if not smoothing and params.labels == "soft":
+            return data
+        return data.remove_columns("p_chosen").add_column("p_chosen", [softened(value, smoothing) for value in p])
+
+    def _check_soft(self, soft: bool) -> None:
+        from caiflow.engine.errors import StepError
+        from caiflow.engine.training.preference import PER_PAIR_LOSSES
+
+        odd = sorted(set(self.params.losses) - PER_PAIR_LOSSES)
+        if soft and odd:
+            raise StepError(
+                f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels; set `labels: hard`, "
+                "or use another loss"
+            )
