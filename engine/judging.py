@@ -11,7 +11,7 @@ import re
 from asyncio import gather
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -65,7 +65,7 @@ class Judging(Strict):
 
     swap: bool = True
     """Whether each pair is shown in both orders, under the same principle; cancels the judge's preference for a position."""
-    principles: int | Literal["all"] = Field(default=1)
+    principles: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Principles drawn for each row, each judged on its own and averaged; `all` asks about the whole constitution at once."""
     method: Literal["logprobs", "text"] = "logprobs"
     """`logprobs` compares the options as the next token; `text` reads the answer, one point for each order."""
@@ -75,13 +75,6 @@ class Judging(Strict):
     """Which worked judgements: the first ones for all rows, or some drawn for each row."""
     chain_of_thought: Thinking | None = None
     """Let the judge reason before each vote; null asks for the answer at once."""
-
-    @field_validator("principles")
-    @classmethod
-    def _positive(cls, principles: int | str) -> int | str:
-        if isinstance(principles, int) and principles < 1:
-            raise ValueError(f"must be at least 1, got {principles}")
-        return principles
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ ELO_PER_NAT = 400 / log(10)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure in 0..1 (or a mean) with its sample size and the ends of its 95% interval."""
+    """A rate with its number of trials and the ends of its 95% interval; without any trial it is None, within 0..1."""
 
-    rate: float
+    rate: float | None
     n: int
     low: float
     high: float
@@ -45,24 +45,42 @@ def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
     if not 0 <= successes <= n:
         raise ValueError(f"wilson: successes must lie in 0..n, got {successes} of {n}")
     if n == 0:
-        return Estimate(float("nan"), 0, 0.0, 1.0)
+        return Estimate(None, 0, 0.0, 1.0)
     rate = successes / n
     spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     centre, scale = rate + z * z / (2 * n), 1 + z * z / n
     return Estimate(rate, n, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
 
 
-def mean_interval(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Estimate:
-    """Return the mean with its 95% percentile bootstrap interval; `rate` holds the mean. No values give NaN throughout."""
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean with the number of values and the ends of its 95% interval."""
+
+    mean: float
+    n: int
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the four figures under the names that metrics.json has."""
+        return asdict(self)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:
+    """Return the mean with its 95% percentile bootstrap interval.
+
+    Raises:
+        ValueError: no values.
+    """
     import numpy as np
 
     if not len(values):
-        return Estimate(float("nan"), 0, float("nan"), float("nan"))
+        raise ValueError("bootstrap_mean: no values")
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = np.fromiter((data[rng.integers(0, len(data), len(data))].mean() for _ in range(draws)), np.float64, draws)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(data.mean()), len(data), float(low), float(high))
+    return Mean(float(data.mean()), len(data), float(low), float(high))
 
 
 def binary_entropy(p: float) -> float:

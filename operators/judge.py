@@ -110,12 +110,13 @@ class Judge(RowOperator[JudgeParams]):
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the preference pair of one row, or a row for each pair."""
         answers = self._answers(row)
-        if len(answers) < 2:
-            raise RowDropped("fewer than two answers")
-        numbers = list(combinations(range(len(answers)), 2))
+        usable = [i for i, text in enumerate(answers) if text.strip()]
+        if len(usable) < 2:
+            raise RowDropped("fewer than two answers that aren't empty")
+        numbers = list(combinations(usable, 2))
         asked = (self._judge.verdict(row["uid"], row["prompt"], (answers[i], answers[j]), llm) for i, j in numbers)
         found = [Pair(i, j, v, v.p_first) for (i, j), v in zip(numbers, await gather(*asked), strict=True)]
-        scores = win_shares(found, len(answers))
+        scores = win_shares(found)
         principles = [i.id for i in self._judge.instructions(row["uid"])]
         pairs = found if self.params.pairs == "all" else [best_against_worst(found, scores)]
         lost = [self._lost(pair) for pair in pairs]
@@ -143,9 +144,10 @@ class Judge(RowOperator[JudgeParams]):
         return (given,) if isinstance(given, str) else given
 
     def _answers(self, row: Row) -> list[str]:
-        if isinstance(self.params.candidates, str):
-            return [text for text in row[self.params.candidates] or () if text is not None]
-        return [row[name] for name in self._candidate_columns if row[name] is not None]
+        """Return all candidates in their order; absent ones are empty."""
+        given = self.params.candidates
+        texts = (row[given] or ()) if isinstance(given, str) else [row[name] for name in given]
+        return [text or "" for text in texts]
 
     def _lost(self, pair: Pair) -> str:
         """Return the reason to leave a pair out, or an empty text."""
@@ -156,7 +158,7 @@ class Judge(RowOperator[JudgeParams]):
     def _tied(self, pair: Pair) -> bool:
         return abs(pair.p_first - 0.5) <= self.params.tie_margin + _ROUNDING
 
-    def _columns(self, pair: Pair, answers: Sequence[str], scores: Sequence[float], principles: Sequence[str]) -> Row:
+    def _columns(self, pair: Pair, answers: Sequence[str], scores: Mapping[int, float], principles: Sequence[str]) -> Row:
         tied = self._tied(pair)
         first_wins = tied or pair.p_first > 0.5
         chosen, rejected = (pair.first, pair.second) if first_wins else (pair.second, pair.first)
@@ -173,7 +175,7 @@ class Judge(RowOperator[JudgeParams]):
             "margin": 2 * p_chosen - 1,
             "chosen_index": chosen,
             "rejected_index": rejected,
-            "scores": list(scores),
+            "scores": [scores.get(i) for i in range(len(answers))],
             "p_a": [v.p_a for v in votes],
             "logprob_a": [a for a, _ in given] or None,
             "logprob_b": [b for _, b in given] or None,
@@ -182,22 +184,22 @@ class Judge(RowOperator[JudgeParams]):
         }
 
 
-def win_shares(pairs: Sequence[Pair], count: int) -> list[float]:
-    """Return each candidate's mean share of the win (0..1) over the pairs it is in."""
-    scores = [0.0] * count
+def win_shares(pairs: Sequence[Pair]) -> dict[int, float]:
+    """Return, by candidate, its mean share of the win (0..1) over the pairs it is in."""
+    shares: dict[int, list[float]] = {}
     for pair in pairs:
-        scores[pair.first] += pair.p_first
-        scores[pair.second] += 1 - pair.p_first
-    return [score / (count - 1) for score in scores]
+        shares.setdefault(pair.first, []).append(pair.p_first)
+        shares.setdefault(pair.second, []).append(1 - pair.p_first)
+    return {i: sum(found) / len(found) for i, found in sorted(shares.items())}
 
 
-def best_against_worst(pairs: Sequence[Pair], scores: Sequence[float]) -> Pair:
+def best_against_worst(pairs: Sequence[Pair], scores: Mapping[int, float]) -> Pair:
     """Return the pair of the highest and the lowest score, the first of equals.
 
     Its `p_first` is shared out by the scores, which for two candidates is the verdict itself.
     """
-    best = max(range(len(scores)), key=lambda i: scores[i])
-    worst = min((i for i in range(len(scores)) if i != best), key=lambda i: scores[i])
+    best = max(scores, key=lambda i: scores[i])
+    worst = min((i for i in scores if i != best), key=lambda i: scores[i])
     first, second = sorted((best, worst))
     verdict = next(p.verdict for p in pairs if (p.first, p.second) == (first, second))
     total = scores[first] + scores[second]
