@@ -1,0 +1,1 @@
+"""The commands of `caiflow`, one module each; every module has EXAMPLES, arguments(parser) and execute(args)."""

@@ -1,0 +1,44 @@
+"""`caiflow diff`: two runs side by side, rows joined by uid."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from caiflow.engine.commands.parser import open_store, print_json
+
+EXAMPLES = """\
+  caiflow diff runs/cai/20250101-120000 last
+  caiflow diff hard soft --examples 10
+  caiflow diff hard soft --json | jq '.rows[] | {step, flips, pairs}'
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `diff`."""
+    parser.add_argument("old", metavar="A", help="a run (see caiflow show --help)")
+    parser.add_argument("new", metavar="B", help="another run")
+    parser.add_argument("--examples", metavar="N", type=int, default=3, help="show N changed rows of each step (default 3)")
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+
+
+def execute(args: Namespace) -> int:
+    """Compare two runs; 0 whether or not they differ."""
+    from caiflow.engine.compare import compare
+    from caiflow.engine.history import find_run
+
+    store = open_store()
+    diff = compare(find_run(args.old, store), find_run(args.new, store), examples=args.examples)
+    if args.json:
+        print_json(diff.as_json())
+        return 0
+    from rich.console import Console
+
+    from caiflow.engine.report import diff_tables
+
+    console, tables = Console(), list(diff_tables(diff, "A", "B"))
+    for table in tables:
+        console.print(table)
+        console.print()
+    if not tables:
+        console.print("no difference")
+    return 0

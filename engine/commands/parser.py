@@ -1,0 +1,126 @@
+"""Arguments that several commands share, and an argument parser that suggests what was meant. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.names import suggest
+
+if TYPE_CHECKING:
+    from caiflow.engine.spec import Spec
+    from caiflow.engine.store import Store
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with full option names only, examples at the end, and the nearest option for an unknown one."""
+
+    def __init__(self, prog: str, summary: str, examples: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"examples:\n{examples.rstrip()}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Return the parsed arguments; an unknown one ends the process with exit code 2 and a suggestion."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            hint = suggest(option, [o for o in self._option_string_actions if o.startswith("--")], "options")
+            self.error(f"unknown argument {unknown[0]!r}; {hint if option.startswith('-') else f'see {self.prog} --help'}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def one_of(name: str, known: Iterable[str], what: str) -> str:
+    """Return `name` if it is known; `what` is the plural of what it should be.
+
+    Raises:
+        SpecError: it isn't; the message has the nearest name, or all of them.
+    """
+    known = list(known)
+    if name not in known:
+        raise SpecError(f"caiflow: {what} have no {name!r}; {suggest(name, known, what)}")
+    return name
+
+
+def spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose a spec and change its values."""
+    parser.add_argument("spec", metavar="SPEC", help="a spec file, or the name of a bundled recipe (see caiflow specs)")
+    variant_arguments(parser)
+
+
+def variant_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that change a spec's values."""
+    parser.add_argument(
+        "--set", dest="sets", metavar="PATH=VALUE", action="append", default=[],
+        help="change a value, for example steps.sl_cai.learning_rate=1e-4; VALUE is read as YAML; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--profile", metavar="NAME", help="apply one of the spec's `profiles:`")
+    parser.add_argument(
+        "--sample", metavar="N", type=_positive, help="take only N rows of every source; a full run reuses them"
+    )
+
+
+def read_spec(args: argparse.Namespace) -> Spec:
+    """Load and check the spec that the arguments name.
+
+    Raises:
+        SpecError: all problems found.
+    """
+    from caiflow.engine.spec import load_spec
+
+    return load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample)
+
+
+def find_spec(name: str) -> Path:
+    """Return the file of a spec: a path, or a bundled recipe's name where no such file exists.
+
+    Raises:
+        SpecError: there is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    bundled = recipes()
+    if name in bundled:
+        return bundled[name]
+    hint = suggest(name, [*map(str, Path().glob("*.y*ml")), *bundled], "specs here and bundled recipes")
+    raise SpecError((Problem(name, 1, 1, "", "no such file", hint),))
+
+
+def recipes() -> dict[str, Path]:
+    """Return the bundled recipes by name."""
+    folder = Path(__file__).parents[2] / "specs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def open_store() -> Store:
+    """Return the store at $CAIFLOW_HOME (default ~/.cache/caiflow)."""
+    from caiflow.engine.store import Store
+
+    return Store()
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    import json
+
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)

@@ -1,0 +1,41 @@
+"""`caiflow plan`: what a run would do now, step by step, and why."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from caiflow.engine.commands.parser import open_store, print_json, read_spec, spec_arguments
+
+EXAMPLES = """\
+  caiflow plan cai.yaml
+  caiflow plan cai.yaml --set constitution=mine.yaml
+  caiflow plan cai.yaml --json | jq '.steps[] | select(.state != "cached")'
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `plan`."""
+    spec_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def execute(args: Namespace) -> int:
+    """Plan the spec; nothing is run."""
+    from caiflow.engine.plan import make_plan
+
+    spec = read_spec(args)
+    plan = make_plan(spec, open_store()).to_json()
+    if args.json:
+        print_json(plan)
+        return 0
+    from rich.console import Console
+
+    from caiflow.engine.graph import edges
+    from caiflow.engine.report import plan_notes, plan_table
+
+    console = Console()
+    order = {step["name"]: edges(spec)[step["name"]] for step in plan["steps"]}
+    console.print(plan_table(plan, order))
+    for note in plan_notes(plan):
+        console.print(note)
+    return 0

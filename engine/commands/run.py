@@ -1,0 +1,121 @@
+"""`caiflow run`: validate, plan and run a spec, show it going on, and report what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caiflow.engine.commands.parser import one_of, open_store, read_spec, spec_arguments
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from caiflow.engine.spec import Spec
+
+EXAMPLES = """\
+  caiflow run cai.yaml                              # what was done before isn't done again
+  caiflow run cai.yaml --sample 20                  # a trial on 20 rows per source; the full run reuses it
+  caiflow run cai.yaml --until clean                # up to one step
+  caiflow run cai.yaml --profile cluster --address auto
+  caiflow run cai.yaml --set steps.rl_cai.beta=0.2 --set seed=3
+  caiflow run cai.yaml --locked                     # refuse anything that differs from caiflow.lock
+  caiflow run cai.yaml --json | jq -c 'select(.event == "step_done")'
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    spec_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of this run (default runs/NAME/TIMESTAMP)")
+    parser.add_argument(
+        "--only", metavar="STEP", action="append", help="run this step alone, from what is there; may be repeated"
+    )
+    parser.add_argument("--until", metavar="STEP", action="append", help="run up to this step and no further; may be repeated")
+    parser.add_argument(
+        "--address", metavar="RAY", help="a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto (default: this machine)"
+    )
+    parser.add_argument(
+        "--locked", metavar="LOCK", nargs="?", const="", help="refuse what differs from this lock (default: that beside SPEC)"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let model repositories run their own code on this machine (off)"
+    )
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines on standard output")
+
+
+def execute(args: Namespace) -> int:
+    """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
+    spec = read_spec(args)
+    for step in [*(args.only or ()), *(args.until or ())]:
+        one_of(step, spec.steps, "step")
+    from caiflow.engine import runner
+    from caiflow.engine.progress import display
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with display(as_json=args.json) as listener:
+        result = runner.run(
+            spec,
+            open_store(),
+            args.out or default_out(spec),
+            only=args.only,
+            until=args.until,
+            address=args.address,
+            on_event=listener,
+            locked=_lock_path(spec, args.locked),
+            trust_remote_code=args.trust_remote_code,
+        )
+    if not args.json:
+        print_end(result.run_dir)
+    if result.exit_code == 130:
+        print(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
+    return result.exit_code
+
+
+def default_out(spec: Spec) -> Path:
+    """Return runs/NAME/TIMESTAMP, with a number behind where that exists already."""
+    base = Path("runs") / spec.name / time.strftime("%Y%m%d-%H%M%S")
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+def again() -> str:
+    """Return the command line that goes on with this run."""
+    return shlex.join(["caiflow", *sys.argv[1:]])
+
+
+def print_end(run_dir: Path) -> None:
+    """Print the steps of a finished run and the figures of its evaluations."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from caiflow.engine.board import duration
+    from caiflow.engine.events import read_run
+    from caiflow.engine.history import evaluations
+    from caiflow.engine.report import figures, steps_table
+
+    console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)
+    console.print(steps_table(run))
+    for step, metrics in evaluations(run_dir):
+        for table in figures(metrics, step):
+            console.print()
+            console.print(table)
+    style = "green" if run["status"] == "done" else "bold red"
+    console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}: {run_dir}"))
+
+
+def _lock_path(spec: Spec, given: str | None) -> Path | None:
+    if given is None:
+        return None
+    return Path(given) if given else spec.base_dir / "caiflow.lock"
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,35 @@
+"""`caiflow runs`: the runs that used this machine's store."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+
+from caiflow.engine.commands.parser import open_store, print_json
+
+EXAMPLES = """\
+  caiflow runs
+  caiflow runs --limit 50 --json
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `runs`."""
+    parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the latest N runs (default 20)")
+    parser.add_argument("--json", action="store_true", help="print the runs as JSON")
+
+
+def execute(args: Namespace) -> int:
+    """List runs, the latest last."""
+    from caiflow.engine.history import list_runs
+
+    runs = list_runs(open_store())[-args.limit :]
+    if args.json:
+        print_json([asdict(run) for run in runs])
+        return 0
+    from rich.console import Console
+
+    from caiflow.engine.report import runs_table
+
+    Console().print(runs_table(runs) if runs else "no runs yet; caiflow init copies a recipe to begin with")
+    return 0

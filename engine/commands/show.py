@@ -1,0 +1,129 @@
+"""`caiflow show`: a run, or the output of one of its steps, rows page by page."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.commands.parser import one_of, open_store, print_json
+
+if TYPE_CHECKING:
+    from caiflow.engine.rows import Rows
+
+EXAMPLES = """\
+  caiflow show last                                   # the steps and figures of the latest run
+  caiflow show last revision --limit 3                # rows
+  caiflow show last clean --offset 100 --columns critique,revision
+  caiflow show last clean --dropped                   # what was left out, and why
+  caiflow show runs/cai/20250101-120000 scores        # an evaluation's figures
+  caiflow show last preference --json --limit 1000 > rows.jsonl
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `show`."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, its name, its spec's name, or last")
+    parser.add_argument("step", metavar="STEP", nargs="?", help="a step of the run")
+    parser.add_argument("--offset", metavar="N", type=int, default=0, help="skip N rows")
+    parser.add_argument("--limit", metavar="N", type=int, default=10, help="show at most N rows (default 10)")
+    parser.add_argument("--columns", metavar="A,B", help="show only these columns")
+    parser.add_argument("--uid", metavar="UID", help="show only rows whose uid begins so")
+    parser.add_argument("--dropped", action="store_true", help="show the rows that were left out, with the reason")
+    parser.add_argument("--json", action="store_true", help="print JSON: the run, or one line per row")
+
+
+def execute(args: Namespace) -> int:
+    """Show a run or a step."""
+    from caiflow.engine.history import find_run, output_kind, step_dir
+
+    run_dir = find_run(args.run, open_store())
+    if args.step is None:
+        _show_run(run_dir, args)
+        return 0
+    path = step_dir(run_dir, args.step)
+    kind = output_kind(path)
+    if kind == "rows":
+        _show_rows(path, args)
+    elif kind == "metrics":
+        _show_metrics(path, args)
+    else:
+        _show_model(path, args)
+    return 0
+
+
+def _show_run(run_dir: Path, args: Namespace) -> None:
+    from caiflow.engine.commands.run import print_end
+    from caiflow.engine.events import read_run
+
+    if args.json:
+        print_json(read_run(run_dir))
+    else:
+        print_end(run_dir)
+
+
+def _show_rows(path: Path, args: Namespace) -> None:
+    import json
+
+    from caiflow.engine.rows import Rows
+
+    rows = Rows(path)
+    page, total = _page(rows, args)
+    columns = args.columns.split(",") if args.columns else None
+    for column in columns or ():
+        one_of(column, rows.columns, "column")
+    if args.json:
+        for row in page:
+            print(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
+        return
+    from rich.console import Console
+
+    from caiflow.engine.report import row_text
+
+    console = Console()
+    for row in page:
+        console.print(row_text(row, columns))
+    if not args.uid:
+        last = args.offset + len(page)
+        more = f"; more with --offset {last}" if last < total else ""
+        console.print(f"rows {min(args.offset + 1, last)} to {last} of {total:,}{more}", style="dim", highlight=False)
+
+
+def _page(rows: Rows, args: Namespace) -> tuple[list[dict[str, Any]], int]:
+    if args.dropped:
+        dropped = list(rows.dropped())
+        return dropped[args.offset : args.offset + args.limit], len(dropped)
+    if args.uid:
+        import polars as pl
+
+        return rows.scan().filter(pl.col("uid").str.starts_with(args.uid)).head(args.limit).collect().to_dicts(), rows.num_rows
+    return rows.pylist(args.offset, args.limit), rows.num_rows
+
+
+def _show_metrics(path: Path, args: Namespace) -> None:
+    from caiflow.engine.history import read_metrics
+
+    metrics = read_metrics(path)
+    if args.json:
+        print_json(metrics)
+        return
+    from rich.console import Console
+
+    from caiflow.engine.report import figures
+
+    for table in figures(metrics, args.step):
+        Console().print(table)
+
+
+def _show_model(path: Path, args: Namespace) -> None:
+    from caiflow.engine.history import model_card
+
+    card = model_card(path)
+    if args.json:
+        print_json(card)
+        return
+    from rich.console import Console
+
+    from caiflow.engine.report import card_table
+
+    Console().print(card_table(card))

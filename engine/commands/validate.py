@@ -1,0 +1,45 @@
+"""`caiflow validate`: every problem of every spec, at its file, line and column."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+
+from caiflow.engine.commands.parser import find_spec, print_json, variant_arguments
+from caiflow.engine.errors import Problem, SpecError
+
+EXAMPLES = """\
+  caiflow validate cai.yaml
+  caiflow validate specs/*.yaml --json
+  caiflow validate cai.yaml --profile cluster --set steps.sl_cai.lora.rank=32
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `validate`."""
+    parser.add_argument("specs", metavar="SPEC", nargs="+", help="spec files or names of bundled recipes")
+    variant_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the problems as a JSON list")
+
+
+def execute(args: Namespace) -> int:
+    """Check each spec; 2 if any has a problem."""
+    found: list[Problem] = []
+    for name in args.specs:
+        problems = _problems(name, args)
+        found += problems
+        if not args.json:
+            print("\n".join(map(str, problems)) if problems else f"{name}: ok")
+    if args.json:
+        print_json([asdict(problem) for problem in found])
+    return 2 if found else 0
+
+
+def _problems(name: str, args: Namespace) -> tuple[Problem, ...]:
+    from caiflow.engine.spec import load_spec
+
+    try:
+        load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample)
+    except SpecError as error:
+        return error.problems or (Problem(name, 1, 1, "", str(error)),)
+    return ()
