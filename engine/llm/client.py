@@ -29,6 +29,9 @@ class Link(Protocol):
 
     capacity: int
 
+    async def open(self) -> None:
+        """Wait until the engine has loaded; `capacity` is right from then on. Raises EngineError, LinkLost."""
+
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests. Raises LinkLost."""
 
@@ -46,6 +49,9 @@ class LocalLink:
         self._host = host
         self._client = client
         self.capacity = host.capacity
+
+    async def open(self) -> None:
+        """Nothing to do: the host has loaded."""
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests."""
@@ -82,8 +88,8 @@ class EngineClient:
     """
 
     def __init__(self, links: Sequence[Link], *, engine_retries: int = 5) -> None:
-        self._replicas = [_Replica(link, room=link.capacity + max(1, link.capacity // 4)) for link in links]
-        self.capacity = sum(link.capacity for link in links)
+        self._replicas = [_Replica(link) for link in links]
+        self.capacity = 0
         self._engine_retries = engine_retries
         self._pending: list[tuple[tuple[int, int], _Asked]] = []
         self._ids = itertools.count()
@@ -95,6 +101,13 @@ class EngineClient:
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
     async def __aenter__(self) -> EngineClient:
+        for replica in self._replicas:
+            try:
+                await replica.link.open()
+            except LinkLost:
+                await replica.link.revive()
+            replica.room = replica.link.capacity + max(1, replica.link.capacity // 4)
+            self.capacity += replica.link.capacity
         self._tasks = [
             asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
         ]

@@ -1,0 +1,43 @@
+"""Between rows as the operators see them and Arrow batches as they are stored.
+
+Owns the one conversion; columns that no step wrote are taken over as they were, never through Python objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.rows import arrow_type
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from caiflow.engine.operator import ColumnType, Row
+
+
+def rows_to_batch(source: pa.RecordBatch, rows: Sequence[tuple[int, Row]], written: Mapping[str, ColumnType]) -> pa.RecordBatch:
+    """Return the rows as one batch: (place in `source`, whole row) each; `written` names the columns to take from the rows.
+
+    Raises:
+        TypeError: an operator returned a value that its declared column type can't hold.
+    """
+    import pyarrow as pa
+
+    taken = source.take(pa.array([place for place, _ in rows], pa.int64()))
+    columns = {name: taken.column(name) for name in taken.schema.names}
+    types: dict[str, ColumnType] = {"uid": "text", **written}
+    for name, kind in types.items():
+        columns[name] = _column(name, kind, [row.get(name) for _, row in rows])
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _column(name: str, kind: ColumnType, values: list[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    if kind == "json":
+        values = [None if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True) for value in values]
+    try:
+        return pa.array(values, arrow_type(kind))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise TypeError(f"column {name!r}: declared as {kind}, but a value doesn't fit; {error}") from error

@@ -1,0 +1,442 @@
+"""Ray: the one place that imports it. Starts it quietly, places workers and engines, and leaves nothing behind.
+
+Owns processes and GPUs. Knows units of work and engines, never a spec.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.errors import CaiflowError, EngineError, PlanError, StepError
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import Answer, Request
+from caiflow.engine.llm.client import COLLECT_S, LinkLost
+from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.operator import ModelSource
+from caiflow.engine.work import Report, StepResult, Unit
+
+WORKER_TRIES = 3
+"""How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
+ENGINE_RESTARTS = 5
+REVIVE_S = 600.0
+"""Longest wait for a lost engine to be loaded again."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
+}
+WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "KMP_BLOCKTIME": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Threads that wait asleep: several processes that spin on the same cores slow each other down many times over."""
+
+
+class _Worker:
+    """Runs in a process of its own; one unit at a time, polled from another thread."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def warm(self, modules: Sequence[str]) -> None:
+        """Import ahead of need what takes seconds."""
+        import importlib
+
+        for module in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
+    def run(self, unit: Unit) -> Mapping[str, StepResult]:
+        """Carry out one unit; errors come back as text that the user can read."""
+        try:
+            return unit.run(self._events.append)
+        except CaiflowError:
+            raise
+        except Exception as error:
+            import traceback
+
+            raise StepError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from None
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Return the progress since the last call."""
+        events, self._events[:] = list(self._events), []
+        return events
+
+
+class _EngineActor:
+    """An engine host in a process of its own; loads with the first `ready`, also after Ray restarted the process."""
+
+    def __init__(self, source: ModelSource) -> None:
+        import threading
+
+        self._source = source
+        self._host: EngineHost | None = None
+        self._lock = threading.Lock()
+        self._seconds = 0.0
+
+    def ready(self) -> tuple[int, str, float]:
+        """Return capacity, kind of engine and load time in seconds, loading where that's still to do."""
+        from caiflow.engine.llm.load import choose_kind, load_engine
+
+        with self._lock:
+            if self._host is None:
+                started = time.monotonic()
+                self._host = EngineHost(lambda: load_engine(self._source))
+                self._seconds = time.monotonic() - started
+            return self._host.capacity, choose_kind(self._source), self._seconds
+
+    def submit(self, client: str, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests."""
+        self._loaded().submit(client, requests)
+
+    def collect(self, client: str, timeout_s: float) -> list[tuple[int, Answer]]:
+        """Wait for answers."""
+        return self._loaded().collect(client, timeout_s)
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._host is not None:
+            self._host.close()
+
+    def _loaded(self) -> EngineHost:
+        if self._host is None:
+            raise EngineError("engine: its process was started again and hasn't loaded yet", kind="engine_lost", retry=True)
+        return self._host
+
+
+class RayLink:
+    """A link to an engine actor; travels to the worker that uses it."""
+
+    def __init__(self, actor: Any, client: str) -> None:
+        self._actor = actor
+        self._client = client
+        self.capacity = 1
+
+    async def open(self) -> None:
+        """Wait until the engine has loaded. Raises EngineError."""
+        self.capacity, *_ = await self._call("ready")
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Send requests."""
+        await self._call("submit", self._client, requests)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Wait a while for answers."""
+        answers: list[tuple[int, Answer]] = await self._call("collect", self._client, COLLECT_S)
+        return answers
+
+    async def revive(self) -> None:
+        """Wait until Ray has restarted the engine's process and the engine has loaded again."""
+        until = time.monotonic() + REVIVE_S
+        while True:
+            try:
+                await self.open()
+                return
+            except LinkLost as loss:
+                if time.monotonic() > until or "restart" in str(loss):
+                    raise EngineError(f"engine: lost for good; {loss}", kind="engine_lost") from loss
+                await asyncio.sleep(0.5)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        import ray.exceptions as ray_errors
+
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except ray_errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
+                raise LinkLost(str(cause)) from None
+            if isinstance(cause, EngineError):
+                raise cause from None
+            raise EngineError(f"engine: {cause!r}", kind="engine") from None
+        except ray_errors.ActorUnavailableError as error:
+            raise LinkLost(_first_line(error)) from None
+        except ray_errors.ActorDiedError as error:
+            raise EngineError(
+                f"engine: its process died too often ({_first_line(error)}); it may be out of memory: see `caiflow doctor`",
+                kind="engine_lost",
+            ) from None
+
+
+@dataclass(slots=True)
+class _Engine:
+    actors: list[Any]
+    gpus: float
+    ready: list[Any]
+    label: str
+    users: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    unit: Unit
+    actor: Any
+    reference: Any
+    pool: str
+    gpus: float
+    engines: list[str]
+    tries: int = 1
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A unit that came to its end: results by step, or the error that ended it."""
+
+    unit: Unit
+    results: Mapping[str, StepResult] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class Cluster:
+    """Workers and engines on Ray, started when first needed.
+
+    Raises:
+        PlanError: the cluster at `address` can't be reached.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
+        self._temp: Path | None = None
+        self._engines: dict[str, _Engine] = {}
+        self._running: list[_Running] = []
+        self._idle: dict[str, list[Any]] = {}
+        self._gpus_used = 0.0
+        self.cpus = float(os.cpu_count() or 1)
+        self.gpus = 0.0
+        self.started = False
+        self.on_event: Report = lambda event: None
+
+    def start(self) -> None:
+        """Start Ray on this machine, or connect to `address`."""
+        if self.started:
+            return
+        os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+        import ray
+
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+        if self._address is None:
+            _remove_stale_folders()
+            self._temp = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+            options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(self._temp)}
+            options |= {"object_store_memory": 200 * 2**20}
+        else:
+            options["address"] = self._address
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise PlanError(f"ray: can't start or reach {self._address or 'a local cluster'}: {_first_line(error)}") from error
+        resources = ray.cluster_resources()
+        self.cpus, self.gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+        self.started = True
+
+    def engine(self, source: ModelSource, label: str, client: str) -> list[RayLink] | None:
+        """Return links to the engine of a model, started if need be; None while no GPU is free for it."""
+        name = engine_key(source)
+        if name not in self._engines:
+            gpus = self._engine_gpus(source)
+            replicas = int(source.options.get("replicas") or 1)
+            if not self._reserve(gpus * replicas):
+                return None
+            actors = [self._engine_actor(source, gpus) for _ in range(replicas)]
+            self._engines[name] = _Engine(actors, gpus * replicas, [actor.ready.remote() for actor in actors], label)
+        return [RayLink(actor, client) for actor in self._engines[name].actors]
+
+    def free(self, keep: set[str]) -> None:
+        """Close the engines that nobody uses now and that aren't in `keep`."""
+        for name in [name for name, engine in self._engines.items() if not engine.users and name not in keep]:
+            self._close_engine(name)
+
+    def warm(self, pool: str, modules: Sequence[str]) -> None:
+        """Start a worker ahead of need, and let it import."""
+        actor = self._worker(pool, 0.0, self._threads(None))
+        actor.warm.remote(list(modules))
+        self._idle.setdefault(pool, []).append(actor)
+
+    def submit(
+        self, unit: Unit, pool: str, *, gpus: float = 0.0, cpus: float | None = None, engines: Sequence[str] = ()
+    ) -> bool:
+        """Begin a unit in a worker; False while there is no room for it."""
+        if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool) or not self._reserve(gpus):
+            return False
+        actor = self._take_worker(pool, gpus, cpus)
+        for name in engines:
+            self._engines[name].users += 1
+        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, list(engines)))
+        return True
+
+    def busy(self) -> bool:
+        """Tell whether any unit runs."""
+        return bool(self._running)
+
+    def wait(self, timeout_s: float) -> Iterator[Finished]:
+        """Wait for units to end and yield them; hands on progress meanwhile."""
+        import ray
+
+        if not self._running:
+            time.sleep(timeout_s)
+            return
+        done, _ = ray.wait([running.reference for running in self._running], num_returns=1, timeout=timeout_s)
+        self._poll()
+        for running in [running for running in self._running if running.reference in done]:
+            finished = self._finish(running)
+            if finished is not None:
+                yield finished
+
+    def close(self) -> None:
+        """End every process this cluster started."""
+        if not self.started:
+            return
+        import ray
+
+        for name in list(self._engines):
+            self._close_engine(name)
+        for actor in [running.actor for running in self._running] + [actor for idle in self._idle.values() for actor in idle]:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        ray.shutdown()
+        if self._temp is not None:
+            shutil.rmtree(self._temp, ignore_errors=True)
+        self.started = False
+
+    def _poll(self) -> None:
+        import ray
+
+        polls = [running.actor.poll.remote() for running in self._running]
+        done, _ = ray.wait(polls, num_returns=len(polls), timeout=1.0) if polls else ([], [])
+        for poll in done:
+            with contextlib.suppress(Exception):  # a dead worker shows in its own reference
+                for event in ray.get(poll):
+                    self.on_event(event)
+        for engine in self._engines.values():
+            ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], [])
+            for reference in ready:
+                with contextlib.suppress(Exception):  # a failed load shows in the step that waits for it
+                    _, kind, seconds = ray.get(reference)
+                    self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
+
+    def _finish(self, running: _Running) -> Finished | None:
+        import ray
+        import ray.exceptions as ray_errors
+
+        try:
+            results, error = ray.get(running.reference), None
+        except ray_errors.RayTaskError as failure:
+            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(str(failure))
+        except ray_errors.RayError as failure:
+            if running.tries < WORKER_TRIES:
+                running.tries += 1
+                running.actor = self._take_worker(running.pool, running.gpus, None)
+                running.reference = running.actor.run.remote(running.unit)
+                self.on_event(
+                    {"event": "log", "text": f"a worker died and its work goes on in another: {_first_line(failure)}"}
+                )
+                return None
+            results, error = {}, StepError(f"its process died {WORKER_TRIES} times; {_first_line(failure)}; is memory short?")
+        self._running.remove(running)
+        for name in running.engines:
+            if name in self._engines:
+                self._engines[name].users -= 1
+        self._release(running)
+        return Finished(running.unit, results, error)
+
+    def _release(self, running: _Running) -> None:
+        import ray
+
+        if running.gpus:
+            ray.kill(running.actor)  # the only way to give all of a GPU's memory back
+            self._gpus_used -= running.gpus
+        else:
+            self._idle.setdefault(running.pool, []).append(running.actor)
+
+    def _limit(self, pool: str) -> int:
+        return (
+            max(1, int(self.cpus // self._threads(None))) if pool == "train" and not self.gpus else 64 if pool == "train" else 8
+        )
+
+    def _threads(self, cpus: float | None) -> int:
+        return max(1, int(cpus or max(1.0, self.cpus // 2)))
+
+    def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> Any:
+        idle = self._idle.get(pool, [])
+        while idle and not gpus and cpus is None:
+            return idle.pop()
+        return self._worker(pool, gpus, self._threads(cpus) if pool == "train" else 1)
+
+    def _worker(self, pool: str, gpus: float, threads: int) -> Any:
+        import ray
+
+        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": pool}}
+        return ray.remote(_Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
+
+    def _engine_gpus(self, source: ModelSource) -> float:
+        if source.engine == "openai" or not self.gpus:
+            return 0.0
+        asked = source.options.get("num_gpus")
+        arguments = source.options.get("engine_args") or {}
+        return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
+
+    def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
+        import ray
+
+        threads = str(int(source.options.get("num_cpus") or self._threads(None)))
+        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": threads, "CAIFLOW_WORKER": "engine"}}
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
+        return ray.remote(_EngineActor).options(runtime_env=environment, **options).remote(source)
+
+    def _reserve(self, gpus: float) -> bool:
+        """Take GPUs, closing idle engines where they are short."""
+        if gpus > self.gpus:
+            raise PlanError(f"resources: {gpus:g} GPUs are asked for, the cluster has {self.gpus:g}; lower `num_gpus`")
+        for name in [name for name, engine in self._engines.items() if engine.gpus and not engine.users]:
+            if self.gpus - self._gpus_used >= gpus:
+                break
+            self._close_engine(name)
+        if self.gpus - self._gpus_used < gpus:
+            return False
+        self._gpus_used += gpus
+        return True
+
+    def _close_engine(self, name: str) -> None:
+        import ray
+
+        engine = self._engines.pop(name)
+        self._gpus_used -= engine.gpus
+        for actor in engine.actors:
+            with contextlib.suppress(Exception):
+                ray.kill(actor, no_restart=True)
+
+
+def engine_key(source: ModelSource) -> str:
+    """Return what makes two model entries share an engine: the model's identity and the engine's settings."""
+    return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
+
+
+_PREFIX = "caiflow-ray-"
+
+
+def _remove_stale_folders() -> None:
+    """Remove the session folders of drivers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

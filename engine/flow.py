@@ -1,0 +1,370 @@
+"""Rows streaming through a chain of row operators: each row a coroutine, each result in the ledger as it finishes.
+
+Owns the keys of rows and calls, the replay of what is already paid for (which is also what the plan counts), retries, and the
+order in which finished rows are written. Knows no Ray, no engine library, and no operator by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.batches import rows_to_batch
+from caiflow.engine.errors import EngineError
+from caiflow.engine.identity import canonical, key
+from caiflow.engine.ledger import Ledger
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.operator import Row, RowDropped, RowLLM, RowOperator, RowParams
+from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
+from caiflow.engine.rows import Rows, RowsWriter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 1024
+Order = tuple[int, ...]
+PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine"})
+"""Classes of failure that another run may not meet: they leave no tombstone, so the next run asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """A row step as the flow needs it: `identity` decides its results, `source` is the step its rows come from."""
+
+    name: str
+    operator: RowOperator[Any]
+    source: str
+    identity: str
+    namespace: str
+    model: str | None = None
+    model_identity: str = ""
+    seed: int = 0
+    params: RowParams | None = None
+
+    def view(self, row: Row) -> Row:
+        """Return the part of a row that the operator sees: what it declares to read, so that no key can miss an input."""
+        seen = {name: row.get(name) for name in self.operator.reads()}
+        seen["uid"] = row["uid"]
+        return seen
+
+    def row_key(self, view: Row) -> bytes:
+        """Return the ledger key of this step's result for a row."""
+        return key("row", self.identity, canonical(view), canonical(self.operator.row_identity(view)))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one step for one row: rows out, or the reason why there are none."""
+
+    rows: tuple[Row, ...] = ()
+    dropped: str = ""
+    failed: str = ""
+    cached: bool = False
+
+
+def replay(step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+    """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
+    kept = ledger.get(row_key)
+    if kept is None:
+        return None
+    if "dropped" in kept:
+        return Outcome(dropped=kept["dropped"], cached=True)
+    if "failed" in kept:
+        return Outcome(failed=kept["failed"], cached=True)
+    return Outcome(rows=tuple(kept["out"]), cached=True)
+
+
+def spread(row: Row, outcome: Outcome) -> list[Row]:
+    """Return the whole rows that follow from a step's outcome for `row`; several get uids of their own."""
+    if len(outcome.rows) == 1:
+        return [{**row, **outcome.rows[0]}]
+    return [{**row, **new, "uid": f"{row['uid']}/{i}"} for i, new in enumerate(outcome.rows)]
+
+
+class _OpenBatch:
+    """One batch of source rows on its way through the chain: collects each step's outcomes until all have come."""
+
+    def __init__(self, table: pa.RecordBatch, steps: Sequence[FlowStep]) -> None:
+        self.table = table
+        self.kept: dict[str, list[tuple[Order, Row]]] = {step.name: [] for step in steps}
+        self.lost: dict[str, list[tuple[Order, Row, str]]] = {step.name: [] for step in steps}
+        self.open_rows = table.num_rows
+
+
+class Flow:
+    """Streams the rows of one table through a tree of row steps.
+
+    `steps` come in topological order; the first one's `source` is the table given to `run`, as may be that of others.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[FlowStep],
+        ledgers: Mapping[str, Ledger],
+        clients: Mapping[str, EngineClient],
+        writers: Mapping[str, RowsWriter],
+        *,
+        in_flight: int = 0,
+    ) -> None:
+        self.steps = list(steps)
+        self.tallies = {step.name: Tally() for step in steps}
+        self._ledgers = ledgers
+        self._clients = clients
+        self._writers = writers
+        names = {step.name for step in steps}
+        self._roots = [step for step in steps if step.source not in names]
+        self._children = {name: [s for s in steps if s.source == name] for name in names}
+        self._depth: dict[str, int] = {}
+        for step in steps:
+            self._depth[step.name] = self._depth.get(step.source, -1) + 1
+        capacity = max((client.capacity for client in clients.values()), default=64)
+        asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
+        self._limit = in_flight or asked or 2 * capacity
+        self._failed_steps: set[str] = set()
+        self._types = {step.name: self._columns_written(step) for step in steps}
+
+    async def run(self, source: Rows) -> dict[str, Tally]:
+        """Stream all rows; what each step wrote is in its writer afterwards, in the order of the source."""
+        for root in self._roots:
+            self.tallies[root.name].total = source.num_rows
+        window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
+        open_batches: list[_OpenBatch] = []
+        async with _Slots(self._limit) as slots:
+            for table in source.batches(BATCH_ROWS):
+                batch = _OpenBatch(table, self.steps)
+                open_batches.append(batch)
+                async for index, row in _paced(table.to_pylist()):
+                    await slots.start(self._whole_row(batch, (index,), row))
+                    self._write_finished(open_batches)
+                while len(open_batches) >= window:
+                    await slots.one_finished()
+                    self._write_finished(open_batches)
+            await slots.all_finished()
+            self._write_finished(open_batches)
+        return self.tallies
+
+    async def _whole_row(self, batch: _OpenBatch, order: Order, row: Row) -> None:
+        try:
+            await self._branch(self._roots, batch, order, row)
+        finally:
+            batch.open_rows -= 1
+
+    async def _branch(self, steps: Sequence[FlowStep], batch: _OpenBatch, order: Order, row: Row) -> None:
+        if len(steps) == 1:
+            await self._through(steps[0], batch, order, row)
+        elif steps:
+            await asyncio.gather(*(self._through(step, batch, order, row) for step in steps))
+
+    async def _through(self, step: FlowStep, batch: _OpenBatch, order: Order, row: Row) -> None:
+        if step.name in self._failed_steps:
+            return
+        outcome = await self._outcome(step, row)
+        if outcome is None:
+            return
+        self._count(step, row, outcome)
+        if outcome.dropped or outcome.failed:
+            batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
+            return
+        children = self._children[step.name]
+        following = []
+        for i, new in enumerate(spread(row, outcome)):
+            place = (*order, i)
+            batch.kept[step.name].append((place, new))
+            for child in children:
+                self.tallies[child.name].total += 1
+            if children:
+                following.append(self._branch(children, batch, place, new))
+        if len(following) == 1:
+            await following[0]
+        elif following:
+            await asyncio.gather(*following)
+
+    async def _outcome(self, step: FlowStep, row: Row) -> Outcome | None:
+        view = step.view(row)
+        row_key = step.row_key(view)
+        ledger = self._ledgers[step.namespace]
+        known = replay(step, view, row_key, ledger)
+        return known if known is not None else await self._ask(step, row, view, row_key, ledger)
+
+    async def _ask(self, step: FlowStep, row: Row, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+        try:
+            given = await step.operator.row(view, self._llm(step, view["uid"], ledger))
+        except RowDropped as drop:
+            ledger.append(row_key, {"dropped": str(drop)})
+            return Outcome(dropped=str(drop))
+        except EngineError as error:
+            return self._failure(step, row_key, ledger, f"{error.kind}: {error}", passing=error.kind in PASSING_FAILURES)
+        except Exception as error:
+            return self._failure(step, row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
+        rows = tuple(given) if isinstance(given, list) else (given,)
+        ledger.append(row_key, {"out": rows})
+        return Outcome(rows=rows)
+
+    def _failure(self, step: FlowStep, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
+        if not passing:
+            ledger.append(row_key, {"failed": reason})
+        return Outcome(failed=reason)
+
+    def _llm(self, step: FlowStep, uid: str, ledger: Ledger) -> RowLLM:
+        client = self._clients.get(step.model or "")
+        if client is None:
+            return NoLLM(step.name)
+        return LedgeredLLM(
+            client,
+            ledger if step.operator.calls() > 1 else None,
+            uid=uid,
+            operator=step.operator.name,
+            seed=step.seed,
+            model_identity=step.model_identity,
+            tally=self.tallies[step.name],
+            stage=self._depth[step.name],
+            retries=step.params.retries if step.params else 3,
+        )
+
+    def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:
+        tally = self.tallies[step.name]
+        if outcome.dropped:
+            tally.dropped += 1
+            tally.drop_reasons[outcome.dropped] += 1
+        elif outcome.failed:
+            tally.failed += 1
+            if tally.failed > (step.params.max_failed if step.params else 0):
+                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}"
+                self._failed_steps.add(step.name)
+        else:
+            tally.rows_out += len(outcome.rows)
+            if outcome.cached:
+                tally.cached += 1
+            else:
+                tally.done += 1
+                tally.before, tally.after = _sample(row, outcome.rows)
+
+    def _columns_written(self, step: FlowStep) -> dict[str, Any]:
+        parent = next((s for s in self.steps if s.name == step.source), None)
+        inherited = self._columns_written(parent) if parent else {}
+        return {**inherited, **step.operator.writes()}
+
+    def _write_finished(self, open_batches: list[_OpenBatch]) -> None:
+        while open_batches and open_batches[0].open_rows == 0:
+            batch = open_batches.pop(0)
+            for step in self.steps:
+                if step.name in self._failed_steps:
+                    continue
+                writer, types = self._writers[step.name], self._types[step.name]
+                kept = sorted(batch.kept[step.name], key=lambda pair: pair[0])
+                writer.write(rows_to_batch(batch.table, [(place[0], row) for place, row in kept], types))
+                lost = sorted(batch.lost[step.name], key=lambda entry: entry[0])
+                if lost:
+                    table = rows_to_batch(batch.table, [(place[0], row) for place, row, _ in lost], self._inherited(step))
+                    writer.drop(table, [reason for *_, reason in lost])
+
+    def _inherited(self, step: FlowStep) -> dict[str, Any]:
+        return self._types.get(step.source, {})
+
+
+def _sample(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
+    new = next((v for v in reversed(list(rows[0].values())) if isinstance(v, str)), "") if rows else ""
+    old = row.get("revision") or row.get("response")
+    if not old:
+        prompt = row.get("prompt") or [{"content": ""}]
+        old = prompt[-1]["content"] if isinstance(prompt, list) else str(prompt)
+    return str(old), new
+
+
+class _Slots:
+    """At most `limit` coroutines at once; what one raises is raised to whoever waits next."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._running: set[asyncio.Task[None]] = set()
+        self._finished = asyncio.Event()
+        self._error: BaseException | None = None
+
+    async def __aenter__(self) -> _Slots:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def start(self, work: Any) -> None:
+        while len(self._running) >= self._limit:
+            await self.one_finished()
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+
+    async def one_finished(self) -> None:
+        if self._running:
+            self._finished.clear()
+            await self._finished.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def all_finished(self) -> None:
+        while self._running:
+            await self.one_finished()
+        if self._error is not None:
+            raise self._error
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._finished.set()
+        if not task.cancelled() and task.exception() is not None:
+            self._error = self._error or task.exception()
+
+
+async def _paced(rows: Sequence[Row]) -> AsyncIterator[tuple[int, Row]]:
+    """Yield rows with their index, letting finished answers be handled now and then."""
+    for index, row in enumerate(rows):
+        if index % 64 == 63:
+            await asyncio.sleep(0)
+        yield index, row
+
+
+def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: Callable[[str], Ledger]) -> dict[str, Tally]:
+    """Walk the rows as a run would, without asking any model, and count what the ledger holds for each step.
+
+    A row that must run counts once in `total` of every step after it, since it may come there.
+    """
+    names = {step.name for step in steps}
+    tallies = {step.name: Tally() for step in steps}
+    children: dict[str, list[FlowStep]] = defaultdict(list)
+    for step in steps:
+        children[step.source if step.source in names else ""].append(step)
+    for row in _rows(source):
+        _count_row(children, children[""], row, tallies, ledger_of)
+    return tallies
+
+
+def _count_row(
+    children: Mapping[str, list[FlowStep]],
+    steps: Sequence[FlowStep],
+    row: Row | None,
+    tallies: Mapping[str, Tally],
+    ledger_of: Callable[[str], Ledger],
+) -> None:
+    for step in steps:
+        tally = tallies[step.name]
+        tally.total += 1
+        following = children.get(step.name, [])
+        outcome = None
+        if row is not None:
+            view = step.view(row)
+            outcome = replay(step, view, step.row_key(view), ledger_of(step.namespace))
+        if row is None or outcome is None:
+            _count_row(children, following, None, tallies, ledger_of)
+            continue
+        tally.cached += 1
+        tally.rows_out += len(outcome.rows)
+        for new in spread(row, outcome) if outcome.rows else ():
+            _count_row(children, following, new, tallies, ledger_of)
+
+
+def _rows(source: Rows) -> Iterator[Row]:
+    for table in source.batches(BATCH_ROWS):
+        yield from table.to_pylist()

@@ -1,0 +1,166 @@
+"""From an entry of `models:` to something that can be loaded, with the identity that decides its answers.
+
+Owns where models are looked for: the bundled one, folders, the hub's cache, the hub, a served endpoint. Loads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.errors import PlanError
+from caiflow.engine.identity import digest, folder_manifest
+from caiflow.engine.operator import ModelSource
+
+if TYPE_CHECKING:
+    from caiflow.engine.language import ModelEntry
+    from caiflow.engine.store import Artifact
+
+BUNDLED = {"tiny": ("examples", "tiny", "model")}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_code: bool = False) -> ModelSource:
+    """Return the loadable form of `models.<name>`; `base_dir` is the spec's folder.
+
+    Raises:
+        PlanError: no such folder, and no such repository in the hub's cache or on the hub.
+    """
+    if entry.engine == "openai":
+        return _endpoint(entry)
+    where = f"models.{name}"
+    path, weights = _locate(where, entry.source, entry.revision, base_dir)
+    parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
+    adapter = tokenizer = None
+    if entry.adapter:
+        adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir)
+    if entry.tokenizer:
+        tokenizer, parts["tokenizer"] = _locate(f"{where}.tokenizer", entry.tokenizer, None, base_dir)
+    template = _template(entry.chat_template, base_dir)
+    if template:
+        parts["chat_template"] = digest(template)
+    return ModelSource(
+        path=path,
+        identity=digest(parts),
+        revision=entry.revision,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        chat_template=template,
+        dtype=entry.dtype,
+        quantization=entry.quantization,
+        engine=entry.engine,
+        options=_options(entry),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
+    """Return the loadable form of a trained step; engine settings are those of the model it was trained from.
+
+    A kept adapter (`adapter_config.json` without weights of its own) is loaded on top of the model it names.
+    """
+    path, adapter = str(artifact.path), None
+    adapter_config = artifact.path / "adapter_config.json"
+    if adapter_config.exists() and not (artifact.path / "config.json").exists():
+        path, adapter = json.loads(adapter_config.read_text())["base_model_name_or_path"], path
+    return ModelSource(
+        path=path,
+        identity=artifact.content,
+        adapter=adapter,
+        tokenizer=str(artifact.path),
+        dtype=base.dtype if base else "auto",
+        engine=base.engine if base and base.engine != "openai" else "auto",
+        options={} if base is None or base.engine == "openai" else base.options,
+        trust_remote_code=base.trust_remote_code if base else False,
+    )
+
+
+def _endpoint(entry: ModelEntry) -> ModelSource:
+    identity = digest({"endpoint": entry.base_url, "model": entry.source, "revision": entry.revision})
+    return ModelSource(path=entry.source, identity=identity, revision=entry.revision, engine="openai", options=_options(entry))
+
+
+def _options(entry: ModelEntry) -> dict[str, Any]:
+    """Return what only the engine needs to know: its own arguments and, for an endpoint, how to reach it."""
+    names = (
+        "replicas",
+        "num_gpus",
+        "num_cpus",
+        "base_url",
+        "api_key_env",
+        "max_calls",
+        "max_tokens_total",
+        "timeout_s",
+        "concurrency",
+    )
+    options = {name: getattr(entry, name, None) for name in names}
+    return {**{name: value for name, value in options.items() if value is not None}, "engine_args": dict(entry.engine_args)}
+
+
+def _template(value: str | None, base_dir: Path) -> str | None:
+    if not value or "{" in value:
+        return value
+    path = base_dir / value
+    return path.read_text(encoding="utf-8") if path.is_file() else value
+
+
+def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
+    """Return (what `from_pretrained` takes, what identifies its contents)."""
+    if source in BUNDLED:
+        from importlib.resources import files
+
+        folder = Path(str(files("caiflow." + ".".join(BUNDLED[source][:-1])))) / BUNDLED[source][-1]
+        return _folder(where, folder)
+    for folder in (base_dir / source, Path(source).expanduser()):
+        if folder.is_dir():
+            return _folder(where, folder.resolve())
+    if source.count("/") > 1 or source.startswith((".", "~")):
+        raise PlanError(f"{where}: no folder {source!r} beside the spec; give a folder, a hub id (org/name) or `tiny`")
+    snapshot = hub_snapshot(source, revision)
+    if snapshot is not None:
+        return str(snapshot), f"hub:{source}@{snapshot.name}"
+    return source, f"hub:{source}@{_hub_commit(where, source, revision)}"
+
+
+def _folder(where: str, folder: Path) -> tuple[str, str]:
+    if (
+        not (folder / "config.json").exists()
+        and not (folder / "adapter_config.json").exists()
+        and not list(folder.glob("token*"))
+    ):
+        raise PlanError(f"{where}: {folder} has no config.json; give a folder in the Hugging Face layout")
+    return str(folder), str(folder_manifest(folder)["digest"])
+
+
+def hub_snapshot(repo: str, revision: str | None, kind: str = "models") -> Path | None:
+    """Return the folder of a repository in the hub's local cache, or None where it isn't there."""
+    home = os.environ.get("HF_HUB_CACHE") or os.path.join(
+        os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
+    )
+    root = Path(home) / f"{kind}--{repo.replace('/', '--')}"
+    commit = revision if revision and _COMMIT.fullmatch(revision) else None
+    reference = root / "refs" / (revision or "main")
+    if commit is None and reference.is_file():
+        commit = reference.read_text().strip()
+    snapshot = root / "snapshots" / commit if commit else None
+    return snapshot if snapshot is not None and snapshot.is_dir() else None
+
+
+def _hub_commit(where: str, repo: str, revision: str | None) -> str:
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
+        raise PlanError(f"{where}: {repo!r} isn't in the hub's cache and HF_HUB_OFFLINE is set; download it or unset that")
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlanError(
+            f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had from the hub ({reason}); "
+            "check the name, download it, or pin `revision` to a commit"
+        ) from error

@@ -1,0 +1,161 @@
+"""The model as one row sees it: seeds, retries, and the calls that are already paid for.
+
+Owns the key of one call. Asks an engine through its client; knows no Ray and no LLM library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.identity import canonical, key
+from caiflow.engine.ledger import Ledger
+from caiflow.engine.llm.base import Completion, Message, Request, Sampling
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.operator import RowLLM
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a step's rows; all are counts of rows except `calls` and `reused_calls` (calls) and the tokens."""
+
+    total: int = 0
+    done: int = 0
+    cached: int = 0
+    dropped: int = 0
+    failed: int = 0
+    rows_out: int = 0
+    calls: int = 0
+    reused_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    drop_reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    error: str = ""
+    before: str = ""
+    after: str = ""
+
+    def finished(self) -> int:
+        """Return the number of rows that need no more work."""
+        return self.done + self.cached + self.dropped + self.failed
+
+
+def call_key(model_identity: str, request: Request) -> bytes:
+    """Return the ledger key of one model call; the row is in the request's seed."""
+    sampling = request.sampling
+    parts = (request.prompt, request.prefill, request.choices, request.template, tuple(getattr(sampling, n) for n in _SAMPLING))
+    return key("call", model_identity, canonical(parts), str(request.seed))
+
+
+_SAMPLING = tuple(Sampling.__dataclass_fields__)
+
+
+class LedgeredLLM(RowLLM):
+    """The model of one step as one row sees it.
+
+    Calls of operators that make several per row are kept one by one, so that a kill loses only those in flight.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        ledger: Ledger | None,
+        *,
+        uid: str,
+        operator: str,
+        seed: int,
+        model_identity: str,
+        tally: Tally,
+        stage: int = 0,
+        retries: int = 3,
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._uid = uid
+        self._seed_parts = ("seed", str(seed), operator, model_identity)
+        self._model_identity = model_identity
+        self._tally = tally
+        self._stage = stage
+        self._retries = retries
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        sample: int = 0,
+        prefill: str = "",
+        template: str = "",
+    ) -> Completion:
+        """Return the assistant's next turn."""
+        return await self._ask(Request(tuple(messages), sampling, self._seed(sample), prefill, template=template))
+
+    async def complete(self, text: str, sampling: Sampling = Sampling(), *, sample: int = 0) -> Completion:
+        """Return the continuation of a plain text."""
+        return await self._ask(Request(text, sampling, self._seed(sample)))
+
+    async def choose(
+        self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = ""
+    ) -> Mapping[str, float]:
+        """Return the log-probability of each choice as the next token."""
+        prompt = messages if isinstance(messages, str) else tuple(messages)
+        answer = await self._ask(Request(prompt, seed=self._seed(0), prefill=prefill, choices=tuple(choices)))
+        if answer.logprobs is None:
+            raise EngineError("engine: answered without log-probabilities; use `method: text`", kind="no_logprobs")
+        return answer.logprobs
+
+    def _seed(self, sample: int) -> int:
+        return int.from_bytes(key(*self._seed_parts, self._uid, str(sample))[:4], "little") >> 1
+
+    async def _ask(self, request: Request) -> Completion:
+        if self._ledger is None:
+            return await self._ask_engine(request)
+        kept_as = call_key(self._model_identity, request)
+        kept = self._ledger.get(kept_as)
+        if kept is not None:
+            self._tally.reused_calls += 1
+            return Completion(**kept)
+        answer = await self._ask_engine(request)
+        self._ledger.append(kept_as, {name: getattr(answer, name) for name in _COMPLETION})
+        return answer
+
+    async def _ask_engine(self, request: Request) -> Completion:
+        for attempt in range(self._retries + 1):
+            self._tally.calls += 1
+            answer = await self._client.ask(request, self._stage)
+            if isinstance(answer, Completion):
+                self._tally.prompt_tokens += answer.prompt_tokens
+                self._tally.completion_tokens += answer.completion_tokens
+                return answer
+            if not answer.retry or attempt == self._retries:
+                raise answer
+            await asyncio.sleep(min(30.0, 0.5 * 2**attempt))
+        raise AssertionError("unreachable")
+
+
+_COMPLETION = tuple(Completion.__dataclass_fields__)
+
+
+class NoLLM(RowLLM):
+    """Stands for the model of a step that names none."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def _refuse(self) -> Exception:
+        return ValueError(f"{self._step}: the operator asks a model, but has no `model` field")
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling = Sampling(), **_: Any) -> Completion:
+        """Refuse."""
+        raise self._refuse()
+
+    async def complete(self, text: str, sampling: Sampling = Sampling(), **_: Any) -> Completion:
+        """Refuse."""
+        raise self._refuse()
+
+    async def choose(self, messages: Sequence[Message] | str, choices: Sequence[str], **_: Any) -> Mapping[str, float]:
+        """Refuse."""
+        raise self._refuse()

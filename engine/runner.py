@@ -1,0 +1,410 @@
+"""Carrying out a plan: each step when its inputs are made, side by side where there is room, until all have settled.
+
+Owns the order of work, the fate of steps behind a failed one, and what a run leaves in its folder. Knows the four shapes of
+operators, none by name; Ray is the cluster's business and starts with the first step that isn't in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.errors import CaiflowError, SpecError, StepError
+from caiflow.engine.events import Event, Journal
+from caiflow.engine.graph import ancestors
+from caiflow.engine.identity import digest
+from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
+from caiflow.engine.plan import COMPONENTS, Components, Resolver
+from caiflow.engine.registry import operator as operator_type
+from caiflow.engine.store import Artifact, Store, write_atomic
+
+if TYPE_CHECKING:
+    from caiflow.engine.cluster import Cluster, Finished
+    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.work import StepResult, StepWork, Unit
+
+POLL_S = 0.25
+SETTLED = frozenset({"done", "cached", "failed", "skipped"})
+TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")
+"""What a training worker imports while the first rows are generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended; `exit_code` is the command's."""
+
+    status: str
+    exit_code: int
+    run_dir: Path
+
+
+def run(
+    spec: Spec,
+    store: Store,
+    out_dir: Path,
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    address: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    trust_remote_code: bool = False,
+) -> RunResult:
+    """Carry out a spec and leave the run's folder behind; SIGINT and SIGTERM stop it within seconds.
+
+    Raises:
+        PlanError: a model can't be found, or the cluster is short of what the spec asks for.
+        StoreError: the store can't be written.
+    """
+    wanted = _wanted(spec, only, until)
+    resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
+    with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
+        execution = _Execution(resolver, out_dir, journal, wanted, address, interrupted)
+        try:
+            status = execution.run()
+        except KeyboardInterrupt:
+            status = "interrupted"
+        finally:
+            execution.close()
+        journal.emit("run_done", status=status)
+    return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
+
+
+def _wanted(spec: Spec, only: str | None, until: str | None) -> set[str]:
+    for option, name in (("--only", only), ("--until", until)):
+        if name is not None and name not in spec.steps:
+            raise SpecError(f"{option}: no step {name!r}; steps are {', '.join(spec.steps)}")
+    if only is not None:
+        return {only, *ancestors(spec, only)}
+    return set(spec.steps) if until is None else {until, *ancestors(spec, until)}
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event; a second one of either stops at once."""
+    interrupted = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Execution:
+    """One run as it goes; the state of every step is in `states`."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        out_dir: Path,
+        journal: Journal,
+        wanted: set[str],
+        address: str | None,
+        interrupted: threading.Event,
+    ) -> None:
+        self.resolver = resolver
+        self.spec, self.store = resolver.spec, resolver.store
+        self.out_dir = out_dir
+        self.journal = journal
+        self.steps = [step for step in resolver.order if step.name in wanted]
+        self.states: dict[str, str] = {step.name: "waiting" for step in self.steps}
+        self.components: dict[str, Components] = {}
+        self.client = f"run-{uuid.uuid4().hex[:12]}"
+        self._address = address
+        self._interrupted = interrupted
+        self._cluster: Cluster | None = None
+        self._started: dict[str, float] = {}
+        self._claims: dict[str, ExitStack] = {}
+        self._units: dict[int, list[Step]] = {}
+
+    def run(self) -> str:
+        """Go on until every step has settled; return the status of the run."""
+        self._open()
+        while not all(state in SETTLED for state in self.states.values()):
+            if self._interrupted.is_set():
+                return "interrupted"
+            moved = sum(self._advance(step) for step in self.steps if self.states[step.name] == "waiting")
+            if not moved:
+                self._wait()
+        return "failed" if any(state in ("failed", "skipped") for state in self.states.values()) else "done"
+
+    def close(self) -> None:
+        """End all work and write what the run knows."""
+        for claim in self._claims.values():
+            claim.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _open(self) -> None:
+        (self.out_dir / "steps").mkdir(parents=True, exist_ok=True)
+        (self.out_dir / "spec.yaml").write_text(self.spec.dump(), encoding="utf-8")
+        self._record()
+        steps = [{"name": s.name, "op": s.op, "inputs": list(self.resolver.edges(s))} for s in self.steps]
+        self.journal.emit("run_started", name=self.spec.name, spec=digest(self.spec.raw), seed=self.spec.seed, steps=steps)
+
+    def _record(self) -> None:
+        """Keep what this run reaches where `gc`, `runs` and the next plan look for it."""
+        if self.components:
+            write_atomic(self.out_dir / COMPONENTS, json.dumps(self.components, indent=1, default=str) + "\n")
+        artifacts = [artifact.digest for artifact in self.resolver.artifacts.values()]
+        self.store.record_run(self.spec.name, self.out_dir, artifacts=artifacts)
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def _advance(self, step: Step) -> bool:
+        """Settle or begin a step if that's possible now; tell whether anything changed."""
+        needs = [self.states[name] for name in self.resolver.edges(step)]
+        if any(state in ("failed", "skipped") for state in needs):
+            self._settle(step, "skipped")
+            return True
+        if not all(state in SETTLED for state in needs):
+            return False
+        components, artifact = self.resolver.settle(step)
+        if components is not None:
+            self.components[step.name] = components
+        if artifact is not None:
+            self._settle(step, "cached", artifact)
+            return True
+        try:
+            return self._begin(step)
+        except (CaiflowError, ValueError, OSError) as error:
+            if not isinstance(error, (StepError, CaiflowError)):
+                error = StepError(f"{step.name}: {error}")
+            self._fail(step, str(error))
+            return True
+
+    def _begin(self, step: Step) -> bool:
+        cluster = self._running_cluster()
+        kind = operator_type(step.op)
+        if issubclass(kind, RowOperator):
+            return self._begin_chain(step, cluster)
+        if issubclass(kind, ModelOperator):
+            return self._begin_training(step, cluster)
+        if issubclass(kind, MetricsOperator):
+            return self._begin_measure(step, cluster)
+        from caiflow.engine.work import TableUnit
+
+        unit = TableUnit(self._work(step), self._inputs(step), self._stage(step))
+        return self._submit(cluster, unit, [step], "rows")
+
+    def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
+        from caiflow.engine.work import FlowUnit
+
+        chain = [s for s in self.resolver.chain(step) if self.states.get(s.name) == "waiting"]
+        flow_steps = [self.resolver.flow_step(s, s.params.input) for s in chain]  # type: ignore[attr-defined]
+        sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
+        links = self._links(cluster, sources)
+        if links is None:
+            return False
+        unit = FlowUnit(
+            steps=[self._work(s) for s in chain],
+            flow_steps=[s for s in flow_steps if s is not None],
+            source=self.resolver.artifacts[step.params.input].path,  # type: ignore[attr-defined]
+            links=links,
+            staged={s.name: self._stage(s) for s in chain},
+            ledger_dir=self.store.ledger_dir,
+        )
+        self.store.record_run(self.spec.name, self.out_dir, ledgers=[s.namespace for s in unit.flow_steps])
+        return self._submit(cluster, unit, chain, "rows", engines=self._engine_keys(sources))
+
+    def _begin_measure(self, step: Step, cluster: Cluster) -> bool:
+        from caiflow.engine.work import MeasureUnit, namespace
+
+        sources = self._models(step)
+        links = self._links(cluster, sources)
+        if links is None:
+            return False
+        unit = MeasureUnit(self._work(step), self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
+        ledgers = [namespace(step.op, source.identity) for source in sources.values()]
+        self.store.record_run(self.spec.name, self.out_dir, ledgers=ledgers)
+        return self._submit(cluster, unit, [step], "rows", engines=self._engine_keys(sources))
+
+    def _begin_training(self, step: Step, cluster: Cluster) -> bool:
+        from caiflow.engine.work import TrainUnit
+
+        name = digest(self.components[step.name])
+        claim = ExitStack()
+        if not claim.enter_context(self.store.claim(name)):
+            claim.close()
+            return False  # another run trains the very same; its artifact will be ours
+        wanted = step.params.resources
+        gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
+        unit = TrainUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name))
+        begun = self._submit(cluster, unit, [step], "train", gpus=gpus, cpus=wanted.num_cpus)
+        if begun:
+            self._claims[step.name] = claim
+        else:
+            claim.close()
+        return begun
+
+    def _submit(self, cluster: Cluster, unit: Unit, steps: Sequence[Step], pool: str, **how: Any) -> bool:
+        if not cluster.submit(unit, pool, **how):
+            return False
+        self._units[id(unit)] = list(steps)
+        for step in steps:
+            self.states[step.name] = "running"
+            self._started[step.name] = time.monotonic()
+            self.journal.emit("step_started", step=step.name)
+        return True
+
+    # ---------------------------------------------------------------------------------------- what units are made of
+
+    def _work(self, step: Step) -> StepWork:
+        from caiflow.engine.work import StepWork
+
+        return StepWork(step.name, step.op, step.params, self.resolver.context(step))
+
+    def _stage(self, step: Step) -> Path:
+        return self.store.stage(step.name)
+
+    def _inputs(self, step: Step) -> dict[str, Path]:
+        """Return the folder of each step named as rows."""
+        names = [r.name for r in step.references() if r.kind == "rows"]
+        return {name: self.resolver.artifacts[name].path for name in names}
+
+    def _models(self, step: Step) -> dict[str, ModelSource]:
+        names = [r.name for r in step.references() if r.kind == "model"]
+        return {name: source for name in names if (source := self.resolver.model(name)) is not None}
+
+    def _links(self, cluster: Cluster, sources: Mapping[str, ModelSource | None]) -> dict[str, list[Any]] | None:
+        """Return links to the engines, by model name; None while one has no room."""
+        links: dict[str, list[Any]] = {}
+        for name, source in sources.items():
+            found = cluster.engine(source, name, f"{self.client}-{uuid.uuid4().hex[:6]}") if source is not None else None
+            if found is None:
+                return None
+            links[name] = list(found)
+        return links
+
+    def _engine_keys(self, sources: Mapping[str, ModelSource | None]) -> list[str]:
+        from caiflow.engine.cluster import engine_key
+
+        return list({engine_key(source) for source in sources.values() if source is not None})
+
+    def _running_cluster(self) -> Cluster:
+        if self._cluster is None:
+            from caiflow.engine.cluster import Cluster
+
+            cluster = Cluster(self._address)
+            cluster.on_event = self._relay
+            self._cluster = cluster
+            cluster.start()
+            if not cluster.gpus and any(issubclass(operator_type(s.op), ModelOperator) for s in self.steps):
+                cluster.warm("train", TRAINERS)
+        return self._cluster
+
+    def _relay(self, event: dict[str, Any]) -> None:
+        kind = event.get("event") or ("sample" if "after" in event else "step_progress")
+        self.journal.emit(kind, **{name: value for name, value in event.items() if name != "event"})
+
+    # ---------------------------------------------------------------------------------------------------- endings
+
+    def _wait(self) -> None:
+        cluster = self._cluster
+        if cluster is None or not cluster.busy():
+            self._interrupted.wait(POLL_S)  # another run holds what this one waits for
+            return
+        for finished in cluster.wait(POLL_S):
+            self._finished(finished)
+        needed = {key for step in self.steps if self.states[step.name] not in SETTLED for key in self._needed_engines(step)}
+        cluster.free(needed)
+
+    def _needed_engines(self, step: Step) -> list[str]:
+        return self._engine_keys(self._models(step))
+
+    def _finished(self, finished: Finished) -> None:
+        for step in self._units.pop(id(finished.unit)):
+            result = finished.results.get(step.name)
+            if result is None or result.error or result.staged is None:
+                reason = result.error if result is not None and result.error else str(finished.error or "its input failed")
+                self._fail(step, reason, result)
+            elif any(self.states.get(name) in ("failed", "skipped") for name in self.resolver.edges(step)):
+                self._settle(step, "skipped")
+            else:
+                self._seal(step, result)
+
+    def _seal(self, step: Step, result: StepResult) -> None:
+        components = self.resolver.components(step)
+        assert components is not None, step.name
+        assert result.staged is not None, step.name
+        self.components[step.name] = components
+        meta = {
+            "kind": operator_type(step.op).kind,
+            "op": step.op,
+            "components": components,
+            "metrics": dict(result.metrics),
+            "rows_in": result.rows_in,
+            "rows_out": result.rows_out,
+            "counts": dict(result.counts),
+            "seconds": round(time.monotonic() - self._started[step.name], 3),
+        }
+        artifact = self.store.seal(digest(components), result.staged, meta)
+        self.resolver.artifacts[step.name] = artifact
+        self._settle(step, "done", artifact, result)
+
+    def _fail(self, step: Step, reason: str, result: StepResult | None = None) -> None:
+        log = self.out_dir / "logs" / f"{step.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(reason + "\n", encoding="utf-8")
+        first = reason.strip().splitlines()[0] if reason.strip() else "failed"
+        counts = dict(result.counts) if result else {}
+        self._settle(step, "failed", error=f"{step.name}: {first}; the whole report is in {log}", counts=counts)
+
+    def _settle(
+        self,
+        step: Step,
+        status: str,
+        artifact: Artifact | None = None,
+        result: StepResult | None = None,
+        *,
+        error: str | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        self.states[step.name] = status
+        claim = self._claims.pop(step.name, None)
+        if claim is not None:
+            claim.close()
+        if artifact is not None:
+            _link(self.out_dir / "steps" / step.name, artifact.path)
+        self._record()
+        begun = self._started.get(step.name)
+        counts = dict(result.counts) if result else dict(counts or {})
+        self.journal.emit(
+            "step_done",
+            step=step.name,
+            status=status,
+            digest=artifact.digest if artifact else None,
+            rows_in=artifact.rows_in if artifact else None,
+            rows_out=artifact.rows_out if artifact else None,
+            seconds=round(time.monotonic() - begun, 3) if begun else 0.0,
+            metrics=dict(artifact.metrics) if artifact else None,
+            error=error,
+            cached=artifact.rows_out if artifact and status == "cached" else counts.get("cached"),
+            **{name: counts[name] for name in ("dropped", "failed", "calls", "reused_calls") if name in counts},
+        )
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point `link` at an artifact, replacing an earlier link."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target, target_is_directory=True)
+    os.replace(fresh, link)

@@ -1,0 +1,321 @@
+"""What a worker process does: one unit of work per step, or per chain of row steps.
+
+Each unit is built by the runner and carried out where the cluster puts it. Knows the four shapes of operators, none by name;
+knows no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.operator import (
+    Job,
+    LLMs,
+    MetricsOperator,
+    ModelOperator,
+    ModelSource,
+    Operator,
+    Params,
+    Row,
+    RowOperator,
+    StepContext,
+    TableOperator,
+)
+from caiflow.engine.registry import operator as operator_type
+
+if TYPE_CHECKING:
+    from caiflow.engine.flow import FlowStep
+    from caiflow.engine.llm.client import EngineClient, Link
+    from caiflow.engine.row_llm import Tally
+    from caiflow.engine.rows import RowsWriter
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes the fields of a `step_progress` or `sample` event, with its `step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of a step in a worker: its staged folder and figures, or the error."""
+
+    staged: Path | None = None
+    rows_in: int | None = None
+    rows_out: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """An operator as it travels: made again in the worker from its name."""
+
+    name: str
+    op: str
+    params: Params
+    context: StepContext
+
+    def operator(self) -> Operator[Any]:
+        """Return the operator."""
+        return operator_type(self.op)(self.params, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class TableUnit:
+    """One table operator: `inputs` maps step names to the folders of their rows."""
+
+    step: StepWork
+    inputs: Mapping[str, Path]
+    staged: Path
+
+    def run(self, report: Report) -> dict[str, StepResult]:
+        """Carry it out."""
+        from caiflow.engine.rows import Rows, RowsWriter
+
+        operator = self.step.operator()
+        assert isinstance(operator, TableOperator)
+        inputs = {name: Rows(path) for name, path in self.inputs.items()}
+        known = {name: _columns(rows) for name, rows in inputs.items()}
+        out = RowsWriter(self.staged, dict(operator.columns(known).types))
+        job = Job(self.staged, inputs, seed=self.step.context.seed, log=_log(report, self.step.name))
+        operator.table(job, out)
+        out.close()
+        rows_in = sum(rows.num_rows for rows in inputs.values()) if inputs else None
+        metrics = {**job.metrics, **out.metrics}
+        counts = {"dropped": out.num_dropped}
+        return {self.step.name: StepResult(self.staged, rows_in, out.num_rows, metrics, counts)}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainUnit:
+    """One model operator."""
+
+    step: StepWork
+    inputs: Mapping[str, Path]
+    models: Mapping[str, ModelSource]
+    staged: Path
+    work_dir: Path
+
+    def run(self, report: Report) -> dict[str, StepResult]:
+        """Carry it out."""
+        from caiflow.engine.rows import Rows
+
+        operator = self.step.operator()
+        assert isinstance(operator, ModelOperator)
+        inputs = {name: Rows(path) for name, path in self.inputs.items()}
+        job = Job(
+            self.staged,
+            inputs,
+            self.models,
+            seed=self.step.context.seed,
+            work_dir=self.work_dir,
+            log=_log(report, self.step.name),
+        )
+        operator.train(job)
+        rows_in = sum(rows.num_rows for rows in inputs.values())
+        return {self.step.name: StepResult(self.staged, rows_in, None, dict(job.metrics))}
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureUnit:
+    """One metrics operator, with links to the engines of the models it asks."""
+
+    step: StepWork
+    inputs: Mapping[str, Path]
+    models: Mapping[str, ModelSource]
+    links: Mapping[str, Sequence[Link]]
+    staged: Path
+    ledger_dir: Path
+
+    def run(self, report: Report) -> dict[str, StepResult]:
+        """Carry it out."""
+        return asyncio.run(self._run(report))
+
+    async def _run(self, report: Report) -> dict[str, StepResult]:
+        from caiflow.engine.llm.client import EngineClient
+        from caiflow.engine.rows import Rows
+
+        operator = self.step.operator()
+        assert isinstance(operator, MetricsOperator)
+        inputs = {name: Rows(path) for name, path in self.inputs.items()}
+        job = Job(self.staged, inputs, self.models, seed=self.step.context.seed, log=_log(report, self.step.name))
+        async with AsyncExitStack() as stack:
+            clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
+            llms = LedgeredLLMs(self.step, self.models, clients, self.ledger_dir, report)
+            stack.callback(llms.close)
+            measured = await operator.measure(job, llms)
+        text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
+        (self.staged / "metrics.json").write_text(text, encoding="utf-8")
+        rows_in = sum(rows.num_rows for rows in inputs.values())
+        return {self.step.name: StepResult(self.staged, rows_in, None, {**job.metrics, **measured})}
+
+
+class LedgeredLLMs(LLMs):
+    """Asks models for a table of rows; every call is kept in the ledger."""
+
+    def __init__(
+        self,
+        step: StepWork,
+        models: Mapping[str, ModelSource],
+        clients: Mapping[str, EngineClient],
+        ledger_dir: Path,
+        report: Report,
+    ) -> None:
+        from caiflow.engine.ledger import Ledger
+        from caiflow.engine.row_llm import Tally
+
+        self._step = step
+        self._models = models
+        self._clients = clients
+        self._report = report
+        self._tally = Tally()
+        self._ledgers = {name: Ledger(ledger_dir, namespace(step.op, model.identity)) for name, model in models.items()}
+
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
+        """Return `await ask(row, llm)` for each row, in order."""
+        from caiflow.engine.row_llm import LedgeredLLM
+
+        client = self._clients[model]
+        slots = asyncio.Semaphore(2 * client.capacity)
+        self._tally.total += len(rows)
+
+        async def one(row: Row) -> Row:
+            async with slots:
+                llm = LedgeredLLM(
+                    client,
+                    self._ledgers[model],
+                    uid=str(row["uid"]),
+                    operator=f"{self._step.op}:{label}",
+                    seed=self._step.context.seed,
+                    model_identity=self._models[model].identity,
+                    tally=self._tally,
+                )
+                answer: Row = await ask(row, llm)
+            self._tally.done += 1
+            if self._tally.done % 16 == 0:
+                self._report({"step": self._step.name, **progress_fields(self._tally)})
+            return answer
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(row)) for row in rows]
+        return [task.result() for task in tasks]
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowUnit:
+    """A chain of row steps: `source` is the folder of the rows it starts from, `staged` a folder per step."""
+
+    steps: Sequence[StepWork]
+    flow_steps: Sequence[FlowStep]
+    source: Path
+    links: Mapping[str, Sequence[Link]]
+    staged: Mapping[str, Path]
+    ledger_dir: Path
+
+    def run(self, report: Report) -> dict[str, StepResult]:
+        """Carry it out."""
+        return asyncio.run(self._run(report))
+
+    async def _run(self, report: Report) -> dict[str, StepResult]:
+        from caiflow.engine.flow import Flow
+        from caiflow.engine.ledger import Ledger
+        from caiflow.engine.llm.client import EngineClient
+        from caiflow.engine.rows import Rows
+
+        source = Rows(self.source)
+        async with AsyncExitStack() as stack:
+            namespaces = {step.namespace for step in self.flow_steps}
+            ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name)) for name in namespaces}
+            clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
+            writers = self._writers(source)
+            flow = Flow(self.flow_steps, ledgers, clients, writers)
+            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow.tallies, report)))
+            tallies = await flow.run(source)
+        return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.flow_steps}
+
+    def _writers(self, source: Rows) -> dict[str, RowsWriter]:
+        from caiflow.engine.rows import RowsWriter
+
+        known = {"": _columns(source)}
+        writers = {}
+        for step in self.flow_steps:
+            given = known.get(step.source, known[""])
+            known[step.name] = step.operator.columns({step.source: given})
+            writers[step.name] = RowsWriter(self.staged[step.name], dict(known[step.name].types))
+        return writers
+
+    def _result(self, step: FlowStep, tally: Tally, writer: RowsWriter) -> StepResult:
+        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "calls", "reused_calls")}
+        counts |= {name: getattr(tally, name) for name in ("prompt_tokens", "completion_tokens")}
+        if tally.error:
+            return StepResult(None, tally.total, None, {}, counts, tally.error)
+        writer.close()
+        metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
+        metrics |= _row_metrics(step.operator, self.staged[step.name])
+        return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts)
+
+
+Unit = TableUnit | TrainUnit | MeasureUnit | FlowUnit
+
+
+def namespace(op: str, model_identity: str) -> str:
+    """Return the ledger namespace of an operator's calls to a model."""
+    return f"{op}-{model_identity[:16] or 'none'}"
+
+
+def progress_fields(tally: Tally) -> dict[str, Any]:
+    """Return the fields of a `step_progress` event."""
+    fields = ("done", "total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
+    return {name: getattr(tally, name) for name in fields}
+
+
+def _row_metrics(operator: RowOperator[Any], folder: Path) -> dict[str, Any]:
+    """Return what the operator makes of its finished rows, read back in batches."""
+    from caiflow.engine.rows import Rows
+
+    if type(operator).metrics is RowOperator.metrics:
+        return {}
+
+    def rows() -> Iterator[Row]:
+        for batch in Rows(folder).batches():
+            yield from batch.to_pylist()
+
+    return dict(operator.metrics(rows()))
+
+
+async def _watch(tallies: Mapping[str, Tally], report: Report) -> None:
+    shown: dict[str, str] = {}
+    while True:
+        for name, tally in tallies.items():
+            report({"step": name, **progress_fields(tally)})
+            if tally.after and shown.get(name) != tally.after:
+                shown[name] = tally.after
+                report({"step": name, "before": tally.before, "after": tally.after})
+        await asyncio.sleep(0.25)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _columns(rows: Any) -> Any:
+    from caiflow.engine.operator import Columns
+
+    return Columns(dict(rows.columns))
+
+
+def _log(report: Report, step: str) -> Callable[..., None]:
+    return lambda **fields: report({"step": step, **fields})
