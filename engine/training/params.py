@@ -105,16 +105,20 @@ class TrainingParams(Params):
         return (self.input,) if self.eval_input is None else (self.input, self.eval_input)
 
 
-TRAINER_FIELDS = frozenset(TrainingParams.model_fields) - frozenset(Params.model_fields) - {
-    "input",
-    "eval_input",
-    "lora",
-    "merge",
-    "eval_strategy",
-    "max_length",
-    "attn_implementation",
-    "save_steps",
-    "logging_steps",
-    "bf16",
-}
+TRAINER_FIELDS = (
+    frozenset(TrainingParams.model_fields)
+    - frozenset(Params.model_fields)
+    - {
+        "input",
+        "eval_input",
+        "lora",
+        "merge",
+        "eval_strategy",
+        "max_length",
+        "attn_implementation",
+        "save_steps",
+        "logging_steps",
+        "bf16",
+    }
+)
 """Fields that go to the trainer's configuration as they are."""

@@ -71,7 +71,9 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
             return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
         if name == "text" or column:
             return value
-    raise StepError(f"row {row.get('uid', '?')}: nothing to train on, looked for {', '.join(names)}; filter such rows out before")
+    raise StepError(
+        f"row {row.get('uid', '?')}: nothing to train on, looked for {', '.join(names)}; filter such rows out before"
+    )
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:

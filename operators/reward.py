@@ -1,0 +1,115 @@
+"""The preference model: learns from comparisons to give each reply a score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.operator import Job, ModelOperator, ModelRef
+from caiflow.engine.training.params import TrainingParams
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from caiflow.engine.training.tokens import Tokens
+
+RELIABILITY = "_reliability.json"
+"""The bins of the reliability figure, beside the saved model."""
+
+
+class RewardParams(TrainingParams):
+    """Fields of `op: reward`."""
+
+    model: ModelRef
+    """The language model to start from; its output head is replaced by one score."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Learn `p_chosen` itself, or take the chosen reply as better for certain."""
+    learning_rate: float = Field(default=1e-5, ge=0)
+    """Peak learning rate of the optimizer."""
+    center: bool = True
+    """Shift the scores to mean 0 over the rows of `eval_input`, or of `input` where there is none."""
+    center_rewards_coefficient: float | None = Field(default=None, ge=0)
+    """Weight of a loss term that keeps the scores near 0 while training; 0.01 is usual, none by default."""
+    calibration_bins: int = Field(default=10, ge=2)
+    """Bins of predicted probability behind the calibration error and the reliability figure."""
+
+    own_fields: ClassVar[frozenset[str]] = frozenset({"center_rewards_coefficient"})
+
+    @model_validator(mode="after")
+    def _whole(self) -> RewardParams:
+        if not self.merge:
+            raise ValueError("a reward model is saved whole; leave `merge` out")
+        return self
+
+
+class Reward(ModelOperator[RewardParams]):
+    """Train a reward model on preferences (rows with `prompt`, `chosen`, `rejected` and maybe `p_chosen`)."""
+
+    name = "reward"
+    params_type = RewardParams
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
+        return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
+
+    def train(self, job: Job) -> None:
+        """Train on the input's preferences; save the model with its mean score, the loss curve and the reliability bins."""
+        from transformers import set_seed
+        from trl import RewardConfig
+
+        from caiflow.engine.training.loop import configure, fit, quiet_libraries, seed_of
+        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
+        from caiflow.engine.training.preference_model import SoftReward, SoftRewardCollator
+
+        params = self.params
+        quiet_libraries()
+        source = job.models[params.model]
+        tokenizer = load_tokenizer(source)
+        tokens = self._tokens(job, tokenizer)
+        train, held_out = self._labelled(tokens[0]), self._labelled(tokens[1]) if len(tokens) > 1 else None
+        set_seed(seed_of(job))  # the score head begins with random weights
+        trainer = SoftReward(
+            model=load_model(source, params, task="reward"),
+            args=configure(RewardConfig, params, job, rows=len(train), max_length=None),
+            data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=lora_config(params.lora, "reward") if params.lora else None,
+        )
+        fit(trainer, params, job)
+        if trainer.is_world_process_zero():
+            self._measure(job, trainer.model, train if held_out is None else held_out, tokenizer.pad_token_id)
+            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source, task="reward")
+
+    def _measure(self, job: Job, model: Any, data: Dataset, pad_id: int) -> None:
+        """Put the model's quality on `data` into the metrics and its mean score into the model."""
+        from caiflow.engine.training.scoring import MEAN, pair_scores, quality
+
+        chosen, rejected = pair_scores(model, data, pad_id, self.params.per_device_eval_batch_size)
+        found = quality(chosen, rejected, list(data["p_chosen"]), self.params.calibration_bins)
+        bins = found.pop("bins")
+        mean = sum(chosen + rejected) / (2 * len(data))
+        setattr(model.config, MEAN, mean if self.params.center else 0.0)
+        text = json.dumps({"ece": found["ece"], "bins": bins}, indent=1)
+        (job.out_dir / RELIABILITY).write_text(text, encoding="utf-8")
+        job.metrics |= {**found, "mean_reward": mean, "measured_on": "input" if self.params.eval_input is None else "eval_input"}
+
+    def _tokens(self, job: Job, tokenizer: Any) -> list[Dataset]:
+        from caiflow.engine.llm.render import Renderer
+        from caiflow.engine.training.tokens import preferences
+
+        renderer = Renderer(tokenizer)
+        found: list[Tokens] = []
+        for step in self.params.row_steps():
+            found.append(preferences(job.inputs[step], renderer, max_length=self.params.max_length))
+            job.metrics |= found[-1].counts.metrics("eval_" if len(found) > 1 else "")
+        return [tokens.data for tokens in found]
+
+    def _labelled(self, data: Dataset) -> Dataset:
+        if self.params.labels == "soft":
+            return data
+        return data.remove_columns("p_chosen").add_column("p_chosen", [1.0] * len(data))
