@@ -1,0 +1,220 @@
+"""What is wrong with a value, in words: errors of `jsonschema` and pydantic as problems at the key or value that causes them.
+
+Imported only where something is wrong. Decides nothing: what it is handed is an error already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from caiflow.engine import registry, schema
+from caiflow.engine.names import suggest
+from caiflow.engine.overlay import Problems
+from caiflow.engine.yaml_source import Node, Path_
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError as SchemaError
+from pydantic import ValidationError
+
+KIND_NAMES = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+_BOUNDS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+
+
+def schema_problems(tree: Node, problems: Problems) -> Iterator[Path_]:
+    """Check the tree against the schema, add what is wrong, and yield the path of each finding."""
+    steps = tree.child("steps")
+    ops = [op.value for _, step in (steps.items() if steps else ()) if (op := step.child("op")) and isinstance(op.value, str)]
+    checker = Draft202012Validator(schema.spec_schema(list(dict.fromkeys(filter(registry.exists, ops)))))
+    errors = sorted(checker.iter_errors(tree.plain()), key=lambda error: [str(part) for part in error.absolute_path])
+    for error in errors:
+        for leaf in _leaves(error):
+            path = tuple(leaf.absolute_path)
+            _report(tree, leaf, path, problems)
+            yield path
+
+
+def model_problems(tree: Node, path: Path_, error: ValidationError, problems: Problems) -> None:
+    """Add what a parameter model refuses beyond the schema."""
+    for detail in error.errors(include_url=False):
+        where = list(path)
+        for part in detail["loc"]:
+            # A location may hold names of union members and validators, which are nowhere in the file.
+            node = tree.get(*where)
+            if node is not None and node.child(part) is not None:
+                where.append(part)
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        message, _, hint = message.partition("; ")
+        node = tree.nearest(tuple(where))
+        problems.at(node.key if len(where) == len(path) else node.at, tuple(where), message[:1].lower() + message[1:], hint)
+
+
+def _leaves(error: SchemaError) -> Iterator[SchemaError]:
+    """Yield the errors that tell most: those of the union member which the value seems to mean."""
+    if error.validator not in ("anyOf", "oneOf") or not error.context:
+        yield error
+        return
+    branches: dict[int, list[SchemaError]] = {}
+    for inner in error.context:
+        branches.setdefault(inner.schema_path[0], []).append(inner)
+    close = [errors for errors in branches.values() if not any(_is_other_kind(inner) for inner in errors)]
+    if not close:
+        yield error
+        return
+    unknown = [[inner for inner in errors if inner.validator == "additionalProperties"] for errors in close]
+    if len(close) > 1 and all(inner and not inner[0].relative_path for inner in unknown):
+        yield error  # an unknown key in every member: say which keys there are
+        return
+    best = min(close, key=lambda errors: (any(e.validator == "additionalProperties" for e in errors), len(errors)))
+    for inner in best:
+        yield from _leaves(inner)
+
+
+def _is_other_kind(error: SchemaError) -> bool:
+    return not error.relative_path and error.validator in ("type", "const", "enum")
+
+
+def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
+    node = tree.nearest(path)
+    name = path[-1] if path else "the spec"
+    rule, bound, value = error.validator, error.validator_value, error.instance
+    if rule == "additionalProperties" or (rule in ("anyOf", "oneOf") and isinstance(value, Mapping) and _keys(error)):
+        _report_unknown_keys(node, error, path, problems)
+    elif rule == "required":
+        missing = next((key for key in bound if key not in value and f"'{key}' is" in error.message), bound[0])
+        hint = "add " + (f"`{missing}: 1`" if missing == "caiflow" else f"`{missing}:`")
+        problems.at(node.key, path, f"`{name}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
+    elif rule == "enum" or rule == "const":
+        allowed = bound if rule == "enum" else [bound]
+        what = "operator" if path and path[-1] == "op" else "value"
+        problems.at(node.at, path, f"unknown {what} {_shown(value, what)}", _allowed(value, allowed, f"{what}s"))
+    elif rule == "type" or rule in ("anyOf", "oneOf"):
+        problems.at(
+            node.at, path, f"`{_field(path)}` must be {_expected(error)}, got {_shown(value)}", _type_hint(error, value)
+        )
+    elif rule == "pattern" and error.parent is None and error.schema_path[-2] == "propertyNames":
+        key = (node.child(value) or node).key
+        problems.at(
+            key, (*path, value), f"`{value}` is no valid name", "use letters, digits, `_` and `-`, and begin with a letter"
+        )
+    else:
+        problems.at(
+            node.at, path, f"`{_field(path)}` {_bound(rule, bound, value)}, got {_shown(value)}", _bound_hint(rule, bound)
+        )
+
+
+def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
+    known = _keys(error)
+    for key in error.instance:
+        if key not in known:
+            at = node.child(key) or node
+            problems.at(at.key, (*path, key), f"unknown key `{key}`", suggest(key, known, "keys"))
+
+
+def _keys(error: SchemaError) -> list[str]:
+    """Return the keys that an object may have here, over all the members of a union."""
+    if error.validator == "additionalProperties":
+        return list(error.schema.get("properties", {}))
+    found: dict[str, None] = {}
+    for inner in error.context or ():
+        if inner.validator == "additionalProperties" and not inner.relative_path:
+            found.update(dict.fromkeys(_keys(inner)))
+    return list(found)
+
+
+def _allowed(value: Any, allowed: Sequence[Any], what: str) -> str:
+    texts = [str(item) if isinstance(item, str) else json.dumps(item) for item in allowed]
+    return suggest(value, texts, what) if isinstance(value, str) and len(texts) > 6 else _near(value, texts)
+
+
+def _near(value: Any, texts: Sequence[str]) -> str:
+    hint = suggest(value, texts, "allowed") if isinstance(value, str) else ""
+    listed = "allowed: " + ", ".join(texts)
+    return f"{hint} {listed}" if hint.startswith("did you mean") else listed
+
+
+def _expected(error: SchemaError) -> str:
+    """Return what a value may be, over all the members of a union."""
+    kinds: dict[str, None] = {}
+    for inner in [error, *(error.context or ())]:
+        if inner.relative_path and inner is not error:
+            continue
+        if inner.validator == "type":
+            names = [inner.validator_value] if isinstance(inner.validator_value, str) else inner.validator_value
+            kinds.update({KIND_NAMES.get(name, name): None for name in names})
+        elif inner.validator in ("enum", "const"):
+            values = inner.validator_value if inner.validator == "enum" else [inner.validator_value]
+            kinds.update({f"`{value}`": None for value in values})
+    words = list(kinds)
+    if len(words) > 1 and "null" in words:
+        words.remove("null")
+    return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else "".join(words) or "another value"
+
+
+def _type_hint(error: SchemaError, value: Any) -> str:
+    expected = _expected(error)
+    if isinstance(value, str):
+        if "true or false" in expected and value.lower() in ("yes", "no", "on", "off"):
+            return f"write `{'true' if value.lower() in ('yes', 'on') else 'false'}`"
+        if "number" in expected:
+            return "write the number without quotes" if _is_number(value) else "write a number"
+        choices = [inner.validator_value for inner in error.context or () if inner.validator in ("enum", "const")]
+        names = [str(name) for names in choices for name in (names if isinstance(names, list) else [names])]
+        if names:
+            return suggest(value, names, "allowed")
+        if "a list" in expected:
+            return f"write `[{value}]`"
+    if expected == "text" and not isinstance(value, (list, dict)):
+        return "put it in quotes"
+    return ""
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _bound(rule: Any, bound: Any, value: Any) -> str:
+    if rule in _BOUNDS:
+        return f"must be {_BOUNDS[rule]} {bound:g}"
+    return {
+        "minLength": "must not be empty" if bound == 1 else f"must have at least {bound} characters",
+        "maxLength": f"must have at most {bound} characters",
+        "minItems": f"needs at least {bound} {'entry' if bound == 1 else 'entries'}",
+        "maxItems": f"takes at most {bound} {'entry' if bound == 1 else 'entries'}",
+        "minProperties": f"needs at least {bound} {'entry' if bound == 1 else 'entries'}",
+        "maxProperties": f"takes at most {bound} {'entry' if bound == 1 else 'entries'}",
+        "uniqueItems": "must not repeat an entry",
+        "pattern": f"must match {bound}",
+    }.get(str(rule), f"breaks the rule {rule}: {bound}")
+
+
+def _bound_hint(rule: Any, bound: Any) -> str:
+    if rule == "pattern" and bound.startswith("^[A-Z_]"):
+        return "give the name of an environment variable, never the secret itself"
+    return f"write {_BOUNDS[rule]} {bound:g}" if rule in _BOUNDS else ""
+
+
+def _field(path: Path_) -> str:
+    """Return the name of the field at a path: `stop[0]` rather than `[0]`."""
+    names = [str(part) if isinstance(part, str) else f"[{part}]" for part in path]
+    last = next((index for index in range(len(path) - 1, -1, -1) if isinstance(path[index], str)), 0)
+    return "".join(names[last:]) or "the spec"
+
+
+def _shown(value: Any, what: str = "") -> str:
+    if what == "operator":
+        return f"`{value}`"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,95 @@
+"""The graph of a spec: its steps, and the edges where a parameter names another step.
+
+Pure functions; knows no operator and reads no file. Entries of `models:` are not steps, so they are no nodes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from caiflow.engine.language import Spec, Step
+
+Edges = Mapping[str, tuple[str, ...]]
+
+
+def upstream_of(step: Step, spec: Spec) -> tuple[str, ...]:
+    """Return the steps that `step` names, each once, in the order it names them."""
+    return tuple(dict.fromkeys(ref.name for ref in step.references() if ref.name in spec.steps))
+
+
+def edges(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """Return, for each step in file order, the steps it needs."""
+    return {name: upstream_of(step, spec) for name, step in spec.steps.items()}
+
+
+def order(needs: Edges) -> list[str]:
+    """Return the names so that each comes after what it needs; among equals the given order is kept.
+
+    Raises:
+        ValueError: there is a cycle; its message names it.
+    """
+    done: dict[str, None] = {}
+    waiting = list(needs)
+    while waiting:
+        ready = [name for name in waiting if all(need in done or need not in needs for need in needs[name])]
+        if not ready:
+            raise ValueError("cycle: " + " -> ".join(cycles({name: needs[name] for name in waiting})[0]))
+        done |= dict.fromkeys(ready)
+        waiting = [name for name in waiting if name not in done]
+    return list(done)
+
+
+def cycles(needs: Edges) -> list[list[str]]:
+    """Return each cycle once as `[a, b, a]`, where a needs b; cycles that share a step with an earlier one are left out."""
+    found: list[list[str]] = []
+    settled: set[str] = set()
+    for start in needs:
+        path: list[str] = []
+        stack = [(start, iter(needs[start]))] if start not in settled else []
+        path.extend(name for name, _ in stack)
+        while stack:
+            need = next(stack[-1][1], None)
+            if need is None:
+                settled.add(stack.pop()[0])
+                path.pop()
+            elif need in path:
+                found.append([*path[path.index(need) :], need])
+                settled.update(path)
+                break
+            elif need in needs and need not in settled:
+                stack.append((need, iter(needs[need])))
+                path.append(need)
+    return found
+
+
+def reach(starts: Iterable[str], needs: Edges) -> set[str]:
+    """Return the starts and everything they need, however far."""
+    seen: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(needs.get(name, ()))
+    return seen
+
+
+def topological(spec: Spec) -> list[Step]:
+    """Return the steps so that each comes after what it needs; otherwise in file order."""
+    return [spec.steps[name] for name in order(edges(spec))]
+
+
+def ancestors(spec: Spec, name: str) -> set[str]:
+    """Return every step that `name` needs, however far; without itself."""
+    return reach([name], edges(spec)) - {name}
+
+
+def downstream(spec: Spec, name: str) -> set[str]:
+    """Return every step that needs `name`, however far; without itself."""
+    users: dict[str, tuple[str, ...]] = dict.fromkeys(spec.steps, ())
+    for step, needs in edges(spec).items():
+        for need in needs:
+            users[need] = (*users[need], step)
+    return reach([name], users) - {name}

@@ -1,0 +1,170 @@
+"""The words of the spec language: the top-level keys, the entries of `models:`, and the frozen objects a spec becomes.
+
+Declares; reads no file and checks nothing that needs more than one value. `spec.py` turns a file into these.
+
+A matrix compares variants within one run::
+
+    matrix:
+      labels:                            # an axis
+        hard: {preference.labels: hard}  # an arm: what it sets, as STEP.FIELD (or constitution, or models.NAME.FIELD)
+        soft: {preference.labels: soft}
+      critique.few_shot: [0, 2]          # a short axis: one field, one arm per value
+
+Each changed step, and each step that needs one, is copied once per arm as `preference@hard`, `rl_cai@hard+2`; the others stay
+shared. `models: [base, rl_cai@*]` gathers every arm of a step in one place, so that step isn't copied for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from caiflow.engine.marks import marks
+from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
+from caiflow.engine.yaml_source import Node
+from pydantic import Field
+
+NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
+STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"
+
+Name = Annotated[str, Field(pattern=STEP_NAME)]
+ConstitutionValue = str | list[str | dict[str, Any]] | dict[str, Any]
+
+
+class ModelEntry(Strict):
+    """A model that steps may name: weights to load, or a server to ask."""
+
+    source: str = Field(min_length=1, json_schema_extra={"x-path": "model"})
+    """`tiny` (bundled), a hub id, a folder, or the address of a server; with `base_url`, the model's name on that server."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub id; by default the newest."""
+    tokenizer: str | None = Field(default=None, json_schema_extra={"x-path": "file-or-hub"})
+    """Hub id or folder of another tokenizer; by default the model's own."""
+    chat_template: str | None = None
+    """Jinja chat template in place of the tokenizer's: its text, or a file ending in .jinja."""
+    adapter: str | None = Field(default=None, json_schema_extra={"x-path": "file-or-hub"})
+    """Hub id or folder of a PEFT adapter laid over the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto takes the checkpoint's."""
+    quantization: str | None = None
+    """How the engine quantises the weights, by the engine's own name (`fp8`, `awq`, `bitsandbytes`)."""
+    engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
+    """What runs the model; auto takes openai for a server, else vLLM where it suits the machine, else transformers."""
+    engine_args: dict[str, Any] = Field(default={}, json_schema_extra=SPEED)
+    """Arguments handed to vLLM under its own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
+    num_gpus: float | None = Field(default=None, ge=0, json_schema_extra=SPEED)
+    """GPUs per replica; by default 1 where there is one."""
+    replicas: int = Field(default=1, ge=1, json_schema_extra=SPEED)
+    """Engines started for this model."""
+    base_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=SPEED)
+    """Address of an OpenAI-compatible server, up to and with `/v1`."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]*$", json_schema_extra=SPEED)
+    """Name of the environment variable that holds the server's key; the key itself never stands in a spec."""
+    max_calls: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
+    """Calls to the server after which the run stops."""
+    max_tokens_total: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
+    """Tokens, prompts and answers together, after which the run stops."""
+    timeout_s: float = Field(default=120.0, gt=0, json_schema_extra=SPEED)
+    """Seconds until a call to the server counts as lost."""
+    concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)
+    """Most calls to the server at once; 0 finds it by trying."""
+
+
+class SpecFile(Strict):
+    """A caiflow spec: one YAML file that says a whole Constitutional AI run."""
+
+    caiflow: Literal[1]
+    """Version of the spec language."""
+    name: str | None = Field(default=None, pattern=NAME)
+    """Name of the recipe, used for the folder of its runs; by default the file's name."""
+    description: str = ""
+    """What the recipe does, in a line or two; no effect."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything random in the run."""
+    constitution: ConstitutionValue | None = None
+    """A bundled name, a path, or the principles in place; a step may name another."""
+    models: dict[Name, ModelEntry] = {}
+    """Models by the name that steps use."""
+    steps: dict[Name, dict[str, Any]] = Field(min_length=1)
+    """Steps by name; each is `{op: OPERATOR, ...its parameters}`."""
+    profiles: dict[str, dict[str, Any]] = {}
+    """Partial specs by name; `--profile NAME` lays one over this spec. A null takes a key away."""
+    extends: str | None = None
+    """Another spec, relative to this one, or a bundled recipe's name, over which this spec is laid."""
+    matrix: dict[str, dict[str, dict[str, Any] | None] | list[Any]] = {}
+    """Variants to compare within one run: axis -> arm -> what it sets, or STEP.FIELD -> list of values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One named use of an operator, its parameters validated."""
+
+    name: str
+    op: str
+    params: Params
+    constitution: Any = None
+    """The step's own constitution as written, or None where the spec's holds."""
+
+    @property
+    def base(self) -> str:
+        """The step's name in the file, without the arm."""
+        return self.name.partition("@")[0]
+
+    @property
+    def arm(self) -> str:
+        """The arm of the matrix this copy belongs to; empty for a step that no arm changes."""
+        return self.name.partition("@")[2]
+
+    def references(self) -> tuple[Reference, ...]:
+        """Return the edges into this step: each parameter that names a step or a model, in field order."""
+        return tuple(Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in marks(self.params, "x-ref"))
+
+    def operator_type(self) -> type[Operator[Any]]:
+        """Return the class behind `op`."""
+        from caiflow.engine import registry
+
+        return registry.operator(self.op)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A validated spec. `raw` is the resolved file as plain dicts: extends, profile, overrides and matrix carried out."""
+
+    name: str
+    description: str
+    seed: int
+    path: Path
+    base_dir: Path
+    constitution: Any
+    models: Mapping[str, ModelEntry]
+    steps: Mapping[str, Step]
+    raw: Mapping[str, Any]
+    source: Node = field(repr=False, compare=False)
+    """The resolved file with the place of each value, for messages."""
+
+    def dump(self) -> str:
+        """Return the resolved spec as YAML, which loads to the same steps."""
+        import yaml
+
+        return yaml.safe_dump(dict(self.raw), sort_keys=False, allow_unicode=True, width=120)
+
+    def context(self, name: str) -> StepContext:
+        """Return what a step's operator may know of this spec; its constitution is read here.
+
+        Raises:
+            SpecError: the constitution can't be read.
+        """
+        step = self.steps[name]
+        value = self.constitution if step.constitution is None else step.constitution
+        if value is None:
+            return StepContext(self.seed, self.base_dir)
+        from caiflow.engine.constitution import load_constitution
+
+        return StepContext(self.seed, self.base_dir, load_constitution(value, self.base_dir))
+
+    def operator(self, name: str) -> Operator[Any]:
+        """Return a step's operator, ready to work."""
+        step = self.steps[name]
+        return step.operator_type()(step.params, self.context(name))

@@ -1,0 +1,91 @@
+"""What the values of a parameter model mean: which name a step, which a file, which a column.
+
+Walks a validated model beside its type annotations and reports each text whose type carries a mark (`x-ref`, `x-path`,
+`x-column`, see `operator.py`). Knows no operator, and never looks at a file.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+KINDS = ("x-ref", "x-path", "x-column")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The text `value` at `path` is marked `kind: meaning`; with `key`, the text is the mapping key that ends the path."""
+
+    path: tuple[str | int, ...]
+    value: str
+    kind: str
+    meaning: Any
+    key: bool = False
+
+
+def marks(params: BaseModel, *kinds: str) -> Iterator[Mark]:
+    """Yield the marked texts of a model in field order, of the given kinds or of all."""
+    for mark in _model(params, ()):
+        if not kinds or mark.kind in kinds:
+            yield mark
+
+
+def _model(model: BaseModel, path: tuple[str | int, ...]) -> Iterator[Mark]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value is not None:
+            yield from _walk(field.annotation, _extra(field), value, (*path, field.alias or name))
+
+
+def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int, ...]) -> Iterator[Mark]:
+    while get_origin(kind) is Annotated:
+        kind, *notes = get_args(kind)
+        for note in notes:
+            extra = {**extra, **_extra(note)}
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        for option in arguments:
+            if _fits(option, value):
+                yield from _walk(option, extra, value, path)
+                return
+    elif isinstance(value, BaseModel):
+        yield from _model(value, path)
+    elif isinstance(value, str):
+        yield from (Mark(path, value, name, extra[name]) for name in KINDS if name in extra)
+    elif isinstance(value, Mapping) and len(arguments) == 2:
+        for name, item in value.items():
+            yield from (
+                Mark((*path, name), found.value, found.kind, found.meaning, key=True)
+                for found in _walk(arguments[0], {}, name, ())
+            )
+            yield from _walk(arguments[1], extra, item, (*path, name))
+    elif isinstance(value, (list, tuple)) and arguments:
+        fixed = get_origin(kind) is tuple and arguments[-1] is not Ellipsis
+        for index, item in enumerate(value):
+            yield from _walk(arguments[index if fixed else 0], extra, item, (*path, index))
+
+
+def _extra(note: Any) -> Mapping[str, Any]:
+    extra = note.json_schema_extra if isinstance(note, FieldInfo) else None
+    return extra if isinstance(extra, Mapping) else {}
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Say whether a validated value can have come from this member of a union."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(option, value) for option in get_args(kind))
+    if kind is Any:
+        return True
+    if isinstance(value, (list, tuple)) and get_args(kind) and origin in (list, tuple):
+        return all(_fits(get_args(kind)[0], item) for item in value)
+    return isinstance(value, origin or kind)

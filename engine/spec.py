@@ -1,0 +1,119 @@
+"""From a YAML file to a frozen, validated spec.
+
+Owns the order of things: read and lay over (`overlay`), validate (`structure`), carry the matrix out (`matrix`), check what needs
+the whole (`check`). All findings come in one SpecError. Nothing here runs a step, and no spec can name code to import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from caiflow.engine import check, matrix, registry
+from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.language import ModelEntry, Spec, Step
+from caiflow.engine.marks import marks
+from caiflow.engine.overlay import Problems, assign, read_layers
+from caiflow.engine.structure import parse, parse_model, parse_step
+from caiflow.engine.yaml_source import Location, Node, Path_
+
+__all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
+
+
+def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None, sample: int | None = None) -> Spec:
+    """Read, resolve and check a spec.
+
+    `sets` are assignments `steps.NAME.FIELD=VALUE`, whose file paths count from the working folder where they lead somewhere from
+    there. `sample` limits every step that reads a source (one with a `limit` and no input) to that many rows.
+
+    Raises:
+        SpecError: with every problem found, in order of place.
+    """
+    path = Path(path)
+    problems = Problems()
+    tree = read_layers(path, sets, profile, problems)
+    if sample is not None:
+        tree = _sampled(tree, sample)
+    parsed = parse(tree, problems)
+    tree, steps = matrix.expand(tree, parsed.steps, parse_step, problems)
+    models = _models(tree, parsed.models, problems)
+    base_dir = path.parent
+    rebased = _rebased(tree, base_dir, models, steps)
+    if rebased is not tree:
+        tree = rebased
+        models = _models(tree, models, problems)
+        steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
+    seed = tree.child("seed")
+    number = seed.value if seed and isinstance(seed.value, int) else 0
+    check.check(check.Checked(tree, base_dir, number, models, steps, problems))
+    if problems:
+        raise SpecError(_in_order(problems))
+    assert parsed.head is not None
+    name = parsed.head.name or path.stem
+    raw = {"caiflow": 1, "name": name, **{key: value for key, value in tree.plain().items() if key not in ("caiflow", "name")}}
+    constitution = raw.get("constitution")
+    return Spec(name, parsed.head.description, parsed.head.seed, path, base_dir, constitution, models, steps, raw, tree)
+
+
+def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> list[Problem]:
+    """Return everything wrong with a spec, in order of place; empty where it is right."""
+    try:
+        load_spec(path, sets=sets, profile=profile)
+    except SpecError as error:
+        return list(error.problems)
+    return []
+
+
+def _in_order(problems: Problems) -> tuple[Problem, ...]:
+    """Return each finding once; copies of a step in several arms share theirs."""
+    unique = {(problem.file, problem.line, problem.col, problem.message): problem for problem in reversed(problems)}
+    return tuple(sorted(unique.values(), key=lambda problem: (problem.file, problem.line, problem.col)))
+
+
+def _sampled(tree: Node, sample: int) -> Node:
+    """Return the tree with `limit` set on every step that reads no other step and can be limited."""
+    steps = tree.child("steps")
+    for name, step in steps.items() if steps else ():
+        op = step.child("op")
+        if op is None or not isinstance(op.value, str) or not registry.exists(op.value):
+            continue
+        fields = registry.operator(op.value).params_type.model_fields
+        given = step.child("limit")
+        if "limit" in fields and "input" not in fields and "inputs" not in fields:
+            now = given.value if given and isinstance(given.value, int) else sample
+            tree = assign(tree, ("steps", name, "limit"), Node(min(now, sample), step.at, step.key))
+    return tree
+
+
+def _models(tree: Node, parsed: Mapping[str, ModelEntry], problems: Problems) -> dict[str, ModelEntry]:
+    """Return the entries of `models:` as the tree now has them, the copies that a matrix made among them."""
+    section = tree.child("models")
+    wanted = [
+        (name, node)
+        for name, node in (section.items() if section else ())
+        if name.partition("@")[0] in parsed or name in parsed
+    ]
+    made = ((name, parse_model(name, node, problems)) for name, node in wanted)
+    return {name: entry for name, entry in made if entry is not None}
+
+
+def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps: Mapping[str, Step]) -> Node:
+    """Return the tree with paths written in another file (`extends`) or on the command line made relative to the spec."""
+    found: list[Path_] = [("models", name, *mark.path) for name, entry in models.items() for mark in marks(entry, "x-path")]
+    found += [("steps", name, *mark.path) for name, step in steps.items() for mark in marks(step.params, "x-path")]
+    found += [("constitution",), *(("steps", name, "constitution") for name in steps)]
+    for path in found:
+        node = tree.get(*path)
+        if node is not None and isinstance(node.value, str) and (moved := _moved(node, base_dir)):
+            tree = assign(tree, path, replace(node, value=moved))
+    return tree
+
+
+def _moved(node: Node, base_dir: Path) -> str | None:
+    written_in = Path(node.at.file).parent
+    target = written_in / node.value
+    if written_in == base_dir or Path(node.value).is_absolute() or not target.exists():
+        return None
+    return os.path.relpath(target, base_dir)
