@@ -12,23 +12,30 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
+from typing import Any, TypedDict
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from caiflow.engine.marks import marks
 
 FORMAT = 1
 """Version of the key format; part of every digest that plan and run compare."""
 
 _EXACT = 2.0**53  # whole floats below this are written as integers, so that 1 and 1.0 are the same
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again within the clock's grain: not remembered
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True).encode
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True
+).encode
+
+_encode_plain = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True, default=str
+).encode
 
 
 def canonical(value: Any) -> bytes:
@@ -38,6 +45,14 @@ def canonical(value: Any) -> bytes:
         TypeError: a value JSON has no form for, a path included: paths never belong to an identity.
     """
     return _encode(_plain(value)).encode("utf-8", "surrogatepass")
+
+
+def compact(value: Any) -> bytes:
+    """Return the JSON text of rows and calls, fast: plain values only, sorted keys, numbers as they are.
+
+    For keys on the hot path, where types come from a schema; `canonical` is for what people write.
+    """
+    return _encode_plain(value).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
@@ -79,7 +94,9 @@ def _plain_other(value: Any) -> Any:
             return _plain(base(value))
     if isinstance(value, Sequence) and not isinstance(value, os.PathLike):
         return [_plain(item) for item in value]
-    raise TypeError(f"identity: {type(value).__name__} has no canonical form, got {value!r}; give text, numbers, lists or mappings")
+    raise TypeError(
+        f"identity: {type(value).__name__} has no canonical form, got {value!r}; give text, numbers, lists or mappings"
+    )
 
 
 def _number(value: float) -> Any:
@@ -99,92 +116,40 @@ def _name(name: Any) -> str:
 # ---------------------------------------------------------------------------------------------------- parameters
 
 
-def identity_params(params: BaseModel, contents: Mapping[str, str] | None = None) -> dict[str, Any]:
+def identity_params(params: BaseModel) -> dict[str, Any]:
     """Return the parameters that change the output, as plain values.
 
-    Fields that only affect speed and fields that hold paths are left out. Names of steps and models are replaced by their
-    content digests in `contents`, and left out where it has none. A mapping whose keys are such names becomes a list of
-    [digest, value] pairs in the written order, since an operator may heed it.
+    Left out are fields that only affect speed, paths, and names of steps and models: the contents behind those count instead.
+    A mapping whose keys are such names becomes the list of its values in the written order, since an operator may heed it.
     """
-    plain = _fields(params, contents or {})
-    return {name: _plain(value) for name, value in plain.items()}
+    found = list(marks(params, "x-ref", "x-path"))
+    keyed = {mark.path for mark in found if mark.key}
+    gone = {mark.path for mark in found if not mark.key and mark.value}
+    kept: dict[str, Any] = _plain(_kept(params, (), keyed, gone))
+    return kept
 
 
-class _Gone:
-    """Marks a value that is left out."""
+_Places = set[tuple[str | int, ...]]
 
 
-_GONE = _Gone()
-
-
-def _fields(model: BaseModel, contents: Mapping[str, str]) -> dict[str, Any]:
-    found = {}
-    for name, info in type(model).model_fields.items():
-        extra = info.json_schema_extra
-        value = _value(getattr(model, name), info.annotation, extra if isinstance(extra, dict) else {}, contents)
-        if value is not _GONE:
-            found[name] = value
-    return found
-
-
-def _value(value: Any, annotation: Any, marks: Mapping[str, Any], contents: Mapping[str, str]) -> Any:
-    """Return `value` without speed, paths and names; `marks` are those of the place it stands in."""
-    if marks.get("x-speed") or (value is not None and marks.get("x-path") and isinstance(value, (str, os.PathLike))):
-        return _GONE
-    if marks.get("x-ref") and isinstance(value, str):
-        return contents.get(value, _GONE)
+def _kept(value: Any, at: tuple[str | int, ...], keyed: _Places, gone: _Places) -> Any:
+    """Return `value` without what is `gone`: fields go, items of lists and mappings leave a null behind."""
     if isinstance(value, BaseModel):
-        return _fields(value, contents)
-    arms = list(_arms(annotation, marks))
+        names = {info.alias or name: name for name, info in type(value).model_fields.items() if not _speed(info)}
+        fields = {shown: getattr(value, name) for shown, name in names.items() if (*at, shown) not in gone}
+        return {shown: _kept(item, (*at, shown), keyed, gone) for shown, item in fields.items()}
+    if at in gone:
+        return None
     if isinstance(value, Mapping):
-        return _mapping(value, arms, contents)
+        kept = {name: _kept(item, (*at, name), keyed, gone) for name, item in value.items()}
+        return list(kept.values()) if any((*at, name) in keyed for name in value) else kept
     if isinstance(value, (list, tuple)):
-        return _list(value, arms, contents)
-    for arm, arm_marks in arms:
-        if arm is str and isinstance(value, str) and arm_marks is not marks and _telling(arm_marks):
-            return _value(value, arm, arm_marks, contents)
+        return [_kept(item, (*at, index), keyed, gone) for index, item in enumerate(value)]
     return value
 
 
-def _mapping(value: Mapping[Any, Any], arms: list[tuple[Any, Mapping[str, Any]]], contents: Mapping[str, str]) -> Any:
-    inner = _inner(arms, dict, Mapping) or (Any, Any)
-    key_marks = next((marks for _, marks in _arms(inner[0], {}) if _telling(marks)), {})
-    items = [(name, _value(item, inner[1], {}, contents)) for name, item in value.items()]
-    if key_marks.get("x-ref"):
-        return [[contents.get(name), None if item is _GONE else item] for name, item in items]
-    return {name: item for name, item in items if item is not _GONE}
-
-
-def _list(value: Sequence[Any], arms: list[tuple[Any, Mapping[str, Any]]], contents: Mapping[str, str]) -> list[Any]:
-    inner = [arg for arg in _inner(arms, list, tuple, Sequence) if arg is not Ellipsis] or [Any]
-    kinds = inner * len(value) if len(inner) == 1 else inner
-    found = [_value(item, kind, {}, contents) for item, kind in zip(value, kinds, strict=False)]
-    return [item for item in found if item is not _GONE]
-
-
-def _arms(annotation: Any, marks: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yield each alternative of `annotation` with the marks that hold there."""
-    if get_origin(annotation) is Annotated:
-        inner, *notes = get_args(annotation)
-        extras = [note.json_schema_extra for note in notes if isinstance(note, FieldInfo)]
-        merged = {**marks, **{name: mark for extra in extras if isinstance(extra, dict) for name, mark in extra.items()}}
-        yield from _arms(inner, merged)
-    elif get_origin(annotation) in (Union, UnionType):
-        for arm in get_args(annotation):
-            yield from _arms(arm, marks)
-    elif get_origin(annotation) is not Literal:
-        yield annotation, marks
-
-
-def _inner(arms: Iterable[tuple[Any, Mapping[str, Any]]], *origins: Any) -> tuple[Any, ...]:
-    import collections.abc as abc
-
-    wanted = {*origins, *(getattr(abc, origin.__name__, origin) for origin in origins)}
-    return next((get_args(arm) for arm, _ in arms if get_origin(arm) in wanted), ())
-
-
-def _telling(marks: Mapping[str, Any]) -> bool:
-    return any(marks.get(name) for name in ("x-ref", "x-path", "x-speed"))
+def _speed(info: FieldInfo) -> bool:
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("x-speed"))
 
 
 # --------------------------------------------------------------------------------------------------------- files

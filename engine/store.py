@@ -23,7 +23,7 @@ from typing import Any
 from caiflow.engine.errors import StoreError
 from caiflow.engine.identity import FileCache, Manifest, digest, folder_manifest
 
-META = "_caiflow.json"
+META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
 _REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
 
@@ -46,7 +46,9 @@ def store_error(where: Path, error: OSError) -> StoreError:
     # Arrow raises plain OSError with the number in its text only
     number = error.errno or next((number for number in (*_FULL, *_REFUSED) if os.strerror(number) in str(error)), None)
     if number in _FULL:
-        return StoreError(f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again")
+        return StoreError(
+            f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again"
+        )
     if number in _REFUSED:
         return StoreError(f"{where}: {_REFUSED[number]} to write here; set CAIFLOW_HOME to a folder of yours")
     return StoreError(f"{where}: can't read or write, got {error}; check the disk")
@@ -197,9 +199,11 @@ class Store:
 
 
 def content_manifest(folder: Path) -> dict[str, Any]:
-    """Return {"files", "content"} of a folder: every file's sha256, and the digest over those not beginning with `_`."""
-    manifest: Manifest = folder_manifest(folder, keep=lambda name: name != META)
-    counted = {name: sha256 for name, sha256 in manifest["files"].items() if not any(p.startswith("_") for p in name.split("/"))}
+    """Return {"files", "content"} of a folder: every file's sha256, and the digest over those whose names begin with `_` aside."""
+    manifest: Manifest = folder_manifest(folder)
+    counted = {
+        name: sha256 for name, sha256 in manifest["files"].items() if not any(p.startswith("_") for p in name.split("/"))
+    }
     return {"files": manifest["files"], "content": digest(counted)}
 
 

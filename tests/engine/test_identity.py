@@ -1,0 +1,249 @@
+"""Canonical JSON, digests, keys, parameters, and the digests of files."""
+
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import yaml
+from caiflow.engine.identity import FileCache, canonical, digest, file_digest, folder_manifest, identity_params, key
+from caiflow.engine.operator import SPEED, ModelRef, ModelRowParams, Resources, RowsRef, SamplingParams, Strict
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text()
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
+plain = st.recursive(
+    st.booleans() | st.integers(-99, 99) | st.text("abc :'\"\n#-", max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcxyz", min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def reordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: reordered(value[name]) for name in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+@given(values)
+def test_key_order_and_lists_against_tuples_do_not_matter(value: Any) -> None:
+    assert digest(value) == digest(reordered(value))
+    assert digest([value]) == digest((value,))
+
+
+@given(plain, st.booleans())
+def test_yaml_style_does_not_matter(value: Any, flow: bool) -> None:
+    assert digest(yaml.safe_load(yaml.safe_dump(value, default_flow_style=flow))) == digest(value)
+    assert digest(json.loads(json.dumps(value))) == digest(value)
+
+
+@given(values, values)
+def test_different_values_differ(one: Any, other: Any) -> None:
+    assert (canonical(one) == canonical(other)) == (repr(reordered_floats(one)) == repr(reordered_floats(other)))
+
+
+def reordered_floats(value: Any) -> Any:
+    """The value with keys sorted and whole floats as integers, so that `repr` tells apart what the digest must."""
+    if isinstance(value, dict):
+        return {name: reordered_floats(value[name]) for name in sorted(value)}
+    if isinstance(value, list):
+        return [reordered_floats(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def test_numbers_that_yaml_makes_equal_are_equal_and_flags_are_not_numbers() -> None:
+    assert digest({"lr": 1}) == digest({"lr": 1.0})
+    assert digest(1) != digest(True)
+    assert digest(0.1) != digest(0)
+    assert digest(math.nan) == digest(math.nan) != digest(math.inf) != digest("inf")
+    assert digest(None) != digest("null")
+    assert digest({1: "a"}) != digest({"1": "a"})
+
+
+def test_a_digest_never_changes_between_versions() -> None:
+    assert canonical({"b": [1.5, None], "a": "é\ud800"}) == b'{"a":"\xc3\xa9\xed\xa0\x80","b":[1.5,null]}'
+    assert digest({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+
+
+@pytest.mark.parametrize("value", [Path("/tmp"), object(), {None: 1}, lambda: 0])
+def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="identity"):
+        canonical(value)
+
+
+def test_keys_tell_where_parts_end() -> None:
+    assert key("ab", "c") != key("a", "bc") != key("abc")
+    assert key("a", b"b") == key(b"a", "b")
+    assert len(key()) == 16
+
+
+class Deep(Strict):
+    column: str = "response"
+    threads: int = Field(default=1, json_schema_extra=SPEED)
+
+
+class Everything(ModelRowParams):
+    other: RowsRef | None = None
+    inputs: dict[RowsRef, float] = {}
+    labelled: dict[str, RowsRef] = {}
+    judges: tuple[ModelRef, ...] = ()
+    template: str = Field(default="", json_schema_extra={"x-path": "file"})
+    either: Annotated[str, Field(json_schema_extra={"x-path": "file"})] | list[str] = ""
+    sampling: SamplingParams = SamplingParams()
+    deep: Deep = Deep()
+    score: float = 0.5
+
+
+BASE: dict[str, Any] = {
+    "input": "a", "model": "m", "inputs": {"a": 1, "b": 2.5}, "labelled": {"harmful": "a"}, "judges": ("m", "n"), "template": "x.jinja",
+}  # fmt: skip
+
+
+def identity_of(**changed: Any) -> str:
+    return digest(identity_params(Everything(**{**BASE, **changed})))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"input": "renamed", "model": "renamed", "other": "c"},
+        {"inputs": {"renamed": 1, "b": 2.5}},
+        {"labelled": {"harmful": "renamed"}},
+        {"judges": ("x", "y")},
+        {"template": "moved/x.jinja", "either": "y.txt"},
+        {"concurrency": 99, "retries": 0, "max_failed": 7, "description": "words", "resources": Resources(workers=4)},
+        {"deep": {"threads": 8}},
+        {"inputs": {"a": 1.0, "b": 2.5}},
+    ],
+)
+def test_names_paths_and_speed_keep_the_identity(changed: dict[str, Any]) -> None:
+    if "either" in changed or "other" in changed:  # from unset to set is a change; from one name to another isn't
+        assert identity_of(**changed) == identity_of(**{**changed, "either": "z.txt"} if "either" in changed else {**changed, "other": "d"})
+    else:
+        assert identity_of(**changed) == identity_of()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"score": 0.25},
+        {"inputs": {"a": 1, "b": 2}},
+        {"inputs": {"b": 2.5, "a": 1}},
+        {"labelled": {"helpful": "a"}},
+        {"either": ["y.txt"]},
+        {"sampling": {"temperature": 0.7}},
+        {"sampling": {"stop": ("\n",)}},
+        {"deep": {"column": "revision"}},
+    ],
+)
+def test_whatever_changes_the_output_changes_the_identity(changed: dict[str, Any]) -> None:
+    assert identity_of(**changed) != identity_of()
+
+
+def aged(path: Path) -> Path:
+    """Make a file old enough to be remembered (its change time can't be set, so wait for it)."""
+    os.utime(path, (time.time() - 100,) * 2)
+    return path
+
+
+@pytest.fixture
+def remembers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caiflow.engine.identity._RACY_NS", -1)
+
+
+@pytest.mark.usefixtures("remembers_at_once")
+def test_a_file_is_hashed_once_while_it_stays_as_it_is(tmp_path: Path) -> None:
+    file, cache = tmp_path / "data.jsonl", FileCache(tmp_path / "home" / "files.sqlite")
+    file.write_text("one")
+    first = file_digest(file, cache)
+    with sqlite3.connect(cache.path) as database:
+        database.execute("UPDATE files SET sha256 = 'remembered'")
+    assert file_digest(file, cache) == "remembered"
+    file.write_text("two")
+    second = file_digest(file, cache)
+    assert second == file_digest(file) != first
+
+
+@pytest.mark.usefixtures("remembers_at_once")
+def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
+    file, cache = tmp_path / "data", FileCache(tmp_path / "files.sqlite")
+    file.write_text("one")
+    before = file.stat()
+    first = file_digest(file, cache)
+    time.sleep(0.02)
+    file.write_text("two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_digest(file, cache) != first
+
+
+def test_a_file_that_may_still_change_is_not_remembered(tmp_path: Path) -> None:
+    file, cache = tmp_path / "data", FileCache(tmp_path / "files.sqlite")
+    file.write_text("one")
+    file_digest(file, cache)
+    assert cache.get(file.stat()) is None
+
+
+def test_a_cache_that_cannot_be_used_costs_time_only(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_text("one")
+    (tmp_path / "broken.sqlite").write_text("no database" * 100)
+    assert file_digest(file, FileCache(tmp_path / "broken.sqlite")) == file_digest(file)
+    assert file_digest(file, FileCache(Path("/proc/none/files.sqlite"))) == file_digest(file)
+
+
+def test_many_processes_share_the_cache(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number}").write_text(str(number))
+    code = (
+        "import sys; from pathlib import Path; from caiflow.engine import identity; identity._RACY_NS = -1\n"
+        "cache = identity.FileCache(Path(sys.argv[1]) / 'home' / 'files.sqlite')\n"
+        "for _ in range(3): print(identity.folder_manifest(Path(sys.argv[1]), cache, keep=lambda n: n.isdigit())['digest'])"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = {line for process in running for line in process.communicate()[0].split()}
+    assert printed == {folder_manifest(tmp_path, keep=str.isdigit)["digest"]}
+    assert all(process.returncode == 0 for process in running)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda folder: folder.rename(folder.with_name("moved")), True),
+        (lambda folder: (folder / ".lock").write_text("hidden"), True),
+        (lambda folder: (folder / "a" / "w.bin").touch(), True),
+        (lambda folder: (folder / "a" / "w.bin").rename(folder / "a" / "v.bin"), False),
+        (lambda folder: (folder / "a" / "w.bin").write_bytes(b"other"), False),
+        (lambda folder: (folder / "new").write_text(""), False),
+    ],
+)
+def test_a_manifest_is_of_contents_and_relative_names(tmp_path: Path, change: Callable[[Path], Any], same: bool) -> None:
+    folder = tmp_path / "model"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "w.bin").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    before = folder_manifest(folder)
+    change(folder)
+    after = folder_manifest(next(path for path in tmp_path.iterdir()))
+    assert (before["digest"] == after["digest"]) is same
+    assert sorted(before["files"]) == ["a/w.bin", "config.json"]
+
+
+def test_links_as_in_the_hub_cache_count_as_their_contents(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "x1").write_text("{}")
+    for name, link in (("snapshot", True), ("plain", False)):
+        (tmp_path / name).mkdir()
+        if link:
+            (tmp_path / name / "config.json").symlink_to(tmp_path / "blobs" / "x1")
+        else:
+            (tmp_path / name / "config.json").write_text("{}")
+    assert folder_manifest(tmp_path / "snapshot") == folder_manifest(tmp_path / "plain")
