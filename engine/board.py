@@ -101,7 +101,8 @@ def rows_text(step: StepState, unit: str = "") -> str:
 
 def notes_text(step: StepState) -> str:
     """Return what else is worth a word: rows cached, dropped, failed; speed; loss; the first line of an error."""
-    counts = [f"{n:,} {word}" for n, word in ((step.cached, "cached"), (step.dropped, "dropped"), (step.failed, "failed")) if n]
+    cached = 0 if step.status == "cached" else step.cached
+    counts = [f"{n:,} {word}" for n, word in ((cached, "cached"), (step.dropped, "dropped"), (step.failed, "failed")) if n]
     if step.status == "running" and step.tokens_per_second:
         counts.append(f"{step.tokens_per_second:,.0f} tokens/s")
     if step.loss is not None:

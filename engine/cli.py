@@ -107,7 +107,7 @@ def _parse(name: str, module: ModuleType, given: list[str]) -> Namespace:
     parser = Parser(f"caiflow {name}", COMMANDS[name], module.EXAMPLES)
     module.arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(given)
+    return parser.parse(given)
 
 
 def overview() -> str:

@@ -146,7 +146,7 @@ def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3
     joined = old.join(new, on=["uid", "_nth"], how="inner", suffix="\0new", maintain_order="left")
     differs = pl.DataFrame({name: _differs(joined, name) for name in columns}) if columns else pl.DataFrame()
     any_differs = differs.select(pl.any_horizontal(pl.all())).to_series() if columns else pl.Series([], dtype=pl.Boolean)
-    changed = int(any_differs.sum())
+    changed = len(any_differs.arg_true())
     pairs, flips = _flips(joined)
     return RowsDiff(
         step=step,
@@ -154,7 +154,7 @@ def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3
         changed=changed,
         only_old=old.height - joined.height,
         only_new=new.height - joined.height,
-        columns={name: int(differs[name].sum()) for name in columns if differs[name].any()},
+        columns={name: len(differs[name].arg_true()) for name in columns if differs[name].any()},
         pairs=pairs,
         flips=flips,
         examples=tuple(_examples(joined, differs, any_differs, examples)),
@@ -180,9 +180,9 @@ def _flips(joined: pl.DataFrame) -> tuple[int | None, int | None]:
     if not {"chosen", "rejected", "chosen\0new", "rejected\0new"} <= set(joined.columns):
         return None, None
     won, lost, won_new, lost_new = (_text(joined[name]) for name in ("chosen", "rejected", "chosen\0new", "rejected\0new"))
-    kept = ((won == won_new) & (lost == lost_new)).sum()
-    flipped = ((won == lost_new) & (lost == won_new) & (won != lost)).sum()
-    return int(kept + flipped), int(flipped)
+    kept = ((won == won_new) & (lost == lost_new)).arg_true()
+    flipped = ((won == lost_new) & (lost == won_new) & (won != lost)).arg_true()
+    return len(kept) + len(flipped), len(flipped)
 
 
 def _examples(joined: pl.DataFrame, differs: pl.DataFrame, rows: pl.Series, limit: int) -> Iterator[RowExample]:

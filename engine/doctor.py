@@ -127,9 +127,8 @@ def _store(home: Path) -> Iterator[Finding]:
 
 
 def _hub() -> Iterator[Finding]:
-    cache = Path(
-        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
-    )
+    root = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or root / "hub")
     models = len(list(cache.glob("models--*")))
     offline = ", offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
     token = ", with a token" if os.environ.get("HF_TOKEN") or (cache.parent / "token").exists() else ""

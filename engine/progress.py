@@ -67,8 +67,8 @@ class PlainLines:
         kind, step = event["event"], self._board.steps.get(event.get("step", ""))
         if kind == "run_started":
             return f"run {self._board.name}: {len(self._board.steps)} steps"
-        if kind == "log":
-            return f"{event.get('step', 'run')}: {clean(event['text'])}"
+        if kind in ("log", "engine_ready"):
+            return _log_text(event)
         if step is None or kind == "sample":
             return ""
         if kind == "step_progress" and event["t"] - self._last.get(step.name, 0.0) < PLAIN_EVERY_S:
@@ -78,6 +78,12 @@ class PlainLines:
             return f"{step.name}: started ({step.op})"
         parts = [step.status, rows_text(step, unit=" rows"), notes_text(step), time_text(step, event["t"])]
         return f"{step.name}: " + "; ".join(part for part in parts if part)
+
+
+def _log_text(event: Event) -> str:
+    if event["event"] == "engine_ready":
+        return f"{event['model']}: ready on {event['kind']} in {duration(event['seconds'])}"
+    return f"{event.get('step', 'run')}: {clean(event['text'])}"
 
 
 class LiveGraph:
@@ -106,7 +112,7 @@ class LiveGraph:
             if event["event"] == "run_started":
                 self._lanes = lanes({s.name: s.inputs for s in self._board.steps.values()})
         if event["event"] == "log":
-            self._console.print(f"{event.get('step', 'run')}: {clean(event['text'])}", markup=False, highlight=False)
+            self._console.print(_log_text(event), markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
         with self._lock:

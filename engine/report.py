@@ -214,6 +214,54 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(7, int((mean - low) / span * 8))] for mean in means)
 
 
+def parameters_table(operator: Mapping[str, Any]) -> Table:
+    """Return an operator's parameters (its part of the schema), groups of fields indented below their field."""
+    table = plain_table("parameter", "type", "n:default", "meaning")
+    required, definitions = operator.get("required", ()), operator.get("$defs", {})
+    for name, field in operator["properties"].items():
+        if name != "op":
+            _add_parameter(table, name, field, definitions, name in required, 0)
+    return table
+
+
+def _add_parameter(
+    table: Table, name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int
+) -> None:
+    default = "required" if required else short(field["default"], 24) if "default" in field else ""
+    label = Text("  " * depth + name, style="bold" if required else "")
+    table.add_row(label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", "")))
+    for group in _groups(field, definitions) if depth < 2 else ():
+        for inner, inner_field in group.get("properties", {}).items():
+            _add_parameter(table, inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
+
+
+def _groups(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
+        target = option.get("items", option) if isinstance(option.get("items"), Mapping) else option
+        if "$ref" in target:
+            yield definitions.get(target["$ref"].rpartition("/")[2], {})
+
+
+def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Return a schema's type in a few words: `integer`, `text | list of text`, `hard | soft`, `step with rows`."""
+    if "x-ref" in field:
+        return "step with rows" if field["x-ref"] == "rows" else "model"
+    if "enum" in field or "const" in field:
+        return " | ".join(map(str, field.get("enum", [field.get("const")])))
+    for union in ("anyOf", "oneOf"):
+        if union in field:
+            return " | ".join(dict.fromkeys(type_text(option, definitions) for option in field[union]))
+    if "$ref" in field:
+        target = definitions.get(field["$ref"].rpartition("/")[2], {})
+        return type_text(target, definitions) if "properties" not in target else "fields below"
+    if field.get("type") == "array":
+        items = field.get("items")
+        return f"list of {type_text(items, definitions)}" if isinstance(items, Mapping) else "list"
+    names = {"string": "text", "object": "mapping", "boolean": "true | false", "null": "none"}
+    kinds = field.get("type", "any")
+    return " | ".join(names.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+
+
 def row_text(row: Mapping[str, Any], columns: Sequence[str] | None = None) -> Text:
     """Return one row for reading: the uid as a heading, then each column with its text."""
     text = Text()

@@ -28,9 +28,9 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
         """Return the parsed arguments; an unknown one ends the process with exit code 2 and a suggestion."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args)
         if unknown:
             option = unknown[0].partition("=")[0]
             hint = suggest(option, [o for o in self._option_string_actions if o.startswith("--")], "options")

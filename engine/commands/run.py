@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -13,8 +12,6 @@ from typing import TYPE_CHECKING
 from caiflow.engine.commands.parser import one_of, open_store, read_spec, spec_arguments
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from caiflow.engine.spec import Spec
 
 EXAMPLES = """\
@@ -32,10 +29,8 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `run`."""
     spec_arguments(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of this run (default runs/NAME/TIMESTAMP)")
-    parser.add_argument(
-        "--only", metavar="STEP", action="append", help="run this step alone, from what is there; may be repeated"
-    )
-    parser.add_argument("--until", metavar="STEP", action="append", help="run up to this step and no further; may be repeated")
+    parser.add_argument("--only", metavar="STEP", help="run this step alone, from what is there; may be repeated")
+    parser.add_argument("--until", metavar="STEP", help="run up to this step and no further")
     parser.add_argument(
         "--address", metavar="RAY", help="a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto (default: this machine)"
     )
@@ -51,12 +46,11 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
-    for step in [*(args.only or ()), *(args.until or ())]:
-        one_of(step, spec.steps, "step")
+    for step in filter(None, (args.only, args.until)):
+        one_of(step, spec.steps, "steps")
     from caiflow.engine import runner
     from caiflow.engine.progress import display
 
-    signal.signal(signal.SIGTERM, _interrupt)
     with display(as_json=args.json) as listener:
         result = runner.run(
             spec,
@@ -66,7 +60,6 @@ def execute(args: Namespace) -> int:
             until=args.until,
             address=args.address,
             on_event=listener,
-            locked=_lock_path(spec, args.locked),
             trust_remote_code=args.trust_remote_code,
         )
     if not args.json:
@@ -115,7 +108,3 @@ def _lock_path(spec: Spec, given: str | None) -> Path | None:
     if given is None:
         return None
     return Path(given) if given else spec.base_dir / "caiflow.lock"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

