@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.batches import rows_to_batch
 from caiflow.engine.errors import EngineError
-from caiflow.engine.identity import canonical, key
+from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Row, RowDropped, RowLLM, RowOperator, RowParams
@@ -52,7 +52,7 @@ class FlowStep:
 
     def row_key(self, view: Row) -> bytes:
         """Return the ledger key of this step's result for a row."""
-        return key("row", self.identity, canonical(view), canonical(self.operator.row_identity(view)))
+        return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Outcome:
     dropped: str = ""
     failed: str = ""
     cached: bool = False
+    tokens: int = 0
 
 
 def replay(step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
@@ -74,7 +75,7 @@ def replay(step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome
         return Outcome(dropped=kept["dropped"], cached=True)
     if "failed" in kept:
         return Outcome(failed=kept["failed"], cached=True)
-    return Outcome(rows=tuple(kept["out"]), cached=True)
+    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])
 
 
 def spread(row: Row, outcome: Outcome) -> list[Row]:
@@ -190,8 +191,9 @@ class Flow:
         return known if known is not None else await self._ask(step, row, view, row_key, ledger)
 
     async def _ask(self, step: FlowStep, row: Row, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+        llm = self._llm(step, view["uid"], ledger)
         try:
-            given = await step.operator.row(view, self._llm(step, view["uid"], ledger))
+            given = await step.operator.row(view, llm)
         except RowDropped as drop:
             ledger.append(row_key, {"dropped": str(drop)})
             return Outcome(dropped=str(drop))
@@ -200,7 +202,7 @@ class Flow:
         except Exception as error:
             return self._failure(step, row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
         rows = tuple(given) if isinstance(given, list) else (given,)
-        ledger.append(row_key, {"out": rows})
+        ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
         return Outcome(rows=rows)
 
     def _failure(self, step: FlowStep, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
@@ -208,7 +210,7 @@ class Flow:
             ledger.append(row_key, {"failed": reason})
         return Outcome(failed=reason)
 
-    def _llm(self, step: FlowStep, uid: str, ledger: Ledger) -> RowLLM:
+    def _llm(self, step: FlowStep, uid: str, ledger: Ledger) -> LedgeredLLM | NoLLM:
         client = self._clients.get(step.model or "")
         if client is None:
             return NoLLM(step.name)
@@ -360,6 +362,7 @@ def _count_row(
             _count_row(children, following, None, tallies, ledger_of)
             continue
         tally.cached += 1
+        tally.tokens += outcome.tokens
         tally.rows_out += len(outcome.rows)
         for new in spread(row, outcome) if outcome.rows else ():
             _count_row(children, following, new, tallies, ledger_of)

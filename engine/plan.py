@@ -92,7 +92,7 @@ class Resolver:
         """Return what the operator may know of the spec."""
         value = step.constitution if step.constitution is not None else self.spec.constitution
         constitution = None
-        if value is not None and operator_type(step.op).uses_constitution:
+        if value is not None:
             kept_as = repr(value)
             if kept_as not in self._constitutions:
                 from caiflow.engine.constitution import load_constitution
@@ -135,7 +135,7 @@ class Resolver:
                     return None
                 components[f"inputs.{place}"] = artifact.content
         constitution = self.operator(step).context.constitution
-        if constitution is not None:
+        if constitution is not None and self.operator(step).uses_constitution:
             for principle in constitution.principles:
                 components[f"principles.{principle.id}"] = digest(principle.to_json())
         return components

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.identity import canonical, key
+from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
@@ -33,6 +33,7 @@ class Tally:
     reused_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tokens: int = 0
     drop_reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     error: str = ""
     before: str = ""
@@ -47,7 +48,7 @@ def call_key(model_identity: str, request: Request) -> bytes:
     """Return the ledger key of one model call; the row is in the request's seed."""
     sampling = request.sampling
     parts = (request.prompt, request.prefill, request.choices, request.template, tuple(getattr(sampling, n) for n in _SAMPLING))
-    return key("call", model_identity, canonical(parts), str(request.seed))
+    return key("call", model_identity, compact(parts), str(request.seed))
 
 
 _SAMPLING = tuple(Sampling.__dataclass_fields__)
@@ -80,6 +81,7 @@ class LedgeredLLM(RowLLM):
         self._tally = tally
         self._stage = stage
         self._retries = retries
+        self.tokens = 0
 
     async def chat(
         self,
@@ -129,6 +131,7 @@ class LedgeredLLM(RowLLM):
             if isinstance(answer, Completion):
                 self._tally.prompt_tokens += answer.prompt_tokens
                 self._tally.completion_tokens += answer.completion_tokens
+                self.tokens += answer.prompt_tokens + answer.completion_tokens
                 return answer
             if not answer.retry or attempt == self._retries:
                 raise answer
@@ -141,6 +144,8 @@ _COMPLETION = tuple(Completion.__dataclass_fields__)
 
 class NoLLM(RowLLM):
     """Stands for the model of a step that names none."""
+
+    tokens = 0
 
     def __init__(self, step: str) -> None:
         self._step = step

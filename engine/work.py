@@ -244,7 +244,7 @@ class FlowUnit:
             tallies = await flow.run(source)
         return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.flow_steps}
 
-    def _writers(self, source: Rows) -> dict[str, RowsWriter]:
+    def _writers(self, source: Any) -> dict[str, RowsWriter]:
         from caiflow.engine.rows import RowsWriter
 
         known = {"": _columns(source)}
@@ -262,7 +262,7 @@ class FlowUnit:
             return StepResult(None, tally.total, None, {}, counts, tally.error)
         writer.close()
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
-        metrics |= _row_metrics(step.operator, self.staged[step.name])
+        metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
         return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts)
 
 
@@ -280,7 +280,7 @@ def progress_fields(tally: Tally) -> dict[str, Any]:
     return {name: getattr(tally, name) for name in fields}
 
 
-def _row_metrics(operator: RowOperator[Any], folder: Path) -> dict[str, Any]:
+def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str, int]) -> dict[str, Any]:
     """Return what the operator makes of its finished rows, read back in batches."""
     from caiflow.engine.rows import Rows
 
@@ -291,7 +291,7 @@ def _row_metrics(operator: RowOperator[Any], folder: Path) -> dict[str, Any]:
         for batch in Rows(folder).batches():
             yield from batch.to_pylist()
 
-    return dict(operator.metrics(rows()))
+    return dict(operator.metrics(rows(), dropped))
 
 
 async def _watch(tallies: Mapping[str, Tally], report: Report) -> None:
