@@ -1,0 +1,1 @@
+"""The parts of `evaluate`, one idea each; the operator puts them together."""

@@ -1,0 +1,100 @@
+"""The answers of each model to each set of prompts, and the rates at which they meet the checks.
+
+Owns how evaluated models are asked and how answers become rates. Judges nothing.
+"""
+
+from __future__ import annotations
+
+from asyncio import gather
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Message, Sampling
+from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.prompts import turns
+from caiflow.engine.statistics import wilson
+from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
+
+COLUMNS: Mapping[str, Any] = {
+    "uid": "text",
+    "model": "text",
+    "set": "text",
+    "sample": "integer",
+    "prompt": "messages",
+    "response": "text",
+    "truncated": "flag",
+    "failed": "text",
+    "checks": "texts",
+    "harmfulness": "number",
+}
+"""The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met."""
+
+
+async def ask_models(
+    llms: LLMs, models: Sequence[str], sets: Mapping[str, Sequence[Row]], sampling: Sampling, samples: int, system: str
+) -> list[Row]:
+    """Return every model's answers to every prompt, one row each, in the order of models, sets, prompts, samples."""
+
+    async def ask(row: Row, llm: RowLLM) -> Row:
+        prompt = _with_system(turns(row["prompt"]), system)
+        return {"answers": await gather(*(_answer(llm, prompt, sampling, i) for i in range(samples)))}
+
+    found: list[Row] = []
+    for model in models:  # one after the other: they may not fit beside each other
+        given = await gather(*(llms.map("answers", model, rows, ask) for rows in sets.values()))
+        for (name, rows), answers in zip(sets.items(), given, strict=True):
+            pairs = zip(rows, answers, strict=True)
+            found += [
+                {**row, **answer, "model": model, "set": name, "prompt": turns(row["prompt"]), "sample": i}
+                for row, several in pairs
+                for i, answer in enumerate(several["answers"])
+            ]
+    return found
+
+
+async def _answer(llm: RowLLM, prompt: Sequence[Message], sampling: Sampling, sample: int) -> Row:
+    try:
+        answer = await llm.chat(prompt, sampling, sample=sample)
+    except EngineError as error:
+        return {"response": "", "truncated": False, "failed": f"{error.kind}: {error}"}
+    return {"response": answer.text, "truncated": answer.finish == "length", "failed": None}
+
+
+def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
+    if not system:
+        return list(prompt)
+    return [{"role": "system", "content": system}, *(m for m in prompt if m["role"] != "system")]
+
+
+def mark(rows: Sequence[Row], tests: Mapping[str, Test]) -> None:
+    """Write into `checks` of each row of one model and set which checks its answer meets; failed rows meet none."""
+    for row, duplicate in zip(rows, duplicates(rows), strict=True):
+        own = {"truncated": row["truncated"], "repetitive": is_repetitive(row), "duplicate": duplicate}
+        met = [name for name, test in tests.items() if test(row)] + [name for name, found in own.items() if found]
+        row["checks"] = [] if row["failed"] else met
+
+
+def rates(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return, by check, the rate at which the answers of one model and set meet it, with its Wilson interval.
+
+    Several samples of a prompt are averaged first and the interval is that of as many trials as there are prompts, since
+    answers to one prompt aren't independent.
+    """
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        if not row["failed"]:
+            by_prompt.setdefault(row["uid"], []).append(row)
+    figures = {}
+    for name in [*names, "truncated", "repetitive", "duplicate"]:
+        shares = [sum(name in row["checks"] for row in group) / len(group) for group in by_prompt.values()]
+        figures[name] = wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
+    return figures
+
+
+def by_model_and_set(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Return the answers in groups of one model and one set, in order."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["set"]), []).append(row)
+    return groups

@@ -1,0 +1,140 @@
+"""Multiple choice by log-probability, over rows in the layout of the released HHH comparisons.
+
+Owns that layout (`prompt` ending in `The answer is:`, `corrects` and `incorrects` such as ` (A)`, two to nine choices) and the
+score. The letter is asked as the one next token after an open bracket, so no long prompt is scored twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.operator import LLMs, Row, RowLLM, RowsRef, Strict
+from caiflow.engine.prompts import user
+from caiflow.engine.statistics import normalise, wilson
+
+COLUMNS: Mapping[str, Any] = {
+    "uid": "text",
+    "questions": "text",
+    "model": "text",
+    "chosen": "text",
+    "credit": "number",
+    "p_right": "number",
+}
+"""The columns of the answers kept beside the figures; `credit` is 1 for a right one."""
+_LETTER = re.compile(r"\(?([A-I])\)?")
+_QUESTION_END = "The answer is:"
+
+
+class ChoicesParams(Strict):
+    """Multiple-choice questions that every model answers."""
+
+    input: RowsRef | None = None
+    """The step that loads the questions."""
+    source: str | None = Field(default=None, json_schema_extra={"x-path": "file"})
+    """A JSON-lines file of questions, relative to the spec; instead of `input`."""
+    mode: Literal["chat", "raw"] = "chat"
+    """`chat` asks through the chat template; `raw` continues the question as plain text, as for a pretrained model."""
+    limit: int | None = Field(default=None, ge=1)
+    """Questions asked, from the head; by default all."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ChoicesParams:
+        if (self.input is None) == (self.source is None):
+            raise ValueError("questions come either from `input` or from `source`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with the letters of all its choices and of the right ones."""
+
+    text: str
+    letters: tuple[str, ...]
+    right: frozenset[str]
+
+
+def question(row: Mapping[str, Any]) -> Question:
+    """Return the question in a row; lists may be JSON texts and the prompt a conversation of one turn.
+
+    Raises:
+        ValueError: a field is missing, a choice has no letter, or there aren't two to nine choices with one right at least.
+    """
+    try:
+        prompt, corrects, incorrects = row["prompt"], _texts(row["corrects"]), _texts(row["incorrects"])
+    except KeyError as error:
+        raise ValueError(f"choices: a question needs `prompt`, `corrects` and `incorrects`, {error} is missing") from None
+    text = prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
+    right = {_letter(choice) for choice in corrects}
+    letters = tuple(sorted(right | {_letter(choice) for choice in incorrects}))
+    if not right or not 2 <= len(letters) <= 9:
+        raise ValueError(f"choices: a question has two to nine choices and a right one, got {corrects} and {incorrects}")
+    return Question(text.strip().removesuffix(_QUESTION_END).rstrip(), letters, frozenset(right))
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Yield the questions of a JSON-lines file with their line as uid.
+
+    Raises:
+        ValueError: a line isn't a question, by file and line.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                question(row)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path.name}:{number}: {error}") from None
+            yield {**row, "uid": str(number)}
+
+
+async def score(name: str, how: ChoicesParams, rows: Sequence[Row], model: str, llms: LLMs) -> list[Row]:
+    """Return, for each question, the letter chosen, its credit and the probability on the right letters."""
+
+    async def ask(row: Row, llm: RowLLM) -> Row:
+        asked = question(row)
+        if how.mode == "raw":
+            given = await llm.choose(f"{asked.text}\n\n{_QUESTION_END} (", asked.letters)
+        else:
+            given = await llm.choose([user(asked.text)], asked.letters, prefill=f"{_QUESTION_END} (")
+        return {"questions": name, "model": model, **credit(asked, given)}
+
+    found = await llms.map("choices", model, rows, ask)
+    return [{"uid": row["uid"], **answer} for row, answer in zip(rows, found, strict=True)]
+
+
+def credit(asked: Question, logprobs: Mapping[str, float]) -> Row:
+    """Return what a choice is worth: 1 where the likeliest letter is right; equally likely ones share it."""
+    top = max(logprobs.values())
+    best = [letter for letter in asked.letters if logprobs[letter] == top]
+    shares = normalise(logprobs)
+    return {
+        "chosen": best[0],
+        "credit": sum(letter in asked.right for letter in best) / len(best),
+        "p_right": sum(shares[letter] for letter in asked.right),
+    }
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the accuracy with its Wilson interval and the mean probability on the right letters."""
+    right = sum(row["p_right"] for row in rows) / len(rows) if rows else None
+    return {**wilson(sum(row["credit"] for row in rows), len(rows)).as_dict(), "p_right": right}
+
+
+def _letter(choice: str) -> str:
+    found = _LETTER.fullmatch(choice.strip())
+    if found is None:
+        raise ValueError(f"choices: a choice is a letter A to I in brackets, got {choice!r}")
+    return found[1]
+
+
+def _texts(value: Any) -> list[str]:
+    return list(json.loads(value) if isinstance(value, str) else value)

@@ -1,0 +1,128 @@
+"""Models compared by a judge, answer against answer: win rates, and Elo ratings with their uncertainty.
+
+Owns which answers meet and what the votes amount to. How a vote is asked is in `engine.judging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any, Literal
+
+from pydantic import Field
+
+from caiflow.engine.judging import Judging, PairJudge, Verdict
+from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM
+from caiflow.engine.statistics import Comparison, elo_ratings, wilson
+
+COLUMNS: Mapping[str, Any] = {
+    "uid": "text",
+    "comparison": "text",
+    "set": "text",
+    "first": "text",
+    "second": "text",
+    "score": "number",
+    "p_a": "numbers",
+    "unparsable_votes": "integer",
+}
+"""The columns of the comparisons kept beside the figures; `score` is the first model's share of the win."""
+
+
+class ComparisonParams(Judging):
+    """A comparison of the models' answers by a judge."""
+
+    judge: ModelRef
+    """The model that judges."""
+    sets: tuple[str, ...] = Field(min_length=1)
+    """The sets of prompts, by their names under `inputs`, whose answers are compared."""
+    instruction: str = ""
+    """What the judge is asked; by default the judging texts of the constitution."""
+    against: ModelRef | None = None
+    """Compare every model with this one only; by default every model meets every other."""
+    anchor: ModelRef | None = None
+    """The model whose rating is 0; by default `against`, or the first model."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Whether a verdict counts as the judge's probability, or as a win, a tie or a loss."""
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts compared per set, from its head; by default all."""
+    prior: float = Field(default=0.5, ge=0)
+    """Virtual wins each way between models that met; keeps the rating of one that always won finite."""
+
+
+async def compare(
+    name: str, how: ComparisonParams, answers: Mapping[tuple[str, str], Sequence[Row]], llms: LLMs, judge: PairJudge
+) -> list[Row]:
+    """Return a row for each pair of answers to one prompt; `answers` are by model and set, sample 0 of each is compared."""
+    asked = [row for name_of_set in how.sets for row in _pairs(answers, name_of_set, how)]
+
+    async def ask(row: Row, llm: RowLLM) -> Row:
+        verdict = await judge.verdict(row["uid"], row["prompt"], (row["a"], row["b"]), llm)
+        return {
+            "score": _score(verdict, how.labels),
+            "p_a": [v.p_a for v in verdict.votes],
+            "unparsable_votes": verdict.unparsable,
+        }
+
+    found = await llms.map("comparison", how.judge, asked, ask)
+    return [{**row, **answer, "comparison": name} for row, answer in zip(asked, found, strict=True)]
+
+
+def _pairs(answers: Mapping[tuple[str, str], Sequence[Row]], set_name: str, how: ComparisonParams) -> list[Row]:
+    by_model = {
+        model: {row["uid"]: row for row in rows if row["sample"] == 0 and not row["failed"]}
+        for (model, name), rows in answers.items()
+        if name == set_name
+    }
+    meetings = [pair for pair in combinations(by_model, 2) if how.against is None or how.against in pair]
+    uids = list(dict.fromkeys(uid for rows in by_model.values() for uid in rows))[: how.limit]
+    return [
+        {
+            "uid": uid,
+            "set": set_name,
+            "first": first,
+            "second": second,
+            "prompt": by_model[first][uid]["prompt"],
+            "a": by_model[first][uid]["response"],
+            "b": by_model[second][uid]["response"],
+        }
+        for uid in uids
+        for first, second in meetings
+        if uid in by_model[first] and uid in by_model[second]
+    ]
+
+
+def _score(verdict: Verdict, labels: str) -> float:
+    p = verdict.p_first
+    if labels == "soft" or abs(p - 0.5) < 1e-9:
+        return p
+    return float(p > 0.5)
+
+
+def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[str, Any]:
+    """Return win rates of every pair (both ways), ratings, and how the judge behaved."""
+    votes = [p for row in rows for p in row["p_a"]]
+    judged = [row for row in rows if row["p_a"]]
+    met = [Comparison(r["first"], r["second"], r["score"], f"{r['set']}\0{r['uid']}") for r in rows]
+    if not any(anchor in (c.first, c.second) for c in met):
+        return {"win_rates": {}, "ratings": {}, "n": len(rows)}
+    ratings = elo_ratings(met, anchor=anchor, prior=prior, seed=seed)
+    return {
+        "win_rates": _win_rates(rows),
+        "ratings": {name: asdict(rating) for name, rating in ratings.items()},
+        "n": len(rows),
+        "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
+        "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),
+        "position_bias": sum(votes) / len(votes) - 0.5 if judged else 0.0,
+    }
+
+
+def _win_rates(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        scores.setdefault((row["first"], row["second"]), []).append(row["score"])
+        scores.setdefault((row["second"], row["first"]), []).append(1 - row["score"])
+    table: dict[str, dict[str, Any]] = {}
+    for (first, second), found in scores.items():
+        table.setdefault(first, {})[second] = wilson(min(max(sum(found), 0.0), len(found)), len(found)).as_dict()
+    return table
