@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from caiflow.engine.marks import marks
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from caiflow.engine.marks import marks
 
 FORMAT = 1
 """Version of the key format; part of every digest that plan and run compare."""

@@ -199,7 +199,7 @@ class Store:
 
 
 def content_manifest(folder: Path) -> dict[str, Any]:
-    """Return {"files", "content"} of a folder: every file's sha256, and the digest over those whose names begin with `_` aside."""
+    """Return {"files", "content"} of a folder: every file's sha256, and the digest without those that begin with `_`."""
     manifest: Manifest = folder_manifest(folder)
     counted = {
         name: sha256 for name, sha256 in manifest["files"].items() if not any(p.startswith("_") for p in name.split("/"))
