@@ -38,7 +38,7 @@ SPEED: dict[str, Any] = {"x-speed": True}
 class Strict(BaseModel):
     """A frozen group of fields that knows no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Resources(Strict):
