@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -37,6 +38,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
 }
+LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""A cluster of this machine alone: it listens on loopback, and only to those who know this run's token."""
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -226,6 +229,8 @@ class Cluster:
         if self.started:
             return
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+        if self._address is None:
+            os.environ.update(LOCAL, RAY_AUTH_TOKEN=secrets.token_hex(32))
         import ray
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}

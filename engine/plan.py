@@ -137,7 +137,7 @@ class Resolver:
         constitution = self.operator(step).context.constitution
         if constitution is not None and self.operator(step).uses_constitution:
             for principle in constitution.principles:
-                components[f"principles.{principle.id}"] = digest(principle.to_json())
+                components[f"principles.{principle.id}"] = digest(principle)
         return components
 
     def row_components(self, step: Step) -> Components | None:
