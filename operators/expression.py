@@ -1,0 +1,246 @@
+"""Expressions over columns that a spec may hold, compiled from Python's syntax into polars; nothing of them is ever executed.
+
+    p_chosen < 0.6 or (words(response) > 200 and not contains(lower(response), "sorry"))
+
+Columns by name; numbers, texts, True, False, None; `and or not`, comparisons, `in [..]`, `is None`, `+ - * / %`, and the
+functions in FUNCTIONS. Anything else is refused while the spec is checked. A row for which the result is null counts as false.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+LONGEST = 2000
+"""Longest expression, in characters."""
+_DEEPEST = 32
+
+FUNCTIONS: Mapping[str, tuple[str, int, int]] = {
+    "length": ("characters of a text, or items of a list", 1, 1),
+    "words": ("words of a text, as spaces divide it", 1, 1),
+    "turns": ("messages of a conversation", 1, 1),
+    "last": ("content of a conversation's last message", 1, 1),
+    "lower": ("a text in lower case", 1, 1),
+    "strip": ("a text without spaces around it", 1, 1),
+    "contains": ("whether a text has another one in it", 2, 2),
+    "startswith": ("whether a text begins with another one", 2, 2),
+    "endswith": ("whether a text ends with another one", 2, 2),
+    "abs": ("a number without its sign", 1, 1),
+    "min": ("the least of some numbers", 2, 8),
+    "max": ("the greatest of some numbers", 2, 8),
+}
+"""Each function's meaning and its least and most arguments."""
+
+_COMPARE: Mapping[type[ast.cmpop], str] = {
+    ast.Eq: "eq",
+    ast.NotEq: "ne",
+    ast.Lt: "lt",
+    ast.LtE: "le",
+    ast.Gt: "gt",
+    ast.GtE: "ge",
+}
+_ARITHMETIC: Mapping[type[ast.operator], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "truediv",
+    ast.Mod: "mod",
+}
+
+
+class ExpressionError(ValueError):
+    """An expression says something that isn't part of the language; the text names it and what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A checked expression: its text, its tree, and the columns it names."""
+
+    text: str
+    tree: ast.expr
+    columns: tuple[str, ...]
+
+    def polars(self) -> pl.Expr:
+        """Return the polars expression, of type boolean, never null.
+
+        Raises:
+            TypeError: the result can't be true or false.
+        """
+        return _Compiler().value(self.tree).fill_null(False)
+
+
+def parse(text: str) -> Expression:
+    """Return a checked expression; evaluates nothing and imports nothing heavy.
+
+    Raises:
+        ExpressionError: too long, not an expression, or something that isn't in the language.
+    """
+    if len(text) > LONGEST:
+        raise ExpressionError(f"an expression has at most {LONGEST} characters, got {len(text)}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ExpressionError(f"not an expression: {reason or type(error).__name__}, got {text[:80]!r}") from error
+    columns: dict[str, None] = {}
+    _check(tree, columns, 0)
+    if not isinstance(tree, (ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Name, ast.Call)):
+        raise ExpressionError(f"the whole must be true or false, got {text!r}; compare it with something")
+    return Expression(text, tree, tuple(columns))
+
+
+def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ExpressionError(f"nested more than {_DEEPEST} deep; split it into several rules")
+    match node:
+        case ast.Name(id=name):
+            columns[name] = None
+            return
+        case ast.Constant(value=value):
+            if value is not None and type(value) not in (int, float, str, bool):
+                raise ExpressionError(f"a value must be a number, a text, True, False or None, got {value!r}")
+            return
+        case ast.Call():
+            _check_call(node)
+            inner: list[ast.AST] = list(node.args)
+        case ast.Compare():
+            _check_compare(node)
+            inner = [node.left, *node.comparators]
+        case ast.BoolOp():
+            inner = list(node.values)
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            inner = [node.operand]
+        case ast.BinOp() if type(node.op) in _ARITHMETIC:
+            inner = [node.left, node.right]
+        case ast.List() | ast.Tuple():
+            inner = list(node.elts)
+        case _:
+            raise ExpressionError(
+                f"`{ast.unparse(node)}` isn't allowed; use columns, values, comparisons, {', '.join(FUNCTIONS)}"
+            )
+    for child in inner:
+        if isinstance(child, (ast.List, ast.Tuple)) and not isinstance(node, ast.Compare):
+            raise ExpressionError(f"a list may only follow `in`, got `{ast.unparse(node)}`")
+        _check(child, columns, depth + 1)
+
+
+def _check_call(node: ast.Call) -> None:
+    name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+    if name not in FUNCTIONS:
+        near = difflib.get_close_matches(name, FUNCTIONS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the functions are {', '.join(FUNCTIONS)}"
+        raise ExpressionError(f"no function `{name}`; {hint}")
+    _, least, most = FUNCTIONS[name]
+    if node.keywords or any(isinstance(item, ast.Starred) for item in node.args) or not least <= len(node.args) <= most:
+        takes = str(least) if least == most else f"{least} to {most}"
+        raise ExpressionError(f"`{name}` takes {takes} arguments, got `{ast.unparse(node)}`")
+
+
+def _check_compare(node: ast.Compare) -> None:
+    for op, right in zip(node.ops, node.comparators, strict=True):
+        listed = isinstance(right, (ast.List, ast.Tuple))
+        if isinstance(op, (ast.In, ast.NotIn)):
+            if not listed or not all(isinstance(item, ast.Constant) for item in right.elts):  # type: ignore[attr-defined]
+                raise ExpressionError(f"`in` takes a list of values, got `{ast.unparse(node)}`; for texts use contains(a, b)")
+        elif isinstance(op, (ast.Is, ast.IsNot)):
+            if not (isinstance(right, ast.Constant) and right.value is None):
+                raise ExpressionError(f"`is` is for None only, got `{ast.unparse(node)}`")
+        elif listed or isinstance(node.left, (ast.List, ast.Tuple)):
+            raise ExpressionError(f"a list may only follow `in`, got `{ast.unparse(node)}`")
+
+
+class _Compiler:
+    """Builds polars expressions from a checked tree."""
+
+    def value(self, node: ast.expr) -> pl.Expr:
+        import polars as pl
+
+        match node:
+            case ast.Name(id=name):
+                return pl.col(name)
+            case ast.Constant(value=value):
+                return pl.lit(value)
+            case ast.BoolOp(op=op, values=values):
+                parts = [self.value(item) for item in values]
+                return pl.all_horizontal(parts) if isinstance(op, ast.And) else pl.any_horizontal(parts)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return ~self.value(operand).fill_null(False)
+            case ast.UnaryOp(operand=operand):
+                return -self.value(operand)
+            case ast.BinOp(left=left, op=op, right=right):
+                return _method(self.value(left), _ARITHMETIC[type(op)], self.value(right))
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return _FUNCTIONS[name](*map(self.value, args))
+            case ast.Compare():
+                return self.compared(node)
+        raise ExpressionError(f"`{ast.unparse(node)}` isn't allowed")
+
+    def compared(self, node: ast.Compare) -> pl.Expr:
+        """Return a chain of comparisons: `1 < x < 5` is `1 < x and x < 5`."""
+        import polars as pl
+
+        lefts = [node.left, *node.comparators]
+        pairs = zip(lefts, node.ops, node.comparators, strict=False)
+        return pl.all_horizontal([self.pair(left, op, right) for left, op, right in pairs])
+
+    def pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pl.Expr:
+        """Return one comparison."""
+        value = self.value(left)
+        if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, (ast.List, ast.Tuple)):
+            found = value.is_in([item.value for item in right.elts if isinstance(item, ast.Constant)])
+            return found if isinstance(op, ast.In) else ~found
+        if isinstance(right, ast.Constant) and right.value is None:
+            return value.is_null() if isinstance(op, (ast.Is, ast.Eq)) else value.is_not_null()
+        return _method(value, _COMPARE[type(op)], self.value(right))
+
+
+def _method(left: pl.Expr, name: str, right: pl.Expr) -> pl.Expr:
+    result: pl.Expr = getattr(left, name)(right)
+    return result
+
+
+def _length(value: pl.Expr) -> pl.Expr:
+    import polars as pl
+
+    def measure(series: pl.Series) -> pl.Series:
+        return series.list.len().cast(pl.Int64) if isinstance(series.dtype, pl.List) else series.str.len_chars().cast(pl.Int64)
+
+    return value.map_batches(measure, return_dtype=pl.Int64, is_elementwise=True)
+
+
+def _words(value: pl.Expr) -> pl.Expr:
+    import polars as pl
+
+    return value.str.count_matches(r"\S+").cast(pl.Int64)
+
+
+def _horizontal(name: str) -> Callable[..., pl.Expr]:
+    def build(*values: pl.Expr) -> pl.Expr:
+        import polars as pl
+
+        result: pl.Expr = getattr(pl, name)(*values)
+        return result
+
+    return build
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "length": _length,
+    "words": _words,
+    "turns": lambda value: value.list.len().cast(int),
+    "last": lambda value: value.list.last().struct.field("content"),
+    "lower": lambda value: value.str.to_lowercase(),
+    "strip": lambda value: value.str.strip_chars(),
+    "contains": lambda value, part: value.str.contains(part, literal=True),
+    "startswith": lambda value, part: value.str.starts_with(part),
+    "endswith": lambda value, part: value.str.ends_with(part),
+    "abs": lambda value: value.abs(),
+    "min": _horizontal("min_horizontal"),
+    "max": _horizontal("max_horizontal"),
+}
