@@ -26,6 +26,9 @@ PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("
 HEADLINES = ("train_loss", "eval_loss", "eval_accuracy", "accuracy", "tie_rate", "unparsable_rate", "dropped", "mixture")
 """Metrics that the table of steps shows, the most telling first."""
 
+EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "description", "resources")
+"""Parameters that most operators share; they come last in a list of parameters."""
+
 
 def plain_table(*columns: str, title: str = "") -> Table:
     """Return an empty table without lines; a column named `n:...` is right-aligned."""
@@ -218,9 +221,9 @@ def parameters_table(operator: Mapping[str, Any]) -> Table:
     """Return an operator's parameters (its part of the schema), groups of fields indented below their field."""
     table = plain_table("parameter", "type", "n:default", "meaning")
     required, definitions = operator.get("required", ()), operator.get("$defs", {})
-    for name, field in operator["properties"].items():
+    for name in sorted(operator["properties"], key=lambda name: (name in EVERYWHERE, name not in required)):
         if name != "op":
-            _add_parameter(table, name, field, definitions, name in required, 0)
+            _add_parameter(table, name, operator["properties"][name], definitions, name in required, 0)
     return table
 
 

@@ -1,0 +1,68 @@
+"""Serving a trained model: the command line of vLLM's or transformers' own OpenAI-compatible server for a model's folder.
+
+The chat template is the one saved with the model, as in training. Starts nothing itself; the command replaces its process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from caiflow.engine.errors import PlanError
+
+Server = Literal["auto", "vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCommand:
+    """What to execute: arguments, and what to add to the environment."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def server_command(
+    model: Path, name: str, *, server: Server = "auto", host: str = "localhost", port: int = 8000, extra: Sequence[str] = ()
+) -> ServerCommand:
+    """Return the command that serves `model` under `name`; auto takes vLLM where it is installed.
+
+    Raises:
+        PlanError: the server isn't installed, or can't serve this model.
+    """
+    chosen = server if server != "auto" else "vllm" if find_spec("vllm") else "transformers"
+    where = ("--host", host, "--port", str(port), *extra)
+    if chosen == "vllm":
+        return _vllm(model, name, where)
+    if not (find_spec("fastapi") and find_spec("uvicorn")):
+        raise PlanError("serve: transformers' server needs fastapi and uvicorn; pip install 'transformers[serving]'")
+    if _adapter_base(model) is not None:
+        raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load; train with `merge: true`")
+    program = "from transformers.cli.transformers import main; main()"
+    return ServerCommand((sys.executable, "-c", program, "serve", str(model), *where))
+
+
+def _vllm(model: Path, name: str, where: Sequence[str]) -> ServerCommand:
+    if not find_spec("vllm"):
+        raise PlanError("serve: vLLM isn't installed; pip install 'caiflow[vllm]', or use --engine transformers")
+    base = _adapter_base(model)
+    loaded = ("--model", str(base or model), "--served-model-name", name if base is None else str(base))
+    adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{name}={model}")
+    on_cpu = not any(Path("/proc/driver/nvidia/gpus").glob("*"))
+    slow = ("--dtype", "float32", "--enforce-eager") if on_cpu else ()
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1"} if on_cpu else {}
+    program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    return ServerCommand((*program, *loaded, *adapter, *slow, *where), environment)
+
+
+def _adapter_base(model: Path) -> str | None:
+    """Return what the adapter in this folder lies on; None for a whole model."""
+    path = model / "adapter_config.json"
+    if (model / "config.json").exists() or not path.exists():
+        return None
+    base: str = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return base

@@ -1,0 +1,68 @@
+"""The example plugin: installed by pip, then checked, listed and run by the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_operator"
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the example, installed into `site` beside it."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(EXAMPLE, folder / "example", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        "site",
+        "./example",
+    ]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return folder
+
+
+def caiflow(plugin: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    home = {"CAIFLOW_HOME": str(plugin / "home"), "PYTHONPATH": str(plugin / "site")}
+    command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
+    return subprocess.run(command, cwd=plugin, env={**os.environ, **home}, capture_output=True, text=True, timeout=300)
+
+
+def test_spec_with_the_plugin_is_valid_only_with_it(plugin: Path) -> None:
+    assert caiflow(plugin, "validate", "example/redact.yaml").returncode == 0
+    without = caiflow(plugin.parent, "validate", str(plugin / "example/redact.yaml"))
+    assert without.returncode == 2
+    assert "redact" in without.stdout
+
+
+def test_its_parameters_are_checked_and_described(plugin: Path) -> None:
+    wrong = caiflow(plugin, "validate", "example/redact.yaml", "--set", "steps.redacted.colum=response")
+    assert wrong.returncode == 2
+    assert "column" in wrong.stdout
+    described = caiflow(plugin, "ops", "redact").stdout
+    assert "What stands for each" in described
+    assert json.loads(caiflow(plugin, "ops", "redact", "--json").stdout)["properties"]["mark"]["default"] == "[private]"
+
+
+def test_it_runs(plugin: Path) -> None:
+    ran = caiflow(plugin, "run", "example/redact.yaml", "--out", "out")
+    assert ran.returncode == 0, ran.stderr
+    lines = caiflow(plugin, "show", "out", "redacted", "--json").stdout.splitlines()
+    assert [json.loads(line)["response"] for line in lines] == [
+        "Write to [left out] or call [left out].",
+        "At 9 on weekdays.",
+        "Ask [left out] first.",
+    ]
