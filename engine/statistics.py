@@ -49,7 +49,8 @@ def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
     rate = successes / n
     spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     centre, scale = rate + z * z / (2 * n), 1 + z * z / n
-    return Estimate(rate, n, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return Estimate(rate, n, max(0.0, min(low, rate)), min(1.0, max(high, rate)))  # rounding can miss an end by one bit
 
 
 @dataclass(frozen=True, slots=True)

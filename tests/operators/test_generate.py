@@ -1,0 +1,124 @@
+"""`generate`: what is sent for an answer and how the answers become columns or rows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from caiflow.engine.llm.base import Completion, Sampling
+from caiflow.engine.operator import Row, StepContext
+from caiflow.engine.prompts import assistant, user
+from caiflow.operators.generate import Generate, GenerateParams
+from pydantic import ValidationError
+from support.row_llm import RuleLLM
+
+TALK = [user("hello"), assistant("hi"), user("and now?")]
+
+
+def step(**fields: Any) -> Generate:
+    return Generate(GenerateParams.model_validate({"input": "prompts", "model": "base", **fields}), StepContext())
+
+
+def run(operator: Generate, llm: RuleLLM, prompt: Any = TALK) -> Row | list[Row]:
+    return asyncio.run(operator.row({"uid": "r", "prompt": prompt}, llm))
+
+
+def test_the_whole_conversation_is_asked_once() -> None:
+    llm = RuleLLM()
+    assert run(step(sampling={"max_tokens": 7, "stop": ["\n"]}), llm) == {"response": "answer to and now?", "truncated": False}
+    (asked,) = llm.asked
+    assert (asked.kind, asked.prompt) == ("chat", TALK)
+    assert asked.sampling == Sampling(max_tokens=7, stop=("\n",))
+
+
+def test_each_sample_has_its_own_sampling_and_inherits_the_rest() -> None:
+    llm = RuleLLM(lambda asked: f"at {asked.sampling.temperature}")
+    operator = step(sampling={"max_tokens": 9, "temperature": 0.3}, samples=[{"temperature": 0}, {"top_p": 0.5}])
+    given = run(operator, llm)
+    assert given["responses"] == ["at 0.0", "at 0.3"]
+    assert given["response"] == "at 0.0"
+    assert [(a.sample, a.sampling) for a in llm.asked] == [
+        (0, Sampling(max_tokens=9)),
+        (1, Sampling(max_tokens=9, temperature=0.3, top_p=0.5)),
+    ]
+    assert operator.calls() == 2
+
+
+def test_a_number_of_samples_differs_by_seed_only() -> None:
+    llm = RuleLLM(lambda asked: str(asked.sample))
+    given = run(step(samples=3, sampling={"temperature": 1}), llm)
+    assert given["responses"] == ["0", "1", "2"]
+    assert {a.sampling for a in llm.asked} == {Sampling(temperature=1.0)}
+
+
+def test_samples_as_rows() -> None:
+    operator = step(samples=2, samples_as="rows")
+    given = run(operator, RuleLLM(lambda asked: str(asked.sample)))
+    assert given == [
+        {"response": "0", "truncated": False, "sample": 0},
+        {"response": "1", "truncated": False, "sample": 1},
+    ]
+    assert set(operator.writes()) == set(given[0])
+
+
+def test_inherited_sampling_is_part_of_the_identity() -> None:
+    spelled = step(sampling={"max_tokens": 64}, samples=[{"max_tokens": 256}])
+    inherited = step(sampling={"max_tokens": 64}, samples=[{}])
+    assert spelled.identity() != inherited.identity()
+
+
+def test_a_prefill_is_part_of_the_response() -> None:
+    llm = RuleLLM(lambda asked: " of course")
+    assert run(step(prefill="Yes,"), llm)["response"] == "Yes, of course"
+    assert llm.asked[0].prefill == "Yes,"
+
+
+def test_a_system_turn_replaces_the_prompts_own() -> None:
+    llm = RuleLLM()
+    run(step(system="be kind"), llm, [{"role": "system", "content": "be rude"}, user("hello")])
+    assert llm.asked[0].prompt == [{"role": "system", "content": "be kind"}, user("hello")]
+
+
+def test_a_given_template_is_handed_on() -> None:
+    llm = RuleLLM()
+    run(step(template="{{ messages }}"), llm)
+    assert llm.asked[0].template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", "hello"), ("last", "and now?")])
+def test_kept_turns_are_written_back(keep: str, kept: str) -> None:
+    llm, operator = RuleLLM(), step(keep=keep)
+    given = run(operator, llm)
+    assert given["prompt"] == llm.asked[0].prompt == [user(kept)]
+    assert operator.writes()["prompt"] == "messages"
+
+
+def test_a_transcript_needs_no_chat_template() -> None:
+    llm = RuleLLM(lambda asked: " fine, thanks\n")
+    given = run(step(mode="transcript"), llm)
+    (asked,) = llm.asked
+    assert asked.kind == "complete"
+    assert asked.prompt == "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: and now?\n\nAssistant:"
+    assert asked.sampling.stop == ("\n\nHuman:",)
+    assert given["response"] == "fine, thanks"
+
+
+def test_a_raw_prompt_is_its_bare_text() -> None:
+    llm = RuleLLM()
+    run(step(mode="raw", sampling={"stop": ["###"]}), llm, [user("once upon a time")])
+    assert (llm.asked[0].prompt, llm.asked[0].sampling.stop) == ("once upon a time", ("###",))
+
+
+def test_answers_that_were_cut_are_marked_and_counted() -> None:
+    operator = step()
+    given = run(operator, RuleLLM(lambda asked: Completion("abcd", "length")))
+    assert given["truncated"]
+    rows = [given, {"response": "ab", "truncated": False}]
+    assert operator.metrics(rows, {}) == {"truncated": 0.5, "mean_chars": 3.0}
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"samples": []}, {"mode": "text"}, {"sampling": {"temperature": -1}}])
+def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        step(**wrong)
