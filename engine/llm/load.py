@@ -1,9 +1,9 @@
 """Which engine a model runs on here, and how it is loaded.
 
 Owns the choice between the engines and the loading of tokenizer, weights and adapter. `ModelSource.options` may hold
-`engine_args` (vLLM's own names; the transformers engine heeds those marked in `_load_transformers` and ignores the others, which
-only affect speed) and, for served models, `base_url`, `api_key_env`, `max_calls`, `max_tokens_total`, `timeout_s`, `concurrency`.
-Imports torch and the libraries only inside the functions that load.
+`num_gpus`, `engine_args` (vLLM's own names; the transformers engine heeds those named in `_load_transformers` and ignores the
+others, which only affect speed) and what openai.py names for served models. Imports torch and the libraries only inside the
+functions that load.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _quantization(name: str | None, device: str) -> dict[str, Any]:
     configs = {"bitsandbytes": {"load_in_4bit": True}, "4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
     if name not in configs:
         raise EngineError(
-            f"the transformers engine can't quantise to {name!r}; use bitsandbytes (4 bits) or 8bit, or a checkpoint quantised already",
+            f"the transformers engine can't quantise to {name!r}; use bitsandbytes (4 bits), 8bit or a quantised checkpoint",
             kind="load",
         )
     return {"quantization_config": BitsAndBytesConfig(**configs[name]), "device_map": {"": device}}

@@ -43,7 +43,7 @@ class Renderer:
         self.keeps_space = self.decode(self._encode_text("x y")[1:]).startswith(" ")
 
     def text(self, request: Request) -> str:
-        """Return the text that the model continues: the conversation through the template, or the plain prompt, and the prefill.
+        """Return the text that the model continues: the templated conversation, or the plain prompt, and the prefill.
 
         Raises:
             EngineError: there is no chat template, or it refuses the conversation.
@@ -71,7 +71,8 @@ class Renderer:
         found = self._choice_ids.get(key)
         if found is None:
             found = {choice: self._choice_id(text, choice) for choice in request.choices}
-            _check_distinct(found)
+            if len(set(found.values())) != len(request.choices):
+                raise EngineError(f"two of the choices {request.choices} are the same token", kind="choices")
             if len(self._choice_ids) >= _SEGMENTS:
                 self._choice_ids.clear()
             self._choice_ids[key] = found
@@ -132,7 +133,8 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos and bos != self.tokenizer.eos_token_id:
             raise EngineError(
-                f"the prompt begins with two BOS tokens ({self.tokenizer.bos_token!r}); the template or the prompt writes one too many",
+                f"the prompt begins with two BOS tokens ({self.tokenizer.bos_token!r}); "
+                "the template or the prompt has one too many",
                 kind="double_bos",
             )
 
@@ -146,7 +148,7 @@ class Renderer:
         return ids
 
     def _find_splitter(self) -> re.Pattern[str] | None:
-        """Return a pattern of the special tokens at which a text may be cut, so that turns seen before needn't be encoded again.
+        """Return a pattern of the special tokens at which a text may be cut, so that known turns needn't be encoded again.
 
         None where the tokenizer reads a text differently after such a cut.
         """
@@ -158,7 +160,7 @@ class Renderer:
         for special in specials[:8]:
             for left, right in zip(_PROBES, (*_PROBES[1:], _PROBES[0]), strict=True):
                 pieces = [self._encode_text(piece) for piece in (left, special, right)]
-                if self._encode_text(left + special + right) != sum(pieces, []):
+                if self._encode_text(left + special + right) != [*pieces[0], *pieces[1], *pieces[2]]:
                     return None
         return pattern
 
@@ -183,7 +185,7 @@ class Renderer:
             body = self._apply(messages[: index + 1], template, prompt=False)
             if not (body.startswith(head) and whole.startswith(body)):
                 raise EngineError(
-                    "the chat template rewrites earlier turns, so what the assistant wrote can't be told apart; use another template",
+                    "the chat template rewrites earlier turns, so the assistant's words can't be told apart; use another",
                     kind="template",
                 )
             spans.append((len(head), _end_of_turn(body, len(head), self.tokenizer.eos_token)))
@@ -202,11 +204,6 @@ class Renderer:
                 "the tokenizer gives no character offsets; training needs a fast tokenizer", kind="template"
             ) from error
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
-
-
-def _check_distinct(choices: Mapping[str, int]) -> None:
-    if len(set(choices.values())) != len(choices):
-        raise EngineError(f"two of the choices {list(choices)} are the same token; use choices that differ", kind="choices")
 
 
 def _end_of_turn(body: str, start: int, eos: str | None) -> int:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.kv import KV, joined
+from caiflow.engine.llm.kv import Slots
+from caiflow.engine.llm.prefixes import Prefix, Prefixes
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
+from transformers import DynamicCache
 
 _PADDING = 1.25
 """A prefill group may hold this many times the tokens its rows really have."""
@@ -58,8 +59,10 @@ class TransformersEngine:
         self._layers = _plain_layers(model)
         self._waiting: deque[_Row] = deque()
         self._finished: list[tuple[int, Answer]] = []
-        self._rows: list[_Row] = []
-        self._kv: KV | None = None
+        self._keeps_logits = _takes(model, "logits_to_keep")
+        self._prefixes = Prefixes(self._read_prefix)
+        self._rows: dict[int, _Row] = {}
+        self._slots: Slots | None = None
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Render and queue requests; one that can't be rendered or doesn't fit finishes with its error."""
@@ -83,7 +86,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model's memory."""
-        self._model, self._kv, self._rows = None, None, []
+        self._model, self._slots, self._rows = None, None, {}
         self._waiting.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -95,42 +98,87 @@ class TransformersEngine:
         room = self._context - len(row.ids)
         if room < 1:
             raise EngineError(
-                f"the prompt has {len(row.ids)} tokens but the model's context holds {self._context}, and the answer needs some; "
+                f"the prompt has {len(row.ids)} tokens but the context holds {self._context}, answer included; "
                 "shorten it, or use a model with a longer context",
                 kind="overflow",
             )
         return row
 
     def _admit(self) -> None:
-        """Fill free places once a quarter of the batch is free, so that the cost of joining is shared."""
-        free = self.capacity - sum(row.answer is None for row in self._rows)
-        if not self._waiting or (free < max(1, self.capacity // 4) and self._rows):
+        """Fill free places once an eighth of the batch is free, so that reading the newcomers' prompts costs little each."""
+        free = self.capacity - len(self._rows)
+        if not self._waiting or (free < max(1, self.capacity // 8) and self._rows):
             return
         rows = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        whole = [] if self._layers is not None else [row for row in rows if not row.choices]
-        for group in _groups(whole, self._prefill_tokens):
+        if self._layers is None:
+            self._admit_whole(rows)
+            return
+        for together in self._prefixes.split([row.ids for row in rows]):
+            for group in _groups([rows[index] for index in together.rows], self._prefill_tokens, together.shared):
+                self._prefill(group, together.prefix, together.shared)
+
+    def _admit_whole(self, rows: Sequence[_Row]) -> None:
+        """Answer rows group by group, for models without a plain key-value cache."""
+        for group in _groups([row for row in rows if not row.choices], self._prefill_tokens):
             self._generate(group)
-        for group in _groups([row for row in rows if row not in whole], self._prefill_tokens):
-            self._prefill(group)
+        for group in _groups([row for row in rows if row.choices], self._prefill_tokens):
+            ids, mask = self._padded(group)
+            self._choose(group, self._forward(ids, mask))
 
-    def _prefill(self, group: list[_Row]) -> None:
-        """Read the prompts of `group` in one forward pass, answer its choices and join the others to the batch."""
-        width = max(len(row.ids) for row in group)
-        device = self._model.device
-        ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in group], device=device)
-        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in group], device=device)
-        kv = KV(self._layers or 0, mask)
-        logits = self._forward(ids, mask, kv)
+    def _prefill(self, group: list[_Row], prefix: Prefix | None, shared: int) -> None:
+        """Read the prompts of `group` after their first `shared` tokens, answer its choices, give a slot to rows that go on."""
+        ids, mask = self._padded(group, shared)
+        cache = DynamicCache()
+        if prefix is not None:
+            for index, layer in enumerate(prefix.cache.layers):
+                given = (tensor[:, :, :shared].expand(len(group), -1, -1, -1) for tensor in (layer.keys, layer.values))
+                cache.update(*given, index)
+        positions = shared + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = self._forward(ids, torch.nn.functional.pad(mask, (shared, 0), value=1), positions, cache)
         self._choose(group, logits)
-        self._join(group, kv, logits)
+        self._advance(group, logits)
+        going = [index for index, row in enumerate(group) if row.answer is None]
+        if going:
+            self._place(group, going, cache, shared)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, kv: KV) -> torch.Tensor:
+    def _read_prefix(self, ids: Sequence[int]) -> tuple[DynamicCache, int]:
+        """Return the cache of a beginning and its size in bytes."""
+        cache = DynamicCache()
+        given = torch.tensor([list(ids)], device=self._model.device)
+        self._forward(given, torch.ones_like(given), torch.arange(len(ids), device=given.device)[None], cache)
+        return cache, sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+    def _place(self, group: list[_Row], going: list[int], cache: DynamicCache, shared: int) -> None:
+        """Copy the rows `going` of a group just read into free slots."""
+        if self._slots is None:
+            self._slots = Slots(len(cache.layers), self._model.device)
+        free = [slot for slot in range(len(self._slots) + len(going)) if slot not in self._rows][: len(going)]
+        if len(going) < len(group):
+            cache.batch_select_indices(torch.tensor(going, device=self._model.device))
+        width = cache.get_seq_length()
+        self._slots.fill(free, cache, [width - len(group[index].ids) for index in going], shared)
+        self._rows.update({slot: group[index] for slot, index in zip(free, going, strict=True)})
+
+    def _padded(self, group: list[_Row], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the prompts' ids from token `shared` on and their mask, left-padded, [B, T] int64 each."""
+        width = max(len(row.ids) for row in group)
+        ids = [[0] * (width - len(row.ids)) + row.ids[shared:] for row in group]
+        mask = [[0] * (width - len(row.ids)) + [1] * (len(row.ids) - shared) for row in group]
+        return torch.tensor(ids, device=self._model.device), torch.tensor(mask, device=self._model.device)
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> torch.Tensor:
         """Return the scores after the last token of each row, [B, V] float32."""
-        wanted = {"logits_to_keep": 1} if _takes(self._model, "logits_to_keep") else {}
-        if self._layers is not None:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            wanted |= {"past_key_values": kv.cache, "position_ids": positions, "use_cache": True}
-        return self._model(input_ids=ids, attention_mask=mask, **wanted).logits[:, -1].float()
+        wanted: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
+        if cache is not None:
+            wanted |= {"past_key_values": cache, "position_ids": positions, "use_cache": True}
+        logits: torch.Tensor = self._model(input_ids=ids, attention_mask=mask, **wanted).logits
+        return logits[:, -1].float()
 
     def _choose(self, group: list[_Row], logits: torch.Tensor) -> None:
         asked = [index for index, row in enumerate(group) if row.choices]
@@ -143,29 +191,25 @@ class TransformersEngine:
             best = max(found, key=found.__getitem__)
             self._finish(row, Completion(best, "stop", len(row.ids), 1, found))
 
-    def _join(self, group: list[_Row], kv: KV, logits: torch.Tensor) -> None:
-        """Draw the first token of `group`'s rows and put those that go on into the batch, leaving out what has finished."""
-        self._advance(group, logits)
-        fresh = [index for index, row in enumerate(group) if row.answer is None]
-        kept = [index for index, row in enumerate(self._rows) if row.answer is None]
-        if not fresh:
-            return
-        parts = [(kv, fresh)] if self._kv is None else [(self._kv, kept), (kv, fresh)]
-        self._kv = joined(parts)
-        self._rows = [self._rows[index] for index in kept] + [group[index] for index in fresh]
-
     def _decode(self) -> None:
-        """Draw one more token for every row of the batch."""
-        assert self._kv is not None
-        self._kv.extend()
-        last = torch.tensor([[row.out[-1]] for row in self._rows], device=self._model.device)
-        self._advance(self._rows, self._forward(last, self._kv.mask, self._kv))
-        going = [index for index, row in enumerate(self._rows) if row.answer is None]
-        if not going:
-            self._rows, self._kv = [], None
-        elif len(going) <= 0.875 * len(self._rows):
-            self._kv = joined([(self._kv, going)])
-            self._rows = [self._rows[index] for index in going]
+        """Draw one more token for every row under way; finished rows leave their slots."""
+        assert self._slots is not None
+        slots = sorted(self._rows)
+        if 2 * len(slots) <= len(self._slots) and not self._waiting:
+            self._slots.keep(slots)
+            self._rows = dict(enumerate(self._rows[slot] for slot in slots))
+            slots = list(self._rows)
+        rows = [self._rows[slot] for slot in slots]
+        last = [0] * len(self._slots)
+        for slot, row in zip(slots, rows, strict=True):
+            last[slot] = row.out[-1]
+        mask, positions = self._slots.extend(slots)
+        ids = torch.tensor(last, device=self._model.device)[:, None]
+        logits = self._forward(ids, mask, positions, self._slots.cache)
+        self._advance(rows, logits if len(rows) == len(self._slots) else logits[slots])
+        self._rows = {slot: row for slot, row in self._rows.items() if row.answer is None}
+        if not self._rows:
+            self._slots = None
 
     def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> None:
         """Add a token to each unfinished row that isn't asked for choices, and finish those that have ended."""
@@ -216,10 +260,7 @@ class TransformersEngine:
 
     def _generate(self, group: list[_Row]) -> None:
         """Answer a group with the library's `generate`, drawing tokens here: for models without a plain key-value cache."""
-        width = max(len(row.ids) for row in group)
-        device = self._model.device
-        ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in group], device=device)
-        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in group], device=device)
+        ids, mask = self._padded(group)
 
         def process(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             self._advance(group, scores.float())
@@ -227,7 +268,7 @@ class TransformersEngine:
             return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
 
         def done(_: torch.Tensor, __: Any, **___: Any) -> torch.Tensor:
-            return torch.tensor([row.answer is not None for row in group], device=device)
+            return torch.tensor([row.answer is not None for row in group], device=ids.device)
 
         longest = max(min(row.request.sampling.max_tokens, self._context - len(row.ids)) for row in group)
         self._model.generate(
@@ -236,17 +277,21 @@ class TransformersEngine:
         )  # fmt: skip
 
 
-def _groups(rows: Iterable[_Row], budget: int) -> Iterable[list[_Row]]:
-    """Yield rows in groups of similar length, longest first; padded, each holds at most `budget` tokens (or one row)."""
+def _groups(rows: Iterable[_Row], budget: int, shared: int = 0) -> Iterable[list[_Row]]:
+    """Yield rows in groups of similar length, longest first; padded, each holds at most `budget` tokens (or one row).
+
+    The first `shared` tokens of each row don't count: they are read already.
+    """
     group: list[_Row] = []
     real = 0
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        padded = (len(group) + 1) * len((group or [row])[0].ids)
-        if group and (padded > budget or padded > _PADDING * (real + len(row.ids)) + 64):
+        own = len(row.ids) - shared
+        padded = (len(group) + 1) * (len((group or [row])[0].ids) - shared)
+        if group and (padded > budget or padded > _PADDING * (real + own) + 256):
             yield group
             group, real = [], 0
         group.append(row)
-        real += len(row.ids)
+        real += own
     if group:
         yield group
 
@@ -261,7 +306,6 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _plain_layers(model: Any) -> int | None:
     """Return the number of layers if each keeps a plain key-value cache that positions are given to; None otherwise."""
-    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     if not _takes(model, "position_ids"):

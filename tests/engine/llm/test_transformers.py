@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
+from caiflow.engine.llm.load import load_engine, load_model, load_renderer
+from caiflow.engine.operator import ModelSource
+
+WORDS = "bake bread harm answer water kind oven hour wait rewrite unkind small salt flour nothing".split()  # noqa: SIM905
+
+
+def ask(engine: Engine, requests: list[Request]) -> list[Answer]:
+    """Return the answers in the requests' order."""
+    engine.submit(list(enumerate(requests)))
+    answers: dict[int, Answer] = {}
+    for _ in range(10_000):
+        answers.update(engine.step())
+        if len(answers) == len(requests):
+            return [answers[index] for index in range(len(requests))]
+    raise AssertionError(f"{len(requests) - len(answers)} requests never finished")
+
+
+def text(engine: Engine, request: Request) -> Completion:
+    (answer,) = ask(engine, [request])
+    assert isinstance(answer, Completion), answer
+    return answer
+
+
+def mixed_requests(n: int = 40) -> list[Request]:
+    rng = random.Random(3)
+    shared = " ".join(rng.choice(WORDS) for _ in range(60))
+    requests = []
+    for seed in range(n):
+        content = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 40)))
+        prompt = ({"role": "user", "content": shared + content if seed % 3 else content},)
+        sampling = Sampling(
+            temperature=seed % 4 / 2, top_p=0.9 if seed % 5 == 0 else 1, max_tokens=rng.randint(1, 30),
+            repetition_penalty=1.2 if seed % 7 == 0 else 1,
+        )  # fmt: skip
+        choices = ("A", "B") if seed % 6 == 5 else ()
+        requests.append(Request(prompt, sampling, seed, prefill=" (" if choices else "", choices=choices))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_source: ModelSource) -> Engine:
+    return load_engine(dataclasses.replace(tiny_source, options={"engine_args": {"max_num_seqs": 16}}))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_source: ModelSource):
+    return load_model(tiny_source, "cpu")
+
+
+def test_greedy_answers_are_those_of_the_librarys_generate(engine: Engine, model, tiny_source: ModelSource) -> None:
+    renderer = load_renderer(tiny_source)
+    request = Request("How do I bake", Sampling(max_tokens=20))
+    ids = torch.tensor([renderer.ids(request)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    expected = renderer.decode(out[0, ids.shape[1] :].tolist())
+    assert text(engine, request) == Completion(expected, "length", ids.shape[1], 20)
+
+
+def test_an_answer_is_the_same_alone_and_in_any_batch(engine: Engine, tiny_source: ModelSource) -> None:
+    requests = mixed_requests()
+    together = ask(engine, requests)
+    order = list(range(len(requests)))
+    random.Random(5).shuffle(order)
+    shuffled = ask(engine, [requests[index] for index in order])
+    alone = [ask(engine, [request])[0] for request in requests]
+    for index, request in enumerate(requests):
+        answers = (together[index], shuffled[order.index(index)], alone[index])
+        if request.choices:
+            for answer in answers[1:]:
+                assert answer.logprobs == pytest.approx(answers[0].logprobs, abs=1e-4)
+        else:
+            assert answers[0] == answers[1] == answers[2]
+
+
+def test_seeds_decide_and_seeds_differ(engine: Engine) -> None:
+    hot = Sampling(temperature=1, max_tokens=12)
+    texts = [text(engine, Request("Mix flour", hot, seed)).text for seed in (1, 1, 2, 3)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3
+
+
+def test_a_stop_sequence_ends_the_answer_before_it_even_across_tokens(engine: Engine) -> None:
+    whole = text(engine, Request("Mix flour", Sampling(max_tokens=30))).text
+    stop = whole[9:14]
+    cut = text(engine, Request("Mix flour", Sampling(max_tokens=30, stop=("never so", stop))))
+    assert (cut.text, cut.finish) == (whole[: whole.index(stop)], "stop")
+    assert cut.completion_tokens < 30
+
+
+def test_choices_are_answered_with_the_log_softmax_of_the_next_token(engine: Engine, model, tiny_source) -> None:
+    renderer = load_renderer(tiny_source)
+    request = Request(({"role": "user", "content": "Which?"},), prefill="The answer is (", choices=("A", "B"))
+    ids = torch.tensor([renderer.ids(request)])
+    expected = torch.log_softmax(model(ids).logits[0, -1], -1)
+    got = text(engine, request).logprobs
+    assert got is not None
+    assert got == pytest.approx({c: expected[i].item() for c, i in renderer.choices(request).items()}, abs=1e-4)
+
+
+def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
+    long, short = ask(engine, [Request("bread " * 600), Request("bread", Sampling(max_tokens=3))])
+    assert isinstance(long, EngineError)
+    assert (long.kind, long.retry) == ("overflow", False)
+    assert isinstance(short, Completion)
+
+
+def test_an_answer_ends_where_the_context_does(engine: Engine, tiny_source: ModelSource) -> None:
+    prompt = "bread " * 100
+    tokens = len(load_renderer(tiny_source).ids(Request(prompt)))
+    answer = text(engine, Request(prompt, Sampling(max_tokens=4096)))
+    assert (answer.finish, answer.prompt_tokens + answer.completion_tokens) == ("length", 512)
+    assert answer.prompt_tokens == tokens
+
+
+def test_short_answers_come_back_before_long_ones(engine: Engine) -> None:
+    engine.submit([(0, Request("a", Sampling(max_tokens=200))), (1, Request("b", Sampling(max_tokens=2)))])
+    first: list[tuple[int, Answer]] = []
+    while not first:
+        first = engine.step()
+    assert [number for number, _ in first] == [1]
+    while not (rest := engine.step()):
+        pass
+    assert rest[0][0] == 0
+
+
+def test_an_idle_engine_returns_nothing(engine: Engine) -> None:
+    assert engine.step(0.01) == []
+
+
+def test_an_adapter_changes_the_answers(tiny: Path, tiny_source: ModelSource, tmp_path: Path, engine: Engine) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    adapted = get_peft_model(load_model(tiny_source, "cpu"), LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path)
+    request = Request("How do I bake", Sampling(max_tokens=10))
+    with_adapter = load_engine(dataclasses.replace(tiny_source, adapter=str(tmp_path)))
+    assert text(with_adapter, request).text != text(engine, request).text
+
+
+@pytest.mark.parametrize("family", ["mistral", "mamba", "gpt2"])
+def test_other_kinds_of_models_answer_the_same_in_a_batch(family: str, tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    extra = {
+        "mistral": {"sliding_window": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64},
+        "mamba": {"state_size": 8, "expand": 2},
+        "gpt2": {"n_head": 4, "n_positions": 512},
+    }[family]
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=None, **extra,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = load_engine(ModelSource(str(tmp_path), identity=family, dtype="float32", engine="transformers"))
+    requests = [dataclasses.replace(r, choices=(), prefill="") for r in mixed_requests(8)]
+    together = ask(engine, requests)
+    assert all(isinstance(answer, Completion) for answer in together)
+    assert together == [ask(engine, [request])[0] for request in requests]
+
+
+def test_a_missing_model_is_reported_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"can't load .*nowhere.*hub id") as caught:
+        load_engine(ModelSource(str(tmp_path / "nowhere"), identity="x", engine="transformers"))
+    assert caught.value.kind == "load"
+
+
+def test_a_closed_engine_lets_go_of_its_model(tiny_source: ModelSource) -> None:
+    engine = load_engine(tiny_source)
+    text(engine, Request("a", Sampling(max_tokens=2)))
+    engine.close()
+    assert engine.step(0) == []
