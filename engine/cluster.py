@@ -57,11 +57,7 @@ class _Worker:
 
     def warm(self, modules: Sequence[str]) -> None:
         """Import ahead of need what takes seconds."""
-        import importlib
-
-        for module in modules:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)
+        _import(modules)
 
     def run(self, unit: Unit) -> Mapping[str, StepResult]:
         """Carry out one unit; errors come back as text that the user can read."""
@@ -80,27 +76,38 @@ class _Worker:
         return events
 
 
+def _import(modules: Sequence[str]) -> None:
+    import importlib
+
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
 class _EngineActor:
     """An engine host in a process of its own; loads with the first `ready`, also after Ray restarted the process."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self) -> None:
         import threading
 
-        self._source = source
         self._host: EngineHost | None = None
         self._lock = threading.Lock()
         self._seconds = 0.0
 
-    def ready(self) -> tuple[int, str, float]:
+    def warm(self, modules: Sequence[str]) -> None:
+        """Import ahead of need what takes seconds."""
+        _import(modules)
+
+    def ready(self, source: ModelSource) -> tuple[int, str, float]:
         """Return capacity, kind of engine and load time in seconds, loading where that's still to do."""
         from caiflow.engine.llm.load import choose_kind, load_engine
 
         with self._lock:
             if self._host is None:
                 started = time.monotonic()
-                self._host = EngineHost(lambda: load_engine(self._source))
+                self._host = EngineHost(lambda: load_engine(source))
                 self._seconds = time.monotonic() - started
-            return self._host.capacity, choose_kind(self._source), self._seconds
+            return self._host.capacity, choose_kind(source), self._seconds
 
     def submit(self, client: str, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue requests."""
@@ -124,14 +131,15 @@ class _EngineActor:
 class RayLink:
     """A link to an engine actor; travels to the worker that uses it."""
 
-    def __init__(self, actor: Any, client: str) -> None:
+    def __init__(self, actor: Any, source: ModelSource, client: str) -> None:
         self._actor = actor
+        self._source = source
         self._client = client
         self.capacity = 1
 
     async def open(self) -> None:
         """Wait until the engine has loaded. Raises EngineError."""
-        self.capacity, *_ = await self._call("ready")
+        self.capacity, *_ = await self._call("ready", self._source)
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests."""
@@ -219,6 +227,9 @@ class Cluster:
         self._running: list[_Running] = []
         self._idle: dict[str, list[Any]] = {}
         self._gpus_used = 0.0
+        self._spare: Any = None
+        self._expected = 0
+        self._spare_modules: Sequence[str] = ()
         self.cpus = float(os.cpu_count() or 1)
         self.gpus = 0.0
         self.started = False
@@ -258,13 +269,18 @@ class Cluster:
             if not self._reserve(gpus * replicas):
                 return None
             actors = [self._engine_actor(source, gpus) for _ in range(replicas)]
-            self._engines[name] = _Engine(actors, gpus * replicas, [actor.ready.remote() for actor in actors], label)
-        return [RayLink(actor, client) for actor in self._engines[name].actors]
+            self._engines[name] = _Engine(actors, gpus * replicas, [actor.ready.remote(source) for actor in actors], label)
+        return [RayLink(actor, source, client) for actor in self._engines[name].actors]
 
     def free(self, keep: set[str]) -> None:
         """Close the engines that nobody uses now and that aren't in `keep`."""
         for name in [name for name, engine in self._engines.items() if not engine.users and name not in keep]:
             self._close_engine(name)
+
+    def expect_engines(self, number: int, modules: Sequence[str]) -> None:
+        """Keep an engine process ready, imports done, for each of the next `number` engines, one at a time."""
+        self._expected, self._spare_modules = number, modules
+        self._prepare_spare()
 
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
@@ -396,12 +412,25 @@ class Cluster:
         return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
 
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
+        spare = self._spare
+        if spare is not None and not source.options.get("num_cpus"):
+            self._spare = None
+            self._prepare_spare()
+            return spare
+        return self._new_engine(gpus, int(source.options.get("num_cpus") or self._threads(None)))
+
+    def _prepare_spare(self) -> None:
+        if self._spare is None and self._expected > 0 and not self.gpus:
+            self._expected -= 1
+            self._spare = self._new_engine(0.0, self._threads(None))
+            self._spare.warm.remote(list(self._spare_modules))
+
+    def _new_engine(self, gpus: float, threads: int) -> Any:
         import ray
 
-        threads = str(int(source.options.get("num_cpus") or self._threads(None)))
-        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": threads, "CAIFLOW_WORKER": "engine"}}
+        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": "engine"}}
         options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
-        return ray.remote(_EngineActor).options(runtime_env=environment, **options).remote(source)
+        return ray.remote(_EngineActor).options(runtime_env=environment, **options).remote()
 
     def _reserve(self, gpus: float) -> bool:
         """Take GPUs, closing idle engines where they are short."""

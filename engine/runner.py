@@ -36,6 +36,8 @@ POLL_S = 0.25
 SETTLED = frozenset({"done", "cached", "failed", "skipped"})
 TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")
 """What a training worker imports while the first rows are generated."""
+ENGINES = ("torch", "transformers", "caiflow.engine.llm.transformers")
+"""What a spare engine process imports before its model is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,9 +309,26 @@ class _Execution:
             cluster.on_event = self._relay
             self._cluster = cluster
             cluster.start()
-            if not cluster.gpus and any(issubclass(operator_type(s.op), ModelOperator) for s in self.steps):
-                cluster.warm("train", TRAINERS)
+            self._prepare(cluster)
         return self._cluster
+
+    def _prepare(self, cluster: Cluster) -> None:
+        """On a machine without GPUs, let processes import what takes seconds while the first rows flow."""
+        waiting = [step for step in self.steps if self.states[step.name] not in SETTLED]
+        if cluster.gpus or not waiting:
+            return
+        asked = list(dict.fromkeys(r.name for s in waiting for r in s.references() if r.kind == "model" and self._asks(s)))
+        first = [name for name in asked if name in self.spec.models]
+        for name in first[:1]:
+            source = self.resolver.model(name)
+            assert source is not None
+            cluster.engine(source, name, self.client)
+        if any(issubclass(operator_type(s.op), ModelOperator) for s in waiting):
+            cluster.warm("train", TRAINERS)
+        cluster.expect_engines(len(asked) - len(first[:1]), ENGINES)
+
+    def _asks(self, step: Step) -> bool:
+        return issubclass(operator_type(step.op), (RowOperator, MetricsOperator))
 
     def _relay(self, event: dict[str, Any]) -> None:
         kind = event.get("event") or ("sample" if "after" in event else "step_progress")
