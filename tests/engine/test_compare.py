@@ -1,0 +1,124 @@
+"""Two runs compared: settings, prompts, rows joined by uid, flipped judgements, figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.compare import ABSENT, Change, changes, compare, rows_diff
+from caiflow.engine.events import Journal
+from caiflow.engine.rows import RowsWriter
+
+Rows = list[dict[str, Any]]
+
+
+def write_run(run_dir: Path, rows: dict[str, Rows], *, spec: str, components: dict[str, Any], figures: dict[str, Any]) -> Path:
+    """Write the folder of a finished run with these steps."""
+    with Journal(run_dir) as journal:
+        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "x"} for name in (*rows, "scores")])
+        for name, content in rows.items():
+            with RowsWriter(run_dir / "steps" / name) as writer:
+                writer.write_rows(content)
+            journal.emit("step_done", step=name, status="done", rows_out=len(content))
+        (run_dir / "steps" / "scores").mkdir()
+        (run_dir / "steps" / "scores" / "metrics.json").write_text(json.dumps(figures))
+        journal.emit("run_done", status="done")
+    (run_dir / "spec.yaml").write_text(spec)
+    (run_dir / "components.json").write_text(json.dumps(components))
+    return run_dir
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    pair = {"prompt": [{"role": "user", "content": "Q"}]}
+    old = write_run(
+        tmp_path / "old",
+        {
+            "answer": [{"uid": "a", "response": "one"}, {"uid": "b", "response": "two"}, {"uid": "c", "response": "three"}],
+            "preference": [
+                {"uid": "a", **pair, "chosen": "x", "rejected": "y", "p_chosen": 0.9},
+                {"uid": "b", **pair, "chosen": "x", "rejected": "y", "p_chosen": 0.8},
+                {"uid": "c", **pair, "chosen": "x", "rejected": "y", "p_chosen": 0.7},
+            ],
+        },
+        spec="seed: 1\nsteps: {sft: {learning_rate: 0.1}}\n",
+        components={"answer": {"uses.prompt": "old text", "principles.p1": "d1", "seed": 1}},
+        figures={"models": {"base": {"harmful": {"complies": {"rate": 1.0}}}}},
+    )
+    new = write_run(
+        tmp_path / "new",
+        {
+            "answer": [{"uid": "b", "response": "2"}, {"uid": "a", "response": "one"}, {"uid": "d", "response": "four"}],
+            "preference": [
+                {"uid": "a", **pair, "chosen": "y", "rejected": "x", "p_chosen": 0.6},
+                {"uid": "b", **pair, "chosen": "x", "rejected": "y", "p_chosen": 0.8},
+                {"uid": "c", **pair, "chosen": "z", "rejected": "y", "p_chosen": 0.7},
+            ],
+        },
+        spec="seed: 2\nsteps: {sft: {learning_rate: 0.1, epochs: 3}}\n",
+        components={"answer": {"uses.prompt": "new text", "principles.p1": "d2", "seed": 2}},
+        figures={"models": {"base": {"harmful": {"complies": {"rate": 0.5}}}}},
+    )
+    return old, new
+
+
+def test_settings_prompts_and_figures_that_differ(runs: tuple[Path, Path]) -> None:
+    diff = compare(*runs)
+    assert list(diff.settings) == [Change("seed", 1, 2), Change("steps.sft.epochs", ABSENT, 3)]
+    assert [change.path for change in diff.prompts] == ["answer.uses.prompt", "answer.principles.p1"]
+    assert list(diff.metrics) == [Change("scores.models.base.harmful.complies.rate", 1.0, 0.5)]
+
+
+def test_rows_are_joined_by_uid_whatever_their_order(runs: tuple[Path, Path]) -> None:
+    answer = compare(*runs).rows[0]
+    assert (answer.step, answer.same, answer.changed, answer.only_old, answer.only_new) == ("answer", 1, 1, 1, 1)
+    assert answer.columns == {"response": 1}
+    assert [(e.uid, e.old, e.new) for e in answer.examples] == [("b", "two", "2")]
+
+
+def test_flips_count_only_the_same_two_answers(runs: tuple[Path, Path]) -> None:
+    preference = compare(*runs).rows[1]
+    assert (preference.pairs, preference.flips) == (2, 1)
+
+
+def test_a_run_is_like_itself(runs: tuple[Path, Path]) -> None:
+    diff = compare(runs[0], runs[0])
+    assert not any((diff.settings, diff.prompts, diff.rows, diff.metrics))
+
+
+def test_doubled_uids_are_paired_in_order() -> None:
+    import polars as pl
+
+    old = pl.DataFrame({"uid": ["a", "a"], "text": ["1", "2"]})
+    new = pl.DataFrame({"uid": ["a", "a"], "text": ["1", "3"]})
+    diff = rows_diff("s", old, new)
+    assert (diff.same, diff.changed) == (1, 1)
+
+
+def test_nulls_and_new_types_are_differences_only_where_they_differ() -> None:
+    import polars as pl
+
+    old = pl.DataFrame({"uid": ["a", "b"], "p": [None, 1]}, schema={"uid": pl.String, "p": pl.Int64})
+    new = pl.DataFrame({"uid": ["a", "b"], "p": [None, 1.5]})
+    assert rows_diff("s", old, new).columns == {"p": 1}
+    assert rows_diff("s", old, old).columns == {}
+
+
+def test_lists_are_compared_item_by_item() -> None:
+    assert list(changes({"a": [1, 2]}, {"a": [1, 3, 4]})) == [Change("a[1]", 2, 3), Change("a[2]", ABSENT, 4)]
+
+
+def test_the_report_shows_it_all(runs: tuple[Path, Path]) -> None:
+    from rich.console import Console
+
+    from caiflow.engine.report import diff_tables
+
+    console = Console(record=True, width=160, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in diff_tables(compare(*runs), "old", "new"):
+        console.print(table)
+    text = console.export_text()
+    for part in ("steps.sft.epochs", "old text", "1 of 2", "response 1", "two", "scores.models.base.harmful.complies.rate"):
+        assert part in text
