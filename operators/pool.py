@@ -1,0 +1,137 @@
+"""One input of a mixture: which of its rows are fit for it, a seeded draw among those, and reading the drawn ones in order.
+
+Never knows the other inputs, nor how many rows are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from caiflow.operators.conversations import said
+from caiflow.operators.sampling import ranks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from caiflow.engine.rows import Rows
+
+_BATCH = 16_384
+REASONS = ("", "incomplete", "held_out")
+"""Why a row isn't fit: a column that must be there is null, or its prompt is held out."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The rows of one input: uids [N] and, as a place in REASONS, whether each is fit [N]."""
+
+    name: str
+    rows: Rows
+    uids: pa.Array
+    states: NDArray[np.int8]
+
+    @cached_property
+    def fit(self) -> int:
+        """How many rows are fit."""
+        return self.count("")
+
+    def count(self, reason: str) -> int:
+        """Return how many rows have this reason."""
+        return int((self.states == REASONS.index(reason)).sum())
+
+    @cached_property
+    def row_bytes(self) -> float:
+        """The bytes of a row in memory, about."""
+        import pyarrow.parquet as pq
+
+        metadata = [pq.read_metadata(file) for file in self.rows.files]
+        size = sum(data.row_group(group).total_byte_size for data in metadata for group in range(data.num_row_groups))
+        return size / max(1, len(self.states))
+
+    def draw(self, wanted: int, seed: int) -> NDArray[np.int64]:
+        """Return `wanted` row numbers among the fit ones, ascending; each row is in before any is repeated.
+
+        Which they are hangs on the seed and the uids; a larger draw has all of a smaller one.
+        """
+        import numpy as np
+
+        among = np.flatnonzero(self.states == 0)
+        rounds, rest = divmod(wanted, len(among))
+        order = np.argsort(ranks(self.uids.take(among).to_pylist(), seed, "draw"), kind="stable") if rest else among[:0]
+        return np.sort(np.concatenate([np.repeat(among, rounds), among[order[:rest]]]))
+
+    def read(self, numbers: NDArray[np.int64]) -> Iterator[tuple[slice, pa.Table]]:
+        """Yield the rows with these ascending numbers, in tables, each with the slice of `numbers` that it holds."""
+        import numpy as np
+
+        for start, table in self._tables():
+            low, high = np.searchsorted(numbers, [start, start + len(table)])
+            if high > low:
+                yield slice(int(low), int(high)), table.take(numbers[low:high] - start)
+
+    def unfit(self) -> Iterator[tuple[pa.Table, pa.Array]]:
+        """Yield the rows that aren't fit, with the reason of each; reads nothing where all are."""
+        import numpy as np
+        import pyarrow as pa
+
+        if not self.states.any():
+            return
+        for start, table in self._tables():
+            places = np.flatnonzero(self.states[start : start + len(table)])
+            if len(places):
+                yield table.take(places), pa.array([REASONS[state] for state in self.states[start + places]])
+
+    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
+        import pyarrow as pa
+
+        start = 0
+        for batch in self.rows.batches(_BATCH):
+            yield start, pa.Table.from_batches([batch])
+            start += len(batch)
+
+
+def open_pool(name: str, rows: Rows, required: Sequence[str], held_out: NDArray[np.uint64] | None) -> Pool:
+    """Return the pool of an input; rows with a null in `required` or with a prompt among `held_out` aren't fit."""
+    import numpy as np
+    import pyarrow as pa
+
+    wanted = [column for column in required if _may_be_null(rows, column)]
+    read = dict.fromkeys(["uid", *wanted, *(["prompt"] if held_out is not None else [])])
+    uids, states = [pa.array([], pa.string())], [np.empty(0, np.int8)]
+    for batch in rows.batches(_BATCH, list(read)):
+        state = np.zeros(len(batch), np.int8)
+        if held_out is not None:
+            state[np.isin(said(batch.column("prompt")), held_out)] = REASONS.index("held_out")
+        for column in wanted:
+            state[batch.column(column).is_null().to_numpy(zero_copy_only=False)] = REASONS.index("incomplete")
+        uids.append(batch.column("uid").cast(pa.string()))
+        states.append(state)
+    return Pool(name, rows, pa.concat_arrays(uids), np.concatenate(states))
+
+
+def prompt_keys(inputs: Sequence[Rows]) -> NDArray[np.uint64] | None:
+    """Return the distinct prompts of some inputs, as `said` tells them; None without inputs."""
+    import numpy as np
+
+    if not inputs:
+        return None
+    found = [said(batch.column("prompt")) for rows in inputs for batch in rows.batches(_BATCH, ["prompt"])]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+
+def _may_be_null(rows: Rows, column: str) -> bool:
+    """Say whether the files' statistics leave room for nulls in a column."""
+    import pyarrow.parquet as pq
+
+    for file in rows.files:
+        metadata = pq.read_metadata(file)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            leaves = [group.column(place) for place in range(group.num_columns)]
+            own = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+            if any(found is None or not found.has_null_count or found.null_count for found in own):
+                return True
+    return False
