@@ -206,7 +206,7 @@ def start(home: Path, name: str, count: int) -> "subprocess.Popen[str]":
 def test_processes_append_at_once_and_a_killed_one_loses_nothing_it_reported(tmp_path: Path) -> None:
     running = {name: start(tmp_path, name, 10**7) for name in ("one", "two")}
     reported = {}
-    for name, process in running.items():
+    for process in running.values():
         assert process.stdout
         for _ in range(500):
             process.stdout.readline()
