@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +19,8 @@ from pydantic import Field
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
-from caiflow.operators.formats.shapes import column_type
-from caiflow.operators.formats.source import FileSource, HubSource, Source, resolve
+from caiflow.operators.formats.shapes import CANONICAL, column_type
+from caiflow.operators.formats.source import BUNDLED, FileSource, HubSource, Source, resolve
 from caiflow.operators.sampling import fraction
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class LoadParams(Params):
     """Fields of `load`."""
 
     source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
-    """A file relative to the spec (jsonl, json, csv, tsv, parquet, each also as .gz), a hub data set's id, or `tiny:NAME`."""
+    """A file relative to the spec (jsonl, json, csv, tsv, parquet, each also as .gz), a pattern for several (`shards/*.jsonl`),
+    a hub data set's id, or `tiny:NAME` for a bundled file."""
     format: FormatName = "auto"
     """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are."""
     revision: str | None = None
@@ -96,23 +97,29 @@ class Load(TableOperator[LoadParams]):
             if not isinstance(row, BadRow):
                 survey.see(row)
                 layouts.add(frozenset(row))
+        whole = len(head) < _SNIFFED
         types: dict[str, ColumnType | None] = {"uid": "text"}
-        types |= {name: column_type(shape) for name, shape in survey.shapes.items()}
-        return Columns(types, open=not layouts or (len(layouts) > 1 and len(head) == _SNIFFED))
+        # what later rows have decides about the source's own columns: their types are left open
+        types |= {name: column_type(shape) if whole or name in CANONICAL else None for name, shape in survey.shapes.items()}
+        return Columns(types, open=not layouts or (len(layouts) > 1 and not whole))
 
     def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         """Yield what can be told from the parameters and the first records of a local text file."""
-        source = self._source()
-        if isinstance(source, HubSource):
-            return
-        for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
-            yield (name,), f"`{name}` is for hub data sets, and {self.params.source!r} is a file", f"remove `{name}`"
-        if source.is_text:
-            yield from self._check_head(source)
+        first = next(iter(self._sources()), None)
+        if isinstance(first, FileSource):
+            for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
+                yield (name,), f"`{name}` is for hub data sets, and {self.params.source!r} is a file", f"remove `{name}`"
+        if isinstance(first, HubSource) and not first.within_reach:
+            yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
+        if isinstance(first, FileSource) and self.params.source.startswith(BUNDLED) and not first.path.is_file():
+            known = ", ".join(sorted(path.name for path in first.path.parent.glob("*.*")))
+            yield ("source",), f"no bundled file {first.label!r}", f"there are {known}"
+        elif isinstance(first, FileSource) and first.is_text:
+            yield from self._check_head(first)
 
     def _check_head(self, source: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         try:
-            head = list(self._parser(source).rows(islice(source.lines(), _SNIFFED)))
+            head = list(self._parser().rows(source, _SNIFFED))
         except (ValueError, OSError) as error:
             yield ("source",), str(error), "name a file that can be read"
             return
@@ -124,14 +131,14 @@ class Load(TableOperator[LoadParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
-        source = self._source()
         seed = {} if self.params.sample is None else {"seed": self.context.seed}
-        return {"label": source.label, "content": source.content(), **seed}
+        return {"content": [[source.label, source.content()] for source in self._sources()], **seed}
 
     def sources(self) -> Mapping[str, Path | str]:
-        """Return the file, or the hub id with the commit it stands for."""
-        source = self._source()
-        return {"source": source.path if isinstance(source, FileSource) else f"{source.repo}@{source.commit}"}
+        """Return the files, or the hub id with the commit it stands for."""
+        found = self._sources()
+        pinned = [source.path if isinstance(source, FileSource) else f"{source.repo}@{source.commit}" for source in found]
+        return {"source" if len(found) == 1 else f"source.{place}": source for place, source in enumerate(pinned)}
 
     def table(self, job: Job, out: RowsWriter) -> None:
         """Read the source once for its columns' types and the sample, and again to write (from memory where it is small).
@@ -139,54 +146,55 @@ class Load(TableOperator[LoadParams]):
         Raises:
             ValueError: a row that can't be read, with its file and line; or no row is left.
         """
-        source = self._source()
-        reading = _Replay(lambda: self._readable(source))
+        reading = _Replay(self._readable)
         survey, drawn = Survey(), _Drawn(self.params.sample, self.context.seed)
         for row in self._limited(reading):
             if not isinstance(row, BadRow):
                 survey.see(row)
                 drawn.offer(row["uid"])
         chosen = (row for row in reading if isinstance(row, BadRow) or row["uid"] in drawn)
-        counts = _write(islice(chosen, self.params.limit), survey, source, out)
+        counts = _write(_limited(chosen, self.params.limit), survey, out)
         out.metrics.update(counts)
         if not counts["rows"]:
-            raise ValueError(f"{self.params.source}: no row to load; check `split`, and `on_bad_row`")
+            raise ValueError(
+                f"{self.params.source}: no row to load, got {counts['bad_rows']} bad ones; check `split` and `format`"
+            )
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
-        return islice(rows, self.params.limit) if self.params.sample is None else rows
+        return rows if self.params.sample else _limited(rows, self.params.limit)
 
-    def _readable(self, source: Source) -> Iterator[Row | BadRow]:
+    def _readable(self) -> Iterator[Row | BadRow]:
         """Yield the rows on this step's side of the split, and the bad ones.
 
         Raises:
             ValueError: a bad row, unless those are set aside.
         """
-        for row in self._parser(source).rows(source.lines()):
+        parser, split = self._parser(), self.params.split
+        for row in chain.from_iterable(map(parser.rows, self._sources())):
             if isinstance(row, BadRow):
                 if self.params.on_bad_row == "fail":
                     hint = "mend it, or set `on_bad_row: quarantine`"
-                    raise ValueError(f"{source.place(row.line)}: {row.reason}, got {row.text[:80]!r}; {hint}")
+                    raise ValueError(f"{row.place}: {row.reason}, got {row.text[:80]!r}; {hint}")
                 yield row
-            elif self.params.split is None or side(row, self.params.split) == self.params.split.part:
+            elif split is None or side(row, split) == split.part:
                 yield row
 
     def _head(self) -> list[Row | BadRow]:
-        source = self._source()
+        source = next(iter(self._sources()), None)
         if not isinstance(source, FileSource) or not source.is_text:
             return []
         try:
-            return list(self._parser(source).rows(islice(source.lines(), _SNIFFED)))
+            return list(self._parser().rows(source, _SNIFFED))
         except (ValueError, OSError):
             return []
 
-    def _source(self) -> Source:
+    def _sources(self) -> list[Source]:
         fields = self.params
         hub = {"revision": fields.revision, "subset": fields.subset, "folder": fields.folder, "split": fields.hub_split}
         return resolve(fields.source, self.context.base_dir, hub)
 
-    def _parser(self, source: Source) -> Parser:
-        fields = self.params
-        return Parser(source.label, fields.format, fields.turns, fields.rename, fields.uid)
+    def _parser(self) -> Parser:
+        return Parser(self.params.format, self.params.turns, self.params.rename, self.params.uid)
 
 
 def side(row: Row, split: Split) -> Literal["train", "test"]:
@@ -205,28 +213,37 @@ def side(row: Row, split: Split) -> Literal["train", "test"]:
     return "test" if fraction(split.seed, " ".join(text.split()).casefold()) < split.test else "train"
 
 
-def _write(rows: Iterable[Row | BadRow], survey: Survey, source: Source, out: RowsWriter) -> dict[str, int]:
+def _limited(rows: Iterable[Row | BadRow], limit: int | None) -> Iterator[Row | BadRow]:
+    """Yield until `limit` good rows have been, and the bad ones among them."""
+    left = limit
+    for row in rows:
+        yield row
+        if left is not None and not isinstance(row, BadRow):
+            left -= 1
+            if not left:
+                return
+
+
+def _write(rows: Iterator[Row | BadRow], survey: Survey, out: RowsWriter) -> dict[str, int]:
     """Write rows and set bad ones aside, in batches; return how many of each."""
     counts = {"rows": 0, "bad_rows": 0}
-    rows = iter(rows)
     while batch := list(islice(rows, _BATCH)):
         good = [row for row in batch if not isinstance(row, BadRow)]
         bad = [row for row in batch if isinstance(row, BadRow)]
         if good:
             out.write(survey.table(good))
         if bad:
-            out.drop(_bad_table(bad, source), [row.reason for row in bad])
+            out.drop(_bad_table(bad), [row.reason for row in bad])
         counts["rows"] += len(good)
         counts["bad_rows"] += len(bad)
     return counts
 
 
-def _bad_table(bad: list[BadRow], source: Source) -> pa.Table:
+def _bad_table(bad: list[BadRow]) -> pa.Table:
     import pyarrow as pa
 
-    places = [source.place(row.line) for row in bad]
-    uids = [hashlib.blake2b(place.encode(), digest_size=10).hexdigest() for place in places]
-    return pa.table({"uid": uids, "place": places, "text": [row.text for row in bad]})
+    uids = [hashlib.blake2b(row.place.encode(), digest_size=10).hexdigest() for row in bad]
+    return pa.table({"uid": uids, "place": [row.place for row in bad], "text": [row.text for row in bad]})
 
 
 class _Drawn:

@@ -187,7 +187,7 @@ class Mix(TableOperator[MixParams]):
             pool = next(pool for pool in pools if leaks[pool.name])
             first = pool.uids[int((pool.states == REASONS.index("held_out")).argmax())]
             raise ValueError(
-                f"mix: input {pool.name} has prompts that {', '.join(self.params.held_out)} hold out, got {leaks[pool.name]} rows, "
+                f"mix: prompts of {pool.name} are held out by {', '.join(self.params.held_out)}, got {leaks[pool.name]} rows, "
                 f"{first} the first; load both sides by one `split`, or set `on_leak: drop`"
             )
 

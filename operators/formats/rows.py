@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from caiflow.operators.formats.dialogue import Turns, parse_messages
 from caiflow.operators.formats.files import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
+from caiflow.operators.formats.source import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,21 +29,20 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A record that can't be a row: where it is, why, and its text as far as it is known."""
+    """A record that can't be a row: its file and line, why, and its text as far as it is known."""
 
-    line: Line
+    place: str
     reason: str
     text: str
 
 
 @dataclass(slots=True)
 class Parser:
-    """Turns the records of one source into rows; holds what makes their uids unique, so use one per reading.
+    """Turns records into rows; holds what makes their uids unique, so use one per reading.
 
-    `label` stands for the source in the uids; `uid_field` names a field that has them instead.
+    `uid_field` names a field that has the uids; otherwise they follow from the source's label and the record.
     """
 
-    label: str
     format_name: str = "auto"
     turns: Turns = "all"
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -51,38 +51,39 @@ class Parser:
     _seen: set[str] = field(default_factory=set)
     _again: Counter[str] = field(default_factory=Counter)
 
-    def rows(self, lines: Iterable[Line]) -> Iterator[Row | BadRow]:
-        """Yield a row or a bad row per record (per two records, where the format joins them), in order."""
-        lines = iter(lines)
+    def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
+        """Yield a row or a bad row per record (per two records, where the format joins them), of the first `most` records."""
+        lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
-        self.format = self._detected([line.data for line in head if line.data is not None])
+        if self.format is None:
+            self.format = self._detected([line.data for line in head if line.data is not None])
         for group in _groups(chain(head, lines), self.format.group):
-            yield self._row(group, self.format)
+            yield self._row(group, self.format, source)
 
     def _detected(self, records: Sequence[Mapping[str, Any]]) -> Format:
         if self.format_name != "auto":
             return FORMATS[self.format_name]
         return detect([self._renamed(record) for record in records])
 
-    def _row(self, group: Sequence[Line], layout: Format) -> Row | BadRow:
+    def _row(self, group: Sequence[Line], layout: Format, source: Source) -> Row | BadRow:
         broken = next((line for line in group if line.data is None), None)
         if broken is not None:
-            return BadRow(broken, broken.error, broken.text)
+            return BadRow(source.place(broken), broken.error, broken.text)
         record = self._renamed(_joined(group, layout.group))
         try:
-            uid = self._uid(record)
+            uid = self._uid(record, source.label)
             fields = layout.parse(record, self.turns)
             return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
         except ValueError as error:
-            return BadRow(group[0], str(error), _encode(record))
+            return BadRow(source.place(group[0]), str(error), _encode(record))
 
     def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {self.rename.get(name, name): value for name, value in record.items()} if self.rename else record
 
-    def _uid(self, record: Mapping[str, Any]) -> str:
+    def _uid(self, record: Mapping[str, Any], label: str) -> str:
         if self.uid_field is not None:
             return self._given_uid(record)
-        content = _digest(f"{self.label}\x1f{_encode(record)}")
+        content = _digest(f"{label}\x1f{_encode(record)}")
         if content not in self._seen:
             self._seen.add(content)
             return content

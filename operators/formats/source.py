@@ -17,7 +17,7 @@ from typing import Any
 from caiflow.operators.formats.files import Line, has_data_suffix, kind_of, place_of, read_lines
 
 BUNDLED = "tiny:"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -123,8 +123,20 @@ class HubSource:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(f"{self.repo}: can't be fetched from the hub: {error}") from error
 
+    @property
+    def within_reach(self) -> bool:
+        """Whether the revision is in the hub's cache, or the hub may be asked."""
+        try:
+            return not _offline() or bool(self.commit and self._cached_folder.is_dir())
+        except ValueError:
+            return False
+
+    @property
+    def _cached_folder(self) -> Path:
+        return _hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
+
     def _cached_commit(self, cause: Exception | None) -> str:
-        ref = _hub_cache() / f"datasets--{self.repo.replace('/', '--')}" / "refs" / (self.revision or "main")
+        ref = self._cached_folder / "refs" / (self.revision or "main")
         try:
             return ref.read_text().strip()
         except OSError:
@@ -140,17 +152,20 @@ def bundled_file(name: str) -> Path:
     return Path(str(files("caiflow.examples.tiny"))) / "data" / name
 
 
-def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> Source:
-    """Return what `source` names: `tiny:NAME`, a file relative to `base_dir`, or a hub id (`hub` has its other fields).
+def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]:
+    """Return what `source` names: `tiny:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
 
-    A text that could be either is a hub id only where no such file exists.
+    A pattern such as `shards/*.jsonl` names its files in order of their names. A text that could be a file or a hub id is
+    a hub id only where no such file exists.
     """
     if source.startswith(BUNDLED):
-        return FileSource(bundled_file(source.removeprefix(BUNDLED)))
+        return [FileSource(bundled_file(source.removeprefix(BUNDLED)))]
     path = base_dir / Path(source).expanduser()
+    if any(sign in path.name for sign in "*?["):
+        return [FileSource(found) for found in sorted(path.parent.glob(path.name))]
     if path.exists() or has_data_suffix(source) or not _HUB_ID.fullmatch(source):
-        return FileSource(path)
-    return HubSource(source, **{name: value for name, value in hub.items() if value is not None})
+        return [FileSource(path)]
+    return [HubSource(source, **{name: value for name, value in hub.items() if value is not None})]
 
 
 def _offline() -> bool:
