@@ -22,6 +22,7 @@ from caiflow.engine.overlay import Problems
 from caiflow.engine.yaml_source import Node, Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SCHEME = re.compile(r"[a-z][a-z0-9]+:")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja")
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}
 
@@ -84,6 +85,8 @@ def _check_references(checked: Checked) -> set[str]:
 
 def _wrong_reference(checked: Checked, step: Step, ref: Reference) -> tuple[str, str] | None:
     steps, models = checked.names("steps"), checked.names("models")
+    if ref.name in steps and ref.name in models:
+        return None  # reported already
     fitting = [name for name in steps if name != step.name and _kind(checked, name) in (ref.kind, None)]
     if ref.kind == "model":
         fitting = [*models, *fitting]
@@ -110,6 +113,7 @@ def _check_cycles(checked: Checked) -> set[str]:
     needs = {
         name: tuple(dict.fromkeys(ref.name for ref in step.references() if ref.name in checked.steps))
         for name, step in checked.steps.items()
+        if name not in checked.names("models")
     }
     found = graph.cycles(needs)
     for cycle in found:
@@ -146,8 +150,8 @@ def _check_files(checked: Checked) -> None:
 
 
 def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
-    if mark.value.startswith(("http://", "https://")) and mark.meaning != "file":
-        return
+    if mark.meaning != "file" and _SCHEME.match(mark.value):
+        return  # a server, or a bundled thing such as tiny:red_team, which its operator checks
     path = Path(mark.value).expanduser()
     full = checked.base_dir / path
     if full.exists() or (mark.meaning != "file" and _may_be_hub_id(mark.value)):
@@ -177,8 +181,8 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
         if raw is None and kind.uses_constitution:
             checked.report(name, (), f"`{step.op}` needs a constitution", "add `constitution: harmless` at the top of the spec")
             continue
-        loaded = constitutions.load(raw, path) if raw is not None and kind.uses_constitution else None
-        if loaded is None and kind.uses_constitution:
+        loaded = constitutions.load(raw, path) if raw is not None else None
+        if loaded is None and raw is not None:
             continue
         try:
             operator = kind(step.params, StepContext(checked.seed, checked.base_dir, loaded))
@@ -214,9 +218,11 @@ class _Constitutions:
             try:
                 self.loaded[path] = load_constitution(raw, self.checked.base_dir)
             except SpecError as error:
-                if error.problems:
-                    self.checked.problems.extend(error.problems)
-                else:
+                self.checked.problems.extend(problem for problem in error.problems if problem.file)
+                for problem in error.problems:
+                    if not problem.file:
+                        self.checked.problems.at(at, path, problem.message, problem.hint)
+                if not error.problems:
                     self.checked.problems.at(at, path, *_split(str(error)))
             except (ValueError, OSError, CaiflowError) as error:
                 self.checked.problems.at(at, path, *_split(str(error)))
@@ -248,8 +254,7 @@ def _missing_columns(
     checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
 ) -> Iterator[bool]:
     """Report columns that the step needs and an input lacks; yield True for each."""
-    given = [mark for mark in marks(operator.params, "x-column") if checked.tree.get("steps", name, *mark.path) is not None]
-    reported: set[str] = set()
+    named = [mark for mark in marks(operator.params, "x-column") if checked.tree.get("steps", name, *mark.path) is not None]
     for source, wanted in operator.needs().items():
         known = inputs.get(source, Columns(open=True))
         for column in wanted:
@@ -257,30 +262,16 @@ def _missing_columns(
             if any(option in known for option in options):
                 continue
             yield True
-            mark = next((mark for mark in given if mark.value in options), None)
+            mark = next((mark for mark in named if mark.value in options), None)
             ref = next(ref for ref in refs if ref.name == source)
-            place = (mark.path, mark.key) if mark else (ref.path, ref.key)
-            reported.update(options)
+            path, key = (mark.path, mark.key) if mark else (ref.path, ref.key)
             message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
-            checked.report(name, place[0], message, _column_hint(checked, name, mark, options, known), key=place[1])
-    for mark in given:
-        lacking = [source for source, known in inputs.items() if mark.value not in known]
-        if lacking and mark.value not in reported:
-            yield True
-            known = inputs[lacking[0]]
-            hint = _column_hint(checked, name, mark, [mark.value], known)
-            checked.report(name, mark.path, f"`{lacking[0]}` has no column `{mark.value}`", hint, key=mark.key)
+            checked.report(name, path, message, _column_hint(mark, options, known), key=key)
 
 
-def _column_hint(checked: Checked, name: str, mark: Mark | None, options: list[str], known: Columns) -> str:
-    if mark is not None:
-        return suggest(options[0], sorted(known.types), "columns")
-    writers = [
-        step.name for step in checked.steps.values() if options[0] in getattr(step.operator_type(), "writes_columns", ())
-    ]
-    if writers:
-        return f"`{writers[0]}` writes it"
-    return "its columns: " + ", ".join(sorted(known.types)) if known.types else "it has no columns"
+def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
+    columns = sorted(known.types)
+    return suggest(options[0], columns, "columns") if mark else f"its columns: {', '.join(columns) or 'none'}"
 
 
 def _report_raised(checked: Checked, name: str, error: Exception) -> None:

@@ -26,6 +26,8 @@ KIND_NAMES = {
     "object": "a mapping",
     "null": "null",
 }
+_ENTRIES = {"models": "write `{source: tiny}`, say", "steps": "write `{op: generate, ...}`, say"}
+_NAME_HINT = "use letters, digits, `_` and `-`, and begin with a letter"
 _BOUNDS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
 
 
@@ -92,13 +94,15 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> 
         missing = next((key for key in bound if key not in value and f"'{key}' is" in error.message), bound[0])
         hint = "add " + (f"`{missing}: 1`" if missing == "caiflow" else f"`{missing}:`")
         problems.at(node.key, path, f"`{name}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
-    elif rule == "enum" or rule == "const":
-        allowed = bound if rule == "enum" else [bound]
-        what = "operator" if path and path[-1] == "op" else "value"
-        problems.at(node.at, path, f"unknown {what} {_shown(value, what)}", _allowed(value, allowed, f"{what}s"))
+    elif rule == "enum" and path[-1:] == ("op",):
+        problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), bound, "operators"))
+    elif rule == "enum":
+        problems.at(node.at, path, f"unknown value {_shown(value)} for `{_field(path)}`", _allowed(value, bound))
+    elif rule == "const":
+        problems.at(node.at, path, f"`{_field(path)}` must be {bound}, got {_shown(value)}", f"write `{_field(path)}: {bound}`")
     elif rule == "type" or rule in ("anyOf", "oneOf"):
         problems.at(
-            node.at, path, f"`{_field(path)}` must be {_expected(error)}, got {_shown(value)}", _type_hint(error, value)
+            node.at, path, f"`{_field(path)}` must be {_expected(error)}, got {_shown(value)}", _type_hint(error, value, path)
         )
     elif rule == "pattern" and error.parent is None and error.schema_path[-2] == "propertyNames":
         key = (node.child(value) or node).key
@@ -130,12 +134,8 @@ def _keys(error: SchemaError) -> list[str]:
     return list(found)
 
 
-def _allowed(value: Any, allowed: Sequence[Any], what: str) -> str:
-    texts = [str(item) if isinstance(item, str) else json.dumps(item) for item in allowed]
-    return suggest(value, texts, what) if isinstance(value, str) and len(texts) > 6 else _near(value, texts)
-
-
-def _near(value: Any, texts: Sequence[str]) -> str:
+def _allowed(value: Any, allowed: Sequence[Any]) -> str:
+    texts = [item if isinstance(item, str) else json.dumps(item) for item in allowed]
     hint = suggest(value, texts, "allowed") if isinstance(value, str) else ""
     listed = "allowed: " + ", ".join(texts)
     return f"{hint} {listed}" if hint.startswith("did you mean") else listed
@@ -159,8 +159,10 @@ def _expected(error: SchemaError) -> str:
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else "".join(words) or "another value"
 
 
-def _type_hint(error: SchemaError, value: Any) -> str:
+def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
     expected = _expected(error)
+    if len(path) == 2 and path[0] in _ENTRIES:
+        return _ENTRIES[path[0]]
     if isinstance(value, str):
         if "true or false" in expected and value.lower() in ("yes", "no", "on", "off"):
             return f"write `{'true' if value.lower() in ('yes', 'on') else 'false'}`"
@@ -203,6 +205,8 @@ def _bound(rule: Any, bound: Any, value: Any) -> str:
 def _bound_hint(rule: Any, bound: Any) -> str:
     if rule == "pattern" and bound.startswith("^[A-Z_]"):
         return "give the name of an environment variable, never the secret itself"
+    if rule == "pattern" and bound.startswith("^[A-Za-z_]"):
+        return _NAME_HINT
     return f"write {_BOUNDS[rule]} {bound:g}" if rule in _BOUNDS else ""
 
 
@@ -213,8 +217,6 @@ def _field(path: Path_) -> str:
     return "".join(names[last:]) or "the spec"
 
 
-def _shown(value: Any, what: str = "") -> str:
-    if what == "operator":
-        return f"`{value}`"
+def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

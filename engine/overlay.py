@@ -37,7 +37,7 @@ def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: 
     The keys `extends` and `profiles` are carried out and gone.
 
     Raises:
-        SpecError: a file can't be read as YAML.
+        SpecError: a file can't be read as YAML, or what it extends can't be found.
     """
     tree = _extended(path, (), problems)
     if profile is not None:
@@ -106,15 +106,14 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems) -> Node:
     below = replace(tree, value={key: node for key, node in tree.items() if key != "extends"})
     source = _extended_path(path, named.value)
     if source is None:
-        problems.at(
-            named.at, "extends", f"no such file: {named.value}", "give a path relative to this file, or a recipe's name"
-        )
-        return below
+        hint = "give a path relative to this file, or a recipe's name"
+        problems.at(named.at, "extends", f"no such file: {named.value}", hint)
+        raise SpecError(tuple(problems))
     chain = (*seen, path.resolve())
     if source.resolve() in chain or len(chain) > MAX_EXTENDS:
         names = " -> ".join(step.name for step in (*chain, source))
         problems.at(named.at, "extends", f"the specs extend each other in a circle or too deep: {names}", "cut the chain")
-        return below
+        raise SpecError(tuple(problems))
     return merge(_extended(source, chain, problems), below)
 
 

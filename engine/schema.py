@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import sys
 import textwrap
@@ -124,6 +125,13 @@ class _Generator(GenerateJsonSchema):
         made.pop("title", None)
         return made
 
+    def dict_schema(self, schema: core_schema.DictSchema) -> Schema:
+        """Return a mapping's schema; a pattern of its keys as `propertyNames`, so that a wrong key is an error of its own."""
+        made = super().dict_schema(schema)
+        for pattern, value in made.pop("patternProperties", {}).items():
+            made |= {"propertyNames": {"pattern": pattern}, "additionalProperties": value}
+        return made
+
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Return False: the key itself is the title."""
         return False
@@ -146,7 +154,7 @@ def _own_docs(cls: type[Any]) -> dict[str, str]:
         return {}  # made where there is no source: a prompt, a frozen program
     docs: dict[str, str] = {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    for statement, after in zip(body, body[1:], strict=False):
+    for statement, after in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr):
             value = after.value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):

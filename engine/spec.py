@@ -68,7 +68,9 @@ def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | Non
 
 def _in_order(problems: Problems) -> tuple[Problem, ...]:
     """Return each finding once; copies of a step in several arms share theirs."""
-    unique = {(problem.file, problem.line, problem.col, problem.message): problem for problem in reversed(problems)}
+    unique: dict[tuple[str, int, int, str], Problem] = {}
+    for problem in problems:
+        unique.setdefault((problem.file, problem.line, problem.col, problem.message), problem)
     return tuple(sorted(unique.values(), key=lambda problem: (problem.file, problem.line, problem.col)))
 
 
