@@ -7,8 +7,7 @@ order in which finished rows are written. Knows no Ray, no engine library, and n
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.client import EngineClient
-from caiflow.engine.operator import Row, RowDropped, RowLLM, RowOperator, RowParams
+from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
 from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.rows import Rows, RowsWriter
 
@@ -66,7 +65,7 @@ class Outcome:
     tokens: int = 0
 
 
-def replay(step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
     """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
     kept = ledger.get(row_key)
     if kept is None:
@@ -187,7 +186,7 @@ class Flow:
         view = step.view(row)
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
-        known = replay(step, view, row_key, ledger)
+        known = replay(row_key, ledger)
         return known if known is not None else await self._ask(step, row, view, row_key, ledger)
 
     async def _ask(self, step: FlowStep, row: Row, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
@@ -326,48 +325,3 @@ async def _paced(rows: Sequence[Row]) -> AsyncIterator[tuple[int, Row]]:
         if index % 64 == 63:
             await asyncio.sleep(0)
         yield index, row
-
-
-def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: Callable[[str], Ledger]) -> dict[str, Tally]:
-    """Walk the rows as a run would, without asking any model, and count what the ledger holds for each step.
-
-    A row that must run counts once in `total` of every step after it, since it may come there.
-    """
-    names = {step.name for step in steps}
-    tallies = {step.name: Tally() for step in steps}
-    children: dict[str, list[FlowStep]] = defaultdict(list)
-    for step in steps:
-        children[step.source if step.source in names else ""].append(step)
-    for row in _rows(source):
-        _count_row(children, children[""], row, tallies, ledger_of)
-    return tallies
-
-
-def _count_row(
-    children: Mapping[str, list[FlowStep]],
-    steps: Sequence[FlowStep],
-    row: Row | None,
-    tallies: Mapping[str, Tally],
-    ledger_of: Callable[[str], Ledger],
-) -> None:
-    for step in steps:
-        tally = tallies[step.name]
-        tally.total += 1
-        following = children.get(step.name, [])
-        outcome = None
-        if row is not None:
-            view = step.view(row)
-            outcome = replay(step, view, step.row_key(view), ledger_of(step.namespace))
-        if row is None or outcome is None:
-            _count_row(children, following, None, tallies, ledger_of)
-            continue
-        tally.cached += 1
-        tally.tokens += outcome.tokens
-        tally.rows_out += len(outcome.rows)
-        for new in spread(row, outcome) if outcome.rows else ():
-            _count_row(children, following, new, tallies, ledger_of)
-
-
-def _rows(source: Rows) -> Iterator[Row]:
-    for table in source.batches(BATCH_ROWS):
-        yield from table.to_pylist()

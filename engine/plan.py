@@ -347,7 +347,7 @@ def _plan_chain(
     resolver: Resolver, chain: Sequence[Step], ledgers: _Ledgers, previous: Mapping[str, Components]
 ) -> dict[str, PlannedStep]:
     """Count what the ledger holds for the steps of one chain, whose first step's input is made."""
-    from caiflow.engine.flow import count_known
+    from caiflow.engine.counting import count_known
     from caiflow.engine.rows import Rows
 
     root: Any = chain[0].params

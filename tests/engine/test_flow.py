@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caiflow.engine.counting import count_known
 from caiflow.engine.errors import EngineError
-from caiflow.engine.flow import Flow, FlowStep, count_known
+from caiflow.engine.flow import Flow, FlowStep
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
@@ -77,7 +78,9 @@ def write_source(folder: Path, questions: list[str]) -> Rows:
     return Rows(folder)
 
 
-def run(tmp_path: Path, steps: list[FlowStep], source: Rows, engine: ScriptedEngine) -> tuple[dict[str, Tally], dict[str, Rows]]:
+def run(
+    tmp_path: Path, steps: list[FlowStep], source: Rows, engine: ScriptedEngine
+) -> tuple[dict[str, Tally], dict[str, Rows]]:
     async def go() -> dict[str, Tally]:
         host = EngineHost(lambda: engine)
         ledgers = {s.namespace: Ledger(tmp_path / "ledger", s.namespace) for s in steps}
