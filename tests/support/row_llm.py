@@ -17,7 +17,7 @@ class Asked:
 
     kind: str
     prompt: Any
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     sample: int = 0
     prefill: str = ""
     template: str = ""

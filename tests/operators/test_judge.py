@@ -1,0 +1,210 @@
+"""`judge`: preference pairs with their labels and evidence, what is left out and why, and how the judge behaved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from math import log
+from typing import Any
+
+import pytest
+from caiflow.engine.operator import Row, RowDropped, StepContext
+from caiflow.engine.prompts import user
+from caiflow.operators.judge import TIE_FIRST, TIE_SECOND, UNPARSABLE, Judge, JudgeParams
+from hypothesis import given
+from hypothesis import strategies as st
+from support.row_llm import Asked, RuleLLM
+from support.small_constitution import small_constitution
+
+LAW = small_constitution()
+
+
+def step(law: Any = LAW, **fields: Any) -> Judge:
+    params = JudgeParams.model_validate({"input": "pairs", "model": "sl", **fields})
+    return Judge(params, StepContext(seed=3, constitution=law))
+
+
+def leaning(worth: Mapping[str, float], towards_a: float = 0.0) -> RuleLLM:
+    """A judge whose log-odds are the difference in worth, plus a liking for option A."""
+
+    def choose(asked: Asked) -> dict[str, float]:
+        a, b = asked.last.split("Options:\n(A) ")[1].split("\n(B) ")
+        return {"A": worth[a] + towards_a, "B": worth[b]}
+
+    def say(asked: Asked) -> str:
+        found = choose(asked)
+        return "A)." if found["A"] > found["B"] else "B)."
+
+    return RuleLLM(say, choose)
+
+
+def run(operator: Judge, llm: RuleLLM, *responses: str, **columns: Any) -> list[Row]:
+    row = {"uid": "r", "prompt": [user("why?")], "responses": list(responses) or None, **columns}
+    found = asyncio.run(operator.row(row, llm))
+    return found if isinstance(found, list) else [found]
+
+
+def test_a_soft_label_with_its_evidence() -> None:
+    operator, llm = step(), leaning({"bad": 0.0, "good": log(4)})
+    (found,) = run(operator, llm, "bad", "good")
+    principle = LAW.draw(3, "r", "judge")[0].id
+    assert found == {
+        "principle": principle,
+        "principles": [principle],
+        "outcome": "decided",
+        "rejected": "bad",
+        "chosen": "good",
+        "p_chosen": pytest.approx(0.8),
+        "margin": pytest.approx(0.6),
+        "chosen_index": 1,
+        "rejected_index": 0,
+        "scores": pytest.approx([0.2, 0.8]),
+        "p_a": pytest.approx([0.2, 0.8]),
+        "logprob_a": [0.0, log(4)],
+        "logprob_b": [log(4), 0.0],
+        "thoughts": None,
+        "unparsable_votes": 0,
+    }
+    assert set(found) == set(operator.writes())
+    assert operator.calls() == 2
+
+
+def test_a_hard_label_keeps_the_margin() -> None:
+    (found,) = run(step(labels="hard"), leaning({"good": log(4), "bad": 0.0}), "good", "bad")
+    assert (found["chosen"], found["p_chosen"]) == ("good", 1.0)
+    assert found["margin"] == pytest.approx(0.6)
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_the_order_of_the_candidates_doesnt_matter(difference: float, towards_a: float) -> None:
+    operator, llm = step(ties="keep"), leaning({"x": difference, "y": 0.0}, towards_a)
+    (one,), (other,) = run(operator, llm, "x", "y"), run(operator, llm, "y", "x")
+    assert one["p_chosen"] == pytest.approx(other["p_chosen"])
+    assert one["outcome"] == other["outcome"]
+    if one["outcome"] == "decided":
+        assert one["chosen"] == other["chosen"]
+
+
+def test_text_votes_score_a_point_for_each_order() -> None:
+    (found,) = run(step(method="text"), leaning({"good": 1.0, "bad": 0.0}), "bad", "good")
+    assert (found["chosen"], found["p_chosen"], found["p_a"]) == ("good", 1.0, [0.0, 1.0])
+    assert found["logprob_a"] is None
+
+
+@pytest.mark.parametrize(("towards_a", "reason"), [(9.0, TIE_FIRST), (-9.0, TIE_SECOND)])
+def test_a_judge_that_sticks_to_a_position_is_a_tie(towards_a: float, reason: str) -> None:
+    llm = leaning({"good": 1.0, "bad": 0.0}, towards_a)
+    with pytest.raises(RowDropped, match=reason):
+        run(step(method="text"), llm, "good", "bad")
+    (kept,) = run(step(method="text", ties="keep"), llm, "good", "bad")
+    assert (kept["outcome"], kept["p_chosen"], kept["margin"], kept["chosen"]) == ("tie", 0.5, 0.0, "good")
+
+
+def test_kept_ties_stay_undecided_under_hard_labels() -> None:
+    llm = leaning({"good": 1.0, "bad": 0.0}, 9.0)
+    (kept,) = run(step(method="text", ties="keep", labels="hard"), llm, "good", "bad")
+    assert kept["p_chosen"] == 0.5
+
+
+def test_close_calls_within_the_margin_are_ties() -> None:
+    llm = leaning({"good": 0.1, "bad": 0.0})
+    assert run(step(), llm, "good", "bad")[0]["outcome"] == "decided"
+    with pytest.raises(RowDropped, match="tie"):
+        run(step(tie_margin=0.1), llm, "good", "bad")
+
+
+def test_equal_answers_are_a_tie_without_a_question() -> None:
+    llm = leaning({})
+    with pytest.raises(RowDropped, match="tie: equal answers"):
+        run(step(), llm, "same", "same")
+    assert llm.asked == []
+
+
+def test_unreadable_votes() -> None:
+    half = RuleLLM(lambda asked: "A)" if asked.last.endswith("(B) bad") else "hard to say")
+    with pytest.raises(RowDropped, match=UNPARSABLE):
+        run(step(method="text"), half, "good", "bad")
+    (kept,) = run(step(method="text", unparsable="tie"), half, "good", "bad")
+    assert (kept["chosen"], kept["p_chosen"], kept["unparsable_votes"]) == ("good", 0.75, 1)
+
+
+def test_named_columns_as_candidates() -> None:
+    operator = step(candidates=["response", "revision"])
+    (found,) = run(operator, leaning({"so": 0.0, "gently": 1.0}), response="so", revision="gently")
+    assert found["chosen"] == "gently"
+    assert operator.needs() == {"pairs": ["prompt", "response", "revision"]}
+    assert operator.reads() == ["prompt", "response", "revision"]
+
+
+def test_the_best_meets_the_worst_of_several() -> None:
+    llm = leaning({"a": 1.0, "b": 3.0, "c": -2.0, "d": 0.0})
+    (found,) = run(step(), llm, "a", "b", "c", "d")
+    assert (found["chosen"], found["rejected"]) == ("b", "c")
+    assert (found["chosen_index"], found["rejected_index"]) == (1, 2)
+    assert found["p_chosen"] == pytest.approx(found["scores"][1] / (found["scores"][1] + found["scores"][2]))
+    assert len(llm.asked) == 12
+    assert len(found["p_a"]) == 2
+
+
+def test_all_pairs_as_rows_without_the_ties() -> None:
+    llm = leaning({"a": 1.0, "b": 3.0, "c": 1.0})
+    found = run(step(pairs="all"), llm, "a", "b", "c")
+    assert [(r["chosen"], r["rejected"]) for r in found] == [("b", "a"), ("b", "c")]
+    assert len(run(step(pairs="all", ties="keep"), llm, "a", "b", "c")) == 3
+
+
+def test_empty_answers_are_no_candidates() -> None:
+    llm = leaning({"a": 0.0, "b": 1.0})
+    (found,) = run(step(), llm, "a", " ", "b")
+    assert (found["chosen_index"], found["rejected_index"], found["scores"][1]) == (2, 0, None)
+    with pytest.raises(RowDropped, match="fewer than two answers"):
+        run(step(), llm, "a", "")
+
+
+def test_thoughts_are_kept() -> None:
+    llm = leaning({"good": 9.0, "bad": 0.0})
+    (found,) = run(step(chain_of_thought={"samples": 2}), llm, "good", "bad")
+    assert found["p_chosen"] == pytest.approx(0.6)
+    assert len(found["thoughts"]) == 2
+
+
+def test_several_principles_are_named() -> None:
+    (found,) = run(step(principles=2), leaning({"good": 1.0, "bad": 0.0}), "good", "bad")
+    assert found["principles"] == [p.id for p in LAW.draw(3, "r", "judge", 2)]
+    assert found["principle"] == found["principles"][0]
+    assert run(step(principles="all"), leaning({"good": 1.0, "bad": 0.0}), "good", "bad")[0]["principle"] == "all"
+
+
+def test_an_edited_principle_concerns_only_the_rows_that_drew_it() -> None:
+    uids = [f"row{i}" for i in range(60)]
+    before, after = step(), step(small_constitution(p3="Which is nicer?"))
+    changed = {uid for uid in uids if before.row_identity({"uid": uid}) != after.row_identity({"uid": uid})}
+    assert changed == {uid for uid in uids if LAW.draw(3, uid, "judge")[0].id == "p3"}
+
+
+def test_figures_of_an_unbiased_judge() -> None:
+    operator, llm = step(), leaning({"good": log(4), "bad": 0.0})
+    rows = run(operator, llm, "good", "bad") + run(operator, llm, "bad", "good")
+    found = operator.metrics(rows, {"tie": 1, UNPARSABLE: 1, "fewer than two answers": 5})
+    entropy = -(0.8 * log(0.8) + 0.2 * log(0.2)) / log(2)
+    assert found == {
+        "ties": 0.25,
+        "unparsable": 0.25,
+        "entropy_bits": pytest.approx(entropy),
+        "position_bias": pytest.approx(0),
+        "order_flips": 0.0,
+    }
+
+
+def test_figures_count_the_ties_that_position_made() -> None:
+    operator = step(method="text")
+    rows = run(operator, leaning({"good": 1.0, "bad": 0.0}), "good", "bad")
+    found = operator.metrics(rows, {TIE_FIRST: 2, TIE_SECOND: 1})
+    assert found["ties"] == 0.75
+    assert found["position_bias"] == pytest.approx((0.5 + 1 + 1 + 0) / 4 - 0.5)
+    assert found["order_flips"] == 0.75
+
+
+def test_figures_of_nothing() -> None:
+    assert step().metrics([], {}) == {}
+    assert step().metrics([], {UNPARSABLE: 2})["unparsable"] == 1.0
