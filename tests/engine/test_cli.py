@@ -1,0 +1,276 @@
+"""The real command in a process of its own: exit codes, messages, what is imported, what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.cli import COMMANDS
+
+HEAVY = ("torch", "transformers", "ray", "pyarrow", "polars", "numpy", "rich", "trl", "vllm", "httpx")
+SPEC = """\
+caiflow: 1
+name: short
+steps:
+  red:   {op: load, source: red.jsonl}
+  clean: {op: filter, input: red, drop: [{length: {column: response, max: 12}}]}
+"""
+ROWS = [{"prompt": "One?", "response": "short"}, {"prompt": "Two?", "response": "much longer than that"}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small spec, its data, and one finished run in `first`."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "short.yaml").write_text(SPEC)
+    (folder / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    ran = caiflow(folder, "run", "short.yaml", "--out", "first")
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def environment(place: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "CAIFLOW_HOME": str(place / "home"), "COLUMNS": "160", **more}
+
+
+def caiflow(place: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
+    return subprocess.run(command, cwd=place, env=environment(place, **more), capture_output=True, text=True, timeout=300)
+
+
+def shown(place: Path, *arguments: str) -> Any:
+    done = caiflow(place, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    text = caiflow(tmp_path, "--help").stdout
+    assert all(name in text for name in COMMANDS)
+    assert "examples:" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from caiflow.engine.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: caiflow {command}" in text
+    assert "examples:\n  caiflow" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "did you mean `run`"),
+        (["run", "short.yaml", "--profle=x"], "did you mean `--profile`"),
+        (["run"], "SPEC"),
+        (["run", "shrt.yaml"], "did you mean `short.yaml`"),
+        (["run", "short.yaml", "--sample", "0"], "no whole number above 0"),
+        (["run", "short.yaml", "--until", "claen"], "did you mean `clean`"),
+        (["run", "short.yaml", "--set", "steps.clean.inptu=red"], "--set:1:"),
+        (["why", "short.yaml", "rde"], "did you mean `red`"),
+        (["ops", "fliter"], "did you mean `filter`"),
+        (["init", "quickstrat"], "did you mean `quickstart`"),
+        ([], "usage: caiflow"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_with_a_hint(place: Path, arguments: list[str], said: str) -> None:
+    done = caiflow(place, *arguments)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_prints_every_problem_with_its_place(place: Path) -> None:
+    (place / "wrong.yaml").write_text(SPEC.replace("input: red", "input: rde").replace("name: short", "name: short\nsede: 1"))
+    done = caiflow(place, "validate", "wrong.yaml", "short.yaml")
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("wrong.yaml:3:1: ")
+    assert "seed" in lines[0]
+    assert lines[1].startswith("wrong.yaml:6:")
+    assert "did you mean `red`" in lines[1]
+    assert lines[2] == "short.yaml: ok"
+    found = json.loads(caiflow(place, "validate", "wrong.yaml", "--json").stdout)
+    assert [sorted(problem) for problem in found] == [["col", "file", "hint", "line", "message", "path"]] * 2
+
+
+def test_a_missing_spec_is_a_problem_at_its_place(place: Path) -> None:
+    (problem,) = json.loads(caiflow(place, "validate", "nowhere.yaml", "--json").stdout)
+    assert (problem["file"], problem["line"], problem["col"]) == ("nowhere.yaml", 1, 1)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "short.yaml"], ["run", "--help"], ["specs"]])
+def test_quick_commands_import_nothing_heavy(place: Path, arguments: list[str]) -> None:
+    code = "import sys\nfrom caiflow.engine.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=place, env=environment(place), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_a_cached_run_starts_neither_ray_nor_torch(place: Path) -> None:
+    code = "import sys\nfrom caiflow.engine.cli import main\ncode = main(['run', 'short.yaml', '--out', 'again'])\n"
+    code += "print('HEAVY', code, [name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(place), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY 0 []"
+    steps = shown(place, "show", "again")["steps"]
+    assert {name: step["status"] for name, step in steps.items()} == {"red": "cached", "clean": "cached"}
+
+
+def test_a_run_leaves_what_the_contract_says(place: Path) -> None:
+    run = shown(place, "show", "first")
+    assert run["status"] == "done"
+    clean = run["steps"]["clean"]
+    assert (clean["op"], clean["status"], clean["rows_in"], clean["rows_out"]) == ("filter", "done", 2, 1)
+    assert clean["digest"]
+    assert {path.name for path in (place / "first").iterdir()} >= {"run.json", "spec.yaml", "events.jsonl", "steps"}
+
+
+def test_run_prints_its_steps_plainly_without_a_terminal(place: Path) -> None:
+    done = caiflow(place, "run", "short.yaml", "--out", "plain")
+    assert "clean: cached; 1 rows" in done.stderr
+    assert "≡ clean" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_json_run_prints_events_and_nothing_else(place: Path) -> None:
+    done = caiflow(place, "run", "short.yaml", "--out", "events", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "run_started"
+    assert events[-1] == events[-1] | {"event": "run_done", "status": "done"}
+    assert [json.loads(line) for line in (place / "events/events.jsonl").read_text().splitlines()] == events
+
+
+def test_default_folder_has_the_specs_name(place: Path) -> None:
+    assert caiflow(place, "run", "short.yaml").returncode == 0
+    assert [path.name for path in (place / "runs").iterdir()] == ["short"]
+
+
+def test_plan_says_what_run_would_do(place: Path) -> None:
+    steps = shown(place, "plan", "short.yaml")["steps"]
+    assert [(step["name"], step["state"]) for step in steps] == [("red", "cached"), ("clean", "cached")]
+    changed = shown(place, "plan", "short.yaml", "--set", "steps.clean.drop=[{length: {column: response, max: 3}}]")["steps"]
+    assert [step["state"] for step in changed] == ["cached", "run"]
+    assert "≡ red" in caiflow(place, "plan", "short.yaml").stdout
+
+
+def test_why_names_the_changed_field_with_both_values(place: Path) -> None:
+    why = shown(place, "why", "short.yaml", "clean", "--set", "steps.clean.drop=[{length: {column: response, max: 3}}]")
+    assert why["state"] == "run"
+    assert [change["component"] for change in why["changes"]] == ["params.drop"]
+    assert '"max": 12' in json.dumps(why["changes"][0]["old"])
+
+
+def test_show_pages_through_rows(place: Path) -> None:
+    text = caiflow(place, "show", "first", "red", "--offset", "1", "--limit", "1").stdout
+    assert "much longer than that" in text
+    assert "rows 2 to 2 of 2" in text
+    row = json.loads(caiflow(place, "show", "first", "clean", "--json", "--columns", "response").stdout)
+    assert row == {"response": "short"}
+    assert "much longer" in caiflow(place, "show", "first", "clean", "--dropped").stdout
+    assert caiflow(place, "show", "first", "clean", "--columns", "responce").returncode == 2
+
+
+def test_show_into_a_closed_pipe_is_quiet(place: Path) -> None:
+    command = f"{sys.executable} -m caiflow.engine.cli show first red | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=place, env=environment(place), capture_output=True, text=True)
+    assert "Error" not in done.stderr
+
+
+def test_runs_and_diff_look_back(place: Path) -> None:
+    arguments = ("--set", "steps.clean.drop=[{length: {column: response, max: 99}}]", "--out", "longer")
+    assert caiflow(place, "run", "short.yaml", *arguments).returncode == 0
+    assert "longer" in [Path(run["path"]).name for run in shown(place, "runs")]
+    diff = shown(place, "diff", "first", "longer")
+    assert [change["new"] for change in diff["settings"]] == [99]
+    assert [(rows["step"], rows["same"], rows["only_new"]) for rows in diff["rows"]] == [("clean", 1, 1)]
+    assert "only new" in caiflow(place, "diff", "first", "longer").stdout
+
+
+def test_an_unknown_run_exits_1_with_one_line(place: Path) -> None:
+    done = caiflow(place, "show", "frist")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "did you mean `first`" in done.stderr
+
+
+def test_a_failed_step_exits_1_and_is_told(place: Path) -> None:
+    (place / "broken.jsonl").write_text('{"prompt": "One?", "response": "short"}\n' * 200 + "{oops\n")
+    done = caiflow(place, "run", "short.yaml", "--set", "steps.red.source=broken.jsonl", "--out", "failed")
+    assert done.returncode == 1
+    assert "broken.jsonl" in done.stdout
+    steps = json.loads((place / "failed" / "run.json").read_text())["steps"]
+    assert [step["status"] for step in steps.values()] == ["failed", "skipped"]
+
+
+def test_an_unwritable_store_is_told_in_one_line(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = caiflow(place, "run", "short.yaml", "--out", "nostore", CAIFLOW_HOME=str(tmp_path / "file" / "home"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "CAIFLOW_HOME" in done.stderr or "can't" in done.stderr
+
+
+def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
+    command = [sys.executable, "-m", "caiflow.engine.cli", "run", "short.yaml", "--set", "seed=77", "--out", "stopped"]
+    with subprocess.Popen(command, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        while "started" not in run.stderr.readline():
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        rest = run.stderr.read()
+        assert run.wait(timeout=30) == 130
+    assert "caiflow run short.yaml --set seed=77" in rest
+    assert json.loads((place / "stopped" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_specs_are_listed_and_one_is_copied_ready_to_run(place: Path) -> None:
+    recipes = [recipe["name"] for recipe in shown(place, "specs")]
+    assert "quickstart" in recipes
+    assert caiflow(place, "init", "quickstart", "mine").returncode == 0
+    assert caiflow(place / "mine", "validate", "quickstart.yaml").stdout == "quickstart.yaml: ok\n"
+    assert "$schema=caiflow.schema.json" in (place / "mine/quickstart.yaml").read_text().splitlines()[0]
+    assert json.loads((place / "mine/caiflow.schema.json").read_text())["$schema"].endswith("2020-12/schema")
+    again = caiflow(place, "init", "quickstart", "mine")
+    assert again.returncode == 1
+    assert "overwritten" in again.stderr
+
+
+def test_schema_and_ops_describe_the_language(place: Path) -> None:
+    schema = json.loads(caiflow(place, "schema").stdout)
+    ops = [op["op"] for op in shown(place, "ops")]
+    assert [name for name in ops if f"op:{name}" not in schema["$defs"]] == []
+    text = caiflow(place, "ops", "filter").stdout
+    assert "input" in text
+    assert "step with rows" in text
+
+
+def test_constitution_is_shown_checked_and_converted(place: Path) -> None:
+    assert "16 principles" in caiflow(place, "constitution", "check", "harmless").stdout
+    converted = caiflow(place, "constitution", "convert", "harmless").stdout
+    (place / "copy.yaml").write_text(converted)
+    assert "16 principles" in caiflow(place, "constitution", "check", "copy.yaml").stdout
+    assert caiflow(place, "constitution", "show", "harmles").returncode == 2
+
+
+def test_an_unforeseen_error_leaves_its_traceback_in_a_file(place: Path) -> None:
+    code = "import sys\nfrom caiflow.engine import cli\nfrom caiflow.engine.commands import runs\n"
+    code += "def fail(args): raise RuntimeError('a [bug]')\nruns.execute = fail\nsys.exit(cli.main(['runs']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(place), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "caiflow: RuntimeError: a [bug]"
+    log = Path(done.stderr.split("the traceback is in ")[1].split(" ")[0])
+    assert "in fail" in log.read_text()
+    log.unlink()

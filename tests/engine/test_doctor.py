@@ -1,0 +1,33 @@
+"""What the doctor says of this machine, and of one with a broken store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caiflow.engine.doctor import Finding, examine
+
+
+def examined(home: Path) -> dict[str, Finding]:
+    return {finding.what: finding for finding in examine(home)}
+
+
+def test_everything_a_run_needs_is_looked_at(tmp_path: Path) -> None:
+    found = examined(tmp_path / "home")
+    assert {"python", "torch", "transformers", "vllm", "ray", "libraries", "hub cache", "machine"} <= set(found)
+    assert found["store"].verdict in ("ok", "note")
+    assert found["store"].detail.startswith(str(tmp_path / "home"))
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_a_store_that_cant_be_written_is_broken_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = examined(tmp_path / "file" / "home")["store"]
+    assert store.verdict == "broken"
+    assert "CAIFLOW_HOME" in store.hint
+
+
+def test_a_ray_cluster_in_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "10.0.0.1:6379" in examined(tmp_path)["ray"].detail
