@@ -93,13 +93,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def fit(trainer: Trainer, params: TrainingParams, job: Job) -> None:
+def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -> None:
     """Train to the end, from the last checkpoint if there is one; figures go to `job.metrics`, the loss curve to the output.
 
     A resumed run takes the same steps as an undisturbed one: rows in the same order, optimizer and random state as they were.
+    Checkpoints are made at multiples of `cycle` steps only.
     """
     trainer.remove_callback(_printer())
-    trainer.add_callback(_watcher(params, job))
+    trainer.add_callback(_watcher(params, job, cycle))
     resume = last_checkpoint(checkpoints(job))
     started, first = time.monotonic(), _steps_in(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -117,9 +118,12 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job) -> None:
 
 def quiet_libraries() -> None:
     """Switch off the libraries' own progress bars and remarks: caiflow shows progress itself."""
+    import warnings
+
     import datasets
     import transformers
 
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # said on import, wanted or not
     os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -173,40 +177,46 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _watcher(params: TrainingParams, job: Job) -> TrainerCallback:
+def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):  # type: ignore[misc]
         """Reports progress and decides when a checkpoint is due."""
 
         def __init__(self) -> None:
-            self.saved = time.monotonic()
-            self.told = 0.0
+            self.saved_at = time.monotonic()
+            self.saved_step = 0
+            self.told_at = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved_step = state.global_step
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            if params.save_steps:
-                due = state.global_step % params.save_steps == 0
-            else:
-                due = state.global_step % args.logging_steps == 0 and time.monotonic() - self.saved > CHECKPOINT_S
-            if due and state.global_step < state.max_steps:
+            if state.global_step >= state.max_steps:
+                control.should_log = True
+            elif state.global_step % cycle == 0 and self._due(args, state.global_step):
                 # a point of the curve never spans a checkpoint, so that a resumed curve equals an undisturbed one
                 control.should_save = control.should_log = True
             return control
 
+        def _due(self, args: Any, step: int) -> bool:
+            if params.save_steps:
+                return step - self.saved_step >= params.save_steps
+            return step % args.logging_steps == 0 and time.monotonic() - self.saved_at > CHECKPOINT_S
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
                 mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            self.saved = time.monotonic()
+            self.saved_at, self.saved_step = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
             now = time.monotonic()
             last = state.global_step >= state.max_steps
-            if job.log is None or not state.is_world_process_zero or (now - self.told < 0.2 and not last):
+            if job.log is None or not state.is_world_process_zero or (now - self.told_at < 0.2 and not last):
                 return
-            self.told = now
-            named = {"loss": "loss", "eval_loss": "eval_loss", "reward": "reward"}
-            told = {name: logs[key] for key, name in named.items() if logs and key in logs}
+            told = {name: logs[name] for name in ("loss", "eval_loss", "reward", "kl") if logs and name in logs}
             if told:
+                self.told_at = now
                 job.log(done=state.global_step, total=state.max_steps, **told)
 
     return Watcher()

@@ -205,6 +205,24 @@ def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
     return Tokens(_dataset(encoded(), kinds), counts)
 
 
+def prompts(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
+    """Gather prompts as conversations: column `prompt`. Those longer than `max_length` tokens are left out."""
+    from datasets import Dataset
+
+    counts, kept = Counts(), []
+    for row in _each(rows, counts):
+        prompt = as_messages(row["prompt"])
+        length = len(renderer.ids(Request(tuple(prompt))))
+        if length > max_length:
+            counts.left_out += 1
+            continue
+        counts.tokens += length
+        kept.append({"prompt": [{"role": turn["role"], "content": turn["content"]} for turn in prompt]})
+    if not kept:
+        raise StepError("no prompts are left to train on; see the counts of rows that were left out, and `max_length`")
+    return Tokens(Dataset.from_list(kept), counts)
+
+
 def row_dicts(rows: Rows, size: int = 1024) -> Iterator[dict[str, Any]]:
     """Yield rows as dictionaries, holding one batch in memory at a time."""
     for batch in rows.batches(size):

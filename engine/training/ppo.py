@@ -1,0 +1,189 @@
+"""Proximal policy optimisation with a value head, over the rollouts, rewards and checkpoints of the library's RLOO trainer.
+
+The library dropped its own PPO, and no maintained one runs on a CPU; the algorithm is short once rollouts are there. Owns the
+formulas (pure functions of tensors, [B, T] float32 with a mask of 0 and 1) and the trainer that puts them together.
+Sources: Schulman et al. 2017 (arXiv 1707.06347) for the clipped objective, Schulman et al. 2016 (1506.02438) for GAE, Bai et al. 2022
+(2204.05862, section 4.1) for the penalty on the divergence from the supervised model within the reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import RLOOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import pad, use_adapter
+
+from caiflow.engine.training.rollouts import Rollouts
+
+VALUE_HEAD = "value_head"
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the positions where the mask is 1; 0 where there are none."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values of mean 0 and standard deviation 1 over the masked positions, and 0 elsewhere."""
+    centred = values - masked_mean(values, mask)
+    return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
+
+
+def shaped_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Return the reward of each token [B, T]: -beta times its log-ratio to the reference, and on the last one the score [B] too."""
+    rewards = -beta * log_ratio * mask
+    last = (mask.sum(1) - 1).clamp(min=0).long()
+    return rewards.scatter_add(1, last[:, None], (scores * mask.any(1))[:, None].to(rewards.dtype))
+
+
+def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Return generalised advantage estimates and the returns that the values should have been, [B, T] each.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, with 0 after the last token.
+    """
+    advantages = torch.zeros_like(rewards)
+    ahead = torch.zeros_like(rewards[:, 0])
+    after = torch.zeros_like(rewards[:, 0])
+    for t in range(rewards.size(1) - 1, -1, -1):
+        delta = rewards[:, t] + gamma * after - values[:, t]
+        ahead = (delta + gamma * lam * ahead) * mask[:, t]
+        after = values[:, t] * mask[:, t]
+        advantages[:, t] = ahead
+    return advantages, (advantages + values) * mask
+
+
+def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return the clipped surrogate loss and the share of tokens whose gradient the clip cuts off."""
+    ratio = torch.exp((logps - old_logps) * mask)
+    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - epsilon, 1 + epsilon)
+    return masked_mean(torch.max(free, clipped), mask), masked_mean((clipped > free).float(), mask)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """Return half the squared error of the values, the greater one of as they are and held within `clip` of the old ones."""
+    held = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.max((values - returns) ** 2, (held - returns) ** 2), mask)
+
+
+def add_value_head(model: Any) -> None:
+    """Give a language model a head that reads a value off each hidden state; it begins at 0 everywhere."""
+    head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    setattr(model, VALUE_HEAD, head)
+
+
+def remove_value_head(model: Any) -> None:
+    """Take the head off again, from under adapters too, so that the saved model is a plain language model."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.modules_to_save = None
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if hasattr(base, VALUE_HEAD):
+        delattr(base, VALUE_HEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """PPO's own settings: discount, GAE's decay, weight of the value loss, and how far values move per rollout."""
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    vf_coef: float = 0.1
+    cliprange_value: float = 0.2
+
+
+class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
+    """PPO over the library's rollouts; the model must have a value head (`add_value_head`)."""
+
+    def __init__(self, *, model: Any, settings: Settings, **options: Any) -> None:
+        self.settings = settings
+        self._hidden: Tensor | None = None
+        model.base_model.register_forward_hook(self._keep_hidden)
+        super().__init__(model=model, **options)
+
+    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
+        self._hidden = output.last_hidden_state
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        mode = "train" if self.model.training else "eval"
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids, completion_ids, completions = self._generate(prompts)
+        batch = self._padded(prompt_ids, completion_ids)
+        mask = batch["completion_mask"]
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            logps, values, _ = self._read(batch)
+            log_ratio = (logps - self._reference_logps(batch)) * mask
+        scores = self._scores(inputs, prompts, completions, completion_ids, mode)
+        rewards = shaped_rewards(scores, log_ratio, mask, self.beta)
+        advantages, returns = advantages_of(rewards, values * mask, mask, self.settings.gamma, self.settings.lam)
+        self._note(mode, kl=masked_mean(log_ratio, mask), sequence_kl=log_ratio.sum(1).mean(), value=masked_mean(values, mask))
+        old = {"old_logps": logps, "old_values": values, "returns": returns}
+        return {**batch, **old, "advantages": whiten(advantages, mask)}
+
+    def _padded(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> dict[str, Tensor]:
+        batch = {}
+        for name, sequences, side in (("prompt", prompt_ids, "left"), ("completion", completion_ids, "right")):
+            ids = [torch.tensor(sequence) for sequence in sequences]
+            ones = [torch.ones_like(sequence) for sequence in ids]
+            batch[f"{name}_ids"] = pad(ids, padding_value=self._tokenizer.pad_token_id, padding_side=side)
+            batch[f"{name}_mask"] = pad(ones, padding_value=0, padding_side=side)
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities, values and entropies of the replies' tokens, [B, T] each.
+
+        A token's value is read off the state it was drawn from.
+        """
+        logps, entropies = self._logps(self.model_wrapped if self.model.training else self.model, batch)
+        assert self._hidden is not None
+        hidden = self._hidden[:, -logps.size(1) - 1 : -1]
+        head = getattr(self.accelerator.unwrap_model(self.model), VALUE_HEAD)
+        values = head(hidden.float()).squeeze(-1)
+        self._hidden = None
+        return logps.float(), values.float(), entropies
+
+    def _logps(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        length = batch["completion_ids"].size(1)
+        logps, entropies, _ = self._get_per_token_logps_and_entropies(model, ids, seen, length, compute_entropy=model is not self.ref_model)
+        return logps, entropies
+
+    def _reference_logps(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the log-probabilities under the model that training began with; under the present one where beta is 0."""
+        if self.ref_model is not None:
+            return self._logps(self.ref_model, batch)[0]
+        if self.beta == 0.0:
+            return self._logps(self.model, batch)[0]
+        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            return self._logps(self.model, batch)[0]
+
+    def _scores(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any, mode: str) -> Tensor:
+        """Return this process's weighted sum of rewards [B], and note their means over all processes."""
+        parts = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        total = (parts * self.reward_weights.to(parts.device)).nansum(1)
+        means = {f"rewards/{name}/mean": parts[:, place].nanmean() for place, name in enumerate(self.reward_func_names)}
+        self._note(mode, **means, reward=total.mean(), reward_std=total.std(unbiased=False))
+        for name, values in self._pending_metrics.items():
+            self._metrics[mode][name].append(sum(values) / len(values))
+        self._pending_metrics.clear()
+        first = self.accelerator.process_index * len(prompts)
+        return total[first : first + len(prompts)]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        mode = "train" if self.model.training else "eval"
+        mask = inputs["completion_mask"]
+        logps, values, entropies = self._read(inputs)
+        policy, clipped = policy_loss(logps, inputs["old_logps"], inputs["advantages"], mask, self.epsilon_low)
+        error = value_loss(values, inputs["old_values"], inputs["returns"], mask, self.settings.cliprange_value)
+        entropy = masked_mean(entropies, mask)
+        self._note(mode, policy_loss=policy, value_loss=error, clip_ratio=clipped, entropy=entropy)
+        return policy + self.settings.vf_coef * error
+
+    def _note(self, mode: str, **figures: Tensor) -> None:
+        for name, value in figures.items():
+            self._metrics[mode][name].append(self.accelerator.gather(value.detach().float()).mean().item())

@@ -1,0 +1,119 @@
+"""What every algorithm of reinforcement learning here shares: prompts, their order, and the reward of a reply.
+
+Prompts go through the renderer that serving uses. Owns no algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl.trainer.utils import RepeatSampler
+
+from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.training.loop import Quiet
+from caiflow.engine.training.scoring import RewardModel
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.render import Renderer
+
+RewardFunction = Callable[..., list[float]]
+
+
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """The library's order of prompts, with two differences.
+
+    An epoch's order follows from its number, so that a resumed run goes on as it would have; and the last batch is filled up from
+    the epoch's beginning, so that no prompt is passed over.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle as in this epoch from now on."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed + epoch) % 2**63)
+
+    def __iter__(self) -> Iterator[int]:
+        count = self.num_samples
+        order = torch.randperm(count, generator=self.generator).tolist() if self.shuffle else list(range(count))
+        whole = [order[place % count] for place in range(self._chunks() * self.batch_size)]
+        for start in range(0, len(whole), self.batch_size):
+            chunk = [index for index in whole[start : start + self.batch_size] for _ in range(self.mini_repeat_count)]
+            for _ in range(self.repeat_count):
+                yield from chunk
+
+    def __len__(self) -> int:
+        return self._chunks() * self.batch_size * self.mini_repeat_count * self.repeat_count
+
+    def _chunks(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+
+class Rollouts(Quiet):
+    """Mixed into the library's trainers that generate: prompts as serving renders them, in an order that can be resumed."""
+
+    renderer: Renderer
+    args: Any
+    num_generations: int
+    num_iterations: int
+    shuffle_dataset: bool
+    train_dataset: Any
+
+    def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.renderer.ids(Request(tuple(prompt))) for prompt in prompts], None, {}
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControl:
+    """What is taken off a reply's reward for its length in tokens."""
+
+    free_tokens: int
+    per_token: float
+    unended: float
+
+    def reward(self, ids: Sequence[int], ends: Sequence[int]) -> float:
+        """Return the (negative) reward of a reply of these token ids, `ends` being the tokens that end a turn."""
+        over = max(0, len(ids) - self.free_tokens)
+        cut = not ids or ids[-1] not in ends
+        return -(self.per_token * over + self.unended * cut)
+
+
+def reward_functions(
+    models: Mapping[str, RewardModel], length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]]
+) -> list[RewardFunction]:
+    """Return the parts of a reply's reward in the form the library calls: each reward model's score, then the length's.
+
+    `watched` are tests of a reply's text whose rates go into the metrics beside the reward, without counting towards it.
+    """
+    parts = [_scores(name, model) for name, model in models.items()]
+    return [*parts, _length(length, ends, watched)]
+
+
+def _scores(name: str, model: RewardModel) -> RewardFunction:
+    def score(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return model.score(prompts, [reply[0]["content"] for reply in completions])
+
+    score.__name__ = name
+    return score
+
+
+def _length(length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]]) -> RewardFunction:
+    def control(completions: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[float]:
+        texts = [reply[0]["content"] for reply in completions]
+        for name, test in watched.items():
+            log_metric(f"{name}_rate", sum(map(test, texts)) / len(texts))
+        return [length.reward(ids, ends) for ids in completion_ids]
+
+    control.__name__ = "length"
+    return control

@@ -1,0 +1,272 @@
+"""Reinforcement learning: a model learns to write replies that reward models score high, without straying far from itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.operator import SPEED, Job, ModelOperator, ModelRef, ModelSource
+from caiflow.engine.training.params import TrainingParams
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from caiflow.engine.llm.render import Renderer
+
+ONLY: Mapping[str, frozenset[str]] = {
+    "loss_type": frozenset({"grpo"}),
+    "scale_rewards": frozenset({"grpo"}),
+    "importance_sampling_level": frozenset({"grpo"}),
+    "normalize_advantages": frozenset({"rloo"}),
+    "reward_clip_range": frozenset({"rloo"}),
+    "epsilon_high": frozenset({"grpo", "rloo"}),
+    "mask_truncated_completions": frozenset({"grpo", "rloo"}),
+    "gamma": frozenset({"ppo"}),
+    "lam": frozenset({"ppo"}),
+    "vf_coef": frozenset({"ppo"}),
+    "cliprange_value": frozenset({"ppo"}),
+}
+"""Fields that only some algorithms have."""
+
+
+class RlParams(TrainingParams):
+    """Fields of `op: rl`."""
+
+    model: ModelRef
+    """The model to train; as it is before training, it is also the one that it is held near."""
+    rewards: Mapping[ModelRef, float] = Field(min_length=1)
+    """Reward models and the weight of each one's score."""
+    algorithm: Literal["grpo", "rloo", "ppo"] = "ppo"
+    """Compare replies to one prompt with their mean (grpo) or with each other (rloo), or learn values of tokens (ppo)."""
+    learning_rate: float = Field(default=1e-6, ge=0)
+    """Peak learning rate of the optimizer."""
+    beta: float = Field(default=0.02, ge=0)
+    """Weight of the divergence (KL) from the model as it was; part of the reward, in grpo of the loss."""
+    num_generations: int | None = Field(default=None, ge=1)
+    """Replies per prompt; by default 8, in ppo 1."""
+    max_completion_length: int = Field(default=256, ge=1)
+    """Longest reply in tokens; with the prompt it must fit into `max_length`, or the prompt is left out and counted."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Softmax temperature of the replies."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Probability mass that replies are drawn from."""
+    top_k: int = Field(default=0, ge=0)
+    """Number of most likely tokens that replies are drawn from; 0 takes all."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Divides the score of tokens already seen; 1 is off."""
+    steps_per_generation: int | None = Field(default=None, ge=1)
+    """Batches that are generated at once and then trained on one by one; by default `gradient_accumulation_steps`."""
+    num_iterations: int | None = Field(default=None, ge=1)
+    """Passes over the replies before new ones are generated; by default 1, in ppo 4."""
+    epsilon: float = Field(default=0.2, gt=0)
+    """How far a probability may move per rollout before its gradient is cut off."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """The same upwards; by default as downwards. For grpo and rloo."""
+    length_free: int = Field(default=0, ge=0)
+    """Tokens of a reply that `length_penalty` doesn't count."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the reward for each token beyond `length_free`."""
+    unended_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the reward of a reply that is cut off at `max_completion_length`."""
+    mask_truncated_completions: bool = False
+    """Don't learn from replies that are cut off. For grpo and rloo."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    """How grpo averages over tokens, by its name in TRL."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What grpo divides advantages by: the spread among the prompt's replies, among the batch's, or nothing."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whether grpo clips the probability of tokens or of whole replies."""
+    normalize_advantages: bool = False
+    """Give rloo's advantages mean 0 and standard deviation 1 over the batch."""
+    reward_clip_range: tuple[float, float] | None = None
+    """Lowest and highest reward in rloo; by default any."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token in ppo; 1 is none."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """How far ppo's advantages look ahead: 0 one token, 1 to the end."""
+    vf_coef: float = Field(default=0.1, ge=0)
+    """Weight of the value head's loss in ppo."""
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """How far a value may move per rollout before its gradient is cut off, in ppo."""
+    use_vllm: bool = False
+    """Generate with vLLM on the training GPU instead of transformers."""
+    vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1, json_schema_extra=SPEED)
+    """Share of the GPU's memory that vLLM takes."""
+
+    own_fields: ClassVar[frozenset[str]] = frozenset(
+        {"beta", "max_completion_length", "temperature", "top_p", "top_k", "repetition_penalty", "epsilon"}
+        | {"steps_per_generation", "use_vllm", "vllm_gpu_memory_utilization"}
+    )
+
+    @property
+    def generations(self) -> int:
+        """Replies per prompt."""
+        return self.num_generations or (1 if self.algorithm == "ppo" else 8)
+
+    @property
+    def iterations(self) -> int:
+        """Passes over the replies."""
+        return self.num_iterations or (4 if self.algorithm == "ppo" else 1)
+
+    @property
+    def batches(self) -> int:
+        """Batches that are generated at once."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
+    def cycle(self) -> int:
+        """Optimizer steps from one generation to the next; only between them can a run be resumed."""
+        return self.batches * self.iterations // self.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RlParams:
+        for name in sorted(self.model_fields_set & set(ONLY)):
+            if self.algorithm not in ONLY[name]:
+                raise ValueError(f"`{name}` is for {' and '.join(sorted(ONLY[name]))}, got `algorithm: {self.algorithm}`; leave it out")
+        if self.algorithm != "ppo" and self.generations < 2:
+            raise ValueError(f"{self.algorithm} compares replies to one prompt; give `num_generations` of 2 or more")
+        if self.per_device_train_batch_size * self.batches % self.generations:
+            raise ValueError(
+                "`per_device_train_batch_size` times `steps_per_generation` must be a multiple of `num_generations`, got "
+                f"{self.per_device_train_batch_size} x {self.batches} and {self.generations}"
+            )
+        if self.batches * self.iterations % self.gradient_accumulation_steps:
+            raise ValueError("`steps_per_generation` times `num_iterations` must be a multiple of `gradient_accumulation_steps`")
+        if self.algorithm == "ppo" and not self.merge:
+            raise ValueError("ppo trains a value head beside the adapters, so they can't be saved alone; leave `merge` out")
+        if self.max_completion_length >= self.max_length:
+            raise ValueError("`max_completion_length` leaves no room for a prompt within `max_length`")
+        return self
+
+    def library_fields(self) -> dict[str, Any]:
+        """Return the fields of the algorithm that go to the library's configuration as they are."""
+        names = {name for name, algorithms in ONLY.items() if self.algorithm in algorithms and self.algorithm != "ppo"}
+        fields = {name: getattr(self, name) for name in names}
+        weights = [*self.rewards.values(), 1.0]  # the last one is that of the length
+        return {**fields, "reward_weights": weights, "num_iterations": self.iterations}
+
+
+class Rl(ModelOperator[RlParams]):
+    """Train a model on its own replies by the scores of reward models (rows with `prompt`)."""
+
+    name = "rl"
+    params_type = RlParams
+
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """Return the prompt."""
+        return {step: ["prompt"] for step in self.params.row_steps()}
+
+    def train(self, job: Job) -> None:
+        """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""
+        from caiflow.engine.llm.render import Renderer
+        from caiflow.engine.training.loop import fit, quiet_libraries
+        from caiflow.engine.training.models import load_model, load_tokenizer, save_model
+        from caiflow.engine.training.ppo import remove_value_head
+
+        params = self.params
+        quiet_libraries()
+        source = self._start(job)
+        tokenizer = load_tokenizer(source)
+        renderer = Renderer(tokenizer)
+        train, held_out = self._prompts(job, renderer)
+        trainer = self._trainer(job, source, load_model(source, params), renderer, train, held_out)
+        fit(trainer, params, job, cycle=params.cycle)
+        if trainer.is_world_process_zero():
+            job.metrics |= _change(trainer.state.log_history)
+            remove_value_head(trainer.model)
+            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+
+    def _start(self, job: Job) -> ModelSource:
+        """Return the model to begin with as one whole folder: the libraries load the reference from there a second time."""
+        from caiflow.engine.training.models import load_plain, load_tokenizer
+
+        source = job.models[self.params.model]
+        if source.adapter is None:
+            return source
+        folder = job.work_dir / "start"
+        if not (folder / "complete").exists():
+            load_plain(source).save_pretrained(folder)
+            load_tokenizer(source).save_pretrained(folder)
+            (folder / "complete").touch()
+        return replace(source, path=str(folder), adapter=None, revision=None, tokenizer=None)
+
+    def _prompts(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:
+        from caiflow.engine.training.tokens import prompts
+
+        room = self.params.max_length - self.params.max_completion_length
+        found = [prompts(job.inputs[step], renderer, max_length=room) for step in self.params.row_steps()]
+        for prefix, tokens in zip(("", "eval_"), found, strict=False):
+            job.metrics |= tokens.counts.metrics(prefix)
+        return found[0].data, found[1].data if len(found) > 1 else None
+
+    def _trainer(self, job: Job, source: ModelSource, model: Any, renderer: Renderer, train: Any, held_out: Any) -> Any:
+        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+        from caiflow.engine.training.loop import configure
+        from caiflow.engine.training.models import lora_config
+        from caiflow.engine.training.ppo import PPO, VALUE_HEAD, Settings, add_value_head
+        from caiflow.engine.training.rollouts import Rollouts
+
+        params = self.params
+        generations = params.generations
+        more: dict[str, Any] = {
+            **params.library_fields(),
+            "num_generations": max(2, generations),
+            "disable_dropout": True,
+        }
+        if source.revision or source.trust_remote_code:  # how the library loads the reference
+            more["model_init_kwargs"] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+        if params.use_vllm:
+            more["vllm_mode"] = "colocate"
+        rows = len(train) * generations * params.iterations
+        config = configure(GRPOConfig if params.algorithm == "grpo" else RLOOConfig, params, job, rows=rows, **more)
+        config.num_generations = generations  # the library's check wants two replies, which ppo doesn't need
+        peft = lora_config(params.lora) if params.lora else None
+        options: dict[str, Any] = {"reward_funcs": self._rewards(job, renderer, model), "args": config, "train_dataset": train}
+        options |= {"eval_dataset": held_out, "processing_class": renderer.tokenizer, "peft_config": peft}
+        if params.algorithm == "ppo":
+            add_value_head(model)
+            if peft is not None:
+                peft.modules_to_save = [VALUE_HEAD]
+                peft.exclude_modules = [VALUE_HEAD]
+            settings = Settings(params.gamma, params.lam, params.vf_coef, params.cliprange_value)
+            trainer: Any = PPO(model=model, settings=settings, **options)
+        else:
+            base: type[Any] = GRPOTrainer if params.algorithm == "grpo" else RLOOTrainer
+            trainer = type("RL", (Rollouts, base), {})(model=model, **options)
+        trainer.renderer = renderer
+        return trainer
+
+    def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
+        from caiflow.engine.training.rollouts import LengthControl, reward_functions
+        from caiflow.engine.training.scoring import load_reward
+
+        params = self.params
+        models = {name: load_reward(job.models[name]) for name in params.rewards}
+        length = LengthControl(params.length_free, params.length_penalty, params.unended_penalty)
+        declared = model.generation_config.eos_token_id
+        ends = {renderer.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
+        return reward_functions(models, length, sorted(end for end in ends if end is not None), _watched())
+
+
+def _watched() -> dict[str, Callable[[str], bool]]:
+    """Return the tests whose rates tell of an over-trained model, by name."""
+    from caiflow.operators.evaluation.checks import STANDARD, tests
+
+    names = ("boilerplate", "refusal")
+    found = tests({name: STANDARD[name] for name in names})
+    return {name: lambda text, test=found[name]: test({"response": text}) for name in names}  # type: ignore[misc]
+
+
+def _change(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of the watched figures over the first and over the last tenth of the curve, so that a drift shows."""
+    result: dict[str, float] = {}
+    for name, key in (("reward", "reward"), ("kl", "kl"), ("length", "completions/mean_length"), ("boilerplate_rate",) * 2):
+        values = [point[key] for point in history if point.get(key) is not None and "loss" in point]
+        share = max(1, len(values) // 10)
+        if values:
+            result |= {f"{name}_start": sum(values[:share]) / share, f"{name}_end": sum(values[-share:]) / share}
+    return result
