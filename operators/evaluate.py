@@ -168,7 +168,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             )
 
     def _rates(self, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, dict[str, Any]]:
-        tests = checks.tests(self._checks)
+        tests = checks.compiled(self._checks)
         found: dict[str, dict[str, Any]] = {model: {} for model in self.params.models}
         for (model, name), rows in groups.items():
             answers.mark(rows, tests)

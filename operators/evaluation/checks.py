@@ -100,7 +100,7 @@ STANDARD: Mapping[str, PatternCheck] = {
 model. The lists are English and meant for first answers; a spec replaces any of them by giving a check of the same name."""
 
 
-def tests(checks: Mapping[str, PatternCheck]) -> dict[str, Test]:
+def compiled(checks: Mapping[str, PatternCheck]) -> dict[str, Test]:
     """Return each check as a test of a row; null counts as an empty text."""
     return {name: _test(checks, check) for name, check in checks.items()}
 
