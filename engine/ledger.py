@@ -326,7 +326,7 @@ class _Segment:
         """Become the one that appends, if no process is and writing is allowed."""
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        except PermissionError:  # another user's file: a new one beside it will do
+        except (PermissionError, FileNotFoundError):  # another user's, or cleaned away: a new one beside it will do
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -327,7 +327,9 @@ def _tables(data: Any) -> Iterator[pa.Table]:
 def _array(values: Any) -> pa.Array:
     import pyarrow as pa
 
-    return values.to_arrow() if hasattr(values, "to_arrow") else values if hasattr(values, "combine_chunks") else pa.array(values)
+    return (
+        values.to_arrow() if hasattr(values, "to_arrow") else values if hasattr(values, "combine_chunks") else pa.array(values)
+    )
 
 
 def _from_rows(rows: Sequence[Row], columns: Mapping[str, ColumnType | None]) -> pa.Table:

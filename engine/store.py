@@ -116,10 +116,15 @@ class Store:
 
     def stage(self, digest: str) -> Path:
         """Return a new empty folder on the store's file system, for `seal`."""
-        path = self.staging_dir / f"{digest[:32]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        path = self.staging_dir / f"{digest[:32]}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
         with storing(self.home):
             path.mkdir(parents=True)
         return path
+
+    def staged_by_living(self, path: Path) -> bool:
+        """Tell whether a staged folder's process may still be at work: it lives here, or is on another machine."""
+        _, host, pid, _ = path.name.removeprefix(".doomed-").split("~")
+        return host != socket.gethostname() or Path(f"/proc/{pid}").exists()
 
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
@@ -175,7 +180,7 @@ class Store:
 
     def artifacts(self) -> Iterator[Path]:
         """Yield the folder of every sealed artifact."""
-        yield from sorted(self.artifacts_dir.glob("??/*"))
+        yield from sorted(path for path in self.artifacts_dir.glob("??/*") if not path.name.startswith("."))
 
     def record_run(self, name: str, run_dir: Path, *, artifacts: Iterable[str] = (), ledgers: Iterable[str] = ()) -> None:
         """Remember that a run uses these artifacts and ledger namespaces; later calls for the same folder add to it."""
@@ -194,8 +199,15 @@ class Store:
 
     def runs(self) -> list[RunRecord]:
         """Return the runs whose folders still exist, oldest first."""
-        found = [record for path in self.runs_dir.glob("*.json") if (record := _read_run(path))]
-        return sorted((record for record in found if record.run_dir.is_dir()), key=lambda record: record.recorded)
+        found = [record for record in self._records().values() if record.run_dir.is_dir()]
+        return sorted(found, key=lambda record: record.recorded)
+
+    def forgotten_runs(self) -> list[Path]:
+        """Return the records of runs whose folders are gone."""
+        return [path for path, record in self._records().items() if not record.run_dir.is_dir()]
+
+    def _records(self) -> dict[Path, RunRecord]:
+        return {path: record for path in self.runs_dir.glob("[!.]*.json") if (record := _read_run(path))}
 
 
 def content_manifest(folder: Path) -> dict[str, Any]:
