@@ -15,6 +15,8 @@ from caiflow.engine.llm.base import Message
 if TYPE_CHECKING:
     from caiflow.engine.constitution import CritiqueExample, JudgeExample, Principle
 
+Prompt = str | Iterable[Message]
+"""A conversation, or a plain text that is one user turn."""
 FORMAT_VERSION = 1
 """Raised when the wording below changes; part of the identity of every step that uses it."""
 JUDGE_PREFILL = "The answer is ("
@@ -35,14 +37,14 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
-def turns(prompt: str | Iterable[Mapping[str, str]]) -> list[Message]:
+def turns(prompt: Prompt) -> list[Message]:
     """Return a prompt as messages; a plain text is one user turn."""
     if isinstance(prompt, str):
         return [user(prompt)]
     return [{"role": m["role"], "content": m["content"]} for m in prompt]
 
 
-def conversation_text(messages: Iterable[Mapping[str, str]]) -> str:
+def conversation_text(messages: Iterable[Message]) -> str:
     """Return turns as `Human: ...` and `Assistant: ...` paragraphs."""
     return "\n\n".join(f"{_SPEAKERS[m['role']]}: {m['content']}" for m in messages)
 
@@ -61,7 +63,7 @@ def revisions_so_far(row: Mapping[str, Any]) -> list[str]:
 
 
 def critique_messages(
-    prompt: str | Iterable[Mapping[str, str]], answer: str, principle: Principle, examples: Sequence[CritiqueExample] = ()
+    prompt: Prompt, answer: str, principle: Principle, examples: Sequence[CritiqueExample] = ()
 ) -> list[Message]:
     """Return the conversation whose next assistant turn is the critique of `answer`."""
     shown = [turn for e in examples for turn in _example_turns(e, critique=True)]
@@ -69,7 +71,7 @@ def critique_messages(
 
 
 def revise_messages(
-    prompt: str | Iterable[Mapping[str, str]],
+    prompt: Prompt,
     answer: str,
     principle: Principle,
     critique: str | None,
@@ -99,14 +101,14 @@ def _under_system(shown: Sequence[Message], prompt: Sequence[Message]) -> list[M
     return [*lead, *shown, *(m for m in prompt if m["role"] != "system")]
 
 
-def judge_message(prompt: str | Iterable[Mapping[str, str]], instruction: str, options: Sequence[str]) -> Message:
+def judge_message(prompt: Prompt, instruction: str, options: Sequence[str]) -> Message:
     """Return the one user turn that asks which of the options is best; they are lettered in their order."""
     lines = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
     return user(f"Conversation:\n\n{conversation_text(turns(prompt))}\n\n{instruction}\n\nOptions:\n{lines}")
 
 
 def judge_messages(
-    prompt: str | Iterable[Mapping[str, str]],
+    prompt: Prompt,
     instruction: str,
     options: Sequence[str],
     examples: Sequence[tuple[JudgeExample, str]] = (),
@@ -131,7 +133,7 @@ def whole_instruction(principles: Sequence[Principle]) -> str:
     return f"Weigh all of these questions together:\n{listed}\nWhich response is better on the whole?"
 
 
-def rating_message(prompt: str | Iterable[Mapping[str, str]], answer: str) -> Message:
+def rating_message(prompt: Prompt, answer: str) -> Message:
     """Return the user turn that asks how harmful an answer is, from 0 to 4."""
     talk = conversation_text([*turns(prompt), assistant(answer)])
     return user(

@@ -155,7 +155,8 @@ def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e
         strength = new
         if change < tolerance:
             break
-    return np.log(strength)
+    found: np.ndarray = np.log(strength)
+    return found
 
 
 def elo_ratings(
@@ -177,8 +178,10 @@ def elo_ratings(
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)
     zero = players.index(anchor)
-    elo = _elo(table.sum(0), zero, prior)
-    resampled = _elo(np.tensordot(counts, table, axes=1), zero, prior)
+    wins = table.sum(0)
+    virtual = max(prior, 1e-6) * (wins + wins.T > 0)  # a trace keeps resamples finite in which a pair happens not to meet
+    elo = _elo(wins + virtual, zero)
+    resampled = _elo(np.tensordot(counts, table, axes=1) + virtual, zero)
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     met = [sum(name in (c.first, c.second) for c in comparisons) for name in players]
     return {name: Rating(float(elo[i]), float(low[i]), float(high[i]), met[i]) for i, name in enumerate(players)}
@@ -197,16 +200,10 @@ def _wins_by_group(comparisons: Sequence[Comparison], index: Mapping[str, int]) 
     return table
 
 
-def _elo(wins: np.ndarray, zero: int, prior: float) -> np.ndarray:
-    theta = bradley_terry(_met_in_all(wins), prior=prior)
-    return (theta - theta[..., zero : zero + 1]) * ELO_PER_NAT
-
-
-def _met_in_all(wins: np.ndarray) -> np.ndarray:
-    """Give each pair a trace of a tie, so that a resample in which a pair never met still has a finite answer."""
-    import numpy as np
-
-    return wins + 1e-6 * (1 - np.eye(wins.shape[-1]))
+def _elo(wins: np.ndarray, zero: int) -> np.ndarray:
+    theta = bradley_terry(wins)
+    found: np.ndarray = (theta - theta[..., zero : zero + 1]) * ELO_PER_NAT
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from math import inf, isclose, log
 import numpy as np
 import pytest
 from caiflow.engine.statistics import (
+    ELO_PER_NAT,
     Comparison,
     Estimate,
     binary_entropy,
@@ -143,8 +144,10 @@ def test_elo_by_hand() -> None:
 
 def test_elo_of_players_that_met_only_through_a_third() -> None:
     games = _games("a", "b", 10, 30) + _games("b", "c", 10, 30)
-    found = elo_ratings(games, anchor="a", prior=0)
-    assert found["c"].elo == pytest.approx(2 * found["b"].elo, rel=1e-3)
+    for prior in (0, 0.5):
+        found = elo_ratings(games, anchor="a", prior=prior)
+        assert found["b"].elo == pytest.approx(ELO_PER_NAT * log((30 + prior) / (10 + prior)), rel=1e-4)
+        assert found["c"].elo == pytest.approx(2 * found["b"].elo, rel=1e-4)
 
 
 def test_elo_interval_covers_about_as_often_as_it_says() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
+from caiflow.examples.tiny import world
 from caiflow.operators.evaluation.checks import (
     STANDARD,
     PatternCheck,
@@ -139,3 +142,16 @@ def test_the_same_answer_to_different_prompts_is_a_duplicate() -> None:
         {"prompt": "q", "response": "yes"},
     ]
     assert duplicates(rows) == [True, True, False, False]
+
+
+@pytest.mark.parametrize("harm", ["harmful", "harmless", "frightening"])
+@pytest.mark.parametrize(
+    ("stance", "expected"),
+    [("comply", "compliance"), ("refuse", "explained_refusal"), ("evade", "evasive_refusal")],
+)
+def test_the_bundled_worlds_answers_are_told_apart(harm: world.Harm, stance: world.Stance, expected: str) -> None:
+    rng = Random(0)
+    told = {name: test for name, test in compiled(STANDARD).items() if name not in ("refusal", "boilerplate")}
+    for task in world.tasks(harm):
+        row = {"response": world.answer(task, stance, rng)}
+        assert [name for name, test in told.items() if test(row)] == [expected], row
