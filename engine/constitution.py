@@ -470,7 +470,7 @@ def _place(text: str, loc: Sequence[str | int]) -> tuple[int, int]:
     """Return line and column (from 1) of the value at `loc`, or of the innermost one around it that exists."""
     import yaml
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     mark = node.start_mark
     for part in loc:
         if isinstance(node, yaml.MappingNode):
