@@ -10,41 +10,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine, load_model, load_renderer
 from caiflow.engine.operator import ModelSource
-
-WORDS = "bake bread harm answer water kind oven hour wait rewrite unkind small salt flour nothing".split()  # noqa: SIM905
-
-
-def ask(engine: Engine, requests: list[Request]) -> list[Answer]:
-    """Return the answers in the requests' order."""
-    engine.submit(list(enumerate(requests)))
-    answers: dict[int, Answer] = {}
-    for _ in range(10_000):
-        answers.update(engine.step())
-        if len(answers) == len(requests):
-            return [answers[index] for index in range(len(requests))]
-    raise AssertionError(f"{len(requests) - len(answers)} requests never finished")
-
-
-def text(engine: Engine, request: Request) -> Completion:
-    (answer,) = ask(engine, [request])
-    assert isinstance(answer, Completion), answer
-    return answer
-
-
-def mixed_requests(n: int = 40) -> list[Request]:
-    rng = random.Random(3)
-    shared = " ".join(rng.choice(WORDS) for _ in range(60))
-    requests = []
-    for seed in range(n):
-        content = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 40)))
-        prompt = ({"role": "user", "content": shared + content if seed % 3 else content},)
-        sampling = Sampling(
-            temperature=seed % 4 / 2, top_p=0.9 if seed % 5 == 0 else 1, max_tokens=rng.randint(1, 30),
-            repetition_penalty=1.2 if seed % 7 == 0 else 1,
-        )  # fmt: skip
-        choices = ("A", "B") if seed % 6 == 5 else ()
-        requests.append(Request(prompt, sampling, seed, prefill=" (" if choices else "", choices=choices))
-    return requests
+from support.asking import ask, mixed_requests, text
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +32,7 @@ def test_greedy_answers_are_those_of_the_librarys_generate(engine: Engine, model
     assert text(engine, request) == Completion(expected, "length", ids.shape[1], 20)
 
 
-def test_an_answer_is_the_same_alone_and_in_any_batch(engine: Engine, tiny_source: ModelSource) -> None:
+def test_an_answer_is_the_same_alone_and_in_any_batch(engine: Engine) -> None:
     requests = mixed_requests()
     together = ask(engine, requests)
     order = list(range(len(requests)))

@@ -1,0 +1,59 @@
+"""Seeded sampling inside vLLM, drawn by this project's own sampler for the whole batch at once.
+
+vLLM's per-request seeds cost a random tensor per row and step, and fail on a CPU where a prompt is read in pieces. Here a row's
+draw depends on its seed and its number of tokens alone, as in the transformers engine: both give the same answers where their
+scores agree. Loaded by vLLM, by name, in each of its workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from caiflow.engine.llm.base import Sampling
+from caiflow.engine.llm.sampler import draw
+from caiflow.engine.llm.vllm import FILTERS, SEED
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+_Row = tuple[int, Sampling, list[int]]
+
+
+class SeededDraws(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each seeded row the one token its seed draws; vLLM has applied temperature and penalties before."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._rows: dict[int, _Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        """Say yes, though it isn't: such processors run after the temperature, and only on rows that are sampled."""
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the batch's rows as vLLM removes, adds and moves them, in that order."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._rows.pop(index, None)
+        for index, params, _, out in batch_update.added:
+            self._rows.pop(index, None)
+            if SEED in (params.extra_args or {}):
+                top_k, top_p, min_p = params.extra_args[FILTERS]
+                self._rows[index] = (params.extra_args[SEED], Sampling(1.0, top_p, top_k, min_p), out)
+        for start, stop, way in batch_update.moved:
+            moving, there = self._rows.pop(start, None), self._rows.pop(stop, None)
+            if moving is not None:
+                self._rows[stop] = moving
+            if there is not None and way == MoveDirectionality.SWAP:
+                self._rows[start] = there
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return `logits` [B, V] with everything but the drawn token of each seeded row at -inf."""
+        if not self._rows:
+            return logits
+        places = list(self._rows)
+        seeds, samplings, outs = zip(*self._rows.values(), strict=True)
+        where = torch.tensor(places, device=logits.device)
+        tokens = draw(logits[where], samplings, seeds, [len(out) for out in outs])
+        logits[where] = -torch.inf
+        logits[where, tokens] = 0.0
+        return logits

@@ -1,0 +1,103 @@
+"""The real vLLM on a CPU; one start for all the tests of the base model and one for the adapter's."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
+from caiflow.engine.llm.load import load_engine, load_model
+from caiflow.engine.operator import ModelSource
+from support.asking import ask, mixed_requests, text
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
+ARGS = {"max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_source: ModelSource) -> ModelSource:
+    return dataclasses.replace(tiny_source, engine="vllm", options={"engine_args": ARGS})
+
+
+@pytest.fixture(scope="module")
+def engine(source: ModelSource) -> Iterator[Engine]:
+    made = load_engine(source)
+    yield made
+    made.close()
+
+
+def test_vllm_answers_what_transformers_answers_seeds_and_choices_included(engine: Engine, tiny_source: ModelSource) -> None:
+    requests = mixed_requests()
+    reference = load_engine(tiny_source)
+    for request, mine, theirs in zip(requests, ask(engine, requests), ask(reference, requests), strict=True):
+        assert isinstance(mine, Completion)
+        assert isinstance(theirs, Completion)
+        if request.choices:
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
+        else:
+            assert mine == theirs
+
+
+def test_an_answer_is_the_same_in_any_order(engine: Engine) -> None:
+    requests = [request for request in mixed_requests() if not request.choices]
+    order = list(range(len(requests)))
+    random.Random(5).shuffle(order)
+    shuffled = ask(engine, [requests[index] for index in order])
+    assert [shuffled[order.index(index)] for index in range(len(requests))] == ask(engine, requests)
+
+
+def test_a_prompt_longer_than_a_step_holds_is_sampled_by_its_seed_alone(source: ModelSource, engine: Engine) -> None:
+    request = Request("bread " * 60, Sampling(temperature=1, max_tokens=8), seed=3)
+    alone = text(engine, request)
+    crowd = [Request(f"{n} " + "bread " * 60, Sampling(temperature=1, max_tokens=8), seed=n) for n in range(30)]
+    assert ask(engine, [*crowd, request])[-1] == alone
+
+
+def test_a_stop_sequence_ends_the_answer_before_it(engine: Engine) -> None:
+    whole = text(engine, Request("Mix flour", Sampling(max_tokens=30))).text
+    cut = text(engine, Request("Mix flour", Sampling(max_tokens=30, stop=("never so", whole[9:14]))))
+    assert (cut.text, cut.finish) == (whole[: whole.index(whole[9:14])], "stop")
+
+
+def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
+    long, short = ask(engine, [Request("bread " * 600), Request("bread", Sampling(max_tokens=3))])
+    assert isinstance(long, EngineError)
+    assert long.kind == "overflow"
+    assert isinstance(short, Completion)
+
+
+def test_an_argument_vllm_does_not_know_is_named_with_the_nearest(source: ModelSource) -> None:
+    with pytest.raises(EngineError, match="got 'max_num_seq'; did you mean max_num_seqs"):
+        load_engine(dataclasses.replace(source, options={"engine_args": {"max_num_seq": 3}}))
+
+
+def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: Engine) -> None:
+    engine.close()
+    with pytest.raises(EngineError, match="lower max_model_len") as caught:
+        load_engine(dataclasses.replace(source, options={"engine_args": {"kv_cache_memory_bytes": 1 << 18}}))
+    assert caught.value.kind == "load"
+
+
+def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engine, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    engine.close()
+    torch.manual_seed(1)
+    base = load_model(dataclasses.replace(source, engine="transformers"), "cpu")
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    adapted = dataclasses.replace(source, adapter=str(tmp_path))
+    requests = [Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4)]
+    served = load_engine(adapted)
+    try:
+        assert ask(served, requests) == ask(
+            load_engine(dataclasses.replace(adapted, engine="transformers", options={})), requests
+        )
+    finally:
+        served.close()

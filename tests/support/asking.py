@@ -1,0 +1,42 @@
+"""Requests that the engines' tests share, and the loop that has them answered."""
+
+from __future__ import annotations
+
+import random
+
+from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
+
+WORDS = "bake bread harm answer water kind oven hour wait rewrite unkind small salt flour nothing".split()  # noqa: SIM905
+
+
+def ask(engine: Engine, requests: list[Request]) -> list[Answer]:
+    """Return the answers in the requests' order."""
+    engine.submit(list(enumerate(requests)))
+    answers: dict[int, Answer] = {}
+    for _ in range(10_000):
+        answers.update(engine.step())
+        if len(answers) == len(requests):
+            return [answers[index] for index in range(len(requests))]
+    raise AssertionError(f"{len(requests) - len(answers)} requests never finished")
+
+
+def text(engine: Engine, request: Request) -> Completion:
+    (answer,) = ask(engine, [request])
+    assert isinstance(answer, Completion), answer
+    return answer
+
+
+def mixed_requests(n: int = 40) -> list[Request]:
+    rng = random.Random(3)
+    shared = " ".join(rng.choice(WORDS) for _ in range(60))
+    requests = []
+    for seed in range(n):
+        content = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 40)))
+        prompt = ({"role": "user", "content": shared + content if seed % 3 else content},)
+        sampling = Sampling(
+            temperature=seed % 4 / 2, top_p=0.9 if seed % 5 == 0 else 1, max_tokens=rng.randint(1, 30),
+            repetition_penalty=1.2 if seed % 7 == 0 else 1,
+        )  # fmt: skip
+        choices = ("A", "B") if seed % 6 == 5 else ()
+        requests.append(Request(prompt, sampling, seed, prefill=" (" if choices else "", choices=choices))
+    return requests
