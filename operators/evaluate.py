@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import Field
 
-from caiflow.engine.errors import StepError
 from caiflow.engine.judging import PairJudge
 from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness
+from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.choices import ChoicesParams
 from caiflow.operators.evaluation.comparisons import ComparisonParams
@@ -50,7 +50,7 @@ class EvaluateParams(Params):
     limit: int | None = Field(default=None, ge=1)
     """Prompts per set, from its head; by default all."""
     max_failed: int = Field(default=0, ge=0)
-    """Answers that may fail (a prompt beyond the context, say) before the step does; the rates leave them out."""
+    """Answers, and judgements of each kind, that may fail (beyond the context, say) before the step does; figures leave them out."""
     standard_checks: bool = True
     """Whether refusal, explained_refusal, evasive_refusal, compliance and boilerplate are checked."""
     checks: dict[str, PatternCheck] = Field(default_factory=dict)
@@ -116,13 +116,14 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         p = self.params
         sets = {name: job.inputs[step].pylist(limit=p.limit) for name, step in p.inputs.items()}
         rows = await answers.ask_models(llms, p.models, sets, p.sampling.sampling(), p.samples, p.system)
-        self._refuse_failures(rows)
+        refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
         figures: dict[str, Any] = {"models": self._rates(groups)}
         figures |= await self._choices(job, llms)
         figures |= await self._comparisons(job, llms, groups)
         if p.harmfulness:
             await harmfulness.rate(p.harmfulness, rows, llms)
+            refuse_failures(rows, "answers or ratings", p.max_failed)
             figures["harmfulness"] = self._harmfulness(groups)
         _write(job, "responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
@@ -158,15 +159,6 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def _pair_judge(self, how: ComparisonParams) -> PairJudge:
         return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
 
-    def _refuse_failures(self, rows: Sequence[Row]) -> None:
-        failed = [row for row in rows if row["failed"]]
-        if len(failed) > self.params.max_failed:
-            first = failed[0]
-            raise StepError(
-                f"evaluate: {len(failed)} answers failed, the first of {first['model']} to row {first['uid']} of "
-                f"{first['set']}: {first['failed']}; raise `max_failed` to leave them out"
-            )
-
     def _rates(self, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, dict[str, Any]]:
         tests = checks.compiled(self._checks)
         found: dict[str, dict[str, Any]] = {model: {} for model in self.params.models}
@@ -190,6 +182,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             rows = await comparisons.compare(name, how, groups, llms, self._pair_judge(how))
             anchor = how.anchor or how.against or self.params.models[0]
             found[name] = comparisons.figures(rows, anchor, how.prior, self.context.seed)
+            refuse_failures(rows, f"comparisons for {name}", self.params.max_failed)
             kept += rows
         if kept:
             _write(job, "comparisons", comparisons.COLUMNS, kept)
@@ -202,6 +195,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             rows = job.inputs[how.input].pylist() if how.input else list(choices.read(self.context.base_dir / str(how.source)))
             for model in self.params.models:
                 scored = await choices.score(name, how, rows[: how.limit], model, llms)
+                refuse_failures(scored, f"questions of {name} to {model}", self.params.max_failed)
                 found.setdefault(name, {})[model] = choices.figures(scored)
                 kept += scored
         if kept:

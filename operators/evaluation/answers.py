@@ -9,11 +9,11 @@ from asyncio import gather
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.prompts import turns
 from caiflow.engine.statistics import wilson
+from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
 
 COLUMNS: Mapping[str, Any] = {
@@ -38,27 +38,24 @@ async def ask_models(
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         prompt = _with_system(turns(row["prompt"]), system)
-        return {"answers": await gather(*(_answer(llm, prompt, sampling, i) for i in range(samples)))}
+        return {"answers": await gather(*(answer({"prompt": prompt, "sample": i}, llm) for i in range(samples)))}
 
+    async def once(row: Row, llm: RowLLM) -> Row:
+        given = await llm.chat(row["prompt"], sampling, sample=row["sample"])
+        return {"response": given.text, "truncated": given.finish == "length"}
+
+    answer = attempted(once, {"response": "", "truncated": False})
     found: list[Row] = []
     for model in models:  # one after the other: they may not fit beside each other
         given = await gather(*(llms.map("answers", model, rows, ask) for rows in sets.values()))
         for (name, rows), answers in zip(sets.items(), given, strict=True):
             pairs = zip(rows, answers, strict=True)
             found += [
-                {**row, **answer, "model": model, "set": name, "prompt": turns(row["prompt"]), "sample": i}
+                {**row, **given_answer, "model": model, "set": name, "prompt": turns(row["prompt"]), "sample": i}
                 for row, several in pairs
-                for i, answer in enumerate(several["answers"])
+                for i, given_answer in enumerate(several["answers"])
             ]
     return found
-
-
-async def _answer(llm: RowLLM, prompt: Sequence[Message], sampling: Sampling, sample: int) -> Row:
-    try:
-        answer = await llm.chat(prompt, sampling, sample=sample)
-    except EngineError as error:
-        return {"response": "", "truncated": False, "failed": f"{error.kind}: {error}"}
-    return {"response": answer.text, "truncated": answer.finish == "length", "failed": None}
 
 
 def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
@@ -82,9 +79,8 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]
     answers to one prompt aren't independent.
     """
     by_prompt: dict[str, list[Row]] = {}
-    for row in rows:
-        if not row["failed"]:
-            by_prompt.setdefault(row["uid"], []).append(row)
+    for row in answered(rows):
+        by_prompt.setdefault(row["uid"], []).append(row)
     figures = {}
     for name in [*names, "truncated", "repetitive", "duplicate"]:
         shares = [sum(name in row["checks"] for row in group) / len(group) for group in by_prompt.values()]

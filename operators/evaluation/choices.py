@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.operator import LLMs, Row, RowLLM, RowsRef, Strict
 from caiflow.engine.prompts import user
 from caiflow.engine.statistics import normalise, wilson
+from caiflow.operators.evaluation.attempts import answered, attempted
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -26,6 +27,7 @@ COLUMNS: Mapping[str, Any] = {
     "chosen": "text",
     "credit": "number",
     "p_right": "number",
+    "failed": "text",
 }
 """The columns of the answers kept beside the figures; `credit` is 1 for a right one."""
 _LETTER = re.compile(r"\(?([A-I])\)?")
@@ -105,10 +107,11 @@ async def score(name: str, how: ChoicesParams, rows: Sequence[Row], model: str, 
             given = await llm.choose(f"{asked.text}\n\n{_QUESTION_END} (", asked.letters)
         else:
             given = await llm.choose([user(asked.text)], asked.letters, prefill=f"{_QUESTION_END} (")
-        return {"questions": name, "model": model, **credit(asked, given)}
+        return credit(asked, given)
 
-    found = await llms.map("choices", model, rows, ask)
-    return [{"uid": row["uid"], **answer} for row, answer in zip(rows, found, strict=True)]
+    blank = {"chosen": None, "credit": None, "p_right": None}
+    found = await llms.map("choices", model, rows, attempted(ask, blank))
+    return [{"uid": row["uid"], "questions": name, "model": model, **answer} for row, answer in zip(rows, found, strict=True)]
 
 
 def credit(asked: Question, logprobs: Mapping[str, float]) -> Row:
@@ -125,6 +128,7 @@ def credit(asked: Question, logprobs: Mapping[str, float]) -> Row:
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the accuracy with its Wilson interval and the mean probability on the right letters."""
+    rows = answered(rows)
     right = sum(row["p_right"] for row in rows) / len(rows) if rows else None
     return {**wilson(sum(row["credit"] for row in rows), len(rows)).as_dict(), "p_right": right}
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from caiflow.engine.judging import Judging, PairJudge, Verdict
 from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM
 from caiflow.engine.statistics import Comparison, elo_ratings, wilson
+from caiflow.operators.evaluation.attempts import answered, attempted
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -25,6 +26,7 @@ COLUMNS: Mapping[str, Any] = {
     "score": "number",
     "p_a": "numbers",
     "unparsable_votes": "integer",
+    "failed": "text",
 }
 """The columns of the comparisons kept beside the figures; `score` is the first model's share of the win."""
 
@@ -64,7 +66,8 @@ async def compare(
             "unparsable_votes": verdict.unparsable,
         }
 
-    found = await llms.map("comparison", how.judge, asked, ask)
+    blank = {"score": None, "p_a": [], "unparsable_votes": 0}
+    found = await llms.map("comparison", how.judge, asked, attempted(ask, blank))
     return [{**row, **answer, "comparison": name} for row, answer in zip(asked, found, strict=True)]
 
 
@@ -101,8 +104,8 @@ def _score(verdict: Verdict, labels: str) -> float:
 
 def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[str, Any]:
     """Return win rates of every pair (both ways), ratings, and how the judge behaved."""
+    rows = answered(rows)
     votes = [p for row in rows for p in row["p_a"]]
-    judged = [row for row in rows if row["p_a"]]
     met = [Comparison(r["first"], r["second"], r["score"], f"{r['set']}\0{r['uid']}") for r in rows]
     if not any(anchor in (c.first, c.second) for c in met):
         return {"win_rates": {}, "ratings": {}, "n": len(rows)}
@@ -113,7 +116,7 @@ def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[s
         "n": len(rows),
         "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
         "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),
-        "position_bias": sum(votes) / len(votes) - 0.5 if judged else 0.0,
+        "position_bias": sum(votes) / len(votes) - 0.5 if votes else 0.0,
     }
 
 

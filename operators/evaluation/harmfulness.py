@@ -14,6 +14,7 @@ from pydantic import Field
 from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM, Strict
 from caiflow.engine.prompts import RATING_PREFILL, rating_message
 from caiflow.engine.statistics import bootstrap_mean, normalise
+from caiflow.operators.evaluation.attempts import answered, attempted
 
 RATINGS = ("0", "1", "2", "3", "4")
 
@@ -28,15 +29,16 @@ class HarmfulnessParams(Strict):
 
 
 async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> None:
-    """Write `harmfulness` (0..4) into the rows that are to be rated."""
+    """Write `harmfulness` (0..4) into the rows that are to be rated, and `failed` where the judge gave no rating."""
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         given = await llm.choose([rating_message(row["prompt"], row["response"])], RATINGS, prefill=RATING_PREFILL)
         return {"harmfulness": expected_rating(normalise(given))}
 
-    rated = [row for row in rows if row["set"] in how.sets and not row["failed"]]
-    for row, found in zip(rated, await llms.map("harmfulness", how.judge, rated, ask), strict=True):
-        row.update(found)
+    rated = [row for row in answered(rows) if row["set"] in how.sets]
+    found = await llms.map("harmfulness", how.judge, rated, attempted(ask, {"harmfulness": None}))
+    for row, rating in zip(rated, found, strict=True):
+        row.update(rating)
 
 
 def expected_rating(shares: dict[str, float]) -> float:

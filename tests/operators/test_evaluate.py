@@ -129,11 +129,30 @@ def test_failed_answers_stop_the_step_or_are_left_out(job: Job) -> None:
         return base(asked)
 
     llms = models(base=RuleLLM(overflowing))
-    with pytest.raises(StepError, match="1 answers failed, the first of base to row bad3 of harmful: overflow: 8,193 tokens"):
+    with pytest.raises(StepError, match=r"1 answers failed, the first for row bad3 \(overflow: 8,193 tokens"):
         measure(step(), job, llms)
     found = measure(step(max_failed=1), job, llms)
     assert found["failed"] == {"base.harmful": 1}
     assert found["models"]["base"]["harmful"]["compliance"]["n"] == 9
+
+
+def test_a_judge_that_fails_is_counted_too(job: Job) -> None:
+    def failing(asked: Asked) -> dict[str, float]:
+        if "bad 3" in asked.last:
+            raise EngineError("too long", kind="overflow")
+        return prefers_refusals(asked)
+
+    judged = {
+        "comparisons": {"c": {"judge": "judge", "sets": ["harmful"]}},
+        "harmfulness": {"judge": "judge", "sets": ["harmful"]},
+    }
+    llms = models(judge=RuleLLM(choose_by=failing))
+    with pytest.raises(StepError, match="1 comparisons for c failed"):
+        measure(step(**judged), job, llms)
+    found = measure(step(**judged, max_failed=2), job, llms)
+    assert found["comparisons"]["c"]["n"] == 9
+    assert found["harmfulness"]["base"]["harmful"]["n"] == 9
+    assert found["models"]["base"]["harmful"]["compliance"]["n"] == 10
 
 
 def test_comparisons_give_win_rates_and_ratings(job: Job) -> None:

@@ -63,7 +63,15 @@ def test_how_a_question_is_asked() -> None:
     llm = RuleLLM(choose_by=lambda asked: {"A": log(0.2), "B": log(0.6)})
     rows = asyncio.run(score("hhh", ChoicesParams(input="q"), [ROW], "base", RuleLLMs({"base": llm})))
     assert rows == [
-        {"uid": "1", "questions": "hhh", "model": "base", "chosen": "B", "credit": 1.0, "p_right": pytest.approx(0.75)}
+        {
+            "uid": "1",
+            "questions": "hhh",
+            "model": "base",
+            "chosen": "B",
+            "credit": 1.0,
+            "p_right": pytest.approx(0.75),
+            "failed": None,
+        }
     ]
     (asked,) = llm.asked
     assert (asked.prefill, asked.choices) == ("The answer is: (", ("A", "B"))
@@ -83,7 +91,11 @@ def test_equally_likely_letters_share_the_credit() -> None:
 
 
 def test_figures() -> None:
-    rows = [{"credit": 1.0, "p_right": 0.9}, {"credit": 0.0, "p_right": 0.3}]
+    rows = [
+        {"credit": 1.0, "p_right": 0.9, "failed": None},
+        {"credit": 0.0, "p_right": 0.3, "failed": None},
+        {"credit": None, "p_right": None, "failed": "overflow"},
+    ]
     found = figures(rows)
     assert (found["rate"], found["n"], found["p_right"]) == (0.5, 2, pytest.approx(0.6))
     assert figures([])["rate"] is None
