@@ -14,18 +14,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, HubSource, Source, resolve
 from caiflow.operators.sampling import fraction
+from pydantic import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
     from caiflow.engine.rows import RowsWriter
 
 FormatName = Literal[
@@ -208,9 +206,18 @@ def side(row: Row, split: Split) -> Literal["train", "test"]:
         raise ValueError(f"split by `{split.by}`: the row has none; it has {', '.join(row)}")
     value = row[name]
     if split.by == "opening":
-        value = next(turn["content"] for turn in value if turn["role"] == "user")
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return "test" if fraction(split.seed, " ".join(text.split()).casefold()) < split.test else "train"
+        value = [next(turn for turn in value if turn["role"] == "user")]
+    text = " ".join(_said(value).split()).casefold()
+    return "test" if fraction(split.seed, text) < split.test else "train"
+
+
+def _said(value: Any) -> str:
+    """Return what is said in a conversation, whoever says it; of other values their JSON text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        return " ".join(turn["content"] for turn in value)
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _limited(rows: Iterable[Row | BadRow], limit: int | None) -> Iterator[Row | BadRow]:

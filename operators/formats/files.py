@@ -57,20 +57,15 @@ def kind_of(path: Path) -> Kind:
     return _json_kind(path) if kind in ("json", "jsonl") else kind
 
 
-def place_of(kind: Kind, place: int) -> str:
-    """Return how a place is written after a file's name: `:12`, or `: row 12` where there are no lines."""
-    return f": row {place}" if kind == "parquet" else f":{place}"
-
-
-def read_lines(path: Path, kind: Kind) -> Iterator[Line]:
+def read_lines(path: Path) -> Iterator[Line]:
     """Yield the records of a file in order, in bounded memory (except a json object, which is read whole).
 
     Raises:
-        ValueError: the file as a whole can't be read further (a json array that breaks off, a truncated gzip).
+        ValueError: an unknown suffix, or the file can't be read further (a json array that breaks off, a truncated gzip).
     """
     readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
     try:
-        yield from readers[kind](path)
+        yield from readers[kind_of(path)](path)
     except (EOFError, gzip.BadGzipFile, OSError) as error:
         raise ValueError(f"{path.name}: can't be read: {error}") from error
 
@@ -84,16 +79,19 @@ def _open_text(path: Path) -> io.TextIOWrapper:
 
 
 def _json_kind(path: Path) -> Kind:
-    """Tell lines from one document: lines begin with an object that is whole on its line."""
+    """Tell lines from one document: an array begins with `[`, and in a `.json` lines are objects that are whole on theirs."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
-    if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"["):
         return "json"
+    if not path.name.removesuffix(".gz").endswith(".json"):
+        return "jsonl"
+    first, *more = head.split(b"\n", 1)
     try:
         json.loads(first)
     except ValueError:
-        return "jsonl" if path.name.removesuffix(".gz").endswith(("jsonl", ".ndjson")) else "json"
-    return "jsonl"
+        return "json"
+    return "jsonl" if more and more[0].strip() else "json"
 
 
 def _jsonl(path: Path) -> Iterator[Line]:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from caiflow.operators.formats.files import Line, has_data_suffix, kind_of, place_of, read_lines
+from caiflow.operators.formats.files import Line, has_data_suffix, read_lines
 
 BUNDLED = "tiny:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -46,11 +46,11 @@ class FileSource:
 
     def lines(self) -> Iterator[Line]:
         """Yield the records in order."""
-        return read_lines(self.path, kind_of(self.path))
+        return read_lines(self.path)
 
     def place(self, line: Line) -> str:
         """Return `file:line` of a record."""
-        return f"{self.path}{place_of(kind_of(self.path), line.place)}"
+        return f"{self.path}:{line.place}" if self.is_text else f"{self.path}: row {line.place}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""Reading records: every kind of file gives the same records, and every break has a place."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from caiflow.operators.formats.files import Line, read_lines
+
+RECORDS = [{"prompt": f'ask {n}:\n"quoted", ünïcode 🦊', "note": "x" * n} for n in range(5)]
+
+
+def read(path: Path) -> list[Line]:
+    return list(read_lines(path))
+
+
+def data(path: Path) -> list[object]:
+    return [line.data for line in read(path)]
+
+
+def write(path: Path) -> Path:
+    name = path.name.removesuffix(".gz")
+    plain = path.parent / f"plain-{name}"
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(RECORDS), plain)
+    elif name.endswith((".csv", ".tsv")):
+        with plain.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, RECORDS[0], delimiter="\t" if name.endswith(".tsv") else ",")
+            rows.writeheader()
+            rows.writerows(RECORDS)
+    elif name.endswith(".json"):
+        plain.write_text(json.dumps(RECORDS, indent=2))
+    else:
+        plain.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    path.write_bytes(gzip.compress(plain.read_bytes()) if path.suffix == ".gz" else plain.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_every_kind_gives_the_same_records(tmp_path: Path, name: str, gz: str) -> None:
+    assert data(write(tmp_path / (name + gz))) == RECORDS
+
+
+def test_content_goes_before_suffix_for_json(tmp_path: Path) -> None:
+    lines, array = tmp_path / "a.json", tmp_path / "b.jsonl"
+    lines.write_text('{"a": 1}\n{"a": 2}\n')
+    array.write_text('\ufeff [{"a": 1},\n {"a": 2}]')
+    assert data(lines) == data(array) == [{"a": 1}, {"a": 2}]
+
+
+def test_objects_that_hold_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": 1, "data": [{"a": 1}, {"a": 2}]}, indent=1))
+    assert data(path) == [{"a": 1}, {"a": 2}]
+    path.write_text(json.dumps({"x": {"a": 1}, "y": {"a": 2}}, indent=1))
+    assert data(path) == [{"key": "x", "a": 1}, {"key": "y", "a": 2}]
+    path.write_text(json.dumps({"a": 1}, indent=1))
+    assert data(path) == [{"a": 1}]
+
+
+def test_places_are_lines(tmp_path: Path) -> None:
+    jsonl, array, table = tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "a.csv"
+    jsonl.write_text('\n{"a": 1}\n\n{"a": 2}\n')
+    array.write_text('[\n  {"a":\n 1},\n\n  {"a": 2}\n]')
+    table.write_text('a,b\n1,"two\nlines"\n3,4\n')
+    assert [line.place for line in read(jsonl)] == [2, 4]
+    assert [line.place for line in read(array)] == [2, 5]
+    assert [line.place for line in read(table)] == [2, 4]
+
+
+def test_broken_lines_are_told_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \xff}\n[1]\n{"a": 2}\n')
+    found = read(path)
+    assert [line.data for line in found] == [{"a": 1}, None, None, {"a": 2}]
+    assert found[1].error.startswith("not JSON: ")
+    assert found[2].error == "expected an object with named fields, got list"
+
+
+def test_rows_of_another_width_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n3\n4,5\n")
+    assert [(line.place, line.error) for line in read(path) if line.data is None] == [(3, "expected 2 cells, got 1")]
+
+
+def test_items_longer_than_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    records = [{"a": "x" * 3_000_000}, {"a": 1}, {"a": "y" * 1_500_000}]
+    path.write_text(json.dumps(records))
+    assert data(path) == records
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'[{"a": 1},\n{"a": 2},\n{"a": ', r"a\.json:3: the array breaks off here"),
+        ("a.json", b'{"a":\n 1,\n b}', r"a\.json:3: not JSON"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-20], r"a\.jsonl\.gz: can't be read"),
+        ("a.jsonl.gz", b'{"a": 1}\n', r"a\.jsonl\.gz: can't be read"),
+        ("a.parquet", b"PAR1 nothing", r"a\.parquet: not a parquet file"),
+        ("a.csv", b'a\n"open', r"a\.csv:2: can't be read further"),
+        ("a.txt", b"", r"a\.txt: unknown kind of file, got suffix '\.txt'"),
+    ],
+)
+def test_files_that_break_as_a_whole(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("")
+        assert read(tmp_path / name) == []

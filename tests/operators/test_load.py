@@ -1,0 +1,254 @@
+"""`load`: uids, choices among rows, bad rows, and what is known before anything is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.operator import Row, StepContext
+from caiflow.engine.rows import Rows
+from caiflow.operators.load import Load, LoadParams, Split, side
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tables import ask, run_table, write_jsonl
+
+REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real dialogues at {REAL}; set CAIFLOW_TEST_DATA")
+
+
+def step(base_dir: Path, source: str, seed: int = 0, **fields: Any) -> Load:
+    return Load(LoadParams(source=source, **fields), StepContext(seed, base_dir))
+
+
+def load(base_dir: Path, source: str, seed: int = 0, **fields: Any) -> list[Row]:
+    return loaded(base_dir, source, seed, **fields)[0].pylist()
+
+
+def loaded(base_dir: Path, source: str, seed: int = 0, **fields: Any) -> tuple[Rows, dict[str, Any]]:
+    return run_table(step(base_dir, source, seed, **fields), base_dir / f"out{len(list(base_dir.glob('out*')))}")
+
+
+def uids(rows: list[Row]) -> list[str]:
+    return [row["uid"] for row in rows]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"question {n % 40}", "n": n} for n in range(200)])
+    return tmp_path
+
+
+def test_uids_follow_content_and_outlive_growth_and_order_of_choice(prompts: Path) -> None:
+    every = load(prompts, "prompts.jsonl")
+    assert len(set(uids(every))) == 200
+    assert uids(load(prompts, "prompts.jsonl", limit=7)) == uids(every)[:7]
+    drawn = load(prompts, "prompts.jsonl", sample=20)
+    assert set(uids(drawn)) <= set(uids(every))
+    lines = (prompts / "prompts.jsonl").read_text()
+    (prompts / "prompts.jsonl").write_text('{"prompt": "new", "n": -1}\n' + lines)
+    assert uids(load(prompts, "prompts.jsonl"))[1:] == uids(every)
+
+
+def test_equal_rows_stay_several_rows(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "same.jsonl", [{"prompt": "why?"}] * 3)
+    rows = load(tmp_path, "same.jsonl")
+    assert len(set(uids(rows))) == 3
+    assert uids(load(tmp_path, "same.jsonl", limit=2)) == uids(rows)[:2]
+
+
+def test_uid_field_names_the_rows_and_must_be_unique(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "ids.jsonl", [{"prompt": "a", "id": 4}, {"prompt": "b", "id": 5}, {"prompt": "c", "id": 4}])
+    with pytest.raises(ValueError, match=r"ids\.jsonl:3: `id` '4' identifies another row already"):
+        load(tmp_path, "ids.jsonl", uid="id")
+    rows, metrics = loaded(tmp_path, "ids.jsonl", uid="id", on_bad_row="quarantine")
+    assert uids(rows.pylist()) == ["4", "5"]
+    assert metrics == {"rows": 2, "bad_rows": 1}
+
+
+def test_sample_hangs_on_the_seed_and_keeps_order(prompts: Path) -> None:
+    first, again, other = (load(prompts, "prompts.jsonl", seed, sample=30) for seed in (1, 1, 2))
+    assert uids(first) == uids(again) != uids(other)
+    assert [row["n"] for row in first] == sorted(row["n"] for row in first)
+    assert len(first) == 30
+    assert set(uids(load(prompts, "prompts.jsonl", 1, sample=10))) < set(uids(first))
+    assert max(row["n"] for row in first) > 100, "a sample isn't the head"
+
+
+def test_sample_of_more_than_there_is_takes_all(prompts: Path) -> None:
+    assert len(load(prompts, "prompts.jsonl", sample=1000)) == 200
+
+
+def test_large_files_are_read_again_not_kept(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "many.jsonl", [{"prompt": f"q{n}", "score": n if n < 20_500 else n / 2} for n in range(21_000)])
+    rows = load(tmp_path, "many.jsonl")
+    assert [row["score"] for row in rows] == [float(n) if n < 20_500 else n / 2 for n in range(21_000)]
+    assert len(load(tmp_path, "many.jsonl", sample=50)) == 50
+
+
+def test_split_sides_share_no_prompt_and_miss_no_row(prompts: Path) -> None:
+    train, test = (load(prompts, "prompts.jsonl", split={"test": 0.3, "part": part}) for part in ("train", "test"))
+    assert sorted(uids(train) + uids(test)) == sorted(uids(load(prompts, "prompts.jsonl")))
+    assert not {str(row["prompt"]) for row in train} & {str(row["prompt"]) for row in test}
+    assert train
+    assert test
+
+
+@given(st.text(min_size=1), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_a_prompt_is_on_one_side_however_it_is_written(text: str, share: float, seed: int) -> None:
+    split = Split(test=share, part="train", seed=seed)
+    spaced = {"prompt": ask(f"  {text}\n"), "n": 2}
+    assert side({"prompt": ask(text), "n": 1}, split) == side(spaced, split)
+    opening = Split(test=share, part="test", by="opening", seed=seed)
+    longer = [*ask(text), {"role": "assistant", "content": "yes"}, *ask("and then?")]
+    assert side({"prompt": ask(text)}, opening) == side({"prompt": longer}, opening)
+
+
+@given(st.floats(0.05, 0.95))
+def test_a_growing_share_moves_prompts_one_way(share: float) -> None:
+    rows = [{"prompt": ask(f"q{n}")} for n in range(50)]
+    small = [side(row, Split(test=share / 2, part="train")) == "test" for row in rows]
+    large = [side(row, Split(test=share, part="train")) == "test" for row in rows]
+    assert all(later for earlier, later in zip(small, large, strict=True) if earlier)
+
+
+def test_split_share_is_met_on_average() -> None:
+    rows = [{"prompt": ask(f"q{n}")} for n in range(5000)]
+    held = sum(side(row, Split(test=0.1, part="test")) == "test" for row in rows)
+    assert 400 < held < 600
+
+
+def test_split_by_a_column_the_row_lacks_says_so(prompts: Path) -> None:
+    with pytest.raises(ValueError, match="split by `topic`: the row has none; it has uid, prompt, n"):
+        load(prompts, "prompts.jsonl", split={"test": 0.3, "part": "test", "by": "topic"})
+
+
+def test_a_bad_row_fails_with_file_and_line_or_is_kept_beside(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b"\n{"prompt": 7}\n{"prompt": "c"}\n')
+    with pytest.raises(ValueError, match=r"some\.jsonl:3: not JSON: .*; mend it, or set `on_bad_row: quarantine`"):
+        load(tmp_path, "some.jsonl")
+    rows, metrics = loaded(tmp_path, "some.jsonl", on_bad_row="quarantine")
+    assert [row["prompt"] for row in rows.pylist()] == [ask("a"), ask("c")]
+    assert metrics == {"rows": 2, "bad_rows": 2}
+    bad = rows.dropped().pylist()
+    assert [Path(row["place"]).name for row in bad] == ["some.jsonl:3", "some.jsonl:4"]
+    assert bad[0]["text"] == '{"prompt": "b"'
+    assert bad[1]["reason"] == "messages must be a list, got int"
+
+
+def test_limit_counts_good_rows_and_reads_no_further(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nbroken\n')
+    assert len(load(tmp_path, "some.jsonl", limit=2)) == 2
+
+
+def test_no_row_left_is_an_error(prompts: Path) -> None:
+    write_jsonl(prompts / "one.jsonl", [{"prompt": "a"}])
+    empty = "train" if side({"prompt": ask("a")}, Split(test=0.5, part="test")) == "test" else "test"
+    with pytest.raises(ValueError, match="no row to load"):
+        load(prompts, "one.jsonl", split={"test": 0.5, "part": empty})
+
+
+def test_source_columns_are_kept_by_type(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "a", "tags": ["x"], "meta": {"k": 1}, "mixed": 1, "empty": {}, "uid": "theirs", "response": ["no text"]},
+        {"prompt": "b", "tags": None, "meta": {"k": 2.5, "l": "z"}, "mixed": "one", "empty": {}, "uid": "more", "response": []},
+    ]
+    write_jsonl(tmp_path / "some.jsonl", records)
+    first, second = load(tmp_path, "some.jsonl")
+    assert (first["tags"], second["tags"]) == (["x"], None)
+    assert (first["meta"], second["meta"]) == ({"k": 1.0, "l": None}, {"k": 2.5, "l": "z"})
+    assert [json.loads(row["mixed"]) for row in (first, second)] == [1, "one"]
+    assert first["empty"] == "{}"
+    assert first["source_uid"] == "theirs"
+    assert first["source_response"] == ["no text"]
+
+
+def test_rename_leads_to_a_format(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "qa.jsonl", [{"question": "why?", "answer": "so"}])
+    (row,) = load(tmp_path, "qa.jsonl", rename={"question": "prompt", "answer": "completion"})
+    assert (row["prompt"], row["response"]) == (ask("why?"), "so")
+
+
+def test_a_pattern_loads_its_files_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": name}])
+    assert [row["prompt"] for row in load(tmp_path, "*.jsonl")] == [ask("a"), ask("b")]
+    assert set(step(tmp_path, "*.jsonl").sources()) == {"source.0", "source.1"}
+
+
+def test_bundled_data_loads_by_name(tmp_path: Path) -> None:
+    row = load(tmp_path, "tiny:red_team_train.jsonl", limit=1)[0]
+    assert row["prompt"][-1]["role"] == "user"
+    (found,) = step(tmp_path, "tiny:nope.jsonl").check()
+    assert found[:2] == (("source",), "no bundled file 'nope.jsonl'")
+    assert "red_team_train.jsonl" in found[2]
+
+
+def test_columns_are_known_before_the_run(prompts: Path) -> None:
+    columns = step(prompts, "prompts.jsonl").columns({})
+    assert dict(columns.types) == {"uid": "text", "prompt": "messages", "n": None}
+    assert not columns.open
+    write_jsonl(prompts / "few.jsonl", [{"prompt": "a", "n": 1, "l": ["x"]}])
+    assert dict(step(prompts, "few.jsonl").columns({}).types) == {
+        "uid": "text",
+        "prompt": "messages",
+        "n": "integer",
+        "l": "texts",
+    }
+    assert step(prompts, "missing.jsonl").columns({}).open
+    assert step(prompts, "org/name").columns({}).open
+
+
+def test_check_tells_of_formats_that_do_not_fit_and_fields_without_effect(prompts: Path) -> None:
+    (found,) = step(prompts, "prompts.jsonl", format="hh").check()
+    assert found[0] == ("format",)
+    assert found[1] == "no row of prompts.jsonl reads as hh: no `chosen`; it has `prompt`, `n`"
+    assert [path for path, *_ in step(prompts, "prompts.jsonl", revision="main").check()] == [("revision",)]
+    assert not list(step(prompts, "prompts.jsonl").check())
+
+
+def test_checks_of_text_files_import_nothing_heavy(prompts: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from caiflow.operators.load import Load, LoadParams;"
+        "from caiflow.engine.operator import StepContext;"
+        f"load = Load(LoadParams(source='prompts.jsonl'), StepContext(base_dir=Path({str(prompts)!r})));"
+        "load.columns({}); list(load.check());"
+        "print([name for name in ('pyarrow', 'polars', 'numpy', 'datasets', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_identity_is_content_and_name_not_folder(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("moved")
+    (other / "prompts.jsonl").write_bytes((prompts / "prompts.jsonl").read_bytes())
+    assert step(prompts, "prompts.jsonl").identity() == step(other, "prompts.jsonl").identity()
+    assert step(prompts, "prompts.jsonl", 1).identity() == step(prompts, "prompts.jsonl", 2).identity()
+    assert step(prompts, "prompts.jsonl", 1, sample=3).identity() != step(prompts, "prompts.jsonl", 2, sample=3).identity()
+    write_jsonl(other / "prompts.jsonl", [{"prompt": "another"}])
+    assert step(prompts, "prompts.jsonl").identity() != step(other, "prompts.jsonl").identity()
+
+
+@needs_real
+def test_real_dialogues_keep_every_turn(tmp_path: Path) -> None:
+    rows, metrics = run_table(step(REAL, "hh_harmless_200.jsonl"), tmp_path / "all")
+    assert metrics == {"rows": 200, "bad_rows": 0}
+    records = [json.loads(line) for line in (REAL / "hh_harmless_200.jsonl").read_text().splitlines()]
+    for row, record in zip(rows.pylist(), records, strict=True):
+        said = "".join([*(turn["content"] for turn in row["prompt"]), row["chosen"]])
+        given_text = record["chosen"].replace("\n\nHuman:", "").replace("\n\nAssistant:", "")
+        assert "".join(said.split()) == "".join(given_text.split())
+        assert row["response"] == row["chosen"]
+        assert row["prompt"][-1]["role"] == "user"
+
+
+@needs_real
+def test_real_multiple_choice_prompts_stay_as_they_are(tmp_path: Path) -> None:
+    rows, _ = run_table(step(REAL, "hhh_40.jsonl"), tmp_path / "hhh")
+    first = json.loads((REAL / "hhh_40.jsonl").read_text().splitlines()[0])
+    assert rows.pylist()[0]["prompt"] == ask(first["prompt"])
+    assert rows.pylist()[0]["corrects"] == first["corrects"]
