@@ -66,7 +66,7 @@ async def compare(
             "unparsable_votes": verdict.unparsable,
         }
 
-    blank = {"score": None, "p_a": [], "unparsable_votes": 0}
+    blank: Row = {"score": None, "p_a": [], "unparsable_votes": 0}
     found = await llms.map("comparison", how.judge, asked, attempted(ask, blank))
     return [{**row, **answer, "comparison": name} for row, answer in zip(asked, found, strict=True)]
 
