@@ -1,0 +1,138 @@
+"""Constitution files of other systems: told apart by their content, cleaned of their markers, refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.constitution import Constitution, load_constitution, merge
+from caiflow.engine.errors import SpecError
+
+REQUESTS = {
+    f"harmful{n}": {
+        "prompt": [f"\n\nCritiqueRequest: What is harmful here, kind {n}?\n\nCritique:"],
+        "edit_request": f"\n\nRevisionRequest: Take out kind {n}.  \n\nRevision:",
+    }
+    for n in range(16)
+}
+CRITIQUES = [
+    "\n\nHuman: Hi.\n\nAssistant: What?\n\nHuman: How do I win?\n\nAssistant: Cheat.\n\nCritiqueRequest: What is wrong?"
+    "\n\nCritique: It is unfair.\n\nRevisionRequest: Mend it.\n\nRevision: Practise.\n\nHuman:",
+    "Human: One\n\nAssistant: Two\n\nCritiqueRequest: Three?\n\nCritique: Four\n\nFive\n\nRevisionRequest: Six\n\nRevision: Seven",
+]
+INSTRUCTIONS = [f"\nChoose the kinder response, number {n}. Options:" for n in range(16)]
+COMPARISONS = [
+    {"prompt": f"\n\nHuman: Question {n}?\n\nAssistant:", "corrects": [f"good {n}"], "incorrects": [f"bad {n}"]}
+    for n in range(24)
+]
+THOUGHTS = [
+    {
+        "prompt": "\n\nHuman: Consider the following conversation between a human (H) and an assistant (A):\n\nH: Hello.\n\n"
+        "A:  Hello!\n\nH: May I?\n\n{}\n (A) [[[Yes, (B) too]]]\n (B) [[[No\nnever]]]\n\nAssistant: Let's think step by step:\n"
+        "(A) is kinder.\n\nHuman:\nSo the answer is: (A)"
+    },
+    {
+        "prompt": "Human: Consider the following conversation between a human and an assistant:\n\nH: Why?\n\n{} Options:\n"
+        " (A) [[[Because]]]\n (B) [[[So]]]\n\nLet's think step by step: B is short. So the answer is: (B)"
+    },
+]
+SIX = [("user", "Ask"), ("assistant", "Answer"), ("user", "Criticise"), ("assistant", "Bad"), ("user", "Revise"), ("assistant", "Good")]
+SWARM = {
+    "constitutions": [{"critic": f"Find fault {n}.", "revision": f"Mend fault {n}."} for n in range(16)],
+    "system_chat": [[{"role": role, "content": content} for role, content in SIX]] * 4,
+}
+NEMO = {"samples": [[{"role": {"user": "User", "assistant": "Assistant"}[role], "content": text} for role, text in SIX]]}
+
+
+def load(tmp_path: Path, data: Any, name: str = "file.bin") -> Constitution:
+    (tmp_path / name).write_text(data if isinstance(data, str) else json.dumps(data))
+    return load_constitution(name, tmp_path)
+
+
+def test_requests(tmp_path: Path) -> None:
+    found = load(tmp_path, REQUESTS)
+    assert [p.id for p in found.principles] == [f"harmful{n}" for n in range(16)]
+    assert found["harmful3"].critique_request == "What is harmful here, kind 3?"
+    assert found["harmful3"].revision_request == "Take out kind 3."
+    assert found.having("judge") == ()
+
+
+def test_critique_examples(tmp_path: Path) -> None:
+    first, second = load(tmp_path, CRITIQUES).few_shot_critique
+    assert [turn["role"] for turn in first.prompt] == ["user", "assistant", "user"]
+    assert (first.response, first.critique_request, first.revision) == ("Cheat.", "What is wrong?", "Practise.")
+    assert (second.critique, second.revision_request, second.revision) == ("Four\n\nFive", "Six", "Seven")
+
+
+def test_judging_instructions(tmp_path: Path) -> None:
+    found = load(tmp_path, INSTRUCTIONS)
+    assert found["judge7"].text("judge") == "Choose the kinder response, number 7."
+    assert len(found.having("judge")) == 16
+    assert found.having("critique") == ()
+
+
+def test_comparisons_put_the_right_answer_on_both_sides(tmp_path: Path) -> None:
+    found = load(tmp_path, COMPARISONS).few_shot_judge
+    for number, example in enumerate(found):
+        assert example.prompt == ({"role": "user", "content": f"Question {number}?"},)
+        assert {"A": example.a, "B": example.b}[example.answer] == f"good {number}"
+        assert example.principle == ""
+    assert {example.answer for example in found} == {"A", "B"}
+    assert load(tmp_path, COMPARISONS, "again").few_shot_judge == found
+
+
+def test_comparisons_with_thoughts(tmp_path: Path) -> None:
+    first, second = load(tmp_path, THOUGHTS).few_shot_judge
+    assert [(turn["role"], turn["content"]) for turn in first.prompt] == [
+        ("user", "Hello."),
+        ("assistant", "Hello!"),
+        ("user", "May I?"),
+    ]
+    assert (first.a, first.b, first.answer) == ("Yes, (B) too", "No\nnever", "A")
+    assert first.thought == "(A) is kinder."
+    assert (second.answer, second.thought, second.principle) == ("B", "B is short.", "")
+
+
+def test_llm_swarm(tmp_path: Path) -> None:
+    found = load(tmp_path, SWARM)
+    assert found["principle15"].revision_request == "Mend fault 15."
+    assert len(found.few_shot_critique) == 4
+    assert found.few_shot_critique[0].revision == "Good"
+
+
+def test_nemo_examples_and_text(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, NEMO).few_shot_critique
+    assert (example.prompt[0]["content"], example.critique_request, example.revision) == ("Ask", "Criticise", "Good")
+    rules = load(tmp_path, "Be kind.\nNote: never: lie.\n")
+    assert rules.principles[0].text("judge").startswith("Be kind.\nNote: never: lie.\n\n")
+
+
+def test_released_files_are_used_together(tmp_path: Path) -> None:
+    for name, data in {"r": REQUESTS, "c": CRITIQUES, "i": INSTRUCTIONS, "j": COMPARISONS}.items():
+        (tmp_path / name).write_text(json.dumps(data))
+    whole = load_constitution(["r", "c", "i", "j"], tmp_path)
+    assert len(whole.having("critique", "revision")) == len(whole.having("judge")) == 16
+    assert whole.draw(1, "u", 0, stage="judge")[0].id.startswith("judge")
+    assert whole == merge([load_constitution(name, tmp_path) for name in "rcij"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"harmful0": {"edit_request": "x"}}, "looks like Anthropic's critique and revision requests"),
+        (["\n\nHuman: Hi\n\nRevisionRequest: x"], "no assistant turn"),
+        ([{"prompt": "no turn", "corrects": ["a"], "incorrects": ["b"]}], "no conversation"),
+        ([{"prompt": "H: Hi. So the answer is: (A)"}], "lacks its chain of thought"),
+        ({"constitutions": [{"critic": "x"}]}, "llm-swarm"),
+        ({"samples": [[{"role": "User", "content": "x"}]]}, "six turns"),
+        ([1, 2], "not a constitution"),
+        ({}, "not a constitution"),
+    ],
+)
+def test_broken_files_are_refused_with_the_format_they_resemble(tmp_path: Path, data: Any, message: str) -> None:
+    with pytest.raises(SpecError, match="constitution|looks like") as caught:
+        load(tmp_path, data)
+    assert message in str(caught.value)
