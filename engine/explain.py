@@ -95,7 +95,7 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> 
         hint = "add " + (f"`{missing}: 1`" if missing == "caiflow" else f"`{missing}:`")
         problems.at(node.key, path, f"`{name}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
     elif rule == "enum" and path[-1:] == ("op",):
-        problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), bound, "operators"))
+        problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), registry.names(), "operators"))
     elif rule == "enum":
         problems.at(node.at, path, f"unknown value {_shown(value)} for `{_field(path)}`", _allowed(value, bound))
     elif rule == "const":

@@ -10,7 +10,7 @@ A matrix compares variants within one run::
         soft: {preference.labels: soft}
       critique.few_shot: [0, 2]          # a short axis: one field, one arm per value
 
-Each changed step, and each step that needs one, is copied once per arm as `preference@hard`, `rl_cai@hard+2`; the others stay
+A value may be anything its field takes. Each changed step, and each step that needs one, is copied once per arm as `preference@hard`, `rl_cai@hard+2`; the others stay
 shared. `models: [base, rl_cai@*]` gathers every arm of a step in one place, so that step isn't copied for it.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,7 @@ class ModelEntry(Strict):
     """How the engine quantises the weights, by the engine's own name (`fp8`, `awq`, `bitsandbytes`)."""
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
     """What runs the model; auto takes openai for a server, else vLLM where it suits the machine, else transformers."""
-    engine_args: dict[str, Any] = Field(default={}, json_schema_extra=SPEED)
+    engine_args: dict[str, Any] = Field(default_factory=dict, json_schema_extra=SPEED)
     """Arguments handed to vLLM under its own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
     num_gpus: float | None = Field(default=None, ge=0, json_schema_extra=SPEED)
     """GPUs per replica; by default 1 where there is one."""
@@ -85,19 +86,19 @@ class SpecFile(Strict):
     """Seed of everything random in the run."""
     constitution: ConstitutionValue | None = None
     """A bundled name, a path, or the principles in place; a step may name another."""
-    models: dict[Name, ModelEntry] = {}
+    models: dict[Name, ModelEntry] = Field(default_factory=dict)
     """Models by the name that steps use."""
     steps: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Steps by name; each is `{op: OPERATOR, ...its parameters}`."""
-    profiles: dict[str, dict[str, Any]] = {}
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Partial specs by name; `--profile NAME` lays one over this spec. A null takes a key away."""
     extends: str | None = None
     """Another spec, relative to this one, or a bundled recipe's name, over which this spec is laid."""
-    matrix: dict[str, dict[str, dict[str, Any] | None] | list[Any]] = {}
+    matrix: dict[str, dict[str, dict[str, Any] | None] | list[Any]] = Field(default_factory=dict)
     """Variants to compare within one run: axis -> arm -> what it sets, or STEP.FIELD -> list of values."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One named use of an operator, its parameters validated."""
 
@@ -119,6 +120,10 @@ class Step:
 
     def references(self) -> tuple[Reference, ...]:
         """Return the edges into this step: each parameter that names a step or a model, in field order."""
+        return self._references
+
+    @cached_property
+    def _references(self) -> tuple[Reference, ...]:
         return tuple(Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in marks(self.params, "x-ref"))
 
     def operator_type(self) -> type[Operator[Any]]:

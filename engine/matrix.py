@@ -40,7 +40,8 @@ def expand(tree: Node, steps: Mapping[str, Step], parse_step: Parse, problems: P
     """Return the tree without its matrix and the steps, both with a copy per arm; findings go to `problems`."""
     axes = _axes(tree, problems)
     plain = replace(tree, value={key: node for key, node in tree.items() if key != "matrix"})
-    if not axes:
+    gathers = any(ref.name.endswith("@*") for step in steps.values() for ref in step.references())
+    if not axes and not gathers:
         return plain, dict(steps)
     return _Expansion(plain, steps, axes, parse_step, problems).carry_out()
 
@@ -149,12 +150,12 @@ class _Expansion:
 
     def _changed(self, name: str, arm: Arm) -> Node:
         """Return the step's node as the arm sets it."""
-        node = self.tree.value["steps"].value[name]
-        own = self._own(name)
+        node = self._node(name)
+        # The spec's constitution holds for every step downstream too: a filter goes by its few-shot examples, say.
+        owners = (name, "") if self.steps[name].constitution is None else (name,)
         for axis, chosen in arm:
             for change in self.axes[axis][chosen]:
-                if change.owner == name or (change.owner == "" and axis in own):
-                    node = self._assigned(node, change)
+                node = self._assigned(node, change) if change.owner in owners else node
         return node
 
     def _assigned(self, node: Node, change: Change) -> Node:

@@ -23,6 +23,7 @@ from caiflow.engine.language import SpecFile
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 if TYPE_CHECKING:
+    from caiflow.engine.operator import Operator
     from pydantic import BaseModel
     from pydantic_core import core_schema
 
@@ -32,8 +33,9 @@ _CONSTITUTION: Schema = {"type": ["string", "array", "object"]}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
+@cache
 def shipped() -> Schema:
-    """Return the schema of the language with the built-in operators, as it ships."""
+    """Return the schema of the language with the built-in operators, as it ships; not to be changed."""
     schema: Schema = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return schema
 
@@ -46,12 +48,17 @@ def spec_schema(operators: Sequence[str] | None = None) -> Schema:
     wanted = registry.names() if operators is None else tuple(operators)
     if all(map(registry.is_built_in, wanted)):
         return shipped()
-    return generate(wanted)
+    return generate(wanted, registry.names())
 
 
-def generate(operators: Sequence[str]) -> Schema:
-    """Return the schema made from the models of these operators."""
-    types = {name: registry.operator(name) for name in operators}
+def generate(operators: Sequence[str], known: Sequence[str] = ()) -> Schema:
+    """Return the schema made from the models of these operators; not to be changed. `op:` may name the `known` ones too."""
+    return _generate(tuple((name, registry.operator(name)) for name in operators), tuple(known))
+
+
+@cache
+def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tuple[str, ...]) -> Schema:
+    types = dict(operators)
     models = {name: found.params_type for name, found in types.items()}
     pairs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in (SpecFile, *models.values())]
     refs, definitions = models_json_schema(pairs, schema_generator=_Generator, ref_template="#/$defs/{model}")
@@ -66,7 +73,7 @@ def generate(operators: Sequence[str]) -> Schema:
         )
     for model in models.values():
         defs.pop(_name(refs[model, "validation"]), None)
-    op = {"description": "The operator.", "enum": list(dict.fromkeys((*registry.names(), *operators)))}
+    op = {"description": "The operator.", "enum": list(dict.fromkeys((*known, *types)))}
     defs["step"] = {"type": "object", "properties": {"op": op}, "allOf": branches}
     top["properties"]["steps"]["additionalProperties"] = {"$ref": "#/$defs/step"}
     top["required"] = ["caiflow"]

@@ -1,7 +1,7 @@
 """From a YAML file to a frozen, validated spec.
 
-Owns the order of things: read and lay over (`overlay`), validate (`structure`), carry the matrix out (`matrix`), check what needs
-the whole (`check`). All findings come in one SpecError. Nothing here runs a step, and no spec can name code to import.
+Owns the order of things: read and lay over (`overlay`), validate (`structure`), carry the matrix out (`matrix`), check what
+needs the whole (`check`). All findings come in one SpecError. Nothing here runs a step, and no spec can name code to import.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
 def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None, sample: int | None = None) -> Spec:
     """Read, resolve and check a spec.
 
-    `sets` are assignments `steps.NAME.FIELD=VALUE`, whose file paths count from the working folder where they lead somewhere from
-    there. `sample` limits every step that reads a source (one with a `limit` and no input) to that many rows.
+    `sets` are assignments `steps.NAME.FIELD=VALUE`; a path in them counts from the working folder if it leads somewhere from
+    there, else from the spec's. `sample` limits every step that reads a source (one with a `limit` and no input) to that many rows.
 
     Raises:
         SpecError: with every problem found, in order of place.

@@ -232,7 +232,7 @@ class ScoreParams(Params):
 
     models: tuple[ModelRef, ...] = Field(min_length=1)
     """Models compared."""
-    inputs: dict[str, RowsRef] = {}
+    inputs: dict[str, RowsRef] = Field(default_factory=dict)
     """Prompt sets by label."""
 
 
