@@ -22,6 +22,7 @@ from caiflow.engine.errors import CaiflowError, SpecError, StepError
 from caiflow.engine.events import Event, Journal
 from caiflow.engine.graph import ancestors
 from caiflow.engine.identity import digest
+from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
 from caiflow.engine.plan import COMPONENTS, Components, Resolver
 from caiflow.engine.registry import operator as operator_type
@@ -59,15 +60,20 @@ def run(
     address: str | None = None,
     on_event: Callable[[Event], None] | None = None,
     trust_remote_code: bool = False,
+    locked: Path | None = None,
 ) -> RunResult:
     """Carry out a spec and leave the run's folder behind; SIGINT and SIGTERM stop it within seconds.
 
+    `locked` names a lock that the run must not differ from.
+
     Raises:
-        PlanError: a model can't be found, or the cluster is short of what the spec asks for.
+        PlanError: a model can't be found, something differs from the lock, or the cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
     wanted = _wanted(spec, only, until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
+    if locked is not None:
+        refuse_drift(read_lock(locked), make_lock(resolver), locked)
     with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
         execution = _Execution(resolver, out_dir, journal, wanted, address, interrupted)
         try:
@@ -76,6 +82,7 @@ def run(
             status = "interrupted"
         finally:
             execution.close()
+        _lock(resolver, out_dir, journal)
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
 
@@ -87,6 +94,17 @@ def _wanted(spec: Spec, only: str | None, until: str | None) -> set[str]:
     if only is not None:
         return {only, *ancestors(spec, only)}
     return set(spec.steps) if until is None else {until, *ancestors(spec, until)}
+
+
+def _lock(resolver: Resolver, out_dir: Path, journal: Journal) -> None:
+    """Write the run's lock; where one lies beside the spec, say how far this run is the same."""
+    made = make_lock(resolver)
+    write_lock(out_dir, made)
+    given = resolver.spec.base_dir / LOCK
+    if given.is_file():
+        before = read_lock(given)
+        drift = [str(found) for found in compare_locks(before, made)]
+        journal.emit("lock_compared", lock=str(given), grade=grade(before, made), drift=drift)
 
 
 @contextmanager

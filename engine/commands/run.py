@@ -61,6 +61,7 @@ def execute(args: Namespace) -> int:
             address=args.address,
             on_event=listener,
             trust_remote_code=args.trust_remote_code,
+            locked=_lock_path(spec, args.locked),
         )
     if not args.json:
         print_end(result.run_dir)
