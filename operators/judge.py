@@ -12,12 +12,11 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from caiflow.engine.judging import Judging, PairJudge, Verdict
 from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.engine.statistics import binary_entropy
+from pydantic import Field
 
 TIE = "tie"
 TIE_FIRST = "tie: the first option in every order"
@@ -130,13 +129,23 @@ class Judge(RowOperator[JudgeParams]):
         """Return rates of ties and unreadable answers, the judge's bias for a position, and the entropy of its labels.
 
         `position_bias` is the mean probability given to the option shown first, less 0.5. `order_flips` is the share of rows
-        where both orders preferred the same letter. Rows dropped as ties after text votes count in both.
+        where both orders preferred the same letter. Rows dropped because every vote was for one position count in both, with
+        the share such a vote has (1 for text votes, the clamp's end after thoughts); plain log-probabilities that cancel out
+        within `tie_margin` count in `order_flips` alone.
         """
-        return _figures(list(map(_Evidence.of, rows)), dropped, swap=self.params.swap)
+        return _figures(list(map(_Evidence.of, rows)), dropped, swap=self.params.swap, extreme=self._extreme)
 
     @cached_property
     def _judge(self) -> PairJudge:
         return PairJudge(self.params, self.context.constitution, self.context.seed)
+
+    @property
+    def _extreme(self) -> float | None:
+        """The share of a vote that is for one position throughout, where it is known."""
+        thinking = self.params.chain_of_thought
+        if thinking and thinking.clamp:
+            return thinking.clamp[1]
+        return 1.0 if self.params.method == "text" and not thinking else None
 
     @property
     def _candidate_columns(self) -> tuple[str, ...]:
@@ -153,7 +162,7 @@ class Judge(RowOperator[JudgeParams]):
         """Return the reason to leave a pair out, or an empty text."""
         if pair.verdict.unparsable and self.params.unparsable == "drop":
             return UNPARSABLE
-        return tie_kind(pair.verdict, self.params.method) if self._tied(pair) and self.params.ties == "drop" else ""
+        return tie_kind(pair.verdict) if self._tied(pair) and self.params.ties == "drop" else ""
 
     def _tied(self, pair: Pair) -> bool:
         return abs(pair.p_first - 0.5) <= self.params.tie_margin + _ROUNDING
@@ -206,13 +215,13 @@ def best_against_worst(pairs: Sequence[Pair], scores: Mapping[int, float]) -> Pa
     return Pair(first, second, verdict, scores[first] / total if total else 0.5)
 
 
-def tie_kind(verdict: Verdict, method: str) -> str:
-    """Return the drop reason of an undecided pair; text votes that all name one position say so."""
+def tie_kind(verdict: Verdict) -> str:
+    """Return the drop reason of an undecided pair; where every order's vote is for the same position, it says so."""
     if not verdict.votes:
         return TIE_EQUAL
-    shares = {v.p_a for v in verdict.votes}
-    if method == "text" and len(verdict.votes) > 1 and len(shares) == 1 and 0.5 not in shares:
-        return TIE_FIRST if shares.pop() > 0.5 else TIE_SECOND
+    sides = {(v.p_a > 0.5) - (v.p_a < 0.5) for v in verdict.votes}
+    if len(verdict.votes) > 1 and len(sides) == 1 and 0 not in sides:
+        return TIE_FIRST if sides.pop() > 0 else TIE_SECOND
     return TIE
 
 
@@ -235,7 +244,7 @@ class _Evidence:
         return cls((1 + row["margin"]) / 2, mean, flips, row["outcome"] == TIE, bool(row["unparsable_votes"]))
 
 
-def _figures(kept: Sequence[_Evidence], dropped: Mapping[str, int], *, swap: bool) -> dict[str, Any]:
+def _figures(kept: Sequence[_Evidence], dropped: Mapping[str, int], *, swap: bool, extreme: float | None) -> dict[str, Any]:
     ties = {reason: count for reason, count in dropped.items() if reason.startswith(TIE)}
     unreadable = dropped.get(UNPARSABLE, 0)
     judged = len(kept) + sum(ties.values()) + unreadable
@@ -246,10 +255,17 @@ def _figures(kept: Sequence[_Evidence], dropped: Mapping[str, int], *, swap: boo
         "unparsable": (sum(e.unparsable for e in kept) + unreadable) / judged,
         "entropy_bits": sum(binary_entropy(e.p_chosen) for e in kept) / len(kept) if kept else 1.0,
     }
-    first, second = ties.get(TIE_FIRST, 0), ties.get(TIE_SECOND, 0)
+    return {**figures, **_position(kept, ties.get(TIE_FIRST, 0), ties.get(TIE_SECOND, 0), extreme)} if swap else figures
+
+
+def _position(kept: Sequence[_Evidence], first: int, second: int, extreme: float | None) -> dict[str, float]:
+    """Return how the position counted, over the rows kept and the ties that it made (`first` and `second` of them)."""
     shares = [e.p_a for e in kept if e.p_a is not None]
-    if (swap and shares) or first or second:
-        seen = len(shares) + first + second
-        figures["position_bias"] = (sum(shares) + first) / seen - 0.5
-        figures["order_flips"] = (sum(e.flips for e in kept) + first + second) / (len(kept) + first + second)
+    figures = {}
+    if extreme is not None:
+        shares += [extreme] * first + [1 - extreme] * second
+    if shares:
+        figures["position_bias"] = sum(shares) / len(shares) - 0.5
+    if both := len(kept) + first + second:
+        figures["order_flips"] = (sum(e.flips for e in kept) + first + second) / both
     return figures

@@ -205,6 +205,22 @@ def test_figures_count_the_ties_that_position_made() -> None:
     assert found["order_flips"] == 0.75
 
 
+def test_clamped_thoughts_that_stick_to_a_position_are_a_tie_of_that_kind() -> None:
+    llm = leaning({"good": 1.0, "bad": 0.0}, 9.0)
+    operator = step(chain_of_thought={})
+    with pytest.raises(RowDropped, match=TIE_FIRST):
+        run(operator, llm, "good", "bad")
+    found = operator.metrics([], {TIE_FIRST: 3, TIE_SECOND: 1})
+    assert found["position_bias"] == pytest.approx(0.05)
+    assert (found["order_flips"], found["ties"]) == (1.0, 1.0)
+
+
+def test_one_order_tells_nothing_about_position() -> None:
+    operator = step(swap=False)
+    rows = run(operator, leaning({"good": 1.0, "bad": 0.0}), "good", "bad")
+    assert set(operator.metrics(rows, {})) == {"ties", "unparsable", "entropy_bits"}
+
+
 def test_figures_of_nothing() -> None:
     assert step().metrics([], {}) == {}
     assert step().metrics([], {UNPARSABLE: 2})["unparsable"] == 1.0
