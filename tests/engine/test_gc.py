@@ -1,0 +1,116 @@
+"""Cleaning the store: nothing that a kept run or a living process needs ever goes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from caiflow.engine.gc import collect, find_garbage
+from caiflow.engine.ledger import Ledger
+from caiflow.engine.store import Store
+
+from tests.support.table_runs import run_tables, write_spec
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs that share the artifact of their first step."""
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    spec = write_spec(tmp_path / "here")
+    run_tables(spec, tmp_path / "one", Store())
+    spec.write_text(spec.read_text().replace("max: 12", "max: 9"))
+    run_tables(spec, tmp_path / "two", Store())
+    return tmp_path
+
+
+def kinds(store: Store) -> list[str]:
+    return sorted(item.kind for item in find_garbage(store, grace_s=0))
+
+
+def test_what_runs_reach_stays_and_the_rest_goes_with_its_size(place: Path) -> None:
+    store = Store()
+    assert find_garbage(store, grace_s=0) == []
+    dropped = (place / "one" / "steps" / "clean").resolve()
+    shutil.rmtree(place / "one")
+    found = find_garbage(store, grace_s=0)
+    assert {(item.kind, item.path) for item in found if item.kind == "artifact"} == {("artifact", dropped)}
+    assert sorted(item.kind for item in found) == ["artifact", "run"]
+    assert all(item.size_bytes > 0 for item in found)
+    assert len(collect(store, found)) == 2
+    assert not dropped.exists()
+    assert find_garbage(store, grace_s=0) == []
+    assert len(run_tables(place / "here" / "spec.yaml", place / "three", store).artifacts) == 2
+
+
+def test_young_things_are_left_alone(place: Path) -> None:
+    shutil.rmtree(place / "one")
+    assert find_garbage(Store()) == []
+
+
+def test_ledgers_go_unless_reached_or_in_use(place: Path) -> None:
+    store = Store()
+    for name in ("reached", "free"):
+        with Ledger(store.ledger_dir, name) as ledger:
+            ledger.append(bytes(16), {})
+    store.record_run("short", place / "one", ledgers=["reached"])
+    (garbage,) = find_garbage(store, grace_s=0)
+    assert (garbage.kind, garbage.path.name) == ("ledger", "free")
+    with Ledger(store.ledger_dir, "free") as ledger:
+        ledger.append(bytes(16), {"more": 1})
+        assert collect(store, [garbage]) == []
+        assert ledger.get(bytes(16)) == {"more": 1}
+    with Ledger(store.ledger_dir, "free") as reader:
+        assert collect(store, [garbage]) == [garbage]
+        assert reader.get(bytes(16)) == {"more": 1}
+        reader.append(bytes(15) + b"1", {"after": "cleaning"})
+    assert not any(path.name.startswith(".doomed") for path in store.ledger_dir.iterdir())
+
+
+def test_a_run_that_comes_to_reach_an_artifact_saves_it(place: Path) -> None:
+    store = Store()
+    shutil.rmtree(place / "one")
+    found = [item for item in find_garbage(store, grace_s=0) if item.kind == "artifact"]
+    store.record_run("short", place / "two", artifacts=[found[0].path.name])
+    assert collect(store, found) == []
+    assert found[0].path.is_dir()
+
+
+def test_unfinished_work_goes_once_nobody_wants_it(place: Path) -> None:
+    store = Store()
+    wanted, claimed, free = "a" * 64, "b" * 64, "c" * 64
+    for digest in (wanted, claimed, free):
+        (store.work_dir(digest) / "checkpoint").write_text("x")
+    store.record_run("short", place / "two", artifacts=[wanted])
+    with store.claim(claimed) as held:
+        assert held
+        assert [item.path.name for item in collect(store, find_garbage(store, grace_s=0))] == [free[:32]]
+    assert kinds(store) == ["work"]
+
+
+def test_staged_folders_go_with_the_process_that_made_them(place: Path) -> None:
+    store = Store()
+    mine = store.stage("step")
+    code = "from caiflow.engine.store import Store; print(Store().stage('step'))"
+    dead = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    elsewhere = dead.with_name(dead.name.replace(socket.gethostname(), "elsewhere"))
+    elsewhere.mkdir()
+    assert [item.path for item in find_garbage(store, grace_s=0)] == [dead]
+    week = time.time() - 8 * 86400
+    os.utime(elsewhere, (week, week))
+    assert {item.path for item in find_garbage(store)} == {elsewhere}
+    assert mine.is_dir()
+
+
+def test_what_a_kill_left_half_removed_goes_next_time(place: Path) -> None:
+    store = Store()
+    shutil.rmtree(place / "one")
+    (artifact,) = [item for item in find_garbage(store, grace_s=0) if item.kind == "artifact"]
+    artifact.path.rename(artifact.path.with_name(f".doomed-{artifact.path.name}"))
+    assert artifact.path not in store.artifacts()
+    assert len(list(store.artifacts())) == 2
+    collect(store, find_garbage(store, grace_s=0))
+    assert sum(1 for _ in store.artifacts_dir.glob("??/*")) == 2
