@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, SpecError, StepError
 from caiflow.engine.events import Event, Journal
+from caiflow.engine.export import portable
 from caiflow.engine.graph import ancestors
 from caiflow.engine.identity import digest
 from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
@@ -175,7 +176,7 @@ class _Execution:
 
     def _open(self) -> None:
         (self.out_dir / "steps").mkdir(parents=True, exist_ok=True)
-        (self.out_dir / "spec.yaml").write_text(self.spec.dump(), encoding="utf-8")
+        (self.out_dir / "spec.yaml").write_text(portable(self.spec), encoding="utf-8")
         self._record()
         steps = [{"name": s.name, "op": s.op, "inputs": list(self.resolver.edges(s))} for s in self.steps]
         self.journal.emit("run_started", name=self.spec.name, spec=digest(self.spec.raw), seed=self.spec.seed, steps=steps)
@@ -270,6 +271,7 @@ class _Execution:
         unit = TrainUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name))
         begun = self._submit(cluster, unit, [step], "train", gpus=gpus, cpus=wanted.num_cpus)
         if begun:
+            self.store.record_run(self.spec.name, self.out_dir, artifacts=[name])  # so that `gc` keeps its checkpoints
             self._claims[step.name] = claim
         else:
             claim.close()
