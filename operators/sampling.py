@@ -34,8 +34,9 @@ def ranks(uids: Sequence[str], seed: int, purpose: str) -> NDArray[np.uint64]:
     width = -(-encoded.itemsize // 8)
     words = encoded.astype(f"S{8 * width}").view("<u8").reshape(len(uids), width)
     state = np.full(len(uids), salt, np.uint64)
-    for column in range(width):
-        state = _mix(state ^ words[:, column])
+    sizes = np.strings.str_len(encoded)
+    for column in range(width):  # words past a uid's end don't count: its rank is its own, whatever the others' lengths
+        state = np.where(sizes > 8 * column, _mix(state ^ words[:, column]), state)
     return _mix(state)
 
 

@@ -1,0 +1,121 @@
+"""Expressions: what they mean, and everything they refuse."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import polars as pl
+import pytest
+from caiflow.operators.expression import ExpressionError, parse
+from hypothesis import given
+from hypothesis import strategies as st
+
+TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "last one"}]
+FRAME = pl.DataFrame(
+    {
+        "text": ["Sorry, no.", "plain", None],
+        "n": [1, 5, None],
+        "x": [0.5, -2.0, 3.0],
+        "flag": [True, False, None],
+        "prompt": [TURNS, TURNS[:1], None],
+    }
+)
+
+
+def truth(text: str) -> list[bool]:
+    return FRAME.select(parse(text).polars().alias("is")).to_series().to_list()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n > 1", [False, True, False]),
+        ("0 < n <= 1", [True, False, False]),
+        ("n * 2 + 1 == 3", [True, False, False]),
+        ("n % 2 == 1 and n / 2 > 1", [False, True, False]),
+        ("-x > 1", [False, True, False]),
+        ("abs(x) == 2 or x > 2", [False, True, True]),
+        ("max(x, n) == 5", [False, True, False]),
+        ("not n > 1", [True, False, True]),
+        ("text is None", [False, False, True]),
+        ("text is not None", [True, True, False]),
+        ("text == 'plain'", [False, True, False]),
+        ("text in ['plain', 'other']", [False, True, False]),
+        ("n not in [5]", [True, False, False]),
+        ("contains(lower(text), 'sorry')", [True, False, False]),
+        ("startswith(text, 'Sorry') or endswith(text, 'ain')", [True, True, False]),
+        ("length(text) == 5", [False, True, False]),
+        ("words(text) == 2", [True, False, False]),
+        ("turns(prompt) == 2", [True, False, False]),
+        ("last(prompt) == 'last one'", [True, False, False]),
+        ("length(prompt) == 1", [False, True, False]),
+        ("flag", [True, False, False]),
+        ("not flag", [False, True, True]),
+        ("contains(text, '.')", [True, False, False]),
+    ],
+)
+def test_meaning(text: str, expected: list[bool]) -> None:
+    assert truth(text) == expected
+
+
+def test_columns_are_those_named() -> None:
+    assert parse("lower(a) == b and not c > a").columns == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("__import__('os').system('true')", "no function `__import__\\('os'\\).system`"),
+        ("text.upper() == 'A'", "no function `text.upper`"),
+        ("text.real > 1", "`text.real` isn't allowed"),
+        ("n[0] > 1", "isn't allowed"),
+        ("(lambda: 1)() > 0", "no function"),
+        ("[n for n in x] == 1", "isn't allowed"),
+        ("n ** 9999 > 1", "isn't allowed"),
+        ("(n := 3) > 1", "isn't allowed"),
+        ("f'{n}' == 'a'", "isn't allowed"),
+        ("n if x else flag", "isn't allowed"),
+        ("b'x' == text", "a value must be"),
+        ("1j == n", "a value must be"),
+        ("lenght(text) > 1", "no function `lenght`; did you mean length?"),
+        ("length() > 1", "`length` takes 1 arguments"),
+        ("length(*text) > 1", "`length` takes 1 arguments"),
+        ("contains(text, part='x')", "`contains` takes 2 arguments"),
+        ("'a' in text", "for texts use contains"),
+        ("text in [n]", "`in` takes a list of values"),
+        ("n == [1]", "a list may only follow `in`"),
+        ("length([1]) > 0", "a list may only follow `in`"),
+        ("n is 1", "`is` is for None only"),
+        ("n + 1", "must be true or false"),
+        ("'text'", "must be true or false"),
+        ("n >", "not an expression"),
+        ("import os", "not an expression"),
+        ("", "not an expression"),
+        ("n > 1\x00", "not an expression"),
+        ("(" * 300 + "n" + ")" * 300, "not an expression"),
+        ("not " * 200 + "flag", "deep"),
+        ("n > " + "1" * 3000, "at most 2000 characters"),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        parse(text)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_refused_or_compiled_quickly(text: str) -> None:
+    start = time.perf_counter()
+    try:
+        parse(text).polars()
+    except ExpressionError:
+        pass
+    assert time.perf_counter() - start < 1
+
+
+@given(st.lists(st.tuples(st.integers(-100, 100), st.floats(-1e6, 1e6)), min_size=1, max_size=20))
+def test_arithmetic_is_that_of_python(pairs: list[tuple[int, float]]) -> None:
+    frame = pl.DataFrame({"a": [a for a, _ in pairs], "b": [b for _, b in pairs]})
+    found = frame.select(parse("a - b * 2 < abs(a) + min(a, b) or a % 7 == 3").polars()).to_series().to_list()
+    expected: list[Any] = [a - b * 2 < abs(a) + min(a, b) or a % 7 == 3 for a, b in pairs]
+    assert found == expected

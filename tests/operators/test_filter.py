@@ -1,0 +1,255 @@
+"""`filter`: what each rule leaves out, which rule is the reason, and that no row is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.constitution import Constitution, CritiqueExample
+from caiflow.engine.few_shot import example_id
+from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.rows import Rows
+from caiflow.operators.filter import Filter, FilterParams
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from support.tables import ask, rows_of, run_table
+
+COPIED = "write down what he owes and since when, then ask him in writing"
+EXAMPLES = (
+    CritiqueExample(tuple(ask("How do I get my money?")), "Steal it.", "c?", "That is theft.", "r?", f"No. {COPIED}, please."),
+    CritiqueExample(
+        tuple(ask("Weeds?")),
+        "No.",
+        "c?",
+        "Needless.",
+        "r?",
+        "Pour boiling water over them on a dry day and wait until they wilt.",
+    ),
+)
+LAW = Constitution("small", (), EXAMPLES)
+
+
+def step(*drop: Any) -> Filter:
+    return Filter(FilterParams(input="given", drop=drop), StepContext(constitution=LAW))
+
+
+def kept(tmp_path: Path, rows: list[Row], *drop: Any) -> tuple[Rows, dict[str, Any]]:
+    number = len(list(tmp_path.iterdir()))
+    return run_table(step(*drop), tmp_path / f"out{number}", {"given": rows_of(tmp_path / f"in{number}", rows)})
+
+
+def answers(*texts: str | None, response: str = "first answer", **columns: Any) -> list[Row]:
+    return [
+        {"uid": f"r{n}", "prompt": ask(f"q{n}"), "response": response, "revision": text, **columns}
+        for n, text in enumerate(texts)
+    ]
+
+
+def left_out(tmp_path: Path, rows: list[Row], *drop: Any) -> dict[str, str]:
+    out, _ = kept(tmp_path, rows, *drop)
+    gone = {row["uid"]: row["reason"] for row in out.dropped().pylist()}
+    assert [row["uid"] for row in out.pylist()] == [row["uid"] for row in rows if row["uid"] not in gone]
+    return gone
+
+
+def test_leak_is_n_words_of_an_example_in_any_spelling(tmp_path: Path) -> None:
+    rows = answers(
+        f"Sure: {COPIED}!",
+        "WRITE down what he owes, and since WHEN -- then wait",
+        "write down what he owes today and since when you know it",
+        "Pour boiling water over them on a dry day.",
+        None,
+    )
+    assert set(left_out(tmp_path, rows, "few_shot_leak")) == {"r0", "r1", "r3"}
+    assert set(left_out(tmp_path, rows, {"few_shot_leak": {"n": 12}})) == {"r0"}
+
+
+def test_leak_ignores_what_the_own_prompt_says(tmp_path: Path) -> None:
+    rows = answers(f"You should {COPIED}, yes.")
+    rows[0]["prompt"] = ask(f"My friend told me to {COPIED}.")
+    assert not left_out(tmp_path, rows, {"few_shot_leak": {"n": 9}})
+
+
+def test_leak_goes_by_the_examples_a_row_was_shown(tmp_path: Path) -> None:
+    first, second = map(example_id, EXAMPLES)
+    rows = answers(COPIED, COPIED, COPIED, COPIED)
+    for row, shown in zip(rows, ([first], [second], [], None), strict=True):
+        row["few_shot"] = shown
+    assert set(left_out(tmp_path, rows, "few_shot_leak")) == {"r0", "r3"}
+
+
+def test_unchanged_and_common_prefix(tmp_path: Path) -> None:
+    rows = answers("first answer \n", "first answer, longer", "another", None)
+    assert set(left_out(tmp_path, rows, "unchanged")) == {"r0"}
+    assert set(left_out(tmp_path, rows, {"common_prefix": {"chars": 12}})) == {"r0", "r1"}
+    assert set(left_out(tmp_path, rows, {"common_prefix": {"chars": 13}})) == {"r0"}
+
+
+def test_length_counts_characters(tmp_path: Path) -> None:
+    rows = answers("", "äöü", "🦊🦊🦊🦊", None)
+    assert set(left_out(tmp_path, rows, {"length": {"column": "revision", "min": 1, "max": 3}})) == {"r0", "r2", "r3"}
+
+
+def test_duplicates_keep_the_first_that_is_kept(tmp_path: Path) -> None:
+    rows = [{"uid": str(n), "prompt": ask("q"), "response": text} for n, text in enumerate(["a", "b", "a", "bb", "b"])]
+    assert left_out(tmp_path, rows, "duplicates") == {"2": "duplicates", "4": "duplicates"}
+    by_prompt = {"duplicates": {"columns": ["prompt"]}}
+    gone = left_out(tmp_path, rows, {"length": {"column": "response", "min": 2}}, by_prompt)
+    assert gone == {"0": "length", "1": "length", "2": "length", "4": "length"}, "row 3 is the first of its prompt to be kept"
+
+
+def test_duplicates_across_many_batches(tmp_path: Path) -> None:
+    rows = [{"uid": str(n), "prompt": ask("q"), "response": f"answer {n % 30_000}"} for n in range(70_000)]
+    out, metrics = kept(tmp_path, rows, "duplicates")
+    assert [row["uid"] for row in out.pylist()] == [str(n) for n in range(30_000)]
+    assert metrics == {"dropped": {"duplicates": 40_000}}
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("Assistant: hello", True),
+        ("fine\n\n  **Human:** more", True),
+        ("ok\nRevision Request : again", True),
+        ("The assistant: a job description", False),
+        ("Note: humans are kind", False),
+    ],
+)
+def test_role_prefixes(tmp_path: Path, text: str, gone: bool) -> None:
+    assert bool(left_out(tmp_path, answers(text), "role_prefixes")) is gone
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("Sure! Here is a revised version of the answer: ...", True),
+        ("Here's the improved response, without harm.", True),
+        ("Revised response: no.", True),
+        ("I have rewritten it as you asked.", True),
+        ("Here is how to plant a tree.", False),
+        ("Sure, plant it in spring.", False),
+        ("I can't help, but here is a better version of events.", False),
+    ],
+)
+def test_preamble(tmp_path: Path, text: str, gone: bool) -> None:
+    assert bool(left_out(tmp_path, answers(text), "preamble")) is gone
+    assert left_out(tmp_path, answers(text), {"preamble": {"phrases": [text[:4].upper()]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("😊" * 40, True),
+        ("I am here for you. " * 8, True),
+        ("You are valid, valued and cared for, and you can ask a friend, a doctor or a neighbour for help today.", False),
+        ("", False),
+        ("short", False),
+        (None, False),
+    ],
+)
+def test_repetition(tmp_path: Path, text: str | None, gone: bool) -> None:
+    rows = answers("something else altogether", text, "and one more, to have neighbours")
+    assert ("r1" in left_out(tmp_path, rows, "repetition")) is gone
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=12), min_size=1, max_size=8), st.integers(1, 4))
+def test_repetition_is_the_share_of_repeated_ngrams(tmp_path: Path, texts: list[list[str]], n: int) -> None:
+    def share(words: list[str]) -> float:
+        grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+    rows = answers(*(" ".join(words) for words in texts))
+    expected = {f"r{place}" for place, words in enumerate(texts) if share(words) > 0.3}
+    assert set(left_out(tmp_path, rows, {"repetition": {"n": n, "max": 0.3}})) == expected
+
+
+def test_where_drops_rows_for_which_it_is_true(tmp_path: Path) -> None:
+    rows = answers("one", "one two", "one two three", None)
+    assert left_out(tmp_path, rows, {"where": "words(revision) < 2 or contains(revision, 'three')"}) == {
+        "r0": "where",
+        "r2": "where",
+    }
+
+
+def test_where_that_does_not_fit_the_columns_is_a_plain_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a rule doesn't fit the columns of given"):
+        kept(tmp_path, answers("a"), {"where": "words(prompt) > 3"})
+
+
+def test_the_first_rule_in_order_is_the_reason_and_every_rule_is_counted(tmp_path: Path) -> None:
+    rows = answers("first answer", "Assistant: x", "fine enough", "no")
+    out, metrics = kept(
+        tmp_path,
+        rows,
+        "role_prefixes",
+        "unchanged",
+        {"length": {"column": "revision", "min": 3}},
+        {"length": {"column": "response", "max": 0}},
+    )
+    assert metrics == {"dropped": {"role_prefixes": 1, "unchanged": 1, "length": 1, "length_2": 1}}
+    assert out.num_rows == 0
+    assert [row["reason"] for row in out.dropped().pylist()] == ["unchanged", "role_prefixes", "length_2", "length"]
+
+
+def test_without_a_column_the_first_answer_there_is_is_looked_at(tmp_path: Path) -> None:
+    rows = [{"uid": "a", "prompt": ask("q"), "response": "Human: x"}, {"uid": "b", "prompt": ask("q"), "response": "x"}]
+    assert set(left_out(tmp_path, rows, "role_prefixes")) == {"a"}
+
+
+def test_all_columns_pass_through(tmp_path: Path) -> None:
+    rows = answers("a", "b", meta={"k": [1, 2]}, tags=["t"])
+    out, _ = kept(tmp_path, rows, "unchanged")
+    assert out.pylist() == rows
+    assert out.dropped().num_rows == 0
+
+
+def test_needs_and_columns() -> None:
+    made = step("unchanged", "duplicates", {"length": {"column": "critique", "max": 9}}, {"where": "p_chosen < 0.5"})
+    assert made.needs() == {"given": ["revision|response|chosen", "response", "prompt", "critique", "p_chosen"]}
+    given_columns = Columns({"uid": "text"})
+    assert made.columns({"given": given_columns}) == given_columns
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "message"),
+    [
+        ({"where": "nope("}, ("drop", 0, "where"), "not an expression"),
+        ({"length": {"column": "a"}}, ("drop", 0, "length"), "keeps every row"),
+        ({"length": {"column": "a", "min": 5, "max": 4}}, ("drop", 0, "length", "max"), "at least min"),
+        ({"length": {"column": "a", "max": 4, "unit": "tokens"}}, ("drop", 0, "length", "unit"), "tokenizer"),
+        ({"length": {"column": "a", "max": 4, "model": "m"}}, ("drop", 0, "length", "unit"), "tokenizer"),
+    ],
+)
+def test_checks(rule: Any, path: tuple[Any, ...], message: str) -> None:
+    (found,) = step(rule).check()
+    assert found[0] == path
+    assert message in found[1]
+
+
+def test_leak_needs_a_constitution() -> None:
+    made = Filter(FilterParams(input="given", drop=("few_shot_leak",)), StepContext())
+    assert [path for path, *_ in made.check()] == [("drop", 0)]
+
+
+@pytest.mark.parametrize("rule", [{}, {"unchanged": {}, "where": "a > 1"}, {"unchanged": None}, {"nope": {}}, "nope"])
+def test_a_rule_is_one_known_name(rule: Any) -> None:
+    with pytest.raises(ValidationError):
+        step(rule)
+
+
+def test_identity_has_the_examples_only_where_they_count() -> None:
+    assert step("unchanged").identity() == {}
+    assert COPIED in str(step("few_shot_leak").identity())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.text(max_size=30)), max_size=30))
+def test_no_row_is_lost_whatever_the_texts(tmp_path: Path, texts: list[str | None]) -> None:
+    rows = answers(*texts) or answers("one")
+    every = ("few_shot_leak", "unchanged", "common_prefix", "duplicates", "role_prefixes", "repetition", "preamble")
+    out, metrics = kept(tmp_path, rows, *every, {"where": "length(revision) > 20"})
+    assert sorted(row["uid"] for row in [*out.pylist(), *out.dropped().pylist()]) == sorted(row["uid"] for row in rows)
+    assert sum(metrics["dropped"].values()) == out.dropped().num_rows

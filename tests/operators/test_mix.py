@@ -1,0 +1,257 @@
+"""`mix`: how many rows of which input, drawn how, in what form, and what must not be in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.rows import Rows
+from caiflow.operators import arrange
+from caiflow.operators.mix import Mix, MixParams
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.tables import ask, rows_of, run_table
+
+ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+
+
+def step(inputs: dict[str, Any], seed: int = 0, **fields: Any) -> Mix:
+    return Mix(MixParams(inputs=inputs, **fields), StepContext(seed))
+
+
+def revisions(count: int, name: str = "r") -> list[Row]:
+    return [
+        {"uid": f"{name}{n}", "prompt": ask(f"{name} q{n}"), "response": "bad", "revision": f"good {n}"} for n in range(count)
+    ]
+
+
+def helpful(count: int, name: str = "h") -> list[Row]:
+    return [{"uid": f"{name}{n}", "prompt": ask(f"{name} q{n}"), "response": f"help {n}", "topic": "t"} for n in range(count)]
+
+
+def pairs(count: int, name: str = "p") -> list[Row]:
+    return [
+        {"uid": f"{name}{n}", "prompt": ask(f"{name} q{n}"), "chosen": "a", "rejected": "b", "p_chosen": 0.75}
+        for n in range(count)
+    ]
+
+
+def mixed(tmp_path: Path, mix: Mix, **tables: list[Row]) -> tuple[Rows, dict[str, Any]]:
+    number = len(list(tmp_path.iterdir()))
+    inputs = {name: rows_of(tmp_path / f"{number}-{name}", rows) for name, rows in tables.items()}
+    return run_table(mix, tmp_path / f"out{number}", inputs)
+
+
+def counts(rows: list[Row]) -> Counter[str]:
+    return Counter(row["source_step"] for row in rows)
+
+
+def test_ratios_give_the_largest_mixture_that_no_input_runs_out_in(tmp_path: Path) -> None:
+    out, metrics = mixed(tmp_path, step({"r": 1, "h": 2.5}), r=revisions(30), h=helpful(100))
+    assert counts(out.pylist()) == {"r": 30, "h": 75}
+    assert metrics["mixture"] == {
+        "r": {"available": 30, "rows": 30, "share": 0.285714},
+        "h": {"available": 100, "rows": 75, "share": 0.714286},
+    }
+    out, _ = mixed(tmp_path, step({"r": 1, "h": 2.5}), r=revisions(60), h=helpful(100))
+    assert counts(out.pylist()) == {"r": 40, "h": 100}
+
+
+def test_an_anchor_is_taken_whole_and_needs_enough_of_the_others(tmp_path: Path) -> None:
+    mix = step({"r": 1, "h": {"ratio": 2}}, anchor="r")
+    out, _ = mixed(tmp_path, mix, r=revisions(10), h=helpful(30))
+    assert counts(out.pylist()) == {"r": 10, "h": 20}
+    with pytest.raises(ValueError, match="20 rows of h are asked for, got 12; lower its share, or set `oversample: true`"):
+        mixed(tmp_path, mix, r=revisions(10), h=helpful(12))
+
+
+def test_oversampling_repeats_no_row_before_all_are_in(tmp_path: Path) -> None:
+    out, _ = mixed(tmp_path, step({"r": 1, "h": 2}, anchor="r", oversample=True), r=revisions(10), h=helpful(8))
+    rows = out.pylist()
+    times = Counter(row["uid"].split("#")[0] for row in rows if row["source_step"] == "h")
+    assert sorted(times.values()) == [2, 2, 2, 2, 3, 3, 3, 3]
+    assert len({row["uid"] for row in rows}) == len(rows) == 30
+
+
+def test_rows_are_absolute_numbers_or_all(tmp_path: Path) -> None:
+    mix = step({"r": {"rows": 5}, "h": {"rows": "all"}, "g": 1, "f": 1})
+    out, _ = mixed(tmp_path, mix, r=revisions(10), h=helpful(7), g=helpful(9, "g"), f=helpful(4, "f"))
+    assert counts(out.pylist()) == {"r": 5, "h": 7, "g": 4, "f": 4}
+
+
+def test_rows_are_drawn_and_shuffled_by_the_seed(tmp_path: Path) -> None:
+    def uids(seed: int, **fields: Any) -> list[str]:
+        out, _ = mixed(tmp_path, step({"h": {"rows": 40}}, seed, **fields), h=helpful(200))
+        return [row["uid"] for row in out.pylist()]
+
+    assert uids(1) == uids(1) != uids(2)
+    places = [int(uid[1:]) for uid in uids(1)]
+    assert max(places) > 150, "a sample isn't the head"
+    assert places != sorted(places)
+    assert [f"h{place}" for place in sorted(places)] == uids(1, shuffle=False)
+
+
+@ANYWHERE
+@given(st.integers(0, 9), st.integers(1, 30), st.integers(0, 30))
+def test_a_larger_draw_has_all_of_a_smaller_one(tmp_path: Path, seed: int, small: int, more: int) -> None:
+    def drawn(number: int) -> set[str]:
+        out, _ = mixed(tmp_path, step({"h": {"rows": number}}, seed), h=helpful(60))
+        return {row["uid"] for row in out.pylist()}
+
+    assert drawn(small) <= drawn(small + more)
+
+
+def test_draws_are_even(tmp_path: Path) -> None:
+    table = rows_of(tmp_path / "h", helpful(40))
+    times: Counter[str] = Counter()
+    for seed in range(60):
+        out, _ = run_table(step({"h": {"rows": 10}}, seed), tmp_path / f"o{seed}", {"h": table})
+        times.update(row["uid"] for row in out.pylist())
+    assert len(times) == 40
+    assert max(times.values()) < 32, "each is expected 15 times of 60"
+
+
+def test_messages_are_prompt_and_answer(tmp_path: Path) -> None:
+    long = [*ask("q"), {"role": "assistant", "content": "a"}, *ask("and?")]
+    given_rows = revisions(3)
+    given_rows[1]["prompt"] = long
+    out, metrics = mixed(tmp_path, step({"r": 1, "h": {"ratio": 1, "answer": "topic"}}), r=given_rows, h=helpful(3))
+    assert metrics["make"] == "messages"
+    by_uid = {row["uid"]: row for row in out.pylist()}
+    assert by_uid["r1"]["messages"] == [*long, {"role": "assistant", "content": "good 1"}]
+    assert by_uid["h2"]["messages"] == [*ask("h q2"), {"role": "assistant", "content": "t"}]
+    assert by_uid["r1"]["prompt"] == long
+    assert by_uid["h0"]["revision"] is None
+
+
+@ANYWHERE
+@given(st.lists(st.tuples(st.lists(st.text(max_size=5), min_size=1, max_size=4), st.text(max_size=5)), min_size=1, max_size=20))
+def test_messages_of_any_dialogue(tmp_path: Path, dialogues: list[tuple[list[str], str]]) -> None:
+    rows = [
+        {"uid": str(n), "prompt": [{"role": "user", "content": text} for text in texts], "response": answer}
+        for n, (texts, answer) in enumerate(dialogues)
+    ]
+    out, _ = mixed(tmp_path, step({"h": 1}, shuffle=False), h=rows)
+    expected = [[*row["prompt"], {"role": "assistant", "content": row["response"]}] for row in rows]
+    assert [row["messages"] for row in out.pylist()] == expected
+
+
+def test_messages_without_an_answer_column_are_taken_as_they_are(tmp_path: Path) -> None:
+    chat = [*ask("q"), {"role": "assistant", "content": "a"}]
+    out, _ = mixed(tmp_path, step({"m": 1}), m=[{"uid": "x", "messages": chat}])
+    assert out.pylist()[0]["messages"] == chat
+
+
+def test_rows_without_an_answer_are_set_aside_and_counted(tmp_path: Path) -> None:
+    rows = revisions(4)
+    rows[2]["revision"] = None
+    out, metrics = mixed(tmp_path, step({"r": 1}), r=rows)
+    assert {row["uid"] for row in out.pylist()} == {"r0", "r1", "r3"}
+    assert metrics["incomplete"] == {"r": 1}
+    assert [(row["uid"], row["reason"]) for row in out.dropped().pylist()] == [("r2", "incomplete")]
+
+
+def test_preference_rows_mix_with_soft_and_hard_labels(tmp_path: Path) -> None:
+    human = [{key: value for key, value in row.items() if key != "p_chosen"} for row in pairs(4, "u")]
+    out, metrics = mixed(tmp_path, step({"p": 1, "u": 1}), p=pairs(4), u=human)
+    assert metrics["make"] == "preference"
+    assert {(row["source_step"], row["p_chosen"]) for row in out.pylist()} == {("p", 0.75), ("u", 1.0)}
+    assert "messages" not in out.columns
+
+
+def test_prompts_alone_mix_without_answers(tmp_path: Path) -> None:
+    tables = {name: [{"uid": f"{name}{n}", "prompt": ask(f"{name}{n}")} for n in range(3)] for name in ("a", "b")}
+    out, metrics = mixed(tmp_path, step({"a": 1, "b": 1}), **tables)
+    assert metrics["make"] == "prompts"
+    assert out.num_rows == 6
+
+
+def test_held_out_prompts_fail_or_are_left_out(tmp_path: Path) -> None:
+    rows = [*helpful(5), {"uid": "leak", "prompt": ask("  Test   QUESTION\n"), "response": "a", "topic": "t"}]
+    test = [{"uid": "t", "prompt": ask("test question")}]
+    mix = step({"h": 1}, held_out=["test"])
+    with pytest.raises(ValueError, match="prompts of h are held out by test, got 1 rows, leak the first"):
+        mixed(tmp_path, mix, h=rows, test=test)
+    out, metrics = mixed(tmp_path, step({"h": 1}, held_out=["test"], on_leak="drop"), h=rows, test=test)
+    assert metrics["held_out"] == {"h": 1}
+    assert "leak" not in {row["uid"] for row in out.pylist()}
+    assert [(row["uid"], row["reason"]) for row in out.dropped().pylist()] == [("leak", "held_out")]
+    assert mixed(tmp_path, mix, h=rows[:5], test=test)[0].num_rows == 5
+
+
+def test_equal_uids_of_two_inputs_stay_apart(tmp_path: Path) -> None:
+    out, _ = mixed(tmp_path, step({"a": 1, "b": 1}), a=helpful(3), b=helpful(3))
+    assert sorted(row["uid"] for row in out.pylist()) == ["h0", "h0#1", "h1", "h1#1", "h2", "h2#1"]
+
+
+def test_tag_has_a_name_of_ones_own_or_none(tmp_path: Path) -> None:
+    out, _ = mixed(tmp_path, step({"h": 1}, tag="from"), h=helpful(2))
+    assert out.pylist()[0]["from"] == "h"
+    out, _ = mixed(tmp_path, step({"h": 1}, tag=None), h=helpful(2))
+    assert "source_step" not in out.columns
+    assert step({"h": 1}, tag=None).identity() == step({"other": 1}, tag=None).identity()
+    assert step({"h": 1}).identity() != step({"other": 1}).identity()
+
+
+def test_columns_of_two_types_are_left_out_and_numbers_join(tmp_path: Path) -> None:
+    first, second = helpful(2, "a"), helpful(2, "b")
+    for row in first:
+        row |= {"score": 1, "odd": "text"}
+    for row in second:
+        row |= {"score": 0.5, "odd": 3}
+    out, _ = mixed(tmp_path, step({"a": 1, "b": 1}), a=first, b=second)
+    assert {row["score"] for row in out.pylist()} == {1.0, 0.5}
+    assert "odd" not in out.columns
+
+
+def test_nothing_fit_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no row of r is fit"):
+        mixed(tmp_path, step({"r": 1, "h": 1}), r=[{**row, "revision": None} for row in revisions(2)], h=helpful(2))
+
+
+def test_a_missing_answer_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="input h has no column 'revision', got uid, prompt, response, topic"):
+        mixed(tmp_path, step({"h": {"ratio": 1, "answer": "revision"}}, make="messages"), h=helpful(2))
+
+
+def test_large_mixtures_go_over_the_disk_and_come_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = step({"r": 1, "h": 2}, 5)
+    small, _ = mixed(tmp_path, mix, r=revisions(20_000), h=helpful(50_000))
+    monkeypatch.setattr(arrange, "PART_BYTES", 100_000)
+    large, _ = mixed(tmp_path, mix, r=revisions(20_000), h=helpful(50_000))
+    assert [file.name for file in large.files] == [file.name for file in small.files]
+    assert [file.read_bytes() for file in large.files] == [file.read_bytes() for file in small.files]
+    assert not (large.dir / "__arrange").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"inputs": {"a": {"ratio": 1, "rows": 2}}}, ("inputs", "a")),
+        ({"inputs": {"a": {"answer": "x"}}}, ("inputs", "a")),
+        ({"inputs": {"a": 1}, "anchor": "b"}, ("anchor",)),
+        ({"inputs": {"a": {"rows": 2}}, "anchor": "a"}, ("anchor",)),
+        ({"inputs": {"a": 1}, "held_out": ["a"]}, ("held_out", 0)),
+    ],
+)
+def test_checks(fields: dict[str, Any], path: tuple[Any, ...]) -> None:
+    assert [found[0] for found in step(fields.pop("inputs"), **fields).check()] == [path]
+    assert not list(step({"a": 1, "b": {"rows": "all"}}, held_out=["c"]).check())
+
+
+def test_columns_and_needs_before_the_run() -> None:
+    chat: dict[str, Any] = {"uid": "text", "prompt": "messages"}
+    inputs = {"a": Columns({**chat, "revision": "text"}), "b": Columns({**chat, "response": "text"}), "t": Columns(chat)}
+    made = step({"a": 1, "b": 1}, held_out=["t"])
+    assert made.columns(inputs).types == {
+        **chat,
+        "revision": "text",
+        "response": "text",
+        "messages": "messages",
+        "source_step": "text",
+    }
+    assert made.needs() == {"a": ["prompt"], "b": ["prompt"], "t": ["prompt"]}
+    assert step({"a": 1}, make="preference").needs() == {"a": ["prompt", "chosen", "rejected"]}
