@@ -50,7 +50,7 @@ class EvaluateParams(Params):
     limit: int | None = Field(default=None, ge=1)
     """Prompts per set, from its head; by default all."""
     max_failed: int = Field(default=0, ge=0)
-    """Answers, and judgements of each kind, that may fail (beyond the context, say) before the step does; figures leave them out."""
+    """Answers, and judgements of each kind, that may fail (too long, say) before the step does; figures leave them out."""
     standard_checks: bool = True
     """Whether refusal, explained_refusal, evasive_refusal, compliance and boilerplate are checked."""
     checks: dict[str, PatternCheck] = Field(default_factory=dict)
