@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError as SchemaError
+from pydantic import ValidationError
+
 from caiflow.engine import registry, schema
 from caiflow.engine.names import suggest
 from caiflow.engine.overlay import Problems
 from caiflow.engine.yaml_source import Node, Path_
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError as SchemaError
-from pydantic import ValidationError
 
 KIND_NAMES = {
     "string": "text",
@@ -59,12 +60,17 @@ def model_problems(tree: Node, path: Path_, error: ValidationError, problems: Pr
         problems.at(node.key if len(where) == len(path) else node.at, tuple(where), message[:1].lower() + message[1:], hint)
 
 
+def _parts(error: SchemaError) -> tuple[Any, Any, Any]:
+    """Return the rule that is broken, its value in the schema, and the value that breaks it."""
+    return error.validator, error.validator_value, error.instance
+
+
 def _leaves(error: SchemaError) -> Iterator[SchemaError]:
     """Yield the errors that tell most: those of the union member which the value seems to mean."""
     if error.validator not in ("anyOf", "oneOf") or not error.context:
         yield error
         return
-    branches: dict[int, list[SchemaError]] = {}
+    branches: dict[Any, list[SchemaError]] = {}
     for inner in error.context:
         branches.setdefault(inner.schema_path[0], []).append(inner)
     close = [errors for errors in branches.values() if not any(_is_other_kind(inner) for inner in errors)]
@@ -86,38 +92,33 @@ def _is_other_kind(error: SchemaError) -> bool:
 
 def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
     node = tree.nearest(path)
-    name = path[-1] if path else "the spec"
-    rule, bound, value = error.validator, error.validator_value, error.instance
+    rule, bound, value = _parts(error)
+    field = f"`{_field(path)}`"
     if rule == "additionalProperties" or (rule in ("anyOf", "oneOf") and isinstance(value, Mapping) and _keys(error)):
         _report_unknown_keys(node, error, path, problems)
     elif rule == "required":
         missing = next((key for key in bound if key not in value and f"'{key}' is" in error.message), bound[0])
-        hint = "add " + (f"`{missing}: 1`" if missing == "caiflow" else f"`{missing}:`")
-        problems.at(node.key, path, f"`{name}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
+        hint = "add `caiflow: 1`" if missing == "caiflow" else f"add `{missing}:`"
+        problems.at(node.key, path, f"`{path[-1]}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
     elif rule == "enum" and path[-1:] == ("op",):
         problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), registry.names(), "operators"))
     elif rule == "enum":
-        problems.at(node.at, path, f"unknown value {_shown(value)} for `{_field(path)}`", _allowed(value, bound))
+        problems.at(node.at, path, f"unknown value {_shown(value)} for {field}", _allowed(value, bound))
     elif rule == "const":
-        problems.at(node.at, path, f"`{_field(path)}` must be {bound}, got {_shown(value)}", f"write `{_field(path)}: {bound}`")
+        problems.at(node.at, path, f"{field} must be {bound}, got {_shown(value)}", f"write `{path[-1]}: {bound}`")
     elif rule == "type" or rule in ("anyOf", "oneOf"):
-        problems.at(
-            node.at, path, f"`{_field(path)}` must be {_expected(error)}, got {_shown(value)}", _type_hint(error, value, path)
-        )
+        hint = _type_hint(error, value, path)
+        problems.at(node.at, path, f"{field} must be {_expected(error)}, got {_shown(value)}", hint)
     elif rule == "pattern" and error.parent is None and error.schema_path[-2] == "propertyNames":
         key = (node.child(value) or node).key
-        problems.at(
-            key, (*path, value), f"`{value}` is no valid name", "use letters, digits, `_` and `-`, and begin with a letter"
-        )
+        problems.at(key, (*path, value), f"`{value}` is no valid name", _NAME_HINT)
     else:
-        problems.at(
-            node.at, path, f"`{_field(path)}` {_bound(rule, bound, value)}, got {_shown(value)}", _bound_hint(rule, bound)
-        )
+        problems.at(node.at, path, f"{field} {_bound(rule, bound)}, got {_shown(value)}", _bound_hint(rule, bound))
 
 
 def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
     known = _keys(error)
-    for key in error.instance:
+    for key in _parts(error)[2]:
         if key not in known:
             at = node.child(key) or node
             problems.at(at.key, (*path, key), f"unknown key `{key}`", suggest(key, known, "keys"))
@@ -126,7 +127,7 @@ def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: 
 def _keys(error: SchemaError) -> list[str]:
     """Return the keys that an object may have here, over all the members of a union."""
     if error.validator == "additionalProperties":
-        return list(error.schema.get("properties", {}))
+        return list(error.schema.get("properties", {})) if isinstance(error.schema, Mapping) else []
     found: dict[str, None] = {}
     for inner in error.context or ():
         if inner.validator == "additionalProperties" and not inner.relative_path:
@@ -148,10 +149,10 @@ def _expected(error: SchemaError) -> str:
         if inner.relative_path and inner is not error:
             continue
         if inner.validator == "type":
-            names = [inner.validator_value] if isinstance(inner.validator_value, str) else inner.validator_value
+            names = [bound] if isinstance(bound := _parts(inner)[1], str) else bound
             kinds.update({KIND_NAMES.get(name, name): None for name in names})
         elif inner.validator in ("enum", "const"):
-            values = inner.validator_value if inner.validator == "enum" else [inner.validator_value]
+            values = _parts(inner)[1] if inner.validator == "enum" else [_parts(inner)[1]]
             kinds.update({f"`{value}`": None for value in values})
     words = list(kinds)
     if len(words) > 1 and "null" in words:
@@ -187,7 +188,7 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def _bound(rule: Any, bound: Any, value: Any) -> str:
+def _bound(rule: Any, bound: Any) -> str:
     if rule in _BOUNDS:
         return f"must be {_BOUNDS[rule]} {bound:g}"
     return {

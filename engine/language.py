@@ -10,7 +10,7 @@ A matrix compares variants within one run::
         soft: {preference.labels: soft}
       critique.few_shot: [0, 2]          # a short axis: one field, one arm per value
 
-A value may be anything its field takes. Each changed step, and each step that needs one, is copied once per arm as `preference@hard`, `rl_cai@hard+2`; the others stay
+Each changed step, and each step that needs one, is copied once per arm as `preference@hard`, `rl_cai@hard+2`; the others stay
 shared. `models: [base, rl_cai@*]` gathers every arm of a step in one place, so that step isn't copied for it.
 """
 
@@ -22,10 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from caiflow.engine.marks import marks
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
 from caiflow.engine.yaml_source import Node
-from pydantic import Field
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"

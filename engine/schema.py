@@ -18,14 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine import registry
-from caiflow.engine.language import SpecFile
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
+from caiflow.engine import registry
+from caiflow.engine.language import SpecFile
+
 if TYPE_CHECKING:
-    from caiflow.engine.operator import Operator
     from pydantic import BaseModel
     from pydantic_core import core_schema
+
+    from caiflow.engine.operator import Operator
 
 Schema = dict[str, Any]
 SHIPPED = Path(__file__).with_name("schema.json")
@@ -59,8 +61,9 @@ def generate(operators: Sequence[str], known: Sequence[str] = ()) -> Schema:
 @cache
 def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tuple[str, ...]) -> Schema:
     types = dict(operators)
-    models = {name: found.params_type for name, found in types.items()}
-    pairs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in (SpecFile, *models.values())]
+    models: dict[str, type[BaseModel]] = {name: found.params_type for name, found in types.items()}
+    every: list[type[BaseModel]] = [SpecFile, *models.values()]
+    pairs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in every]
     refs, definitions = models_json_schema(pairs, schema_generator=_Generator, ref_template="#/$defs/{model}")
     defs: dict[str, Schema] = definitions["$defs"]
     top = defs.pop(_name(refs[SpecFile, "validation"]))

@@ -26,7 +26,8 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
     """Read, resolve and check a spec.
 
     `sets` are assignments `steps.NAME.FIELD=VALUE`; a path in them counts from the working folder if it leads somewhere from
-    there, else from the spec's. `sample` limits every step that reads a source (one with a `limit` and no input) to that many rows.
+    there, else from the spec's. `sample` limits every step that reads a source (one with a `limit` and no input) to that many
+    rows.
 
     Raises:
         SpecError: with every problem found, in order of place.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from caiflow.engine.errors import Problem, SpecError
 
 MAX_BYTES = 1 << 20
@@ -70,11 +71,12 @@ class Node:
 
     def child(self, part: str | int) -> Node | None:
         """Return the node under a key or an index, or None."""
+        found: Node | None = None
         if isinstance(self.value, dict):
-            return self.value.get(part)
-        if isinstance(self.value, tuple) and isinstance(part, int) and -1 < part < len(self.value):
-            return self.value[part]
-        return None
+            found = self.value.get(part)
+        elif isinstance(self.value, tuple) and isinstance(part, int) and -1 < part < len(self.value):
+            found = self.value[part]
+        return found
 
     def nearest(self, path: Path_) -> Node:
         """Return the node at `path`, or the last one on the way there; parts that lead nowhere are passed over."""
@@ -188,7 +190,7 @@ class _Builder:
         self.anchors: dict[str, tuple[Node, int]] = {}
         self.nodes = 0
 
-    def location(self, mark: yaml.Mark) -> Location:
+    def location(self, mark: Any) -> Location:
         return Location(self.file, mark.line + 1, mark.column + 1)
 
     def refuse(self, at: Location, message: str, hint: str = "") -> None:
@@ -245,11 +247,12 @@ class _Builder:
 
     def alias(self, event: yaml.AliasEvent, at: Location) -> None:
         self.needs_key(at)
-        if any(level.anchor == event.anchor for level in self.stack):
-            self.stop(at, f"the alias `*{event.anchor}` stands inside its own anchor", "a value can't contain itself")
-        if event.anchor not in self.anchors:
-            self.stop(at, f"unknown alias `*{event.anchor}`", f"mark a value above with `&{event.anchor}`, or quote the text")
-        node, size = self.anchors[event.anchor]
+        name = str(event.anchor)
+        if any(level.anchor == name for level in self.stack):
+            self.stop(at, f"the alias `*{name}` stands inside its own anchor", "a value can't contain itself")
+        if name not in self.anchors:
+            self.stop(at, f"unknown alias `*{name}`", f"mark a value above with `&{name}`, or quote the text")
+        node, size = self.anchors[name]
         self.nodes += size
         if len(self.stack) + _depth(node) > MAX_DEPTH:
             self.stop(at, f"nested deeper than {MAX_DEPTH} levels once aliases are expanded")

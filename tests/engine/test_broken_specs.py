@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support import small_operators
+
 from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.spec import check_spec, load_spec
-from support import small_operators
 
 DATA = "steps:\n  data: {op: read, source: data.jsonl}\n"
 HEAD = "caiflow: 1\nmodels:\n  base: {source: tiny}\n" + DATA
@@ -217,7 +218,8 @@ BROKEN = [
     Broken(
         "cycle",
         steps(
-            "  a: {op: ask, input: »c, model: base}\n  b: {op: ask, input: a, model: base}\n  c: {op: ask, input: b, model: base}\n"
+            "  a: {op: ask, input: »c, model: base}\n  b: {op: ask, input: a, model: base}\n"
+            "  c: {op: ask, input: b, model: base}\n"
         ),
         [("the steps need each other: a -> c -> b -> a", "cut one")],
     ),

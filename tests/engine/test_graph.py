@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
-from caiflow.engine.graph import cycles, order, reach
 from hypothesis import given
 from hypothesis import strategies as st
+
+from caiflow.engine.graph import cycles, order, reach
 
 _NAMES = st.sampled_from("abcdefg")
 _EDGES = st.dictionaries(_NAMES, st.lists(_NAMES, max_size=3, unique=True).map(tuple), min_size=1)
@@ -32,7 +35,7 @@ def test_what_has_no_cycle_can_be_ordered_and_only_that(needs: dict[str, tuple[s
     found = cycles(needs)
     for cycle in found:
         assert cycle[0] == cycle[-1]
-        assert all(need in needs[name] for name, need in zip(cycle, cycle[1:], strict=False))
+        assert all(need in needs[name] for name, need in pairwise(cycle))
     if found:
         with pytest.raises(ValueError, match="cycle"):
             order(needs)

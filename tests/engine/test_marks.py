@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from caiflow.engine.marks import Mark, marks
 from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, Strict
-from pydantic import Field
 
 File = Annotated[str, Field(json_schema_extra={"x-path": "file"})]
 

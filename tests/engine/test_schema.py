@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import caiflow.examples.tiny
-import caiflow.specs
 import pytest
 import yaml
-from caiflow.engine import registry, schema
 from jsonschema import Draft202012Validator
 from support import small_operators
+
+import caiflow.examples.tiny
+import caiflow.specs
+from caiflow.engine import registry, schema
 
 RECIPES = sorted(
     path for package in (caiflow.specs, caiflow.examples.tiny) for path in Path(str(package.__file__)).parent.rglob("*.yaml")

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from support import small_operators
+
 from caiflow.engine import graph, registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.spec import Spec, check_spec, load_spec
-from support import small_operators
 
 SPEC = """\
 caiflow: 1
@@ -160,8 +161,8 @@ def test_a_path_on_the_command_line_counts_from_the_working_folder() -> None:
     Path("sub/spec.yaml").write_text(SPEC)
     Path("sub/data.jsonl").write_text("{}\n")
     spec = load_spec("sub/spec.yaml", sets=["steps.data.source=data.jsonl"])
-    assert spec.steps["data"].params.source == "data.jsonl" or spec.steps["data"].params.source == "../data.jsonl"  # type: ignore[attr-defined]
-    assert (spec.base_dir / spec.steps["data"].params.source).resolve() == Path("data.jsonl").resolve()  # type: ignore[attr-defined]
+    assert spec.raw["steps"]["data"]["source"] == "../data.jsonl"
+    assert spec.raw["steps"]["other"]["source"] == "data.jsonl"
 
 
 def test_a_matrix_copies_what_changes_and_shares_the_rest() -> None:
@@ -201,23 +202,20 @@ def test_a_matrix_may_change_a_model() -> None:
 
 
 def test_a_matrix_may_change_the_constitution() -> None:
-    text = SPEC.replace(
-        "good:  {op: sift, input: ask, drop",
-        "best:  {op: improve, input: ask, model: base}\n  good:  {op: sift, input: best, drop",
-    )
-    spec = load(
-        text
-        + "constitution: harmless\nmatrix:\n  one: {all: {}, less: {constitution: {source: harmless, only: [p01-violence]}}}\n"
-    )
+    best = "  best: {op: improve, input: ask, model: base}\nprofiles:"
+    text = SPEC.replace("input: ask, drop", "input: best, drop").replace("profiles:", best)
+    less = "{source: harmless, only: [p01-violence]}"
+    spec = load(f"{text}constitution: harmless\nmatrix:\n  rules: {{all: {{}}, less: {{constitution: {less}}}}}\n")
     assert spec.steps["best@all"].constitution is None
     assert spec.steps["best@less"].constitution == {"source": "harmless", "only": ["p01-violence"]}
+    assert spec.steps["good@less"].constitution == spec.steps["best@less"].constitution
     assert "ask" in spec.steps
 
 
 def test_any_value_anywhere_in_a_spec_gives_problems_and_no_traceback() -> None:
     whole = yaml.safe_load(SPEC + "constitution: harmless\nmatrix: {rate: {slow: {tuned.epochs: 1}}, tuned.workers: [1, 2]}\n")
     for path in _paths(whole):
-        for value in ("text", 1.5, [1, {"a": None}], {}, None):
+        for value in ("text", 1.5, [1, {"a": None}], None):
             changed = copy.deepcopy(whole)
             inner = changed
             for part in path[:-1]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from caiflow.engine.yaml_source import Location, dotted, parse_yaml, scalar
 from hypothesis import given
 from hypothesis import strategies as st
+
+from caiflow.engine.yaml_source import Location, dotted, parse_yaml, scalar
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, field_validator
+
 from caiflow.engine.operator import (
     SPEED,
     ColumnName,
@@ -26,7 +28,6 @@ from caiflow.engine.operator import (
     Strict,
     TableOperator,
 )
-from pydantic import Field, field_validator
 
 if TYPE_CHECKING:
     from caiflow.engine.rows import RowsWriter
