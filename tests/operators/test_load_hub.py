@@ -1,0 +1,99 @@
+"""`load` from the hub, offline: the real hub client and `datasets`, on a cache laid out as the client lays it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OLD, NEW = "a" * 40, "b" * 40
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from caiflow.operators.load import Load, LoadParams
+from caiflow.engine.operator import StepContext
+from caiflow.engine.errors import CaiflowError
+from support.tables import run_table
+step = Load(LoadParams(**json.loads(sys.argv[1])), StepContext(base_dir=Path(sys.argv[2])))
+found = {"checks": [list(found[:2]) for found in step.check()], "open": step.columns({}).open}
+try:
+    found |= {"identity": dict(step.identity()), "sources": dict(step.sources())}
+    found["rows"] = run_table(step, Path(sys.argv[2]) / "out")[0].pylist()
+except ValueError as error:
+    found["error"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def turns(text: str) -> str:
+    return f"\n\nHuman: {text}\n\nAssistant: yes"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A cache with one data set in two commits: `main` is the newer one."""
+    folder = tmp_path / "hf" / "hub" / "datasets--org--dialogues"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(NEW)
+    for commit, word in ((OLD, "old"), (NEW, "new")):
+        for part, split in (("kind", "train"), ("kind", "test"), ("other", "train")):
+            place = folder / "snapshots" / commit / part
+            place.mkdir(parents=True, exist_ok=True)
+            records = [{"chosen": turns(f"{word} {part} {split} {n}"), "rejected": turns("no")} for n in range(3)]
+            (place / f"{split}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+        (folder / "snapshots" / commit / "README.md").write_text("A data set of a test.\n")
+    return tmp_path
+
+
+def load(home: Path, **fields: Any) -> dict[str, Any]:
+    tests = str(Path(__file__).parents[1])
+    env = {
+        **os.environ,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": tests,
+        "HF_HUB_CACHE": str(home / "hf" / "hub"),
+    }
+    base = home / f"run{len(list(home.iterdir()))}"
+    base.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(fields), str(base)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def asked(found: dict[str, Any]) -> list[str]:
+    return [row["prompt"][0]["content"] for row in found["rows"]]
+
+
+def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None:
+    found = load(hub, source="org/dialogues", folder="kind", hub_split="test")
+    assert asked(found) == ["new kind test 0", "new kind test 1", "new kind test 2"]
+    assert found["identity"] == {"content": [["org/dialogues:kind:test", NEW]]}
+    assert found["sources"] == {"source": f"org/dialogues@{NEW}"}
+    assert found["checks"] == []
+    assert found["open"]
+
+
+def test_a_pinned_revision_and_another_folder(hub: Path) -> None:
+    found = load(hub, source="org/dialogues", revision=OLD, folder="other")
+    assert asked(found) == ["old other train 0", "old other train 1", "old other train 2"]
+    newer = load(hub, source="org/dialogues", folder="other")
+    assert asked(newer)[0].startswith("new")
+    assert found["identity"] != newer["identity"]
+
+
+def test_what_is_not_there_is_told(hub: Path) -> None:
+    found = load(hub, source="org/missing")
+    assert found["checks"][0][0] == ["source"]
+    assert "offline" in found["error"]
+    assert "no-such" in load(hub, source="org/dialogues", revision="no-such")["error"]
+    assert "org/dialogues" in load(hub, source="org/dialogues", folder="kind", hub_split="nope")["error"]
