@@ -1,0 +1,172 @@
+"""What is said to an OpenAI-compatible server and what its answers mean.
+
+Owns the two calls (chat completions and completions), the fields that only some servers know, and the reading of
+log-probabilities. Makes no call itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Completion, Request
+from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.stops import Stops
+
+CHAT, RAW = "chat/completions", "completions"
+_TOP = 20
+"""How many of the likeliest tokens' log-probabilities are asked for: the most that common servers give."""
+_SEEDS = (1 << 31) - 1
+
+
+class Dialect:
+    """Speaks to one server about one model.
+
+    With a `renderer`, whatever the chat call can't say everywhere (a prefill, a template, choices after a prefill) goes as
+    token ids to the completions call; without one, through the fields that vLLM and its like know.
+    """
+
+    def __init__(self, model: str, renderer: Renderer | None = None) -> None:
+        self.model = model
+        self._renderer = renderer
+        self._length = "max_tokens"
+        self._top: dict[str, int] = {CHAT: _TOP, RAW: _TOP}
+
+    def call(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """Return the path and the JSON body that ask for `request`.
+
+        Raises:
+            EngineError: the renderer can't render it.
+        """
+        path = RAW if self._raw(request) else CHAT
+        return path, {"model": self.model, **self._what(request), **self._how(request, path)}
+
+    def most_tokens(self, request: Request) -> int:
+        """Return a generous guess of the tokens a call takes: a token per two bytes asked, and the longest answer."""
+        text = request.prompt if isinstance(request.prompt, str) else "".join(message["content"] for message in request.prompt)
+        return len(text.encode()) // 2 + 16 + (1 if request.choices else request.sampling.max_tokens)
+
+    def adapt(self, status: int, text: str) -> bool:
+        """Change ways after a refusal that names a field; say whether another try is worth it."""
+        if status not in (400, 422):
+            return False
+        if "max_completion_tokens" in text and self._length == "max_tokens":
+            self._length = "max_completion_tokens"
+            return True
+        if "logprobs" in text and self._top[RAW] == _TOP:
+            self._top[RAW], self._top[CHAT] = 5, 5
+            return True
+        return False
+
+    def answer(self, request: Request, text: str) -> Completion:
+        """Read a server's answer.
+
+        Raises:
+            ValueError: it isn't what the API promises.
+            EngineError: the server filtered it, or gives no log-probabilities that were asked for.
+        """
+        try:
+            body = json.loads(text)
+            choice = body["choices"][0]
+            said = choice["text"] if "text" in choice else choice["message"]["content"]
+            reason = choice.get("finish_reason")
+            usage = body.get("usage") or {}
+            counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
+        if reason == "content_filter":
+            raise EngineError("the server filtered its answer", kind="refused")
+        if request.choices:
+            found = _choice_logprobs(request.choices, _first_token(choice))
+            return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
+        return Completion(*_trimmed(request, str(said or ""), reason), *counts)
+
+    def _raw(self, request: Request) -> bool:
+        return isinstance(request.prompt, str) or bool(
+            self._renderer and (request.prefill or request.template or request.choices)
+        )
+
+    def _what(self, request: Request) -> dict[str, Any]:
+        if self._raw(request):
+            if self._renderer is not None:
+                return {"prompt": self._renderer.ids(request)}
+            return {"prompt": f"{request.prompt}{request.prefill}"}
+        messages = [dict(message) for message in request.prompt if isinstance(message, Mapping)]
+        asked: dict[str, Any] = {"messages": messages}
+        if request.template:
+            asked["chat_template"] = request.template
+        if request.prefill:
+            messages.append({"role": "assistant", "content": request.prefill})
+            asked |= {"add_generation_prompt": False, "continue_final_message": True}
+        return asked
+
+    def _how(self, request: Request, path: str) -> dict[str, Any]:
+        length = self._length if path == CHAT else "max_tokens"
+        if request.choices:
+            top = self._top[path]
+            asked = {"logprobs": top} if path == RAW else {"logprobs": True, "top_logprobs": top}
+            return {length: 1, "temperature": 0.0, **asked}
+        sampling = request.sampling
+        fields: dict[str, Any] = {
+            length: sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed & _SEEDS,
+        }
+        extras = {
+            "top_k": (sampling.top_k, 0),
+            "min_p": (sampling.min_p, 0),
+            "repetition_penalty": (sampling.repetition_penalty, 1),
+        }
+        fields |= {name: value for name, (value, off) in extras.items() if value != off}
+        return {**fields, "stop": list(sampling.stop)} if sampling.stop else fields
+
+
+def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
+    """Return the given log-probabilities of the answer's first token, by token text.
+
+    Raises:
+        EngineError: the server gives none.
+    """
+    given = choice.get("logprobs") or {}
+    try:
+        if given.get("content"):
+            first = given["content"][0]
+            entries: Iterable[tuple[str, float]] = [(e["token"], e["logprob"]) for e in (first, *first.get("top_logprobs", ()))]
+        else:
+            entries = given["top_logprobs"][0].items()
+        return {str(token): float(value) for token, value in entries}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise EngineError(
+            "the server gives no log-probabilities; judge by text instead, or use a server that gives them", kind="no_logprobs"
+        ) from error
+
+
+def _choice_logprobs(choices: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:
+    """Return each choice's log-probability; one that isn't among the given tokens gets the most it can have.
+
+    Raises:
+        EngineError: none of the choices is among them.
+    """
+    stripped: dict[str, float] = {}
+    for token, value in given.items():
+        stripped[token.strip()] = max(value, stripped.get(token.strip(), -math.inf))
+    found = {choice: given.get(choice, stripped.get(choice.strip(), math.nan)) for choice in choices}
+    if all(math.isnan(value) for value in found.values()):
+        raise EngineError(f"none of the choices {list(found)} is among the likeliest tokens {list(given)[:8]}", kind="choices")
+    rest = max(1.0 - sum(math.exp(value) for value in given.values()), 1e-9)
+    most = min(min(given.values()), math.log(rest))
+    return {choice: most if math.isnan(value) else value for choice, value in found.items()}
+
+
+def _trimmed(request: Request, text: str, reason: Any) -> tuple[str, Literal["stop", "length"]]:
+    """Return the answer without a repeated prefill or a stop sequence that the server didn't heed, and why it ended."""
+    if request.prefill.strip() and text.startswith(request.prefill):
+        text = text[len(request.prefill) :]
+    at = Stops.cut(text, request.sampling.stop)
+    if at >= 0:
+        return text[:at], "stop"
+    return text, "length" if reason == "length" else "stop"

@@ -1,0 +1,302 @@
+"""The engine that asks an OpenAI-compatible server over HTTP.
+
+Owns the calls: pace, retries of what may pass, time limits, the spending cap. What is said is chat.py's. Runs its event loop
+in a thread of its own. The server's key comes from the environment variable that the spec names; it stays in the client's headers
+only and blotted out of every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.chat import Dialect
+from caiflow.engine.llm.load import load_renderer
+from caiflow.engine.llm.pace import Budget, Pace
+
+if TYPE_CHECKING:
+    import httpx
+    from caiflow.engine.operator import ModelSource
+
+_MOST_CALLS = 64
+_TRIES = 4
+"""Tries of a call that fails in a way that may pass; refusals for being too many don't count."""
+_PATIENCE_S = 900.0
+"""How long a call is asked again while the server refuses for being too many."""
+_LONGEST_WAIT_S = 30.0
+_LARGEST_BODY = 32 << 20
+_BUSY = frozenset({429, 503, 529})
+_PASSING = frozenset({408, 409, 425, 500, 502, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is and how it may be used; `key` never shows in its text."""
+
+    base_url: str
+    model: str
+    key: str = ""
+    timeout_s: float = 120.0
+    most_calls: int = _MOST_CALLS
+    max_calls: int | None = None
+    max_tokens_total: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.base_url!r}, {self.model!r})"
+
+    def blot(self, text: str) -> str:
+        """Return `text` without the key."""
+        return text.replace(self.key, "***") if self.key else text
+
+
+class _Passing(Exception):
+    """A call failed in a way that may pass."""
+
+    def __init__(self, message: str, kind: str, *, busy: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind, self.busy, self.retry_after_s = kind, busy, retry_after_s
+
+
+class EndpointEngine:
+    """An Engine (see base.py) whose model runs on a server."""
+
+    def __init__(self, endpoint: Endpoint, dialect: Dialect) -> None:
+        self.capacity = endpoint.most_calls
+        self._endpoint = endpoint
+        self._dialect = dialect
+        self._answers: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="caiflow-endpoint", daemon=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pace = Pace(endpoint.most_calls)
+        self._budget = Budget(endpoint.max_calls, endpoint.max_tokens_total)
+        self._client = _client(endpoint)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests for the server."""
+        self._loop.call_soon_threadsafe(self._start, list(requests))
+
+    def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
+        """Return the answers that have come, waiting at most `timeout_s` for the first."""
+        answers: list[tuple[int, Answer]] = []
+        with contextlib.suppress(queue.Empty):
+            answers.append(self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait())
+            while True:
+                answers.append(self._answers.get_nowait())
+        return answers
+
+    def close(self) -> None:
+        """Give up what is under way and end the thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._client.aclose())
+            self._loop.close()
+
+    def _start(self, requests: Sequence[tuple[int, Request]]) -> None:
+        for number, request in requests:
+            task = self._loop.create_task(self._serve(number, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, number: int, request: Request) -> None:
+        try:
+            answer: Answer = await self._ask(request)
+        except EngineError as error:
+            answer = EngineError(self._endpoint.blot(str(error)), kind=error.kind, retry=error.retry)
+        except Exception as error:  # whatever it is, the caller waits for an answer to this number
+            answer = EngineError(self._endpoint.blot(f"asking the server failed: {error!r}"), kind="engine", retry=True)
+        self._answers.put((number, answer))
+
+    async def _ask(self, request: Request) -> Completion:
+        """Call until the server answers, refuses for good, or fails once too often."""
+        failures, waited_s = 0, 0.0
+        while True:
+            try:
+                return await self._call(request)
+            except _Passing as trouble:
+                failures += not trouble.busy
+                wait_s = max(trouble.retry_after_s, min(_LONGEST_WAIT_S, 0.25 * 2.0**failures) * random.uniform(0.5, 1.5))
+                waited_s += wait_s
+                if failures >= _TRIES or waited_s > _PATIENCE_S:
+                    raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
+                await asyncio.sleep(wait_s)
+
+    async def _call(self, request: Request) -> Completion:
+        path, body = self._dialect.call(request)
+        held = self._dialect.most_tokens(request)
+        await self._budget.hold(held)
+        used = 0
+        started = await self._pace.enter()
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_s):
+                status, headers, text = await self._post(path, body)
+            self._check(status, headers, text)
+            answer = self._dialect.answer(request, text)
+            used = answer.prompt_tokens + answer.completion_tokens or held
+            self._pace.answered()
+        except TimeoutError:
+            self._pace.refused(started)
+            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
+        except _Passing as trouble:
+            self._pace.refused(started, trouble.retry_after_s)
+            raise
+        except ValueError as error:
+            raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
+        finally:
+            self._pace.leave()
+            self._budget.settle(held, used)
+        return answer
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
+        """Return status, headers and body of one call.
+
+        Raises:
+            _Passing: the connection broke, or the body is larger than any answer.
+        """
+        import httpx
+
+        try:
+            async with self._client.stream("POST", path, json=body) as response:
+                chunks, size = [], 0
+                async for chunk in response.aiter_bytes():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > _LARGEST_BODY:
+                        raise _Passing(f"the server sends more than {_LARGEST_BODY >> 20} MiB", "bad_answer")
+                return response.status_code, response.headers, b"".join(chunks).decode("utf-8", errors="replace")
+        except httpx.TimeoutException as error:
+            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from error
+        except httpx.HTTPError as error:
+            raise _Passing(f"the connection failed: {type(error).__name__} {error}".rstrip(), "connection") from error
+
+    def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
+        """Sort a refusal.
+
+        Raises:
+            _Passing: it may pass, or the dialect has changed its ways and the call is worth another try.
+            EngineError: it won't pass.
+        """
+        if status == 200:
+            return
+        said = f"the server answers {status}: {' '.join(text.split())[:300]}"
+        if status in _BUSY:
+            raise _Passing(said, "refused", busy=True, retry_after_s=_retry_after_s(headers))
+        if status in _PASSING or status >= 500:
+            raise _Passing(said, "refused")
+        if self._dialect.adapt(status, text):
+            raise _Passing(said, "refused", busy=True)
+        raise _final(status, said, text)
+
+
+def load_openai(source: ModelSource) -> EndpointEngine:
+    """Return the engine for a served model; the server is asked which models it has where `source` gives only its address.
+
+    Raises:
+        EngineError: the key's variable isn't set, or no server answers.
+    """
+    options = source.options
+    base_url = str(options.get("base_url") or source.path).rstrip("/")
+    name = str(options.get("api_key_env") or "")
+    if name and not os.environ.get(name):
+        raise EngineError(
+            f"the environment variable {name} (api_key_env) isn't set; export the server's key in it", kind="load"
+        )
+    endpoint = Endpoint(
+        base_url=base_url,
+        model="" if source.path.startswith(("http://", "https://")) else source.path,
+        key=os.environ.get(name, "") if name else "",
+        timeout_s=float(options.get("timeout_s") or 120.0),
+        most_calls=int(options.get("concurrency") or _MOST_CALLS),
+        max_calls=options.get("max_calls"),
+        max_tokens_total=options.get("max_tokens_total"),
+    )
+    model = _served_model(endpoint)
+    renderer = load_renderer(source) if source.tokenizer else None
+    return EndpointEngine(endpoint, Dialect(model, renderer))
+
+
+def _client(endpoint: Endpoint) -> httpx.AsyncClient:
+    import httpx
+
+    limits = httpx.Limits(max_connections=endpoint.most_calls, max_keepalive_connections=endpoint.most_calls)
+    timeout = httpx.Timeout(endpoint.timeout_s, pool=None)
+    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=_headers(endpoint), limits=limits, timeout=timeout)
+
+
+def _headers(endpoint: Endpoint) -> dict[str, str]:
+    return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+
+
+def _served_model(endpoint: Endpoint) -> str:
+    """Return the name to ask for: the one given, else the first that the server lists.
+
+    Raises:
+        EngineError: no server answers there, it refuses the key, or it lists no model though none is named.
+    """
+    import httpx
+
+    try:
+        response = httpx.get(f"{endpoint.base_url}/models", headers=_headers(endpoint), timeout=min(30.0, endpoint.timeout_s))
+        listed = [str(entry["id"]) for entry in response.json().get("data", [])] if response.status_code == 200 else []
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
+            raise EngineError(
+                f"no server answers at {endpoint.base_url}: {error}; start it, or correct `base_url`", kind="load", retry=True
+            ) from error
+        listed, response = [], None
+    if response is not None and response.status_code in (401, 403):
+        raise _final(
+            response.status_code, endpoint.blot(f"the server answers {response.status_code}: {response.text[:300]}"), ""
+        )
+    if not endpoint.model and not listed:
+        raise EngineError(
+            f"{endpoint.base_url} lists no models; give the model's name as `source` beside `base_url`", kind="load"
+        )
+    return endpoint.model or listed[0]
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return the seconds that Retry-After asks for, given as a number or a date; 0 without one that can be read."""
+    value = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        import datetime
+
+        return max(0.0, (parsedate_to_datetime(value) - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return 0.0
+
+
+def _final(status: int, said: str, text: str) -> EngineError:
+    """Return the error for a refusal that won't pass."""
+    low = text.lower()
+    if status in (401, 403):
+        return EngineError(f"{said}; check the key in the variable that api_key_env names", kind="auth")
+    if status == 404:
+        return EngineError(f"{said}; check `base_url` (up to and with /v1) and the model's name", kind="refused")
+    if status in (400, 413, 422) and any(
+        sign in low for sign in ("context length", "context_length", "maximum context", "too long")
+    ):
+        return EngineError(f"{said}; shorten the prompt, or use a model with a longer context", kind="overflow")
+    return EngineError(said, kind="refused")

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.operator import ModelSource
+from support.asking import ask, text
+from support.bad_server import BadServer, bad_server, said
+
+CHAT = ({"role": "user", "content": "Which one?"},)
+KEY = "sk-secret-17"
+
+
+@pytest.fixture
+def server() -> Iterator[BadServer]:
+    with bad_server() as state:
+        yield state
+
+
+@pytest.fixture
+def connect(server: BadServer) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def load(source: str = "m", tokenizer: str | None = None, **options: Any) -> Engine:
+        options = {"base_url": server.url, **options}
+        engines.append(load_engine(ModelSource(source, identity="e", engine="openai", tokenizer=tokenizer, options=options)))
+        return engines[-1]
+
+    yield load
+    for engine in engines:
+        engine.close()
+
+
+def error(engine: Engine, request: Request = Request(CHAT)) -> EngineError:
+    (answer,) = ask(engine, [request])
+    assert isinstance(answer, EngineError), answer
+    return answer
+
+
+def test_a_chat_is_asked_with_its_sampling_and_seed(server: BadServer, connect: Callable[..., Engine]) -> None:
+    sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_tokens=12, stop=("###",))
+    assert text(connect(), Request(CHAT, sampling, seed=5)).text == "fine"
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.calls[0] == {
+        "model": "m", "messages": [dict(CHAT[0])], "max_tokens": 12, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 5,
+        "stop": ["###"],
+    }  # fmt: skip
+
+
+def test_a_plain_text_goes_to_completions(server: BadServer, connect: Callable[..., Engine]) -> None:
+    text(connect(), Request("Human: hi", prefill=" there"))
+    assert (server.paths, server.calls[0]["prompt"]) == (["/v1/completions"], "Human: hi there")
+
+
+def test_only_an_address_takes_the_first_model_listed(server: BadServer, connect: Callable[..., Engine]) -> None:
+    text(connect(server.url, base_url=None), Request("a"))
+    assert server.calls[0]["model"] == "served"
+
+
+def test_a_prefill_is_continued_and_not_repeated(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: said("The answer is A.")
+    assert text(connect(), Request(CHAT, prefill="The answer is")).text == " A."
+    asked = server.calls[0]
+    assert asked["messages"][-1] == {"role": "assistant", "content": "The answer is"}
+    assert (asked["continue_final_message"], asked["add_generation_prompt"]) == (True, False)
+
+
+def test_with_a_tokenizer_a_prefill_goes_as_token_ids(server: BadServer, connect: Callable[..., Engine], tiny: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text(connect(tokenizer=str(tiny)), Request(CHAT, prefill="The answer is ("))
+    rendered = AutoTokenizer.from_pretrained(tiny).decode(server.calls[0]["prompt"])
+    assert rendered == "<|user|>Which one?\n<|assistant|>The answer is ("
+    assert server.paths == ["/v1/completions"]
+
+
+def test_a_stop_sequence_the_server_ignores_is_cut_here(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: said("one ### two")
+    assert text(connect(), Request(CHAT, Sampling(stop=("###",)))).text == "one "
+
+
+def top(**tokens: float) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": math.log(p)} for token, p in tokens.items()]
+
+
+def test_choices_are_read_from_the_first_tokens_logprobs(server: BadServer, connect: Callable[..., Engine]) -> None:
+    entries = top(A=0.6, B=0.3)
+    server.reply = lambda body, n: said("A", logprobs={"content": [{**entries[0], "top_logprobs": entries}]})
+    found = text(connect(), Request(CHAT, choices=("A", "B"))).logprobs
+    assert found == pytest.approx({"A": math.log(0.6), "B": math.log(0.3)})
+    assert (server.calls[0]["max_tokens"], server.calls[0]["top_logprobs"]) == (1, 20)
+
+
+def test_a_choice_outside_the_listed_tokens_gets_at_most_what_is_left(
+    server: BadServer, connect: Callable[..., Engine]
+) -> None:
+    server.reply = lambda body, n: said("A", logprobs={"top_logprobs": [{" A": math.log(0.9), "x": math.log(0.05)}]})
+    found = text(connect(), Request("q (", choices=("A", "B"))).logprobs
+    assert found == pytest.approx({"A": math.log(0.9), "B": math.log(0.05)})
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [({}, "no_logprobs"), ({"logprobs": {"content": [{"token": "I", "logprob": -0.1}]}}, "choices")]
+)
+def test_choices_without_usable_logprobs_fail_for_good(
+    server: BadServer, connect: Callable[..., Engine], choice: dict[str, Any], kind: str
+) -> None:
+    server.reply = lambda body, n: said("I", **choice)
+    found = error(connect(), Request(CHAT, choices=("A", "B")))
+    assert (found.kind, found.retry, len(server.calls)) == (kind, False, 1)
+
+
+def test_a_storm_of_429_is_waited_out_as_long_as_the_server_says(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (429, {"Retry-After": "1"}, "slow down") if n < 8 else said("through")
+    start = time.monotonic()
+    answers = ask(connect(), [Request(CHAT, seed=n) for n in range(24)])
+    assert [answer.text for answer in answers if isinstance(answer, Completion)] == ["through"] * 24
+    assert time.monotonic() - start >= 1
+    pause = [later - sooner for sooner, later in zip(server.times[7:], server.times[8:], strict=False)]
+    assert max(pause) >= 0.9
+
+
+def test_refusals_lower_the_number_at_once_and_success_raises_it(server: BadServer, connect: Callable[..., Engine]) -> None:
+    def reply(body: dict[str, Any], n: int) -> Any:
+        time.sleep(0.01)
+        with server.lock:
+            crowded = server.at_once > 4
+        return (429, {}, "too many") if crowded else said("ok")
+
+    server.reply = reply
+    engine = connect(concurrency=16)
+    answers = ask(engine, [Request(CHAT, seed=n) for n in range(100)])
+    assert all(isinstance(answer, Completion) for answer in answers)
+    assert server.most_at_once <= 16
+    refused = len(server.calls) - 100
+    assert 0 < refused < 80
+
+
+def test_never_more_at_once_than_allowed(server: BadServer, connect: Callable[..., Engine]) -> None:
+    def reply(body: dict[str, Any], n: int) -> Any:
+        time.sleep(0.02)
+        return said("ok")
+
+    server.reply = reply
+    ask(connect(concurrency=3), [Request(CHAT, seed=n) for n in range(20)])
+    assert server.most_at_once == 3
+
+
+@pytest.mark.parametrize("trouble", ["truncated", "drop", "json", "shape", "500"])
+def test_what_may_pass_is_tried_again(server: BadServer, connect: Callable[..., Engine], trouble: str) -> None:
+    replies: dict[str, Any] = {"json": (200, {}, "<html>"), "shape": (200, {}, '{"choices": []}'), "500": (500, {}, "oops")}
+    server.reply = lambda body, n: replies.get(trouble, trouble) if n < 2 else said("fine")
+    assert text(connect(), Request(CHAT)).text == "fine"
+    assert len(server.calls) == 3
+
+
+def test_what_never_passes_ends_after_a_few_tries(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (500, {}, "oops")
+    found = error(connect())
+    assert (found.kind, found.retry, len(server.calls)) == ("refused", True, 4)
+    assert "500: oops" in str(found)
+
+
+def test_a_server_that_drips_bytes_is_given_up_after_the_time_limit(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: "drip" if n == 0 else said("fine")
+    start = time.monotonic()
+    assert text(connect(timeout_s=0.5), Request(CHAT)).text == "fine"
+    assert time.monotonic() - start < 10
+
+
+def test_too_long_a_prompt_is_told_as_overflow(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (400, {}, "This model's maximum context length is 512 tokens.")
+    found = error(connect())
+    assert (found.kind, found.retry, len(server.calls)) == ("overflow", False, 1)
+
+
+def test_a_server_that_wants_the_newer_field_gets_it(server: BadServer, connect: Callable[..., Engine]) -> None:
+    refusal = (400, {}, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+    server.reply = lambda body, n: said("fine") if "max_completion_tokens" in body else refusal
+    assert text(connect(), Request(CHAT, Sampling(max_tokens=9))).text == "fine"
+    assert server.calls[-1]["max_completion_tokens"] == 9
+
+
+def test_the_cap_on_calls_holds_and_counts_tries(server: BadServer, connect: Callable[..., Engine]) -> None:
+    answers = ask(connect(max_calls=5), [Request(CHAT, seed=n) for n in range(12)])
+    failed = [answer for answer in answers if isinstance(answer, EngineError)]
+    assert (len(server.calls), len(failed)) == (5, 7)
+    assert {(answer.kind, answer.retry) for answer in failed} == {("spending_cap", False)}
+    assert "raise max_calls" in str(failed[0])
+
+
+def test_the_cap_on_tokens_is_never_overshot(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: said("ok", tokens=25)
+    requests = [Request("hi", Sampling(max_tokens=30), n) for n in range(20)]
+    answers = ask(connect(max_tokens_total=200), requests)
+    done = sum(isinstance(answer, Completion) for answer in answers)
+    assert 5 <= done <= 8
+    assert len(server.calls) == done
+
+
+def test_the_key_is_sent_and_never_shown(
+    server: BadServer, connect: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level("DEBUG")
+    server.reply = lambda body, n: (401, {}, f"Incorrect API key provided: {KEY}")
+    engine = connect(api_key_env="MY_KEY")
+    found = error(engine)
+    assert found.kind == "auth"
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in f"{found}{found!r}{engine._endpoint!r}{caplog.text}"
+
+
+def test_a_key_variable_that_is_not_set_is_named(connect: Callable[..., Engine]) -> None:
+    with pytest.raises(EngineError, match=r"CAIFLOW_NO_SUCH_KEY \(api_key_env\) isn't set"):
+        connect(api_key_env="CAIFLOW_NO_SUCH_KEY")
+
+
+def test_no_server_is_told_at_the_start(connect: Callable[..., Engine]) -> None:
+    with pytest.raises(EngineError, match=r"no server answers at http://127\.0\.0\.1:9") as caught:
+        connect(base_url="http://127.0.0.1:9/v1")
+    assert caught.value.kind == "load"
+
+
+def test_closing_gives_up_what_is_under_way_at_once(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: "drip"
+    engine = connect()
+    engine.submit([(n, Request(CHAT)) for n in range(20)])
+    time.sleep(0.1)
+    start = time.monotonic()
+    engine.close()
+    assert time.monotonic() - start < 5

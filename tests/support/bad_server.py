@@ -1,0 +1,109 @@
+"""A real HTTP server on loopback that behaves as badly as its script says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = tuple[int, dict[str, str], str]
+
+
+@dataclass
+class BadServer:
+    """What was asked, and what is to be answered: `reply(body, n)` for the n-th call (from 0), as status, headers and text."""
+
+    url: str = ""
+    reply: Callable[[dict[str, Any], int], Reply | str] = lambda body, n: said("fine")
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    most_at_once: int = 0
+    at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def said(text: str, *, tokens: int = 10, **choice: Any) -> Reply:
+    """Return a proper answer to either kind of call."""
+    body = {
+        "choices": [{"text": text, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}],
+        "usage": {"prompt_tokens": tokens - 1, "completion_tokens": 1},
+    }
+    return 200, {}, json.dumps(body)
+
+
+@contextlib.contextmanager
+def bad_server() -> Iterator[BadServer]:
+    """Serve until the block ends. A reply `truncated` breaks off in the body, `drip` sends bytes slowly, `drop` hangs up."""
+    state = BadServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer(200, {}, json.dumps({"data": [{"id": "served"}]}))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with state.lock:
+                number = len(state.calls)
+                state.calls.append(body)
+                state.paths.append(self.path)
+                state.headers.append(dict(self.headers))
+                state.times.append(time.monotonic())
+                state.at_once += 1
+                state.most_at_once = max(state.most_at_once, state.at_once)
+            try:
+                reply = state.reply(body, number)
+                if isinstance(reply, str):
+                    self.misbehave(reply)
+                else:
+                    self.answer(*reply)
+            finally:
+                with state.lock:
+                    state.at_once -= 1
+
+        def answer(self, status: int, headers: dict[str, str], text: str) -> None:
+            payload = text.encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(payload)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def misbehave(self, how: str) -> None:
+            self.close_connection = True
+            if how == "drop":
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            if how == "truncated":
+                self.wfile.write(b'{"choices": [{"te')
+                return
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)
