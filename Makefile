@@ -59,7 +59,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]' --editable examples/custom_operator
+	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]'
 	$(if $(GPU),,$(PIP) uninstall --quiet --yes $(MISFITS))
 	touch $(VENV)/.installed $@
 

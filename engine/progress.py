@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 """Plain lines report a step's progress at most this often."""
+LOGGED = ("log", "engine_ready", "lock_compared")
+"""Events that are shown as a line of text."""
 LOOKS = {
     "waiting": ("·", "dim"),
     "running": ("●", "bold yellow"),
@@ -67,8 +69,8 @@ class PlainLines:
         kind, step = event["event"], self._board.steps.get(event.get("step", ""))
         if kind == "run_started":
             return f"run {self._board.name}: {len(self._board.steps)} steps"
-        if kind in ("log", "engine_ready"):
-            return _log_text(event)
+        if kind in LOGGED:
+            return log_text(event)
         if step is None or kind == "sample":
             return ""
         if kind == "step_progress" and event["t"] - self._last.get(step.name, 0.0) < PLAIN_EVERY_S:
@@ -80,9 +82,13 @@ class PlainLines:
         return f"{step.name}: " + "; ".join(part for part in parts if part)
 
 
-def _log_text(event: Event) -> str:
+def log_text(event: Event) -> str:
+    """Return an event that is shown as one line of text."""
     if event["event"] == "engine_ready":
         return f"{event['model']}: ready on {event['kind']} in {duration(event['seconds'])}"
+    if event["event"] == "lock_compared":
+        drift = event.get("drift") or ()
+        return f"{event['grade']} as {event['lock']}" + (f"; {len(drift)} differences: {'; '.join(drift[:3])}" if drift else "")
     return f"{event.get('step', 'run')}: {clean(event['text'])}"
 
 
@@ -111,8 +117,8 @@ class LiveGraph:
             self._board.apply(event)
             if event["event"] == "run_started":
                 self._lanes = lanes({s.name: s.inputs for s in self._board.steps.values()})
-        if event["event"] == "log":
-            self._console.print(_log_text(event), markup=False, highlight=False)
+        if event["event"] in LOGGED:
+            self._console.print(log_text(event), markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,35 @@ def test_runs_and_diff_look_back(place: Path) -> None:
     assert [change["new"] for change in diff["settings"]] == [99]
     assert [(rows["step"], rows["same"], rows["only_new"]) for rows in diff["rows"]] == [("clean", 1, 1)]
     assert "only new" in caiflow(place, "diff", "first", "longer").stdout
+
+
+def test_verify_finds_a_changed_file_and_gc_keeps_what_runs_need(place: Path) -> None:
+    assert caiflow(place, "verify", "first").returncode == 0
+    assert shown(place, "gc", "--dry-run") == []
+    copy = place / "home-copy"
+    shutil.copytree(place / "home", copy)
+    part = next((copy / "artifacts").glob("??/*/part-*.parquet"))
+    part.write_bytes(part.read_bytes() + b"x")
+    shutil.copytree(place / "first", place / "moved", symlinks=True)
+    for link in (place / "moved" / "steps").iterdir():
+        target = copy / link.resolve().relative_to(place / "home")
+        link.unlink()
+        link.symlink_to(target)
+    done = caiflow(place, "verify", "moved", CAIFLOW_HOME=str(copy))
+    assert done.returncode == 1
+    assert "part-00000.parquet is changed" in done.stdout
+
+
+def test_an_export_runs_as_locked_elsewhere(place: Path, tmp_path: Path) -> None:
+    assert caiflow(place, "export", "first", str(tmp_path / "handover")).returncode == 0
+    done = caiflow(tmp_path / "handover", "run", "spec.yaml", "--locked", CAIFLOW_HOME=str(place / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "same artifacts as" in done.stderr
+    drifted = caiflow(
+        tmp_path / "handover", "run", "spec.yaml", "--locked", "--set", "seed=5", CAIFLOW_HOME=str(place / "home")
+    )
+    assert drifted.returncode == 1
+    assert "recipe.seed: 0 -> 5" in drifted.stderr
 
 
 def test_an_unknown_run_exits_1_with_one_line(place: Path) -> None:

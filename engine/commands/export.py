@@ -1,0 +1,35 @@
+"""`caiflow export`: a folder from which another person can repeat a run."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from caiflow.engine.commands.parser import open_store
+
+EXAMPLES = """\
+  caiflow export last handover
+  cd handover && caiflow run spec.yaml --locked
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `export`."""
+    parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="a new or empty folder")
+
+
+def execute(args: Namespace) -> int:
+    """Write the folder and say what it lacks."""
+    from caiflow.engine.export import export
+    from caiflow.engine.history import find_run
+
+    store = open_store()
+    made = export(find_run(args.run, store), args.dir, store)
+    print(f"wrote {made.path}: {', '.join(made.files)}")
+    for path in made.left_out:
+        print(f"too large to come along: {path}")
+    for drift in made.drift:
+        print(f"changed since the run: {drift}")
+    print(f"next: cd {made.path} && caiflow run spec.yaml --locked")
+    return 0

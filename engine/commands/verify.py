@@ -1,0 +1,35 @@
+"""`caiflow verify`: hash a run's artifacts again and compare them with what was sealed and locked."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+
+from caiflow.engine.commands.parser import open_store, print_json
+
+EXAMPLES = """\
+  caiflow verify last
+  caiflow verify runs/cai/20250101-120000 --json
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `verify`."""
+    parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+
+
+def execute(args: Namespace) -> int:
+    """Verify each step; 1 if any file isn't what it was."""
+    from caiflow.engine.history import find_run
+    from caiflow.engine.verify import verify
+
+    verdicts = []
+    for verdict in verify(find_run(args.run, open_store())):
+        verdicts.append(verdict)
+        if not args.json:
+            said = f"{verdict.files} files as they were sealed" if not verdict.problems else "; ".join(verdict.problems)
+            print(f"{'✗' if verdict.problems else '✓'} {verdict.step:<20} {said}", flush=True)
+    if args.json:
+        print_json([asdict(verdict) for verdict in verdicts])
+    return 1 if any(verdict.problems for verdict in verdicts) else 0
