@@ -12,7 +12,7 @@ import ast
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
@@ -230,7 +230,7 @@ def _horizontal(name: str) -> Callable[..., pl.Expr]:
     return build
 
 
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+_FUNCTIONS: Mapping[str, Callable[..., pl.Expr]] = {
     "length": _length,
     "words": _words,
     "turns": lambda value: value.list.len().cast(int),

@@ -49,7 +49,7 @@ class Pool:
 
         metadata = [pq.read_metadata(file) for file in self.rows.files]
         size = sum(data.row_group(group).total_byte_size for data in metadata for group in range(data.num_row_groups))
-        return size / max(1, len(self.states))
+        return float(size / max(1, len(self.states)))
 
     def draw(self, wanted: int, seed: int) -> NDArray[np.int64]:
         """Return `wanted` row numbers among the fit ones, ascending; each row is in before any is repeated.
