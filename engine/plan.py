@@ -17,13 +17,17 @@ from caiflow.engine.operator import ModelSource, Operator, RowOperator, RowParam
 from caiflow.engine.registry import operator as operator_type
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow import FlowStep, Tally
+    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
+    from caiflow.engine.row_llm import Tally
     from caiflow.engine.store import Artifact, Store
 
 KEY_FORMAT = 1
 COMPONENTS = "components.json"
 """In a run's folder: the components of every step that was settled, for `why` and the next plan."""
+NOT_IN_ROWS = ("inputs", "principles", "few_shot")
+"""Groups of components that a row's key holds only as far as they touch that row."""
 Components = dict[str, Any]
 
 
@@ -138,6 +142,7 @@ class Resolver:
         if constitution is not None and self.operator(step).uses_constitution:
             for principle in constitution.principles:
                 components[f"principles.{principle.id}"] = digest(principle)
+            components["few_shot"] = digest(example_texts(constitution))
         return components
 
     def row_components(self, step: Step) -> Components | None:
@@ -238,6 +243,12 @@ def _flat(prefix: str, value: Any) -> Components:
     return {prefix: value}
 
 
+def example_texts(constitution: Constitution) -> list[dict[str, Any]]:
+    """Return the few-shot examples as plain values."""
+    examples = (*constitution.few_shot_critique, *constitution.few_shot_judge)
+    return [{name: getattr(example, name) for name in example.__slots__} for example in examples]
+
+
 def changes(old: Components, new: Components) -> list[tuple[str, Any, Any]]:
     """Return (component, old value, new value) for each that differs; a missing one is None."""
     names = dict.fromkeys([*old, *new])
@@ -250,6 +261,8 @@ def describe(change: tuple[str, Any, Any]) -> str:
     group, _, rest = name.partition(".")
     if group == "principles":
         return f"principle {rest} {'added' if old is None else 'removed' if new is None else 'edited'}"
+    if name == "few_shot":
+        return "few-shot examples edited"
     if group == "inputs":
         return f"{rest} changed" if old is not None else f"{rest} is new"
     if group == "models":
@@ -331,7 +344,7 @@ def _to_run(
     reason = _reason(components, before) if components is not None else f"after {', '.join(waiting)}"
     own = resolver.row_components(step)
     if components is None and own is not None and before is not None:
-        changed = [c for c in changes(before, own) if c[0].split(".")[0] not in ("inputs", "principles")]
+        changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
         reason = "; ".join([*map(describe, changed), reason])
     known = digest(components) if components is not None else None
     return PlannedStep(step.name, step.op, "run", None, 0, None, reason, known, components, before)
@@ -375,7 +388,7 @@ def _counted(
     own = components if components is not None else resolver.row_components(step)
     causes = []
     if before is not None and own is not None:
-        skip = ("inputs", "principles") if components is None else ()
+        skip = NOT_IN_ROWS if components is None else ()
         causes = [describe(change) for change in changes(before, own) if change[0].split(".")[0] not in skip]
     why = "; ".join(causes) or ("never run" if before is None and not tally.cached else "new or changed rows")
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
