@@ -1,4 +1,4 @@
-"""Tables for people: the end of a run, evaluation figures, plans, differences, lists. Renders; never computes or prints.
+"""The end of a run, for people: its steps, and the figures of its evaluations and models. Renders; never computes or prints.
 
 Every function returns something a rich console can print. Texts that came from a model or a file go in as `Text`, so that no
 markup in them is obeyed.
@@ -6,10 +6,8 @@ markup in them is obeyed.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -18,16 +16,14 @@ from caiflow.engine.board import clean, duration
 from caiflow.engine.lanes import lanes
 from caiflow.engine.progress import LOOKS
 
-if TYPE_CHECKING:
-    from caiflow.engine.compare import Change, RowsDiff, RunsDiff
-    from caiflow.engine.history import RunLine
-
-PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
 HEADLINES = ("train_loss", "eval_loss", "eval_accuracy", "accuracy", "tie_rate", "unparsable_rate", "dropped", "mixture")
 """Metrics that the table of steps shows, the most telling first."""
 
-EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "description", "resources")
-"""Parameters that most operators share; they come last in a list of parameters."""
+CENTRES = ("rate", "mean", "elo")
+"""The key of a figure's value, beside its interval `low` and `high`."""
+MANY = 4
+"""With more models than this, an evaluation lists them one below the other."""
+_Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def plain_table(*columns: str, title: str = "") -> Table:
@@ -67,36 +63,92 @@ def _step_note(step: Mapping[str, Any]) -> Text:
 
 
 def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
-    """Yield the tables of an evaluation's metrics.json: sets and checks down, models across; then one per other group."""
-    models = metrics.get("models")
-    if isinstance(models, Mapping) and models:
-        yield _rates(models, title)
-    for name, ratings in metrics.items():
-        if name != "models" and isinstance(ratings, Mapping) and ratings:
-            yield _leaves(ratings, f"{title}: {name}" if title else name)
+    """Yield the tables of an evaluation's metrics.json: rates by set and check, then ratings, harmfulness, choices, the rest.
+
+    Models stand side by side, or one below the other where they are many. Checks that nothing met are left out.
+    """
+    models = metrics.get("models") or {}
+    cells = {
+        (set_name, check): {model: _named(sets.get(set_name)).get(check) for model, sets in models.items()}
+        for set_name, check in dict.fromkeys(
+            (s, c) for sets in models.values() for s, checks in sets.items() for c in _named(checks)
+        )
+    }
+    met = {place: values for place, values in cells.items() if any(_above_zero(value) for value in values.values())}
+    yield from (
+        _side_by_side(met, list(models), title) if len(models) <= MANY else _one_below_the_other(met, list(models), title)
+    )
+    yield from _other_groups(metrics, list(models), title)
 
 
-def _rates(models: Mapping[str, Any], title: str) -> Table:
-    table = plain_table("set", "check", *(f"n:{model}" for model in models), title=title)
-    rows = dict.fromkeys((s, check) for sets in models.values() for s, checks in sets.items() for check in _named(checks))
-    for set_name, check in rows:
-        cells = [_rate(_named(sets.get(set_name)).get(check)) for sets in models.values()]
-        table.add_row(set_name, check, *cells)
-    return table
+def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
+    if cells:
+        table = plain_table("set", "check", *(f"n:{model}" for model in models), title=title)
+        for (set_name, check), values in cells.items():
+            table.add_row(set_name, check, *(figure(values.get(model)) for model in models))
+        yield table
+
+
+def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
+    for set_name in dict.fromkeys(place[0] for place in cells):
+        checks = [place[1] for place in cells if place[0] == set_name]
+        table = plain_table("model", *(f"n:{check}" for check in checks), title=f"{title}: {set_name}")
+        for model in models:
+            table.add_row(model, *(figure(cells[set_name, check].get(model), interval=False) for check in checks))
+        yield table
+
+
+def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str) -> Iterator[Table]:
+    by_model = {
+        "ratings (Elo)": {name: _named(found.get("ratings")) for name, found in _named(metrics.get("comparisons")).items()},
+        "harmfulness (0 to 4)": _turned(_named(metrics.get("harmfulness"))),
+        "choices": _named(metrics.get("choices")),
+    }
+    for group, rows in by_model.items():
+        if rows:
+            table = plain_table("", *(f"n:{model}" for model in models), title=f"{title}: {group}")
+            for name, values in rows.items():
+                table.add_row(name, *(figure(values.get(model)) for model in models))
+            yield table
+    for name, values in metrics.items():
+        if (
+            name not in ("models", "comparisons", "harmfulness", "choices", "frontier")
+            and isinstance(values, Mapping)
+            and values
+        ):
+            yield _leaves(values, f"{title}: {name}")
+
+
+def _turned(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return values[a][b] as values[b][a]."""
+    turned: dict[str, dict[str, Any]] = {}
+    for outer, inner in values.items():
+        for name, value in inner.items():
+            turned.setdefault(name, {})[outer] = value
+    return turned
 
 
 def _named(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _rate(figure: Any) -> str:
-    """Return `0.97 [0.91, 0.99]` for a rate with its interval, else the plain number."""
-    if isinstance(figure, Mapping):
-        if "rate" in figure:
-            interval = f" [{figure['low']:.2f}, {figure['high']:.2f}]" if "low" in figure else ""
-            return f"{figure['rate']:.2f}{interval}" if figure["rate"] is not None else "-"
-        return ", ".join(f"{name} {number(value)}" for name, value in figure.items() if isinstance(value, int | float))
-    return number(figure)
+def _above_zero(value: Any) -> bool:
+    number = next((value[name] for name in CENTRES if name in value), None) if isinstance(value, Mapping) else value
+    return isinstance(number, int | float) and number > 0
+
+
+def figure(value: Any, *, interval: bool = True) -> str:
+    """Return `0.97 [0.91, 0.99]` for a figure with its interval, else the plain number."""
+    if not isinstance(value, Mapping):
+        return number(value)
+    centre = next((name for name in CENTRES if name in value), None)
+    if centre is None:
+        return ", ".join(f"{name} {number(inner)}" for name, inner in value.items() if isinstance(inner, int | float))
+    if value[centre] is None:
+        return "-"
+    digits = 0 if centre == "elo" else 2
+    around = f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if interval and value.get("low") is not None else ""
+    return f"{value[centre]:.{digits}f}{around}"
 
 
 def _leaves(values: Mapping[str, Any], title: str, limit: int = 24) -> Table:
@@ -111,87 +163,12 @@ def _leaves(values: Mapping[str, Any], title: str, limit: int = 24) -> Table:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, Mapping) and "rate" not in value:
+        if isinstance(value, Mapping) and not any(centre in value for centre in CENTRES):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, Mapping):
-            yield f"{prefix}{name}", _rate(value)
+            yield f"{prefix}{name}", figure(value)
         elif not isinstance(value, list):
             yield f"{prefix}{name}", value
-
-
-def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> Table:
-    """Return a plan (its JSON form) as a graph: what is cached, what runs, how many rows and calls, and why."""
-    drawn = lanes(inputs)
-    table = plain_table("", "step", "op", "state", "n:rows", "n:cached", "n:to run", "n:calls", "reason")
-    for step in plan["steps"]:
-        symbol, style = PLAN_LOOKS.get(step["state"], ("?", ""))
-        counts = [number(step.get(name)) for name in ("rows", "cached", "to_run", "calls")]
-        label = Text(f"{symbol} {step['name']}", style=style)
-        table.add_row(drawn.get(step["name"], ""), label, step["op"], step["state"], *counts, Text(clean(step["reason"])))
-    return table
-
-
-def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
-    """Yield what a plan says beside its steps: estimates, steps that stream together, resources that are short."""
-    calls = sum(step.get("calls") or 0 for step in plan["steps"])
-    tokens = sum(step.get("tokens") or 0 for step in plan["steps"])
-    if calls:
-        yield Text(f"\nknown so far: {calls:,} model calls" + (f", about {tokens:,} tokens" if tokens else ""), style="dim")
-    for segment in plan.get("segments", ()):
-        if len(segment) > 1:
-            yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")
-    for shortage in plan.get("resources", ()):
-        yield Text(f"short: {shortage}", style="bold red")
-
-
-def changes_table(found: Iterable[Change], old: str = "old", new: str = "new", title: str = "") -> Table:
-    """Return changed values, one per line."""
-    table = plain_table("what", old, new, title=title)
-    for change in found:
-        table.add_row(Text(change.path), Text(short(change.old), style="red"), Text(short(change.new), style="green"))
-    return table
-
-
-def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
-    """Yield what differs between two runs: settings, prompts, rows with examples, metrics."""
-    for title, found in (("settings", diff.settings), ("prompts and principles", diff.prompts)):
-        if found:
-            yield changes_table(found, old, new, title)
-    if diff.rows:
-        yield _rows_table(diff.rows)
-        yield from (_examples_table(rows, old, new) for rows in diff.rows if rows.examples)
-    if diff.metrics:
-        yield changes_table(diff.metrics, old, new, "metrics")
-
-
-def _rows_table(found: Sequence[RowsDiff]) -> Table:
-    table = plain_table("step", "n:same", "n:changed", "n:only old", "n:only new", "n:flipped", "changed columns", title="rows")
-    for rows in found:
-        columns = ", ".join(f"{name} {count:,}" for name, count in rows.columns.items())
-        flips = "" if rows.flips is None else f"{rows.flips:,} of {rows.pairs:,}"
-        counts = [number(count) for count in (rows.same, rows.changed, rows.only_old, rows.only_new)]
-        table.add_row(rows.step, *counts, flips, columns)
-    return table
-
-
-def _examples_table(rows: RowsDiff, old: str, new: str) -> Table:
-    table = plain_table("uid", "column", old, new, title=f"{rows.step}: examples")
-    for example in rows.examples:
-        cells = (Text(short(example.old, 200), style="red"), Text(short(example.new, 200), style="green"))
-        table.add_row(Text(example.uid[:12]), example.column, *cells)
-    return table
-
-
-def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
-    """Return the list of runs, the latest last."""
-    table = plain_table("run", "status", "steps", "n:time", "n:ago", "folder")
-    for run in runs:
-        symbol, style = LOOKS.get(run.status, ("?", ""))
-        steps = ", ".join(f"{count} {status}" for status, count in run.steps.items())
-        ago = duration(max(0.0, (time.time() if now is None else now) - run.started))
-        taken = duration(run.seconds) if run.seconds is not None else ""
-        table.add_row(Text(run.name), Text(f"{symbol} {run.status}", style=style), steps, taken, ago, Text(str(run.path)))
-    return table
 
 
 def card_table(card: Mapping[str, Any]) -> Table:
@@ -217,77 +194,6 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(7, int((mean - low) / span * 8))] for mean in means)
 
 
-def parameters_table(operator: Mapping[str, Any]) -> Table:
-    """Return an operator's parameters (its part of the schema), groups of fields indented below their field."""
-    table = plain_table("parameter", "type", "n:default", "meaning")
-    required, definitions = operator.get("required", ()), operator.get("$defs", {})
-    for name in sorted(operator["properties"], key=lambda name: (name in EVERYWHERE, name not in required)):
-        if name != "op":
-            _add_parameter(table, name, operator["properties"][name], definitions, name in required, 0)
-    return table
-
-
-def _add_parameter(
-    table: Table, name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int
-) -> None:
-    default = "required" if required else short(field["default"], 24) if "default" in field else ""
-    label = Text("  " * depth + name, style="bold" if required else "")
-    table.add_row(label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", "")))
-    for group in _groups(field, definitions) if depth < 2 else ():
-        for inner, inner_field in group.get("properties", {}).items():
-            _add_parameter(table, inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
-
-
-def _groups(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
-        target = option.get("items", option) if isinstance(option.get("items"), Mapping) else option
-        if "$ref" in target:
-            yield definitions.get(target["$ref"].rpartition("/")[2], {})
-
-
-def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """Return a schema's type in a few words: `integer`, `text | list of text`, `hard | soft`, `step with rows`."""
-    if "x-ref" in field:
-        return "step with rows" if field["x-ref"] == "rows" else "model"
-    if "enum" in field or "const" in field:
-        return " | ".join(map(str, field.get("enum", [field.get("const")])))
-    for union in ("anyOf", "oneOf"):
-        if union in field:
-            return " | ".join(dict.fromkeys(type_text(option, definitions) for option in field[union]))
-    if "$ref" in field:
-        target = definitions.get(field["$ref"].rpartition("/")[2], {})
-        return type_text(target, definitions) if "properties" not in target else "fields below"
-    if field.get("type") == "array":
-        items = field.get("items")
-        return f"list of {type_text(items, definitions)}" if isinstance(items, Mapping) else "list"
-    names = {"string": "text", "object": "mapping", "boolean": "true | false", "null": "none"}
-    kinds = field.get("type", "any")
-    return " | ".join(names.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
-
-
-def row_text(row: Mapping[str, Any], columns: Sequence[str] | None = None) -> Text:
-    """Return one row for reading: the uid as a heading, then each column with its text."""
-    text = Text()
-    text.append(f"── {row.get('uid', '')}\n", style="bold cyan")
-    for name in columns or [name for name in row if name != "uid"]:
-        if row.get(name) is not None:
-            text.append(f"{name}  ", style="bold")
-            text.append(f"{_cell(row[name])}\n")
-    return text
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return _safe(value)
-    if isinstance(value, list) and value and all(isinstance(turn, Mapping) and "content" in turn for turn in value):
-        return "".join(f"\n  {turn.get('role', '')}: {_safe(str(turn['content']))}" for turn in value)
-    return number(value) if isinstance(value, int | float) else _safe(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _safe(text: str) -> str:
-    return "".join(c for c in text if c.isprintable() or c == "\n")
-
-
 def number(value: Any) -> str:
     """Return a number in few characters, or the value as text; nothing for None."""
     if value is None:
@@ -297,9 +203,3 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}"
-
-
-def short(value: Any, limit: int = 80) -> str:
-    """Return a value as one line of at most `limit` characters."""
-    text = clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -69,7 +69,7 @@ def _show(constitution: Constitution, args: Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from caiflow.engine.report import row_text
+    from caiflow.engine.commands.tables import row_text
 
     console = Console()
     console.print(f"{constitution.name}: {constitution.description}", markup=False, highlight=False)

@@ -33,7 +33,7 @@ def execute(args: Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from caiflow.engine.report import diff_tables
+    from caiflow.engine.commands.tables import diff_tables
 
     console, tables = Console(), list(diff_tables(diff, "A", "B"))
     for table in tables:

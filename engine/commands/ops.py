@@ -47,7 +47,7 @@ def _summary(found: Mapping[str, Any]) -> dict[str, str]:
 def _describe(name: str, found: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from caiflow.engine.report import parameters_table
+    from caiflow.engine.commands.tables import parameters_table
 
     console = Console()
     console.print(f"{name} -> {found['x-kind']}\n\n{found.get('description', '')}\n", markup=False, highlight=False)

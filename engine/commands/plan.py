@@ -30,8 +30,8 @@ def execute(args: Namespace) -> int:
         return 0
     from rich.console import Console
 
+    from caiflow.engine.commands.tables import plan_notes, plan_table
     from caiflow.engine.graph import edges
-    from caiflow.engine.report import plan_notes, plan_table
 
     console = Console()
     order = {step["name"]: edges(spec)[step["name"]] for step in plan["steps"]}

@@ -29,7 +29,7 @@ def execute(args: Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from caiflow.engine.report import runs_table
+    from caiflow.engine.commands.tables import runs_table
 
     Console().print(runs_table(runs) if runs else "no runs yet; caiflow init copies a recipe to begin with")
     return 0

@@ -78,7 +78,7 @@ def _show_rows(path: Path, args: Namespace) -> None:
         return
     from rich.console import Console
 
-    from caiflow.engine.report import row_text
+    from caiflow.engine.commands.tables import row_text
 
     console = Console()
     for row in page:

@@ -55,9 +55,10 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
 def _show(step: PlannedStep) -> None:
     from rich.console import Console
 
+    from caiflow.engine.commands.tables import changes_table, short
     from caiflow.engine.compare import Change
     from caiflow.engine.plan import changes
-    from caiflow.engine.report import changes_table, plain_table, short
+    from caiflow.engine.report import plain_table
 
     console = Console()
     console.print(f"{step.name}: {step.state}; {step.reason}", markup=False, highlight=False)

@@ -114,7 +114,7 @@ def test_lists_are_compared_item_by_item() -> None:
 def test_the_report_shows_it_all(runs: tuple[Path, Path]) -> None:
     from rich.console import Console
 
-    from caiflow.engine.report import diff_tables
+    from caiflow.engine.commands.tables import diff_tables
 
     console = Console(record=True, width=160, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in diff_tables(compare(*runs), "old", "new"):

@@ -1,0 +1,180 @@
+"""Tables of the commands that explain and look back: plans, changes, differences, runs, parameters, rows.
+
+Every function returns something a rich console can print. Texts that came from a model or a file go in as `Text`, so that no
+markup in them is obeyed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from caiflow.engine.board import clean, duration
+from caiflow.engine.lanes import lanes
+from caiflow.engine.progress import LOOKS
+from caiflow.engine.report import number, plain_table
+
+if TYPE_CHECKING:
+    from caiflow.engine.compare import Change, RowsDiff, RunsDiff
+    from caiflow.engine.history import RunLine
+
+PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
+EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "description", "resources")
+"""Parameters that most operators share; they come last in a list of parameters."""
+
+
+def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> Table:
+    """Return a plan (its JSON form) as a graph: what is cached, what runs, how many rows and calls, and why."""
+    drawn = lanes(inputs)
+    table = plain_table("", "step", "op", "state", "n:rows", "n:cached", "n:to run", "n:calls", "reason")
+    for step in plan["steps"]:
+        symbol, style = PLAN_LOOKS.get(step["state"], ("?", ""))
+        counts = [number(step.get(name)) for name in ("rows", "cached", "to_run", "calls")]
+        label = Text(f"{symbol} {step['name']}", style=style)
+        table.add_row(drawn.get(step["name"], ""), label, step["op"], step["state"], *counts, Text(clean(step["reason"])))
+    return table
+
+
+def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield what a plan says beside its steps: estimates, steps that stream together, resources that are short."""
+    calls = sum(step.get("calls") or 0 for step in plan["steps"])
+    tokens = sum(step.get("tokens") or 0 for step in plan["steps"])
+    if calls:
+        yield Text(f"\nknown so far: {calls:,} model calls" + (f", about {tokens:,} tokens" if tokens else ""), style="dim")
+    for segment in plan.get("segments", ()):
+        if len(segment) > 1:
+            yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")
+    for shortage in plan.get("resources", ()):
+        yield Text(f"short: {shortage}", style="bold red")
+
+
+def changes_table(found: Iterable[Change], old: str = "old", new: str = "new", title: str = "") -> Table:
+    """Return changed values, one per line."""
+    table = plain_table("what", old, new, title=title)
+    for change in found:
+        table.add_row(Text(change.path), Text(short(change.old), style="red"), Text(short(change.new), style="green"))
+    return table
+
+
+def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
+    """Yield what differs between two runs: settings, prompts, rows with examples, metrics."""
+    for title, found in (("settings", diff.settings), ("prompts and principles", diff.prompts)):
+        if found:
+            yield changes_table(found, old, new, title)
+    if diff.rows:
+        yield _rows_table(diff.rows)
+        yield from (_examples_table(rows, old, new) for rows in diff.rows if rows.examples)
+    if diff.metrics:
+        yield changes_table(diff.metrics, old, new, "metrics")
+
+
+def _rows_table(found: Sequence[RowsDiff]) -> Table:
+    table = plain_table("step", "n:same", "n:changed", "n:only old", "n:only new", "n:flipped", "changed columns", title="rows")
+    for rows in found:
+        columns = ", ".join(f"{name} {count:,}" for name, count in rows.columns.items())
+        flips = "" if rows.flips is None else f"{rows.flips:,} of {rows.pairs:,}"
+        counts = [number(count) for count in (rows.same, rows.changed, rows.only_old, rows.only_new)]
+        table.add_row(rows.step, *counts, flips, columns)
+    return table
+
+
+def _examples_table(rows: RowsDiff, old: str, new: str) -> Table:
+    table = plain_table("uid", "column", old, new, title=f"{rows.step}: examples")
+    for example in rows.examples:
+        cells = (Text(short(example.old, 200), style="red"), Text(short(example.new, 200), style="green"))
+        table.add_row(Text(example.uid[:12]), example.column, *cells)
+    return table
+
+
+def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
+    """Return the list of runs, the latest last."""
+    table = plain_table("run", "status", "steps", "n:time", "n:ago", "folder")
+    for run in runs:
+        symbol, style = LOOKS.get(run.status, ("?", ""))
+        steps = ", ".join(f"{count} {status}" for status, count in run.steps.items())
+        ago = duration(max(0.0, (time.time() if now is None else now) - run.started))
+        taken = duration(run.seconds) if run.seconds is not None else ""
+        table.add_row(Text(run.name), Text(f"{symbol} {run.status}", style=style), steps, taken, ago, Text(str(run.path)))
+    return table
+
+
+def parameters_table(operator: Mapping[str, Any]) -> Table:
+    """Return an operator's parameters (its part of the schema), groups of fields indented below their field."""
+    table = plain_table("parameter", "type", "n:default", "meaning")
+    required, definitions = operator.get("required", ()), operator.get("$defs", {})
+    for name in sorted(operator["properties"], key=lambda name: (name in EVERYWHERE, name not in required)):
+        if name != "op":
+            _add_parameter(table, name, operator["properties"][name], definitions, name in required, 0)
+    return table
+
+
+def _add_parameter(
+    table: Table, name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int
+) -> None:
+    default = "required" if required else short(field["default"], 24) if "default" in field else ""
+    label = Text("  " * depth + name, style="bold" if required else "")
+    table.add_row(label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", "")))
+    for group in _groups(field, definitions) if depth < 2 else ():
+        for inner, inner_field in group.get("properties", {}).items():
+            _add_parameter(table, inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
+
+
+def _groups(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
+        target = option.get("items", option) if isinstance(option.get("items"), Mapping) else option
+        if "$ref" in target:
+            yield definitions.get(target["$ref"].rpartition("/")[2], {})
+
+
+def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Return a schema's type in a few words: `integer`, `text | list of text`, `hard | soft`, `step with rows`."""
+    if "x-ref" in field:
+        return "step with rows" if field["x-ref"] == "rows" else "model"
+    if "enum" in field or "const" in field:
+        return " | ".join(map(str, field.get("enum", [field.get("const")])))
+    for union in ("anyOf", "oneOf"):
+        if union in field:
+            return " | ".join(dict.fromkeys(type_text(option, definitions) for option in field[union]))
+    if "$ref" in field:
+        target = definitions.get(field["$ref"].rpartition("/")[2], {})
+        return type_text(target, definitions) if "properties" not in target else "fields below"
+    if field.get("type") == "array":
+        items = field.get("items")
+        return f"list of {type_text(items, definitions)}" if isinstance(items, Mapping) else "list"
+    names = {"string": "text", "array": "list", "object": "mapping", "boolean": "true | false", "null": "none"}
+    kinds = field.get("type", "any")
+    return " | ".join(names.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+
+
+def row_text(row: Mapping[str, Any], columns: Sequence[str] | None = None) -> Text:
+    """Return one row for reading: the uid as a heading, then each column with its text."""
+    text = Text()
+    text.append(f"── {row.get('uid', '')}\n", style="bold cyan")
+    for name in columns or [name for name in row if name != "uid"]:
+        if row.get(name) is not None:
+            text.append(f"{name}  ", style="bold")
+            text.append(f"{_cell(row[name])}\n")
+    return text
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return _safe(value)
+    if isinstance(value, list) and value and all(isinstance(turn, Mapping) and "content" in turn for turn in value):
+        return "".join(f"\n  {turn.get('role', '')}: {_safe(str(turn['content']))}" for turn in value)
+    return number(value) if isinstance(value, int | float) else _safe(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _safe(text: str) -> str:
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """Return a value as one line of at most `limit` characters."""
+    text = clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,88 @@
+"""Tables of the commands that explain and look back, as people see them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from caiflow.engine.commands import tables
+from caiflow.engine.history import RunLine
+
+
+def text(*things: RenderableType, width: int = 140) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    for thing in things:
+        console.print(thing)
+    return console.export_text()
+
+
+def test_plan_table_counts_rows_and_says_why() -> None:
+    step = {"name": "critique", "op": "critique", "state": "partial", "rows": 500, "cached": 459, "to_run": 41, "calls": 41}
+    plan = {
+        "steps": [{**step, "reason": "41 of 500 rows: principle p07 edited"}],
+        "segments": [["a", "b"]],
+        "resources": ["no GPU"],
+    }
+    shown = text(tables.plan_table(plan, {"critique": ()}), *tables.plan_notes(plan))
+    for part in ("◐ critique", "459", "principle p07 edited", "41 model calls", "a -> b", "short: no GPU"):
+        assert part in shown
+
+
+def test_runs_table_tells_how_long_ago(tmp_path: Path) -> None:
+    shown = text(
+        tables.runs_table([RunLine("cai", tmp_path, "interrupted", 100.0, None, {"done": 3, "waiting": 1})], now=400.0)
+    )
+    for part in ("cai", "! interrupted", "3 done, 1 waiting", "5m 00s", str(tmp_path)[:20]):
+        assert part in shown
+
+
+def test_parameters_are_told_with_types_and_groups() -> None:
+    definitions = {"Lora": {"properties": {"rank": {"type": "integer", "default": 16, "description": "Rank."}}}}
+    schema = {
+        "properties": {
+            "op": {"const": "sft"},
+            "description": {"type": "string", "default": ""},
+            "lora": {"anyOf": [{"$ref": "#/$defs/Lora"}, {"type": "null"}], "default": None, "description": "Adapter."},
+            "input": {"type": "string", "x-ref": "rows", "description": "Rows."},
+        },
+        "required": ["input"],
+        "$defs": definitions,
+    }
+    lines = [line.split() for line in text(tables.parameters_table(schema)).splitlines()[1:]]
+    assert [line[0] for line in lines] == ["input", "lora", "rank", "description"]
+    assert lines[0][1:] == ["step", "with", "rows", "required", "Rows."]
+    assert lines[2][1:] == ["integer", "16", "Rank."]
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"type": "array", "items": {"type": "string"}}, "list of text"),
+        ({"enum": ["hard", "soft"]}, "hard | soft"),
+        ({"anyOf": [{"type": "number"}, {"type": "null"}]}, "number | none"),
+        ({"type": ["string", "array"]}, "text | list"),
+        ({}, "any"),
+    ],
+)
+def test_types_in_words(field: dict[str, Any], words: str) -> None:
+    assert tables.type_text(field, {}) == words
+
+
+def test_rows_are_shown_whole_without_escapes_or_markup() -> None:
+    row = {
+        "uid": "ab",
+        "prompt": [{"role": "user", "content": "Hi\x1b[2J"}],
+        "response": "[bold]no[/]",
+        "p": 0.25,
+        "none": None,
+    }
+    shown = text(tables.row_text(row))
+    assert "user: Hi[2J" in shown
+    assert "[bold]no[/]" in shown
+    assert "p  0.25" in shown
+    assert "none" not in shown
+    assert "\x1b" not in shown

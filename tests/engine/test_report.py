@@ -1,0 +1,84 @@
+"""Tables as people see them."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from caiflow.engine import report
+
+
+def text(*things: RenderableType, width: int = 140) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    for thing in things:
+        console.print(thing)
+    return console.export_text()
+
+
+def rate(value: float) -> dict[str, Any]:
+    return {"rate": value, "n": 40, "low": value - 0.05, "high": value + 0.05}
+
+
+def test_evaluation_is_a_table_of_models_by_sets_and_checks() -> None:
+    rated = {"elo": 123.4, "low": 80.0, "high": 160.0, "n": 40}
+    metrics = {
+        "models": {
+            "base": {"harmful": {"complies": rate(0.95), "repeats": rate(0)}, "helpful": {"answers": rate(0.9)}},
+            "rl_cai": {"harmful": {"complies": rate(0.05), "evades": rate(0.1), "repeats": rate(0)}},
+        },
+        "comparisons": {"harmlessness": {"ratings": {"base": {"elo": 0.0}, "rl_cai": rated}, "win_rates": {}}},
+        "harmfulness": {"base": {"harmful": {"mean": 3.5, "low": 3.2, "high": 3.8}}},
+        "failed": {"base.harmful": 2},
+    }
+    shown = text(*report.figures(metrics, "scores"))
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[1] == ["set", "check", "base", "rl_cai"]
+    assert ["harmful", "complies", "0.95", "[0.90,", "1.00]", "0.05", "[0.00,", "0.10]"] in lines
+    assert ["harmful", "evades", "0.10", "[0.05,", "0.15]"] in lines
+    assert ["harmlessness", "0", "123", "[80,", "160]"] in lines
+    assert ["harmful", "3.50", "[3.20,", "3.80]"] in lines
+    assert ["base.harmful", "2"] in lines
+    assert "repeats" not in shown
+
+
+def test_many_models_stand_one_below_the_other() -> None:
+    metrics = {"models": {f"rl@arm{i}": {"harmful": {"complies": rate(i / 10)}} for i in range(6)}}
+    lines = [line.split() for line in text(*report.figures(metrics, "scores"), width=60).splitlines()]
+    assert lines[:2] == [["scores:", "harmful"], ["model", "complies"]]
+    assert lines[-1] == ["rl@arm5", "0.50"]
+
+
+def test_steps_table_draws_the_graph_with_status_and_error() -> None:
+    step = {"rows_in": None, "rows_out": None, "seconds": None, "metrics": {}}
+    run = {
+        "steps": {
+            "red": {**step, "op": "load", "status": "cached", "rows_out": 1500, "seconds": 9.0, "inputs": []},
+            "tuned": {
+                **step,
+                "op": "sft",
+                "status": "done",
+                "seconds": 61.0,
+                "metrics": {"train_loss": 0.12345},
+                "inputs": ["red"],
+            },
+            "scores": {**step, "op": "evaluate", "status": "failed", "error": "no [model]", "inputs": ["tuned"]},
+        }
+    }
+    shown = text(report.steps_table(run))
+    for part in ("≡ red", "1,500", "✓ tuned", "1m 01s", "train_loss 0.1235", "✗ scores", "no [model]"):
+        assert part in shown
+    assert "9.0s" not in shown
+
+
+def test_a_loss_curve_fits_a_line() -> None:
+    assert report.sparkline([3.0, 2.0, 1.0, 1.0]) == "█▅▁▁"
+    assert len(report.sparkline([float(i) for i in range(1000)])) == 40
+    assert report.sparkline([1.0, 1.0]) == "▁▁"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1234, "1,234"), (0.123456, "0.1235"), (None, ""), (True, "True"), ("x", "x")])
+def test_numbers_are_short(value: Any, shown: str) -> None:
+    assert report.number(value) == shown
