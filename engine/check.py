@@ -7,7 +7,7 @@ own `columns()` and `check()` read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from caiflow.engine.yaml_source import Node, Path_
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja")
+MANY_PROBLEMS = 100
+"""Findings after which no more names are compared, which takes time."""
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}
 
 
@@ -42,10 +44,10 @@ class Checked:
         """Return the node of a step, or the nearest to a path in it."""
         return self.tree.nearest(("steps", step, *path))
 
-    def names(self, key: str) -> list[str]:
+    def names(self, key: str) -> Collection[str]:
         """Return the names under `steps` or `models`, of entries that couldn't be parsed too."""
         section = self.tree.child(key)
-        return [name for name, _ in section.items()] if section else []
+        return section.value.keys() if section is not None and isinstance(section.value, dict) else ()
 
     def report(self, step: str, path: Path_, message: str, hint: str = "", *, key: bool = False) -> None:
         """Add a finding about a step, at the value at `path`, or at its key."""
@@ -87,19 +89,23 @@ def _wrong_reference(checked: Checked, step: Step, ref: Reference) -> tuple[str,
     steps, models = checked.names("steps"), checked.names("models")
     if ref.name in steps and ref.name in models:
         return None  # reported already
-    fitting = [name for name in steps if name != step.name and _kind(checked, name) in (ref.kind, None)]
-    if ref.kind == "model":
-        fitting = [*models, *fitting]
-    what = "models" if ref.kind == "model" else "steps with rows"
     if ref.name not in steps and ref.name not in models:
-        word = "model" if ref.kind == "model" else "step"
-        return f"unknown {word} `{ref.name}`", suggest(ref.name, fitting, what)
-    found = "model" if ref.name in models and ref.name not in steps else _kind(checked, ref.name)
+        return f"unknown {'model' if ref.kind == 'model' else 'step'} `{ref.name}`", _fitting(checked, step, ref, ref.name)
+    found = "model" if ref.name in models else _kind(checked, ref.name)
     if found is not None and found != ref.kind:
         field = next((str(part) for part in reversed(ref.path[: -1 if ref.key else None]) if isinstance(part, str)), "input")
-        message = f"`{ref.name}` is {_OUTPUT[found]}, but `{field}` takes {_OUTPUT[ref.kind]}"
-        return message, suggest("", [name for name in fitting if name != ref.name], what)
+        return f"`{ref.name}` is {_OUTPUT[found]}, but `{field}` takes {_OUTPUT[ref.kind]}", _fitting(checked, step, ref, "")
     return None
+
+
+def _fitting(checked: Checked, step: Step, ref: Reference, name: str) -> str:
+    """Return a hint at what a reference could name, the nearest to `name` first; none after many findings."""
+    if len(checked.problems) > MANY_PROBLEMS:
+        return ""
+    fitting = [*checked.names("models")] if ref.kind == "model" else []
+    others = (other for other in checked.names("steps") if other not in (step.name, ref.name))
+    fitting += [other for other in others if _kind(checked, other) in (ref.kind, None)]
+    return suggest(name, fitting, "models" if ref.kind == "model" else "steps with rows")
 
 
 def _kind(checked: Checked, name: str) -> str | None:

@@ -5,6 +5,7 @@ Pure functions; knows no operator and reads no file. Entries of `models:` are no
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,20 +26,29 @@ def edges(spec: Spec) -> dict[str, tuple[str, ...]]:
 
 
 def order(needs: Edges) -> list[str]:
-    """Return the names so that each comes after what it needs; among equals the given order is kept.
+    """Return the names so that each comes after what it needs; otherwise in the given order.
 
     Raises:
         ValueError: there is a cycle; its message names it.
     """
-    done: dict[str, None] = {}
-    waiting = list(needs)
-    while waiting:
-        ready = [name for name in waiting if all(need in done or need not in needs for need in needs[name])]
-        if not ready:
-            raise ValueError("cycle: " + " -> ".join(cycles({name: needs[name] for name in waiting})[0]))
-        done |= dict.fromkeys(ready)
-        waiting = [name for name in waiting if name not in done]
-    return list(done)
+    lacking = {name: {need for need in found if need in needs} for name, found in needs.items()}
+    users: dict[str, list[str]] = {name: [] for name in needs}
+    for name, found in lacking.items():
+        for need in found:
+            users[need].append(name)
+    place = {name: number for number, name in enumerate(needs)}
+    ready = [number for name, number in place.items() if not lacking[name]]
+    names, done = list(needs), []
+    while ready:
+        name = names[heapq.heappop(ready)]
+        done.append(name)
+        for user in users[name]:
+            lacking[user].discard(name)
+            if not lacking[user]:
+                heapq.heappush(ready, place[user])
+    if len(done) < len(names):
+        raise ValueError("cycle: " + " -> ".join(cycles({name: tuple(found) for name, found in lacking.items() if found})[0]))
+    return done
 
 
 def cycles(needs: Edges) -> list[list[str]]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MANY = 300
+"""Names among which only the same letters in another order are looked for: comparing each pair of thousands takes minutes."""
+
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the name most like `name`, or None where none is alike; letter case and `-` against `_` don't count."""
+    plain = {_plain(candidate): candidate for candidate in reversed(list(names))}
+    asked = _plain(name)
+    letters = sorted(asked)
+    swapped = next((candidate for candidate in plain if sorted(candidate) == letters), None) if asked else None
+    if swapped is not None or not asked or len(plain) > MANY:
+        return plain.get(swapped or "")
     from difflib import get_close_matches
 
-    plain = {_plain(candidate): candidate for candidate in reversed(list(names))}
-    found = get_close_matches(_plain(name), plain, n=1, cutoff=0.6)
+    found = get_close_matches(asked, plain, n=1, cutoff=0.6)
     return plain[found[0]] if found else None
 
 
