@@ -286,7 +286,7 @@ class Cluster:
         """Start a worker ahead of need, and let it import."""
         actor = self._worker(pool, 0.0, self._threads(None))
         actor.warm.remote(list(modules))
-        self._idle.setdefault(pool, []).append(actor)
+        self._idle.setdefault(_HOME[pool], []).append(actor)
 
     def submit(
         self, unit: Unit, pool: str, *, gpus: float = 0.0, cpus: float | None = None, engines: Sequence[str] = ()
@@ -382,18 +382,19 @@ class Cluster:
             ray.kill(running.actor)  # the only way to give all of a GPU's memory back
             self._gpus_used -= running.gpus
         else:
-            self._idle.setdefault(running.pool, []).append(running.actor)
+            self._idle.setdefault(_HOME[running.pool], []).append(running.actor)
 
     def _limit(self, pool: str) -> int:
-        return (
-            max(1, int(self.cpus // self._threads(None))) if pool == "train" and not self.gpus else 64 if pool == "train" else 8
-        )
+        """Return how many units of a pool may run at once: table operators and trainers use several cores each."""
+        if pool == "flow" or (pool == "train" and self.gpus):
+            return 64
+        return max(1, int(self.cpus // self._threads(None)))
 
     def _threads(self, cpus: float | None) -> int:
         return max(1, int(cpus or max(1.0, self.cpus // 2)))
 
     def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> Any:
-        idle = self._idle.get(pool, [])
+        idle = self._idle.get(_HOME[pool], [])
         while idle and not gpus and cpus is None:
             return idle.pop()
         return self._worker(pool, gpus, self._threads(cpus) if pool == "train" else 1)
@@ -460,6 +461,8 @@ def engine_key(source: ModelSource) -> str:
     return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
 
 
+_HOME = {"table": "rows", "flow": "rows", "train": "train"}
+"""Where a pool's workers wait when idle: those that handle rows serve tables and flows alike."""
 _PREFIX = "caiflow-ray-"
 
 

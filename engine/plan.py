@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,8 @@ def _flat(prefix: str, value: Any) -> Components:
         for name, inner in value.items():
             flat.update(_flat(f"{prefix}.{name}", inner))
         return flat
+    if isinstance(value, (list, tuple)) and any(isinstance(inner, (Mapping, list, tuple)) for inner in value):
+        return _flat(prefix, {str(place): inner for place, inner in enumerate(value)})
     return {prefix: value}
 
 
@@ -270,7 +273,12 @@ def describe(change: tuple[str, Any, Any]) -> str:
     if group == "operator":
         return f"operator {old} -> {new}"
     short = rest if group in ("params", "uses") else name
+    if _HEX.fullmatch(str(new)) or _HEX.fullmatch(str(old)):
+        return f"{short} changed"
     return f"{short} {_short(old)} -> {_short(new)}"
+
+
+_HEX = re.compile(r"[0-9a-f]{32,}")
 
 
 def _short(value: Any) -> str:

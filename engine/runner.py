@@ -224,7 +224,7 @@ class _Execution:
         from caiflow.engine.work import TableUnit
 
         unit = TableUnit(self._work(step), self._inputs(step), self._stage(step))
-        return self._submit(cluster, unit, [step], "rows")
+        return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
         from caiflow.engine.work import FlowUnit
@@ -244,7 +244,7 @@ class _Execution:
             ledger_dir=self.store.ledger_dir,
         )
         self.store.record_run(self.spec.name, self.out_dir, ledgers=[s.namespace for s in unit.flow_steps])
-        return self._submit(cluster, unit, chain, "rows", engines=self._engine_keys(sources))
+        return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
     def _begin_measure(self, step: Step, cluster: Cluster) -> bool:
         from caiflow.engine.work import MeasureUnit, namespace
@@ -256,7 +256,7 @@ class _Execution:
         unit = MeasureUnit(self._work(step), self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
         ledgers = [namespace(step.op, source.identity) for source in sources.values()]
         self.store.record_run(self.spec.name, self.out_dir, ledgers=ledgers)
-        return self._submit(cluster, unit, [step], "rows", engines=self._engine_keys(sources))
+        return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 
     def _begin_training(self, step: Step, cluster: Cluster) -> bool:
         from caiflow.engine.work import TrainUnit
