@@ -94,7 +94,9 @@ class DpoParams(TrainingParams):
         if self.reference_free and (self.reference or self.sync_ref_model):
             raise ValueError("`reference_free` uses no reference; leave `reference` and `sync_ref_model` out")
         if self.sync_ref_model and (self.lora or self.precompute_ref_log_probs):
-            raise ValueError("`sync_ref_model` needs a reference beside the model; leave `lora` and `precompute_ref_log_probs` out")
+            raise ValueError(
+                "`sync_ref_model` needs a reference beside the model; leave `lora` and `precompute_ref_log_probs` out"
+            )
         return self
 
 

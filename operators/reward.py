@@ -96,7 +96,11 @@ class Reward(ModelOperator[RewardParams]):
         setattr(model.config, MEAN, mean if self.params.center else 0.0)
         text = json.dumps({"ece": found["ece"], "bins": bins}, indent=1)
         (job.out_dir / RELIABILITY).write_text(text, encoding="utf-8")
-        job.metrics |= {**found, "mean_reward": mean, "measured_on": "input" if self.params.eval_input is None else "eval_input"}
+        job.metrics |= {
+            **found,
+            "mean_reward": mean,
+            "measured_on": "input" if self.params.eval_input is None else "eval_input",
+        }
 
     def _tokens(self, job: Job, tokenizer: Any) -> list[Dataset]:
         from caiflow.engine.llm.render import Renderer

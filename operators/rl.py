@@ -125,7 +125,9 @@ class RlParams(TrainingParams):
     def _consistent(self) -> RlParams:
         for name in sorted(self.model_fields_set & set(ONLY)):
             if self.algorithm not in ONLY[name]:
-                raise ValueError(f"`{name}` is for {' and '.join(sorted(ONLY[name]))}, got `algorithm: {self.algorithm}`; leave it out")
+                raise ValueError(
+                    f"`{name}` is for {' and '.join(sorted(ONLY[name]))}, got `algorithm: {self.algorithm}`; leave it out"
+                )
         if self.algorithm != "ppo" and self.generations < 2:
             raise ValueError(f"{self.algorithm} compares replies to one prompt; give `num_generations` of 2 or more")
         if self.per_device_train_batch_size * self.batches % self.generations:
@@ -134,7 +136,9 @@ class RlParams(TrainingParams):
                 f"{self.per_device_train_batch_size} x {self.batches} and {self.generations}"
             )
         if self.batches * self.iterations % self.gradient_accumulation_steps:
-            raise ValueError("`steps_per_generation` times `num_iterations` must be a multiple of `gradient_accumulation_steps`")
+            raise ValueError(
+                "`steps_per_generation` times `num_iterations` must be a multiple of `gradient_accumulation_steps`"
+            )
         if self.algorithm == "ppo" and not self.merge:
             raise ValueError("ppo trains a value head beside the adapters, so they can't be saved alone; leave `merge` out")
         if self.max_completion_length >= self.max_length:
@@ -161,13 +165,15 @@ class Rl(ModelOperator[RlParams]):
 
     def train(self, job: Job) -> None:
         """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""
-        from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import fit, quiet_libraries
+
+        quiet_libraries()  # before the libraries are imported, which is when they speak
+
+        from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.models import load_model, load_tokenizer, save_model
         from caiflow.engine.training.ppo import remove_value_head
 
         params = self.params
-        quiet_libraries()
         source = self._start(job)
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)

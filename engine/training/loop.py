@@ -106,7 +106,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
     if trainer.is_world_process_zero():
-        history = [dict(point) for point in trainer.state.log_history if "train_runtime" not in point]
+        history = [_figures_of(point) for point in trainer.state.log_history if "train_runtime" not in point]
         write_history(job.out_dir, history)
         job.metrics.update(figures(history))
         job.metrics |= {"steps": trainer.state.global_step, "seconds": round(seconds, 3)}
@@ -159,14 +159,22 @@ def figures(history: list[dict[str, Any]]) -> dict[str, float]:
             total += point["loss"] * (point["step"] - steps)
             steps = point["step"]
             result["final_loss"] = point["loss"]
-        result |= {_plain(name): value for name, value in point.items() if name not in _NOT_FIGURES and _finite(value)}
+        result |= {
+            _plain(name): value
+            for name, value in point.items()
+            if name not in {"step", "loss", "epoch", "learning_rate"} and _finite(value)
+        }
     return {"train_loss": total / steps, **result} if steps else result
 
 
-_NOT_FIGURES = frozenset(
-    {"step", "loss", "epoch", "learning_rate", "num_tokens", "eval_runtime", "eval_samples_per_second"}
-    | {"eval_steps_per_second", "eval_num_tokens", "step_time", "num_input_tokens_seen"}
+_COUNTERS = frozenset(
+    {"num_tokens", "eval_num_tokens", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step_time"}
 )
+"""What depends on the machine, or begins anew when a run is resumed; it stays out of the curve."""
+
+
+def _figures_of(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in point.items() if name not in _COUNTERS}
 
 
 def _plain(name: str) -> str:

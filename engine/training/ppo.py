@@ -150,7 +150,9 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         length = batch["completion_ids"].size(1)
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(model, ids, seen, length, compute_entropy=model is not self.ref_model)
+        logps, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, ids, seen, length, compute_entropy=model is not self.ref_model
+        )
         return logps, entropies
 
     def _reference_logps(self, batch: dict[str, Tensor]) -> Tensor:

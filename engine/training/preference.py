@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PER_PAIR_LOSSES = frozenset(
-    {"sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down"}
+    {"sigmoid", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down"}
     | {"discopop", "sigmoid_norm"}
 )
-"""Loss variants that are a mean over pairs, so that a pair can be weighed; `aot` sorts the batch, `sft` counts tokens."""
+"""Loss variants in which a pair can be weighed: `aot` sorts the batch, `sft` counts tokens, and the library multiplies the
+output of `hinge` in place, which its gradient doesn't survive."""
 
 
 @dataclass

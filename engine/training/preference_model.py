@@ -41,7 +41,9 @@ class SoftReward(Quiet, RewardTrainer):  # type: ignore[misc]
         if self._signature_columns is None:
             self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids", "p_chosen"]
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Return the mean loss over the pairs of a batch.
 
         -log s(-d) = -log s(d) + d, so the soft loss is the library's hard one plus (1 - p) d.

@@ -1,0 +1,123 @@
+"""A training run survives `kill -9` and ends as if nothing had happened; figures by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.training.loop import COMPLETE, HISTORY, figures, last_checkpoint, total_steps
+from caiflow.operators.sft import Sft, SftParams
+from support.small_models import SHAPE, job, lessons
+
+FIELDS: dict[str, Any] = {
+    "input": "rows",
+    "scratch": {"hidden_size": 64, "num_hidden_layers": 2, "tokenizer": {"vocab_size": 400}},
+    "num_train_epochs": 6,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 2,
+    "lr_scheduler_type": "cosine",
+    "save_steps": 5,
+}
+CHILD = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from support.small_models import job, lessons
+from caiflow.engine.operator import StepContext
+from caiflow.operators.sft import Sft, SftParams
+Sft(SftParams.model_validate(json.loads(sys.argv[3])), StepContext()).train(job(Path(sys.argv[2]), {"rows": lessons()}))
+"""
+
+
+def train(folder: Path) -> Job:
+    done = job(folder, {"rows": lessons()})
+    Sft(SftParams.model_validate(FIELDS), StepContext()).train(done)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    undisturbed = train(tmp_path / "undisturbed")
+    disturbed = tmp_path / "disturbed"
+    checkpoint = disturbed / "work" / "checkpoints" / "checkpoint-10" / COMPLETE
+    tests = str(Path(__file__).parents[2])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, tests, str(disturbed), json.dumps(FIELDS)])
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert child.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (disturbed / "out" / "model.safetensors").exists()
+    resumed = train(disturbed)
+    assert (resumed.out_dir / HISTORY).read_text() == (undisturbed.out_dir / HISTORY).read_text()
+    for name in ("train_loss", "final_loss", "steps"):
+        assert resumed.metrics[name] == undisturbed.metrics[name]
+    ours, theirs = (load_file(done.out_dir / "model.safetensors") for done in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_that_was_cut_off_is_removed(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-15").exists()
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_mean_loss_weighs_each_point_by_its_steps() -> None:
+    history = [
+        {"step": 10, "loss": 4.0, "grad_norm": 1.0, "rewards/margins": 0.5},
+        {"step": 15, "loss": 1.0, "grad_norm": 2.0, "learning_rate": 1e-3},
+        {"step": 15, "eval_loss": 1.5, "epoch": 3.0},
+    ]
+    found = figures(history)
+    assert found == {
+        "train_loss": (4.0 * 10 + 1.0 * 5) / 15,
+        "final_loss": 1.0,
+        "eval_loss": 1.5,
+        "grad_norm": 2.0,
+        "rewards_margins": 0.5,
+    }
+    assert figures([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "expected"),
+    [
+        (10, {"per_device_train_batch_size": 4}, 3),
+        (10, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, 3),
+        (10, {"per_device_train_batch_size": 5, "num_train_epochs": 1.5}, 3),
+        (10, {"max_steps": 7}, 7),
+    ],
+)
+def test_steps_are_counted_as_the_library_does(rows: int, fields: dict[str, Any], expected: int) -> None:
+    params = SftParams.model_validate({"input": "rows", "model": "base", **fields})
+    assert total_steps(params, rows) == expected
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    work = job(tmp_path, {"rows": lessons()[:8]})
+    work.log = lambda **figures: told.append(figures)
+    fields = {**FIELDS, "num_train_epochs": 1, "scratch": SHAPE, "logging_steps": 1}
+    Sft(SftParams.model_validate(fields), StepContext()).train(work)
+    assert told[-1]["done"] == told[-1]["total"] == 4
+    assert told[-1]["loss"] > 0
+    points = [json.loads(line) for line in (work.out_dir / HISTORY).read_text().splitlines()]
+    assert [point["step"] for point in points] == [1, 2, 3, 4]

@@ -1,0 +1,51 @@
+"""The order of prompts and the rewards beside a model's score."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from caiflow.engine.training.rollouts import EpochSampler, LengthControl, reward_functions
+
+
+def sampler(count: int = 7, batch: int = 3) -> EpochSampler:
+    return EpochSampler(range(count), mini_repeat_count=2, batch_size=batch, repeat_count=2, shuffle=True, seed=5)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(7, 3), (6, 3), (2, 5), (1, 1)])
+def test_every_prompt_is_drawn(count: int, batch: int) -> None:
+    drawn = list(sampler(count, batch))
+    assert set(drawn) == set(range(count))
+    assert len(drawn) == len(sampler(count, batch))
+    assert len(drawn) % (batch * 4) == 0
+    assert set(Counter(drawn).values()) <= {4 * times for times in (1, 2, 3, 4, 5)}
+
+
+def test_an_epoch_s_order_follows_from_its_number() -> None:
+    straight, resumed = sampler(), sampler()
+    orders = []
+    for epoch in range(3):
+        straight.set_epoch(epoch)
+        orders.append(list(straight))
+    resumed.set_epoch(2)
+    assert list(resumed) == orders[2]
+    assert orders[0] != orders[1]
+
+
+def test_replies_to_one_prompt_lie_together_and_batches_repeat() -> None:
+    drawn = list(sampler())
+    assert drawn[0:6:2] == drawn[1:6:2]
+    assert drawn[:6] == drawn[6:12]
+
+
+@pytest.mark.parametrize(("ids", "expected"), [([1, 2, 9], 0.0), ([1, 2, 3, 4, 9], -0.2), ([1, 2, 3, 4, 5], -1.2), ([], -1.0)])
+def test_length_is_paid_for(ids: list[int], expected: float) -> None:
+    assert LengthControl(free_tokens=3, per_token=0.1, unended=1.0).reward(ids, [9]) == pytest.approx(expected)
+
+
+def test_watched_rates_are_told_and_don_t_count() -> None:
+    told: dict[str, float] = {}
+    (length,) = reward_functions({}, LengthControl(0, 0.0, 0.0), [9], {"hollow": lambda text: "valued" in text})
+    replies = [[{"role": "assistant", "content": text}] for text in ("You are valued.", "No.")]
+    assert length(completions=replies, completion_ids=[[9], [9]], log_metric=told.__setitem__) == [0.0, 0.0]
+    assert told == {"hollow_rate": 0.5}

@@ -1,0 +1,136 @@
+"""Rows become the ids that serving sees, and loss falls on the right ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.errors import StepError
+from caiflow.engine.llm.base import Request
+from caiflow.engine.llm.render import Renderer
+from caiflow.engine.operator import ModelSource
+from caiflow.engine.training.models import load_tokenizer
+from caiflow.engine.training.tokens import (
+    IGNORED,
+    conversation_of,
+    conversations,
+    labelled,
+    preference_of,
+    preferences,
+)
+from support.small_models import saved
+
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "How do I bake?"},
+    {"role": "assistant", "content": "Find the cake."},
+    {"role": "user", "content": "And then?"},
+    {"role": "assistant", "content": "Bake it."},
+]
+MULTI_LINE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def renderer(model: ModelSource) -> Renderer:
+    return Renderer(load_tokenizer(model))
+
+
+def learnt(renderer: Renderer, ids: list[int], labels: list[int]) -> str:
+    assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
+    return str(renderer.tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != IGNORED]))
+
+
+@pytest.mark.parametrize("template", ["", MULTI_LINE])
+@pytest.mark.parametrize("loss_on", ["assistant", "completion", "all"])
+def test_the_prompt_has_the_ids_that_serving_gives_it(model: ModelSource, template: str, loss_on: Any) -> None:
+    renderer = Renderer(load_tokenizer(model), template)
+    served = renderer.ids(Request(tuple(TALK[:-1])))  # type: ignore[arg-type]
+    ids, _ = labelled(renderer, TALK, loss_on)  # type: ignore[arg-type]
+    assert ids[: len(served)] == served
+    assert ids[-1] == renderer.tokenizer.eos_token_id, "the end of the turn is learnt, and nothing after it"
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        ("assistant", "Find the cake.<|end|>Bake it.<|end|>"),
+        ("completion", "Bake it.<|end|>"),
+        ("all", "".join(["<|begin|>", *[f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in TALK]])),
+    ],
+)
+def test_loss_falls_on_the_turns_asked_for(renderer: Renderer, loss_on: Any, expected: str) -> None:
+    assert learnt(renderer, *labelled(renderer, TALK, loss_on)) == expected  # type: ignore[arg-type]
+
+
+def test_a_conversation_must_end_with_the_assistant(renderer: Renderer) -> None:
+    with pytest.raises(StepError, match="must end with the assistant"):
+        labelled(renderer, TALK[:-1], "assistant")  # type: ignore[arg-type]
+
+
+def test_a_revision_is_learnt_before_what_it_revises() -> None:
+    row = {"uid": "1", "prompt": TALK[1:2], "response": "first", "messages": TALK, "revision": "second"}
+    assert conversation_of(row)[-1] == {"role": "assistant", "content": "second"}
+    assert conversation_of({**row, "revision": None}) == TALK
+    assert conversation_of({**row, "revision": None, "messages": None})[-1]["content"] == "first"  # type: ignore[index]
+    assert conversation_of(row, "response")[-1]["content"] == "first"  # type: ignore[index]
+    assert conversation_of({"text": "plain"}) == "plain"
+    with pytest.raises(StepError, match="row 1: nothing to train on"):
+        conversation_of({"uid": "1", "prompt": "p"})
+
+
+def test_long_rows_are_cut_and_counted_and_rows_without_loss_left_out(renderer: Renderer, tmp_path: Path) -> None:
+    rows = saved(tmp_path, [{"uid": "a", "messages": TALK[1:3]}, {"uid": "b", "messages": TALK}])
+    length = len(renderer.ids(Request(tuple(TALK[:-1]))))  # type: ignore[arg-type]
+    found = conversations(rows, renderer, max_length=length + 1, loss_on="completion")
+    assert found.counts.metrics() == {"rows": 2, "rows_cut": 1, "rows_left_out": 0, "tokens": found.counts.tokens}
+    assert [len(ids) for ids in found.data["input_ids"]][1] == length + 1
+    found = conversations(rows, renderer, max_length=length, loss_on="completion")
+    assert (found.counts.left_out, len(found.data)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "How?", "chosen": "yes", "rejected": "no"},
+        {"prompt": [{"role": "user", "content": "How?"}], "chosen": "yes", "rejected": "no", "p_chosen": None},
+        {
+            "chosen": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "yes"}],
+            "rejected": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "no"}],
+        },
+        {
+            "prompt": [{"role": "user", "content": "How?"}],
+            "chosen": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "yes"}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+        },
+    ],
+)
+def test_preferences_come_in_several_shapes(row: dict[str, Any]) -> None:
+    prompt, chosen, rejected, p = preference_of(row)
+    assert prompt == [{"role": "user", "content": "How?"}]
+    assert (chosen["content"], rejected["content"], p) == ("yes", "no", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"uid": "7", "prompt": "p", "chosen": "yes"}, "row 7: a preference needs"),
+        ({"uid": "7", "prompt": "p", "chosen": "yes", "rejected": "no", "p_chosen": 1.5}, "got 1.5"),
+        ({"uid": "7", "chosen": TALK, "rejected": TALK[:3]}, "one turn of the assistant, got 3 turns"),
+    ],
+)
+def test_a_wrong_preference_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(StepError, match=message):
+        preference_of(row)
+
+
+def test_both_replies_follow_the_served_prompt(renderer: Renderer, tmp_path: Path) -> None:
+    rows = saved(tmp_path, [{"uid": "1", "prompt": TALK[1:2], "chosen": "Bake it.", "rejected": "No.", "p_chosen": 0.75}])
+    (row,) = preferences(rows, renderer, max_length=100).data
+    assert row["prompt_ids"] == renderer.ids(Request(tuple(TALK[1:2])))  # type: ignore[arg-type]
+    decode = renderer.tokenizer.decode
+    assert (decode(row["chosen_ids"]), decode(row["rejected_ids"])) == ("Bake it.<|end|>", "No.<|end|>")
+    assert row["p_chosen"] == 0.75

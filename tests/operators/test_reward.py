@@ -1,0 +1,67 @@
+"""`reward`: a model that scores, centred and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.training.scoring import load_reward
+from caiflow.operators.reward import RELIABILITY, Reward, RewardParams
+from pydantic import ValidationError
+from support.small_models import job, preferences, small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+def train(folder: Path, model: ModelSource, p: tuple[float, ...] = (1.0,), **fields: Any) -> Job:
+    done = job(folder, {"rows": preferences(p), "held": preferences(p)[:10]}, base=model)
+    settings = {"input": "rows", "model": "base", "learning_rate": 2e-3, "num_train_epochs": 4, **fields}
+    Reward(RewardParams.model_validate(settings), StepContext()).train(done)
+    return done
+
+
+@pytest.mark.parametrize("fields", [{}, {"lora": {"rank": 8}, "eval_input": "held"}, {"center_rewards_coefficient": 0.01}])
+def test_it_tells_chosen_from_rejected_and_scores_are_centred(
+    tmp_path: Path, model: ModelSource, fields: dict[str, Any]
+) -> None:
+    done = train(tmp_path, model, **fields)
+    assert done.metrics["accuracy"] == 1.0
+    assert done.metrics["margin"] > 0.5
+    assert done.metrics["measured_on"] == ("eval_input" if "eval_input" in fields else "input")
+    rows = preferences()[: 10 if "eval_input" in fields else None]
+    judge = load_reward(ModelSource(path=str(done.out_dir), identity=""))
+    prompts = [row["prompt"] for row in rows]
+    chosen, rejected = (judge.score(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))
+    assert sum(chosen + rejected) / (2 * len(rows)) == pytest.approx(0, abs=1e-4)
+    assert sum(chosen) / len(rows) - sum(rejected) / len(rows) == pytest.approx(done.metrics["margin"], rel=1e-3)
+
+
+def test_soft_labels_are_learnt_as_they_are(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, model, (0.8,), num_train_epochs=12)
+    assert done.metrics["margin"] == pytest.approx(1.386, abs=0.3), "the log-odds of 0.8"
+    assert done.metrics["ece"] < 0.06
+    hard = train(tmp_path / "hard", model, (0.8,), num_train_epochs=12, labels="hard")
+    assert hard.metrics["margin"] > done.metrics["margin"] + 1
+
+
+def test_the_reliability_figure_s_data_lies_beside_the_model(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, model, (0.9, 0.6))
+    data = json.loads((done.out_dir / RELIABILITY).read_text())
+    assert data["ece"] == done.metrics["ece"]
+    assert sum(one["n"] for one in data["bins"]) == 2 * 36, "each pair counts in both orders"
+
+
+def test_scores_can_be_left_as_they_are(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, model, center=False)
+    assert load_reward(ModelSource(path=str(done.out_dir), identity="")).mean == 0.0
+
+
+def test_adapters_can_t_be_kept_apart() -> None:
+    with pytest.raises(ValidationError, match="saved whole"):
+        RewardParams.model_validate({"input": "rows", "model": "base", "merge": False})

@@ -1,0 +1,124 @@
+"""`rl`: each algorithm raises the reward that it is given, and can be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caiflow.engine.errors import StepError
+from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.training.models import load_plain
+from caiflow.operators.reward import Reward, RewardParams
+from caiflow.operators.rl import Rl, RlParams
+from pydantic import ValidationError
+from support.small_models import job, preferences, small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, model: ModelSource) -> ModelSource:
+    done = job(tmp_path_factory.mktemp("judge"), {"rows": preferences()}, base=model)
+    params = {"input": "rows", "model": "base", "learning_rate": 2e-3, "num_train_epochs": 4}
+    Reward(RewardParams.model_validate(params), StepContext()).train(done)
+    return ModelSource(path=str(done.out_dir), identity="judge")
+
+
+FIELDS: dict[str, Any] = {
+    "input": "rows",
+    "model": "base",
+    "rewards": {"judge": 1.0},
+    "learning_rate": 2e-3,
+    "num_train_epochs": 3,
+    "max_completion_length": 16,
+    "max_length": 128,
+    "beta": 0.01,
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": "grpo", "num_generations": 4},
+    "rloo": {"algorithm": "rloo", "num_generations": 4},
+    "ppo": {"algorithm": "ppo", "steps_per_generation": 2},
+}
+
+
+def train(folder: Path, model: ModelSource, judge: ModelSource, log: Any = None, **fields: Any) -> Job:
+    rows = [{"uid": row["uid"], "prompt": row["prompt"]} for row in preferences()]
+    done = job(folder, {"rows": rows, "held": rows[:8]}, base=model, judge=judge)
+    done.log = log
+    Rl(RlParams.model_validate({**FIELDS, **fields}), StepContext()).train(done)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 8}])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_reward_rises(tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str, lora: Any) -> None:
+    done = train(tmp_path, model, judge, lora=lora, **ALGORITHMS[algorithm])
+    assert done.metrics["reward_end"] > done.metrics["reward_start"] + 0.1
+    assert done.metrics["kl_end"] > done.metrics["kl_start"] >= -0.05
+    assert {"length_end", "boilerplate_rate_end", "rewards_judge_mean", "rewards_length_mean"} <= set(done.metrics)
+    names = set(load_plain(ModelSource(path=str(done.out_dir), identity="")).state_dict())
+    assert names == set(load_plain(model).state_dict()), "no value head is left in the model"
+
+
+@pytest.mark.slow
+def test_long_replies_can_be_made_dear(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
+    fields = {**ALGORITHMS["rloo"], "rewards": {"judge": 0.0}, "length_penalty": 0.2, "length_free": 2, "num_train_epochs": 4}
+    done = train(tmp_path, model, judge, **fields)
+    assert done.metrics["length_end"] < done.metrics["length_start"] - 2
+
+
+class Stop(Exception):
+    """Ends a run from within."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str
+) -> None:
+    fields = {**ALGORITHMS[algorithm], "save_steps": 3, "num_train_epochs": 2, "per_device_train_batch_size": 16}
+    undisturbed = train(tmp_path / "undisturbed", model, judge, **fields)
+    disturbed = tmp_path / "disturbed"
+
+    def stop(**_: Any) -> None:
+        if len(list(disturbed.glob("work/checkpoints/*/complete"))) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(disturbed, model, judge, stop, logging_steps=1, **fields)
+    resumed = train(disturbed, model, judge, **fields)
+    history = [(done.out_dir / "_history.jsonl").read_text() for done in (undisturbed, resumed)]
+    assert history[0] == history[1]
+
+
+@pytest.mark.slow
+def test_held_out_prompts_are_answered_and_scored(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
+    done = train(tmp_path, model, judge, num_train_epochs=1, eval_input="held", **ALGORITHMS["ppo"])
+    assert "eval_reward" in done.metrics
+
+
+def test_prompts_without_room_for_a_reply_are_named(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
+    with pytest.raises(StepError, match="no prompts are left"):
+        train(tmp_path, model, judge, max_length=20, **ALGORITHMS["ppo"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"algorithm": "grpo", "lam": 0.9}, "`lam` is for ppo"),
+        ({"algorithm": "ppo", "scale_rewards": "none"}, "`scale_rewards` is for grpo"),
+        ({"algorithm": "rloo", "num_generations": 1}, "2 or more"),
+        ({"algorithm": "grpo", "num_generations": 3}, "must be a multiple"),
+        ({"algorithm": "ppo", "merge": False}, "value head"),
+        ({"algorithm": "ppo", "max_length": 16}, "no room"),
+        ({"rewards": {}}, "at least 1"),
+    ],
+)
+def test_contradictions_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RlParams.model_validate({**FIELDS, **fields})
