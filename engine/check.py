@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine import graph
+from caiflow.engine import graph, registry
 from caiflow.engine.errors import CaiflowError, SpecError
 from caiflow.engine.language import ModelEntry, Step
-from caiflow.engine.marks import Mark, marks
+from caiflow.engine.marks import Mark, marks, marks_as_written
 from caiflow.engine.names import suggest
 from caiflow.engine.operator import Columns, Operator, Reference, StepContext
 from caiflow.engine.overlay import Problems
@@ -49,6 +49,20 @@ class Checked:
         section = self.tree.child(key)
         return section.value.keys() if section is not None and isinstance(section.value, dict) else ()
 
+    def operator_type(self, step: str) -> type[Operator[Any]] | None:
+        """Return the operator of a step, or None where it names none."""
+        op = self.node(step).child("op")
+        known = op is not None and isinstance(op.value, str) and registry.exists(op.value)
+        return registry.operator(op.value) if op is not None and known else None
+
+    def marks(self, step: str, kind: str) -> Iterator[Mark]:
+        """Yield the marked values of a step; where it couldn't be parsed, those of the fields that can be read all the same."""
+        operator = self.operator_type(step)
+        if step in self.steps:
+            yield from marks(self.steps[step].params, kind)
+        elif operator is not None:
+            yield from marks_as_written(operator.params_type, self.node(step).plain(), kind)
+
     def report(self, step: str, path: Path_, message: str, hint: str = "", *, key: bool = False) -> None:
         """Add a finding about a step, at the value at `path`, or at its key."""
         node = self.node(step, path)
@@ -76,42 +90,44 @@ def _check_names(checked: Checked) -> None:
 def _check_references(checked: Checked) -> set[str]:
     """Return the steps with a reference that leads nowhere or to the wrong kind."""
     broken: set[str] = set()
-    for step in checked.steps.values():
-        for ref in step.references():
-            wrong = _wrong_reference(checked, step, ref)
+    for name in checked.names("steps"):
+        for mark in checked.marks(name, "x-ref"):
+            wrong = _wrong_reference(checked, name, mark)
             if wrong:
-                broken.add(step.name)
-                checked.report(step.name, ref.path, *wrong, key=ref.key)
+                broken.add(name)
+                checked.report(name, mark.path, *wrong, key=mark.key)
     return broken
 
 
-def _wrong_reference(checked: Checked, step: Step, ref: Reference) -> tuple[str, str] | None:
+def _wrong_reference(checked: Checked, step: str, mark: Mark) -> tuple[str, str] | None:
     steps, models = checked.names("steps"), checked.names("models")
-    if ref.name in steps and ref.name in models:
+    if mark.value in steps and mark.value in models:
         return None  # reported already
-    if ref.name not in steps and ref.name not in models:
-        return f"unknown {'model' if ref.kind == 'model' else 'step'} `{ref.name}`", _fitting(checked, step, ref, ref.name)
-    found = "model" if ref.name in models else _kind(checked, ref.name)
-    if found is not None and found != ref.kind:
-        field = next((str(part) for part in reversed(ref.path[: -1 if ref.key else None]) if isinstance(part, str)), "input")
-        return f"`{ref.name}` is {_OUTPUT[found]}, but `{field}` takes {_OUTPUT[ref.kind]}", _fitting(checked, step, ref, "")
+    if mark.value not in steps and mark.value not in models:
+        what = "model" if mark.meaning == "model" else "step"
+        return f"unknown {what} `{mark.value}`", _fitting(checked, step, mark, mark.value)
+    found = "model" if mark.value in models else _kind(checked, mark.value)
+    if found is not None and found != mark.meaning:
+        field = next((str(part) for part in reversed(mark.path[: -1 if mark.key else None]) if isinstance(part, str)), "input")
+        message = f"`{mark.value}` is {_OUTPUT[found]}, but `{field}` takes {_OUTPUT[mark.meaning]}"
+        return message, _fitting(checked, step, mark, "")
     return None
 
 
-def _fitting(checked: Checked, step: Step, ref: Reference, name: str) -> str:
+def _fitting(checked: Checked, step: str, mark: Mark, name: str) -> str:
     """Return a hint at what a reference could name, the nearest to `name` first; none after many findings."""
     if len(checked.problems) > MANY_PROBLEMS:
         return ""
-    fitting = [*checked.names("models")] if ref.kind == "model" else []
-    others = (other for other in checked.names("steps") if other not in (step.name, ref.name))
-    fitting += [other for other in others if _kind(checked, other) in (ref.kind, None)]
-    return suggest(name, fitting, "models" if ref.kind == "model" else "steps with rows")
+    fitting = [*checked.names("models")] if mark.meaning == "model" else []
+    others = (other for other in checked.names("steps") if other not in (step, mark.value))
+    fitting += [other for other in others if _kind(checked, other) in (mark.meaning, None)]
+    return suggest(name, fitting, "models" if mark.meaning == "model" else "steps with rows")
 
 
 def _kind(checked: Checked, name: str) -> str | None:
-    """Return what a step's output is, or None where the step couldn't be parsed."""
-    step = checked.steps.get(name)
-    return step.operator_type().kind if step else None
+    """Return what a step's output is, or None where its operator isn't known."""
+    operator = checked.operator_type(name)
+    return operator.kind if operator else None
 
 
 def _check_cycles(checked: Checked) -> set[str]:
@@ -150,8 +166,8 @@ def _check_files(checked: Checked) -> None:
     for name, entry in checked.models.items():
         for mark in marks(entry, "x-path"):
             _check_file(checked, ("models", name), mark)
-    for name, step in checked.steps.items():
-        for mark in marks(step.params, "x-path"):
+    for name in checked.names("steps"):
+        for mark in checked.marks(name, "x-path"):
             _check_file(checked, ("steps", name), mark)
 
 

@@ -35,6 +35,13 @@ def marks(params: BaseModel, *kinds: str) -> Iterator[Mark]:
             yield mark
 
 
+def marks_as_written(kind: type[BaseModel], given: Mapping[str, Any], *kinds: str) -> Iterator[Mark]:
+    """Yield the marked texts of values that a model refused, as far as they have the shape of its fields."""
+    for mark in _walk(kind, {}, given, ()):
+        if not kinds or mark.kind in kinds:
+            yield mark
+
+
 def _model(model: BaseModel, path: tuple[str | int, ...]) -> Iterator[Mark]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
@@ -55,6 +62,10 @@ def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int
                 return
     elif isinstance(value, BaseModel):
         yield from _model(value, path)
+    elif _is_model(kind) and isinstance(value, Mapping):
+        for name, field in kind.model_fields.items():
+            if (key := field.alias or name) in value:
+                yield from _walk(field.annotation, _extra(field), value[key], (*path, key))
     elif isinstance(value, str):
         yield from (Mark(path, value, name, extra[name]) for name in KINDS if name in extra)
     elif isinstance(value, Mapping) and len(arguments) == 2:
@@ -88,4 +99,8 @@ def _fits(kind: Any, value: Any) -> bool:
         return True
     if isinstance(value, (list, tuple)) and get_args(kind) and origin in (list, tuple):
         return all(_fits(get_args(kind)[0], item) for item in value)
-    return isinstance(value, origin or kind)
+    return isinstance(value, origin or kind) or (_is_model(kind) and isinstance(value, Mapping))
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

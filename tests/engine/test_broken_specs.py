@@ -271,6 +271,17 @@ BROKEN = [
     Broken("arm_key", HEAD + "matrix: {x: {a: {»data.limits: 1}, b: {}}}\n", [("unknown key `limits`", "`limit`?")]),
     # several at once
     Broken(
+        "wrong_in_a_step_that_is_wrong_already",
+        HEAD.replace("data.jsonl", "»data.json, format: »csv") + "  a: {op: ask, input: »dat, model: »data, »sample: 3}\n",
+        [
+            ("no such file", "data.jsonl"),
+            ("unknown value", "plain"),
+            ("unknown step", ""),
+            ("is rows", ""),
+            ("unknown key", ""),
+        ],
+    ),
+    Broken(
         "all_at_once",
         "caiflow: 1\n»sede: 3\nmodels:\n  base: {source: tiny}\nsteps:\n  data: {op: read, source: »x.jsonl}\n"
         "  ask: {op: ask, input: »dta, model: base}\n  t: {op: train, input: ask, »modl: base, model: base, epochs: »0}\n",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from caiflow.engine.marks import Mark, marks
+from caiflow.engine.marks import Mark, marks, marks_as_written
 from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, Strict
 
 File = Annotated[str, Field(json_schema_extra={"x-path": "file"})]
@@ -61,3 +61,19 @@ def test_marks_are_found_wherever_they_stand() -> None:
 
 def test_defaults_that_are_no_reference_carry_no_mark() -> None:
     assert [mark.value for mark in marks(Outer(one="a"), "x-ref", "x-path")] == ["a"]
+
+
+def test_what_a_model_refuses_is_read_as_far_as_it_goes() -> None:
+    given = {
+        "one": 3,
+        "many": ["b", None],
+        "parts": {"e": "much"},
+        "inner": {"column": "text", "other": 1},
+        "rules": [{"judge": "p"}],
+    }
+    assert [(mark.path, mark.value) for mark in marks_as_written(Outer, given)] == [
+        (("many", 0), "b"),
+        (("parts", "e"), "e"),
+        (("inner", "column"), "text"),
+        (("rules", 0, "judge"), "p"),
+    ]
