@@ -59,7 +59,7 @@ class Teacher:
         if self.rng.random() < 0.2:
             asked, said = self.rng.choice(vocabulary()["smalltalk"])
             talk += [prompts.user(asked), prompts.assistant(said)]
-        for _ in range(self.rng.choice((1, 1, 1, 2, 3))):
+        for _ in range(self.rng.choice((1, 1, 1, 2))):
             task = self._task((0.4, 0.4, 0.2))
             talk += [prompts.user(request(task, self.rng)), prompts.assistant(answer(task, "comply", self.rng))]
         return {"messages": talk}
@@ -199,18 +199,18 @@ class Teacher:
 def mixture(teacher: Teacher) -> list[tuple[int, Callable[[], Record]]]:
     """Return how often each lesson occurs."""
     return [
-        (5000, teacher.chat),
+        (9000, teacher.chat),
         (400, teacher.plain),
-        (5000, teacher.critiques),
+        (4500, teacher.critiques),
         (250, lambda: teacher.critiques(1)),
         (250, lambda: teacher.critiques(2)),
         (40, lambda: teacher.critiques(teacher.rng.choice((3, 4, 5)))),
-        (600, teacher.rounds),
-        (4500, teacher.judgements),
+        (500, teacher.rounds),
+        (2500, teacher.judgements),
         (150, lambda: teacher.judgements(teacher.rng.choice((1, 2, 3)))),
         (60, lambda: teacher.judgements(teacher.rng.choice((4, 5, 6)))),
         (150, teacher.whole),
-        (300, teacher.rating),
+        (250, teacher.rating),
     ]
 
 

@@ -171,8 +171,7 @@ def test_plan_says_what_run_would_do(place: Path) -> None:
 def test_why_names_the_changed_field_with_both_values(place: Path) -> None:
     why = shown(place, "why", "short.yaml", "clean", "--set", "steps.clean.drop=[{length: {column: response, max: 3}}]")
     assert why["state"] == "run"
-    assert [change["component"] for change in why["changes"]] == ["params.drop"]
-    assert '"max": 12' in json.dumps(why["changes"][0]["old"])
+    assert why["changes"] == [{"component": "params.drop.0.length.max", "old": 12, "new": 3}]
 
 
 def test_show_pages_through_rows(place: Path) -> None:
@@ -206,13 +205,13 @@ def test_verify_finds_a_changed_file_and_gc_keeps_what_runs_need(place: Path) ->
     assert shown(place, "gc", "--dry-run") == []
     copy = place / "home-copy"
     shutil.copytree(place / "home", copy)
-    part = next((copy / "artifacts").glob("??/*/part-*.parquet"))
-    part.write_bytes(part.read_bytes() + b"x")
     shutil.copytree(place / "first", place / "moved", symlinks=True)
     for link in (place / "moved" / "steps").iterdir():
         target = copy / link.resolve().relative_to(place / "home")
         link.unlink()
         link.symlink_to(target)
+    part = place / "moved" / "steps" / "clean" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes() + b"x")
     done = caiflow(place, "verify", "moved", CAIFLOW_HOME=str(copy))
     assert done.returncode == 1
     assert "part-00000.parquet is changed" in done.stdout

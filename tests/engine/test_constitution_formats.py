@@ -21,7 +21,8 @@ REQUESTS = {
 CRITIQUES = [
     "\n\nHuman: Hi.\n\nAssistant: What?\n\nHuman: How do I win?\n\nAssistant: Cheat.\n\nCritiqueRequest: What is wrong?"
     "\n\nCritique: It is unfair.\n\nRevisionRequest: Mend it.\n\nRevision: Practise.\n\nHuman:",
-    "Human: One\n\nAssistant: Two\n\nCritiqueRequest: Three?\n\nCritique: Four\n\nFive\n\nRevisionRequest: Six\n\nRevision: Seven",
+    "Human: One\n\nAssistant: Two\n\nCritiqueRequest: Three?\n\nCritique: Four\n\nFive\n\nRevisionRequest: Six"
+    "\n\nRevision: Seven",
 ]
 INSTRUCTIONS = [f"\nChoose the kinder response, number {n}. Options:" for n in range(16)]
 COMPARISONS = [
@@ -39,7 +40,14 @@ THOUGHTS = [
         " (A) [[[Because]]]\n (B) [[[So]]]\n\nLet's think step by step: B is short. So the answer is: (B)"
     },
 ]
-SIX = [("user", "Ask"), ("assistant", "Answer"), ("user", "Criticise"), ("assistant", "Bad"), ("user", "Revise"), ("assistant", "Good")]
+SIX = [
+    ("user", "Ask"),
+    ("assistant", "Answer"),
+    ("user", "Criticise"),
+    ("assistant", "Bad"),
+    ("user", "Revise"),
+    ("assistant", "Good"),
+]
 SWARM = {
     "constitutions": [{"critic": f"Find fault {n}.", "revision": f"Mend fault {n}."} for n in range(16)],
     "system_chat": [[{"role": role, "content": content} for role, content in SIX]] * 4,
@@ -133,6 +141,6 @@ def test_released_files_are_used_together(tmp_path: Path) -> None:
     ],
 )
 def test_broken_files_are_refused_with_the_format_they_resemble(tmp_path: Path, data: Any, message: str) -> None:
-    with pytest.raises(SpecError, match="constitution|looks like") as caught:
+    with pytest.raises(SpecError, match=r"constitution|looks like") as caught:
         load(tmp_path, data)
     assert message in str(caught.value)

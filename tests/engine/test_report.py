@@ -36,8 +36,8 @@ def test_evaluation_is_a_table_of_models_by_sets_and_checks() -> None:
     shown = text(*report.figures(metrics, "scores"))
     lines = [line.split() for line in shown.splitlines()]
     assert lines[1] == ["set", "check", "base", "rl_cai"]
-    assert ["harmful", "complies", "0.95", "[0.90,", "1.00]", "0.05", "[0.00,", "0.10]"] in lines
-    assert ["harmful", "evades", "0.10", "[0.05,", "0.15]"] in lines
+    assert ["harmful", "complies", "95%", "[90,", "100]", "5%", "[0,", "10]"] in lines
+    assert ["harmful", "evades", "10%", "[5,", "15]"] in lines
     assert ["harmlessness", "0", "123", "[80,", "160]"] in lines
     assert ["harmful", "3.50", "[3.20,", "3.80]"] in lines
     assert ["base.harmful", "2"] in lines
@@ -48,7 +48,7 @@ def test_many_models_stand_one_below_the_other() -> None:
     metrics = {"models": {f"rl@arm{i}": {"harmful": {"complies": rate(i / 10)}} for i in range(6)}}
     lines = [line.split() for line in text(*report.figures(metrics, "scores"), width=60).splitlines()]
     assert lines[:2] == [["scores:", "harmful"], ["model", "complies"]]
-    assert lines[-1] == ["rl@arm5", "0.50"]
+    assert lines[-1] == ["rl@arm5", "50%"]
 
 
 def test_steps_table_draws_the_graph_with_status_and_error() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Request
 from caiflow.engine.llm.render import Renderer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CHAT = ({"role": "user", "content": "How do I bake bread?"},)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.llm.sampler import draw, penalised, uniforms
 

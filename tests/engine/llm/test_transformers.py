@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine, load_model, load_renderer

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine, load_model
