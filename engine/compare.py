@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ABSENT = "(absent)"
 """Stands for a value that one side doesn't have."""
+TIMINGS = ("seconds", "per_second")
+"""Ends of the names of figures that differ from run to run without meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
         settings=tuple(changes(_settings(old_dir), _settings(new_dir))),
         prompts=tuple(_prompts(old_dir, new_dir, both)),
         rows=tuple(diff for step in both if (diff := _rows(old_dir, new_dir, step, examples)) is not None),
-        metrics=tuple(changes(_figures(old, old_dir), _figures(new, new_dir))),
+        metrics=tuple(c for c in changes(_figures(old, old_dir), _figures(new, new_dir)) if not c.path.endswith(TIMINGS)),
     )
 
 

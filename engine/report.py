@@ -16,22 +16,27 @@ from caiflow.engine.board import clean, duration
 from caiflow.engine.lanes import lanes
 from caiflow.engine.progress import LOOKS
 
-HEADLINES = ("train_loss", "eval_loss", "eval_accuracy", "accuracy", "tie_rate", "unparsable_rate", "dropped", "mixture")
-"""Metrics that the table of steps shows, the most telling first."""
+HEADLINES = {
+    "train_loss": "loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy", "tie_rate": "ties",
+    "unparsable_rate": "unparsable",
+}  # fmt: skip
+"""Metrics that the table of steps shows, the most telling first, and how they are called there."""
 
 CENTRES = ("rate", "mean", "elo")
 """The key of a figure's value, beside its interval `low` and `high`."""
 MANY = 4
 """With more models than this, an evaluation lists them one below the other."""
+PRECISE = 1000
+"""From this many prompts on, rates are worth a decimal."""
 _Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def plain_table(*columns: str, title: str = "") -> Table:
-    """Return an empty table without lines; a column named `n:...` is right-aligned."""
+    """Return an empty table without lines. A column `n:...` is right-aligned; that and `1:...` never break a line."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title or None, title_justify="left", title_style="bold")
     for column in columns:
-        right = column.startswith("n:")
-        table.add_column(column.removeprefix("n:"), justify="right" if right else "left", header_style="dim", no_wrap=right)
+        kind, _, name = column.rpartition(":")
+        table.add_column(name, justify="right" if kind == "n" else "left", header_style="dim", no_wrap=bool(kind))
     return table
 
 
@@ -39,7 +44,7 @@ def steps_table(run: Mapping[str, Any]) -> Table:
     """Return the steps of a run (content of run.json), as a graph with what became of each."""
     steps = run["steps"]
     drawn = lanes({name: step.get("inputs", ()) for name, step in steps.items()})
-    table = plain_table("", "step", "op", "n:rows in", "n:rows out", "n:time", "")
+    table = plain_table("1:", "1:step", "1:op", "n:in", "n:out", "n:time", "")
     for name, step in steps.items():
         taken = "" if step.get("seconds") is None or step["status"] == "cached" else duration(step["seconds"])
         symbol, style = LOOKS.get(step["status"], ("?", ""))
@@ -56,10 +61,12 @@ def _step_note(step: Mapping[str, Any]) -> Text:
     if step["status"] not in ("done", "cached"):
         return Text(step["status"], style="dim")
     metrics = step.get("metrics") or {}
-    parts = [f"{name} {number(metrics[name])}" for name in HEADLINES if isinstance(metrics.get(name), int | float)][:3]
-    if step["status"] == "cached":
-        parts.insert(0, "cached")
-    return Text(", ".join(parts), style="dim")
+    parts = ["cached"] if step["status"] == "cached" else []
+    parts += [f"{step[name]:,} {name}" for name in ("dropped", "failed") if step.get(name)]
+    parts += [
+        f"{short} {number(metrics[name])}" for name, short in HEADLINES.items() if isinstance(metrics.get(name), int | float)
+    ]
+    return Text(", ".join(parts[:3]), style="dim")
 
 
 def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
@@ -83,7 +90,7 @@ def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
 
 def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
     if cells:
-        table = plain_table("set", "check", *(f"n:{model}" for model in models), title=title)
+        table = plain_table("1:set", "1:check", *(f"n:{model}" for model in models), title=title)
         for (set_name, check), values in cells.items():
             table.add_row(set_name, check, *(figure(values.get(model)) for model in models))
         yield table
@@ -92,7 +99,7 @@ def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[
 def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
     for set_name in dict.fromkeys(place[0] for place in cells):
         checks = [place[1] for place in cells if place[0] == set_name]
-        table = plain_table("model", *(f"n:{check}" for check in checks), title=f"{title}: {set_name}")
+        table = plain_table("1:model", *(f"n:{check}" for check in checks), title=f"{title}: {set_name}")
         for model in models:
             table.add_row(model, *(figure(cells[set_name, check].get(model), interval=False) for check in checks))
         yield table
@@ -138,7 +145,7 @@ def _above_zero(value: Any) -> bool:
 
 
 def figure(value: Any, *, interval: bool = True) -> str:
-    """Return `0.97 [0.91, 0.99]` for a figure with its interval, else the plain number."""
+    """Return `97% [91, 99]` for a rate with its interval, `3.50 [3.20, 3.80]` for another figure, else the plain number."""
     if not isinstance(value, Mapping):
         return number(value)
     centre = next((name for name in CENTRES if name in value), None)
@@ -146,9 +153,11 @@ def figure(value: Any, *, interval: bool = True) -> str:
         return ", ".join(f"{name} {number(inner)}" for name, inner in value.items() if isinstance(inner, int | float))
     if value[centre] is None:
         return "-"
-    digits = 0 if centre == "elo" else 2
-    around = f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if interval and value.get("low") is not None else ""
-    return f"{value[centre]:.{digits}f}{around}"
+    scale, unit = (100, "%") if centre == "rate" else (1, "")
+    digits = 2 if centre == "mean" else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
+    middle, low, high = (None if value.get(name) is None else value[name] * scale for name in (centre, "low", "high"))
+    around = "" if low is None or high is None or not interval else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{middle:.{digits}f}{unit}{around}"
 
 
 def _leaves(values: Mapping[str, Any], title: str, limit: int = 24) -> Table:

@@ -31,12 +31,13 @@ EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "descripti
 def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> Table:
     """Return a plan (its JSON form) as a graph: what is cached, what runs, how many rows and calls, and why."""
     drawn = lanes(inputs)
-    table = plain_table("", "step", "op", "state", "n:rows", "n:cached", "n:to run", "n:calls", "reason")
+    table = plain_table("1:", "1:step", "n:cached", "n:to run", "n:calls", "why")
     for step in plan["steps"]:
         symbol, style = PLAN_LOOKS.get(step["state"], ("?", ""))
-        counts = [number(step.get(name)) for name in ("rows", "cached", "to_run", "calls")]
+        counts = [number(step.get(name)) for name in ("cached", "to_run", "calls")]
         label = Text(f"{symbol} {step['name']}", style=style)
-        table.add_row(drawn.get(step["name"], ""), label, step["op"], step["state"], *counts, Text(clean(step["reason"])))
+        why = "cached" if step["state"] == "cached" else clean(step["reason"])
+        table.add_row(drawn.get(step["name"], ""), label, *counts, Text(why))
     return table
 
 
