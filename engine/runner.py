@@ -152,6 +152,7 @@ class _Execution:
         self._address = address
         self._interrupted = interrupted
         self._cluster: Cluster | None = None
+        self._expected = 0
         self._started: dict[str, float] = {}
         self._claims: dict[str, ExitStack] = {}
         self._units: dict[int, list[Step]] = {}
@@ -333,24 +334,37 @@ class _Execution:
         return self._cluster
 
     def _prepare(self, cluster: Cluster) -> None:
-        """On a machine without GPUs, let processes import what takes seconds while the first rows flow."""
-        waiting = [step for step in self.steps if self.states[step.name] not in SETTLED]
-        if cluster.gpus or not waiting:
+        """On a machine without GPUs, load the first engine while the sources are read."""
+        if cluster.gpus:
             return
-        asked = list(dict.fromkeys(r.name for s in waiting for r in s.references() if r.kind == "model" and self._asks(s)))
-        first = [name for name in asked if name in self.spec.models]
-        for name in first[:1]:
-            source = self.resolver.model(name)
-            assert source is not None
-            cluster.engine(source, name, self.client)
-        if any(issubclass(operator_type(s.op), ModelOperator) for s in waiting):
+        asked = self._asked_models()
+        first = next((name for name in asked if name in self.spec.models), None)
+        source = self.resolver.model(first) if first else None
+        if first and source is not None:
+            cluster.engine(source, first, self.client)
+            self._expected = len(asked) - 1
+
+    def _import_ahead(self, cluster: Cluster) -> None:
+        """While the first rows flow, let the processes of later steps import what takes seconds."""
+        expected, self._expected = self._expected, 0
+        if expected and any(issubclass(operator_type(s.op), ModelOperator) for s in self._unsettled()):
             cluster.warm("train", TRAINERS)
-        cluster.expect_engines(len(asked) - len(first[:1]), ENGINES)
+        cluster.expect_engines(expected, ENGINES)
+
+    def _unsettled(self) -> list[Step]:
+        return [step for step in self.steps if self.states[step.name] not in SETTLED]
+
+    def _asked_models(self) -> list[str]:
+        """Return the models that waiting steps will ask, in the order of the steps."""
+        steps = [step for step in self._unsettled() if self._asks(step)]
+        return list(dict.fromkeys(r.name for step in steps for r in step.references() if r.kind == "model"))
 
     def _asks(self, step: Step) -> bool:
         return issubclass(operator_type(step.op), (RowOperator, MetricsOperator))
 
     def _relay(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "engine_ready" and self._expected and self._cluster is not None:
+            self._import_ahead(self._cluster)
         kind = event.get("event") or ("sample" if "after" in event else "step_progress")
         self.journal.emit(kind, **{name: value for name, value in event.items() if name != "event"})
 
