@@ -7,19 +7,18 @@ own `columns()` and `check()` read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine import graph, registry
+from caiflow.engine import graph
+from caiflow.engine.checked import Checked
+from caiflow.engine.columns import check_columns
 from caiflow.engine.errors import CaiflowError, SpecError
-from caiflow.engine.language import ModelEntry, Step
-from caiflow.engine.marks import Mark, marks, marks_as_written
+from caiflow.engine.language import Step
+from caiflow.engine.marks import Mark, marks
 from caiflow.engine.names import suggest
-from caiflow.engine.operator import Columns, Operator, Reference, StepContext
-from caiflow.engine.overlay import Problems
-from caiflow.engine.yaml_source import Node, Path_
+from caiflow.engine.nodes import Path_
+from caiflow.engine.operator import Operator, StepContext
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:")
@@ -27,46 +26,6 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz",
 MANY_PROBLEMS = 100
 """Findings after which no more names are compared, which takes time."""
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}
-
-
-@dataclass(slots=True)
-class Checked:
-    """What the checks look at: the tree, and the parts of it that could be parsed."""
-
-    tree: Node
-    base_dir: Path
-    seed: int
-    models: Mapping[str, ModelEntry]
-    steps: Mapping[str, Step]
-    problems: Problems
-
-    def node(self, step: str, path: Path_ = ()) -> Node:
-        """Return the node of a step, or the nearest to a path in it."""
-        return self.tree.nearest(("steps", step, *path))
-
-    def names(self, key: str) -> Collection[str]:
-        """Return the names under `steps` or `models`, of entries that couldn't be parsed too."""
-        section = self.tree.child(key)
-        return section.value.keys() if section is not None and isinstance(section.value, dict) else ()
-
-    def operator_type(self, step: str) -> type[Operator[Any]] | None:
-        """Return the operator of a step, or None where it names none."""
-        op = self.node(step).child("op")
-        known = op is not None and isinstance(op.value, str) and registry.exists(op.value)
-        return registry.operator(op.value) if op is not None and known else None
-
-    def marks(self, step: str, kind: str) -> Iterator[Mark]:
-        """Yield the marked values of a step; where it couldn't be parsed, those of the fields that can be read all the same."""
-        operator = self.operator_type(step)
-        if step in self.steps:
-            yield from marks(self.steps[step].params, kind)
-        elif operator is not None:
-            yield from marks_as_written(operator.params_type, self.node(step).plain(), kind)
-
-    def report(self, step: str, path: Path_, message: str, hint: str = "", *, key: bool = False) -> None:
-        """Add a finding about a step, at the value at `path`, or at its key."""
-        node = self.node(step, path)
-        self.problems.at(node.key if key or not path else node.at, ("steps", step, *path), message, hint)
 
 
 def check(checked: Checked) -> None:
@@ -77,7 +36,7 @@ def check(checked: Checked) -> None:
     _check_models(checked)
     _check_files(checked)
     operators = _build_operators(checked)
-    _check_columns(checked, operators, broken)
+    check_columns(checked, operators, broken)
 
 
 def _check_names(checked: Checked) -> None:
@@ -132,11 +91,8 @@ def _kind(checked: Checked, name: str) -> str | None:
 
 def _check_cycles(checked: Checked) -> set[str]:
     """Return the steps in a cycle."""
-    needs = {
-        name: tuple(dict.fromkeys(ref.name for ref in step.references() if ref.name in checked.steps))
-        for name, step in checked.steps.items()
-        if name not in checked.names("models")
-    }
+    shared = checked.names("models")
+    needs = {name: found for name, found in checked.needs().items() if name not in shared}
     found = graph.cycles(needs)
     for cycle in found:
         # Report at the reference that closes the circle, in the step that comes first in the file.
@@ -212,7 +168,7 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
                 checked.report(name, *found)
             made[name] = operator
         except (ValueError, CaiflowError, OSError) as error:
-            _report_raised(checked, name, error)
+            checked.report_raised(name, error)
     return made
 
 
@@ -249,58 +205,6 @@ class _Constitutions:
             except (ValueError, OSError, CaiflowError) as error:
                 self.checked.problems.at(at, path, *_split(str(error)))
         return self.loaded[path]
-
-
-def _check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:
-    """Follow the columns through the graph; a step that can't be followed has unknown columns."""
-    columns: dict[str, Columns] = {name: Columns(open=True) for name in checked.names("steps")}
-    needs = {
-        name: tuple(ref.name for ref in step.references() if ref.name in checked.steps) for name, step in checked.steps.items()
-    }
-    usable = {name: found for name, found in needs.items() if name in operators and name not in broken}
-    try:
-        order = graph.order(usable)
-    except ValueError:
-        return  # the cycle is reported already
-    for name in order:
-        refs = [ref for ref in checked.steps[name].references() if ref.kind == "rows"]
-        inputs = {ref.name: columns.get(ref.name, Columns(open=True)) for ref in refs}
-        try:
-            if not any(list(_missing_columns(checked, name, operators[name], refs, inputs))):
-                columns[name] = operators[name].columns(inputs)
-        except (ValueError, OSError, CaiflowError) as error:
-            _report_raised(checked, name, error)
-
-
-def _missing_columns(
-    checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
-) -> Iterator[bool]:
-    """Report columns that the step needs and an input lacks; yield True for each."""
-    named = [mark for mark in marks(operator.params, "x-column") if checked.tree.get("steps", name, *mark.path) is not None]
-    for source, wanted in operator.needs().items():
-        known = inputs.get(source, Columns(open=True))
-        for column in wanted:
-            options = column.split("|")
-            if any(option in known for option in options):
-                continue
-            yield True
-            mark = next((mark for mark in named if mark.value in options), None)
-            ref = next(ref for ref in refs if ref.name == source)
-            path, key = (mark.path, mark.key) if mark else (ref.path, ref.key)
-            message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
-            checked.report(name, path, message, _column_hint(mark, options, known), key=key)
-
-
-def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
-    columns = sorted(known.types)
-    return suggest(options[0], columns, "columns") if mark else f"its columns: {', '.join(columns) or 'none'}"
-
-
-def _report_raised(checked: Checked, name: str, error: Exception) -> None:
-    if isinstance(error, SpecError) and error.problems:
-        checked.problems.extend(error.problems)
-        return
-    checked.report(name, (), *_split(str(error)))
 
 
 def _split(text: str) -> tuple[str, str]:

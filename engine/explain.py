@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from caiflow.engine import registry, schema
 from caiflow.engine.names import suggest
+from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems
-from caiflow.engine.yaml_source import Node, Path_
 
 KIND_NAMES = {
     "string": "text",

@@ -15,8 +15,8 @@ from typing import Any
 from caiflow.engine import graph
 from caiflow.engine.language import Step
 from caiflow.engine.names import suggest
+from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems, assign, split_path
-from caiflow.engine.yaml_source import Node, Path_
 
 Arm = tuple[tuple[str, str], ...]
 """One arm of each of some axes: ((axis, arm), ...), in the order of the axes."""

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.names import suggest
-from caiflow.engine.yaml_source import Location, Node, Path_, dotted, parse_yaml, read_yaml, scalar
+from caiflow.engine.nodes import Location, Node, Path_, dotted
+from caiflow.engine.yaml_source import parse_yaml, read_yaml, scalar
 
 MAX_EXTENDS = 10
 COMMAND_LINE = "--set"

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from caiflow.engine import check, matrix, registry
+from caiflow.engine.checked import Checked
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.language import ModelEntry, Spec, Step
 from caiflow.engine.marks import marks
+from caiflow.engine.nodes import Location, Node, Path_
 from caiflow.engine.overlay import Problems, assign, read_layers
 from caiflow.engine.structure import parse, parse_model, parse_step
-from caiflow.engine.yaml_source import Location, Node, Path_
 
 __all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
 
@@ -48,7 +49,7 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
         steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    check.check(check.Checked(tree, base_dir, number, models, steps, problems))
+    check.check(Checked(tree, base_dir, number, models, steps, problems))
     if problems:
         raise SpecError(_in_order(problems))
     assert parsed.head is not None

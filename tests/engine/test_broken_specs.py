@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import small_operators
 
 from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.spec import check_spec, load_spec
+from support import small_operators
 
 DATA = "steps:\n  data: {op: read, source: data.jsonl}\n"
 HEAD = "caiflow: 1\nmodels:\n  base: {source: tiny}\n" + DATA

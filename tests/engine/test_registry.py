@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.small_operators import Ask
 
 from caiflow.engine import registry
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.operator import Operator
+from support.small_operators import Ask
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)

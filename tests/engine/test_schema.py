@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from support import small_operators
 
 import caiflow.examples.tiny
 import caiflow.specs
 from caiflow.engine import registry, schema
+from support import small_operators
 
 RECIPES = sorted(
     path for package in (caiflow.specs, caiflow.examples.tiny) for path in Path(str(package.__file__)).parent.rglob("*.yaml")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from support import small_operators
 
 from caiflow.engine import graph, registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.spec import Spec, check_spec, load_spec
+from support import small_operators
 
 SPEC = """\
 caiflow: 1

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.yaml_source import Location, dotted, parse_yaml, scalar
+from caiflow.engine.nodes import Location, dotted
+from caiflow.engine.yaml_source import parse_yaml, scalar
 
 
 @pytest.mark.parametrize(

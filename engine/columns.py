@@ -1,0 +1,59 @@
+"""Which columns flow where: a column that a step needs must come from upstream.
+
+Asks each operator, in the order of the graph, what it needs and what it leaves. Where that isn't known, any column may be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from caiflow.engine import graph
+from caiflow.engine.checked import Checked
+from caiflow.engine.errors import CaiflowError
+from caiflow.engine.marks import Mark, marks
+from caiflow.engine.names import suggest
+from caiflow.engine.operator import Columns, Operator, Reference
+
+
+def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:
+    """Follow the columns through the graph; a step that can't be followed has unknown columns."""
+    columns: dict[str, Columns] = {name: Columns(open=True) for name in checked.names("steps")}
+    needs = checked.needs()
+    usable = {name: found for name, found in needs.items() if name in operators and name not in broken}
+    try:
+        order = graph.order(usable)
+    except ValueError:
+        return  # the cycle is reported already
+    for name in order:
+        refs = [ref for ref in checked.steps[name].references() if ref.kind == "rows"]
+        inputs = {ref.name: columns.get(ref.name, Columns(open=True)) for ref in refs}
+        try:
+            if not any(list(_missing_columns(checked, name, operators[name], refs, inputs))):
+                columns[name] = operators[name].columns(inputs)
+        except (ValueError, OSError, CaiflowError) as error:
+            checked.report_raised(name, error)
+
+
+def _missing_columns(
+    checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
+) -> Iterator[bool]:
+    """Report columns that the step needs and an input lacks; yield True for each."""
+    named = [mark for mark in marks(operator.params, "x-column") if checked.tree.get("steps", name, *mark.path) is not None]
+    for source, wanted in operator.needs().items():
+        known = inputs.get(source, Columns(open=True))
+        for column in wanted:
+            options = column.split("|")
+            if any(option in known for option in options):
+                continue
+            yield True
+            mark = next((mark for mark in named if mark.value in options), None)
+            place = mark or next((ref for ref in refs if ref.name == source), None)
+            path, key = (place.path, place.key) if place else ((), True)
+            message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
+            checked.report(name, path, message, _column_hint(mark, options, known), key=key)
+
+
+def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
+    columns = sorted(known.types)
+    return suggest(options[0], columns, "columns") if mark else f"its columns: {', '.join(columns) or 'none'}"
