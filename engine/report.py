@@ -106,7 +106,7 @@ def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str) -> It
 
 
 def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str) -> Iterator[Table]:
-    by_model = {
+    by_model: dict[str, Mapping[str, Any]] = {
         "ratings (Elo)": {name: _named(found.get("ratings")) for name, found in _named(metrics.get("comparisons")).items()},
         "harmfulness (0 to 4)": _turned(_named(metrics.get("harmfulness"))),
         "choices": _named(metrics.get("choices")),
