@@ -1,6 +1,6 @@
 """Which columns flow where: a column that a step needs must come from upstream.
 
-Asks each operator, in the order of the graph, what it needs and what it leaves. Where that isn't known, any column may be there.
+Asks each operator, in the order of the graph, what it needs and leaves. Where that isn't known, any column may be there.
 """
 
 from __future__ import annotations

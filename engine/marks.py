@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -43,10 +44,26 @@ def marks_as_written(kind: type[BaseModel], given: Mapping[str, Any], *kinds: st
 
 
 def _model(model: BaseModel, path: tuple[str | int, ...]) -> Iterator[Mark]:
-    for name, field in type(model).model_fields.items():
+    for name, key, kind, extra in _marked_fields(type(model)):
         value = getattr(model, name)
         if value is not None:
-            yield from _walk(field.annotation, _extra(field), value, (*path, field.alias or name))
+            yield from _walk(kind, extra, value, (*path, key))
+
+
+@cache
+def _marked_fields(model: type[BaseModel]) -> tuple[tuple[str, str, Any, Mapping[str, Any]], ...]:
+    """Return (name, key in the file, type, marks) of the fields below which there can be a mark."""
+    return tuple(
+        (name, field.alias or name, field.annotation, _extra(field))
+        for name, field in model.model_fields.items()
+        if any(kind in KINDS for kind in _extra(field)) or _can_hold_marks(field.annotation)
+    )
+
+
+def _can_hold_marks(kind: Any) -> bool:
+    if get_origin(kind) is Annotated and any(name in KINDS for note in get_args(kind)[1:] for name in _extra(note)):
+        return True
+    return bool(_marked_fields(kind)) if _is_model(kind) else any(map(_can_hold_marks, get_args(kind)))
 
 
 def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int, ...]) -> Iterator[Mark]:
@@ -63,9 +80,9 @@ def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int
     elif isinstance(value, BaseModel):
         yield from _model(value, path)
     elif _is_model(kind) and isinstance(value, Mapping):
-        for name, field in kind.model_fields.items():
-            if (key := field.alias or name) in value:
-                yield from _walk(field.annotation, _extra(field), value[key], (*path, key))
+        for _, key, inner, marked in _marked_fields(kind):
+            if key in value:
+                yield from _walk(inner, marked, value[key], (*path, key))
     elif isinstance(value, str):
         yield from (Mark(path, value, name, extra[name]) for name in KINDS if name in extra)
     elif isinstance(value, Mapping) and len(arguments) == 2:
