@@ -260,10 +260,10 @@ class Rl(ModelOperator[RlParams]):
 
 def _watched() -> dict[str, Callable[[str], bool]]:
     """Return the tests whose rates tell of an over-trained model, by name."""
-    from caiflow.operators.evaluation.checks import STANDARD, tests
+    from caiflow.operators.evaluation.checks import STANDARD, compiled
 
     names = ("boilerplate", "refusal")
-    found = tests({name: STANDARD[name] for name in names})
+    found = compiled({name: STANDARD[name] for name in names})
     return {name: lambda text, test=found[name]: test({"response": text}) for name in names}  # type: ignore[misc]
 
 

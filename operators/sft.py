@@ -27,7 +27,7 @@ class SftParams(TrainingParams):
     scratch: Scratch | None = None
     """Train a small model from nothing, of this shape, with a tokenizer made from the rows."""
     column: ColumnName | None = None
-    """The column with the reply to `prompt` or the whole conversation; by default `revision`, `messages`, `response` or `text`."""
+    """Column of the reply to `prompt` or of the whole conversation; by default `revision`, `messages`, `response` or `text`."""
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """Tokens that carry loss: every turn of the assistant, its last turn only, or all tokens."""
     packing: bool = False

@@ -2,8 +2,8 @@
 
 The library dropped its own PPO, and no maintained one runs on a CPU; the algorithm is short once rollouts are there. Owns the
 formulas (pure functions of tensors, [B, T] float32 with a mask of 0 and 1) and the trainer that puts them together.
-Sources: Schulman et al. 2017 (arXiv 1707.06347) for the clipped objective, Schulman et al. 2016 (1506.02438) for GAE, Bai et al. 2022
-(2204.05862, section 4.1) for the penalty on the divergence from the supervised model within the reward.
+Sources: Schulman et al. 2017 (arXiv 1707.06347) for the clipped objective, Schulman et al. 2016 (1506.02438) for GAE, and
+Bai et al. 2022 (2204.05862, section 4.1) for the penalty on the divergence from the supervised model within the reward.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def shaped_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Return the reward of each token [B, T]: -beta times its log-ratio to the reference, and on the last one the score [B] too."""
+    """Return the rewards of tokens [B, T]: -beta times the log-ratio to the reference; the last one gets the score [B] too."""
     rewards = -beta * log_ratio * mask
     last = (mask.sum(1) - 1).clamp(min=0).long()
     return rewards.scatter_add(1, last[:, None], (scores * mask.any(1))[:, None].to(rewards.dtype))

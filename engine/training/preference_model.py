@@ -30,7 +30,7 @@ class SoftRewardCollator(DataCollatorForPreference):  # type: ignore[misc]
 class SoftReward(Quiet, RewardTrainer):  # type: ignore[misc]
     """The library's reward trainer over rows that are tokenised already.
 
-    Loss of a pair with label p and margin d = r(chosen) - r(rejected): -p log s(d) - (1 - p) log s(-d), s the logistic function.
+    A pair with label p and margin d = r(chosen) - r(rejected) costs -p log s(d) - (1 - p) log s(-d), s the logistic function.
     Source: Bai et al. 2022 (arXiv 2212.08073), section 4.3.
     """
 

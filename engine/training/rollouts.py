@@ -25,8 +25,8 @@ RewardFunction = Callable[..., list[float]]
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
     """The library's order of prompts, with two differences.
 
-    An epoch's order follows from its number, so that a resumed run goes on as it would have; and the last batch is filled up from
-    the epoch's beginning, so that no prompt is passed over.
+    An epoch's order follows from its number, so that a resumed run goes on as it would have; and the last batch is filled up
+    from the epoch's beginning, so that no prompt is passed over.
     """
 
     def set_epoch(self, epoch: int) -> None:

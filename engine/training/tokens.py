@@ -54,7 +54,7 @@ class Tokens:
 def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[Message] | str:
     """Return what a row teaches: a conversation that ends with the assistant, or a plain text.
 
-    With `column`, that column holds the reply to `prompt`, or a whole conversation. Otherwise, the first of these that is there:
+    With `column`, that column holds the reply to `prompt`, or a whole conversation. Otherwise, the first that is there of
     `revision` as the reply to `prompt`, `messages`, `response` as the reply to `prompt`, `text`.
 
     Raises:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.operators.dpo import Dpo, DpoParams
-from pydantic import ValidationError
 from support.small_models import job, preferences, small_model
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.engine.training.scoring import load_reward
 from caiflow.operators.reward import RELIABILITY, Reward, RewardParams
-from pydantic import ValidationError
 from support.small_models import job, preferences, small_model
 
 

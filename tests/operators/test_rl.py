@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
-from pydantic import ValidationError
 from support.small_models import job, preferences, small_model
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.operators.sft import Sft, SftParams
-from pydantic import ValidationError
 from support.small_models import job, lessons, small_model
 
 

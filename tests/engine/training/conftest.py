@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine.operator import ModelSource
 from support.small_models import small_model
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.loop import COMPLETE, HISTORY, figures, last_checkpoint, total_steps
 from caiflow.operators.sft import Sft, SftParams

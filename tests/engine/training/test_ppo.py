@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from caiflow.engine.training.ppo import advantages_of, masked_mean, policy_loss, shaped_rewards, value_loss, whiten
 from torch import tensor
+
+from caiflow.engine.training.ppo import advantages_of, masked_mean, policy_loss, shaped_rewards, value_loss, whiten
 
 MASK = tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
 

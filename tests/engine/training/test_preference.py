@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from trl import DPOConfig, DPOTrainer
+
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
@@ -15,7 +17,6 @@ from caiflow.engine.training.preference import PER_PAIR_LOSSES, SoftCollator, So
 from caiflow.engine.training.tokens import preferences
 from support.small_models import preferences as rows
 from support.small_models import saved, small_model
-from trl import DPOConfig, DPOTrainer
 
 BETA = 0.3
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
@@ -14,8 +17,6 @@ from caiflow.engine.training.preference_model import SoftReward, SoftRewardColla
 from caiflow.engine.training.tokens import preferences
 from support.small_models import preferences as rows
 from support.small_models import saved
-from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
 
 
 def trainer(model: ModelSource, folder: Path, p: float, kind: Any) -> Any:

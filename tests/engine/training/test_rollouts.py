@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+
 from caiflow.engine.training.rollouts import EpochSampler, LengthControl, reward_functions
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.scoring import load_reward, quality, raw_scores, sigmoid, soft_loss
-from hypothesis import given
-from hypothesis import strategies as st
 
 finite = st.floats(-50, 50)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from caiflow.engine.llm.base import Request
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.scratch import random_model, train_tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.small_models import SHAPE, lessons
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import Request
 from caiflow.engine.llm.render import Renderer
