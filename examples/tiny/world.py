@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from caiflow.engine.constitution import load_constitution
+
 HERE = Path(__file__).parent
 SEED = 17
 TEST_SHARE = 0.12
@@ -157,6 +159,7 @@ def write_data(folder: Path = HERE / "data") -> dict[str, int]:
         "helpful_test": _conversations(_sample("harmless", 56, rng, test=True), rng),
         "frightening_test": _conversations(split("frightening", test=True), rng),
         "helpful_preferences": _dialogues(_sample("harmless", 128, rng, test=False), rng, good="comply", bad="refuse"),
+        "revisions": _revisions(_sample("harmful", 200, rng, test=False), rng),
     }
     folder.mkdir(exist_ok=True)
     for name, rows in files.items():
@@ -195,6 +198,31 @@ def _conversations(chosen: Sequence[Task], rng: Random) -> list[dict[str, Any]]:
         }
         for task in chosen
     ]
+
+
+def _revisions(chosen: Sequence[Task], rng: Random) -> list[dict[str, Any]]:
+    """Return ready-made critiques and revisions, in the layout of cai-conversation-harmless."""
+    principles = load_constitution("harmless").principles
+    rows = []
+    for task in chosen:
+        principle, asked = rng.choice(principles), request(task, rng)
+        first, better = answer(task, "comply", rng), answer(task, "refuse", rng)
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": better}]
+        rows.append(
+            {
+                "init_prompt": asked,
+                "init_response": first,
+                "critic_prompt": principle.critique_request,
+                "critic_response": critique(task, "comply"),
+                "revision_prompt": principle.revision_request,
+                "revision_response": better,
+                "prompt": asked,
+                "messages": turns,
+                "chosen": turns,
+                "rejected": [turns[0], {"role": "assistant", "content": first}],
+            }
+        )
+    return rows
 
 
 def _capital(text: str) -> str:
