@@ -166,7 +166,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
 
     def _scores(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any, mode: str) -> Tensor:
         """Return this process's weighted sum of rewards [B], and note their means over all processes."""
-        parts = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        parts: Tensor = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         total = (parts * self.reward_weights.to(parts.device)).nansum(1)
         means = {f"rewards/{name}/mean": parts[:, place].nanmean() for place, name in enumerate(self.reward_func_names)}
         self._note(mode, **means, reward=total.mean(), reward_std=total.std(unbiased=False))
@@ -174,7 +174,8 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
             self._metrics[mode][name].append(sum(values) / len(values))
         self._pending_metrics.clear()
         first = self.accelerator.process_index * len(prompts)
-        return total[first : first + len(prompts)]
+        mine: Tensor = total[first : first + len(prompts)]
+        return mine
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         mode = "train" if self.model.training else "eval"

@@ -45,6 +45,11 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
     With `reference_free`, the reference gives every reply the same log-probability, 0; it needs `precompute_ref_log_probs`.
     """
 
+    _metrics: dict[str, Any]
+    _total_train_tokens: float
+    use_weighting: bool
+    precompute_ref_logps: bool
+
     def __init__(self, *args: Any, soft: bool = False, reference_free: bool = False, **options: Any) -> None:
         self.soft = soft
         self.reference_free = reference_free
@@ -109,7 +114,8 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         before = self.use_weighting, self.precompute_ref_logps
         self.use_weighting = self.precompute_ref_logps = True
         try:
-            return super()._compute_loss(lambda **_: moved, inputs, False)
+            loss: torch.Tensor = super()._compute_loss(lambda **_: moved, inputs, False)
+            return loss
         finally:
             self.use_weighting, self.precompute_ref_logps = before
 

@@ -34,6 +34,8 @@ class SoftReward(Quiet, RewardTrainer):  # type: ignore[misc]
     Source: Bai et al. 2022 (arXiv 2212.08073), section 4.3.
     """
 
+    _signature_columns: list[str] | None
+
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 

@@ -29,6 +29,11 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
     from the epoch's beginning, so that no prompt is passed over.
     """
 
+    num_samples: int
+    batch_size: int
+    mini_repeat_count: int
+    repeat_count: int
+
     def set_epoch(self, epoch: int) -> None:
         """Shuffle as in this epoch from now on."""
         if self.shuffle:
