@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from caiflow.engine.errors import StoreError
-from caiflow.engine.ledger import Ledger
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from caiflow.engine.errors import StoreError
+from caiflow.engine.ledger import Ledger
 
 
 def k(value: object) -> bytes:
@@ -79,7 +80,7 @@ def test_it_behaves_as_a_dict(
 ) -> None:
     home, model = tmp_path_factory.mktemp("ledger"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caiflow.engine.ledger._FRESH", fresh)  # a few records, so that sorted runs form and merge
+        patch.setattr("caiflow.engine.ledger_index._FRESH", fresh)  # a few records, so that sorted runs form and merge
         ledger = Ledger(home, "n")
         for number, value, operation in operations:
             if operation == "reopen":

@@ -1,0 +1,138 @@
+"""One file of a ledger: its frames, its unbroken beginning, and the one process that may append to it.
+
+A frame is payload size, crc32 of key and payload, the key of 16 bytes, and the payload. What follows a frame that isn't whole
+counts as absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import zlib
+from array import array
+from pathlib import Path
+
+MAGIC = b"CAIFLOW1"
+_HEAD = struct.Struct("<II16s")  # payload bytes, crc32 of key and payload, key
+_CHUNK = 4 << 20  # bytes read at once; no mapping, since a writer may cut the file while it is read
+
+
+def frame(key: bytes, payload: bytes) -> bytes:
+    """Return a record as it stands in a file."""
+    return _HEAD.pack(len(payload), zlib.crc32(payload, zlib.crc32(key)), key) + payload
+
+
+def payload_of(record: bytes, key: bytes) -> bytes | None:
+    """Return the payload of a record, or None where it isn't whole or isn't the key's."""
+    if len(record) < _HEAD.size:
+        return None
+    length, crc, found = _HEAD.unpack_from(record)
+    if found != key or len(record) != _HEAD.size + length or zlib.crc32(memoryview(record)[8:]) != crc:
+        return None
+    return record[_HEAD.size :]
+
+
+class Segment:
+    """One append-only file: `MAGIC`, then records. Held (flock) by the one process that appends."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path = path
+        self.number = number
+        self.end = 0
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def scan(self) -> tuple[bytes, array[int]]:
+        """Return the keys, joined, and the offsets of the good records behind those already seen."""
+        keys, offsets = bytearray(), array("Q")
+        if self.end == 0:
+            self.end = len(MAGIC) if os.pread(self.descriptor, len(MAGIC), 0) == MAGIC else 0
+        size = _CHUNK
+        while self.end and (data := os.pread(self.descriptor, size, self.end)):
+            done = _good(data, self.end, keys, offsets)
+            self.end += done
+            if not done and not _cut(data, size):
+                break
+            size = _CHUNK if done else 4 * size
+        return bytes(keys), offsets
+
+    def read(self, offset: int) -> bytes:
+        """Return the record that begins at `offset`."""
+        head = os.pread(self.descriptor, 4096, offset)
+        size = _HEAD.size + int.from_bytes(head[:4], "little")
+        return head[:size] if size <= len(head) else head + os.pread(self.descriptor, size - len(head), offset + len(head))
+
+    def hold(self) -> bool:
+        """Become the one that appends, if no process is and writing is allowed."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except (PermissionError, FileNotFoundError):  # another user's, or cleaned away: a new one beside it will do
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Let others append."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def whole(self) -> bool:
+        """Say whether the file ends with a good record."""
+        return len(MAGIC) <= self.end == os.fstat(self.descriptor).st_size
+
+    def write(self, record: bytes) -> int:
+        """Append one record and return where it begins; a part written to a full disk is taken back."""
+        start, done = self.end, 0
+        try:
+            while done < len(record):
+                done += os.pwrite(self.descriptor, record[done:] if done else record, start + done)
+        except OSError:
+            os.ftruncate(self.descriptor, start)
+            raise
+        self.end = start + done
+        return start
+
+    def close(self) -> None:
+        """Release and close."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def create(path: Path) -> None:
+    """Make an empty segment that appears with its first bytes."""
+    temporary = path.with_suffix(".new")
+    with open(temporary, "xb") as file:
+        file.write(MAGIC)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _good(data: bytes, at: int, keys: bytearray, offsets: array[int]) -> int:
+    """Enter the good records at the beginning of `data`, which begins `at` in the file; return the bytes they take."""
+    unpack, head, crc32, size = _HEAD.unpack_from, _HEAD.size, zlib.crc32, len(data)
+    start = 0
+    with memoryview(data) as view:
+        while start + head <= size:
+            length, crc, key = unpack(view, start)
+            end = start + head + length
+            if end > size or crc32(view[start + 8 : end]) != crc:
+                break
+            keys += key
+            offsets.append(at + start)
+            start = end
+    return start
+
+
+def _cut(data: bytes, asked: int) -> bool:
+    """Say whether `data` is full and ends within its first record, so that more of the file may complete it."""
+    return len(data) == asked and _HEAD.size + int.from_bytes(data[:4], "little") > len(data)
