@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import SPEED, Job, ModelOperator, ModelRef
+from caiflow.engine.operator import SPEED, Job, ModelRef
 from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +101,7 @@ class DpoParams(TrainingParams):
         return self
 
 
-class Dpo(ModelOperator[DpoParams]):
+class Dpo(TrainingOperator[DpoParams]):
     """Train a model on preferences without a reward model (rows with `prompt`, `chosen`, `rejected` and maybe `p_chosen`)."""
 
     name = "dpo"
@@ -110,7 +111,7 @@ class Dpo(ModelOperator[DpoParams]):
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
         return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
 
-    def train(self, job: Job) -> None:
+    def learn(self, job: Job) -> None:
         """Train on the input's preferences and save the model, its tokenizer and the loss curve."""
         from trl import DPOConfig
 

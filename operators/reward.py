@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import Job, ModelOperator, ModelRef
+from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +46,7 @@ class RewardParams(TrainingParams):
         return self
 
 
-class Reward(ModelOperator[RewardParams]):
+class Reward(TrainingOperator[RewardParams]):
     """Train a reward model on preferences (rows with `prompt`, `chosen`, `rejected` and maybe `p_chosen`)."""
 
     name = "reward"
@@ -55,7 +56,7 @@ class Reward(ModelOperator[RewardParams]):
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
         return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
 
-    def train(self, job: Job) -> None:
+    def learn(self, job: Job) -> None:
         """Train on the input's preferences; save the model with its mean score, the loss curve and the reliability bins."""
         from transformers import set_seed
         from trl import RewardConfig

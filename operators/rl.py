@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import SPEED, Job, ModelOperator, ModelRef, ModelSource
+from caiflow.engine.operator import SPEED, Job, ModelRef, ModelSource
 from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -153,7 +154,7 @@ class RlParams(TrainingParams):
         return {**fields, "reward_weights": weights, "num_iterations": self.iterations}
 
 
-class Rl(ModelOperator[RlParams]):
+class Rl(TrainingOperator[RlParams]):
     """Train a model on its own replies by the scores of reward models (rows with `prompt`)."""
 
     name = "rl"
@@ -163,7 +164,7 @@ class Rl(ModelOperator[RlParams]):
         """Return the prompt."""
         return {step: ["prompt"] for step in self.params.row_steps()}
 
-    def train(self, job: Job) -> None:
+    def learn(self, job: Job) -> None:
         """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""
         from caiflow.engine.training.loop import fit, quiet_libraries
 
@@ -188,15 +189,17 @@ class Rl(ModelOperator[RlParams]):
     def _start(self, job: Job) -> ModelSource:
         """Return the model to begin with as one whole folder: the libraries load the reference from there a second time."""
         from caiflow.engine.training.models import load_plain, load_tokenizer
+        from caiflow.engine.training.workers import first_before_others
 
         source = job.models[self.params.model]
         if source.adapter is None:
             return source
         folder = job.work_dir / "start"
-        if not (folder / "complete").exists():
-            load_plain(source).save_pretrained(folder)
-            load_tokenizer(source).save_pretrained(folder)
-            (folder / "complete").touch()
+        with first_before_others():
+            if not (folder / "complete").exists():
+                load_plain(source).save_pretrained(folder)
+                load_tokenizer(source).save_pretrained(folder)
+                (folder / "complete").touch()
         return replace(source, path=str(folder), adapter=None, revision=None, tokenizer=None)
 
     def _prompts(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import SPEED, ColumnName, Job, ModelOperator, ModelRef
+from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.scratch import Scratch
+from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +55,7 @@ class SftParams(TrainingParams):
         return self
 
 
-class Sft(ModelOperator[SftParams]):
+class Sft(TrainingOperator[SftParams]):
     """Train a model on the replies in the rows (conversations through the chat template that serving uses)."""
 
     name = "sft"
@@ -65,7 +66,7 @@ class Sft(ModelOperator[SftParams]):
         wanted = self.params.column or "revision|messages|response|text"
         return {step: [wanted] for step in self.params.row_steps()}
 
-    def train(self, job: Job) -> None:
+    def learn(self, job: Job) -> None:
         """Train on the input's rows and save the model, its tokenizer and the loss curve."""
         from trl import SFTConfig, SFTTrainer
 
@@ -110,14 +111,16 @@ class Sft(ModelOperator[SftParams]):
         from caiflow.engine.training.loop import seed_of
         from caiflow.engine.training.scratch import random_model, train_tokenizer
         from caiflow.engine.training.tokens import conversation_of, row_dicts
+        from caiflow.engine.training.workers import first_before_others
 
         assert self.params.scratch is not None
         kept = job.work_dir / "tokenizer"
-        if not (kept / "complete").exists():
-            contents = (conversation_of(row, self.params.column) for row in row_dicts(job.inputs[self.params.input]))
-            texts = (text for content in contents for text in _texts(content))
-            train_tokenizer(texts, self.params.scratch).save_pretrained(kept)
-            (kept / "complete").touch()
+        with first_before_others():
+            if not (kept / "complete").exists():
+                contents = (conversation_of(row, self.params.column) for row in row_dicts(job.inputs[self.params.input]))
+                texts = (text for content in contents for text in _texts(content))
+                train_tokenizer(texts, self.params.scratch).save_pretrained(kept)
+                (kept / "complete").touch()
         tokenizer = AutoTokenizer.from_pretrained(Path(kept))
         return random_model(self.params.scratch, tokenizer, seed_of(job)), tokenizer
 

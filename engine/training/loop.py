@@ -68,10 +68,10 @@ def seed_of(job: Job) -> int:
 
 
 def total_steps(params: TrainingParams, rows: int) -> int:
-    """Return the optimizer steps of a run over `rows` rows in one process."""
+    """Return the optimizer steps of a run over `rows` rows."""
     if params.max_steps > 0:
         return params.max_steps
-    batches = math.ceil(rows / params.per_device_train_batch_size)
+    batches = math.ceil(rows / (params.per_device_train_batch_size * params.resources.workers))
     return math.ceil(params.num_train_epochs * math.ceil(batches / params.gradient_accumulation_steps))
 
 
@@ -82,13 +82,13 @@ def checkpoints(job: Job) -> Path:
     return folder
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, and remove those that weren't."""
+def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
+    """Return the newest checkpoint that was written to its end; `clean` removes those that weren't."""
     found: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).exists():
             found.append((int(path.name.rpartition("-")[2]), path))
-        else:
+        elif clean:
             shutil.rmtree(path)
     return max(found)[1] if found else None
 
@@ -101,7 +101,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     """
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
-    resume = last_checkpoint(checkpoints(job))
+    resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
     started, first = time.monotonic(), _steps_in(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
@@ -186,6 +186,7 @@ def _finite(value: Any) -> bool:
 
 
 def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
+    import torch
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):  # type: ignore[misc]
@@ -213,6 +214,8 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
             return step % args.logging_steps == 0 and time.monotonic() - self.saved_at > CHECKPOINT_S
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if args.world_size > 1:
+                torch.distributed.barrier()  # every worker has written its part
             if state.is_world_process_zero:
                 mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             self.saved_at, self.saved_step = time.monotonic(), state.global_step

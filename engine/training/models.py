@@ -6,6 +6,7 @@ Owns adapters (LoRA, QLoRA), dtypes and the chat template that is saved along. N
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +45,10 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
     quantization = params.lora.quantization if params.lora else None
     options: dict[str, Any] = {"dtype": _dtype(source, params), "attn_implementation": params.attn_implementation}
     if quantization:
-        options |= {"quantization_config": _quantization(quantization), "device_map": {"": 0}}
+        options |= {
+            "quantization_config": _quantization(quantization),
+            "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))},
+        }
     return _load(source, task, {name: value for name, value in options.items() if value is not None})
 
 

@@ -6,10 +6,11 @@ Owns which columns of a row make a conversation or a preference, and what of it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from caiflow.engine.errors import StepError
+from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Message, Request
 
 if TYPE_CHECKING:
@@ -83,13 +84,20 @@ def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
 
 def reply_ids(renderer: Renderer, prompt: Sequence[Message], reply: Message) -> tuple[list[int], list[int]]:
     """Return the ids of the prompt exactly as serving renders it, and the ids of the reply up to its end of turn."""
-    head = renderer.ids(Request(tuple(prompt)))
-    whole = renderer.conversation([*prompt, reply])
+    head, _, tail = _rendered(renderer, [*prompt, reply])
+    return head, tail
+
+
+def _rendered(renderer: Renderer, content: Sequence[Message]) -> tuple[list[int], list[int], list[int]]:
+    """Return the prompt's ids, which of them (1) the assistant wrote in earlier turns, and the ids of the last reply."""
+    head = renderer.ids(Request(tuple(content[:-1])))
+    whole = renderer.conversation(content)
     if whole.ids[: len(head)] == head:
-        end = max((place for place, bit in enumerate(whole.mask) if bit), default=len(head) - 1) + 1
-        return head, whole.ids[len(head) : end]
-    tail = renderer.tokenizer(reply["content"], add_special_tokens=False)["input_ids"]
-    return head, [*tail, renderer.tokenizer.eos_token_id]
+        end = len(whole.mask) - whole.mask[::-1].index(1) if 1 in whole.mask else len(head)
+        return head, whole.mask[: len(head)], whole.ids[len(head) : end]
+    # a token spans the end of the prompt where both are read at once; serving sees the prompt alone
+    tail = renderer.tokenizer(content[-1]["content"], add_special_tokens=False)["input_ids"]
+    return head, [0] * len(head), [*tail, renderer.tokenizer.eos_token_id]
 
 
 def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) -> tuple[list[int], list[int]]:
@@ -103,22 +111,11 @@ def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) 
         return ids, list(ids)
     if not content or content[-1]["role"] != "assistant":
         raise StepError("a conversation to train on must end with the assistant's turn; give the reply a column and name it")
-    head, reply = reply_ids(renderer, content[:-1], content[-1])
-    ids = head + reply
+    head, earlier, reply = _rendered(renderer, content)
     if loss_on == "all":
-        return ids, list(ids)
-    earlier = _earlier_turns(renderer, content, head) if loss_on == "assistant" else [IGNORED] * len(head)
-    return ids, earlier + reply
-
-
-def _earlier_turns(renderer: Renderer, content: list[Message], head: list[int]) -> list[int]:
-    """Return the labels of the prompt: the assistant's earlier turns carry loss."""
-    if all(turn["role"] != "assistant" for turn in content[:-1]):
-        return [IGNORED] * len(head)
-    whole = renderer.conversation(content)
-    if whole.ids[: len(head)] != head:
-        return [IGNORED] * len(head)
-    return [token if bit else IGNORED for token, bit in zip(head, whole.mask, strict=False)]
+        return head + reply, head + reply
+    counts = [bit == 1 and loss_on == "assistant" for bit in earlier]
+    return head + reply, [token if bit else IGNORED for token, bit in zip(head, counts, strict=True)] + reply
 
 
 def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: LossOn, column: str | None = None) -> Tokens:
@@ -127,7 +124,8 @@ def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: L
 
     def encoded() -> Iterator[dict[str, list[int]]]:
         for row in _each(rows, counts):
-            ids, labels = labelled(renderer, conversation_of(row, column), loss_on)
+            with _at(row):
+                ids, labels = labelled(renderer, conversation_of(row, column), loss_on)
             counts.cut += len(ids) > max_length
             labels = labels[:max_length]
             if all(label == IGNORED for label in labels[1:]):
@@ -149,14 +147,13 @@ def preference_of(row: Mapping[str, Any]) -> tuple[list[Message], Message, Messa
         StepError: a reply is missing or isn't a single turn after the common prompt, or `p_chosen` is outside 0 to 1.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    where = f"row {row.get('uid', '?')}"
     if not chosen or not rejected:
-        raise StepError(f"{where}: a preference needs `chosen` and `rejected`; filter rows without them out before")
+        raise StepError("a preference needs `chosen` and `rejected`; filter rows without them out before")
     prompt = as_messages(row["prompt"]) if row.get("prompt") else _common(chosen, rejected)
     p = 1.0 if row.get("p_chosen") is None else float(row["p_chosen"])
     if not 0.0 <= p <= 1.0:
-        raise StepError(f"{where}: `p_chosen` is a probability, got {p}")
-    return prompt, _reply(prompt, chosen, where), _reply(prompt, rejected, where), p
+        raise StepError(f"`p_chosen` is a probability, got {p}")
+    return prompt, _reply(prompt, chosen), _reply(prompt, rejected), p
 
 
 def _common(chosen: Any, rejected: Any) -> list[Message]:
@@ -170,13 +167,13 @@ def _common(chosen: Any, rejected: Any) -> list[Message]:
     return shared
 
 
-def _reply(prompt: list[Message], value: Any, where: str) -> Message:
+def _reply(prompt: list[Message], value: Any) -> Message:
     if isinstance(value, str):
         return {"role": "assistant", "content": value}
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in value]
     rest = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
     if len(rest) != 1 or rest[0]["role"] != "assistant":
-        raise StepError(f"{where}: the reply after the prompt must be one turn of the assistant, got {len(rest)} turns")
+        raise StepError(f"the reply after the prompt must be one turn of the assistant, got {len(rest)} turns")
     return {"role": "assistant", "content": rest[0]["content"]}
 
 
@@ -189,9 +186,10 @@ def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
 
     def encoded() -> Iterator[dict[str, Any]]:
         for row in _each(rows, counts):
-            prompt, chosen, rejected, p = preference_of(row)
-            head, yes = reply_ids(renderer, prompt, chosen)
-            no = reply_ids(renderer, prompt, rejected)[1]
+            with _at(row):
+                prompt, chosen, rejected, p = preference_of(row)
+                head, yes = reply_ids(renderer, prompt, chosen)
+                no = reply_ids(renderer, prompt, rejected)[1]
             room = max_length - len(head)
             if room <= 0:
                 counts.left_out += 1
@@ -212,7 +210,8 @@ def prompts(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
     counts, kept = Counts(), []
     for row in _each(rows, counts):
         prompt = as_messages(row["prompt"])
-        length = len(renderer.ids(Request(tuple(prompt))))
+        with _at(row):
+            length = len(renderer.ids(Request(tuple(prompt))))
         if length > max_length:
             counts.left_out += 1
             continue
@@ -227,6 +226,15 @@ def row_dicts(rows: Rows, size: int = 1024) -> Iterator[dict[str, Any]]:
     """Yield rows as dictionaries, holding one batch in memory at a time."""
     for batch in rows.batches(size):
         yield from batch.to_pylist()
+
+
+@contextmanager
+def _at(row: Mapping[str, Any]) -> Iterator[None]:
+    """Name the row in whatever is wrong with it."""
+    try:
+        yield
+    except (StepError, EngineError) as error:
+        raise StepError(f"row {row.get('uid', '?')}: {error}") from error
 
 
 def _each(rows: Rows, counts: Counts) -> Iterator[dict[str, Any]]:

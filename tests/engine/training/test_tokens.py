@@ -79,7 +79,7 @@ def test_a_revision_is_learnt_before_what_it_revises() -> None:
     assert conversation_of({**row, "revision": None, "messages": None})[-1]["content"] == "first"  # type: ignore[index]
     assert conversation_of(row, "response")[-1]["content"] == "first"  # type: ignore[index]
     assert conversation_of({"text": "plain"}) == "plain"
-    with pytest.raises(StepError, match="row 1: nothing to train on"):
+    with pytest.raises(StepError, match="nothing to train on"):
         conversation_of({"uid": "1", "prompt": "p"})
 
 
@@ -118,7 +118,7 @@ def test_preferences_come_in_several_shapes(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"uid": "7", "prompt": "p", "chosen": "yes"}, "row 7: a preference needs"),
+        ({"uid": "7", "prompt": "p", "chosen": "yes"}, "a preference needs"),
         ({"uid": "7", "prompt": "p", "chosen": "yes", "rejected": "no", "p_chosen": 1.5}, "got 1.5"),
         ({"uid": "7", "chosen": TALK, "rejected": TALK[:3]}, "one turn of the assistant, got 3 turns"),
     ],
@@ -126,6 +126,15 @@ def test_preferences_come_in_several_shapes(row: dict[str, Any]) -> None:
 def test_a_wrong_preference_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(StepError, match=message):
         preference_of(row)
+
+
+def test_a_row_that_can_t_be_read_is_named(renderer: Renderer, tmp_path: Path) -> None:
+    rows = saved(tmp_path / "talk", [{"uid": "7", "messages": TALK[:2]}])
+    with pytest.raises(StepError, match="row 7: a conversation to train on must end with the assistant"):
+        conversations(rows, renderer, max_length=99, loss_on="all")
+    rows = saved(tmp_path / "pair", [{"uid": "8", "prompt": "p", "chosen": "yes", "rejected": ""}])
+    with pytest.raises(StepError, match="row 8: a preference needs"):
+        preferences(rows, renderer, max_length=99)
 
 
 def test_both_replies_follow_the_served_prompt(renderer: Renderer, tmp_path: Path) -> None:
