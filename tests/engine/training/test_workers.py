@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, StepContext
 from caiflow.operators.sft import Sft, SftParams
