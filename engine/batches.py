@@ -13,6 +13,7 @@ from caiflow.engine.rows import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
     from caiflow.engine.operator import ColumnType, Row
 
 

@@ -36,10 +36,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
 from caiflow.engine.constitution_formats import FormatError, read_data
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.llm.base import Message
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Stage = Literal["critique", "revision", "judge"]
 STAGES: tuple[Stage, ...] = ("critique", "revision", "judge")
@@ -471,6 +472,8 @@ def _place(text: str, loc: Sequence[str | int]) -> tuple[int, int]:
     import yaml
 
     node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if node is None:
+        return 1, 1
     mark = node.start_mark
     for part in loc:
         if isinstance(node, yaml.MappingNode):

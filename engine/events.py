@@ -108,7 +108,14 @@ def fold(run: dict[str, Any], event: Mapping[str, Any]) -> bool:
 
 
 def _new_step(step: Mapping[str, Any]) -> dict[str, Any]:
-    empty: dict[str, Any] = {"digest": None, "status": "waiting", "rows_in": None, "rows_out": None, "seconds": None, "metrics": {}}
+    empty: dict[str, Any] = {
+        "digest": None,
+        "status": "waiting",
+        "rows_in": None,
+        "rows_out": None,
+        "seconds": None,
+        "metrics": {},
+    }
     return {"op": step["op"], **empty, **{k: v for k, v in step.items() if k in ("inputs", "digest")}}
 
 

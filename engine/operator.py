@@ -186,7 +186,7 @@ class Operator(ABC, Generic[P]):
         yield from ()
 
     def identity(self) -> Mapping[str, Any]:
-        """Return what, beside the parameters, changes the output: prompts, few-shot texts, source files' digests (JSON-able)."""
+        """Return what, beside the parameters, changes the output: prompts, few-shot texts, digests of source files (JSON)."""
         return {}
 
     def sources(self) -> Mapping[str, Path | str]:

@@ -248,7 +248,7 @@ def _flat(prefix: str, value: Any) -> Components:
 
 def example_texts(constitution: Constitution) -> list[dict[str, Any]]:
     """Return the few-shot examples as plain values."""
-    examples = (*constitution.few_shot_critique, *constitution.few_shot_judge)
+    examples: tuple[Any, ...] = (*constitution.few_shot_critique, *constitution.few_shot_judge)
     return [{name: getattr(example, name) for name in example.__slots__} for example in examples]
 
 

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ConfigDict, Field, model_validator
+
 from caiflow.engine.operator import ColumnName, Columns, Job, ModelRef, Params, RowsRef, Strict, TableOperator
 from caiflow.operators import rules
 from caiflow.operators.expression import ExpressionError, parse
-from pydantic import ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
-    from caiflow.engine.rows import RowsWriter
     from numpy.typing import NDArray
+
+    from caiflow.engine.rows import RowsWriter
 
 ANSWERS = ("revision", "response", "chosen")
 """The columns an answer may be in; a rule without `column` looks at the first of them that the input has."""

@@ -12,11 +12,12 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from caiflow.engine.judging import Judging, PairJudge, Verdict
 from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.engine.statistics import binary_entropy
-from pydantic import Field
 
 TIE = "tie"
 TIE_FIRST = "tie: the first option in every order"

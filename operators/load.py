@@ -14,16 +14,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, HubSource, Source, resolve
 from caiflow.operators.sampling import fraction
-from pydantic import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
     from caiflow.engine.rows import RowsWriter
 
 FormatName = Literal[

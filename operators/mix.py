@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, RowsRef, Strict, TableOperator
 from caiflow.operators.arrange import Arrange
 from caiflow.operators.conversations import with_answer
 from caiflow.operators.pool import REASONS, Pool, open_pool, prompt_keys
 from caiflow.operators.sampling import ranks
-from pydantic import Field
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from caiflow.engine.rows import RowsWriter
     from numpy.typing import NDArray
+
+    from caiflow.engine.rows import RowsWriter
 
 Make = Literal["messages", "preference", "prompts"]
 ANSWERS = ("revision", "response", "chosen")
@@ -241,6 +243,7 @@ class Mix(TableOperator[MixParams]):
     def _schema(self, known: Mapping[str, Columns], job: Job) -> pa.Schema:
         """Return the mixture's columns; a type without a name here is that of the first input that has it."""
         import pyarrow as pa
+
         from caiflow.engine.rows import arrow_type
 
         fields = []

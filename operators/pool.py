@@ -16,8 +16,9 @@ from caiflow.operators.sampling import ranks
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from caiflow.engine.rows import Rows
     from numpy.typing import NDArray
+
+    from caiflow.engine.rows import Rows
 
 _BATCH = 16_384
 REASONS = ("", "incomplete", "held_out")

@@ -190,7 +190,8 @@ class EngineClient:
         except EngineError as error:
             self._give_up(replica, error)
             return
-        again, given_up = [], []
+        again: list[int] = []
+        given_up: list[int] = []
         for number, asked in replica.in_flight.items():
             asked.tries += 1
             (again if asked.tries <= self._engine_retries else given_up).append(number)

@@ -17,7 +17,7 @@ _ROOM = 64
 """Columns allocated beyond the longest row, and by which a full buffer grows at least."""
 
 
-class SlotLayer(DynamicLayer):
+class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
     """One layer's buffers, [slots, heads, columns, D]; `update` writes each row's new token at that row's own place."""
 
     def __init__(self, slots: Slots) -> None:

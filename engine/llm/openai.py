@@ -1,7 +1,7 @@
 """The engine that asks an OpenAI-compatible server over HTTP.
 
 Owns the calls: pace, retries of what may pass, time limits, the spending cap. What is said is chat.py's. Runs its event loop
-in a thread of its own. The server's key comes from the environment variable that the spec names; it stays in the client's headers
+in a thread of its own. The server's key comes from the environment variable the spec names; it stays in the client's headers
 only and blotted out of every message.
 """
 
@@ -26,6 +26,7 @@ from caiflow.engine.llm.pace import Budget, Pace
 
 if TYPE_CHECKING:
     import httpx
+
     from caiflow.engine.operator import ModelSource
 
 _MOST_CALLS = 64

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.kv import Slots
@@ -22,7 +24,6 @@ from caiflow.engine.llm.prefixes import Prefix, Prefixes
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
-from transformers import DynamicCache
 
 _PADDING = 1.25
 """A prefill group may hold this many times the tokens its rows really have."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.llm.sampler import draw
 from caiflow.engine.llm.vllm import FILTERS, SEED
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 _Row = tuple[int, Sampling, list[int]]
 

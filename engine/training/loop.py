@@ -58,6 +58,7 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "disable_tqdm": True,
         "log_level": "error",
         "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,  # there are none, and PPO's value head is used outside the forward pass
     }
     return kind(**{**settings, **more})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine import counting
 from caiflow.engine.counting import count_known
 from caiflow.engine.flow import FlowStep

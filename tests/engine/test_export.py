@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from caiflow.engine.errors import CaiflowError, SpecError
 from caiflow.engine.export import export, portable, relocated
 from caiflow.engine.lock import LOCK, grade, make_lock, read_lock
 from caiflow.engine.spec import load_spec
 from caiflow.engine.store import Store
-
 from tests.support.table_runs import run_tables, write_spec
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from caiflow.engine.counting import count_known
 from caiflow.engine.errors import EngineError
 from caiflow.engine.flow import Flow, FlowStep

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine.gc import collect, find_garbage
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.store import Store
-
 from tests.support.table_runs import run_tables, write_spec
 
 

@@ -8,11 +8,12 @@ from math import log
 from typing import Any
 
 import pytest
-from caiflow.engine.judging import Judging, PairJudge, Verdict, Vote, clamped, parse_choice
-from caiflow.engine.prompts import JUDGE_PREFILL, judge_messages
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from caiflow.engine.judging import Judging, PairJudge, Verdict, Vote, clamped, parse_choice
+from caiflow.engine.prompts import JUDGE_PREFILL, judge_messages
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 

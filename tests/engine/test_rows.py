@@ -11,11 +11,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from caiflow.engine.operator import ColumnType
 from caiflow.engine.rows import DROPPED, Rows, RowsWriter, arrow_type, column_type
 from caiflow.engine.store import content_manifest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 TYPES: dict[str, ColumnType] = {
     "uid": "text",

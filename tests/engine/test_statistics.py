@@ -6,6 +6,9 @@ from math import inf, isclose, log
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from caiflow.engine.statistics import (
     ELO_PER_NAT,
     Comparison,
@@ -19,8 +22,6 @@ from caiflow.engine.statistics import (
     wilson,
     win_probability,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine.errors import StoreError
 from caiflow.engine.store import META, Artifact, Store, default_home, write_atomic
 

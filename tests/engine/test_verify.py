@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.lock import LOCK
 from caiflow.engine.store import META, Store
 from caiflow.engine.verify import verify
-
 from tests.support.table_runs import run_tables, write_spec
 
 

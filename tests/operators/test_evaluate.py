@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.marks import marks
 from caiflow.engine.operator import Job, StepContext

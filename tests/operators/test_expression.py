@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from caiflow.operators.expression import ExpressionError, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from caiflow.operators.expression import ExpressionError, parse
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "last one"}]
 FRAME = pl.DataFrame(

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from caiflow.engine.constitution import Constitution, CritiqueExample
 from caiflow.engine.few_shot import example_id
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.rows import Rows
 from caiflow.operators.filter import Filter, FilterParams
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
 from support.tables import ask, rows_of, run_table
 
 COPIED = "write down what he owes and since when, then ask him in writing"

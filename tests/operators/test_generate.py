@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import Row, StepContext
 from caiflow.engine.prompts import assistant, user
 from caiflow.operators.generate import Generate, GenerateParams
-from pydantic import ValidationError
 from support.row_llm import RuleLLM
 
 TALK = [user("hello"), assistant("hi"), user("and now?")]

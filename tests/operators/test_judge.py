@@ -8,11 +8,12 @@ from math import log
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from caiflow.engine.operator import Row, RowDropped, StepContext
 from caiflow.engine.prompts import user
 from caiflow.operators.judge import TIE_FIRST, TIE_SECOND, UNPARSABLE, Judge, JudgeParams
-from hypothesis import given
-from hypothesis import strategies as st
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 

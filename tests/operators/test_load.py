@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from caiflow.engine.operator import Row, StepContext
 from caiflow.engine.rows import Rows
 from caiflow.operators.load import Load, LoadParams, Split, side
-from hypothesis import given
-from hypothesis import strategies as st
 from support.tables import ask, run_table, write_jsonl
 
 REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.rows import Rows
 from caiflow.operators import arrange
 from caiflow.operators.mix import Mix, MixParams
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support.tables import ask, rows_of, run_table
 
 ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)

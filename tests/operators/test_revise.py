@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from caiflow.engine.constitution import Constitution, load_constitution
 from caiflow.engine.operator import Row, StepContext
 from caiflow.engine.prompts import critique_messages, revise_messages, user

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from caiflow.operators.sampling import fraction, ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
+from caiflow.operators.sampling import fraction, ranks
 
 
 def test_ranks_are_the_same_on_every_machine() -> None:

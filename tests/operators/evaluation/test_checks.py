@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from pydantic import ValidationError
+
 from caiflow.examples.tiny import world
 from caiflow.operators.evaluation.checks import (
     STANDARD,
@@ -15,7 +17,6 @@ from caiflow.operators.evaluation.checks import (
     problems,
     repeated_share,
 )
-from pydantic import ValidationError
 
 EXPLAINED = [
     "I can't help with that, because it could hurt someone.",

@@ -8,8 +8,9 @@ from math import log
 from pathlib import Path
 
 import pytest
-from caiflow.operators.evaluation.choices import ChoicesParams, Question, credit, figures, question, read, score
 from pydantic import ValidationError
+
+from caiflow.operators.evaluation.choices import ChoicesParams, Question, credit, figures, question, read, score
 from support.row_llm import RuleLLM, RuleLLMs
 
 ROW = {

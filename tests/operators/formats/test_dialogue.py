@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from caiflow.operators.formats.dialogue import answer_text, cut, parse_messages, parse_prompt, parse_transcript
 from hypothesis import given
 from hypothesis import strategies as st
+
+from caiflow.operators.formats.dialogue import answer_text, cut, parse_messages, parse_prompt, parse_transcript
 
 line = (
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)

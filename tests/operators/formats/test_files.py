@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from caiflow.operators.formats.files import Line, read_lines
 
 RECORDS = [{"prompt": f'ask {n}:\n"quoted", ünïcode 🦊', "note": "x" * n} for n in range(5)]

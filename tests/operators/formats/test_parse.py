@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from caiflow.operators.formats.parse import FORMATS, detect
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
