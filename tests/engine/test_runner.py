@@ -1,0 +1,198 @@
+"""Real runs on a real Ray with the bundled model: what a run leaves, what it reuses, how it stops, and what outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.events import read_events, read_run, true_status
+from caiflow.engine.rows import Rows
+from support.kills import ledger_records, leftovers, start, victims
+
+pytestmark = [pytest.mark.slow]
+
+SPEC = """
+caiflow: 1
+name: small
+seed: 5
+constitution: harmless
+models:
+  base: {source: tiny, engine: transformers}
+  same: {source: tiny, engine: transformers}
+steps:
+  prompts:  {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: ROWS}
+  response: {op: generate, input: prompts, model: base, sampling: {max_tokens: 48}}
+  critique: {op: critique, input: response, model: same, few_shot: 1, sampling: {max_tokens: 48}}
+  revision: {op: revise, input: critique, model: base, sampling: {max_tokens: 48}}
+  clean:    {op: filter, input: revision, drop: [unchanged]}
+"""
+
+
+def write_spec(folder: Path, rows: int = 24, extra: str = "", name: str = "small.yaml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(SPEC.replace("ROWS", str(rows)) + extra, encoding="utf-8")
+    return path
+
+
+def finish(spec: Path, out: Path, home: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    found = start(spec, out, home, *options).wait(timeout=300)
+    assert found == code, (out / "console.txt").read_text()
+    return read_run(out)
+
+
+def wait_for(out: Path, what: Any, timeout_s: float = 120.0) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if (out / "events.jsonl").exists() and any(what(event) for event in read_events(out)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"didn't happen within {timeout_s} s: {(out / 'console.txt').read_text()}")
+
+
+def rows_flow(event: dict[str, Any]) -> bool:
+    return event["event"] == "step_progress" and event.get("step") == "response" and event.get("done", 0) > 0
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """One undisturbed run: (spec, run folder, home)."""
+    base = tmp_path_factory.mktemp("calm")
+    spec = write_spec(base)
+    finish(spec, base / "run", base / "home")
+    return spec, base / "run", base / "home"
+
+
+def test_a_run_leaves_what_the_contract_says(calm: tuple[Path, Path, Path]) -> None:
+    _, out, _ = calm
+    run = read_run(out)
+    assert run["status"] == "done"
+    assert {name: step["status"] for name, step in run["steps"].items()} == dict.fromkeys(run["steps"], "done")
+    assert run["steps"]["revision"]["rows_in"] == 24
+    assert (out / "caiflow.lock").exists()
+    assert (out / "spec.yaml").exists()
+    rows = Rows(out / "steps" / "revision").pylist()
+    assert len({row["uid"] for row in rows}) == 24
+    assert all(row["response"] and row["critique"] and row["revision"] and row["principle"] for row in rows)
+    kept, dropped = Rows(out / "steps" / "clean"), Rows(out / "steps" / "clean").dropped()
+    assert kept.num_rows + (dropped.num_rows if dropped.files else 0) == 24
+
+
+def test_equal_models_share_one_engine_loaded_once(calm: tuple[Path, Path, Path]) -> None:
+    _, out, _ = calm
+    assert [event["event"] for event in read_events(out)].count("engine_ready") == 1
+
+
+def test_rows_load_with_datasets_alone(calm: tuple[Path, Path, Path]) -> None:
+    from datasets import load_dataset
+
+    _, out, _ = calm
+    table = load_dataset("parquet", data_dir=str(out / "steps" / "clean"), split="train", cache_dir=str(out / "hf"))
+    assert table.num_rows == Rows(out / "steps" / "clean").num_rows
+
+
+def test_the_second_run_is_cached_and_starts_neither_ray_nor_torch(calm: tuple[Path, Path, Path]) -> None:
+    spec, out, home = calm
+    code = f"""
+import os, sys
+os.environ["CAIFLOW_HOME"] = {str(home)!r}
+from caiflow.engine.cli import main
+code = main(["run", {str(spec)!r}, "--out", {str(out.parent / "again")!r}])
+assert not {{"ray", "torch", "transformers", "datasets"}} & set(sys.modules), "imported too much"
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+    assert {step["status"] for step in read_run(out.parent / "again")["steps"].values()} == {"cached"}
+
+
+def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    spec, _, _ = calm
+    home = tmp_path / "home"
+    trial = finish(spec, tmp_path / "trial", home, "--sample", "6")
+    assert trial["steps"]["response"]["rows_out"] == 6
+    full = finish(spec, tmp_path / "full", home)
+    assert (full["steps"]["response"]["cached"], full["steps"]["revision"]["cached"]) == (6, 6)
+    assert len(set(ledger_records(home))) == len(list(ledger_records(home)))
+
+
+def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, _, home = calm
+    extra = (
+        '  strict: {op: filter, input: revision, drop: [{where: "nonsense_column > 3"}]}\n'
+        "  after:  {op: mix, inputs: {strict: 1}}\n"
+        "  other:  {op: filter, input: critique, drop: [duplicates]}\n"
+    )
+    broken = tmp_path / "data.jsonl"
+    broken.write_text('{"prompt": "a"}\n{"prompt": \n', encoding="utf-8")
+    extra = (
+        "  bad:    {op: load, source: data.jsonl}\n"
+        "  after:  {op: filter, input: bad, drop: [duplicates]}\n"
+        "  other:  {op: filter, input: critique, drop: [duplicates]}\n"
+    )
+    spec = write_spec(tmp_path, extra=extra)
+    run = finish(spec, tmp_path / "run", home, code=1)
+    states = {name: step["status"] for name, step in run["steps"].items()}
+    assert (states["bad"], states["after"], states["other"], run["status"]) == ("failed", "skipped", "done", "failed")
+    assert "data.jsonl:2" in run["steps"]["bad"]["error"]
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_within_seconds_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
+    spec, out, home = write_spec(tmp_path, rows=120), tmp_path / "run", tmp_path / "home"
+    driver = start(spec, out, home)
+    wait_for(out, rows_flow)
+    driver.send_signal(number)
+    began = time.monotonic()
+    assert driver.wait(timeout=20) == 130
+    assert time.monotonic() - began < 8  # five seconds are promised; a busy test machine may need more
+    assert read_run(out)["status"] == "interrupted"
+    assert f"caiflow run {spec}" in (out / "console.txt").read_text().replace("\n", " ")
+    assert leftovers(driver.pid) == []
+    done = finish(spec, tmp_path / "next", home)
+    assert done["steps"]["response"]["cached"] > 0
+    assert done["steps"]["revision"]["rows_out"] == 120
+
+
+@pytest.mark.kill
+def test_killed_engines_and_workers_are_replaced_and_lose_nothing(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    spec, out, home = write_spec(tmp_path, rows=128), tmp_path / "run", tmp_path / "home"
+    driver = start(spec, out, home)
+    for kind in ("engine", "worker"):
+        wait_for(out, rows_flow)
+        for process in victims(driver, kind):
+            process.kill()
+        time.sleep(2)
+    assert driver.wait(timeout=240) == 0, (out / "console.txt").read_text()
+    rows = Rows(out / "steps" / "revision").pylist()
+    assert len({row["uid"] for row in rows}) == len(rows) == 128
+    records = list(ledger_records(home))
+    assert len(records) == len(set(records))
+    undisturbed = Rows(calm[1] / "steps" / "revision").pylist()
+    texts = {row["uid"]: (row["response"], row["critique"], row["revision"]) for row in rows}
+    assert all(texts[row["uid"]] == (row["response"], row["critique"], row["revision"]) for row in undisturbed)
+
+
+@pytest.mark.kill
+def test_a_killed_driver_leaves_no_process_and_a_run_seen_as_interrupted(tmp_path: Path) -> None:
+    spec, out, home = write_spec(tmp_path, rows=64), tmp_path / "run", tmp_path / "home"
+    driver = start(spec, out, home)
+    wait_for(out, rows_flow)
+    driver.kill()
+    driver.wait()
+    until = time.monotonic() + 20
+    while leftovers(driver.pid) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert leftovers(driver.pid) == []
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    assert true_status(read_run(out)) == "interrupted"
+    done = finish(spec, tmp_path / "next", home)
+    assert done["status"] == "done"
+    assert done["steps"]["response"]["cached"] > 0
