@@ -60,6 +60,9 @@ The store is $CAIFLOW_HOME (default ~/.cache/caiflow)."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error never shows a traceback unless `--traceback` asks for it."""
+    import os
+
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins of pydantic costs every start 30 ms
     from caiflow.engine.errors import CaiflowError, SpecError
 
     given = list(sys.argv[1:] if argv is None else argv)

@@ -8,7 +8,6 @@ decides what a tie or an unreadable answer means for a data set: the operators d
 from __future__ import annotations
 
 import re
-from asyncio import gather
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from caiflow.engine.few_shot import FewShot
 from caiflow.engine.llm.base import Message, Sampling
-from caiflow.engine.operator import RowLLM, SamplingParams, Strict
+from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.engine.prompts import (
     JUDGE_PREFILL,
     THOUGHT_END,
@@ -188,7 +187,7 @@ class PairJudge:
         orders = (False, True) if self._how.swap else (False,)
         asked = [(i, swapped) for i in self.instructions(uid) for swapped in orders]
         votes = (self._vote(number, i, s, prompt, pair, shown, llm) for number, (i, s) in enumerate(asked))
-        return Verdict(tuple(await gather(*votes)))
+        return Verdict(tuple(await together(votes)))
 
     async def _vote(
         self,
@@ -207,7 +206,7 @@ class PairJudge:
             p_a, logprobs = await self._ask(messages, JUDGE_PREFILL, llm, number)
             return Vote(instruction.id, swapped, 0.5 if p_a is None else p_a, p_a is not None, logprobs)
         samples = range(number * thinking.samples, (number + 1) * thinking.samples)
-        thoughts = await gather(*(self._think(messages, thinking, llm, s) for s in samples))
+        thoughts = await together(self._think(messages, thinking, llm, s) for s in samples)
         shares = [p for p, _ in thoughts if p is not None]
         mean = sum(clamped(p, thinking.clamp) for p in shares) / len(shares) if shares else 0.5
         return Vote(instruction.id, swapped, mean, bool(shares), None, "\n\n".join(text for _, text in thoughts))

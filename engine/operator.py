@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -142,6 +142,7 @@ class StepContext:
 
 
 P = TypeVar("P", bound=Params)
+T = TypeVar("T")
 
 
 class Operator(ABC, Generic[P]):
@@ -264,6 +265,13 @@ class RowOperator(Operator[P]):
         """Return the input's columns and the ones written."""
         (given,) = inputs.values()
         return given.plus(self.writes())
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Return the results of several calls of one row, all asked at once, in order."""
+    import asyncio  # imported here: operators are read by `validate`, which runs none of them
+
+    return list(await asyncio.gather(*calls))
 
 
 class LLMs(ABC):

@@ -5,14 +5,13 @@ Owns what is sent for an answer: system turn, which turns are kept, chat or plai
 
 from __future__ import annotations
 
-from asyncio import gather
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.prompts import conversation_text, turns
 
 
@@ -73,7 +72,7 @@ class Generate(RowOperator[GenerateParams]):
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the answers to one prompt."""
         prompt = _kept(turns(row["prompt"]), self.params.keep)
-        answers = await gather(*(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings())))
+        answers = await together(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
         texts = [self.params.prefill + a.text for a in answers]
         kept = {} if self.params.keep == "all" else {"prompt": prompt}
         cut = [a.finish == "length" for a in answers]

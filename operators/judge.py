@@ -5,7 +5,6 @@ Owns the candidates, ties, unreadable answers and labels; how a vote is asked an
 
 from __future__ import annotations
 
-from asyncio import gather
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.judging import Judging, PairJudge, Verdict
-from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator
+from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator, together
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.engine.statistics import binary_entropy
 
@@ -115,7 +114,7 @@ class Judge(RowOperator[JudgeParams]):
             raise RowDropped("fewer than two answers that aren't empty")
         numbers = list(combinations(usable, 2))
         asked = (self._judge.verdict(row["uid"], row["prompt"], (answers[i], answers[j]), llm) for i, j in numbers)
-        found = [Pair(i, j, v, v.p_first) for (i, j), v in zip(numbers, await gather(*asked), strict=True)]
+        found = [Pair(i, j, v, v.p_first) for (i, j), v in zip(numbers, await together(asked), strict=True)]
         scores = win_shares(found)
         principles = [i.id for i in self._judge.instructions(row["uid"])]
         pairs = found if self.params.pairs == "all" else [best_against_worst(found, scores)]

@@ -161,8 +161,10 @@ def few_shot_leak(
         for place, row in zip(suspects, frame.select(wanted)[suspects].iter_rows(named=True), strict=True):
             shown = row["few_shot"] if told and row["few_shot"] is not None else grams
             theirs = set().union(*(grams.get(name, ()) for name in shown))
-            own = word_ngrams("\n".join(turn["content"] for turn in row["prompt"] or ()), n) if asked else set()
-            verdict[place] = any((word_ngrams(row[name] or "", n) & theirs) - own for name in columns)
+            own = _words("\n".join(turn["content"] for turn in row["prompt"] or ())) if asked else ""
+            verdict[place] = any(
+                f" {gram} " not in own for name in columns for gram in word_ngrams(row[name] or "", n) & theirs
+            )
         return verdict
 
     return Check(label, flag if every else pl.lit(False), decide)
@@ -170,10 +172,16 @@ def few_shot_leak(
 
 def word_ngrams(text: str, n: int) -> set[str]:
     """Return the runs of `n` words in lower case, joined by spaces; apostrophes belong to words, other signs divide them."""
-    words = _NOT_WORD.sub(" ", text.lower().replace("'", "").replace("’", "")).split()
+    words = _words(text).split()
     return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}
 
 
+def _words(text: str) -> str:
+    """Return the words with a space before and after each."""
+    return f" {_NOT_WORD.sub(' ', text.lower().translate(_APOSTROPHES))} "
+
+
+_APOSTROPHES = dict.fromkeys(map(ord, "'’"))
 _NOT_WORD = re.compile(r"[\W_]+")
 
 

@@ -5,12 +5,11 @@ Owns how evaluated models are asked and how answers become rates. Judges nothing
 
 from __future__ import annotations
 
-from asyncio import gather
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.llm.base import Message, Sampling
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, Row, RowLLM, together
 from caiflow.engine.prompts import turns
 from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
@@ -38,7 +37,7 @@ async def ask_models(
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         prompt = _with_system(turns(row["prompt"]), system)
-        return {"answers": await gather(*(answer({"prompt": prompt, "sample": i}, llm) for i in range(samples)))}
+        return {"answers": await together(answer({"prompt": prompt, "sample": i}, llm) for i in range(samples))}
 
     async def once(row: Row, llm: RowLLM) -> Row:
         given = await llm.chat(row["prompt"], sampling, sample=row["sample"])
@@ -47,7 +46,7 @@ async def ask_models(
     answer = attempted(once, {"response": "", "truncated": False})
     found: list[Row] = []
     for model in models:  # one after the other: they may not fit beside each other
-        given = await gather(*(llms.map("answers", model, rows, ask) for rows in sets.values()))
+        given = await together(llms.map("answers", model, rows, ask) for rows in sets.values())
         for (name, rows), answers in zip(sets.items(), given, strict=True):
             pairs = zip(rows, answers, strict=True)
             found += [
