@@ -224,7 +224,7 @@ class _Execution:
             return self._begin_measure(step, cluster)
         from caiflow.engine.work import TableUnit
 
-        unit = TableUnit(self._work(step), self._inputs(step), self._stage(step))
+        unit = TableUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step))
         return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:

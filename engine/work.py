@@ -72,6 +72,7 @@ class TableUnit:
 
     step: StepWork
     inputs: Mapping[str, Path]
+    models: Mapping[str, ModelSource]
     staged: Path
 
     def run(self, report: Report) -> dict[str, StepResult]:
@@ -83,7 +84,7 @@ class TableUnit:
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
         known = {name: _columns(rows) for name, rows in inputs.items()}
         out = RowsWriter(self.staged, dict(operator.columns(known).types))
-        job = Job(self.staged, inputs, seed=self.step.context.seed, log=_log(report, self.step.name))
+        job = Job(self.staged, inputs, self.models, seed=self.step.context.seed, log=_log(report, self.step.name))
         operator.table(job, out)
         out.close()
         rows_in = sum(rows.num_rows for rows in inputs.values()) if inputs else None
