@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ FormatName = Literal[
     "auto", "messages", "prompt", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference", "ultrachat",
     "preference", "table",
 ]  # fmt: skip
-_SNIFFED = 100
+_SNIFFED = 40
 _IN_MEMORY = 20_000
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
@@ -91,7 +92,7 @@ class Load(TableOperator[LoadParams]):
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
-        head = self._head()
+        head = [] if isinstance(self._head, str) else self._head
         survey, layouts = Survey(), set()
         for row in head:
             if not isinstance(row, BadRow):
@@ -114,20 +115,13 @@ class Load(TableOperator[LoadParams]):
         if isinstance(first, FileSource) and self.params.source.startswith(BUNDLED) and not first.path.is_file():
             known = ", ".join(sorted(path.name for path in first.path.parent.glob("*.*")))
             yield ("source",), f"no bundled file {first.label!r}", f"there are {known}"
-        elif isinstance(first, FileSource) and first.is_text:
-            yield from self._check_head(first)
-
-    def _check_head(self, source: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        try:
-            head = list(self._parser().rows(source, _SNIFFED))
-        except (ValueError, OSError) as error:
-            yield ("source",), str(error), "name a file that can be read"
-            return
-        bad = [row for row in head if isinstance(row, BadRow)]
-        if bad and len(bad) == len(head):
+        if isinstance(self._head, str):
+            yield ("source",), self._head, "name a file that can be read"
+        elif self._head and all(isinstance(row, BadRow) for row in self._head):
             where = "source" if self.params.format == "auto" else "format"
+            reason = next(row.reason for row in self._head if isinstance(row, BadRow))
             hint = f"the formats are {', '.join(FORMATS)}"
-            yield (where,), f"no row of {source.label} reads as {self.params.format}: {bad[0].reason}", hint
+            yield (where,), f"no row of {self.params.source} reads as {self.params.format}: {reason}", hint
 
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
@@ -179,14 +173,16 @@ class Load(TableOperator[LoadParams]):
             elif split is None or side(row, split) == split.part:
                 yield row
 
-    def _head(self) -> list[Row | BadRow]:
+    @cached_property
+    def _head(self) -> list[Row | BadRow] | str:
+        """The first rows of a local text file, or why it can't be read; none of other sources."""
         source = next(iter(self._sources()), None)
         if not isinstance(source, FileSource) or not source.is_text:
             return []
         try:
             return list(self._parser().rows(source, _SNIFFED))
-        except (ValueError, OSError):
-            return []
+        except (ValueError, OSError) as error:
+            return str(error)
 
     def _sources(self) -> list[Source]:
         fields = self.params
