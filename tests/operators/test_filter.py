@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 
 from caiflow.engine.constitution import Constitution, CritiqueExample
 from caiflow.engine.few_shot import example_id
-from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.llm.load import load_tokenizer
+from caiflow.engine.operator import Columns, ModelSource, Row, StepContext
 from caiflow.engine.rows import Rows
 from caiflow.operators.filter import Filter, FilterParams
 from support.tables import ask, rows_of, run_table
@@ -29,6 +31,7 @@ EXAMPLES = (
         "Pour boiling water over them on a dry day and wait until they wilt.",
     ),
 )
+TEXTS = ("I", "I won't help to take it.", "Plant it in the garden, then water it twice and wait.", "word " * 60)
 LAW = Constitution("small", (), EXAMPLES)
 
 
@@ -254,3 +257,14 @@ def test_no_row_is_lost_whatever_the_texts(tmp_path: Path, texts: list[str | Non
     out, metrics = kept(tmp_path, rows, *every, {"where": "length(revision) > 20"})
     assert sorted(row["uid"] for row in [*out.pylist(), *out.dropped().pylist()]) == sorted(row["uid"] for row in rows)
     assert sum(metrics["dropped"].values()) == out.dropped().num_rows
+
+
+def test_length_counts_tokens_of_the_named_model(tmp_path: Path) -> None:
+    model = ModelSource(str(resources.files("caiflow.examples.tiny") / "model"), "tiny")
+    sizes = [len(load_tokenizer(model)(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
+    rows = [*answers(*TEXTS), *answers(None)]
+    given_rows = {"given": rows_of(tmp_path / "in", [{**row, "uid": str(place)} for place, row in enumerate(rows)])}
+    rule = {"length": {"column": "revision", "min": 2, "max": sizes[2], "unit": "tokens", "model": "base"}}
+    out, _ = run_table(step(rule), tmp_path / "out", given_rows, {"base": model})
+    kept_sizes = [sizes[int(row["uid"])] for row in out.pylist()]
+    assert kept_sizes == [size for size in sizes if 2 <= size <= sizes[2]] != sizes
