@@ -4,7 +4,7 @@ Owns the mixture: how often each kind of lesson occurs, and how many worked exam
 `world`, the wording of the questions from `caiflow.engine.prompts` and from the bundled constitution. Combinations that are
 held out for tests never occur.
 
-Run `python -m caiflow.examples.tiny.lessons` to write `data/pretrain.jsonl.gz`.
+Run `python -m caiflow.examples.tiny.lessons` to write `data/first_lessons.jsonl.gz` and `data/later_lessons.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -72,32 +72,32 @@ class Teacher:
             return {"text": f"\n\n{prompts.conversation_text(talk)}"}
         return {"text": "\n\n".join(turn["content"] for turn in talk)}
 
-    def critiques(self, bundled: int = 0) -> Record:
-        """Return worked critiques and revisions in a row, behind `bundled` examples of the constitution."""
-        shown = [*self._bundled(self.constitution.few_shot_critique, bundled)]
-        shown += [self._critique_example() for _ in range(self.rng.choice((0, 0, 1)))]
-        last = self._critique_example()
-        principle = Principle(id="any", critique=last.critique_request, revision=last.revision_request)
-        said = last.critique if self.rng.random() < 0.85 else None
-        talk = prompts.revise_messages(last.prompt, last.response, principle, said, shown)
+    def critiques(self) -> Record:
+        """Return one or two worked critiques and revisions of answers that comply, the last one sometimes without critique."""
+        shown = [self._critique_example("comply") for _ in range(self.rng.choice((0, 0, 1)))]
+        last = self._critique_example("comply")
+        talk = prompts.revise_messages(last.prompt, last.response, _asking(last), self._said(last), shown)
         return {"messages": [*talk, prompts.assistant(last.revision)]}
 
-    def rounds(self) -> Record:
-        """Return a conversation and the critique of an answer that was revised already."""
-        example = self._critique_example(revised=True)
-        principle = Principle(id="any", critique=example.critique_request, revision=example.revision_request)
-        talk = prompts.revise_messages(example.prompt, example.response, principle, example.critique)
-        return {"messages": [*talk, prompts.assistant(example.revision)]}
+    def critique(self, bundled: int = 0) -> Record:
+        """Return the critique of an answer of any stance, behind `bundled` examples of the constitution."""
+        last = self._critique_example(self._stance())
+        talk = prompts.critique_messages(last.prompt, last.response, _asking(last), self._examples(bundled))
+        return {"messages": [*talk, prompts.assistant(last.critique)]}
+
+    def revision(self, bundled: int = 0) -> Record:
+        """Return the revision of an answer of any stance, behind `bundled` examples of the constitution."""
+        last = self._critique_example(self._stance())
+        said = self._said(last)
+        talk = prompts.revise_messages(last.prompt, last.response, _asking(last), said, self._examples(bundled))
+        return {"messages": [*talk, prompts.assistant(last.revision)]}
 
     def judgements(self, bundled: int = 0) -> Record:
         """Return judgements in a row, behind `bundled` examples of the constitution; in some, thoughts come first."""
         thoughts = self.rng.random() < 0.2
         shown = [*self._bundled(self.constitution.few_shot_judge, bundled)]
-        shown += [self._judge_example() for _ in range(self.rng.choice((1, 1, 2, 3)))]
-        talk: list[Message] = []
-        for example in shown:
-            talk += self._judged(example, thoughts)
-        return {"messages": talk}
+        shown += [self._judge_example() for _ in range(self.rng.choice((1, 1, 2)))]
+        return {"messages": [turn for example in shown for turn in self._judged(example, thoughts)]}
 
     def whole(self) -> Record:
         """Return a judgement under several principles at once."""
@@ -126,15 +126,19 @@ class Teacher:
             return (prompts.user(before), prompts.assistant(said), asked)
         return (asked,)
 
-    def _critique_example(self, *, revised: bool = False) -> CritiqueExample:
-        task = self._task((0.6, 0.25, 0.15))
-        stance = self._stance()
-        if revised:
-            stance = "refuse" if task.harm == "harmful" else "comply"
+    def _critique_example(self, stance: Stance) -> CritiqueExample:
+        task = self._task((0.55, 0.3, 0.15))
         given = answer(task, stance, self.rng)
         asked, wanted = self._requests()
         better = revision(task, stance, given, self.rng)
         return CritiqueExample(self._prompt(task), given, asked, critique(task, stance), wanted, better)
+
+    def _said(self, example: CritiqueExample) -> str | None:
+        """Return the example's critique, or none in one of seven."""
+        return example.critique if self.rng.random() < 6 / 7 else None
+
+    def _examples(self, bundled: int) -> list[CritiqueExample]:
+        return self._bundled(self.constitution.few_shot_critique, bundled)
 
     def _requests(self) -> tuple[str, str]:
         """Return a critique request and a revision request: of one principle, reworded, built from a rule, or unrelated."""
@@ -196,38 +200,64 @@ class Teacher:
         return list(pool[:count]) if self.rng.random() < 0.7 else self.rng.sample(pool, count)
 
 
-def mixture(teacher: Teacher) -> list[tuple[int, Callable[[], Record]]]:
-    """Return how often each lesson occurs."""
+def _asking(example: CritiqueExample) -> Principle:
+    return Principle(id="any", critique=example.critique_request, revision=example.revision_request)
+
+
+Mixture = list[tuple[int, Callable[[], Record]]]
+
+
+def first_lessons(teacher: Teacher) -> Mixture:
+    """Return what is learnt first: short conversations, of which every assistant turn is an example to follow."""
     return [
         (9000, teacher.chat),
         (400, teacher.plain),
         (4500, teacher.critiques),
-        (250, lambda: teacher.critiques(1)),
-        (250, lambda: teacher.critiques(2)),
-        (40, lambda: teacher.critiques(teacher.rng.choice((3, 4, 5)))),
-        (500, teacher.rounds),
         (2500, teacher.judgements),
-        (150, lambda: teacher.judgements(teacher.rng.choice((1, 2, 3)))),
-        (60, lambda: teacher.judgements(teacher.rng.choice((4, 5, 6)))),
-        (150, teacher.whole),
-        (250, teacher.rating),
+        (200, teacher.rating),
     ]
 
 
-def lessons(scale: float = 1.0, seed: int = SEED) -> list[Record]:
-    """Return the training rows in random order; `scale` multiplies the size of the mixture."""
+def later_lessons(teacher: Teacher) -> Mixture:
+    """Return what is learnt next: answers of any stance and worked examples, where the last turn alone is to be followed."""
+    rng = teacher.rng
+    return [
+        (2500, teacher.chat),
+        (200, teacher.plain),
+        (2000, teacher.critique),
+        (3000, teacher.revision),
+        *((count, lambda shown=shown: teacher.critique(shown)) for shown, count in SHOWN),
+        *((count, lambda shown=shown: teacher.revision(shown)) for shown, count in SHOWN),
+        (800, teacher.judgements),
+        (250, lambda: teacher.judgements(rng.choice((1, 2, 2, 3)))),
+        (60, lambda: teacher.judgements(rng.choice((4, 5, 6)))),
+        (150, teacher.whole),
+        (200, teacher.rating),
+    ]
+
+
+SHOWN = ((1, 150), (2, 350), (3, 30), (5, 30))
+"""How many lessons there are behind how many of the constitution's examples."""
+
+
+def lessons(mixture: Callable[[Teacher], Mixture], seed: int = SEED) -> list[Record]:
+    """Return the rows of a mixture in random order."""
     rng = Random(seed)
-    rows = [lesson() for count, lesson in mixture(Teacher(rng)) for _ in range(round(count * scale))]
+    rows = [lesson() for count, lesson in mixture(Teacher(rng)) for _ in range(count)]
     rng.shuffle(rows)
     return rows
 
 
-def write_lessons(path: Path = HERE / "data" / "pretrain.jsonl.gz") -> int:
-    """Write the training rows and return their number."""
-    rows = lessons()
-    write_jsonl(path, rows)
-    return len(rows)
+def write_lessons(folder: Path = HERE / "data") -> dict[str, int]:
+    """Write the training rows and return their number by file."""
+    written = {}
+    for name, mixture in {"first_lessons": first_lessons, "later_lessons": later_lessons}.items():
+        rows = lessons(mixture)
+        write_jsonl(folder / f"{name}.jsonl.gz", rows)
+        written[name] = len(rows)
+    return written
 
 
 if __name__ == "__main__":
-    print(f"pretrain: {write_lessons()} rows")
+    for name, rows in write_lessons().items():
+        print(f"{name}: {rows} rows")
