@@ -178,7 +178,7 @@ class Filter(TableOperator[FilterParams]):
             try:
                 parse(rule.where)
             except ExpressionError as error:
-                yield (), str(error), "see `caiflow ops filter`"
+                yield (), str(error), "write an expression such as `words(response) < 5 and p_chosen > 0.9`"
         if rule.few_shot_leak and self.context.constitution is None:
             yield (), "few_shot_leak needs the constitution's few-shot examples", "name one under `constitution:`"
         size = rule.length

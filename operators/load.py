@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from caiflow.engine.names import suggest
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
@@ -67,7 +68,7 @@ class LoadParams(Params):
     folder: str | None = None
     """Folder within a hub data set, such as `harmless-base`."""
     hub_split: str = "train"
-    """Split of a hub data set, in its own words (`train_sft`, `train[:10%]`); no effect on files."""
+    """Split of a hub data set, in its own words (`train_sft`); files have none."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Fields to rename before anything else, from the source's name to the one the format expects."""
     turns: Literal["all", "first"] = "all"
@@ -113,8 +114,8 @@ class Load(TableOperator[LoadParams]):
         if isinstance(first, HubSource) and not first.within_reach:
             yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
         if isinstance(first, FileSource) and self.params.source.startswith(BUNDLED) and not first.path.is_file():
-            known = ", ".join(sorted(path.name for path in first.path.parent.glob("*.*")))
-            yield ("source",), f"no bundled file {first.label!r}", f"there are {known}"
+            known = sorted(path.name for path in first.path.parent.glob("*.*"))
+            yield ("source",), f"no bundled file `{first.label}`", suggest(first.label, known, "bundled files")
         if isinstance(self._head, str):
             yield ("source",), self._head, "name a file that can be read"
         elif self._head and all(isinstance(row, BadRow) for row in self._head):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class MixInput(Strict):
 
     ratio: float | None = Field(default=None, gt=0)
     """Its share against the other inputs' ratios."""
-    rows: int | Literal["all"] | None = None
+    rows: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     """Its number of rows, whatever the others have, or `all` of them."""
     answer: ColumnName | None = None
     """Column with the answer to be learned; by default the first of revision, response, chosen that it has, else `messages`."""
@@ -44,7 +44,7 @@ class MixInput(Strict):
 class MixParams(Params):
     """Fields of `mix`."""
 
-    inputs: dict[RowsRef, float | MixInput] = Field(min_length=1)
+    inputs: dict[RowsRef, Annotated[float, Field(gt=0)] | MixInput] = Field(min_length=1)
     """Steps to take rows from: a ratio, or `{ratio | rows, answer}`. Ratios give the largest mixture in which no input runs
     out."""
     anchor: RowsRef | None = None

@@ -185,7 +185,8 @@ def test_bundled_data_loads_by_name(tmp_path: Path) -> None:
     row = load(tmp_path, "tiny:red_team_train.jsonl", limit=1)[0]
     assert row["prompt"][-1]["role"] == "user"
     (found,) = step(tmp_path, "tiny:nope.jsonl").check()
-    assert found[:2] == (("source",), "no bundled file 'nope.jsonl'")
+    assert found[:2] == (("source",), "no bundled file `nope.jsonl`")
+    (found,) = step(tmp_path, "tiny:red_team_trian.jsonl").check()
     assert "red_team_train.jsonl" in found[2]
 
 

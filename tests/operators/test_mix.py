@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.rows import Rows
@@ -241,6 +242,12 @@ def test_large_mixtures_go_over_the_disk_and_come_out_the_same(tmp_path: Path, m
 def test_checks(fields: dict[str, Any], path: tuple[Any, ...]) -> None:
     assert [found[0] for found in step(fields.pop("inputs"), **fields).check()] == [path]
     assert not list(step({"a": 1, "b": {"rows": "all"}}, held_out=["c"]).check())
+
+
+@pytest.mark.parametrize("share", [0, -1, {"ratio": 0}, {"rows": 0}, {"rows": "some"}, {"share": 1}])
+def test_shares_that_make_no_sense_are_refused(share: Any) -> None:
+    with pytest.raises(ValidationError):
+        step({"a": share})
 
 
 def test_columns_and_needs_before_the_run() -> None:
