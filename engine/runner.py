@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import CaiflowError, SpecError, StepError
+from caiflow.engine.errors import CaiflowError, PlanError, SpecError, StepError
 from caiflow.engine.events import Event, Journal
 from caiflow.engine.export import portable
 from caiflow.engine.graph import ancestors
@@ -103,7 +103,11 @@ def _lock(resolver: Resolver, out_dir: Path, journal: Journal) -> None:
     write_lock(out_dir, made)
     given = resolver.spec.base_dir / LOCK
     if given.is_file():
-        before = read_lock(given)
+        try:
+            before = read_lock(given)
+        except PlanError as error:
+            journal.emit("log", text=f"not compared with a lock: {error}")
+            return
         drift = [str(found) for found in compare_locks(before, made)]
         journal.emit("lock_compared", lock=str(given), grade=grade(before, made), drift=drift)
 

@@ -1,0 +1,121 @@
+"""What the plan says and what the run then does are the same: edited principles, grown data, changed settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.plan import changes, describe
+from support.kills import ledger_records
+
+SPEC = """
+caiflow: 1
+name: edited
+seed: 5
+constitution: rules.yaml
+models:
+  base: {source: tiny, engine: transformers}
+steps:
+  prompts:  {op: load, source: prompts.jsonl}
+  response: {op: generate, input: prompts, model: base, sampling: {max_tokens: 16}}
+  critique: {op: critique, input: response, model: base, sampling: {max_tokens: 16}}
+  revision: {op: revise, input: critique, model: base, sampling: {max_tokens: 16}}
+"""
+ROWS = 500
+
+
+class Project:
+    """A folder with a spec, driven by the real command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.rules = folder / "rules.yaml"
+        self.rules.write_text((Path(str(files("caiflow.constitutions"))) / "harmless.yaml").read_text(), encoding="utf-8")
+        (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
+        self.write_prompts(ROWS)
+
+    def write_prompts(self, rows: int) -> None:
+        lines = [json.dumps({"prompt": f"How do I paint shed number {i}?"}) for i in range(rows)]
+        (self.folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def command(self, *arguments: str) -> str:
+        environment = {**os.environ, "CAIFLOW_HOME": str(self.home)}
+        command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def plan(self) -> dict[str, Any]:
+        steps: list[dict[str, Any]] = json.loads(self.command("plan", "spec.yaml", "--json"))["steps"]
+        return {step["name"]: step for step in steps}
+
+    def run(self, name: str) -> dict[str, Any]:
+        self.command("run", "spec.yaml", "--out", name)
+        steps: dict[str, Any] = json.loads((self.folder / name / "run.json").read_text())["steps"]
+        return steps
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose first run is done."""
+    made = Project(tmp_path_factory.mktemp("plan"))
+    made.run("first")
+    return made
+
+
+@pytest.mark.slow
+def test_everything_is_cached_after_a_run(project: Project) -> None:
+    assert {step["state"] for step in project.plan().values()} == {"cached"}
+
+
+@pytest.mark.slow
+def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project) -> None:
+    from caiflow.engine.rows import Rows
+
+    drew = [row["uid"] for row in Rows(project.folder / "first" / "steps" / "critique").pylist() if "p07" in row["principle"]]
+    before = project.rules.read_text()
+    start = before.index("critique: >-", before.index("id: p07"))
+    project.rules.write_text(before[:start] + "critique: >-\n      Say more.\n" + before[start + len("critique: >-") :])
+    plan = project.plan()
+    assert plan["response"]["state"] == "cached"
+    assert (plan["critique"]["state"], plan["critique"]["to_run"], plan["critique"]["cached"]) == (
+        "partial",
+        len(drew),
+        ROWS - len(drew),
+    )
+    assert "principle p07" in plan["critique"]["reason"]
+    assert "edited" in plan["critique"]["reason"]
+    assert "principles.p07" in project.command("why", "spec.yaml", "critique", "--json")
+    run = project.run("edited")
+    assert 0 < len(drew) < ROWS / 6
+    assert (run["critique"]["cached"], run["critique"]["rows_out"]) == (ROWS - len(drew), ROWS)
+
+
+@pytest.mark.slow
+def test_ten_percent_new_rows_are_all_that_runs(project: Project) -> None:
+    project.write_prompts(ROWS + ROWS // 10)
+    run = project.run("grown")
+    for step in ("response", "critique", "revision"):
+        assert (run[step]["cached"], run[step]["rows_out"]) == (ROWS, ROWS + ROWS // 10)
+    records = list(ledger_records(project.home))
+    assert len(records) == len(set(records))
+
+
+def test_changes_are_named_in_words() -> None:
+    old = {"params.learning_rate": 2e-5, "principles.p01": "a", "inputs.input": "x", "seed": 1}
+    new = {"params.learning_rate": 1e-5, "principles.p01": "b", "inputs.input": "y", "seed": 1}
+    assert [describe(change) for change in changes(old, new)] == [
+        "learning_rate 2e-05 -> 1e-05",
+        "principle p01 edited",
+        "input changed",
+    ]
