@@ -1,8 +1,8 @@
 """The engine that runs a model with vLLM inside this process, on GPUs or on a CPU.
 
 Owns vLLM's start, its environment and the translation of requests and answers. Prompts go in as token ids from the same
-renderer as everywhere else and, where no stop sequence needs vLLM's own text, answers are decoded once, at the end. Uses the
-LLM engine's own add-and-step loop, without a server or a process between. Imported on workers only.
+renderer as everywhere else and answers are decoded by it, once, at the end; vLLM's own text only finds stop sequences. Uses
+the LLM engine's own add-and-step loop, without a server or a process between. Imported on workers only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.load import load_error, load_renderer
 from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.stops import Stops
 from caiflow.engine.operator import ModelSource
 
 _ENVIRONMENT = {
@@ -59,7 +60,7 @@ class VLLMEngine:
         self._renderer = renderer
         self._adapter = adapter
         self._params_type, self._final = SamplingParams, RequestOutputKind.FINAL_ONLY
-        self._asked: dict[str, tuple[int, Sequence[int], Mapping[str, int]]] = {}
+        self._asked: dict[str, tuple[int, Sequence[int], Mapping[str, int], tuple[str, ...]]] = {}
         self._finished: list[tuple[int, Answer]] = []
         self._count = 0
 
@@ -115,7 +116,7 @@ class VLLMEngine:
         prompt = {"type": "token", "prompt_token_ids": ids}
         name = str(self._count)
         self._engine.add_request(name, prompt, self._params(request, choices), lora_request=self._adapter)
-        self._asked[name] = (number, ids, choices)
+        self._asked[name] = (number, ids, choices, request.sampling.stop)
 
     def _params(self, request: Request, choices: Mapping[str, int]) -> Any:
         if choices:
@@ -132,15 +133,16 @@ class VLLMEngine:
         )  # fmt: skip
 
     def _answer(self, output: Any) -> tuple[int, Answer]:
-        number, ids, choices = self._asked.pop(output.request_id)
+        number, ids, choices, stops = self._asked.pop(output.request_id)
         (best,) = output.outputs
         if best.finish_reason not in ("stop", "length"):
             return number, EngineError(f"vLLM ended the request early, got {best.finish_reason!r}", kind="refused", retry=True)
         if choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in choices.items()}
             return number, Completion(max(found, key=found.__getitem__), "stop", len(ids), 1, found)
-        text = best.text or self._renderer.decode(best.token_ids, ids)
-        return number, Completion(text, best.finish_reason, len(ids), len(best.token_ids))
+        text = self._renderer.decode(best.token_ids, ids)
+        at = Stops.cut(text, stops)
+        return number, Completion(text[:at] if at >= 0 else text, best.finish_reason, len(ids), len(best.token_ids))
 
 
 def load_vllm(source: ModelSource) -> VLLMEngine:
