@@ -76,7 +76,7 @@ def run(
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
     with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
-        execution = _Execution(resolver, out_dir, journal, wanted, address, interrupted)
+        execution = _Execution(resolver, out_dir, journal, wanted, address, interrupted, only)
         try:
             status = execution.run()
         except KeyboardInterrupt:
@@ -144,7 +144,9 @@ class _Execution:
         wanted: set[str],
         address: str | None,
         interrupted: threading.Event,
+        only: str | None = None,
     ) -> None:
+        self._only = only
         self.resolver = resolver
         self.spec, self.store = resolver.spec, resolver.store
         self.out_dir = out_dir
@@ -218,6 +220,8 @@ class _Execution:
             return True
 
     def _begin(self, step: Step) -> bool:
+        if self._only not in (None, step.name):
+            raise StepError(f"{step.name}: isn't in the store, and --only runs nothing but {self._only}; use --until {self._only}")
         cluster = self._running_cluster()
         kind = operator_type(step.op)
         if issubclass(kind, RowOperator):

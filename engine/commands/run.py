@@ -29,7 +29,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `run`."""
     spec_arguments(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of this run (default runs/NAME/TIMESTAMP)")
-    parser.add_argument("--only", metavar="STEP", help="run this step alone, from what is there; may be repeated")
+    parser.add_argument("--only", metavar="STEP", help="run this step alone, from what is there")
     parser.add_argument("--until", metavar="STEP", help="run up to this step and no further")
     parser.add_argument(
         "--address", metavar="RAY", help="a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto (default: this machine)"
