@@ -110,12 +110,13 @@ def vllm_url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 @pytest.mark.parametrize("tokenizer", [False, True])
 def test_vllms_server_answers_what_the_model_answers_here(vllm_url: str, tiny: Path, local: Engine, tokenizer: bool) -> None:
     chat = ({"role": "user", "content": "How do I bake bread?"},)
+    likely = text(local, Request(chat, Sampling(max_tokens=1), prefill="The answer is (")).text
     requests = [
         Request(chat, Sampling(max_tokens=12)),
         Request("Mix flour", Sampling(max_tokens=12)),
         Request(chat, Sampling(max_tokens=12), prefill="The answer"),
         Request(chat, Sampling(max_tokens=12, repetition_penalty=1.3)),
-        Request(chat, prefill="The answer is (", choices=("A", "B")) if tokenizer else Request("a", Sampling(max_tokens=3)),
+        Request(chat, prefill="The answer is (", choices=(likely, "B")) if tokenizer else Request("a", Sampling(max_tokens=3)),
     ]
     with connected(vllm_url, tiny, tokenizer) as engine:
         for mine, theirs in zip(ask(engine, requests), ask(local, requests), strict=True):
