@@ -1,4 +1,4 @@
-"""Every bundled recipe is valid in every profile, runs on the bundled model unless told otherwise, and says where it is from."""
+"""Every bundled recipe is valid in every profile, runs on the bundled model if not told otherwise, and names its source."""
 
 from __future__ import annotations
 

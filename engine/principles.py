@@ -1,0 +1,203 @@
+"""What a constitution is once it is read: principles, worked examples, and which row draws which principle.
+
+Never reads a file: `constitution` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from caiflow.engine.llm.base import Message
+
+Stage = Literal["critique", "revision", "judge"]
+STAGES: tuple[Stage, ...] = ("critique", "revision", "judge")
+_MASK = (1 << 64) - 1
+
+
+class FileModel(BaseModel):
+    """A part of a constitution file: knows its keys and no others; spaces around texts don't count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Principle(FileModel):
+    """One rule. A text that is None means that the principle isn't drawn at that stage."""
+
+    id: str = Field(min_length=1, pattern=r"^\S+$")
+    critique: str | None = Field(default=None, min_length=1)
+    revision: str | None = Field(default=None, min_length=1)
+    judge: str | None = Field(default=None, min_length=1)
+    guards: str = ""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+
+    @property
+    def critique_request(self) -> str:
+        """The user turn that asks for a critique; raises ValueError where there is none."""
+        return self.text("critique")
+
+    @property
+    def revision_request(self) -> str:
+        """The user turn that asks for a revision; raises ValueError where there is none."""
+        return self.text("revision")
+
+    def text(self, stage: Stage) -> str:
+        """Return this principle's text for `stage`.
+
+        Raises:
+            ValueError: it has none.
+        """
+        text: str | None = getattr(self, stage)
+        if text is None:
+            raise ValueError(f"principle {self.id}: no `{stage}` text; add one, or a `rule`")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class CritiqueExample:
+    """One worked critique and revision, shown before the real one."""
+
+    prompt: tuple[Message, ...]
+    response: str
+    critique_request: str
+    critique: str
+    revision_request: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeExample:
+    """One worked judgement. An empty `principle` means that one is drawn; an empty `thought` that none is shown."""
+
+    prompt: tuple[Message, ...]
+    principle: str
+    a: str
+    b: str
+    answer: Literal["A", "B"]
+    thought: str = ""
+
+
+@dataclass(frozen=True)
+class Constitution:
+    """Principles and few-shot examples, ready to draw from."""
+
+    name: str
+    principles: tuple[Principle, ...]
+    few_shot_critique: tuple[CritiqueExample, ...] = ()
+    few_shot_judge: tuple[JudgeExample, ...] = ()
+    description: str = ""
+    _pools: dict[Stage | None, _Pool] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pools: dict[Stage | None, _Pool] = {stage: _Pool(self.having(stage)) for stage in STAGES}
+        object.__setattr__(self, "_pools", {None: _Pool(self.principles), **pools})
+
+    def __getitem__(self, principle_id: str) -> Principle:
+        """Return the principle with this id; raises KeyError."""
+        for principle in self.principles:
+            if principle.id == principle_id:
+                return principle
+        raise KeyError(principle_id)
+
+    def having(self, *stages: Stage) -> tuple[Principle, ...]:
+        """Return the principles that have a text for each of `stages`, in the file's order."""
+        return tuple(p for p in self.principles if all(getattr(p, stage) is not None for stage in stages))
+
+    def draw(self, seed: int, uid: str, slot: str | int, k: int = 1, stage: Stage | None = None) -> tuple[Principle, ...]:
+        """Return `k` different principles for one row, the likeliest first.
+
+        Rendezvous hashing over the ids, by weight: editing a text moves no row, and adding or removing a principle moves only
+        the rows that must move. `slot` (a round's number, say) makes draws independent. With `stage`, only the principles that
+        have that text take part.
+
+        Raises:
+            ValueError: there are fewer than `k` principles.
+        """
+        pool = self._pools[stage]
+        if not 0 < k <= len(pool.principles):
+            known = f"{len(pool.principles)} principles{f' with a {stage} text' if stage else ''}"
+            raise ValueError(f"constitution {self.name} has {known}, can't draw {k}")
+        return pool.draw(_hash64(f"{seed}\0{uid}\0{slot}"), k)
+
+
+class _Pool:
+    """Principles with what a draw needs of them, computed once: a draw takes about 3 us."""
+
+    __slots__ = ("even", "principles", "salts", "weights")
+
+    def __init__(self, principles: Sequence[Principle]) -> None:
+        self.principles = tuple(principles)
+        self.salts = [_hash64(principle.id) | 1 for principle in principles]
+        self.weights = [principle.weight for principle in principles]
+        self.even = len(set(self.weights)) <= 1
+
+    def draw(self, point: int, k: int) -> tuple[Principle, ...]:
+        scores = [((point ^ salt) * salt) & _MASK for salt in self.salts]
+        if self.even and k == 1:
+            return (self.principles[scores.index(max(scores))],)
+        ranks: list[float] = scores if self.even else list(map(_weighted, scores, self.weights))  # type: ignore[assignment]
+        order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+        return tuple(self.principles[index] for index in order[:k])
+
+
+def merge(parts: Iterable[Constitution], name: str = "") -> Constitution:
+    """Return one constitution with everything of `parts`, in order.
+
+    Raises:
+        ValueError: two parts have a principle of the same id.
+    """
+    parts = tuple(parts)
+    return checked(
+        Constitution(
+            name=name or "+".join(dict.fromkeys(part.name for part in parts)),
+            description=" ".join(part.description for part in parts if part.description),
+            principles=tuple(principle for part in parts for principle in part.principles),
+            few_shot_critique=tuple(example for part in parts for example in part.few_shot_critique),
+            few_shot_judge=tuple(example for part in parts for example in part.few_shot_judge),
+        )
+    )
+
+
+def findings(constitution: Constitution) -> Iterator[str]:
+    """Yield what a reader should know though nothing is broken: missing texts and missing examples."""
+    for stage in STAGES:
+        lacking = [p.id for p in constitution.principles if getattr(p, stage) is None]
+        if lacking:
+            yield f"{len(lacking)} of {len(constitution.principles)} principles have no {stage} text: {', '.join(lacking[:8])}"
+    if not constitution.few_shot_critique:
+        yield "no few-shot examples for critique and revision"
+    if not constitution.few_shot_judge:
+        yield "no few-shot examples for judging"
+
+
+def checked(constitution: Constitution) -> Constitution:
+    """Return the constitution given. Raises ValueError where two principles have the same id."""
+    seen: set[str] = set()
+    for principle in constitution.principles:
+        if principle.id in seen:
+            raise ValueError(f"two principles have the id {principle.id!r}; ids must differ, since the draw goes by them")
+        seen.add(principle.id)
+    return constitution
+
+
+def known(name: str, principles: Mapping[str, Principle]) -> Principle:
+    """Return the principle with that id. Raises ValueError with the nearest id where there is none."""
+    if name in principles:
+        return principles[name]
+    near = difflib.get_close_matches(name, principles, n=1)
+    raise ValueError(f"no principle {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _weighted(score: int, weight: float) -> float:
+    """Return a rank by which a principle wins in proportion to its weight (weighted rendezvous hashing)."""
+    return -weight / math.log((score + 0.5) / 2.0**64) if score < _MASK - 4096 else math.inf
