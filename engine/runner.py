@@ -221,7 +221,7 @@ class _Execution:
 
     def _begin(self, step: Step) -> bool:
         if self._only not in (None, step.name):
-            raise StepError(f"{step.name}: isn't in the store, and --only runs nothing but {self._only}; use --until {self._only}")
+            raise StepError(f"{step.name}: isn't in the store, and --only runs {self._only} alone; use --until {self._only}")
         cluster = self._running_cluster()
         kind = operator_type(step.op)
         if issubclass(kind, RowOperator):
