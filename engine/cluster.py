@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -357,7 +358,7 @@ class Cluster:
         try:
             results, error = ray.get(running.reference), None
         except ray_errors.RayTaskError as failure:
-            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(str(failure))
+            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(_last_line(failure))
         except ray_errors.RayError as failure:
             if running.tries < WORKER_TRIES:
                 running.tries += 1
@@ -472,6 +473,12 @@ def _remove_stale_folders() -> None:
         pid = folder.name.removeprefix(_PREFIX).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the line of a remote traceback that says what happened, then the whole, without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return f"{text.splitlines()[-1]}\n{text}" if text else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
