@@ -127,7 +127,7 @@ class Constitution:
 
 
 class _Pool:
-    """Principles with what a draw needs of them, computed once: a draw takes about 3 us."""
+    """Principles with what a draw needs of them, computed once: a draw takes a few microseconds."""
 
     __slots__ = ("even", "principles", "salts", "weights")
 
