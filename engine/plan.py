@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
     from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
+    from caiflow.engine.ledger import Ledger
     from caiflow.engine.row_llm import Tally
     from caiflow.engine.store import Artifact, Store
 
@@ -375,11 +377,14 @@ def _plan_chain(
     flow_steps = [resolver.flow_step(step, step.params.input) for step in chain]  # type: ignore[attr-defined]
     known = [flow_step for flow_step in flow_steps if flow_step is not None]
     tallies = count_known(known, Rows(resolver.artifacts[root.input].path), ledgers)
+    namespaces = {flow_step.name: flow_step.namespace for flow_step in known}
     planned = {}
     for step in chain:
         components, before = resolver.components(step), previous.get(step.name)
         if step.name in tallies:
-            planned[step.name] = _counted(resolver, step, tallies[step.name], components, before)
+            tally = tallies[step.name]
+            per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(namespaces[step.name]))
+            planned[step.name] = _counted(resolver, step, tally, components, before, per_row)
         else:
             planned[step.name] = PlannedStep(
                 step.name, step.op, "run", None, 0, None, "after its model", None, components, before
@@ -388,7 +393,7 @@ def _plan_chain(
 
 
 def _counted(
-    resolver: Resolver, step: Step, tally: Tally, components: Components | None, before: Components | None
+    resolver: Resolver, step: Step, tally: Tally, components: Components | None, before: Components | None, per_row: float
 ) -> PlannedStep:
     to_run = tally.total - tally.cached
     operator = resolver.operator(step)
@@ -402,7 +407,7 @@ def _counted(
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
     known = digest(components) if components is not None else None
     state = "partial" if tally.cached else "run"
-    tokens = round(tally.tokens / tally.cached * to_run) if tally.cached and tally.tokens else None
+    tokens = round(per_row * to_run) if per_row or not to_run else None
     return PlannedStep(
         step.name,
         step.op,
@@ -417,6 +422,13 @@ def _counted(
         calls=calls,
         tokens=tokens,
     )
+
+
+def _usual_tokens(ledger: Ledger) -> float:
+    """Return the mean tokens of a row that this operator and model had in any run so far; 0 where there was none."""
+    payloads = (ledger.get(key) for key in islice(ledger, 500))
+    known = [payload["tokens"] for payload in payloads if payload is not None and "tokens" in payload]
+    return sum(known) / len(known) if known else 0.0
 
 
 def previous_components(spec: Spec, store: Store) -> dict[str, Components]:

@@ -119,3 +119,53 @@ def test_changes_are_named_in_words() -> None:
         "principle p01 edited",
         "input changed",
     ]
+
+
+def identities(folder: Path, edit: dict[str, str] | None = None, home: Path | None = None) -> list[Any]:
+    """Return what decides each step's output, in order, for the spec with some of its text replaced."""
+    from caiflow.engine.plan import Resolver
+    from caiflow.engine.spec import load_spec
+    from caiflow.engine.store import Store
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n', encoding="utf-8")
+    text = SPEC.replace("rules.yaml", "harmless")
+    for old, new in (edit or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "spec.yaml").write_text(text, encoding="utf-8")
+    resolver = Resolver(load_spec(folder / "spec.yaml"), Store(home or folder / "home"))
+    return [resolver.row_components(step) for step in resolver.order]
+
+
+SAME = {
+    "a step is renamed": {"critique:": "criticism:", "input: critique": "input: criticism"},
+    "a model is renamed": {"  base:": "  small:", "model: base": "model: small"},
+    "more rows are in flight": {"{op: generate,": "{op: generate, concurrency: 7,"},
+    "more cores": {"{op: generate,": "{op: generate, resources: {num_cpus: 3},"},
+    "more tries": {"{op: critique,": "{op: critique, retries: 9, max_failed: 4,"},
+    "a remark": {"{op: revise,": '{op: revise, description: "the last step",'},
+    "YAML in another style": {"sampling: {max_tokens: 16}}\n  critique": "sampling: {\n    max_tokens: 16.0}}\n  critique"},
+    "replicas": {"engine: transformers}": "engine: transformers, replicas: 2}"},
+}
+OTHER = {
+    "more tokens": {"sampling: {max_tokens: 16}}\n  critique": "sampling: {max_tokens: 17}}\n  critique"},
+    "a temperature": {"sampling: {max_tokens: 16}}\n  critique": "sampling: {max_tokens: 16, temperature: 0.1}}\n  critique"},
+    "a stop sequence": {"sampling: {max_tokens: 16}}\n  critique": 'sampling: {max_tokens: 16, stop: ["x"]}}\n  critique'},
+    "the seed": {"seed: 5": "seed: 6"},
+    "few-shots": {"{op: critique,": "{op: critique, few_shot: 2,"},
+    "rounds": {"{op: revise,": "{op: revise, rounds: 2,"},
+    "the dtype": {"engine: transformers}": "engine: transformers, dtype: bfloat16}"},
+    "the chat template": {"engine: transformers}": 'engine: transformers, chat_template: "{{ messages[0].content }}"}'},
+    "a limit on the rows": {"source: prompts.jsonl": "source: prompts.jsonl, limit: 1"},
+}
+
+
+@pytest.mark.parametrize("edit", SAME.values(), ids=SAME)
+def test_what_only_affects_speed_or_names_keeps_the_identity(tmp_path: Path, edit: dict[str, str]) -> None:
+    assert identities(tmp_path / "a" / "there", edit) == identities(tmp_path / "b")
+
+
+@pytest.mark.parametrize("edit", OTHER.values(), ids=OTHER)
+def test_what_changes_the_output_changes_the_identity(tmp_path: Path, edit: dict[str, str]) -> None:
+    assert identities(tmp_path / "a", edit) != identities(tmp_path / "b")

@@ -124,11 +124,6 @@ def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, P
 
 def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, _, home = calm
-    extra = (
-        '  strict: {op: filter, input: revision, drop: [{where: "nonsense_column > 3"}]}\n'
-        "  after:  {op: mix, inputs: {strict: 1}}\n"
-        "  other:  {op: filter, input: critique, drop: [duplicates]}\n"
-    )
     broken = tmp_path / "data.jsonl"
     broken.write_text('{"prompt": "a"}\n{"prompt": \n', encoding="utf-8")
     extra = (
@@ -196,3 +191,11 @@ def test_a_killed_driver_leaves_no_process_and_a_run_seen_as_interrupted(tmp_pat
     done = finish(spec, tmp_path / "next", home)
     assert done["status"] == "done"
     assert done["steps"]["response"]["cached"] > 0
+
+
+def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    spec, home = write_spec(tmp_path), tmp_path / "home"
+    drivers = [start(spec, tmp_path / name, home) for name in ("one", "two")]
+    assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
+    rows = [Rows(tmp_path / name / "steps" / "revision").pylist() for name in ("one", "two")]
+    assert rows[0] == rows[1] == Rows(calm[1] / "steps" / "revision").pylist()
