@@ -29,8 +29,8 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
     Raises:
         PlanError: no such folder, and no such repository in the hub's cache or on the hub.
     """
-    if entry.engine == "openai":
-        return _endpoint(entry)
+    if entry.engine == "openai" or entry.base_url or entry.source.startswith(("http://", "https://")):
+        return _endpoint(name, entry, base_dir)
     where = f"models.{name}"
     path, weights = _locate(where, entry.source, entry.revision, base_dir)
     parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
@@ -78,9 +78,24 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     )
 
 
-def _endpoint(entry: ModelEntry) -> ModelSource:
-    identity = digest({"endpoint": entry.base_url, "model": entry.source, "revision": entry.revision})
-    return ModelSource(path=entry.source, identity=identity, revision=entry.revision, engine="openai", options=_options(entry))
+def _endpoint(name: str, entry: ModelEntry, base_dir: Path) -> ModelSource:
+    """Return a served model; a `tokenizer` here renders prompts for it, where its server can't be told all that they need."""
+    parts = {"endpoint": entry.base_url, "model": entry.source, "revision": entry.revision}
+    tokenizer = None
+    if entry.tokenizer:
+        tokenizer, parts["tokenizer"] = _locate(f"models.{name}.tokenizer", entry.tokenizer, None, base_dir)
+    template = _template(entry.chat_template, base_dir)
+    if template:
+        parts["chat_template"] = digest(template)
+    return ModelSource(
+        path=entry.source,
+        identity=digest(parts),
+        revision=entry.revision,
+        tokenizer=tokenizer,
+        chat_template=template,
+        engine="openai",
+        options=_options(entry),
+    )
 
 
 def _options(entry: ModelEntry) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class TransformersEngine:
         self._ends = _end_ids(model, renderer.tokenizer)
         self._layers = _plain_layers(model)
         self._waiting: deque[_Row] = deque()
+        self._reading: list[_Row] = []
         self._finished: list[tuple[int, Answer]] = []
         self._keeps_logits = _takes(model, "logits_to_keep")
         self._prefixes = Prefixes(self._read_prefix)
@@ -76,12 +77,15 @@ class TransformersEngine:
     def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
         """Prefill what there is room for, then decode until something finishes or `timeout_s` has passed."""
         deadline = time.monotonic() + timeout_s
-        with torch.inference_mode():
-            self._admit()
-            while self._rows and not self._finished:
-                self._decode()
-                if time.monotonic() >= deadline:
-                    break
+        try:
+            with torch.inference_mode():
+                self._admit()
+                while self._rows and not self._finished:
+                    self._decode()
+                    if time.monotonic() >= deadline:
+                        break
+        except torch.OutOfMemoryError as error:
+            self._shrink(error)
         finished, self._finished = self._finished, []
         return finished
 
@@ -110,13 +114,31 @@ class TransformersEngine:
         free = self.capacity - len(self._rows)
         if not self._waiting or (free < max(1, self.capacity // 8) and self._rows):
             return
-        rows = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        rows = self._reading = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         if self._layers is None:
             self._admit_whole(rows)
             return
         for together in self._prefixes.split([row.ids for row in rows]):
             for group in _groups([rows[index] for index in together.rows], self._prefill_tokens, together.shared):
                 self._prefill(group, together.prefix, together.shared)
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        """Begin all unanswered rows again, half as many at once; their seeds give them the same answers."""
+        rows = {row.number: row for row in (*self._reading, *self._rows.values()) if row.answer is None}
+        self._rows, self._slots, self._reading = {}, None, []
+        self._prefixes = Prefixes(self._read_prefix)
+        for row in rows.values():
+            row.out, row.seen = [], None
+            if self.capacity == 1:
+                said = (
+                    f"the memory is too small for one request of {len(row.ids)} tokens: {error}; use a smaller model or dtype"
+                )
+                self._finish(row, EngineError(said, kind="memory"))
+            else:
+                self._waiting.append(row)
+        self.capacity = max(1, self.capacity // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _admit_whole(self, rows: Sequence[_Row]) -> None:
         """Answer rows group by group, for models without a plain key-value cache."""

@@ -10,6 +10,7 @@ import torch
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine, load_model, load_renderer
+from caiflow.engine.llm.transformers import TransformersEngine
 from caiflow.engine.operator import ModelSource
 from support.asking import ask, mixed_requests, text
 
@@ -113,6 +114,30 @@ def test_an_adapter_changes_the_answers(tiny: Path, tiny_source: ModelSource, tm
     request = Request("How do I bake", Sampling(max_tokens=10))
     with_adapter = load_engine(dataclasses.replace(tiny_source, adapter=str(tmp_path)))
     assert text(with_adapter, request).text != text(engine, request).text
+
+
+@pytest.mark.parametrize(("most", "kind"), [(3, None), (0, "memory")])
+def test_short_memory_lowers_the_number_at_once_and_loses_nothing(
+    tiny_source: ModelSource, engine: Engine, most: int, kind: str | None
+) -> None:
+    model = load_model(tiny_source, "cpu")
+
+    def full(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        if kwargs["input_ids"].shape[0] > most:
+            raise torch.OutOfMemoryError("no memory left")
+
+    model.register_forward_pre_hook(full, with_kwargs=True)
+    small = TransformersEngine(model, load_renderer(tiny_source), capacity=16, prefill_tokens=4096, context=512)
+    requests = mixed_requests(12)
+    answers = ask(small, requests)
+    if kind is not None:
+        assert {answer.kind for answer in answers if isinstance(answer, EngineError)} == {kind}
+        return
+    for mine, theirs in zip(answers, ask(engine, requests), strict=True):
+        assert isinstance(mine, Completion)
+        assert isinstance(theirs, Completion)
+        assert mine.text == theirs.text
+    assert small.capacity <= 3
 
 
 @pytest.mark.parametrize("family", ["mistral", "mamba", "gpt2"])
