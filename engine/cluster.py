@@ -159,7 +159,7 @@ class RayLink:
                 await self.open()
                 return
             except LinkLost as loss:
-                if time.monotonic() > until or "restart" in str(loss):
+                if time.monotonic() > until:
                     raise EngineError(f"engine: lost for good; {loss}", kind="engine_lost") from loss
                 await asyncio.sleep(0.5)
 
