@@ -54,14 +54,22 @@ class _Worker:
     """Runs in a process of its own; one unit at a time, polled from another thread."""
 
     def __init__(self) -> None:
+        import threading
+
         self._events: list[dict[str, Any]] = []
+        self._imports = threading.Lock()
+        self._worked = False
 
     def warm(self, modules: Sequence[str]) -> None:
-        """Import ahead of need what takes seconds."""
-        _import(modules)
+        """Import ahead of need what takes seconds; never beside work, since libraries that load lazily can't stand it."""
+        with self._imports:
+            if not self._worked:
+                _import(modules)
 
     def run(self, unit: Unit) -> Mapping[str, StepResult]:
         """Carry out one unit; errors come back as text that the user can read."""
+        with self._imports:
+            self._worked = True
         try:
             return unit.run(self._events.append)
         except CaiflowError:
@@ -97,7 +105,9 @@ class _EngineActor:
 
     def warm(self, modules: Sequence[str]) -> None:
         """Import ahead of need what takes seconds."""
-        _import(modules)
+        with self._lock:
+            if self._host is None:
+                _import(modules)
 
     def ready(self, source: ModelSource) -> tuple[int, str, float]:
         """Return capacity, kind of engine and load time in seconds, loading where that's still to do."""
