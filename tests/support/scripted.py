@@ -16,19 +16,21 @@ def last_words(request: Request) -> Answer:
 
 
 class ScriptedEngine:
-    """Answers `per_step` requests a step, oldest first; counts what it was asked."""
+    """Answers `per_step` requests a step, oldest first; remembers what it was asked unless told not to."""
 
-    def __init__(self, script: Script = last_words, *, capacity: int = 64, per_step: int = 0) -> None:
+    def __init__(self, script: Script = last_words, *, capacity: int = 64, per_step: int = 0, keep: bool = True) -> None:
         self.capacity = capacity
         self.asked: list[Request] = []
         self.steps = 0
+        self._keep = keep
         self._script = script
         self._per_step = per_step or 10**9
         self._queue: list[tuple[int, Request]] = []
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue requests."""
-        self.asked += [request for _, request in requests]
+        if self._keep:
+            self.asked += [request for _, request in requests]
         self._queue += requests
 
     def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:

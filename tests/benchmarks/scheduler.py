@@ -1,0 +1,137 @@
+"""Measures the scheduler alone: rows through generate and four rounds of revision on an engine that answers at once.
+
+Nine calls a row, all through the real host, client, ledger and writers. Run `python -m benchmarks.scheduler` within tests/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.constitution import load_constitution
+from caiflow.engine.counting import count_known
+from caiflow.engine.flow import Flow, FlowStep
+from caiflow.engine.ledger import Ledger
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.client import EngineClient, LocalLink
+from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.operators.generate import Generate
+from caiflow.operators.revise import Revise
+from support.scripted import ScriptedEngine
+
+SIZES = (1_000, 10_000)
+FULL = 182_831
+"""The number of red-team prompts in the paper."""
+CALLS_PER_ROW = 9
+CALLS_TARGET = 5_000.0
+"""Calls per second that the design asks for."""
+PLAN_TARGET_S = 10.0
+"""Seconds within which a finished ledger of the full size is to be planned."""
+
+
+def answer(request: Request) -> Answer:
+    """Return about 40 tokens that depend on the call."""
+    return Completion(f"answer number {request.seed} " * 8, "stop", 200, 40)
+
+
+def chain() -> list[FlowStep]:
+    """Return the two steps: one answer, then four rounds of critique and revision."""
+    context = StepContext(seed=1, constitution=load_constitution("harmless", Path()))
+    first = Generate(Generate.params_type(input="source", model="m"), context)
+    rounds = Revise(Revise.params_type(input="response", model="m", rounds=4), context)
+    return [
+        FlowStep("response", first, "source", "response", "generate-m", "m", "m", 1, first.params),
+        FlowStep("revision", rounds, "response", "revision", "revise-m", "m", "m", 1, rounds.params),
+    ]
+
+
+def write_source(folder: Path, rows: int) -> Rows:
+    """Write prompts of about 250 characters."""
+    with RowsWriter(folder, {"uid": "text", "prompt": "messages"}) as writer:
+        for i in range(rows):
+            writer.write_rows(
+                [{"uid": f"u{i}", "prompt": [{"role": "user", "content": f"question number {i} of the lot " * 8}]}]
+            )
+    return Rows(folder)
+
+
+async def stream(folder: Path, source: Rows) -> int:
+    """Run all rows and return the number of calls."""
+    steps = chain()
+    host = EngineHost(lambda: ScriptedEngine(answer, capacity=512, keep=False))
+    with ExitStack() as stack:
+        stack.callback(host.close)
+        ledgers = {s.namespace: stack.enter_context(Ledger(folder / "ledger", s.namespace)) for s in steps}
+        types = {"uid": "text", "prompt": "messages"}
+        writers = {
+            s.name: stack.enter_context(RowsWriter(folder / "out" / s.name, {**types, **s.operator.writes()})) for s in steps
+        }
+        async with EngineClient([LocalLink(host)]) as client:
+            tallies = await Flow(steps, ledgers, {"m": client}, writers).run(source)
+    return sum(tally.calls for tally in tallies.values())
+
+
+def one_size(rows: int) -> dict[str, float]:
+    """Run one size in this process; return rates, times and the growth of memory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = write_source(folder / "source", rows)
+        asyncio.run(stream(folder / "warm", write_source(folder / "few", 200)))
+        before = _peak_mb()
+        began = time.perf_counter()
+        calls = asyncio.run(stream(folder, source))
+        seconds = time.perf_counter() - began
+        growth = _peak_mb() - before
+        began = time.perf_counter()
+        ledgers = {step.namespace: Ledger(folder / "ledger", step.namespace) for step in chain()}
+        count_known(chain(), source, ledgers.__getitem__)
+        return {"rows": rows, "calls_per_s": calls / seconds, "growth_mb": growth, "plan_s": time.perf_counter() - began}
+
+
+def measure(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
+    """Return a line per size and figure, against the design's targets; each size runs in a process of its own."""
+    found = []
+    for rows in sizes:
+        command = [sys.executable, "-m", "benchmarks.scheduler", "--one", str(rows)]
+        said = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout
+        got = json.loads(said.splitlines()[-1])
+        rate = got["calls_per_s"]
+        found += [
+            _line(f"scheduler alone, {rows} rows x {CALLS_PER_ROW} calls", rate, CALLS_TARGET, "calls/s", rate / CALLS_TARGET),
+            _line(f"scheduler memory growth, {rows} rows", got["growth_mb"], 1536.0, "MB", 1536.0 / max(1.0, got["growth_mb"])),
+            _line(f"plan of a finished ledger, {rows} rows", got["plan_s"], PLAN_TARGET_S, "s", PLAN_TARGET_S / got["plan_s"]),
+        ]
+    return found
+
+
+def _line(name: str, ours: float, theirs: float, unit: str, ratio: float) -> dict[str, Any]:
+    return {"name": name, "ours": round(ours, 2), "theirs": theirs, "unit": unit, "ratio": round(ratio, 3), "runs": 1}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure the sizes asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", type=int, help="run this size here and print its raw figures")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES, FULL])
+    given = parser.parse_args()
+    print(json.dumps(one_size(given.one) if given.one else measure(given.sizes)))
+
+
+if __name__ == "__main__":
+    main()
