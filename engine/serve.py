@@ -20,16 +20,17 @@ Server = Literal["auto", "vllm", "transformers"]
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """What to execute: arguments, and what to add to the environment."""
+    """What to execute and in which folder; `environment` gives way to what is set already."""
 
     arguments: tuple[str, ...]
+    folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def server_command(
-    model: Path, name: str, *, server: Server = "auto", host: str = "localhost", port: int = 8000, extra: Sequence[str] = ()
+    model: Path, *, server: Server = "auto", host: str = "localhost", port: int = 8000, extra: Sequence[str] = ()
 ) -> ServerCommand:
-    """Return the command that serves `model` under `name`; auto takes vLLM where it is installed.
+    """Return the command that serves the folder `model` under its own name; auto takes vLLM where it is installed.
 
     Raises:
         PlanError: the server isn't installed, or can't serve this model.
@@ -37,26 +38,27 @@ def server_command(
     chosen = server if server != "auto" else "vllm" if find_spec("vllm") else "transformers"
     where = ("--host", host, "--port", str(port), *extra)
     if chosen == "vllm":
-        return _vllm(model, name, where)
+        return _vllm(model, where)
     if not (find_spec("fastapi") and find_spec("uvicorn")):
         raise PlanError("serve: transformers' server needs fastapi and uvicorn; pip install 'transformers[serving]'")
     if _adapter_base(model) is not None:
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load; train with `merge: true`")
     program = "from transformers.cli.transformers import main; main()"
-    return ServerCommand((sys.executable, "-c", program, "serve", str(model), *where))
+    # the server knows a model by the path it was given, so that must be the name that clients use
+    return ServerCommand((sys.executable, "-c", program, "serve", model.name, *where), model.parent)
 
 
-def _vllm(model: Path, name: str, where: Sequence[str]) -> ServerCommand:
+def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
     if not find_spec("vllm"):
         raise PlanError("serve: vLLM isn't installed; pip install 'caiflow[vllm]', or use --engine transformers")
     base = _adapter_base(model)
-    loaded = ("--model", str(base or model), "--served-model-name", name if base is None else str(base))
-    adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{name}={model}")
+    loaded = ("--model", base or str(model), "--served-model-name", model.name if base is None else base)
+    adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{model.name}={model}")
     on_cpu = not any(Path("/proc/driver/nvidia/gpus").glob("*"))
     slow = ("--dtype", "float32", "--enforce-eager") if on_cpu else ()
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1"} if on_cpu else {}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if on_cpu else {}
     program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-    return ServerCommand((*program, *loaded, *adapter, *slow, *where), environment)
+    return ServerCommand((*program, *loaded, *adapter, *slow, *where), model.parent, environment)
 
 
 def _adapter_base(model: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -81,7 +82,9 @@ def read_spec(args: argparse.Namespace) -> Spec:
     """
     from caiflow.engine.spec import load_spec
 
-    return load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample)
+    spec = load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample)
+    gc.enable()  # off since the start, see cli.main; work on a spec may be long
+    return spec
 
 
 def find_spec(name: str) -> Path:

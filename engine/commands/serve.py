@@ -36,6 +36,7 @@ def execute(args: Namespace) -> int:
     path = step_dir(find_run(args.run, open_store()), args.step)
     if (kind := output_kind(path)) != "model":
         raise CaiflowError(f"{args.step}: its output is {kind}, not a model; name a step that trains one")
-    command = server_command(path.resolve(), args.step, server=args.engine, host=args.host, port=args.port, extra=args.extra)
+    command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
     print(f"serving {args.step} at http://{args.host}:{args.port}/v1", file=sys.stderr, flush=True)
-    os.execve(command.arguments[0], list(command.arguments), {**os.environ, **command.environment})
+    os.chdir(command.folder)
+    os.execve(command.arguments[0], list(command.arguments), {**command.environment, **os.environ})
