@@ -1,17 +1,27 @@
-"""Every bundled recipe is valid in every profile, runs on the bundled model if not told otherwise, and names its source."""
+"""Every bundled recipe is valid and planned in every profile, names its source, and runs end to end on the bundled model."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from caiflow.engine.events import read_run
 from caiflow.engine.plan import make_plan
 from caiflow.engine.spec import load_spec
 from caiflow.engine.store import Store
+from support.kills import start
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "specs").glob("*.yaml"))
+COMMIT = "c" * 40
+SAMPLE = 16
 PUBLISHED = {"paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora", "principle_ablation", "iterated"}
 
 
@@ -26,7 +36,28 @@ def test_it_is_valid_and_can_be_planned(path: Path, tmp_path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem or path.parent.name == spec.name
     assert spec.description
-    assert [step.name for step in make_plan(spec, Store(tmp_path)).steps] == list(spec.steps)
+    assert {step.name for step in make_plan(spec, Store(tmp_path)).steps} == set(spec.steps)
+
+
+def hub_ids(path: Path, profile: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind of repository, id) of everything that a profile takes from the hub."""
+    spec = load_spec(path, profile=profile)
+    for entry in spec.models.values():
+        yield from (("models", name) for name in (entry.source, entry.tokenizer) if name and "/" in name and not entry.base_url)
+    for step in spec.steps.values():
+        source = getattr(step.params, "source", None)
+        if isinstance(source, str) and "/" in source:
+            yield "datasets", source
+
+
+def lay_out_hub(cache: Path, kind: str, repository: str) -> None:
+    """Lay out a repository as the hub's client does: `main` refers to a commit whose snapshot is there."""
+    folder = cache / f"{kind}--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True, exist_ok=True)
+    if kind == "models":
+        (folder / "snapshots" / COMMIT / "config.json").write_text('{"model_type": "mistral"}')
 
 
 @pytest.mark.parametrize(
@@ -34,8 +65,33 @@ def test_it_is_valid_and_can_be_planned(path: Path, tmp_path: Path) -> None:
     [(path, profile) for path in RECIPES for profile in profiles(path)],
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
-def test_each_profile_is_valid(path: Path, profile: str) -> None:
-    assert load_spec(path, profile=profile).steps
+def test_each_profile_is_planned_from_the_hub_cache_alone(path: Path, profile: str, tmp_path: Path) -> None:
+    found = set(hub_ids(path, profile))
+    for kind, repository in found:
+        lay_out_hub(tmp_path / "hf" / "hub", kind, repository)
+    plan = offline_plan(path, profile, tmp_path)
+    assert {step["name"] for step in plan["steps"]} == set(load_spec(path, profile=profile).steps)
+    assert not [step for step in plan["steps"] if step["state"] == "cached"]
+
+
+def test_a_hub_model_that_is_not_in_the_cache_is_named(tmp_path: Path) -> None:
+    done = plan_command(ROOT / "specs" / "iterated.yaml", "full", tmp_path)
+    assert done.returncode != 0
+    assert "Anthropic/hh-rlhf" in done.stdout + done.stderr
+
+
+def offline_plan(path: Path, profile: str, home: Path) -> dict[str, Any]:
+    done = plan_command(path, profile, home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def plan_command(path: Path, profile: str, home: Path) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"}
+    env |= {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "CAIFLOW_HOME": str(home / "home")}
+    command = [sys.executable, "-m", "caiflow.engine.cli", "plan", str(path), "--profile", profile, "--json"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -53,3 +109,42 @@ def test_a_published_method_names_its_source_and_what_differs(name: str) -> None
     assert "# Reproduces:" in header
     assert "# Differs:" in header
     assert "full" in profiles(ROOT / "specs" / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that all recipes share, so that equal steps are made once."""
+    return tmp_path_factory.mktemp("recipes") / "home"
+
+
+def shortened(path: Path, profile: str | None) -> list[str]:
+    """Return the settings that keep a trial short: two steps of RL, two arms of a long matrix, one answer per prompt.
+
+    Ties are kept, since few rows may be nothing but ties.
+    """
+    spec = load_spec(path, profile=profile)
+    sets = [f"steps.{step.name}.max_steps=2" for step in spec.steps.values() if step.op == "rl"]
+    sets += [f"steps.{name}.ties=keep" for name in {step.base for step in spec.steps.values() if step.op == "judge"}]
+    if path.stem == "ablations":
+        sets.append("steps.scores.samples=1")
+    if path.stem == "principle_ablation":
+        arms = [step.arm for step in spec.steps.values() if step.base == "sl_cai"]
+        sets += [f"matrix.without.{arm}=null" for arm in arms if arm not in ("none", "theft")]
+    return [option for text in sets for option in ("--set", text)]
+
+
+TRIALS = [*((path, None) for path in RECIPES), (ROOT / "specs" / "paper.yaml", "thinking")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "profile"), TRIALS, ids=lambda value: value.stem if isinstance(value, Path) else value)
+def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: Path, tmp_path: Path) -> None:
+    options = ["--sample", str(SAMPLE), *shortened(path, profile), *(["--profile", profile] if profile else [])]
+    code = start(path, tmp_path / "run", home, *options).wait(timeout=500)
+    assert code == 0, (tmp_path / "run" / "console.txt").read_text()
+    run = read_run(tmp_path / "run")
+    assert {step["status"] for step in run["steps"].values()} <= {"done", "cached"}
+    measured = json.loads((tmp_path / "run" / "steps" / "scores" / "metrics.json").read_text())
+    rates = [check for sets in measured["models"].values() for checks in sets.values() for check in checks.values()]
+    assert rates
+    assert all(rate["n"] > 0 and 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1 for rate in rates)
