@@ -1,0 +1,37 @@
+"""The operator in CONTRIBUTING is one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.llm.base import Completion
+from caiflow.engine.operator import RowLLM, RowOperator, StepContext
+
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+class Echo(RowLLM):
+    """Answers with the last turn it was sent."""
+
+    async def chat(self, messages: Any, *_: Any, **__: Any) -> Completion:
+        return Completion(messages[-1]["content"])
+
+    async def complete(self, text: str, *_: Any, **__: Any) -> Completion:
+        return Completion(text)
+
+    async def choose(self, *_: Any, **__: Any) -> dict[str, float]:
+        return {}
+
+
+def test_the_ten_line_operator_works_as_written() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "contributing"}
+    exec(code, names)
+    operator = names["Title"](names["TitleParams"](input="red", model="base", words=3), StepContext())
+    assert isinstance(operator, RowOperator)
+    row = {"uid": "a", **{name: [] for name in operator.reads()}}
+    assert asyncio.run(operator.row(row, Echo())) == {"title": "Give this a title of at most 3 words."}
+    assert set(operator.writes()) == {"title"}
