@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -104,7 +105,13 @@ class Mix(TableOperator[MixParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return the seed, and the step names where they become values of a column."""
-        return {"seed": self.context.seed, "tags": list(self.params.inputs) if self.params.tag else None}
+        return {"seed": self.context.seed, "tags": list(self._tags.values()) if self.params.tag else None}
+
+    @cached_property
+    def _tags(self) -> Mapping[str, str]:
+        """What stands for each input: its step's name, without the arm where that's clear: arms share equal mixtures."""
+        bases = [name.partition("@")[0] for name in self.params.inputs]
+        return {name: base if bases.count(base) == 1 else name for name, base in zip(self.params.inputs, bases, strict=True)}
 
     def table(self, job: Job, out: RowsWriter) -> None:
         """Look at what each input has, draw, and write the mixture in its order; rows unfit for it are kept beside.
@@ -261,7 +268,7 @@ class Mix(TableOperator[MixParams]):
         if answer:
             columns["messages"] = with_answer(columns["prompt"], columns[answer])
         if self.params.tag:
-            columns[self.params.tag] = pa.repeat(pa.scalar(step), len(table))
+            columns[self.params.tag] = pa.repeat(pa.scalar(self._tags[step]), len(table))
         if "rejected" in schema.names and "p_chosen" in schema.names:
             given = columns.get("p_chosen", pa.nulls(len(table), pa.float64()))
             columns["p_chosen"] = pc.fill_null(given, 1.0)

@@ -198,6 +198,15 @@ def test_tag_has_a_name_of_ones_own_or_none(tmp_path: Path) -> None:
     assert step({"h": 1}).identity() != step({"other": 1}).identity()
 
 
+def test_arms_of_a_matrix_make_equal_mixtures_of_equal_rows(tmp_path: Path) -> None:
+    one, other = step({"r@hard": 1, "h": 1}), step({"r@soft": 1, "h": 1})
+    assert one.identity() == other.identity()
+    out, _ = mixed(tmp_path, one, **{"r@hard": helpful(2, "a"), "h": helpful(2, "b")})
+    assert {row["source_step"] for row in out.pylist()} == {"r", "h"}
+    out, _ = mixed(tmp_path, step({"r@hard": 1, "r@soft": 1}), **{"r@hard": helpful(2, "a"), "r@soft": helpful(2, "b")})
+    assert {row["source_step"] for row in out.pylist()} == {"r@hard", "r@soft"}
+
+
 def test_columns_of_two_types_are_left_out_and_numbers_join(tmp_path: Path) -> None:
     first, second = helpful(2, "a"), helpful(2, "b")
     for row in first:
