@@ -12,7 +12,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ from caiflow.engine.llm.base import Answer, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import ModelSource
+from caiflow.engine.reaper import watch
 from caiflow.engine.work import Report, StepResult, Unit
 
 WORKER_TRIES = 3
@@ -54,8 +58,6 @@ class _Worker:
     """Runs in a process of its own; one unit at a time, polled from another thread."""
 
     def __init__(self) -> None:
-        import threading
-
         self._events: list[dict[str, Any]] = []
         self._imports = threading.Lock()
         self._worked = False
@@ -97,8 +99,6 @@ class _EngineActor:
     """An engine host in a process of its own; loads with the first `ready`, also after Ray restarted the process."""
 
     def __init__(self) -> None:
-        import threading
-
         self._host: EngineHost | None = None
         self._lock = threading.Lock()
         self._seconds = 0.0
@@ -234,6 +234,7 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._temp: Path | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._engines: dict[str, _Engine] = {}
         self._running: list[_Running] = []
         self._idle: dict[str, list[Any]] = {}
@@ -257,14 +258,15 @@ class Cluster:
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
         if self._address is None:
-            _remove_stale_folders()
             self._temp = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+            self._reaper = watch(self._temp)
             options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(self._temp)}
             options |= {"object_store_memory": 200 * 2**20}
         else:
             options["address"] = self._address
         try:
-            ray.init(**options)
+            with _own_signals():
+                ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise PlanError(f"ray: can't start or reach {self._address or 'a local cluster'}: {_first_line(error)}") from error
         resources = ray.cluster_resources()
@@ -340,9 +342,12 @@ class Cluster:
         for actor in [running.actor for running in self._running] + [actor for idle in self._idle.values() for actor in idle]:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        ray.shutdown()
+        with _own_signals():
+            ray.shutdown()
         if self._temp is not None:
             shutil.rmtree(self._temp, ignore_errors=True)
+        if self._reaper is not None and self._reaper.stdin is not None:
+            self._reaper.stdin.close()
         self.started = False
 
     def _poll(self) -> None:
@@ -477,12 +482,15 @@ _HOME = {"table": "rows", "flow": "rows", "train": "train"}
 _PREFIX = "caiflow-ray-"
 
 
-def _remove_stale_folders() -> None:
-    """Remove the session folders of drivers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _last_line(error: BaseException) -> str:

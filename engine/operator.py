@@ -55,6 +55,9 @@ class Resources(Strict):
 class Params(Strict):
     """Fields that every step has, whatever its operator."""
 
+    trial: ClassVar[Mapping[str, Any]] = {}
+    """Values that a trial on few rows (`--sample`) gives to fields that the spec leaves out."""
+
     description: str = Field(default="", json_schema_extra=SPEED)
     """A remark for the reader; no effect."""
     resources: Resources = Field(default=Resources(), json_schema_extra=SPEED)

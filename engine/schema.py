@@ -71,17 +71,16 @@ def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tup
     for name, model in models.items():
         inner = _name(refs[model, "validation"])
         defs[f"op:{name}"] = _step(name, types[name], defs[inner])
-        branches.append(
-            {"if": {"properties": {"op": {"const": name}}, "required": ["op"]}, "then": {"$ref": f"#/$defs/op:{name}"}}
-        )
+        chosen = {"type": "object", "properties": {"op": {"const": name}}, "required": ["op"]}
+        branches.append({"if": chosen, "then": {"$ref": f"#/$defs/op:{name}"}})
     for model in models.values():
         defs.pop(_name(refs[model, "validation"]), None)
     op = {"description": "The operator.", "enum": list(dict.fromkeys((*known, *types)))}
-    defs["step"] = {"type": "object", "properties": {"op": op}, "allOf": branches}
+    defs["step"] = {"type": ["object", "null"], "properties": {"op": op}, "allOf": branches}
     top["properties"]["steps"]["additionalProperties"] = {"$ref": "#/$defs/step"}
     top["required"] = ["caiflow"]
     top["if"] = {"not": {"required": ["extends"]}}
-    whole_step = {"properties": {"steps": {"additionalProperties": {"required": ["op"]}}}}
+    whole_step = {"properties": {"steps": {"additionalProperties": {"type": "object", "required": ["op"]}}}}
     top["then"] = {"required": ["steps"], **whole_step}
     return {"$schema": DRAFT, "title": "caiflow spec", **top, "$defs": dict(sorted(defs.items()))}
 

@@ -27,8 +27,8 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
     """Read, resolve and check a spec.
 
     `sets` are assignments `steps.NAME.FIELD=VALUE`; a path in them counts from the working folder if it leads somewhere from
-    there, else from the spec's. `sample` limits every step that reads a source (one with a `limit` and no input) to that many
-    rows.
+    there, else from the spec's. `sample` makes a trial: every step that reads a source (one with a `limit` and no input) is
+    limited to that many rows, and operators' own `trial` values are set where the spec gives none.
 
     Raises:
         SpecError: with every problem found, in order of place.
@@ -77,13 +77,17 @@ def _in_order(problems: Problems) -> tuple[Problem, ...]:
 
 
 def _sampled(tree: Node, sample: int) -> Node:
-    """Return the tree with `limit` set on every step that reads no other step and can be limited."""
+    """Return the tree of a trial: `limit` on every step that reads no other step, and the operators' `trial` values."""
     steps = tree.child("steps")
     for name, step in steps.items() if steps else ():
         op = step.child("op")
         if op is None or not isinstance(op.value, str) or not registry.exists(op.value):
             continue
-        fields = registry.operator(op.value).params_type.model_fields
+        params = registry.operator(op.value).params_type
+        for field, value in params.trial.items():
+            if step.child(field) is None:
+                tree = assign(tree, ("steps", name, field), Node(value, step.at, step.key))
+        fields = params.model_fields
         given = step.child("limit")
         if "limit" in fields and "input" not in fields and "inputs" not in fields:
             now = given.value if given and isinstance(given.value, int) else sample

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,8 @@ class MixInput(Strict):
 class MixParams(Params):
     """Fields of `mix`."""
 
+    trial: ClassVar[Mapping[str, Any]] = {"on_short": "take_all"}
+
     inputs: dict[RowsRef, Annotated[float, Field(gt=0)] | MixInput] = Field(min_length=1)
     """Steps to take rows from: a ratio, or `{ratio | rows, answer}`. Ratios give the largest mixture in which no input runs
     out."""
@@ -54,8 +56,9 @@ class MixParams(Params):
     """`messages` adds each answer to its prompt, for sft; `preference` keeps chosen and rejected, for dpo; `prompts` adds
     nothing. `auto` goes by the columns: preference where all inputs have chosen and rejected, else messages where all have an
     answer."""
-    oversample: bool = False
-    """Repeat rows of an input that has fewer than asked for, instead of failing; no row is repeated before all are in."""
+    on_short: Literal["fail", "oversample", "take_all"] = "fail"
+    """What becomes of an input with fewer rows than asked for: fail, repeat its rows (none before all are in), or take what is
+    there. `--sample` takes what is there."""
     shuffle: bool = True
     """Put the rows in an order drawn by the seed; otherwise input after input, each in its own order."""
     tag: str | None = Field(default="source_step", min_length=1)
@@ -226,11 +229,14 @@ class Mix(TableOperator[MixParams]):
         return wanted
 
     def _possible(self, name: str, number: int, fit: int) -> int:
-        if number > fit and not self.params.oversample:
-            raise ValueError(
-                f"mix: {number} rows of {name} are asked for, got {fit}; lower its share, or set `oversample: true`"
-            )
-        return number
+        if number <= fit or self.params.on_short == "oversample":
+            return number
+        if self.params.on_short == "take_all":
+            return fit
+        raise ValueError(
+            f"mix: {number} rows of {name} are asked for, got {fit}; lower its share, or let it repeat them or take all there "
+            "are (`on_short: oversample` or `take_all`)"
+        )
 
     def _parts(self, pools: Sequence[Pool], wanted: Sequence[int]) -> list[_Part]:
         """Draw rows from each pool and give each its place in the mixture."""

@@ -111,6 +111,14 @@ def test_a_published_method_names_its_source_and_what_differs(name: str) -> None
     assert "full" in profiles(ROOT / "specs" / f"{name}.yaml")
 
 
+def test_a_trial_mixes_what_its_few_rows_give() -> None:
+    path = ROOT / "specs" / "paper.yaml"
+    assert load_spec(path).steps["prompts"].params.model_dump()["on_short"] == "fail"
+    assert load_spec(path, sample=SAMPLE).steps["prompts"].params.model_dump()["on_short"] == "take_all"
+    given = load_spec(path, sample=SAMPLE, sets=["steps.prompts.on_short=oversample"])
+    assert given.steps["prompts"].params.model_dump()["on_short"] == "oversample"
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that all recipes share, so that equal steps are made once."""

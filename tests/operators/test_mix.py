@@ -66,16 +66,21 @@ def test_an_anchor_is_taken_whole_and_needs_enough_of_the_others(tmp_path: Path)
     mix = step({"r": 1, "h": {"ratio": 2}}, anchor="r")
     out, _ = mixed(tmp_path, mix, r=revisions(10), h=helpful(30))
     assert counts(out.pylist()) == {"r": 10, "h": 20}
-    with pytest.raises(ValueError, match="20 rows of h are asked for, got 12; lower its share, or set `oversample: true`"):
+    with pytest.raises(ValueError, match="20 rows of h are asked for, got 12; lower its share"):
         mixed(tmp_path, mix, r=revisions(10), h=helpful(12))
 
 
 def test_oversampling_repeats_no_row_before_all_are_in(tmp_path: Path) -> None:
-    out, _ = mixed(tmp_path, step({"r": 1, "h": 2}, anchor="r", oversample=True), r=revisions(10), h=helpful(8))
+    out, _ = mixed(tmp_path, step({"r": 1, "h": 2}, anchor="r", on_short="oversample"), r=revisions(10), h=helpful(8))
     rows = out.pylist()
     times = Counter(row["uid"].split("#")[0] for row in rows if row["source_step"] == "h")
     assert sorted(times.values()) == [2, 2, 2, 2, 3, 3, 3, 3]
     assert len({row["uid"] for row in rows}) == len(rows) == 30
+
+
+def test_a_short_input_may_give_what_it_has(tmp_path: Path) -> None:
+    out, _ = mixed(tmp_path, step({"r": {"rows": 8}, "h": {"rows": 20}}, on_short="take_all"), r=revisions(10), h=helpful(6))
+    assert counts(out.pylist()) == {"r": 8, "h": 6}
 
 
 def test_rows_are_absolute_numbers_or_all(tmp_path: Path) -> None:
