@@ -65,7 +65,8 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     path, adapter = str(artifact.path), None
     adapter_config = artifact.path / "adapter_config.json"
     if adapter_config.exists() and not (artifact.path / "config.json").exists():
-        path, adapter = json.loads(adapter_config.read_text())["base_model_name_or_path"], path
+        adapter = path
+        path = base.path if base else json.loads(adapter_config.read_text())["base_model_name_or_path"]
     return ModelSource(
         path=path,
         identity=artifact.content,

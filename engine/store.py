@@ -23,6 +23,7 @@ from typing import Any
 from caiflow.engine.errors import StoreError
 from caiflow.engine.identity import FileCache, Manifest, digest, folder_manifest
 
+ADAPTER = "adapter_config.json"
 META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
 _REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
@@ -206,11 +207,17 @@ class Store:
 
 
 def content_manifest(folder: Path) -> dict[str, Any]:
-    """Return {"files", "content"} of a folder: every file's sha256, and the digest without those that begin with `_`."""
+    """Return {"files", "content"} of a folder: every file's sha256, and the digest without those that begin with `_`.
+
+    Where an adapter's base model lay when it was trained doesn't count either: the same adapter is the same in any store.
+    """
     manifest: Manifest = folder_manifest(folder)
     counted = {
         name: sha256 for name, sha256 in manifest["files"].items() if not any(p.startswith("_") for p in name.split("/"))
     }
+    if ADAPTER in counted:
+        config = json.loads((folder / ADAPTER).read_bytes())
+        counted[ADAPTER] = digest({name: value for name, value in config.items() if name != "base_model_name_or_path"})
     return {"files": manifest["files"], "content": digest(counted)}
 
 

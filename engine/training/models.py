@@ -41,7 +41,14 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
 
     All weights are trained in float32 unless the model's entry names another dtype; under adapters the frozen weights keep
     the dtype they are stored in on a GPU, and are float32 on a CPU.
+
+    Raises:
+        StepError: an adapter would be kept apart over another one, which no engine could load again.
     """
+    if params.lora and not params.merge and _base_and_adapter(source)[2] is not None:
+        raise StepError(
+            "merge: false on a model that is a kept adapter itself; let one of the two fold its adapter in (`merge: true`)"
+        )
     quantization = params.lora.quantization if params.lora else None
     options: dict[str, Any] = {"dtype": _dtype(source, params), "attn_implementation": params.attn_implementation}
     if quantization:

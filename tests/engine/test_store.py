@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store import META, Artifact, Store, default_home, write_atomic
+from caiflow.engine.store import META, Artifact, Store, content_manifest, default_home, write_atomic
 
 DIGEST = "ab" + "0" * 62
 
@@ -55,6 +55,14 @@ def test_content_is_of_names_and_bytes_without_underscored_files(tmp_path: Path)
         store.seal(digest * 64, staged(store, text, digest * 64), {}) for digest, text in (("a", "x"), ("b", "x"), ("c", "y"))
     )
     assert one.content == same.content != other.content
+
+
+def test_where_an_adapters_base_lies_is_not_its_content(tmp_path: Path) -> None:
+    for name, base, rank in (("here", "/a/base", 4), ("there", "/b/base", 4), ("other", "/a/base", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "r": rank}))
+    here, there, other = (content_manifest(tmp_path / name)["content"] for name in ("here", "there", "other"))
+    assert here == there != other
 
 
 def test_the_first_seal_wins(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path, model: ModelSource) ->
     source = ModelSource(path=model.path, adapter=str(first.out_dir), identity="")
     second = train(tmp_path / "second", source, lora={"rank": 4})
     assert second.metrics["train_loss"] < first.metrics["train_loss"]
+    with pytest.raises(StepError, match="merge: false on a model that is a kept adapter"):
+        train(tmp_path / "third", source, lora={"rank": 4}, merge=False)
 
 
 def test_plain_texts_and_replies_in_a_column_are_learnt(tmp_path: Path, model: ModelSource) -> None:
