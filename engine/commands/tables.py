@@ -120,16 +120,19 @@ def _add_parameter(
     default = "required" if required else short(field["default"], 24) if "default" in field else ""
     label = Text("  " * depth + name, style="bold" if required else "")
     table.add_row(label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", "")))
-    for group in _groups(field, definitions) if depth < 2 else ():
+    for group in _groups(field, definitions) if depth < 3 else ():
         for inner, inner_field in group.get("properties", {}).items():
             _add_parameter(table, inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
 
 
 def _groups(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
-        target = option.get("items", option) if isinstance(option.get("items"), Mapping) else option
-        if "$ref" in target:
-            yield definitions.get(target["$ref"].rpartition("/")[2], {})
+    """Yield the groups of fields that a value, an item of a list or a value of a mapping may be."""
+    if "$ref" in field:
+        yield definitions.get(field["$ref"].rpartition("/")[2], {})
+    inside = [*field.get("anyOf", ()), *field.get("oneOf", ()), field.get("items"), field.get("additionalProperties")]
+    for option in inside:
+        if isinstance(option, Mapping):
+            yield from _groups(option, definitions)
 
 
 def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -147,6 +150,9 @@ def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if field.get("type") == "array":
         items = field.get("items")
         return f"list of {type_text(items, definitions)}" if isinstance(items, Mapping) else "list"
+    values = field.get("additionalProperties")
+    if field.get("type") == "object" and isinstance(values, Mapping):
+        return f"mapping to {type_text(values, definitions)}"
     names = {"string": "text", "array": "list", "object": "mapping", "boolean": "true | false", "null": "none"}
     kinds = field.get("type", "any")
     return " | ".join(names.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))

@@ -58,6 +58,18 @@ def test_parameters_are_told_with_types_and_groups() -> None:
     assert lines[2][1:] == ["integer", "16", "Rank."]
 
 
+def test_settings_of_a_lists_items_and_of_a_mappings_values_are_told() -> None:
+    one = {"properties": {"n": {"type": "integer", "default": 8, "description": "Words."}}}
+    rule = {"properties": {"leak": {"anyOf": [{"$ref": "#/$defs/One"}, {"type": "null"}]}}}
+    properties = {
+        "drop": {"type": "array", "items": {"anyOf": [{"enum": ["leak"]}, {"$ref": "#/$defs/Rule"}]}},
+        "named": {"type": "object", "additionalProperties": {"$ref": "#/$defs/One"}},
+    }
+    shown = text(tables.parameters_table({"properties": properties, "$defs": {"One": one, "Rule": rule}}))
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["drop", "leak", "n", "named", "n"]
+    assert "mapping to fields below" in shown
+
+
 @pytest.mark.parametrize(
     ("field", "words"),
     [
