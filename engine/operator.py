@@ -230,6 +230,10 @@ class RowLLM(ABC):
     ) -> Mapping[str, float]:
         """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
 
+    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
+        """Return the log-probability (natural) of each token that an assistant says in a conversation, or of a plain text's."""
+        raise NotImplementedError(f"{type(self).__name__} scores no texts")
+
 
 class RowOperator(Operator[P]):
     """One row in, the new columns of that row out, as a coroutine; the engine streams rows through chains of these."""

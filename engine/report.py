@@ -22,7 +22,7 @@ HEADLINES = {
 }  # fmt: skip
 """Metrics that the table of steps shows, the most telling first, and how they are called there."""
 
-CENTRES = ("rate", "mean", "elo")
+CENTRES = ("rate", "mean", "elo", "perplexity")
 """The key of a figure's value, beside its interval `low` and `high`."""
 MANY = 4
 """With more models than this, an evaluation lists them one below the other."""
@@ -110,6 +110,7 @@ def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str)
         "ratings (Elo)": {name: _named(found.get("ratings")) for name, found in _named(metrics.get("comparisons")).items()},
         "harmfulness (0 to 4)": _turned(_named(metrics.get("harmfulness"))),
         "choices": _named(metrics.get("choices")),
+        "perplexity": _named(metrics.get("perplexity")),
     }
     for group, rows in by_model.items():
         if rows:
@@ -119,7 +120,7 @@ def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str)
             yield table
     for name, values in metrics.items():
         if (
-            name not in ("models", "comparisons", "harmfulness", "choices", "frontier")
+            name not in ("models", "comparisons", "harmfulness", "choices", "perplexity", "frontier")
             and isinstance(values, Mapping)
             and values
         ):
@@ -154,7 +155,7 @@ def figure(value: Any, *, interval: bool = True) -> str:
     if value[centre] is None:
         return "-"
     scale, unit = (100, "%") if centre == "rate" else (1, "")
-    digits = 2 if centre == "mean" else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
+    digits = 2 if centre in ("mean", "perplexity") else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
     middle, low, high = (None if value.get(name) is None else value[name] * scale for name in (centre, "low", "high"))
     around = "" if low is None or high is None or not interval else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{middle:.{digits}f}{unit}{around}"

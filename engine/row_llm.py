@@ -48,7 +48,7 @@ def call_key(model_identity: str, request: Request) -> bytes:
     """Return the ledger key of one model call; the row is in the request's seed."""
     sampling = request.sampling
     parts = (request.prompt, request.prefill, request.choices, request.template, tuple(getattr(sampling, n) for n in _SAMPLING))
-    return key("call", model_identity, compact(parts), str(request.seed))
+    return key("score" if request.score else "call", model_identity, compact(parts), str(request.seed))
 
 
 _SAMPLING = tuple(Sampling.__dataclass_fields__)
@@ -109,6 +109,13 @@ class LedgeredLLM(RowLLM):
             raise EngineError("engine: answered without log-probabilities; use `method: text`", kind="no_logprobs")
         return answer.logprobs
 
+    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
+        """Return the log-probability of each token that an assistant says in a conversation, or of a plain text's."""
+        answer = await self._ask(Request(prompt if isinstance(prompt, str) else tuple(prompt), score=True))
+        if answer.prompt_logprobs is None:
+            raise EngineError("engine: answered without the prompt's log-probabilities; ask another", kind="no_logprobs")
+        return answer.prompt_logprobs
+
     def _seed(self, sample: int) -> int:
         return int.from_bytes(key(*self._seed_parts, self._uid, str(sample))[:4], "little") >> 1
 
@@ -121,7 +128,7 @@ class LedgeredLLM(RowLLM):
             self._tally.reused_calls += 1
             return Completion(**kept)
         answer = await self._ask_engine(request)
-        self._ledger.append(kept_as, {name: getattr(answer, name) for name in _COMPLETION})
+        self._ledger.append(kept_as, {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None})
         return answer
 
     async def _ask_engine(self, request: Request) -> Completion:
@@ -162,5 +169,9 @@ class NoLLM(RowLLM):
         raise self._refuse()
 
     async def choose(self, messages: Sequence[Message] | str, choices: Sequence[str], **_: Any) -> Mapping[str, float]:
+        """Refuse."""
+        raise self._refuse()
+
+    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
         """Refuse."""
         raise self._refuse()

@@ -84,6 +84,26 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 1000)
     return Mean(float(data.mean()), len(data), float(low), float(high))
 
 
+def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:
+    """Return the ratio of two sums over the same units with its 95% percentile bootstrap interval; units are drawn whole.
+
+    A loss per token over texts of different lengths is such a ratio: its tokens aren't independent, its texts are.
+    Raises:
+        ValueError: different numbers of them, none, or a denominator that isn't positive.
+    """
+    import numpy as np
+
+    if len(numerators) != len(denominators) or not len(numerators) or min(denominators) <= 0:
+        raise ValueError(f"bootstrap_ratio: needs pairs with positive denominators, got {len(numerators)}, {len(denominators)}")
+    data = np.asarray([numerators, denominators], dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    size = data.shape[1]
+    sums = np.array([data[:, rng.integers(0, size, size)].sum(1) for _ in range(draws)])
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    total = data.sum(1)
+    return Mean(float(total[0] / total[1]), size, float(low), float(high))
+
+
 def binary_entropy(p: float) -> float:
     """Return the entropy in bits of a coin with probability p: 1 for an undecided judge, 0 for a certain one."""
     if p in (0.0, 1.0):

@@ -6,10 +6,12 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
     comparisons.NAME               {win_rates: {MODEL: {OTHER: rate...}}, ratings: {MODEL: {elo, low, high, n}}, ...}
     harmfulness.MODEL.SET          {mean, n, low, high}
     choices.NAME.MODEL             {rate, n, low, high, p_right}
+    perplexity.NAME.MODEL          {perplexity, low, high, nll_per_token, nll_low, nll_high, tokens, n, drift: {mean, ...}}
     frontier                       {helpfulness, harmlessness, points: {MODEL: {...}}}
     failed                         answers that no model gave, by MODEL.SET
 
-Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`) and the questions (`choices/`).
+Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`), the questions (`choices/`)
+and the scored texts (`texts/`).
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from pydantic import Field
 from caiflow.engine.judging import PairJudge
 from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION
-from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness
+from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.choices import ChoicesParams
 from caiflow.operators.evaluation.comparisons import ComparisonParams
 from caiflow.operators.evaluation.frontier import FrontierParams
 from caiflow.operators.evaluation.harmfulness import HarmfulnessParams
+from caiflow.operators.evaluation.perplexity import PerplexityParams
 
 Problem = tuple[tuple[str | int, ...], str, str]
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
@@ -61,6 +64,8 @@ class EvaluateParams(Params):
     """Ratings of the answers by a judge, 0 to 4."""
     choices: dict[str, ChoicesParams] = Field(default_factory=dict)
     """Multiple-choice questions, by name."""
+    perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)
+    """Given texts whose likelihood under each model is measured, by name; shows what training made a model forget."""
     frontier: FrontierParams | None = None
     """Helpfulness against harmlessness as one figure (PNG where matplotlib is installed)."""
 
@@ -72,15 +77,18 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     params_type = EvaluateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
-        """Return the columns of each set of prompts and of questions."""
-        questions = {c.input: ["prompt", "corrects", "incorrects"] for c in self.params.choices.values() if c.input}
-        return {**{step: ["prompt"] for step in self.params.inputs.values()}, **questions}
+        """Return the columns of each set of prompts, of questions and of texts."""
+        p = self.params
+        wanted = [(step, ["prompt"]) for step in p.inputs.values()]
+        wanted += [(how.input, ["prompt", "corrects", "incorrects"]) for how in p.choices.values() if how.input]
+        wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
+        return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
 
     def check(self) -> Iterator[Problem]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
-        if not p.inputs and not p.choices:
-            yield (), "nothing to measure", "give `inputs` or `choices`"
+        if not (p.inputs or p.choices or p.perplexity):
+            yield (), "nothing to measure", "give `inputs`, `choices` or `perplexity`"
         named = [("comparisons", name) for name in p.comparisons] + ([("harmfulness",)] if p.harmfulness else [])
         for path in named:
             group = p.comparisons[path[1]] if len(path) > 1 else p.harmfulness
@@ -120,6 +128,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         groups = answers.by_model_and_set(rows)
         figures: dict[str, Any] = {"models": self._rates(groups)}
         figures |= await self._choices(job, llms)
+        figures |= await self._perplexity(job, llms)
         figures |= await self._comparisons(job, llms, groups)
         if p.harmfulness:
             await harmfulness.rate(p.harmfulness, rows, llms)
@@ -201,6 +210,22 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         if kept:
             _write(job, "choices", choices.COLUMNS, kept)
         return {"choices": found} if found else {}
+
+    async def _perplexity(self, job: Job, llms: LLMs) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        kept: list[Row] = []
+        for name, how in self.params.perplexity.items():
+            texts = job.inputs[how.input].pylist(limit=how.limit)
+            by_model = {}
+            for model in self.params.models:
+                by_model[model] = await perplexity.score(name, how, texts, model, llms)
+                refuse_failures(by_model[model], f"texts of {name} under {model}", self.params.max_failed)
+                kept += by_model[model]
+            first = by_model[self.params.models[0]]
+            found[name] = {model: perplexity.figures(rows, first, self.context.seed) for model, rows in by_model.items()}
+        if kept:
+            _write(job, "texts", perplexity.COLUMNS, kept)
+        return {"perplexity": found} if found else {}
 
 
 def _write(job: Job, folder: str, columns: Mapping[str, Any], rows: Sequence[Row]) -> None:

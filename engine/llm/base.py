@@ -39,7 +39,9 @@ class Request:
     `prompt` is a conversation (the chat template is applied once) or a plain text (raw completion, no template). `prefill` is
     the beginning of the assistant's turn, already written; the answer continues it and doesn't repeat it. With `choices`, the
     engine answers the log-probability of each choice as the next token instead of a text; each choice must be one token there.
-    `template` replaces the tokenizer's own chat template. `seed` makes sampling repeatable, whatever the batch.
+    `template` replaces the tokenizer's own chat template. `seed` makes sampling repeatable, whatever the batch. With `score`,
+    the engine answers how likely the prompt itself is: of a conversation what its assistant says, of a plain text all tokens
+    after the first (that is BOS, where the tokenizer has one).
     """
 
     prompt: tuple[Message, ...] | str
@@ -48,11 +50,13 @@ class Request:
     prefill: str = ""
     choices: tuple[str, ...] = ()
     template: str = ""
+    score: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for.
+    """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per
+    scored token of the prompt, in order, only where `score` was.
 
     `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
     """
@@ -62,6 +66,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     logprobs: Mapping[str, float] | None = None
+    prompt_logprobs: Sequence[float] | None = None
 
 
 Answer = Completion | EngineError

@@ -41,13 +41,15 @@ class Dialect:
         Raises:
             EngineError: the renderer can't render it.
         """
+        if request.score:
+            return RAW, {"model": self.model, **self._scoring(request)}
         path = RAW if self._raw(request) else CHAT
         return path, {"model": self.model, **self._what(request), **self._how(request, path)}
 
     def most_tokens(self, request: Request) -> int:
         """Return a generous guess of the tokens a call takes: a token per two bytes asked, and the longest answer."""
         text = request.prompt if isinstance(request.prompt, str) else "".join(message["content"] for message in request.prompt)
-        return len(text.encode()) // 2 + 16 + (1 if request.choices else request.sampling.max_tokens)
+        return len(text.encode()) // 2 + 16 + (1 if request.choices or request.score else request.sampling.max_tokens)
 
     def adapt(self, status: int, text: str) -> bool:
         """Change ways after a refusal that names a field; say whether another try is worth it."""
@@ -79,10 +81,43 @@ class Dialect:
             raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
         if reason == "content_filter":
             raise EngineError("the server filtered its answer", kind="refused")
+        if request.score:
+            return Completion("", "stop", counts[0], prompt_logprobs=self._scored(request, choice, counts[0]))
         if request.choices:
             found = _choice_logprobs(request.choices, _first_token(choice))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
         return Completion(*_trimmed(request, str(said or ""), reason), *counts)
+
+    def _scoring(self, request: Request) -> dict[str, Any]:
+        """Return the fields that have a server echo a prompt with its log-probabilities."""
+        if self._renderer is None and not isinstance(request.prompt, str):
+            raise EngineError(
+                "which tokens of a served model's conversation are the assistant's is known from its tokenizer alone; "
+                "give `tokenizer` in the model's entry",
+                kind="template",
+            )
+        prompt = self._renderer.scored(request).ids if self._renderer else request.prompt
+        return {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+
+    def _scored(self, request: Request, choice: Mapping[str, Any], prompt_tokens: int) -> tuple[float, ...]:
+        """Return the log-probabilities of the prompt's scored tokens.
+
+        Raises:
+            EngineError: the server gives those of its answer at the most.
+        """
+        scored = self._renderer.scored(request) if self._renderer else None
+        size = len(scored.ids) if scored else prompt_tokens
+        if size == 1:
+            raise EngineError("the text is too short: it has no token to score; leave it out", kind="empty")
+        given = choice.get("logprobs")
+        values = ((given.get("token_logprobs") if isinstance(given, Mapping) else None) or [])[1:size]
+        if len(values) + 1 != size or any(value is None for value in values):
+            raise EngineError(
+                "the server gives no log-probabilities of the prompt (`echo` with `logprobs` on /completions); "
+                "use a server that does, as vLLM's, or load the model here",
+                kind="no_logprobs",
+            )
+        return scored.counted(values) if scored else tuple(values)
 
     def _raw(self, request: Request) -> bool:
         return isinstance(request.prompt, str) or bool(

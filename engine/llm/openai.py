@@ -296,6 +296,11 @@ def _final(status: int, said: str, text: str) -> EngineError:
         return EngineError(f"{said}; check the key in the variable that api_key_env names", kind="auth")
     if status == 404:
         return EngineError(f"{said}; check `base_url` (up to and with /v1) and the model's name", kind="refused")
+    if status in (400, 422) and "echo" in low:
+        return EngineError(
+            f"{said}; the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
+            kind="no_logprobs",
+        )
     if status in (400, 413, 422) and any(
         sign in low for sign in ("context length", "context_length", "maximum context", "too long")
     ):

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import compress
+from typing import Any, TypeVar
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Message, Request
 
+T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
 _SEGMENTS = 16_384
 _TAIL = 48
@@ -26,6 +28,10 @@ class Rendered:
 
     ids: list[int]
     mask: list[int]
+
+    def counted(self, values: Sequence[T]) -> tuple[T, ...]:
+        """Return the values of the tokens whose mask is 1; `values` has one per token after the first."""
+        return tuple(compress(values, self.mask[1:]))
 
 
 class Renderer:
@@ -59,6 +65,24 @@ class Renderer:
             EngineError: as `text`; the prompt is empty; or it begins with two BOS tokens.
         """
         return self._ids(self.text(request), raw=isinstance(request.prompt, str))
+
+    def scored(self, request: Request) -> Rendered:
+        """Return the ids of a prompt that is itself to be scored, with the mask of the tokens that count (see `Request`).
+
+        Raises:
+            EngineError: as `ids` and `conversation`; or nothing counts.
+        """
+        if isinstance(request.prompt, str):
+            ids = self.ids(request)
+            given = max(1, len(self._before))
+            rendered = Rendered(ids, [0] * given + [1] * (len(ids) - given))
+        else:
+            rendered = self.conversation(request.prompt, request.template)
+            rendered.mask[0] = 0  # nothing stands before it to predict it from
+        if not any(rendered.mask):
+            said = "says nothing by an assistant" if not isinstance(request.prompt, str) else "is too short"
+            raise EngineError(f"the text {said}: it has no token to score; leave it out", kind="empty")
+        return rendered
 
     def choices(self, request: Request) -> Mapping[str, int]:
         """Return the token id of each choice right after the prompt and prefill.

@@ -20,8 +20,9 @@ from transformers import DynamicCache
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.kv import Slots
+from caiflow.engine.llm.likelihood import token_budget, token_logprobs
 from caiflow.engine.llm.prefixes import Prefix, Prefixes
-from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.render import Rendered, Renderer
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
 
@@ -37,6 +38,7 @@ class _Row:
     request: Request
     ids: list[int]
     choices: dict[str, int] = field(default_factory=dict)
+    scored: Rendered | None = None
     out: list[int] = field(default_factory=list)
     seen: torch.Tensor | None = None
     answer: Answer | None = None
@@ -97,7 +99,8 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _row(self, number: int, request: Request) -> _Row:
-        row = _Row(number, request, self._renderer.ids(request))
+        scored = self._renderer.scored(request) if request.score else None
+        row = _Row(number, request, scored.ids if scored else self._renderer.ids(request), scored=scored)
         if request.choices:
             row.choices = dict(self._renderer.choices(request))
         room = self._context - len(row.ids)
@@ -114,7 +117,9 @@ class TransformersEngine:
         free = self.capacity - len(self._rows)
         if not self._waiting or (free < max(1, self.capacity // 8) and self._rows):
             return
-        rows = self._reading = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        self._reading = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        self._score([row for row in self._reading if row.scored])
+        rows = [row for row in self._reading if not row.scored]
         if self._layers is None:
             self._admit_whole(rows)
             return
@@ -147,6 +152,15 @@ class TransformersEngine:
         for group in _groups([row for row in rows if row.choices], self._prefill_tokens):
             ids, mask = self._padded(group)
             self._choose(group, self._forward(ids, mask))
+
+    def _score(self, rows: Sequence[_Row]) -> None:
+        """Answer the rows whose prompts are to be scored."""
+        budget = token_budget(self._model.config.get_text_config().vocab_size, self._prefill_tokens)
+        for group in _groups(rows, budget):
+            found = token_logprobs(self._model, [row.ids for row in group])
+            for row, values in zip(group, found, strict=True):
+                assert row.scored is not None
+                self._finish(row, Completion("", "stop", len(row.ids), prompt_logprobs=row.scored.counted(values)))
 
     def _prefill(self, group: list[_Row], prefix: Prefix | None, shared: int) -> None:
         """Read the prompts of `group` after their first `shared` tokens, answer its choices, give a slot to rows that go on."""

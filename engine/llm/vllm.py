@@ -20,7 +20,7 @@ from typing import Any
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.load import load_error, load_renderer
-from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.render import Rendered, Renderer
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.operator import ModelSource
 
@@ -47,6 +47,17 @@ _HINTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request under way: the caller's number for it, its prompt's ids, and what its answer is read with."""
+
+    number: int
+    ids: Sequence[int]
+    choices: Mapping[str, int]
+    stops: tuple[str, ...]
+    scored: Rendered | None
+
+
 class VLLMEngine:
     """An Engine (see base.py) around a started vLLM `LLMEngine`; with `adapter`, every request goes through that LoRA."""
 
@@ -60,7 +71,7 @@ class VLLMEngine:
         self._renderer = renderer
         self._adapter = adapter
         self._params_type, self._final = SamplingParams, RequestOutputKind.FINAL_ONLY
-        self._asked: dict[str, tuple[int, Sequence[int], Mapping[str, int], tuple[str, ...]]] = {}
+        self._asked: dict[str, _Asked] = {}
         self._finished: list[tuple[int, Answer]] = []
         self._count = 0
 
@@ -104,7 +115,8 @@ class VLLMEngine:
         cleanup_dist_env_and_memory()
 
     def _add(self, number: int, request: Request) -> None:
-        ids = self._renderer.ids(request)
+        scored = self._renderer.scored(request) if request.score else None
+        ids = scored.ids if scored else self._renderer.ids(request)
         choices = self._renderer.choices(request) if request.choices else {}
         if len(ids) >= self._context:
             raise EngineError(
@@ -116,9 +128,13 @@ class VLLMEngine:
         prompt = {"type": "token", "prompt_token_ids": ids}
         name = str(self._count)
         self._engine.add_request(name, prompt, self._params(request, choices), lora_request=self._adapter)
-        self._asked[name] = (number, ids, choices, request.sampling.stop)
+        self._asked[name] = _Asked(number, ids, choices, request.sampling.stop, scored)
 
     def _params(self, request: Request, choices: Mapping[str, int]) -> Any:
+        if request.score:
+            return self._params_type(
+                max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._final, skip_clone=True
+            )
         if choices:
             return self._params_type(
                 max_tokens=1, temperature=0.0, logprob_token_ids=list(choices.values()), detokenize=False,
@@ -133,16 +149,21 @@ class VLLMEngine:
         )  # fmt: skip
 
     def _answer(self, output: Any) -> tuple[int, Answer]:
-        number, ids, choices, stops = self._asked.pop(output.request_id)
+        asked = self._asked.pop(output.request_id)
         (best,) = output.outputs
         if best.finish_reason not in ("stop", "length"):
-            return number, EngineError(f"vLLM ended the request early, got {best.finish_reason!r}", kind="refused", retry=True)
-        if choices:
-            found = {choice: best.logprobs[0][token].logprob for choice, token in choices.items()}
-            return number, Completion(max(found, key=found.__getitem__), "stop", len(ids), 1, found)
-        text = self._renderer.decode(best.token_ids, ids)
-        at = Stops.cut(text, stops)
-        return number, Completion(text[:at] if at >= 0 else text, best.finish_reason, len(ids), len(best.token_ids))
+            error = EngineError(f"vLLM ended the request early, got {best.finish_reason!r}", kind="refused", retry=True)
+            return asked.number, error
+        size = len(asked.ids)
+        if asked.scored:
+            values = [of[token].logprob for token, of in zip(asked.ids[1:], output.prompt_logprobs[1:], strict=True)]
+            return asked.number, Completion("", "stop", size, prompt_logprobs=asked.scored.counted(values))
+        if asked.choices:
+            found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}
+            return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)
+        text = self._renderer.decode(best.token_ids, asked.ids)
+        at = Stops.cut(text, asked.stops)
+        return asked.number, Completion(text[:at] if at >= 0 else text, best.finish_reason, size, len(best.token_ids))
 
 
 def load_vllm(source: ModelSource) -> VLLMEngine:

@@ -15,6 +15,7 @@ from caiflow.engine.statistics import (
     Estimate,
     binary_entropy,
     bootstrap_mean,
+    bootstrap_ratio,
     bradley_terry,
     calibration,
     elo_ratings,
@@ -75,6 +76,25 @@ def test_bootstrap_mean_interval_is_near_the_normal_one() -> None:
     assert found.low == pytest.approx(found.mean - half, abs=0.03)
     assert found.high == pytest.approx(found.mean + half, abs=0.03)
     assert found == bootstrap_mean(values, seed=1, draws=2000)
+
+
+def test_a_ratio_is_that_of_the_sums() -> None:
+    found = bootstrap_ratio([6.0, 2.0], [2, 6])
+    assert (found.mean, found.n) == (1.0, 2)
+    assert (found.low, found.high) == (pytest.approx(1 / 3), pytest.approx(3.0))
+
+
+def test_a_ratio_with_equal_denominators_is_the_mean() -> None:
+    values = list(np.random.default_rng(3).normal(1.0, 2.0, 50))
+    found = bootstrap_ratio([4 * value for value in values], [4.0] * 50, seed=2)
+    mean = bootstrap_mean(values, seed=2)
+    assert (found.mean, found.low, found.high) == pytest.approx((mean.mean, mean.low, mean.high))
+
+
+@pytest.mark.parametrize(("above", "below"), [([], []), ([1.0], [0]), ([1.0], [1, 2])])
+def test_a_ratio_of_nothing_is_refused(above: list[float], below: list[float]) -> None:
+    with pytest.raises(ValueError, match="positive denominators"):
+        bootstrap_ratio(above, below)
 
 
 @pytest.mark.parametrize(("p", "bits"), [(0.0, 0.0), (1.0, 0.0), (0.5, 1.0), (0.25, 2 - 0.75 * log(3) / log(2))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,61 @@ def test_choices_from_a_file(job: Job, tmp_path: Path) -> None:
     assert (found["rate"], found["n"]) == (0.75, 8)
     assert len(Rows(job.out_dir / "choices").pylist()) == 8
     assert operator.sources() == {"choices.hhh": tmp_path / "q.jsonl"}
+
+
+def written(folder: Path, texts: list[str]) -> Rows:
+    with RowsWriter(folder, {"uid": "text", "text": "text"}) as out:
+        out.write_rows([{"uid": f"t{i}", "text": text} for i, text in enumerate(texts)])
+    return Rows(folder)
+
+
+def test_perplexity_weighs_tokens_and_the_drift_is_paired(job: Job, tmp_path: Path) -> None:
+    inputs = {"news": written(tmp_path / "news", ["one two three", "four"])}
+    scores = {"one two three": [-1.0, -1.0, -1.0], "four": [-3.0]}
+    llms = models(
+        base=RuleLLM(score_by=lambda asked: scores[asked.last]),
+        sl=RuleLLM(score_by=lambda asked: [value - 0.5 for value in scores[asked.last]]),
+    )
+    operator = step(inputs={}, perplexity={"news": {"input": "news", "column": "text"}})
+    found = measure(operator, Job(job.out_dir, inputs), llms)["perplexity"]["news"]
+    assert found["base"]["nll_per_token"] == pytest.approx(6 / 4)
+    assert found["base"]["perplexity"] == pytest.approx(math.exp(1.5))
+    assert (found["base"]["tokens"], found["base"]["n"]) == (4, 2)
+    assert (found["base"]["nll_low"], found["base"]["nll_high"]) == pytest.approx((1.0, 3.0))
+    assert (found["base"]["low"], found["base"]["high"]) == pytest.approx((math.exp(1.0), math.exp(3.0)))
+    assert "drift" not in found["base"]
+    assert found["sl"]["drift"] == pytest.approx({"mean": 0.5, "n": 2, "low": 0.5, "high": 0.5})
+    rows = Rows(job.out_dir / "texts").pylist()
+    assert [(r["uid"], r["texts"], r["model"], r["nll"], r["tokens"]) for r in rows[:2]] == [
+        ("t0", "news", "base", 3.0, 3),
+        ("t1", "news", "base", 3.0, 1),
+    ]
+
+
+def test_a_text_no_model_can_score_is_left_out_or_stops_the_step(job: Job, tmp_path: Path) -> None:
+    def failing(asked: Asked) -> list[float]:
+        if asked.last == "four":
+            raise EngineError("too short", kind="empty")
+        return [-1.0] * 3
+
+    inputs = {"news": written(tmp_path / "news", ["one two three", "four"])}
+    llms, how = models(sl=RuleLLM(score_by=failing)), {"news": {"input": "news", "column": "text"}}
+    with pytest.raises(StepError, match="1 texts of news under sl failed"):
+        measure(step(inputs={}, perplexity=how), Job(job.out_dir, inputs), llms)
+    found = measure(step(inputs={}, perplexity=how, max_failed=1), Job(job.out_dir, inputs), llms)["perplexity"]["news"]
+    assert (found["base"]["n"], found["sl"]["n"], found["sl"]["drift"]["n"]) == (2, 1, 1)
+
+
+def test_models_that_count_tokens_differently_have_no_drift(job: Job, tmp_path: Path) -> None:
+    inputs = {"news": written(tmp_path / "news", ["one two", "four"])}
+    llms = models(sl=RuleLLM(score_by=lambda asked: [-1.0] * len(asked.last)))
+    operator = step(inputs={}, perplexity={"news": {"input": "news", "column": "text"}})
+    assert "drift" not in measure(operator, Job(job.out_dir, inputs), llms)["perplexity"]["news"]["sl"]
+
+
+def test_a_step_that_is_read_for_several_measures_needs_all_their_columns() -> None:
+    needs = step(perplexity={"t": {"input": "good_prompts"}}).needs()
+    assert needs == {"bad_prompts": ["prompt"], "good_prompts": ["prompt", "messages"]}
 
 
 def test_the_frontier_of_two_rates(job: Job) -> None:

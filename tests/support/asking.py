@@ -26,6 +26,15 @@ def text(engine: Engine, request: Request) -> Completion:
     return answer
 
 
+def scored_requests() -> list[Request]:
+    """Texts and conversations whose own likelihood is asked, of many lengths."""
+    rng = random.Random(5)
+    texts = [" ".join(rng.choice(WORDS) for _ in range(length)) for length in (1, 2, 3, 8, 21, 60, 61, 150)]
+    says = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Mix flour, then wait."}]
+    again = [*says, {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Bake it."}]
+    return [Request(prompt, score=True) for prompt in (*texts, tuple(says), tuple(again))]
+
+
 def mixed_requests(n: int = 40) -> list[Request]:
     rng = random.Random(3)
     shared = " ".join(rng.choice(WORDS) for _ in range(60))

@@ -31,6 +31,7 @@ class Asked:
 
 Answering = Callable[[Asked], str | Completion]
 Choosing = Callable[[Asked], Mapping[str, float]]
+Scoring = Callable[[Asked], Sequence[float]]
 
 
 @dataclass
@@ -39,6 +40,7 @@ class RuleLLM(RowLLM):
 
     say: Answering = lambda asked: f"answer to {asked.last}"
     choose_by: Choosing = lambda asked: dict.fromkeys(asked.choices, -1.0)
+    score_by: Scoring = lambda asked: [-1.0] * len(asked.last.split())
     asked: list[Asked] = field(default_factory=list)
 
     async def chat(
@@ -61,6 +63,10 @@ class RuleLLM(RowLLM):
         prompt = messages if isinstance(messages, str) else list(messages)
         self.asked.append(Asked("choose", prompt, prefill=prefill, choices=tuple(choices)))
         return self.choose_by(self.asked[-1])
+
+    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
+        self.asked.append(Asked("score", prompt if isinstance(prompt, str) else list(prompt)))
+        return self.score_by(self.asked[-1])
 
     def _answer(self, asked: Asked) -> Completion:
         self.asked.append(asked)

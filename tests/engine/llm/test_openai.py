@@ -118,6 +118,46 @@ def test_choices_without_usable_logprobs_fail_for_good(
     assert (found.kind, found.retry, len(server.calls)) == (kind, False, 1)
 
 
+def test_a_text_is_scored_by_its_echo(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: said("Mix flour and", tokens=4, logprobs={"token_logprobs": [None, -1.5, -2.5, -9.0]})
+    found = text(connect(), Request("Mix flour", score=True))
+    assert (found.prompt_logprobs, found.prompt_tokens, found.text) == ((-1.5, -2.5), 3, "")
+    assert (server.paths[0], server.calls[0]["echo"], server.calls[0]["prompt"]) == ("/v1/completions", True, "Mix flour")
+
+
+def test_with_a_tokenizer_the_assistants_words_are_scored(
+    server: BadServer, connect: Callable[..., Engine], tiny: Path
+) -> None:
+    server.reply = lambda body, n: said("", logprobs={"token_logprobs": [None, *range(-1, -len(body["prompt"]) - 1, -1)]})
+    said_too = ({"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."})
+    found = text(connect(tokenizer=str(tiny)), Request(said_too, score=True)).prompt_logprobs
+    size = len(server.calls[0]["prompt"])
+    assert found is not None
+    assert list(found) == list(range(len(found) + 1 - size, 1 - size, -1))  # the template's last token isn't the assistant's
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (said("fine"), "no_logprobs"),
+        (said("fine", logprobs={"token_logprobs": [-0.1]}), "no_logprobs"),
+        ((400, {}, '{"error": "unknown field: echo"}'), "no_logprobs"),
+        (said("a", tokens=2), "empty"),
+    ],
+)
+def test_a_server_that_scores_no_texts_is_told_so(
+    server: BadServer, connect: Callable[..., Engine], reply: Any, kind: str
+) -> None:
+    server.reply = lambda body, n: reply
+    found = error(connect(), Request("Mix flour", score=True))
+    assert (found.kind, found.retry, len(server.calls)) == (kind, False, 1)
+
+
+def test_scoring_a_conversation_needs_its_tokenizer(server: BadServer, connect: Callable[..., Engine]) -> None:
+    found = error(connect(), Request(CHAT, score=True))
+    assert "give `tokenizer` in the model's entry" in str(found)
+
+
 def test_a_storm_of_429_is_waited_out_as_long_as_the_server_says(server: BadServer, connect: Callable[..., Engine]) -> None:
     server.reply = lambda body, n: (429, {"Retry-After": "1"}, "slow down") if n < 8 else said("through")
     start = time.monotonic()

@@ -20,7 +20,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import ModelSource
-from support.asking import ask, mixed_requests, text
+from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = pytest.mark.slow
 START_S = 150
@@ -129,6 +129,17 @@ def test_vllms_server_answers_what_the_model_answers_here(vllm_url: str, tiny: P
             for choice, value in theirs.logprobs.items():
                 assert mine.logprobs is not None
                 assert mine.logprobs[choice] >= value - 1e-3  # where it isn't among the likeliest, a bound
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("tokenizer", [False, True])
+def test_vllms_server_scores_texts_as_the_model_does_here(vllm_url: str, tiny: Path, local: Engine, tokenizer: bool) -> None:
+    requests = [request for request in scored_requests() if tokenizer or isinstance(request.prompt, str)]
+    with connected(vllm_url, tiny, tokenizer) as engine:
+        for mine, theirs in zip(ask(engine, requests), ask(local, requests), strict=True):
+            assert isinstance(mine, Completion), mine
+            assert isinstance(theirs, Completion)
+            assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
 
 
 @pytest.mark.vllm

@@ -12,7 +12,7 @@ from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Samplin
 from caiflow.engine.llm.load import load_engine, load_model, load_renderer
 from caiflow.engine.llm.transformers import TransformersEngine
 from caiflow.engine.operator import ModelSource
-from support.asking import ask, mixed_requests, text
+from support.asking import ask, mixed_requests, scored_requests, text
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,46 @@ def test_choices_are_answered_with_the_log_softmax_of_the_next_token(engine: Eng
     got = text(engine, request).logprobs
     assert got is not None
     assert got == pytest.approx({c: expected[i].item() for c, i in renderer.choices(request).items()}, abs=1e-4)
+
+
+def test_scores_are_the_librarys_own_loss(engine: Engine, model, tiny_source: ModelSource) -> None:
+    renderer = load_renderer(tiny_source)
+    for request, answer in zip(scored_requests(), ask(engine, [*scored_requests(), *mixed_requests(8)]), strict=False):
+        rendered = renderer.scored(request)
+        ids, mask = torch.tensor([rendered.ids]), torch.tensor([rendered.mask])
+        labels = ids.where(mask == 1, -100)
+        assert isinstance(answer, Completion), answer
+        assert answer.prompt_logprobs is not None
+        assert len(answer.prompt_logprobs) == int(mask.sum())
+        loss = -sum(answer.prompt_logprobs) / len(answer.prompt_logprobs)
+        assert loss == pytest.approx(model(ids, labels=labels).loss.item(), rel=1e-4)
+
+
+def test_scores_count_a_text_after_bos_and_an_assistants_words(engine: Engine, tiny_source: ModelSource) -> None:
+    renderer = load_renderer(tiny_source)
+    plain, talk = scored_requests()[0], scored_requests()[-1]
+    assert sum(renderer.scored(plain).mask) == len(renderer.ids(plain)) - 1
+    said = renderer.scored(talk)
+    scored = [token for token, counts in zip(said.ids, said.mask, strict=True) if counts]
+    assert renderer.tokenizer.decode(scored) == "Mix flour, then wait.<|end|>Bake it.<|end|>"
+
+
+def test_a_text_without_a_token_to_score_fails_alone(engine: Engine) -> None:
+    question = ({"role": "user", "content": "How?"},)
+    nothing, fine = ask(engine, [Request(question, score=True), scored_requests()[3]])
+    assert isinstance(nothing, EngineError)
+    assert nothing.kind == "empty"
+    assert isinstance(fine, Completion)
+
+
+def test_scores_need_little_memory_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caiflow.engine.llm import likelihood
+
+    whole = ask(engine, scored_requests())
+    monkeypatch.setattr(likelihood, "_MOST_SCORES", 1)
+    monkeypatch.setattr(likelihood, "_POSITIONS", 7)
+    for mine, other in zip(ask(engine, scored_requests()), whole, strict=True):
+        assert mine.prompt_logprobs == pytest.approx(other.prompt_logprobs, abs=1e-4)
 
 
 def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
@@ -162,6 +202,8 @@ def test_other_kinds_of_models_answer_the_same_in_a_batch(family: str, tiny: Pat
     together = ask(engine, requests)
     assert all(isinstance(answer, Completion) for answer in together)
     assert together == [ask(engine, [request])[0] for request in requests]
+    for one, request in zip(ask(engine, scored_requests()), scored_requests(), strict=True):
+        assert one.prompt_logprobs == pytest.approx(text(engine, request).prompt_logprobs, abs=1e-4)
 
 
 def test_a_missing_model_is_reported_in_plain_words(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
 from caiflow.engine.llm.load import load_engine, load_model
 from caiflow.engine.operator import ModelSource
-from support.asking import ask, mixed_requests, text
+from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
 ARGS = {"max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
@@ -42,6 +42,16 @@ def test_vllm_answers_what_transformers_answers_seeds_and_choices_included(engin
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
         else:
             assert mine == theirs
+
+
+def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, tiny_source: ModelSource) -> None:
+    requests = [*scored_requests(), *scored_requests()]
+    reference = load_engine(tiny_source)
+    for mine, theirs in zip(ask(engine, requests), ask(reference, requests), strict=True):
+        assert isinstance(mine, Completion)
+        assert isinstance(theirs, Completion)
+        assert mine.prompt_tokens == theirs.prompt_tokens
+        assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
 
 
 def test_an_answer_is_the_same_in_any_order(engine: Engine) -> None:
