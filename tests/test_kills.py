@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -37,7 +38,7 @@ def differences(calm: Path, wild: Path) -> dict[str, str]:
     assert before.keys() == after.keys()
     for step, rows in before.items():
         uids = [row["uid"] for row in rows], [row["uid"] for row in after[step]]
-        changed = sum(rounded(one) != rounded(other) for one, other in zip(rows, after[step], strict=False))
+        changed = sum(not same(one, other) for one, other in zip(rows, after[step], strict=False))
         if uids[0] != uids[1]:
             found[step] = f"other uids: {len(set(uids[0]) ^ set(uids[1]))} of {len(uids[0])}"
         elif changed:
@@ -45,13 +46,15 @@ def differences(calm: Path, wild: Path) -> dict[str, str]:
     return found
 
 
-def rounded(value: Any) -> Any:
-    """Return a value with its floats to four digits: a log-probability's last bits depend on what shared its batch."""
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {name: rounded(inner) for name, inner in value.items()}
-    return [rounded(inner) for inner in value] if isinstance(value, list) else value
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are equal, floats to within 1e-4: a log-probability's last bits depend on what shared its batch."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, abs_tol=1e-4)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
 
 
 def repeated_calls(home: Path) -> int:
