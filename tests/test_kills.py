@@ -47,7 +47,7 @@ def differences(calm: Path, wild: Path) -> dict[str, str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal, floats to within 1e-4: a log-probability's last bits depend on what shared its batch."""
+    """Tell whether two values are equal, floats to 1e-4: what shared its batch shows in a log-probability's last bits."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, abs_tol=1e-4)
     if isinstance(one, dict) and isinstance(other, dict):
