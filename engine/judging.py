@@ -1,15 +1,15 @@
-"""How a model is asked which of two answers is better, and how its votes become one probability.
+"""How a model is asked which of several lettered answers is best.
 
-Owns the vote (by log-probabilities or text, after a chain of thought or without), the orders in which a pair is shown, and the
-average. Both orders are always asked under the same principle, so that position and principle can't be confounded. Never
-decides what a tie or an unreadable answer means for a data set: the operators do.
+Owns the principles and examples of a row and the reading of a reply (by log-probabilities or text, after a chain of thought or
+without). In which orders answers are shown, and what the votes amount to, is in `pairwise` and `listwise`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -63,7 +63,7 @@ class Judging(Strict):
     """How pairs are judged."""
 
     swap: bool = True
-    """Whether each pair is shown in both orders, under the same principle; cancels the judge's preference for a position."""
+    """Whether answers are shown in several orders, under the same principle; cancels the judge's preference for a position."""
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Principles drawn for each row, each judged on its own and averaged; `all` asks about the whole constitution at once."""
     method: Literal["logprobs", "text"] = "logprobs"
@@ -85,45 +85,21 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
-    """One answer of the judge: the probability (0..1) that it gives to option A as it was shown.
+class Reply:
+    """One answer of the judge: the share (0..1) that it gives to each option, in the order shown; they sum to 1.
 
-    `swapped` says that option A was the pair's second answer. `logprobs` are those of A and B (natural; None for text votes and
-    averages over thoughts). An answer that names neither option, or both, isn't `parsed` and has probability 0.5.
+    `logprobs` are those of the letters (natural; None for text votes and averages over thoughts). An answer that names no
+    option, or several, isn't `parsed` and shares alike.
     """
 
-    instruction: str
-    swapped: bool
-    p_a: float
+    shares: tuple[float, ...]
     parsed: bool = True
-    logprobs: tuple[float, float] | None = None
+    logprobs: tuple[float, ...] | None = None
     thought: str = ""
 
-    @property
-    def p_first(self) -> float:
-        """The probability given to the pair's first answer."""
-        return 1 - self.p_a if self.swapped else self.p_a
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """All votes on one pair; without any (equal answers) it is undecided."""
-
-    votes: tuple[Vote, ...]
-
-    @property
-    def p_first(self) -> float:
-        """The mean probability that the first answer is better: scores of all orders and principles added, then shared out."""
-        return sum(v.p_first for v in self.votes) / len(self.votes) if self.votes else 0.5
-
-    @property
-    def unparsable(self) -> int:
-        """The number of votes that couldn't be read."""
-        return sum(not v.parsed for v in self.votes)
-
-
-class PairJudge:
-    """A judge with its principles and examples chosen: gives a verdict on pairs of answers.
+class OptionsJudge:
+    """A judge with its principles and examples chosen: says which of lettered options is best.
 
     `instruction` replaces the constitution's judging texts.
     """
@@ -158,11 +134,11 @@ class PairJudge:
             message = f"constitution {given.name} has {usable} {kind}, got {self._how.few_shot}"
             yield ("few_shot",), message, f"ask for at most {usable}"
 
-    def calls(self) -> int:
-        """Return the calls one pair takes."""
+    def calls(self, orders: int = 2) -> int:
+        """Return the calls it takes to judge one set of options in so many orders, or in one where orders aren't changed."""
         votes = 1 if self._how.principles == "all" or self._instruction else int(self._how.principles)
         thinking = self._how.chain_of_thought
-        return votes * (2 if self._how.swap else 1) * (2 * thinking.samples if thinking else 1)
+        return votes * (orders if self._how.swap else 1) * (2 * thinking.samples if thinking else 1)
 
     def identity(self, uid: str) -> Any:
         """Return every text that decides the verdicts on one row, beside its own (JSON-able)."""
@@ -179,57 +155,42 @@ class PairJudge:
         drawn = given.draw(self._seed, uid, "judge", int(self._how.principles), stage="judge")
         return [Instruction(p.id, p.text("judge")) for p in drawn]
 
-    async def verdict(self, uid: str, prompt: Any, pair: tuple[str, str], llm: RowLLM) -> Verdict:
-        """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal."""
-        if pair[0] == pair[1]:
-            return Verdict(())
-        shown = self._shown(uid)
-        orders = (False, True) if self._how.swap else (False,)
-        asked = [(i, swapped) for i in self.instructions(uid) for swapped in orders]
-        votes = (self._vote(number, i, s, prompt, pair, shown, llm) for number, (i, s) in enumerate(asked))
-        return Verdict(tuple(await together(votes)))
-
-    async def _vote(
+    async def _reply(
         self,
         number: int,
         instruction: Instruction,
-        swapped: bool,
         prompt: Any,
-        pair: tuple[str, str],
+        options: Sequence[str],
         shown: Sequence[tuple[JudgeExample, str]],
         llm: RowLLM,
-    ) -> Vote:
-        options = (pair[1], pair[0]) if swapped else pair
+    ) -> Reply:
+        """Return the answer to one question; `number` counts a row's questions and keeps their seeds apart."""
         thinking = self._how.chain_of_thought
         messages = judge_messages(prompt, instruction.text, options, shown, thoughts=thinking is not None)
+        letters = ascii_uppercase[: len(options)]
         if thinking is None:
-            p_a, logprobs = await self._ask(messages, JUDGE_PREFILL, llm, number)
-            return Vote(instruction.id, swapped, 0.5 if p_a is None else p_a, p_a is not None, logprobs)
+            return await self._ask(messages, JUDGE_PREFILL, letters, llm, number)
         samples = range(number * thinking.samples, (number + 1) * thinking.samples)
-        thoughts = await together(self._think(messages, thinking, llm, s) for s in samples)
-        shares = [p for p, _ in thoughts if p is not None]
-        mean = sum(clamped(p, thinking.clamp) for p in shares) / len(shares) if shares else 0.5
-        return Vote(instruction.id, swapped, mean, bool(shares), None, "\n\n".join(text for _, text in thoughts))
+        replies = await together(self._think(messages, thinking, letters, llm, s) for s in samples)
+        read = [bounded(reply.shares, thinking.clamp) for reply in replies if reply.parsed]
+        mean = tuple(sum(shares) / len(read) for shares in zip(*read, strict=True)) if read else _alike(letters)
+        return Reply(mean, bool(read), None, "\n\n".join(reply.thought for reply in replies))
 
-    async def _think(
-        self, messages: Sequence[Message], thinking: Thinking, llm: RowLLM, sample: int
-    ) -> tuple[float | None, str]:
+    async def _think(self, messages: Sequence[Message], thinking: Thinking, letters: str, llm: RowLLM, sample: int) -> Reply:
         sampling = thinking.sampling.model_copy(update={"stop": (*thinking.sampling.stop, THOUGHT_END.strip(" ("))})
         answer = await llm.chat(messages, sampling.sampling(), sample=sample, prefill=THOUGHT_PREFILL)
         thought = answer.text.strip()
-        p_a, _ = await self._ask(messages, f"{THOUGHT_PREFILL} {thought}{THOUGHT_END}", llm, sample)
-        return p_a, thought
+        reply = await self._ask(messages, f"{THOUGHT_PREFILL} {thought}{THOUGHT_END}", letters, llm, sample)
+        return replace(reply, thought=thought)
 
-    async def _ask(
-        self, messages: Sequence[Message], prefill: str, llm: RowLLM, sample: int
-    ) -> tuple[float | None, tuple[float, float] | None]:
-        """Return the share of option A (None where it can't be read) and both log-probabilities where those were asked for."""
+    async def _ask(self, messages: Sequence[Message], prefill: str, letters: str, llm: RowLLM, sample: int) -> Reply:
         if self._how.method == "logprobs":
-            given = await llm.choose(messages, ("A", "B"), prefill=prefill)
-            return normalise(given)["A"], (given["A"], given["B"])
+            given = await llm.choose(messages, tuple(letters), prefill=prefill)
+            shares = normalise(given)
+            return Reply(tuple(shares[letter] for letter in letters), True, tuple(given[letter] for letter in letters))
         answer = await llm.chat(messages, _VERDICT, sample=sample, prefill=prefill)
-        letter = parse_choice(answer.text)
-        return (None if letter is None else float(letter == "A")), None
+        named = parse_choice(answer.text, letters)
+        return Reply(tuple(float(letter == named) for letter in letters)) if named else Reply(_alike(letters), parsed=False)
 
     def _shown(self, uid: str) -> list[tuple[JudgeExample, str]]:
         """Return the row's examples, each with its own instruction."""
@@ -250,6 +211,25 @@ class PairJudge:
         if self._constitution is None:
             raise ValueError("judging needs a constitution; name one under `constitution:`")
         return self._constitution
+
+
+def bounded(shares: tuple[float, ...], bounds: tuple[float, float] | None) -> tuple[float, ...]:
+    """Return shares within bounds that are meant for two options; None leaves them.
+
+    Of more options, each is put within the same multiples of an equal share: any two have the odds that a pair may have.
+    """
+    if bounds is None:
+        return shares
+    if len(shares) == 2:
+        first = clamped(shares[0], bounds)
+        return first, 1 - first
+    scale = 2 / len(shares)
+    cut = [clamped(share, (bounds[0] * scale, bounds[1] * scale)) for share in shares]
+    return tuple(share / sum(cut) for share in cut)
+
+
+def _alike(letters: str) -> tuple[float, ...]:
+    return (1 / len(letters),) * len(letters)
 
 
 def clamped(p: float, bounds: tuple[float, float] | None) -> float:

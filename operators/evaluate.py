@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import Field
 
-from caiflow.engine.judging import PairJudge
 from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
+from caiflow.engine.pairwise import PairJudge
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures

@@ -1,6 +1,6 @@
 """Models compared by a judge, answer against answer: win rates, and Elo ratings with their uncertainty.
 
-Owns which answers meet and what the votes amount to. How a vote is asked is in `engine.judging`.
+Owns which answers meet and what the votes amount to. How a vote is asked is in `engine.pairwise`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.judging import Judging, PairJudge, Verdict
+from caiflow.engine.judging import Judging
 from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM
+from caiflow.engine.pairwise import PairJudge, Verdict
 from caiflow.engine.statistics import Comparison, elo_ratings, wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from math import log
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from caiflow.engine.operator import Row, RowDropped, StepContext
 from caiflow.engine.prompts import user
-from caiflow.operators.judge import TIE_FIRST, TIE_SECOND, UNPARSABLE, Judge, JudgeParams
+from caiflow.operators.judge import Judge, JudgeParams
+from caiflow.operators.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 
@@ -225,3 +227,99 @@ def test_one_order_tells_nothing_about_position() -> None:
 def test_figures_of_nothing() -> None:
     assert step().metrics([], {}) == {}
     assert step().metrics([], {UNPARSABLE: 2})["unparsable"] == 1.0
+
+
+# --------------------------------------------------------------------------------------------------- lists
+
+
+def liking(worth: Mapping[str, float], places: Mapping[str, float] | None = None) -> RuleLLM:
+    """A judge of lists whose log-probabilities are the worth, plus a liking for some letters."""
+
+    def choose(asked: Asked) -> dict[str, float]:
+        texts = [line[4:] for line in asked.last.split("Options:\n")[1].splitlines()]
+        return {letter: worth[text] + (places or {}).get(letter, 0.0) for letter, text in zip("ABCDEFGHI", texts, strict=False)}
+
+    def say(asked: Asked) -> str:
+        found = choose(asked)
+        return f"{max(found, key=found.__getitem__)})"
+
+    return RuleLLM(say, choose)
+
+
+def test_a_list_gives_the_best_against_the_worst_with_its_evidence() -> None:
+    operator, llm = step(listwise=True), liking({"a": 0.0, "b": log(2), "c": log(4), "d": log(3)})
+    (found,) = run(operator, llm, "a", "b", "c", "d")
+    assert (found["chosen"], found["rejected"]) == ("c", "a")
+    assert found["p_chosen"] == pytest.approx(0.4 / 0.5)
+    assert found["scores"] == pytest.approx([0.1, 0.2, 0.4, 0.3])
+    assert found["p_a"] == pytest.approx([0.1, 0.2, 0.4, 0.3])
+    votes = json.loads(json.dumps(found["votes"]))
+    assert [vote["shown"] for vote in votes] == [[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]]
+    assert votes[3]["shares"] == pytest.approx([0.3, 0.1, 0.2, 0.4])
+    assert votes[3]["logprobs"] == pytest.approx([log(3), 0.0, log(2), log(4)])
+    assert {vote["principle"] for vote in votes} == {found["principle"]}
+    assert set(found) == set(operator.writes())
+    assert len(llm.asked) == 4
+    assert step(listwise=True, candidates=["a", "b", "c", "d"]).calls() == 4
+
+
+def test_a_list_as_all_pairs() -> None:
+    found = run(step(listwise=True, pairs="all"), liking({"a": 0.0, "b": log(2), "c": log(4)}), "a", "b", "c")
+    assert [(r["chosen"], r["rejected"]) for r in found] == [("b", "a"), ("c", "a"), ("c", "b")]
+    assert [r["p_chosen"] for r in found] == pytest.approx([2 / 3, 4 / 5, 2 / 3])
+
+
+def test_equal_answers_stand_in_a_list_once() -> None:
+    llm = liking({"a": 0.0, "b": log(3)})
+    (found,) = run(step(listwise=True), llm, "a", "b", "a", " ")
+    assert (found["chosen"], found["p_chosen"], found["scores"]) == (
+        "b",
+        pytest.approx(0.75),
+        pytest.approx([0.25, 0.75, 0.25, None]),
+    )
+    assert len(llm.asked) == 2
+    with pytest.raises(RowDropped, match="tie: equal answers"):
+        run(step(listwise=True), llm, "a", "a", "a")
+    kept = run(step(listwise=True, pairs="all"), llm, "a", "b", "a")
+    assert [(r["chosen_index"], r["rejected_index"]) for r in kept] == [(1, 0), (1, 2)]
+
+
+def test_of_equally_bad_answers_a_drawn_one_is_the_worst() -> None:
+    operator, llm = step(listwise=True, method="text"), liking({"a": 0.0, "b": 1.0, "c": 0.0, "d": 0.0})
+    worst = [run(operator, llm, *"abcd", uid=f"row{i}")[0]["rejected"] for i in range(60)]
+    assert set(worst) == {"a", "c", "d"}
+    assert worst == [run(operator, llm, *"abcd", uid=f"row{i}")[0]["rejected"] for i in range(60)]
+
+
+def test_a_list_judge_that_sticks_to_a_place_is_a_tie_that_says_so() -> None:
+    operator, llm = step(listwise=True, method="text"), liking(dict.fromkeys("abcd", 0.0), {"C": 9.0})
+    with pytest.raises(RowDropped, match="tie: option C of 4 in every order") as dropped:
+        run(operator, llm, *"abcd")
+    rows = run(operator, liking({"a": 0.0, "b": 1.0, "c": 0.0, "d": 0.0}), *"abcd")
+    found = operator.metrics(rows, {str(dropped.value): 1})
+    assert found["position_excess"] == pytest.approx([-1 / 8, -1 / 8, 3 / 8, -1 / 8])
+    assert (found["position_bias"], found["order_flips"], found["ties"]) == (pytest.approx(-1 / 8), 0.5, 0.5)
+
+
+def test_an_unreadable_vote_on_a_list() -> None:
+    llm = RuleLLM(lambda asked: "hard to say" if asked.last.endswith("(C) a") else f"{'ABC'[asked.last.count('(A) a') - 1]})")
+    with pytest.raises(RowDropped, match=UNPARSABLE):
+        run(step(listwise=True, method="text"), llm, *"abc")
+    (kept,) = run(step(listwise=True, method="text", unparsable="tie"), llm, *"abc")
+    assert kept["unparsable_votes"] == 1
+
+
+def test_figures_of_lists_tell_what_each_place_gets() -> None:
+    operator, llm = step(listwise=True, ties="keep"), liking(dict.fromkeys("abc", 0.0), {"A": log(2)})
+    rows = run(operator, llm, *"abc")
+    found = operator.metrics(rows, {})
+    assert found == operator.metrics([{**row, "votes": json.dumps(row["votes"])} for row in rows], {})
+    assert found["position_excess"] == pytest.approx([1 / 6, -1 / 12, -1 / 12])
+    assert (found["position_bias"], found["order_flips"]) == (pytest.approx(1 / 6), 1.0)
+    assert (found["ties"], found["entropy_bits"]) == (1.0, 1.0)
+
+
+def test_more_candidates_than_letters_are_found_before_the_run() -> None:
+    columns = [f"c{i}" for i in range(10)]
+    assert [path for path, *_ in step(listwise=True, candidates=columns).check()] == [("candidates",)]
+    assert list(step(candidates=columns).check()) == []

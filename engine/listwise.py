@@ -1,0 +1,97 @@
+"""How a model is asked which of three to nine answers is best, all shown at once, and how its votes become their scores.
+
+Owns the orders: the list is turned by one place until each answer stood at each place, always under the same principle. How a
+question is asked and read is in `judging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.judging import Instruction, OptionsJudge, Reply
+from caiflow.engine.operator import RowLLM, together
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import JudgeExample
+
+MOST_OPTIONS = 9
+"""Options (A) to (I) are shown at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListVote:
+    """One answer of the judge about a list: `shown` are the answers by number, in the order of the reply's options."""
+
+    instruction: str
+    shown: tuple[int, ...]
+    reply: Reply
+
+    @property
+    def p_a(self) -> float:
+        """The probability given to the option shown first."""
+        return self.reply.shares[0]
+
+    @property
+    def thought(self) -> str:
+        """What the judge said before its answer."""
+        return self.reply.thought
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """All votes on a list; without any (all answers equal) it is undecided."""
+
+    votes: tuple[ListVote, ...]
+
+    @property
+    def unparsable(self) -> int:
+        """The number of votes that couldn't be read."""
+        return sum(not vote.reply.parsed for vote in self.votes)
+
+    def scores(self) -> dict[int, float]:
+        """Return the mean share of each answer, by number, over all orders and principles; they sum to 1."""
+        totals: dict[int, float] = {}
+        for vote in self.votes:
+            for number, share in zip(vote.shown, vote.reply.shares, strict=True):
+                totals[number] = totals.get(number, 0.0) + share
+        return {number: total / len(self.votes) for number, total in sorted(totals.items())}
+
+
+class ListJudge(OptionsJudge):
+    """Ranks lists of answers."""
+
+    async def ranking(self, uid: str, prompt: Any, answers: Mapping[int, str], llm: RowLLM) -> Ranking:
+        """Return the votes on different answers, by number: for each instruction the order as given, then its turns.
+
+        Raises:
+            ValueError: there are more answers than letters.
+        """
+        if len(answers) > MOST_OPTIONS:
+            raise ValueError(f"a list holds up to {MOST_OPTIONS} different answers, got {len(answers)}; judge them in pairs")
+        if len(answers) < 2:
+            return Ranking(())
+        shown = self._shown(uid)
+        orders = rotations(tuple(answers)) if self._how.swap else [tuple(answers)]
+        asked = [(i, order) for i in self.instructions(uid) for order in orders]
+        votes = (self._list_vote(n, i, order, prompt, answers, shown, llm) for n, (i, order) in enumerate(asked))
+        return Ranking(tuple(await together(votes)))
+
+    async def _list_vote(
+        self,
+        number: int,
+        instruction: Instruction,
+        order: tuple[int, ...],
+        prompt: Any,
+        answers: Mapping[int, str],
+        shown: Sequence[tuple[JudgeExample, str]],
+        llm: RowLLM,
+    ) -> ListVote:
+        reply = await self._reply(number, instruction, prompt, [answers[i] for i in order], shown, llm)
+        return ListVote(instruction.id, order, reply)
+
+
+def rotations(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return a list's cyclic orders: each number is once at each place."""
+    return [numbers[start:] + numbers[:start] for start in range(len(numbers))]

@@ -1,0 +1,85 @@
+"""How a model is asked which of two answers is better, and how its votes become one probability.
+
+Owns the orders in which a pair is shown and the average. Both orders are always asked under the same principle, so that
+position and principle can't be confounded. Never decides what a tie or an unreadable answer means for a data set: the operators
+do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.judging import Instruction, OptionsJudge
+from caiflow.engine.operator import RowLLM, together
+
+if TYPE_CHECKING:
+    from caiflow.engine.constitution import JudgeExample
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One answer of the judge: the probability (0..1) that it gives to option A as it was shown.
+
+    `swapped` says that option A was the pair's second answer. `logprobs` are those of A and B (natural; None for text votes and
+    averages over thoughts). An answer that names neither option, or both, isn't `parsed` and has probability 0.5.
+    """
+
+    instruction: str
+    swapped: bool
+    p_a: float
+    parsed: bool = True
+    logprobs: tuple[float, float] | None = None
+    thought: str = ""
+
+    @property
+    def p_first(self) -> float:
+        """The probability given to the pair's first answer."""
+        return 1 - self.p_a if self.swapped else self.p_a
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All votes on one pair; without any (equal answers) it is undecided."""
+
+    votes: tuple[Vote, ...]
+
+    @property
+    def p_first(self) -> float:
+        """The mean probability that the first answer is better: scores of all orders and principles added, then shared out."""
+        return sum(v.p_first for v in self.votes) / len(self.votes) if self.votes else 0.5
+
+    @property
+    def unparsable(self) -> int:
+        """The number of votes that couldn't be read."""
+        return sum(not v.parsed for v in self.votes)
+
+
+class PairJudge(OptionsJudge):
+    """Gives a verdict on pairs of answers."""
+
+    async def verdict(self, uid: str, prompt: Any, pair: tuple[str, str], llm: RowLLM) -> Verdict:
+        """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal."""
+        if pair[0] == pair[1]:
+            return Verdict(())
+        shown = self._shown(uid)
+        orders = (False, True) if self._how.swap else (False,)
+        asked = [(i, swapped) for i in self.instructions(uid) for swapped in orders]
+        votes = (self._vote(number, i, s, prompt, pair, shown, llm) for number, (i, s) in enumerate(asked))
+        return Verdict(tuple(await together(votes)))
+
+    async def _vote(
+        self,
+        number: int,
+        instruction: Instruction,
+        swapped: bool,
+        prompt: Any,
+        pair: tuple[str, str],
+        shown: Sequence[tuple[JudgeExample, str]],
+        llm: RowLLM,
+    ) -> Vote:
+        options = (pair[1], pair[0]) if swapped else pair
+        reply = await self._reply(number, instruction, prompt, options, shown, llm)
+        logprobs = None if reply.logprobs is None else (reply.logprobs[0], reply.logprobs[1])
+        return Vote(instruction.id, swapped, reply.shares[0], reply.parsed, logprobs, reply.thought)
