@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.events import read_run
 from caiflow.engine.history import output_kind, read_metrics
+from caiflow.engine.plan import COMPONENTS, TEXTS
+from caiflow.engine.plan import changes as component_changes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -111,18 +113,27 @@ def _settings(run_dir: Path) -> Any:
 
 
 def _prompts(old_dir: Path, new_dir: Path, steps: Sequence[str]) -> Iterator[Change]:
-    """Yield what differs in the texts and principles that went into the steps' identities."""
-    old, new = _components(old_dir), _components(new_dir)
+    """Yield what differs in the texts and principles that went into the steps' identities.
+
+    A principle that several steps draw from is named once, by the text of it that changed.
+    """
+    old, new = (_read(run_dir / COMPONENTS) for run_dir in (old_dir, new_dir))
+    texts = {**_read(old_dir / TEXTS), **_read(new_dir / TEXTS)}
+    shared: list[Change] = []
     for step in steps:
-        for change in changes(old.get(step, {}), new.get(step, {})):
-            if change.path.partition(".")[0] in ("uses", "principles", "operator"):
-                yield Change(f"{step}.{change.path}", change.old, change.new)
+        for name, before, after in component_changes(old.get(step, {}), new.get(step, {})):
+            group = name.partition(".")[0]
+            old_side, new_side = (ABSENT if value is None else value for value in (before, after))
+            if group in ("principles", "few_shot") and {old_side, new_side} <= {*texts, ABSENT}:
+                shared += changes(texts.get(old_side, ABSENT), texts.get(new_side, ABSENT), name)
+            elif group in ("uses", "principles", "few_shot", "operator"):
+                yield from changes(old_side, new_side, f"{step}.{name}")
+    yield from (change for i, change in enumerate(shared) if change not in shared[:i])
 
 
-def _components(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "components.json"
-    components: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return components
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
 
 
 def _rows(old_dir: Path, new_dir: Path, step: str, examples: int) -> RowsDiff | None:

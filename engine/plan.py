@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 KEY_FORMAT = 1
 COMPONENTS = "components.json"
+TEXTS = "texts.json"
+"""In a run's folder: the principles and examples behind the digests in its components."""
 """In a run's folder: the components of every step that was settled, for `why` and the next plan."""
 NOT_IN_ROWS = ("inputs", "principles", "few_shot")
 """Groups of components that a row's key holds only as far as they touch that row."""
@@ -148,6 +150,16 @@ class Resolver:
             components["few_shot"] = digest(example_texts(constitution))
         return components
 
+    def texts(self) -> dict[str, Any]:
+        """Return the principles and few-shot examples of all steps, by the digests that stand for them in their components."""
+        found: dict[str, Any] = {}
+        for step in self.order:
+            constitution = self.operator(step).context.constitution
+            if constitution is not None and self.operator(step).uses_constitution:
+                found |= {digest(principle): principle.model_dump() for principle in constitution.principles}
+                found[digest(example_texts(constitution))] = example_texts(constitution)
+        return found
+
     def row_components(self, step: Step) -> Components | None:
         """Return the part of the components that each row's key holds: not the input, not the principles it didn't draw."""
         operator = self.operator(step)
@@ -255,9 +267,18 @@ def example_texts(constitution: Constitution) -> list[dict[str, Any]]:
 
 
 def changes(old: Components, new: Components) -> list[tuple[str, Any, Any]]:
-    """Return (component, old value, new value) for each that differs; a missing one is None."""
+    """Return (component, old value, new value) for each that differs; a missing one is None.
+
+    What an operator uses may follow from a parameter or the seed; such a change is named once, where it was written.
+    """
     names = dict.fromkeys([*old, *new])
-    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    found = [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    written = [_without_place(change) for change in found if not change[0].startswith("uses.")]
+    return [change for change in found if not change[0].startswith("uses.") or _without_place(change) not in written]
+
+
+def _without_place(change: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
+    return change[0].rpartition(".")[2], *change[1:]
 
 
 def describe(change: tuple[str, Any, Any]) -> str:

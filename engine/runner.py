@@ -25,7 +25,7 @@ from caiflow.engine.graph import ancestors
 from caiflow.engine.identity import digest
 from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
-from caiflow.engine.plan import COMPONENTS, Components, Resolver
+from caiflow.engine.plan import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.store import Artifact, Store, write_atomic
 
@@ -184,6 +184,7 @@ class _Execution:
     def _open(self) -> None:
         (self.out_dir / "steps").mkdir(parents=True, exist_ok=True)
         (self.out_dir / "spec.yaml").write_text(portable(self.spec), encoding="utf-8")
+        (self.out_dir / TEXTS).write_text(json.dumps(self.resolver.texts(), indent=1, ensure_ascii=False), encoding="utf-8")
         self._record()
         steps = [{"name": s.name, "op": s.op, "inputs": list(self.resolver.edges(s))} for s in self.steps]
         self.journal.emit("run_started", name=self.spec.name, spec=digest(self.spec.raw), seed=self.spec.seed, steps=steps)

@@ -72,6 +72,29 @@ def test_settings_prompts_and_figures_that_differ(runs: tuple[Path, Path]) -> No
     assert list(diff.metrics) == [Change("scores.models.base.harmful.complies.rate", 1.0, 0.5)]
 
 
+def test_an_edited_principle_is_shown_once_by_the_text_that_changed(runs: tuple[Path, Path]) -> None:
+    old = {"id": "p1", "critique": "Say where it is unkind.", "judge": "Which is kinder?"}
+    new = {**old, "critique": "Say where it is rude."}
+    example, another = {"a": "x", "b": "y"}, {"a": "x", "b": "z"}
+    for run, principle, examples in zip(runs, (old, new), ([example], [another]), strict=True):
+        name = "d1" if principle is old else "d2"
+        components = {"principles.p1": name, "few_shot": f"f{name}"}
+        extra = {"principles.p2": "d3"} if principle is new else {}
+        (run / "components.json").write_text(json.dumps({"answer": components, "preference": {**components, **extra}}))
+        (run / "texts.json").write_text(json.dumps({name: principle, f"f{name}": examples, "d3": {"id": "p2"}}))
+    assert list(compare(*runs).prompts) == [
+        Change("principles.p1.critique", "Say where it is unkind.", "Say where it is rude."),
+        Change("few_shot[0].b", "y", "z"),
+        Change("principles.p2", ABSENT, {"id": "p2"}),
+    ]
+
+
+def test_a_setting_that_shows_in_what_a_step_uses_is_no_prompt(runs: tuple[Path, Path]) -> None:
+    for run, seed in zip(runs, (1, 2), strict=True):
+        (run / "components.json").write_text(json.dumps({"answer": {"seed": seed, "uses.seed": seed}}))
+    assert compare(*runs).prompts == ()
+
+
 def test_rows_are_joined_by_uid_whatever_their_order(runs: tuple[Path, Path]) -> None:
     answer = compare(*runs).rows[0]
     assert (answer.step, answer.same, answer.changed, answer.only_old, answer.only_new) == ("answer", 1, 1, 1, 1)

@@ -97,6 +97,9 @@ def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project)
     assert "edited" in plan["critique"]["reason"]
     assert "principles.p07" in project.command("why", "spec.yaml", "critique", "--json")
     run = project.run("edited")
+    (change,) = json.loads(project.command("diff", "first", "edited", "--json"))["prompts"]
+    assert (change["path"].partition("-")[0], change["path"].rpartition(".")[2]) == ("principles.p07", "critique")
+    assert change["new"].startswith("Say more.\n")
     assert 0 < len(drew) < ROWS / 6
     assert (run["critique"]["cached"], run["critique"]["rows_out"]) == (ROWS - len(drew), ROWS)
 
@@ -119,6 +122,18 @@ def test_changes_are_named_in_words() -> None:
         "principle p01 edited",
         "input changed",
     ]
+
+
+def test_a_change_that_shows_in_what_a_step_uses_is_named_once() -> None:
+    old = {"seed": 1, "params.sampling.temperature": 0.7, "uses.seed": 1, "uses.samplings.0.temperature": 0.7, "uses.text": "a"}
+    new = {"seed": 2, "params.sampling.temperature": 0.5, "uses.seed": 2, "uses.samplings.0.temperature": 0.5, "uses.text": "b"}
+    assert [describe(change) for change in changes(old, new)] == [
+        "seed 1 -> 2",
+        "sampling.temperature 0.7 -> 0.5",
+        "text a -> b",
+    ]
+    kept = {**old, "uses.samplings.0.temperature": 0.9}
+    assert [describe(change) for change in changes(old, kept)] == ["samplings.0.temperature 0.7 -> 0.9"]
 
 
 def identities(folder: Path, edit: dict[str, str] | None = None, home: Path | None = None) -> list[Any]:
