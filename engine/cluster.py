@@ -120,13 +120,17 @@ class _EngineActor:
                 self._seconds = time.monotonic() - started
             return self._host.capacity, choose_kind(source), self._seconds
 
-    def submit(self, client: str, requests: Sequence[tuple[int, Request]]) -> None:
-        """Queue requests."""
-        self._loaded().submit(client, requests)
+    def begin(self, client: str) -> str:
+        """Begin a session of a client."""
+        return self._loaded().begin(client)
 
-    def collect(self, client: str, timeout_s: float) -> list[tuple[int, Answer]]:
+    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests."""
+        self._loaded().submit(client, session, requests)
+
+    def collect(self, client: str, session: str, timeout_s: float) -> list[tuple[int, Answer]]:
         """Wait for answers."""
-        return self._loaded().collect(client, timeout_s)
+        return self._loaded().collect(client, session, timeout_s)
 
     def close(self) -> None:
         """Free the engine."""
@@ -140,25 +144,27 @@ class _EngineActor:
 
 
 class RayLink:
-    """A link to an engine actor; travels to the worker that uses it."""
+    """A link to an engine actor; travels to the worker that uses it, and again to the next one where that worker dies."""
 
     def __init__(self, actor: Any, source: ModelSource, client: str) -> None:
         self._actor = actor
         self._source = source
         self._client = client
+        self._session = ""
         self.capacity = 1
 
     async def open(self) -> None:
-        """Wait until the engine has loaded. Raises EngineError."""
+        """Begin a session and wait until the engine has loaded. Raises EngineError."""
         self.capacity, *_ = await self._call("ready", self._source)
+        self._session = await self._call("begin", self._client)
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests."""
-        await self._call("submit", self._client, requests)
+        await self._call("submit", self._client, self._session, requests)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
-        answers: list[tuple[int, Answer]] = await self._call("collect", self._client, COLLECT_S)
+        answers: list[tuple[int, Answer]] = await self._call("collect", self._client, self._session, COLLECT_S)
         return answers
 
     async def revive(self) -> None:

@@ -30,7 +30,7 @@ class Link(Protocol):
     capacity: int
 
     async def open(self) -> None:
-        """Wait until the engine has loaded; `capacity` is right from then on. Raises EngineError, LinkLost."""
+        """Wait until the engine has loaded and begin a session; `capacity` is right from then on. Raises EngineError, LinkLost."""
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests. Raises LinkLost."""
@@ -48,18 +48,20 @@ class LocalLink:
     def __init__(self, host: EngineHost, client: str = "local") -> None:
         self._host = host
         self._client = client
+        self._session = ""
         self.capacity = host.capacity
 
     async def open(self) -> None:
-        """Nothing to do: the host has loaded."""
+        """Begin a session; the host has loaded."""
+        self._session = self._host.begin(self._client)
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests."""
-        self._host.submit(self._client, requests)
+        self._host.submit(self._client, self._session, requests)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
-        return await asyncio.to_thread(self._host.collect, self._client, 0.5)
+        return await asyncio.to_thread(self._host.collect, self._client, self._session, 0.5)
 
     async def revive(self) -> None:
         """Refuse: an engine in this process doesn't come back."""

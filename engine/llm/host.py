@@ -6,6 +6,7 @@ Owns the engine's loop. Knows nothing of Ray: the cluster wraps it in an actor, 
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,9 @@ Answers = list[tuple[int, Answer]]
 class EngineHost:
     """Runs an engine's loop and hands each client its own answers.
 
+    A client that begins again, because its process or the engine died, gets a new session: its ids start anew, and what is
+    still answered for its old session is dropped.
+
     Raises:
         EngineError: the engine couldn't be started (from the constructor), or its loop broke (from `submit` and `collect`).
     """
@@ -26,9 +30,10 @@ class EngineHost:
     def __init__(self, start: Callable[[], Engine]) -> None:
         self._engine = start()
         self.capacity = self._engine.capacity
-        self._inbox: list[tuple[str, Batch]] = []
+        self._inbox: list[tuple[str, str, Batch]] = []
         self._outbox: dict[str, Answers] = defaultdict(list)
-        self._owner: dict[int, tuple[str, int]] = {}
+        self._sessions: dict[str, str] = {}
+        self._owner: dict[int, tuple[str, str, int]] = {}
         self._next = 0
         self._broken: EngineError | None = None
         self._open = True
@@ -37,19 +42,26 @@ class EngineHost:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, client: str, requests: Sequence[tuple[int, Request]]) -> None:
+    def begin(self, client: str) -> str:
+        """Return the name of a new session of a client, and forget its earlier one."""
+        with self._outbox_filled:
+            self._sessions[client] = session = uuid.uuid4().hex
+            self._outbox.pop(client, None)
+        return session
+
+    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue a client's requests under its own ids."""
-        self._check()
-        self._inbox.append((client, list(requests)))
+        self._check(client, session)
+        self._inbox.append((client, session, list(requests)))
         self._inbox_filled.set()
 
-    def collect(self, client: str, timeout_s: float) -> Answers:
+    def collect(self, client: str, session: str, timeout_s: float) -> Answers:
         """Return what has finished for this client, waiting at most `timeout_s` for the first answer."""
         with self._outbox_filled:
             self._outbox_filled.wait_for(lambda: self._outbox.get(client) or self._broken, timeout_s)
-            answers = self._outbox.pop(client, [])
+            answers = self._outbox.pop(client, []) if self._sessions.get(client) == session else []
         if not answers:
-            self._check()
+            self._check(client, session)
         return answers
 
     def close(self) -> None:
@@ -59,9 +71,11 @@ class EngineHost:
         self._thread.join(timeout=30)
         self._engine.close()
 
-    def _check(self) -> None:
+    def _check(self, client: str, session: str) -> None:
         if self._broken is not None:
             raise self._broken
+        if self._sessions.get(client) != session:
+            raise EngineError("engine: it was started again and doesn't know this session", kind="engine_lost", retry=True)
 
     def _loop(self) -> None:
         try:
@@ -80,10 +94,10 @@ class EngineHost:
     def _admit(self) -> None:
         self._inbox_filled.clear()
         waiting, self._inbox = self._inbox, []
-        for client, requests in waiting:
+        for client, session, requests in waiting:
             batch = []
             for own_id, request in requests:
-                self._owner[self._next] = (client, own_id)
+                self._owner[self._next] = (client, session, own_id)
                 batch.append((self._next, request))
                 self._next += 1
             self._engine.submit(batch)
@@ -93,6 +107,7 @@ class EngineHost:
             return
         with self._outbox_filled:
             for number, answer in finished:
-                client, own_id = self._owner.pop(number)
-                self._outbox[client].append((own_id, answer))
+                client, session, own_id = self._owner.pop(number)
+                if session == self._sessions.get(client):
+                    self._outbox[client].append((own_id, answer))
             self._outbox_filled.notify_all()

@@ -1,0 +1,107 @@
+"""The engine's host: each client has its own answers, also when it begins again with the same ids."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.client import EngineClient, LocalLink
+from caiflow.engine.llm.host import EngineHost
+from support.scripted import ScriptedEngine
+
+
+class GatedEngine(ScriptedEngine):
+    """Answers only once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
+        """Answer, or wait a little for the gate."""
+        return super().step() if self.gate.wait(0.01) else []
+
+
+@contextmanager
+def hosted(engine: ScriptedEngine) -> Iterator[EngineHost]:
+    host = EngineHost(lambda: engine)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def text(answer: Answer) -> str:
+    assert isinstance(answer, Completion)
+    return answer.text
+
+
+def gathered(host: EngineHost, client: str, session: str, count: int) -> dict[int, str]:
+    """Collect a client's answers until there are `count`."""
+    found: dict[int, str] = {}
+    until = time.monotonic() + 10
+    while len(found) < count and time.monotonic() < until:
+        found |= {number: text(answer) for number, answer in host.collect(client, session, 0.2)}
+    return found
+
+
+def asked(words: Sequence[str]) -> list[tuple[int, Request]]:
+    return [(number, Request(word)) for number, word in enumerate(words)]
+
+
+def test_each_client_has_its_own_answers() -> None:
+    with hosted(ScriptedEngine()) as host:
+        sessions = {name: host.begin(name) for name in "ab"}
+        for name, session in sessions.items():
+            host.submit(name, session, asked([f"{name}0", f"{name}1"]))
+        for name, session in sessions.items():
+            assert gathered(host, name, session, 2) == {0: f"re: {name}0 #0", 1: f"re: {name}1 #0"}
+
+
+def test_what_a_dead_client_asked_is_never_answered_to_its_successor() -> None:
+    engine = GatedEngine()
+    with hosted(engine) as host:
+        old = host.begin("worker")
+        host.submit("worker", old, asked(["old0", "old1", "old2"]))
+        new = host.begin("worker")
+        host.submit("worker", new, asked(["new0", "new1"]))
+        engine.gate.set()
+        assert gathered(host, "worker", new, 2) == {0: "re: new0 #0", 1: "re: new1 #0"}
+        assert host.collect("worker", new, 0.1) == []
+
+
+def test_a_session_of_before_is_told_so() -> None:
+    with hosted(ScriptedEngine()) as host:
+        old = host.begin("worker")
+        host.begin("worker")
+        for call in (lambda: host.submit("worker", old, asked(["late"])), lambda: host.collect("worker", old, 0.1)):
+            with pytest.raises(EngineError, match="doesn't know this session") as caught:
+                call()
+            assert (caught.value.kind, caught.value.retry) == ("engine_lost", True)
+
+
+def test_a_client_that_replaces_a_dead_one_asks_for_itself() -> None:
+    engine = GatedEngine()
+
+    async def dies(host: EngineHost) -> None:
+        async with EngineClient([LocalLink(host, "worker")]) as client:
+            tasks = [asyncio.create_task(client.ask(Request(f"old{number}"))) for number in range(4)]
+            await asyncio.sleep(0.1)
+            for task in tasks:
+                task.cancel()
+
+    async def follows(host: EngineHost) -> list[str]:
+        async with EngineClient([LocalLink(host, "worker")]) as client:
+            engine.gate.set()
+            return [text(answer) for answer in await asyncio.gather(*(client.ask(Request(f"new{n}")) for n in range(4)))]
+
+    with hosted(engine) as host:
+        asyncio.run(dies(host))
+        assert asyncio.run(follows(host)) == [f"re: new{n} #0" for n in range(4)]
