@@ -30,7 +30,7 @@ class Link(Protocol):
     capacity: int
 
     async def open(self) -> None:
-        """Wait until the engine has loaded and begin a session; `capacity` is right from then on. Raises EngineError, LinkLost."""
+        """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests. Raises LinkLost."""
