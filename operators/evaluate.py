@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
+from caiflow.engine.figures import draw_frontier
 from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
 from caiflow.engine.pairwise import PairJudge
 from caiflow.engine.prompts import FORMAT_VERSION
@@ -34,6 +35,8 @@ from caiflow.operators.evaluation.harmfulness import HarmfulnessParams
 from caiflow.operators.evaluation.perplexity import PerplexityParams
 
 Problem = tuple[tuple[str | int, ...], str, str]
+FRONTIER_PICTURE = "_frontier.png"
+"""The underscore keeps it out of the artifact's content, which is the same with and without matplotlib."""
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
 
 
@@ -67,7 +70,7 @@ class EvaluateParams(Params):
     perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)
     """Given texts whose likelihood under each model is measured, by name; shows what training made a model forget."""
     frontier: FrontierParams | None = None
-    """Helpfulness against harmlessness as one figure (PNG where matplotlib is installed)."""
+    """Helpfulness against harmlessness as one figure; `_frontier.png` where matplotlib is installed (the extra `plots`)."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -138,7 +141,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
         if p.frontier:
             figures["frontier"] = frontier.frontier(figures, p.frontier)
-            frontier.draw(figures["frontier"], job.out_dir / "frontier.png")
+            draw_frontier(figures["frontier"], job.out_dir / FRONTIER_PICTURE)
         return figures
 
     @property

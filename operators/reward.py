@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.figures import draw_reliability
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.workers import TrainingOperator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 RELIABILITY = "_reliability.json"
 """The bins of the reliability figure, beside the saved model."""
+RELIABILITY_PICTURE = "_reliability.png"
+"""The figure itself, where matplotlib is installed."""
 
 
 class RewardParams(TrainingParams):
@@ -35,7 +38,10 @@ class RewardParams(TrainingParams):
     center_rewards_coefficient: float | None = Field(default=None, ge=0)
     """Weight of a loss term that keeps the scores near 0 while training; 0.01 is usual, none by default."""
     calibration_bins: int = Field(default=10, ge=2)
-    """Bins of predicted probability behind the calibration error and the reliability figure."""
+    """Bins of predicted probability behind the calibration error and the reliability figure.
+
+    The figure's data is `_reliability.json` beside the model, its picture `_reliability.png` (with the extra `plots`).
+    """
 
     own_fields: ClassVar[frozenset[str]] = frozenset({"center_rewards_coefficient"})
 
@@ -97,6 +103,7 @@ class Reward(TrainingOperator[RewardParams]):
         setattr(model.config, MEAN, mean if self.params.center else 0.0)
         text = json.dumps({"ece": found["ece"], "bins": bins}, indent=1)
         (job.out_dir / RELIABILITY).write_text(text, encoding="utf-8")
+        draw_reliability(bins, found["ece"], job.out_dir / RELIABILITY_PICTURE)
         job.metrics |= {
             **found,
             "mean_reward": mean,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.figures import can_draw
 from caiflow.engine.marks import marks
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.prompts import user
@@ -276,7 +277,10 @@ def test_a_step_that_is_read_for_several_measures_needs_all_their_columns() -> N
 def test_the_frontier_of_two_rates(job: Job) -> None:
     axes = {"helpfulness": "helpful.compliance", "harmlessness": "harmful.refusal"}
     found = measure(step(frontier=axes), job, models())["frontier"]
-    assert found["points"]["sl"] == {"helpfulness": 1.0, "harmlessness": 1.0, "on_frontier": True}
+    place = found["points"]["sl"]
+    assert (place["helpfulness"], place["harmlessness"], place["on_frontier"]) == (1.0, 1.0, True)
+    assert place["harmlessness_interval"] == pytest.approx([0.7225, 1.0], abs=1e-4)
+    assert (job.out_dir / "_frontier.png").exists() == can_draw()
     assert not found["points"]["base"]["on_frontier"]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from caiflow.engine.figures import can_draw
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.engine.training.scoring import load_reward
-from caiflow.operators.reward import RELIABILITY, Reward, RewardParams
+from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams
 from support.small_models import job, preferences, small_model
 
 
@@ -56,6 +57,7 @@ def test_the_reliability_figure_s_data_lies_beside_the_model(tmp_path: Path, mod
     data = json.loads((done.out_dir / RELIABILITY).read_text())
     assert data["ece"] == done.metrics["ece"]
     assert sum(one["n"] for one in data["bins"]) == 2 * 36, "each pair counts in both orders"
+    assert (done.out_dir / RELIABILITY_PICTURE).exists() == can_draw()
 
 
 def test_scores_can_be_left_as_they_are(tmp_path: Path, model: ModelSource) -> None:

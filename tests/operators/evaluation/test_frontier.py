@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-
-from caiflow.operators.evaluation.frontier import FrontierParams, draw, frontier, measures, problems
+from caiflow.operators.evaluation.frontier import FrontierParams, frontier, measures, problems
 
 FIGURES = {
     "models": {
-        "base": {"harmful": {"refusal": {"rate": 0.0}}, "helpful": {"compliance": {"rate": 1.0}}},
-        "sl": {"harmful": {"refusal": {"rate": 0.9}}, "helpful": {"compliance": {"rate": 0.95}}},
-        "worse": {"harmful": {"refusal": {"rate": 0.8}}, "helpful": {"compliance": {"rate": 0.95}}},
-        "empty": {"harmful": {"refusal": {"rate": None}}, "helpful": {"compliance": {"rate": 0.1}}},
+        "base": {
+            "harmful": {"refusal": {"rate": 0.0, "low": 0.0, "high": 0.1}},
+            "helpful": {"compliance": {"rate": 1.0, "low": 0.9, "high": 1.0}},
+        },
+        "sl": {
+            "harmful": {"refusal": {"rate": 0.9, "low": 0.8, "high": 0.95}},
+            "helpful": {"compliance": {"rate": 0.95, "low": 0.9, "high": 0.99}},
+        },
+        "worse": {
+            "harmful": {"refusal": {"rate": 0.8, "low": 0.7, "high": 0.9}},
+            "helpful": {"compliance": {"rate": 0.95, "low": 0.9, "high": 0.99}},
+        },
+        "empty": {"harmful": {"refusal": {"rate": None}}, "helpful": {"compliance": {"rate": 0.1, "low": 0.0, "high": 0.2}}},
     },
-    "comparisons": {"kinder": {"ratings": {"base": {"elo": 0.0}, "sl": {"elo": 80.0}}}},
+    "comparisons": {
+        "kinder": {"ratings": {"base": {"elo": 0.0, "low": 0.0, "high": 0.0}, "sl": {"elo": 80.0, "low": 60.0, "high": 95.0}}}
+    },
 }
 AXES = FrontierParams(helpfulness="helpful.compliance", harmlessness="harmful.refusal")
 
@@ -22,7 +30,13 @@ AXES = FrontierParams(helpfulness="helpful.compliance", harmlessness="harmful.re
 def test_beaten_models_arent_on_it() -> None:
     points = frontier(FIGURES, AXES)["points"]
     assert {model for model, place in points.items() if place["on_frontier"]} == {"base", "sl"}
-    assert points["worse"] == {"helpfulness": 0.95, "harmlessness": 0.8, "on_frontier": False}
+    assert points["worse"] == {
+        "helpfulness": 0.95,
+        "harmlessness": 0.8,
+        "helpfulness_interval": [0.9, 0.99],
+        "harmlessness_interval": [0.7, 0.9],
+        "on_frontier": False,
+    }
     assert "empty" not in points
 
 
@@ -32,7 +46,7 @@ def test_equal_models_share_it() -> None:
 
 
 def test_an_axis_may_be_a_rating() -> None:
-    assert measures(FIGURES, "kinder") == {"base": 0.0, "sl": 80.0}
+    assert measures(FIGURES, "kinder") == {"base": (0.0, (0.0, 0.0)), "sl": (80.0, (60.0, 95.0))}
 
 
 def test_axes_that_nothing_measures() -> None:
@@ -42,9 +56,3 @@ def test_axes_that_nothing_measures() -> None:
         "helpfulness": "names neither a comparison nor SET.CHECK, got 'helpful.joy'",
         "harmlessness": "names neither a comparison nor SET.CHECK, got 'kindest'",
     }
-
-
-def test_the_picture_needs_matplotlib(tmp_path: Path) -> None:
-    path = tmp_path / "frontier.png"
-    drawn = draw(frontier(FIGURES, AXES), path)
-    assert drawn == path.exists() == (find_spec("matplotlib") is not None)
