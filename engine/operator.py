@@ -230,8 +230,8 @@ class RowLLM(ABC):
     ) -> Mapping[str, float]:
         """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
 
-    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
-        """Return the log-probability (natural) of each token that an assistant says in a conversation, or of a plain text's."""
+    async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
+        """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
         raise NotImplementedError(f"{type(self).__name__} scores no texts")
 
 

@@ -109,12 +109,12 @@ class LedgeredLLM(RowLLM):
             raise EngineError("engine: answered without log-probabilities; use `method: text`", kind="no_logprobs")
         return answer.logprobs
 
-    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
-        """Return the log-probability of each token that an assistant says in a conversation, or of a plain text's."""
-        answer = await self._ask(Request(prompt if isinstance(prompt, str) else tuple(prompt), score=True))
+    async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
+        """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
+        answer = await self._ask(Request(prompt if isinstance(prompt, str) else tuple(prompt), prefill=prefill, score=True))
         if answer.prompt_logprobs is None:
             raise EngineError("engine: answered without the prompt's log-probabilities; ask another", kind="no_logprobs")
-        return answer.prompt_logprobs
+        return answer
 
     def _seed(self, sample: int) -> int:
         return int.from_bytes(key(*self._seed_parts, self._uid, str(sample))[:4], "little") >> 1
@@ -172,6 +172,6 @@ class NoLLM(RowLLM):
         """Refuse."""
         raise self._refuse()
 
-    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
+    async def score(self, prompt: Sequence[Message] | str, **_: Any) -> Completion:
         """Refuse."""
         raise self._refuse()

@@ -7,6 +7,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
     harmfulness.MODEL.SET          {mean, n, low, high}
     choices.NAME.MODEL             {rate, n, low, high, p_right}
     perplexity.NAME.MODEL          {perplexity, low, high, nll_per_token, nll_low, nll_high, tokens, n, drift: {mean, ...}}
+    lm_eval.MODEL.TASK.METRIC      {mean, stderr, low, high, n}
     frontier                       {helpfulness, harmlessness, points: {MODEL: {...}}}
     failed                         answers that no model gave, by MODEL.SET
 
@@ -25,13 +26,14 @@ from caiflow.engine.figures import draw_frontier
 from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
 from caiflow.engine.pairwise import PairJudge
 from caiflow.engine.prompts import FORMAT_VERSION
-from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, perplexity
+from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.choices import ChoicesParams
 from caiflow.operators.evaluation.comparisons import ComparisonParams
 from caiflow.operators.evaluation.frontier import FrontierParams
 from caiflow.operators.evaluation.harmfulness import HarmfulnessParams
+from caiflow.operators.evaluation.harness import HarnessParams
 from caiflow.operators.evaluation.perplexity import PerplexityParams
 
 Problem = tuple[tuple[str | int, ...], str, str]
@@ -69,6 +71,8 @@ class EvaluateParams(Params):
     """Multiple-choice questions, by name."""
     perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)
     """Given texts whose likelihood under each model is measured, by name; shows what training made a model forget."""
+    lm_eval: HarnessParams | None = None
+    """Tasks of the LM Evaluation Harness, through its own library."""
     frontier: FrontierParams | None = None
     """Helpfulness against harmlessness as one figure; `_frontier.png` where matplotlib is installed (the extra `plots`)."""
 
@@ -90,8 +94,11 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def check(self) -> Iterator[Problem]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
-        if not (p.inputs or p.choices or p.perplexity):
-            yield (), "nothing to measure", "give `inputs`, `choices` or `perplexity`"
+        if not (p.inputs or p.choices or p.perplexity or p.lm_eval):
+            yield (), "nothing to measure", "give `inputs`, `choices`, `perplexity` or `lm_eval`"
+        if p.lm_eval:
+            for message, hint in harness.problems():
+                yield ("lm_eval",), message, hint
         named = [("comparisons", name) for name in p.comparisons] + ([("harmfulness",)] if p.harmfulness else [])
         for path in named:
             group = p.comparisons[path[1]] if len(path) > 1 else p.harmfulness
@@ -116,6 +123,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             "checks": {name: check.model_dump(mode="json") for name, check in self._checks.items()},
             "files": {name: _digest(path) for name, path in self.sources().items()},
             "constitution": _texts(given) if given is not None and judged else None,
+            **({"lm_eval": harness.identity()} if p.lm_eval else {}),
         }
 
     def sources(self) -> Mapping[str, Any]:
@@ -132,6 +140,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         figures: dict[str, Any] = {"models": self._rates(groups)}
         figures |= await self._choices(job, llms)
         figures |= await self._perplexity(job, llms)
+        if p.lm_eval:
+            figures["lm_eval"] = await harness.run_tasks(p.lm_eval, p.models, llms, self.context.seed)
         figures |= await self._comparisons(job, llms, groups)
         if p.harmfulness:
             await harmfulness.rate(p.harmfulness, rows, llms)

@@ -40,8 +40,8 @@ class Request:
     the beginning of the assistant's turn, already written; the answer continues it and doesn't repeat it. With `choices`, the
     engine answers the log-probability of each choice as the next token instead of a text; each choice must be one token there.
     `template` replaces the tokenizer's own chat template. `seed` makes sampling repeatable, whatever the batch. With `score`,
-    the engine answers how likely the prompt itself is: of a conversation what its assistant says, of a plain text all tokens
-    after the first (that is BOS, where the tokenizer has one).
+    the engine answers how likely the prompt itself is: the prefill where there is one, else of a conversation what its
+    assistant says, of a plain text all tokens after the first (that is BOS, where the tokenizer has one).
     """
 
     prompt: tuple[Message, ...] | str
@@ -56,7 +56,7 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per
-    scored token of the prompt, in order, only where `score` was.
+    scored token of the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 
     `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
     """
@@ -67,6 +67,7 @@ class Completion:
     completion_tokens: int = 0
     logprobs: Mapping[str, float] | None = None
     prompt_logprobs: Sequence[float] | None = None
+    greedy: bool | None = None
 
 
 Answer = Completion | EngineError

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Request
-from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
 
 CHAT, RAW = "chat/completions", "completions"
@@ -82,7 +82,7 @@ class Dialect:
         if reason == "content_filter":
             raise EngineError("the server filtered its answer", kind="refused")
         if request.score:
-            return Completion("", "stop", counts[0], prompt_logprobs=self._scored(request, choice, counts[0]))
+            return self._scored(request, choice, counts[0])
         if request.choices:
             found = _choice_logprobs(request.choices, _first_token(choice))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
@@ -90,34 +90,37 @@ class Dialect:
 
     def _scoring(self, request: Request) -> dict[str, Any]:
         """Return the fields that have a server echo a prompt with its log-probabilities."""
-        if self._renderer is None and not isinstance(request.prompt, str):
+        if self._renderer is None and (request.prefill or not isinstance(request.prompt, str)):
             raise EngineError(
-                "which tokens of a served model's conversation are the assistant's is known from its tokenizer alone; "
+                "which tokens of a served model's text are the answer's is known from its tokenizer alone; "
                 "give `tokenizer` in the model's entry",
                 kind="template",
             )
         prompt = self._renderer.scored(request).ids if self._renderer else request.prompt
         return {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
 
-    def _scored(self, request: Request, choice: Mapping[str, Any], prompt_tokens: int) -> tuple[float, ...]:
-        """Return the log-probabilities of the prompt's scored tokens.
+    def _scored(self, request: Request, choice: Mapping[str, Any], prompt_tokens: int) -> Completion:
+        """Return what the server says of the prompt's scored tokens.
 
         Raises:
             EngineError: the server gives those of its answer at the most.
         """
-        scored = self._renderer.scored(request) if self._renderer else None
-        size = len(scored.ids) if scored else prompt_tokens
+        plain = Rendered([0] * prompt_tokens, [0] + [1] * (prompt_tokens - 1))
+        scored = self._renderer.scored(request) if self._renderer else plain
+        size = len(scored.ids)
         if size == 1:
             raise EngineError("the text is too short: it has no token to score; leave it out", kind="empty")
         given = choice.get("logprobs")
-        values = ((given.get("token_logprobs") if isinstance(given, Mapping) else None) or [])[1:size]
+        fields = given if isinstance(given, Mapping) else {}
+        values, tops = ((fields.get(name) or [])[1:size] for name in ("token_logprobs", "top_logprobs"))
         if len(values) + 1 != size or any(value is None for value in values):
             raise EngineError(
                 "the server gives no log-probabilities of the prompt (`echo` with `logprobs` on /completions); "
                 "use a server that does, as vLLM's, or load the model here",
                 kind="no_logprobs",
             )
-        return scored.counted(values) if scored else tuple(values)
+        best = [max(top.values()) if top else math.inf for top in tops] or [math.inf] * len(values)
+        return scored_completion(scored, [(value, value >= most) for value, most in zip(values, best, strict=True)])
 
     def _raw(self, request: Request) -> bool:
         return isinstance(request.prompt, str) or bool(

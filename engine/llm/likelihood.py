@@ -21,8 +21,8 @@ def token_budget(vocabulary: int, most: int) -> int:
     return max(1, min(most, _MOST_SCORES // vocabulary))
 
 
-def token_logprobs(model: Any, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Return, per text, the log-probability (natural) of each token after its first, given all those before it.
+def token_logprobs(model: Any, texts: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+    """Return, per text, for each token after its first its log-probability (natural) and whether it is the likeliest there.
 
     The padding stands behind the texts, where a causal model doesn't see it.
     """
@@ -35,11 +35,12 @@ def token_logprobs(model: Any, texts: Sequence[Sequence[int]]) -> list[list[floa
     return [_row(scores[:end], own[1 : end + 1]) for scores, own, end in zip(logits, ids, ends, strict=True)]
 
 
-def _row(scores: torch.Tensor, targets: torch.Tensor) -> list[float]:
+def _row(scores: torch.Tensor, targets: torch.Tensor) -> list[tuple[float, bool]]:
     """Return the log-probabilities of `targets` [T] int64 under `scores` [T, V], computed in float32."""
-    found: list[float] = []
+    found: list[tuple[float, bool]] = []
     for start in range(0, len(targets), _POSITIONS):
         piece = slice(start, start + _POSITIONS)
         losses = torch.nn.functional.cross_entropy(scores[piece].float(), targets[piece], reduction="none")
-        found += (-losses).tolist()
+        likeliest = scores[piece].argmax(dim=-1) == targets[piece]
+        found += zip((-losses).tolist(), likeliest.tolist(), strict=True)
     return found

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
 from typing import Any, TypeVar
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.llm.base import Completion, Message, Request
 
 T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
@@ -32,6 +32,12 @@ class Rendered:
     def counted(self, values: Sequence[T]) -> tuple[T, ...]:
         """Return the values of the tokens whose mask is 1; `values` has one per token after the first."""
         return tuple(compress(values, self.mask[1:]))
+
+
+def scored_completion(rendered: Rendered, values: Sequence[tuple[float, bool]]) -> Completion:
+    """Return the answer to a request with `score`, given each later token's log-probability and whether it is the likeliest."""
+    logprobs, greedy = zip(*rendered.counted(values), strict=True)
+    return Completion("", "stop", len(rendered.ids), prompt_logprobs=logprobs, greedy=all(greedy))
 
 
 class Renderer:
@@ -72,10 +78,10 @@ class Renderer:
         Raises:
             EngineError: as `ids` and `conversation`; or nothing counts.
         """
-        if isinstance(request.prompt, str):
+        if request.prefill or isinstance(request.prompt, str):
             ids = self.ids(request)
-            given = max(1, len(self._before))
-            rendered = Rendered(ids, [0] * given + [1] * (len(ids) - given))
+            given = len(self.ids(replace(request, prefill=""))) if request.prefill and request.prompt else len(self._before)
+            rendered = Rendered(ids, [int(place >= max(1, given)) for place in range(len(ids))])
         else:
             rendered = self.conversation(request.prompt, request.template)
             rendered.mask[0] = 0  # nothing stands before it to predict it from

@@ -22,7 +22,7 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.kv import Slots
 from caiflow.engine.llm.likelihood import token_budget, token_logprobs
 from caiflow.engine.llm.prefixes import Prefix, Prefixes
-from caiflow.engine.llm.render import Rendered, Renderer
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
 
@@ -160,7 +160,7 @@ class TransformersEngine:
             found = token_logprobs(self._model, [row.ids for row in group])
             for row, values in zip(group, found, strict=True):
                 assert row.scored is not None
-                self._finish(row, Completion("", "stop", len(row.ids), prompt_logprobs=row.scored.counted(values)))
+                self._finish(row, scored_completion(row.scored, values))
 
     def _prefill(self, group: list[_Row], prefix: Prefix | None, shared: int) -> None:
         """Read the prompts of `group` after their first `shared` tokens, answer its choices, give a slot to rows that go on."""

@@ -20,7 +20,7 @@ from typing import Any
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.load import load_error, load_renderer
-from caiflow.engine.llm.render import Rendered, Renderer
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.operator import ModelSource
 
@@ -156,8 +156,8 @@ class VLLMEngine:
             return asked.number, error
         size = len(asked.ids)
         if asked.scored:
-            values = [of[token].logprob for token, of in zip(asked.ids[1:], output.prompt_logprobs[1:], strict=True)]
-            return asked.number, Completion("", "stop", size, prompt_logprobs=asked.scored.counted(values))
+            found_here = [of[token] for token, of in zip(asked.ids[1:], output.prompt_logprobs[1:], strict=True)]
+            return asked.number, scored_completion(asked.scored, [(one.logprob, one.rank == 1) for one in found_here])
         if asked.choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}
             return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)

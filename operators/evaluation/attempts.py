@@ -31,7 +31,10 @@ def answered(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not row["failed"]]
 
 
-def refuse_failures(rows: Sequence[Row], what: str, allowed: int) -> None:
+LEAVE_OUT = "raise `max_failed` to leave them out"
+
+
+def refuse_failures(rows: Sequence[Row], what: str, allowed: int, hint: str = LEAVE_OUT) -> None:
     """Stop the step where more rows failed than are allowed.
 
     Raises:
@@ -40,6 +43,5 @@ def refuse_failures(rows: Sequence[Row], what: str, allowed: int) -> None:
     failed = [row for row in rows if row["failed"]]
     if len(failed) > allowed:
         raise StepError(
-            f"evaluate: {len(failed)} {what} failed, the first for row {failed[0]['uid']} ({failed[0]['failed']}); "
-            "raise `max_failed` to leave them out"
+            f"evaluate: {len(failed)} {what} failed, the first for row {failed[0]['uid']} ({failed[0]['failed']}); {hint}"
         )

@@ -44,7 +44,8 @@ async def score(name: str, how: PerplexityParams, rows: Sequence[Row], model: st
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         given = row[how.column] or ""
-        values = await llm.score(given if isinstance(given, str) else turns(given))
+        answer = await llm.score(given if isinstance(given, str) else turns(given))
+        values = answer.prompt_logprobs or ()
         return {"nll": -sum(values), "tokens": len(values)}
 
     found = await llms.map("perplexity", model, rows, attempted(ask, {"nll": None, "tokens": 0}))

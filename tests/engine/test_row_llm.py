@@ -30,7 +30,7 @@ def scored(engine: ScriptedEngine, folder: Path, *uids: str) -> list[list[float]
                     LedgeredLLM(client, ledger, uid=uid, operator="e", seed=1, model_identity="m", tally=Tally())
                     for uid in uids
                 ]
-                return [list(await llm.score(SAID)) for llm in llms]
+                return [list((await llm.score(SAID)).prompt_logprobs or ()) for llm in llms]
 
     host = EngineHost(lambda: engine)
     try:

@@ -32,7 +32,9 @@ def scored_requests() -> list[Request]:
     texts = [" ".join(rng.choice(WORDS) for _ in range(length)) for length in (1, 2, 3, 8, 21, 60, 61, 150)]
     says = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Mix flour, then wait."}]
     again = [*says, {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Bake it."}]
-    return [Request(prompt, score=True) for prompt in (*texts, tuple(says), tuple(again))]
+    whole = [Request(prompt, score=True) for prompt in (*texts, tuple(says), tuple(again))]
+    parts = [Request(prompt, score=True, prefill="Mix flour, then") for prompt in ("How do I bake?", tuple(says[:1]))]
+    return whole + parts
 
 
 def mixed_requests(n: int = 40) -> list[Request]:

@@ -64,9 +64,9 @@ class RuleLLM(RowLLM):
         self.asked.append(Asked("choose", prompt, prefill=prefill, choices=tuple(choices)))
         return self.choose_by(self.asked[-1])
 
-    async def score(self, prompt: Sequence[Message] | str) -> Sequence[float]:
-        self.asked.append(Asked("score", prompt if isinstance(prompt, str) else list(prompt)))
-        return self.score_by(self.asked[-1])
+    async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
+        self.asked.append(Asked("score", prompt if isinstance(prompt, str) else list(prompt), prefill=prefill))
+        return Completion("", prompt_logprobs=self.score_by(self.asked[-1]), greedy=False)
 
     def _answer(self, asked: Asked) -> Completion:
         self.asked.append(asked)

@@ -12,7 +12,7 @@ from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Samplin
 from caiflow.engine.llm.load import load_engine, load_model, load_renderer
 from caiflow.engine.llm.transformers import TransformersEngine
 from caiflow.engine.operator import ModelSource
-from support.asking import ask, mixed_requests, scored_requests, text
+from support.asking import WORDS, ask, mixed_requests, scored_requests, text
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,21 @@ def test_scores_are_the_librarys_own_loss(engine: Engine, model, tiny_source: Mo
 
 def test_scores_count_a_text_after_bos_and_an_assistants_words(engine: Engine, tiny_source: ModelSource) -> None:
     renderer = load_renderer(tiny_source)
-    plain, talk = scored_requests()[0], scored_requests()[-1]
+    plain, talk, part = scored_requests()[0], *scored_requests()[-3:-1]
     assert sum(renderer.scored(plain).mask) == len(renderer.ids(plain)) - 1
     said = renderer.scored(talk)
     scored = [token for token, counts in zip(said.ids, said.mask, strict=True) if counts]
     assert renderer.tokenizer.decode(scored) == "Mix flour, then wait.<|end|>Bake it.<|end|>"
+    only = renderer.scored(part)
+    assert renderer.tokenizer.decode([t for t, counts in zip(only.ids, only.mask, strict=True) if counts]) == "Mix flour, then"
+
+
+def test_what_the_model_says_by_itself_is_greedy(engine: Engine) -> None:
+    said = {word: text(engine, Request(word, Sampling(max_tokens=1))).text for word in WORDS}
+    word, says = next((word, says) for word, says in said.items() if says.isascii() and says.strip().isalpha())
+    own, other = (text(engine, Request(word, score=True, prefill=prefill)) for prefill in (says, f"{says} water oven"))
+    assert own.prompt_logprobs is not None
+    assert (len(own.prompt_logprobs), own.greedy, other.greedy) == (1, True, False)
 
 
 def test_a_text_without_a_token_to_score_fails_alone(engine: Engine) -> None:

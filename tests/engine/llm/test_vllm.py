@@ -52,6 +52,7 @@ def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, ti
         assert isinstance(theirs, Completion)
         assert mine.prompt_tokens == theirs.prompt_tokens
         assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
+        assert mine.greedy == theirs.greedy
 
 
 def test_an_answer_is_the_same_in_any_order(engine: Engine) -> None:
