@@ -13,6 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE_S = 3.0
 """What Ray's processes get to end by themselves."""
@@ -38,15 +42,26 @@ def reap(folder: Path) -> None:
 
 
 def _naming(folder: Path) -> list[int]:
-    """Return the processes, but for this one, whose command names the folder."""
+    """Return the processes, but for this one, whose command names the folder, and Ray's own that have a file of it open."""
     import psutil
 
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
-        if any(str(folder) in word for word in words) and process.pid != psutil.Process().pid:
+        if process.pid == psutil.Process().pid:
+            continue
+        if any(str(folder) in word for word in words) or (words and words[0].startswith("ray::") and _uses(process, folder)):
             found.append(process.pid)
     return found
+
+
+def _uses(process: psutil.Process, folder: Path) -> bool:
+    import psutil
+
+    try:
+        return any(file.path.startswith(str(folder)) for file in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def _kill(processes: list[int]) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,11 @@ def test_a_killed_driver_leaves_no_process_and_a_run_seen_as_interrupted(tmp_pat
     driver.kill()
     driver.wait()
     until = time.monotonic() + 20
-    while leftovers(driver.pid) and time.monotonic() < until:
+    session = [*Path(tempfile.gettempdir()).glob(f"caiflow-ray-{driver.pid}-*")]
+    while (leftovers(driver.pid) or session[0].exists()) and time.monotonic() < until:
         time.sleep(0.2)
     assert leftovers(driver.pid) == []
+    assert not session[0].exists()
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     assert true_status(read_run(out)) == "interrupted"
     done = finish(spec, tmp_path / "next", home)
