@@ -16,13 +16,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
-from benchmarks import ledger, scheduler, tables, training  # found once the folder is on the path
+from benchmarks import ledger, scheduler, streaming, tables, training  # found once the folder is on the path
 
 Lines = list[dict[str, Any]]
 SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
-    "scheduler": (scheduler.measure, lambda: scheduler.measure((*scheduler.SIZES, scheduler.FULL))),
+    "scheduler": (scheduler.measure, lambda: scheduler.measure((*scheduler.SIZES, 100_000, scheduler.FULL))),
     "ledger": (lambda: ledger.measure(200_000, 1), lambda: ledger.measure(ledger.RECORDS, 1)),
     "tables": (lambda: tables.measure(100_000, 3), lambda: tables.measure(tables.ROWS, 3)),
+    "streaming": (lambda: streaming.measure(repeats=3), streaming.measure),
     "training": (lambda: training.measure(repeats=3), training.measure),
 }
 """Each suite at a size for a few minutes, and at its full size."""

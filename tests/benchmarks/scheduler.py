@@ -32,6 +32,8 @@ from caiflow.operators.revise import Revise
 from support.scripted import ScriptedEngine
 
 SIZES = (1_000, 10_000)
+REPLICAS = (2, 4)
+"""Engines that share the rows, for a curve beside the one engine of the sizes."""
 FULL = 182_831
 """The number of red-team prompts in the paper."""
 CALLS_PER_ROW = 9
@@ -67,23 +69,24 @@ def write_source(folder: Path, rows: int) -> Rows:
     return Rows(folder)
 
 
-async def stream(folder: Path, source: Rows) -> int:
-    """Run all rows and return the number of calls."""
+async def stream(folder: Path, source: Rows, replicas: int = 1) -> int:
+    """Run all rows over so many engines and return the number of calls."""
     steps = chain()
-    host = EngineHost(lambda: ScriptedEngine(answer, capacity=512, keep=False))
     with ExitStack() as stack:
-        stack.callback(host.close)
+        hosts = [EngineHost(lambda: ScriptedEngine(answer, capacity=512, keep=False)) for _ in range(replicas)]
+        for host in hosts:
+            stack.callback(host.close)
         ledgers = {s.namespace: stack.enter_context(Ledger(folder / "ledger", s.namespace)) for s in steps}
         types = {"uid": "text", "prompt": "messages"}
         writers = {
             s.name: stack.enter_context(RowsWriter(folder / "out" / s.name, {**types, **s.operator.writes()})) for s in steps
         }
-        async with EngineClient([LocalLink(host)]) as client:
+        async with EngineClient([LocalLink(host) for host in hosts]) as client:
             tallies = await Flow(steps, ledgers, {"m": client}, writers).run(source)
     return sum(tally.calls for tally in tallies.values())
 
 
-def one_size(rows: int) -> dict[str, float]:
+def one_size(rows: int, replicas: int = 1) -> dict[str, float]:
     """Run one size in this process; return rates, times and the growth of memory."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -91,7 +94,7 @@ def one_size(rows: int) -> dict[str, float]:
         asyncio.run(stream(folder / "warm", write_source(folder / "few", 200)))
         before = _peak_mb()
         began = time.perf_counter()
-        calls = asyncio.run(stream(folder, source))
+        calls = asyncio.run(stream(folder, source, replicas))
         seconds = time.perf_counter() - began
         growth = _peak_mb() - before
         began = time.perf_counter()
@@ -104,15 +107,25 @@ def measure(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     """Return a line per size and figure, against the design's targets; each size runs in a process of its own."""
     found = []
     for rows in sizes:
-        command = [sys.executable, "-m", "benchmarks.scheduler", "--one", str(rows)]
-        said = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout
-        got = json.loads(said.splitlines()[-1])
+        got = _measured(rows, 1)
         rate = got["calls_per_s"]
         found += [
             _line(f"scheduler alone, {rows} rows x {CALLS_PER_ROW} calls", rate, CALLS_TARGET, "calls/s", rate / CALLS_TARGET),
             _line(f"scheduler memory growth, {rows} rows", got["growth_mb"], 1536.0, "MB", 1536.0 / max(1.0, got["growth_mb"])),
             _line(f"plan of a finished ledger, {rows} rows", got["plan_s"], PLAN_TARGET_S, "s", PLAN_TARGET_S / got["plan_s"]),
         ]
+    for replicas in REPLICAS:
+        rate = _measured(SIZES[-1], replicas)["calls_per_s"]
+        name = f"scheduler alone, {SIZES[-1]} rows over {replicas} engines"
+        found.append(_line(name, rate, CALLS_TARGET, "calls/s", rate / CALLS_TARGET))
+    return found
+
+
+def _measured(rows: int, replicas: int) -> dict[str, float]:
+    """Return the figures of one size, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scheduler", "--one", str(rows), "--replicas", str(replicas)]
+    said = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(said.splitlines()[-1])
     return found
 
 
@@ -128,9 +141,10 @@ def main() -> None:
     """Measure the sizes asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=int, help="run this size here and print its raw figures")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES, FULL])
+    parser.add_argument("--replicas", type=int, default=1, help="engines for --one")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES, 100_000, FULL])
     given = parser.parse_args()
-    print(json.dumps(one_size(given.one) if given.one else measure(given.sizes)))
+    print(json.dumps(one_size(given.one, given.replicas) if given.one else measure(given.sizes)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""Measures generate -> critique -> revise against what people write by hand, on one machine, in turns.
+
+Warm engines: rows per second and, on vLLM, steps of its scheduler. Whole processes: from the start of the command to its end,
+one engine load each. Run `python -m benchmarks.streaming` within tests/; see whole.py for distilabel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import whole
+from benchmarks.chain import Lengths, save_model
+from benchmarks.contenders import MARK, SLOTS
+
+TESTS = Path(__file__).parents[1]
+ROWS = 4 * SLOTS
+FEW = 24
+"""Rows for the contender that takes them one at a time: its rate doesn't hang on their number."""
+REPEATS = 5
+STARTED_WITHIN_S = 300.0
+Lines = list[dict[str, Any]]
+
+
+class Group:
+    """Contenders in a process of their own, which stays warm between orders."""
+
+    def __init__(self, name: str, model: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contenders", name, str(model)],
+            cwd=TESTS, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self._answer()
+
+    def run(self, contender: str, rows: int, lengths: Lengths) -> dict[str, Any]:
+        """Have the work done once and return its figures."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"contender": contender, "rows": rows, "lengths": lengths}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                found: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                return found
+        raise RuntimeError(f"a contender ended with {self._process.wait()}; to see why, run {self._process.args}")
+
+
+def warm(model: Path, lengths: Lengths, repeats: int = REPEATS, rows: int = ROWS) -> dict[str, list[dict[str, Any]]]:
+    """Return each contender's figures, run after run; they take turns."""
+    plan = [("vllm", "staged", rows), ("vllm", "caiflow", rows), ("async", "async", rows)]
+    plan += [("transformers", "one_by_one", FEW), ("transformers", "caiflow_transformers", rows)]
+    found: dict[str, list[dict[str, Any]]] = {contender: [] for _, contender, _ in plan}
+    with ExitStack() as stack:
+        groups = {}
+        for name in dict.fromkeys(name for name, _, _ in plan):
+            groups[name] = Group(name, model)
+            stack.callback(groups[name].close)
+        for repeat in range(repeats + 1):
+            for name, contender, count in plan:
+                figures = groups[name].run(contender, count, lengths)
+                if repeat:  # the first round warms up
+                    found[contender].append(figures)
+    return found
+
+
+def rate(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the median of rows per second."""
+    return statistics.median(run["rows"] / run["seconds"] for run in runs)
+
+
+def spread(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the slowest and the fastest run's rows per second."""
+    rates = [run["rows"] / run["seconds"] for run in runs]
+    return f"{min(rates):.1f} to {max(rates):.1f}"
+
+
+PAIRS = (
+    ("caiflow", "staged", "vLLM, against LLM.chat stage by stage"),
+    ("caiflow", "async", "vLLM, against rows chained on AsyncLLM"),
+    ("caiflow_transformers", "one_by_one", "transformers, against one prompt at a time"),
+)
+
+
+def warm_lines(found: Mapping[str, list[dict[str, Any]]], lengths: Lengths) -> Lines:
+    """Return the comparisons of one kind of lengths, and on vLLM the steps."""
+    lines = []
+    for ours, theirs, title in PAIRS:
+        mine, other = rate(found[ours]), rate(found[theirs])
+        name = f"{lengths} lengths on {title}"
+        line: dict[str, Any] = {"name": name, "ours": round(mine, 1), "theirs": round(other, 1), "unit": "rows/s"}
+        line |= {"ratio": round(mine / other, 3), "runs": len(found[ours])}
+        for side, runs in (("ours", found[ours]), ("theirs", found[theirs])):
+            line |= {f"spread_{side}": spread(runs), f"tokens_per_s_{side}": round(rate(runs) * _tokens_per_row(runs))}
+        lines.append(line)
+    steps = {one: statistics.median(run["steps"] for run in found[one]) for one in ("caiflow", "staged")}
+    name = f"{lengths} lengths, steps of vLLM's scheduler, {found['caiflow'][0]['rows']} rows in {SLOTS} slots"
+    line = {"name": name, "ours": steps["caiflow"], "theirs": steps["staged"], "unit": "steps"}
+    return [*lines, {**line, "ratio": round(steps["staged"] / steps["caiflow"], 3), "runs": len(found["caiflow"])}]
+
+
+def _tokens_per_row(runs: Sequence[Mapping[str, Any]]) -> float:
+    return float(runs[0]["tokens"] / runs[0]["rows"])
+
+
+def measure(repeats: int = REPEATS, rows: int = ROWS, size: str = "tiny", dtype: str = "float32") -> Lines:
+    """Return a line per comparison: warm engines on both kinds of lengths, then whole processes."""
+    lines: Lines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = save_model(Path(scratch) / "model", size, dtype)
+        kinds: tuple[Lengths, ...] = ("even", "long_tailed")
+        for lengths in kinds:
+            lines += warm_lines(warm(model, lengths, repeats, rows), lengths)
+            print(json.dumps(lines[-4:]), file=sys.stderr, flush=True)
+        lines += whole.measure(model, Path(scratch), rows, min(repeats, 3))
+    return lines
+
+
+def main() -> None:
+    """Measure with the numbers asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    given = parser.parse_args()
+    began = time.perf_counter()
+    print(json.dumps(measure(given.repeats, given.rows), indent=1))
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The benchmarks' own parts: equal work for all contenders, and answers that show it was done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from benchmarks import gpu
+from benchmarks.chain import CALLS, LONGEST, make_work, save_model
+from benchmarks.contenders import transformers_group
+from benchmarks.streaming import Group, rate, spread
+from benchmarks.whole import write_spec
+
+from caiflow.engine.spec import load_spec
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("bench") / "model")
+
+
+def test_the_work_is_the_same_every_time() -> None:
+    assert make_work(40, "long_tailed") == make_work(40, "long_tailed")
+    lengths = [length for row in make_work(512, "long_tailed").lengths for length in row]
+    assert min(lengths) >= 2
+    assert max(lengths) == LONGEST
+    assert sorted(lengths)[len(lengths) // 2] in range(15, 26)
+    assert make_work(512, "even").tokens == 512 * CALLS * 32
+    assert len(set(make_work(512, "even").prompts)) == 512
+
+
+def test_answers_are_as_long_as_asked_and_equal(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    work = make_work(4, "long_tailed")
+    group = transformers_group(str(model))
+    notebook, caiflow = (group[name](work) for name in ("one_by_one", "caiflow_transformers"))
+    assert [list(row) for row in caiflow] == [list(row) for row in notebook]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for said, lengths in zip(notebook, work.lengths, strict=True):
+        for text, length in zip(said, lengths, strict=True):
+            assert 0 < len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 2 * length
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_contenders_on_vllm_answer_orders_and_count_steps(model: Path) -> None:
+    pytest.importorskip("vllm")
+    group = Group("vllm", model)
+    try:
+        staged, ours = (group.run(contender, 8, "long_tailed") for contender in ("staged", "caiflow"))
+    finally:
+        group.close()
+    assert staged["tokens"] == ours["tokens"] == make_work(8, "long_tailed").tokens
+    longest = [max(row[stage] for row in make_work(8, "long_tailed").lengths) for stage in range(CALLS)]
+    assert sum(longest) <= staged["steps"] <= sum(longest) + 2 * CALLS
+    assert 0 < ours["steps"] < staged["steps"]
+
+
+def test_the_spec_of_whole_processes_is_valid(model: Path, tmp_path: Path) -> None:
+    for engine in ("vllm", "transformers"):
+        assert list(load_spec(write_spec(tmp_path, model, 5, engine)).steps) == ["source", "response", "critique", "revision"]
+
+
+def test_rates_are_medians() -> None:
+    runs = [{"rows": 10, "seconds": seconds} for seconds in (1.0, 5.0, 2.0)]
+    assert rate(runs) == 5.0
+    assert spread(runs) == "2.0 to 10.0"
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
+def test_the_gpu_script_says_so_without_one() -> None:
+    with pytest.raises(SystemExit, match="no CUDA device here"):
+        gpu.main(["--size", "1b"])
