@@ -156,3 +156,20 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
     rates = [check for sets in measured["models"].values() for checks in sets.values() for check in checks.values()]
     assert rates
     assert all(rate["n"] > 0 and 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1 for rate in rates)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_quickstart_gives_the_same_figures_on_vllm(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    found = []
+    for engine in ("transformers", "vllm"):
+        out = tmp_path / engine
+        options = ["--sample", str(SAMPLE), *shortened(ROOT / "specs" / "quickstart.yaml", None)]
+        driver = start(ROOT / "specs" / "quickstart.yaml", out, home, *options, "--set", f"models.base.engine={engine}")
+        assert driver.wait(timeout=500) == 0, (out / "console.txt").read_text()
+        found.append(json.loads((out / "steps" / "scores" / "metrics.json").read_text())["models"])
+    for model, sets in found[0].items():
+        for name, checks in sets.items():
+            for check, rate in checks.items():
+                assert abs(rate["rate"] - found[1][model][name][check]["rate"]) <= 0.1, f"{model}.{name}.{check}"
