@@ -1,11 +1,10 @@
-"""Ray: the one place that imports it. Starts it quietly, places workers and engines, and leaves nothing behind.
+"""Ray: starts it quietly, places workers and engines on it, and leaves nothing behind.
 
-Owns processes and GPUs. Knows units of work and engines, never a spec.
+Owns processes and GPUs; what runs in them is in actors.py. Nothing else knows Ray. Knows units and engines, never a spec.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -22,11 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, EngineError, PlanError, StepError
+from caiflow.engine.actors import EngineActor, RayLink, Worker, first_line
+from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
-from caiflow.engine.llm.base import Answer, Request
-from caiflow.engine.llm.client import COLLECT_S, LinkLost
-from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.reaper import watch
 from caiflow.engine.work import Report, StepResult, Unit
@@ -34,8 +31,6 @@ from caiflow.engine.work import Report, StepResult, Unit
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 ENGINE_RESTARTS = 5
-REVIVE_S = 600.0
-"""Longest wait for a lost engine to be loaded again."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -52,152 +47,6 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """Threads that wait asleep: several processes that spin on the same cores slow each other down many times over."""
-
-
-class _Worker:
-    """Runs in a process of its own; one unit at a time, polled from another thread."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._imports = threading.Lock()
-        self._worked = False
-
-    def warm(self, modules: Sequence[str]) -> None:
-        """Import ahead of need what takes seconds; never beside work, since libraries that load lazily can't stand it."""
-        with self._imports:
-            if not self._worked:
-                _import(modules)
-
-    def run(self, unit: Unit) -> Mapping[str, StepResult]:
-        """Carry out one unit; errors come back as text that the user can read."""
-        with self._imports:
-            self._worked = True
-        try:
-            return unit.run(self._events.append)
-        except CaiflowError:
-            raise
-        except Exception as error:
-            import traceback
-
-            raise StepError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from None
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Return the progress since the last call."""
-        events, self._events[:] = list(self._events), []
-        return events
-
-
-def _import(modules: Sequence[str]) -> None:
-    import importlib
-
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-
-
-class _EngineActor:
-    """An engine host in a process of its own; loads with the first `ready`, also after Ray restarted the process."""
-
-    def __init__(self) -> None:
-        self._host: EngineHost | None = None
-        self._lock = threading.Lock()
-        self._seconds = 0.0
-
-    def warm(self, modules: Sequence[str]) -> None:
-        """Import ahead of need what takes seconds."""
-        with self._lock:
-            if self._host is None:
-                _import(modules)
-
-    def ready(self, source: ModelSource) -> tuple[int, str, float]:
-        """Return capacity, kind of engine and load time in seconds, loading where that's still to do."""
-        from caiflow.engine.llm.load import choose_kind, load_engine
-
-        with self._lock:
-            if self._host is None:
-                started = time.monotonic()
-                self._host = EngineHost(lambda: load_engine(source))
-                self._seconds = time.monotonic() - started
-            return self._host.capacity, choose_kind(source), self._seconds
-
-    def begin(self, client: str) -> str:
-        """Begin a session of a client."""
-        return self._loaded().begin(client)
-
-    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]]) -> None:
-        """Queue requests."""
-        self._loaded().submit(client, session, requests)
-
-    def collect(self, client: str, session: str, timeout_s: float) -> list[tuple[int, Answer]]:
-        """Wait for answers."""
-        return self._loaded().collect(client, session, timeout_s)
-
-    def close(self) -> None:
-        """Free the engine."""
-        if self._host is not None:
-            self._host.close()
-
-    def _loaded(self) -> EngineHost:
-        if self._host is None:
-            raise EngineError("engine: its process was started again and hasn't loaded yet", kind="engine_lost", retry=True)
-        return self._host
-
-
-class RayLink:
-    """A link to an engine actor; travels to the worker that uses it, and again to the next one where that worker dies."""
-
-    def __init__(self, actor: Any, source: ModelSource, client: str) -> None:
-        self._actor = actor
-        self._source = source
-        self._client = client
-        self._session = ""
-        self.capacity = 1
-
-    async def open(self) -> None:
-        """Begin a session and wait until the engine has loaded. Raises EngineError."""
-        self.capacity, *_ = await self._call("ready", self._source)
-        self._session = await self._call("begin", self._client)
-
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Send requests."""
-        await self._call("submit", self._client, self._session, requests)
-
-    async def collect(self) -> list[tuple[int, Answer]]:
-        """Wait a while for answers."""
-        answers: list[tuple[int, Answer]] = await self._call("collect", self._client, self._session, COLLECT_S)
-        return answers
-
-    async def revive(self) -> None:
-        """Wait until Ray has restarted the engine's process and the engine has loaded again."""
-        until = time.monotonic() + REVIVE_S
-        while True:
-            try:
-                await self.open()
-                return
-            except LinkLost as loss:
-                if time.monotonic() > until:
-                    raise EngineError(f"engine: lost for good; {loss}", kind="engine_lost") from loss
-                await asyncio.sleep(0.5)
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        import ray.exceptions as ray_errors
-
-        try:
-            return await getattr(self._actor, method).remote(*arguments)
-        except ray_errors.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
-                raise LinkLost(str(cause)) from None
-            if isinstance(cause, EngineError):
-                raise cause from None
-            raise EngineError(f"engine: {cause!r}", kind="engine") from None
-        except ray_errors.ActorUnavailableError as error:
-            raise LinkLost(_first_line(error)) from None
-        except ray_errors.ActorDiedError as error:
-            raise EngineError(
-                f"engine: its process died too often ({_first_line(error)}); it may be out of memory: see `caiflow doctor`",
-                kind="engine_lost",
-            ) from None
 
 
 @dataclass(slots=True)
@@ -274,7 +123,7 @@ class Cluster:
             with _own_signals():
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise PlanError(f"ray: can't start or reach {self._address or 'a local cluster'}: {_first_line(error)}") from error
+            raise PlanError(f"ray: can't start or reach {self._address or 'a local cluster'}: {first_line(error)}") from error
         resources = ray.cluster_resources()
         self.cpus, self.gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
         self.started = True
@@ -385,11 +234,9 @@ class Cluster:
                 running.tries += 1
                 running.actor = self._take_worker(running.pool, running.gpus, None)
                 running.reference = running.actor.run.remote(running.unit)
-                self.on_event(
-                    {"event": "log", "text": f"a worker died and its work goes on in another: {_first_line(failure)}"}
-                )
+                self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {first_line(failure)}"})
                 return None
-            results, error = {}, StepError(f"its process died {WORKER_TRIES} times; {_first_line(failure)}; is memory short?")
+            results, error = {}, StepError(f"its process died {WORKER_TRIES} times; {first_line(failure)}; is memory short?")
         self._running.remove(running)
         for name in running.engines:
             if name in self._engines:
@@ -425,7 +272,7 @@ class Cluster:
         import ray
 
         environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": pool}}
-        return ray.remote(_Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
+        return ray.remote(Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
 
     def _engine_gpus(self, source: ModelSource) -> float:
         if source.engine == "openai" or not self.gpus:
@@ -453,7 +300,7 @@ class Cluster:
 
         environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": "engine"}}
         options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
-        return ray.remote(_EngineActor).options(runtime_env=environment, **options).remote()
+        return ray.remote(EngineActor).options(runtime_env=environment, **options).remote()
 
     def _reserve(self, gpus: float) -> bool:
         """Take GPUs, closing idle engines where they are short."""
@@ -503,8 +350,3 @@ def _last_line(error: BaseException) -> str:
     """Return the line of a remote traceback that says what happened, then the whole, without colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return f"{text.splitlines()[-1]}\n{text}" if text else type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-VICTIMS = {"driver": "", "worker": "_Worker", "engine": "_EngineActor"}
+VICTIMS = {"driver": "", "worker": "ray::Worker", "engine": "ray::EngineActor"}
 _FRAME = struct.Struct("<II16s")
 
 
