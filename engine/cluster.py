@@ -31,6 +31,7 @@ from caiflow.engine.work import Report, StepResult, Unit
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 ENGINE_RESTARTS = 5
+START_TRIES = 3
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -42,11 +43,12 @@ LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """A cluster of this machine alone: it listens on loopback, and only to those who know this run's token."""
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "20000",
     "KMP_BLOCKTIME": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Threads that wait asleep: several processes that spin on the same cores slow each other down many times over."""
+"""Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
+threads that sleep at once double the time of a small model's step."""
 
 
 @dataclass(slots=True)
@@ -119,14 +121,26 @@ class Cluster:
             options |= {"object_store_memory": 200 * 2**20}
         else:
             options["address"] = self._address
-        try:
-            with _own_signals():
-                ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise PlanError(f"ray: can't start or reach {self._address or 'a local cluster'}: {first_line(error)}") from error
+        self._init(options)
         resources = ray.cluster_resources()
         self.cpus, self.gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
         self.started = True
+
+    def _init(self, options: Mapping[str, Any]) -> None:
+        """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports."""
+        import ray
+        import ray.exceptions as ray_errors
+
+        for left in reversed(range(START_TRIES if self._address is None else 1)):
+            try:
+                with _own_signals():
+                    ray.init(**options)
+                return
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RaySystemError) as error:
+                ray.shutdown()
+                if not left:
+                    where = self._address or "a local cluster"
+                    raise PlanError(f"ray: can't start or reach {where}: {first_line(error)}") from error
 
     def engine(self, source: ModelSource, label: str, client: str) -> list[RayLink] | None:
         """Return links to the engine of a model, started if need be; None while no GPU is free for it."""

@@ -108,7 +108,7 @@ class EngineClient:
                 await replica.link.open()
             except LinkLost:
                 await replica.link.revive()
-            replica.room = replica.link.capacity + max(1, replica.link.capacity // 4)
+            replica.room = 2 * replica.link.capacity
             self.capacity += replica.link.capacity
         self._tasks = [
             asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
