@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -116,11 +118,13 @@ class Sft(TrainingOperator[SftParams]):
         assert self.params.scratch is not None
         kept = job.work_dir / "tokenizer"
         with first_before_others():
-            if not (kept / "complete").exists():
+            if not kept.exists():
                 contents = (conversation_of(row, self.params.column) for row in row_dicts(job.inputs[self.params.input]))
                 texts = (text for content in contents for text in _texts(content))
-                train_tokenizer(texts, self.params.scratch).save_pretrained(kept)
-                (kept / "complete").touch()
+                made = kept.with_name(f"tokenizer.{os.getpid()}")
+                train_tokenizer(texts, self.params.scratch).save_pretrained(made)
+                with contextlib.suppress(OSError):  # another worker's is there already, and is the same
+                    made.rename(kept)
         tokenizer = AutoTokenizer.from_pretrained(Path(kept))
         return random_model(self.params.scratch, tokenizer, seed_of(job)), tokenizer
 
