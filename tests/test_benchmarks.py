@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from benchmarks import gpu
 from benchmarks.chain import CALLS, LONGEST, make_work, save_model
-from benchmarks.contenders import transformers_group
-from benchmarks.streaming import Group, rate, spread
+from benchmarks.contenders import LOADERS
+from benchmarks.streaming import Seat, rate, spread
 from benchmarks.whole import write_spec
 
 from caiflow.engine.spec import load_spec
@@ -34,8 +35,10 @@ def test_answers_are_as_long_as_asked_and_equal(model: Path) -> None:
     from transformers import AutoTokenizer
 
     work = make_work(4, "long_tailed")
-    group = transformers_group(str(model))
-    notebook, caiflow = (group[name](work) for name in ("one_by_one", "caiflow_transformers"))
+    contenders = [LOADERS[name](str(model)) for name in ("one_by_one", "caiflow_transformers")]
+    notebook, caiflow = (contender.run(work) for contender in contenders)
+    for contender in contenders:
+        contender.close()
     assert [list(row) for row in caiflow] == [list(row) for row in notebook]
     tokenizer = AutoTokenizer.from_pretrained(model)
     for said, lengths in zip(notebook, work.lengths, strict=True):
@@ -47,11 +50,12 @@ def test_answers_are_as_long_as_asked_and_equal(model: Path) -> None:
 @pytest.mark.slow
 def test_contenders_on_vllm_answer_orders_and_count_steps(model: Path) -> None:
     pytest.importorskip("vllm")
-    group = Group("vllm", model)
-    try:
-        staged, ours = (group.run(contender, 8, "long_tailed") for contender in ("staged", "caiflow"))
-    finally:
-        group.close()
+    with ExitStack() as stack:
+        seats = [Seat(contender, model) for contender in ("staged", "caiflow_vllm")]
+        for seat in seats:
+            stack.callback(seat.close)
+            seat.ready()
+        staged, ours = (seat.run(8, "long_tailed") for seat in seats)
     assert staged["tokens"] == ours["tokens"] == make_work(8, "long_tailed").tokens
     longest = [max(row[stage] for row in make_work(8, "long_tailed").lengths) for stage in range(CALLS)]
     assert sum(longest) <= staged["steps"] <= sum(longest) + 2 * CALLS

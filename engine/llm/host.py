@@ -1,14 +1,16 @@
 """One engine in a thread of its own, serving several clients through mailboxes.
 
-Owns the engine's loop. Knows nothing of Ray: the cluster wraps it in an actor, tests use it as it is.
+Owns the engine's thread, from its start on: an engine that computes on a CPU in two threads has a pool of OpenMP threads for
+each, and more threads than cores wait asleep. Knows nothing of Ray: the cluster wraps it in an actor, tests use it as it is.
 """
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Engine, Request
@@ -28,9 +30,7 @@ class EngineHost:
     """
 
     def __init__(self, start: Callable[[], Engine]) -> None:
-        self._engine = start()
-        self.capacity = self._engine.capacity
-        self._inbox: list[tuple[str, str, Batch]] = []
+        self._inbox: deque[tuple[str, str, Batch]] = deque()
         self._outbox: dict[str, Answers] = defaultdict(list)
         self._sessions: dict[str, str] = {}
         self._owner: dict[int, tuple[str, str, int]] = {}
@@ -39,8 +39,11 @@ class EngineHost:
         self._open = True
         self._inbox_filled = threading.Event()
         self._outbox_filled = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        started: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._live, args=(start, started), name="engine", daemon=True)
         self._thread.start()
+        self._engine = started.result()
+        self.capacity = self._engine.capacity
 
     def begin(self, client: str) -> str:
         """Return the name of a new session of a client, and forget its earlier one."""
@@ -77,12 +80,21 @@ class EngineHost:
         if self._sessions.get(client) != session:
             raise EngineError("engine: it was started again and doesn't know this session", kind="engine_lost", retry=True)
 
-    def _loop(self) -> None:
+    def _live(self, start: Callable[[], Engine], started: Future[Engine]) -> None:
+        try:
+            engine = start()
+        except BaseException as error:  # whatever it is, the constructor's caller is the one to hear of it
+            started.set_exception(error)
+            return
+        started.set_result(engine)
+        self._loop(engine)
+
+    def _loop(self, engine: Engine) -> None:
         try:
             while self._open:
-                self._admit()
+                self._admit(engine)
                 if self._owner:
-                    self._deliver(self._engine.step())
+                    self._deliver(engine.step())
                 else:
                     self._inbox_filled.wait(timeout=1.0)
         except Exception as error:
@@ -91,16 +103,16 @@ class EngineHost:
             with self._outbox_filled:
                 self._outbox_filled.notify_all()
 
-    def _admit(self) -> None:
+    def _admit(self, engine: Engine) -> None:
         self._inbox_filled.clear()
-        waiting, self._inbox = self._inbox, []
-        for client, session, requests in waiting:
+        while self._inbox:
+            client, session, requests = self._inbox.popleft()
             batch = []
             for own_id, request in requests:
                 self._owner[self._next] = (client, session, own_id)
                 batch.append((self._next, request))
                 self._next += 1
-            self._engine.submit(batch)
+            engine.submit(batch)
 
     def _deliver(self, finished: Answers) -> None:
         if not finished:

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-
-from benchmarks import ledger, scheduler, streaming, tables, training  # found once the folder is on the path
+from benchmarks import ledger, scheduler, streaming, tables, training
 
 Lines = list[dict[str, Any]]
 SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {

@@ -14,7 +14,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from vllm import LLM
 
 from benchmarks.chain import make_work
-from benchmarks.contenders import staged, vllm_arguments
+from benchmarks.contenders import vllm_arguments
+from benchmarks.ways import staged
 
 
 def main() -> None:

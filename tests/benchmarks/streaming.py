@@ -7,8 +7,10 @@ one engine load each. Run `python -m benchmarks.streaming` within tests/; see wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,43 +23,51 @@ from typing import Any
 
 from benchmarks import whole
 from benchmarks.chain import Lengths, save_model
-from benchmarks.contenders import MARK, SLOTS
+from benchmarks.contenders import LOADERS, MARK
+from benchmarks.ways import SLOTS
 
 TESTS = Path(__file__).parents[1]
 ROWS = 4 * SLOTS
 FEW = 24
 """Rows for the contender that takes them one at a time: its rate doesn't hang on their number."""
 REPEATS = 5
-STARTED_WITHIN_S = 300.0
+LENGTHS: tuple[Lengths, ...] = ("even", "long_tailed")
 Lines = list[dict[str, Any]]
+Runs = dict[str, list[dict[str, Any]]]
 
 
-class Group:
-    """Contenders in a process of their own, which stays warm between orders."""
+class Seat:
+    """A contender in a process of its own, which stays warm between orders."""
 
-    def __init__(self, name: str, model: Path) -> None:
+    def __init__(self, contender: str, model: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contenders", name, str(model)],
-            cwd=TESTS, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        self._log = model.parent / f"{contender}.log"
+        with open(self._log, "w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.contenders", contender, str(model)], cwd=TESTS, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def ready(self) -> None:
+        """Wait until the model is loaded."""
         self._answer()
 
-    def run(self, contender: str, rows: int, lengths: Lengths) -> dict[str, Any]:
+    def run(self, rows: int, lengths: Lengths) -> dict[str, Any]:
         """Have the work done once and return its figures."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"contender": contender, "rows": rows, "lengths": lengths}) + "\n")
+        self._process.stdin.write(json.dumps({"rows": rows, "lengths": lengths}) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and what it may have started."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -65,24 +75,25 @@ class Group:
             if line.startswith(MARK):
                 found: dict[str, Any] = json.loads(line.removeprefix(MARK))
                 return found
-        raise RuntimeError(f"a contender ended with {self._process.wait()}; to see why, run {self._process.args}")
+        said = self._log.read_text(encoding="utf-8")[-3000:]
+        raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}:\n{said}")
 
 
-def warm(model: Path, lengths: Lengths, repeats: int = REPEATS, rows: int = ROWS) -> dict[str, list[dict[str, Any]]]:
-    """Return each contender's figures, run after run; they take turns."""
-    plan = [("vllm", "staged", rows), ("vllm", "caiflow", rows), ("async", "async", rows)]
-    plan += [("transformers", "one_by_one", FEW), ("transformers", "caiflow_transformers", rows)]
-    found: dict[str, list[dict[str, Any]]] = {contender: [] for _, contender, _ in plan}
+def warm(model: Path, repeats: int = REPEATS, rows: int = ROWS) -> dict[Lengths, Runs]:
+    """Return each contender's figures, run after run, for both kinds of lengths; they take turns, all loaded."""
+    found: dict[Lengths, Runs] = {lengths: {contender: [] for contender in LOADERS} for lengths in LENGTHS}
     with ExitStack() as stack:
-        groups = {}
-        for name in dict.fromkeys(name for name, _, _ in plan):
-            groups[name] = Group(name, model)
-            stack.callback(groups[name].close)
-        for repeat in range(repeats + 1):
-            for name, contender, count in plan:
-                figures = groups[name].run(contender, count, lengths)
-                if repeat:  # the first round warms up
-                    found[contender].append(figures)
+        seats = {}
+        for contender in LOADERS:  # one after the other: loading takes all cores
+            seats[contender] = Seat(contender, model)
+            stack.callback(seats[contender].close)
+            seats[contender].ready()
+        for lengths in LENGTHS:
+            for repeat in range(repeats + 1):
+                for contender, seat in seats.items():
+                    figures = seat.run(FEW if contender == "one_by_one" else rows, lengths)
+                    if repeat:  # the first round warms up
+                        found[lengths][contender].append(figures)
     return found
 
 
@@ -98,8 +109,9 @@ def spread(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 PAIRS = (
-    ("caiflow", "staged", "vLLM, against LLM.chat stage by stage"),
-    ("caiflow", "async", "vLLM, against rows chained on AsyncLLM"),
+    ("caiflow_vllm", "staged", "vLLM, against LLM.chat stage by stage"),
+    ("caiflow_vllm", "async", "vLLM, against rows chained on AsyncLLM"),
+    ("caiflow_vllm", "one_by_one", "vLLM, against transformers one prompt at a time"),
     ("caiflow_transformers", "one_by_one", "transformers, against one prompt at a time"),
 )
 
@@ -115,10 +127,10 @@ def warm_lines(found: Mapping[str, list[dict[str, Any]]], lengths: Lengths) -> L
         for side, runs in (("ours", found[ours]), ("theirs", found[theirs])):
             line |= {f"spread_{side}": spread(runs), f"tokens_per_s_{side}": round(rate(runs) * _tokens_per_row(runs))}
         lines.append(line)
-    steps = {one: statistics.median(run["steps"] for run in found[one]) for one in ("caiflow", "staged")}
-    name = f"{lengths} lengths, steps of vLLM's scheduler, {found['caiflow'][0]['rows']} rows in {SLOTS} slots"
-    line = {"name": name, "ours": steps["caiflow"], "theirs": steps["staged"], "unit": "steps"}
-    return [*lines, {**line, "ratio": round(steps["staged"] / steps["caiflow"], 3), "runs": len(found["caiflow"])}]
+    steps = {one: statistics.median(run["steps"] for run in found[one]) for one in ("caiflow_vllm", "staged")}
+    name = f"{lengths} lengths, steps of vLLM's scheduler, {found['staged'][0]['rows']} rows in {SLOTS} slots"
+    line = {"name": name, "ours": steps["caiflow_vllm"], "theirs": steps["staged"], "unit": "steps"}
+    return [*lines, {**line, "ratio": round(steps["staged"] / steps["caiflow_vllm"], 3), "runs": len(found["staged"])}]
 
 
 def _tokens_per_row(runs: Sequence[Mapping[str, Any]]) -> float:
@@ -130,12 +142,9 @@ def measure(repeats: int = REPEATS, rows: int = ROWS, size: str = "tiny", dtype:
     lines: Lines = []
     with tempfile.TemporaryDirectory() as scratch:
         model = save_model(Path(scratch) / "model", size, dtype)
-        kinds: tuple[Lengths, ...] = ("even", "long_tailed")
-        for lengths in kinds:
-            lines += warm_lines(warm(model, lengths, repeats, rows), lengths)
-            print(json.dumps(lines[-4:]), file=sys.stderr, flush=True)
-        lines += whole.measure(model, Path(scratch), rows, min(repeats, 3))
-    return lines
+        for lengths, found in warm(model, repeats, rows).items():
+            lines += warm_lines(found, lengths)
+        return lines + whole.measure(model, Path(scratch), rows, repeats)
 
 
 def main() -> None:

@@ -105,3 +105,52 @@ def test_a_client_that_replaces_a_dead_one_asks_for_itself() -> None:
     with hosted(engine) as host:
         asyncio.run(dies(host))
         assert asyncio.run(follows(host)) == [f"re: new{n} #0" for n in range(4)]
+
+
+def test_an_engine_starts_in_the_thread_that_steps_it() -> None:
+    seen: list[threading.Thread] = []
+
+    class Watched(ScriptedEngine):
+        def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
+            seen.append(threading.current_thread())
+            return super().step()
+
+    def start() -> Watched:
+        seen.append(threading.current_thread())
+        return Watched()
+
+    host = EngineHost(start)
+    try:
+        session = host.begin("one")
+        host.submit("one", session, asked(["a"]))
+        gathered(host, "one", session, 1)
+    finally:
+        host.close()
+    assert len(seen) > 1
+    assert len(set(seen)) == 1
+    assert seen[0] is not threading.current_thread()
+
+
+def test_an_engine_that_can_not_start_says_why_to_who_asked_for_it() -> None:
+    def start() -> ScriptedEngine:
+        raise EngineError("no such model", kind="load")
+
+    with pytest.raises(EngineError, match="no such model"):
+        EngineHost(start)
+
+
+def test_no_request_is_lost_while_many_threads_ask() -> None:
+    with hosted(ScriptedEngine()) as host:
+        sessions = {f"client{number}": host.begin(f"client{number}") for number in range(8)}
+
+        def ask(client: str) -> None:
+            for number in range(300):
+                host.submit(client, sessions[client], [(number, Request(f"{client}:{number}"))])
+
+        threads = [threading.Thread(target=ask, args=(client,)) for client in sessions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for client, session in sessions.items():
+            assert len(gathered(host, client, session, 300)) == 300
