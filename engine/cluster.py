@@ -84,6 +84,8 @@ class Finished:
 class Cluster:
     """Workers and engines on Ray, started when first needed.
 
+    `alone` says that one engine is all that computes in this run: it then gets every core but the rows' own.
+
     Raises:
         PlanError: the cluster at `address` can't be reached.
     """
@@ -101,6 +103,7 @@ class Cluster:
         self._spare_modules: Sequence[str] = ()
         self.cpus = float(os.cpu_count() or 1)
         self.gpus = 0.0
+        self.alone = False
         self.started = False
         self.on_event: Report = lambda event: None
 
@@ -301,7 +304,8 @@ class Cluster:
             self._spare = None
             self._prepare_spare()
             return spare
-        return self._new_engine(gpus, int(source.options.get("num_cpus") or self._threads(None)))
+        most = max(1.0, self.cpus - 1) if self.alone else None
+        return self._new_engine(gpus, self._threads(source.options.get("num_cpus") or most))
 
     def _prepare_spare(self) -> None:
         if self._spare is None and self._expected > 0 and not self.gpus:

@@ -350,15 +350,19 @@ class _Execution:
         first = next((name for name in asked if name in self.spec.models), None)
         source = self.resolver.model(first) if first else None
         if first and source is not None:
+            cluster.alone = len(asked) == 1 and not self._trains()
             cluster.engine(source, first, self.client)
             self._expected = len(asked) - 1
 
     def _import_ahead(self, cluster: Cluster) -> None:
         """While the first rows flow, let the processes of later steps import what takes seconds."""
         expected, self._expected = self._expected, 0
-        if expected and any(issubclass(operator_type(s.op), ModelOperator) for s in self._unsettled()):
+        if expected and self._trains():
             cluster.warm("train", TRAINERS)
         cluster.expect_engines(expected, ENGINES)
+
+    def _trains(self) -> bool:
+        return any(issubclass(operator_type(step.op), ModelOperator) for step in self._unsettled())
 
     def _unsettled(self) -> list[Step]:
         return [step for step in self.steps if self.states[step.name] not in SETTLED]
