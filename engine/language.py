@@ -58,6 +58,8 @@ class ModelEntry(Strict):
     """Arguments handed to vLLM under its own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
     num_gpus: float | None = Field(default=None, ge=0, json_schema_extra=SPEED)
     """GPUs per replica; by default 1 where there is one."""
+    num_cpus: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
+    """Threads of an engine that computes on a CPU; by default half the cores, or all but one where it is alone."""
     replicas: int = Field(default=1, ge=1, json_schema_extra=SPEED)
     """Engines started for this model."""
     base_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=SPEED)

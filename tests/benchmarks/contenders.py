@@ -112,8 +112,7 @@ def load_one_by_one(model: str) -> Contender:
 
 
 def load_caiflow(kind: str, model: str) -> Contender:
-    """Load caiflow's own engine on vLLM or on transformers, with the threads that a run gives to an engine that is alone."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))
+    """Load caiflow's own engine on vLLM or on transformers."""
     from caiflow.engine.llm.host import EngineHost
     from caiflow.engine.llm.load import load_engine
     from caiflow.engine.operator import ModelSource

@@ -1,6 +1,6 @@
 """The streaming comparison on a GPU, with random weights of real sizes: `python -m benchmarks.gpu --size 7b` within tests/.
 
-Same contenders, work and table as streaming.py; the weights are written to a temporary folder first (2 to 15 GB).
+Same contenders, work and table as streaming.py, but one after the other, for they don't fit beside each other; the weights are written to a temporary folder first (2 to 15 GB).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if not torch.cuda.is_available():
         sys.exit("no CUDA device here; `python -m benchmarks.streaming` measures the same on a CPU")
-    print(json.dumps(streaming.measure(given.repeats, given.rows, given.size, given.dtype), indent=1))
+    print(json.dumps(streaming.measure(given.repeats, given.rows, given.size, given.dtype, together=False), indent=1))
 
 
 if __name__ == "__main__":

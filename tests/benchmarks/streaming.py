@@ -79,22 +79,30 @@ class Seat:
         raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}:\n{said}")
 
 
-def warm(model: Path, repeats: int = REPEATS, rows: int = ROWS) -> dict[Lengths, Runs]:
-    """Return each contender's figures, run after run, for both kinds of lengths; they take turns, all loaded."""
+def warm(model: Path, repeats: int = REPEATS, rows: int = ROWS, *, together: bool = True) -> dict[Lengths, Runs]:
+    """Return each contender's figures, run after run, for both kinds of lengths.
+
+    All are loaded and take turns, or come one after the other where not `together`: a GPU's memory holds one of them.
+    """
     found: dict[Lengths, Runs] = {lengths: {contender: [] for contender in LOADERS} for lengths in LENGTHS}
-    with ExitStack() as stack:
-        seats = {}
-        for contender in LOADERS:  # one after the other: loading takes all cores
-            seats[contender] = Seat(contender, model)
-            stack.callback(seats[contender].close)
-            seats[contender].ready()
-        for lengths in LENGTHS:
-            for repeat in range(repeats + 1):
-                for contender, seat in seats.items():
-                    figures = seat.run(FEW if contender == "one_by_one" else rows, lengths)
-                    if repeat:  # the first round warms up
-                        found[lengths][contender].append(figures)
+    for contenders in [list(LOADERS)] if together else [[contender] for contender in LOADERS]:
+        with ExitStack() as stack:
+            seats = {}
+            for contender in contenders:  # one after the other: loading takes all cores
+                seats[contender] = Seat(contender, model)
+                stack.callback(seats[contender].close)
+                seats[contender].ready()
+            for lengths in LENGTHS:
+                _take_turns(seats, lengths, repeats, rows, found[lengths])
     return found
+
+
+def _take_turns(seats: Mapping[str, Seat], lengths: Lengths, repeats: int, rows: int, found: Runs) -> None:
+    for repeat in range(repeats + 1):
+        for contender, seat in seats.items():
+            figures = seat.run(FEW if contender == "one_by_one" else rows, lengths)
+            if repeat:  # the first round warms up
+                found[contender].append(figures)
 
 
 def rate(runs: Sequence[Mapping[str, Any]]) -> float:
@@ -137,12 +145,14 @@ def _tokens_per_row(runs: Sequence[Mapping[str, Any]]) -> float:
     return float(runs[0]["tokens"] / runs[0]["rows"])
 
 
-def measure(repeats: int = REPEATS, rows: int = ROWS, size: str = "tiny", dtype: str = "float32") -> Lines:
+def measure(
+    repeats: int = REPEATS, rows: int = ROWS, size: str = "tiny", dtype: str = "float32", *, together: bool = True
+) -> Lines:
     """Return a line per comparison: warm engines on both kinds of lengths, then whole processes."""
     lines: Lines = []
     with tempfile.TemporaryDirectory() as scratch:
         model = save_model(Path(scratch) / "model", size, dtype)
-        for lengths, found in warm(model, repeats, rows).items():
+        for lengths, found in warm(model, repeats, rows, together=together).items():
             lines += warm_lines(found, lengths)
         return lines + whole.measure(model, Path(scratch), rows, repeats)
 
