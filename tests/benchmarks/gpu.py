@@ -1,6 +1,7 @@
 """The streaming comparison on a GPU, with random weights of real sizes: `python -m benchmarks.gpu --size 7b` within tests/.
 
-Same contenders, work and table as streaming.py, but one after the other, for they don't fit beside each other; the weights are written to a temporary folder first (2 to 15 GB).
+Same contenders, work and table as streaming.py, but one contender after the other, since a GPU's memory holds one of them. The
+weights are written to a temporary folder first (2 to 15 GB).
 """
 
 from __future__ import annotations
