@@ -24,6 +24,7 @@ from typing import Any
 from caiflow.engine.actors import EngineActor, RayLink, Worker, first_line
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
+from caiflow.engine.machine import cores
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.reaper import watch
 from caiflow.engine.work import Report, StepResult, Unit
@@ -101,7 +102,7 @@ class Cluster:
         self._spare: Any = None
         self._expected = 0
         self._spare_modules: Sequence[str] = ()
-        self.cpus = float(os.cpu_count() or 1)
+        self.cpus = float(cores())
         self.gpus = 0.0
         self.alone = False
         self.started = False
@@ -127,6 +128,8 @@ class Cluster:
         self._init(options)
         resources = ray.cluster_resources()
         self.cpus, self.gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+        if self._address is None:
+            self.cpus = min(self.cpus, float(cores()))
         self.started = True
 
     def _init(self, options: Mapping[str, Any]) -> None:

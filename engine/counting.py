@@ -6,13 +6,13 @@ Replays rows exactly as the run does (the same keys, the same `replay`); large t
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from caiflow.engine.flow import BATCH_ROWS, FlowStep, replay, spread
+from caiflow.engine.machine import cores
 from caiflow.engine.row_llm import Tally
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) ->
     """
     for step in steps:
         ledger_of(step.namespace)  # opened before any fork: the index is shared, not read again
-    processes = max(1, min(os.cpu_count() or 1, source.num_rows // ROWS_PER_PROCESS))
+    processes = max(1, min(cores(), source.num_rows // ROWS_PER_PROCESS))
     if processes == 1:
         return _Counter(steps, ledger_of).count(_rows(source, 0, 1))
     global _forked

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from caiflow.engine.machine import cores
+
 Verdict = Literal["ok", "note", "broken"]
 
 TIGHT_BYTES = 5 * 2**30
@@ -136,8 +138,7 @@ def _hub() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"{cores} cores"
+    detail = f"{cores()} cores"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         detail += f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory"
     yield Finding("machine", "ok", detail)

@@ -1,6 +1,6 @@
-"""What makes two pieces of work the same: canonical JSON, digests, row keys, and the content digests of files.
+"""What makes two pieces of work the same: canonical JSON, digests and row keys.
 
-Owns the one way in which values become digests, and the memory of file digests. Never decides what belongs to a step's
+Owns the one way in which values become digests; those of files are in `file_identity`. Never decides what belongs to a step's
 identity beyond its parameters, and never reads a spec.
 """
 
@@ -10,14 +10,8 @@ import hashlib
 import json
 import math
 import os
-import sqlite3
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -28,7 +22,6 @@ FORMAT = 1
 """Version of the key format; part of every digest that plan and run compare."""
 
 _EXACT = 2.0**53  # whole floats below this are written as integers, so that 1 and 1.0 are the same
-_RACY_NS = 2_000_000_000  # a file changed this recently may change again within the clock's grain: not remembered
 _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True
 ).encode
@@ -159,88 +152,3 @@ def _kept(value: Any, at: tuple[str | int, ...], keyed: _Places, gone: _Places) 
 
 def _speed(info: FieldInfo) -> bool:
     return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("x-speed"))
-
-
-# --------------------------------------------------------------------------------------------------------- files
-
-
-class Manifest(TypedDict):
-    """The content of a folder: the sha256 of every file by its relative path, and the digest over those."""
-
-    files: dict[str, str]
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileCache:
-    """Remembers file digests by device, inode, size and times in one small database; safe with many processes.
-
-    A database that can't be opened or written only costs time: files are then hashed again.
-    """
-
-    path: Path
-
-    def get(self, stat: os.stat_result) -> str | None:
-        """Return the remembered digest of the file that has this `stat`, if any."""
-        try:
-            with closing(self._open()) as database:
-                found = database.execute("SELECT sha256 FROM files WHERE stamp = ?", (_stamp(stat),)).fetchone()
-        except (sqlite3.Error, OSError):
-            return None
-        return str(found[0]) if found else None
-
-    def put(self, stat: os.stat_result, sha256: str) -> None:
-        """Remember a digest, unless the file is so young that it may yet change unseen."""
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _RACY_NS:
-            return
-        try:
-            with closing(self._open()) as database, database:
-                database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (_stamp(stat), sha256))
-        except (sqlite3.Error, OSError):
-            return
-
-    def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(self.path, timeout=10)
-        database.execute("CREATE TABLE IF NOT EXISTS files (stamp TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID")
-        return database
-
-
-def _stamp(stat: os.stat_result) -> str:
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-
-
-def file_digest(path: Path, cache: FileCache | None = None) -> str:
-    """Return the sha256 of a file's bytes, 64 hex characters; hashed once for as long as the file stays as it is."""
-    with open(path, "rb") as file:
-        before = os.fstat(file.fileno())
-        known = cache.get(before) if cache else None
-        if known:
-            return known
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        after = os.fstat(file.fileno())
-    if cache and _stamp(before) == _stamp(after):
-        cache.put(after, found)
-    return found
-
-
-def folder_manifest(folder: Path, cache: FileCache | None = None, *, keep: Callable[[str], bool] | None = None) -> Manifest:
-    """Return the digests of a folder's files and the digest over them; hidden files don't count, links are followed.
-
-    `keep` says of each relative path (with `/`) whether it counts. Moving or renaming the folder changes nothing.
-    """
-    names = [name for name in folder_files(folder) if keep is None or keep(name)]
-    with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(lambda name: file_digest(folder / name, cache), names))
-    files = dict(zip(names, digests, strict=True))
-    return {"files": files, "digest": digest(files)}
-
-
-def folder_files(folder: Path) -> list[str]:
-    """Return the relative paths of a folder's files that aren't hidden, sorted, with `/`."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(parent).relative_to(folder)
-        found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
-    return sorted(found)

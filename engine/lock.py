@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.identity import digest, file_digest, folder_manifest, identity_params
+from caiflow.engine.file_identity import file_digest, folder_manifest
+from caiflow.engine.identity import digest, identity_params
 from caiflow.engine.store import write_atomic
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.identity import digest, folder_manifest
+from caiflow.engine.file_identity import folder_manifest
+from caiflow.engine.identity import digest
 from caiflow.engine.operator import ModelSource
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.graph import ancestors, topological, upstream_of
 from caiflow.engine.identity import digest, identity_params
+from caiflow.engine.machine import cores
 from caiflow.engine.models import resolve_model, trained_model
 from caiflow.engine.operator import ModelSource, Operator, RowOperator, RowParams, StepContext
 from caiflow.engine.registry import operator as operator_type
@@ -467,9 +468,7 @@ def previous_components(spec: Spec, store: Store) -> dict[str, Components]:
 
 def shortages(spec: Spec) -> list[str]:
     """Return, in words, what the steps ask for that this machine lacks."""
-    import os
-
-    gpus, cpus = _gpus(), os.cpu_count() or 1
+    gpus, cpus = _gpus(), cores()
     found = []
     for step in spec.steps.values():
         wanted = step.params.resources
@@ -480,6 +479,8 @@ def shortages(spec: Spec) -> list[str]:
     for name, entry in spec.models.items():
         if (getattr(entry, "num_gpus", None) or 0) > gpus:
             found.append(f"models.{name}: asks for {entry.num_gpus:g} GPUs, this machine has {gpus}")
+        if (entry.num_cpus or 0) > cpus:
+            found.append(f"models.{name}: asks for {entry.num_cpus} CPUs, this machine has {cpus}")
     return found
 
 

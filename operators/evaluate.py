@@ -249,7 +249,7 @@ def _write(job: Job, folder: str, columns: Mapping[str, Any], rows: Sequence[Row
 
 
 def _digest(path: Any) -> str:
-    from caiflow.engine.identity import file_digest
+    from caiflow.engine.file_identity import file_digest
 
     return file_digest(path)
 

@@ -7,14 +7,13 @@ and only the environment variable below adds others.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -22,6 +21,9 @@ from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, Row, RowLLM, Strict
 from caiflow.engine.statistics import Z_95
 from caiflow.operators.evaluation.attempts import Ask, attempted, refuse_failures
+
+if TYPE_CHECKING:
+    import asyncio  # it takes long to import, and a spec that is only checked needs none
 
 FOLDER = "LM_EVAL_INCLUDE_PATH"
 """The environment variable with a folder of further tasks."""
@@ -50,7 +52,7 @@ def problems() -> Iterator[tuple[str, str]]:
 
 def identity() -> dict[str, Any]:
     """Return what defines the tasks beside their names: the library's version and the content of the folder of others."""
-    from caiflow.engine.identity import folder_manifest
+    from caiflow.engine.file_identity import folder_manifest
 
     try:
         installed: str | None = version("lm_eval")
@@ -67,6 +69,8 @@ async def run_tasks(how: HarnessParams, models: Sequence[str], llms: LLMs, seed:
         ValueError: a task is unknown.
         StepError: a model can't answer a question; the harness can't leave one out.
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     found = {}
     for model in models:
@@ -111,6 +115,8 @@ def figures(values: Mapping[str, Any], n: int | None) -> dict[str, Any]:
 
 def _harness_model(model: str, llms: LLMs, loop: asyncio.AbstractEventLoop) -> Any:
     """Return one of the run's models in the form that the harness asks."""
+    from asyncio import run_coroutine_threadsafe
+
     from lm_eval.api.model import LM
 
     class EngineModel(LM):  # type: ignore[misc]  # the base is the optional library's, so the class is made here
@@ -129,7 +135,7 @@ def _harness_model(model: str, llms: LLMs, loop: asyncio.AbstractEventLoop) -> A
         def _answers(self, requests: Sequence[Any], ask: Ask) -> list[Row]:
             rows = [{"uid": f"{one.task_name}/{one.doc_id}/{one.idx}", "args": one.args} for one in requests]
             answers = llms.map("lm_eval", model, rows, attempted(ask, {}))
-            found = asyncio.run_coroutine_threadsafe(answers, loop).result()
+            found = run_coroutine_threadsafe(answers, loop).result()
             asked = [{**row, **answer} for row, answer in zip(rows, found, strict=True)]
             refuse_failures(asked, f"questions to {model}", 0, "the harness can't leave one out: leave its task out")
             return found

@@ -39,7 +39,7 @@ class FileSource:
 
     def content(self) -> str:
         """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is."""
-        from caiflow.engine.identity import file_digest
+        from caiflow.engine.file_identity import file_digest
         from caiflow.engine.store import Store
 
         return file_digest(self.path, Store().files)

@@ -154,6 +154,7 @@ def measure(
         model = save_model(Path(scratch) / "model", size, dtype)
         for lengths, found in warm(model, repeats, rows, together=together).items():
             lines += warm_lines(found, lengths)
+        print(json.dumps(lines), file=sys.stderr, flush=True)  # what comes next takes long, too
         return lines + whole.measure(model, Path(scratch), rows, repeats)
 
 

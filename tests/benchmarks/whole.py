@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chain import CRITIQUE, REVISION, make_work
+from benchmarks.chain import CALLS, CRITIQUE, REVISION, make_work
 
 TESTS = Path(__file__).parents[1]
 DISTILABEL = "CAIFLOW_BENCH_DISTILABEL"
@@ -79,13 +79,15 @@ def contenders(model: Path, scratch: Path, rows: int) -> dict[str, Callable[[int
 
         return run
 
-    def script(python: str, module: str) -> Callable[[int], float]:
-        return lambda number: timed([python, str(TESTS / "benchmarks" / module), str(model), str(rows)], PYTHONPATH=str(TESTS))
+    def script(python: str, module: str, **environment: str) -> Callable[[int], float]:
+        command = [python, str(TESTS / "benchmarks" / module), str(model), str(rows)]
+        return lambda number: timed(command, PYTHONPATH=str(TESTS), **environment)
 
     found = {"caiflow_vllm": caiflow("vllm"), "caiflow_transformers": caiflow("transformers")}
     found["bare_vllm"] = script(sys.executable, "bare_vllm.py")
     if os.environ.get(DISTILABEL):
-        found["distilabel"] = script(os.environ[DISTILABEL], "distilabel_chain.py")
+        threads = str(max(1, (os.cpu_count() or 1) // CALLS))  # it runs a model per task, side by side
+        found["distilabel"] = script(os.environ[DISTILABEL], "distilabel_chain.py", OMP_NUM_THREADS=threads)
     else:
         print(f"distilabel: left out; {DISTILABEL} names no Python that has it", file=sys.stderr)
     return found
