@@ -158,6 +158,7 @@ class Rl(TrainingOperator[RlParams]):
     """Train a model on its own replies by the scores of reward models (rows with `prompt`)."""
 
     name = "rl"
+    version = 2
     params_type = RlParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

@@ -118,11 +118,27 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
             logps, values, _ = self._read(batch)
             log_ratio = (logps - self._reference_logps(batch)) * mask
         scores = self._scores(inputs, prompts, completions, completion_ids, mode)
+        if mode == "train" and self.state.global_step == 0:
+            values = values + self._expect(scores)
         rewards = shaped_rewards(scores, log_ratio, mask, self.beta)
         advantages, returns = advantages_of(rewards, values * mask, mask, self.settings.gamma, self.settings.lam)
         self._note(mode, kl=masked_mean(log_ratio, mask), sequence_kl=log_ratio.sum(1).mean(), value=masked_mean(values, mask))
         old = {"old_logps": logps, "old_values": values, "returns": returns}
         return {**batch, **old, "advantages": whiten(advantages, mask)}
+
+    def _expect(self, scores: Tensor) -> Tensor:
+        """Have the value head begin at the first replies' mean score, and return that mean.
+
+        From 0, every advantage would hold the whole score, most at the last tokens and least at the first: the first, which
+        decide what a reply does, would be unlearnt whatever they are for as long as the head takes to get there.
+        """
+        mean = self.accelerator.gather(scores).mean()
+        head = getattr(self.accelerator.unwrap_model(self.model), VALUE_HEAD)
+        with torch.no_grad():
+            for name, parameter in head.named_parameters():
+                if name.endswith("bias"):
+                    parameter.fill_(mean)
+        return mean
 
     def _padded(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> dict[str, Tensor]:
         batch = {}

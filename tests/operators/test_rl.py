@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ def test_the_reward_rises(tmp_path: Path, model: ModelSource, judge: ModelSource
     assert {"length_end", "boilerplate_rate_end", "rewards_judge_mean", "rewards_length_mean"} <= set(done.metrics)
     names = set(load_plain(ModelSource(path=str(done.out_dir), identity="")).state_dict())
     assert names == set(load_plain(model).state_dict()), "no value head is left in the model"
+
+
+@pytest.mark.slow
+def test_what_ppo_learns_does_not_hang_on_where_the_scores_have_their_zero(
+    tmp_path: Path, model: ModelSource, judge: ModelSource
+) -> None:
+    shifted = tmp_path / "judge"
+    shutil.copytree(judge.path, shifted)
+    config = json.loads((shifted / "config.json").read_text())
+    (shifted / "config.json").write_text(json.dumps({**config, "reward_mean": config["reward_mean"] - 20}))
+    high = train(tmp_path / "high", model, ModelSource(path=str(shifted), identity="high"), **ALGORITHMS["ppo"]).metrics
+    plain = train(tmp_path / "plain", model, judge, **ALGORITHMS["ppo"]).metrics
+    assert high["reward_start"] == pytest.approx(plain["reward_start"] + 20, abs=0.02)
+    assert high["reward_end"] == pytest.approx(plain["reward_end"] + 20, abs=0.1)
+    assert plain["reward_end"] > plain["reward_start"] + 0.1
 
 
 @pytest.mark.slow
