@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.changes import changes as component_changes
 from caiflow.engine.events import read_run
 from caiflow.engine.history import output_kind, read_metrics
-from caiflow.engine.plan import COMPONENTS, TEXTS
-from caiflow.engine.plan import changes as component_changes
+from caiflow.engine.resolver import COMPONENTS, TEXTS
 
 if TYPE_CHECKING:
     import polars as pl

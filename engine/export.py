@@ -53,7 +53,7 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
         CaiflowError: the target isn't empty, or the run has no lock.
         SpecError: a file that the spec names is gone.
     """
-    from caiflow.engine.plan import Resolver
+    from caiflow.engine.resolver import Resolver
     from caiflow.engine.spec import load_spec
 
     if target.exists() and any(target.iterdir()):

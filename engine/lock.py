@@ -24,7 +24,7 @@ from caiflow.engine.store import write_atomic
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
     from caiflow.engine.language import Step
-    from caiflow.engine.plan import Resolver
+    from caiflow.engine.resolver import Resolver
 
 LOCK = "caiflow.lock"
 Lock = dict[str, Any]

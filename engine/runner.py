@@ -25,8 +25,8 @@ from caiflow.engine.graph import ancestors
 from caiflow.engine.identity import digest
 from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
-from caiflow.engine.plan import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.registry import operator as operator_type
+from caiflow.engine.resolver import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.store import Artifact, Store, write_atomic
 
 if TYPE_CHECKING:

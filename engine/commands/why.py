@@ -38,7 +38,7 @@ def execute(args: Namespace) -> int:
 
 
 def _as_json(step: PlannedStep) -> dict[str, object]:
-    from caiflow.engine.plan import changes
+    from caiflow.engine.changes import changes
 
     found = changes(step.previous or {}, step.components or {}) if step.previous and step.components else []
     return {
@@ -55,9 +55,9 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
 def _show(step: PlannedStep) -> None:
     from rich.console import Console
 
+    from caiflow.engine.changes import changes
     from caiflow.engine.commands.tables import changes_table, short
     from caiflow.engine.compare import Change
-    from caiflow.engine.plan import changes
     from caiflow.engine.report import plain_table
 
     console = Console()

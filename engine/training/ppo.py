@@ -132,7 +132,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         From 0, every advantage would hold the whole score, most at the last tokens and least at the first: the first, which
         decide what a reply does, would be unlearnt whatever they are for as long as the head takes to get there.
         """
-        mean = self.accelerator.gather(scores).mean()
+        mean: Tensor = self.accelerator.gather(scores).mean()
         head = getattr(self.accelerator.unwrap_model(self.model), VALUE_HEAD)
         with torch.no_grad():
             for name, parameter in head.named_parameters():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.plan import changes, describe
+from caiflow.engine.changes import changes, describe
 from support.kills import ledger_records
 
 SPEC = """
@@ -138,7 +138,7 @@ def test_a_change_that_shows_in_what_a_step_uses_is_named_once() -> None:
 
 def identities(folder: Path, edit: dict[str, str] | None = None, home: Path | None = None) -> list[Any]:
     """Return what decides each step's output, in order, for the spec with some of its text replaced."""
-    from caiflow.engine.plan import Resolver
+    from caiflow.engine.resolver import Resolver
     from caiflow.engine.spec import load_spec
     from caiflow.engine.store import Store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caiflow.engine.lock import make_lock, write_lock
 from caiflow.engine.operator import Job, TableOperator
-from caiflow.engine.plan import Resolver
+from caiflow.engine.resolver import Resolver
 from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.engine.spec import load_spec
 from caiflow.engine.store import Store

@@ -1,0 +1,49 @@
+"""The difference between two steps' components, and its words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_HEX = re.compile(r"[0-9a-f]{32,}")
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (component, old value, new value) for each that differs; a missing one is None.
+
+    What an operator uses may follow from a parameter or the seed; such a change is named once, where it was written.
+    """
+    names = dict.fromkeys([*old, *new])
+    found = [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    written = [_without_place(change) for change in found if not change[0].startswith("uses.")]
+    return [change for change in found if not change[0].startswith("uses.") or _without_place(change) not in written]
+
+
+def _without_place(change: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
+    return change[0].rpartition(".")[2], *change[1:]
+
+
+def describe(change: tuple[str, Any, Any]) -> str:
+    """Return a change in words: `learning_rate 2e-05 -> 1e-05`, `principle p07 edited`, `input changed`."""
+    name, old, new = change
+    group, _, rest = name.partition(".")
+    if group == "principles":
+        return f"principle {rest} {'added' if old is None else 'removed' if new is None else 'edited'}"
+    if name == "few_shot":
+        return "few-shot examples edited"
+    if group == "inputs":
+        return f"{rest} changed" if old is not None else f"{rest} is new"
+    if group == "models":
+        return f"{rest}: another model"
+    if group == "operator":
+        return f"operator {old} -> {new}"
+    short = rest if group in ("params", "uses") else name
+    if _HEX.fullmatch(str(new)) or _HEX.fullmatch(str(old)):
+        return f"{short} changed"
+    return f"{short} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
