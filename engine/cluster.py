@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +42,7 @@ QUIET = {
     "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
 }
 LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""A cluster of this machine alone: it listens on loopback, and only to those who know this run's token."""
+"""A cluster of this machine alone: it listens on loopback, and only to those who know this process's token."""
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "GOMP_SPINCOUNT": "20000",
@@ -50,6 +51,14 @@ WORKER_ENV = {
 }
 """Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
 threads that sleep at once double the time of a small model's step."""
+
+
+def _lock_out_others() -> None:
+    """Set the environment of a cluster that only this process may use; Ray reads it once, when it is imported."""
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != LOCAL["RAY_AUTH_MODE"]:
+        raise PlanError("ray: it was imported before the run, too late to lock others out; import it after, or not at all")
+    os.environ.update(LOCAL)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ class Cluster:
     `alone` says that one engine is all that computes in this run: it then gets every core but the rows' own.
 
     Raises:
-        PlanError: the cluster at `address` can't be reached.
+        PlanError: Ray can't be started here, or the cluster at `address` can't be reached.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -114,7 +123,7 @@ class Cluster:
             return
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if self._address is None:
-            os.environ.update(LOCAL, RAY_AUTH_TOKEN=secrets.token_hex(32))
+            _lock_out_others()
         import ray
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
@@ -135,14 +144,13 @@ class Cluster:
     def _init(self, options: Mapping[str, Any]) -> None:
         """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports."""
         import ray
-        import ray.exceptions as ray_errors
 
         for left in reversed(range(START_TRIES if self._address is None else 1)):
             try:
                 with _own_signals():
                     ray.init(**options)
                 return
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RaySystemError) as error:
+            except Exception as error:  # among others a bare one, where its node doesn't come up in time
                 ray.shutdown()
                 if not left:
                     where = self._address or "a local cluster"
