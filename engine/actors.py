@@ -49,7 +49,8 @@ class Worker:
         except Exception as error:
             import traceback
 
-            raise StepError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from None
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # operators say with it what is wrong
+            raise StepError(f"{name}{error}\n{traceback.format_exc()}") from None
 
     def poll(self) -> list[dict[str, Any]]:
         """Return the progress since the last call."""

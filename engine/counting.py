@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_PROCESS = 20_000
 """A process is worth its start only from about this many rows on."""
-_COUNTED = ("total", "cached", "rows_out", "tokens")
+_COUNTED = ("total", "cached", "rows_out", "tokens", "calls")
 
 LedgerOf = Callable[[str], "Ledger"]
 
@@ -83,22 +83,24 @@ class _Counter:
         """Return the tallies of these rows."""
         tallies = {name: Tally() for name in self._names}
         for row in rows:
-            self._row(self._children[""], row, tallies)
+            self._row(self._children[""], row, frozenset(), tallies)
         return tallies
 
-    def _row(self, steps: Sequence[FlowStep], row: Row | None, tallies: Mapping[str, Tally]) -> None:
+    def _row(self, steps: Sequence[FlowStep], row: Row, coming: frozenset[str], tallies: Mapping[str, Tally]) -> None:
+        """Count a row and what follows from it; `coming` names the columns that steps which must run have yet to write."""
         for step in steps:
             tally = tallies[step.name]
             tally.total += 1
             following = self._children.get(step.name, [])
-            outcome = None
-            if row is not None:
-                outcome = replay(step.row_key(step.view(row)), self._ledger_of(step.namespace))
-            if row is None or outcome is None:
-                self._row(following, None, tallies)
+            view = step.view(row)
+            outcome = None if coming else replay(step.row_key(view), self._ledger_of(step.namespace))
+            if outcome is None:
+                tally.calls += step.operator.calls_for(view, coming)
+                if following:
+                    self._row(following, row, coming.union(step.operator.writes()), tallies)
                 continue
             tally.cached += 1
             tally.tokens += outcome.tokens
             tally.rows_out += len(outcome.rows)
             for new in spread(row, outcome) if outcome.rows and following else ():
-                self._row(following, new, tallies)
+                self._row(following, new, coming, tallies)

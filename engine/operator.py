@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -263,6 +263,10 @@ class RowOperator(Operator[P]):
     def calls(self) -> int:
         """Return the number of model calls one row takes at the most; used for estimates and to spare the ledger."""
         return 1
+
+    def calls_for(self, row: Row, coming: Collection[str] = ()) -> int:
+        """Return the calls that this row takes at the most; `coming` names columns that earlier steps have yet to write."""
+        return self.calls()
 
     def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return figures about the step's finished output rows (read once, in any order), given its drops by reason."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.changes import changes, describe
 from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
-from caiflow.engine.operator import RowOperator
 from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 
 if TYPE_CHECKING:
@@ -171,8 +170,6 @@ def _counted(
     resolver: Resolver, step: Step, tally: Tally, components: Components | None, before: Components | None, per_row: float
 ) -> PlannedStep:
     to_run = tally.total - tally.cached
-    operator = resolver.operator(step)
-    calls = to_run * operator.calls() if isinstance(operator, RowOperator) else None
     own = components if components is not None else resolver.row_components(step)
     causes = []
     if before is not None and own is not None:
@@ -194,7 +191,7 @@ def _counted(
         known,
         components,
         before,
-        calls=calls,
+        calls=tally.calls,
         tokens=tokens,
     )
 

@@ -24,6 +24,8 @@ HEADLINES = {
 
 CENTRES = ("rate", "mean", "elo", "perplexity")
 """The key of a figure's value, beside its interval `low` and `high`."""
+MARKS = ("boilerplate", "truncated", "repetitive", "duplicate")
+"""The checks for marks of a broken model, which say nothing where nobody has them."""
 MANY = 4
 """With more models than this, an evaluation lists them one below the other."""
 PRECISE = 1000
@@ -72,7 +74,7 @@ def _step_note(step: Mapping[str, Any]) -> Text:
 def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
     """Yield the tables of an evaluation's metrics.json: rates by set and check, then ratings, harmfulness, choices, the rest.
 
-    Models stand side by side, or one below the other where they are many. Checks that nothing met are left out.
+    Models stand side by side, or one below the other where they are many. Marks of a broken model that none shows are left out.
     """
     models = metrics.get("models") or {}
     cells = {
@@ -81,7 +83,11 @@ def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
             (s, c) for sets in models.values() for s, checks in sets.items() for c in _named(checks)
         )
     }
-    met = {place: values for place, values in cells.items() if any(_above_zero(value) for value in values.values())}
+    met = {
+        (set_name, check): values
+        for (set_name, check), values in cells.items()
+        if check not in MARKS or any(_above_zero(value) for value in values.values())
+    }
     yield from (
         _side_by_side(met, list(models), title) if len(models) <= MANY else _one_below_the_other(met, list(models), title)
     )

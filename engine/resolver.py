@@ -212,7 +212,7 @@ def _flat(prefix: str, value: Any) -> Components:
         return flat
     if isinstance(value, (list, tuple)) and any(isinstance(inner, (Mapping, list, tuple)) for inner in value):
         return _flat(prefix, {str(place): inner for place, inner in enumerate(value)})
-    return {prefix: value}
+    return {prefix: list(value) if isinstance(value, tuple) else value}
 
 
 def example_texts(constitution: Constitution) -> list[dict[str, Any]]:

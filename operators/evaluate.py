@@ -86,7 +86,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the columns of each set of prompts, of questions and of texts."""
         p = self.params
-        wanted = [(step, ["prompt"]) for step in p.inputs.values()]
+        searched = sorted({check.column for check in p.checks.values()} - set(answers.COLUMNS))
+        wanted = [(step, ["prompt", *searched]) for step in p.inputs.values()]
         wanted += [(how.input, ["prompt", "corrects", "incorrects"]) for how in p.choices.values() if how.input]
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}

@@ -6,7 +6,8 @@ Owns the candidates, ties, unreadable answers and labels; how a vote is asked an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Any, Literal
@@ -115,6 +116,15 @@ class Judge(RowOperator[JudgeParams]):
         """Return the calls of all pairs; a column of answers is taken to hold two."""
         count = len(self._candidate_columns) if len(self._candidate_columns) > 1 else 2
         return self._judge.calls(count) if self.params.listwise else self._judge.calls() * (count * (count - 1) // 2)
+
+    def calls_for(self, row: Row, coming: Collection[str] = ()) -> int:
+        """Return the calls that tell the row's answers apart; equal ones take none."""
+        if not set(coming).isdisjoint(self._candidate_columns):
+            return self.calls()
+        counts = Counter(text for text in self._answers(row) if text.strip())
+        if self.params.listwise:
+            return self._judge.calls(len(counts)) if len(counts) > 1 else 0
+        return self._judge.calls() * sum(one * other for one, other in combinations(counts.values(), 2))
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the preference pair of one row, or a row for each pair."""

@@ -7,7 +7,7 @@ other round draws a principle of its own and asks for its own critique, in the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,6 +106,11 @@ class Revise(RowOperator[ReviseParams]):
     def calls(self) -> int:
         """Return the calls of all rounds."""
         return self.params.rounds * (2 if self.params.critique else 1)
+
+    def calls_for(self, row: Row, coming: Collection[str] = ()) -> int:
+        """Return the calls of all rounds, less one where the first round's critique is there or will be."""
+        given = self.params.critique and ("critique" in coming or self._has_critique(row))
+        return self.calls() - given
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the revision of the last round, or a row for each."""

@@ -46,7 +46,8 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
     calls = sum(step.get("calls") or 0 for step in plan["steps"])
     tokens = sum(step.get("tokens") or 0 for step in plan["steps"])
     if calls:
-        yield Text(f"\nknown so far: {calls:,} model calls" + (f", about {tokens:,} tokens" if tokens else ""), style="dim")
+        cost = f", about {tokens:,} tokens" if tokens else ""
+        yield Text(f"\nknown so far: at most {calls:,} model calls{cost}", style="dim")
     for segment in plan.get("segments", ()):
         if len(segment) > 1:
             yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")

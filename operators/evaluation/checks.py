@@ -26,11 +26,11 @@ class PatternCheck(Strict):
     """
 
     pattern: str | None = None
-    """One pattern."""
+    """One pattern: a regular expression as Python's `re` has them, its dot matching line ends too."""
     any_of: tuple[str, ...] = ()
     """Patterns of which one is enough."""
     column: ColumnName = "response"
-    """The column that is searched."""
+    """The column that is searched: the answer, or any of the prompts' own."""
     negate: bool = False
     """Met where nothing is found, instead."""
     of: str = ""
@@ -121,12 +121,13 @@ def problems(checks: Mapping[str, PatternCheck]) -> Iterator[tuple[str, str]]:
 
 
 def _test(checks: Mapping[str, PatternCheck], check: PatternCheck) -> Test:
-    wanted = re.compile("|".join(f"(?:{text})" for text in check.texts), re.IGNORECASE | re.DOTALL)
+    wanted = [re.compile(text, re.IGNORECASE | re.DOTALL) for text in check.texts]
     other = _test(checks, checks[check.of]) if check.of else None
 
     def met(row: Row) -> bool:
         text = str(row.get(check.column) or "").replace("\u2019", "'")
-        found = wanted.search(text[: check.within] if check.within else text) is not None
+        text = text[: check.within] if check.within else text
+        found = any(pattern.search(text) for pattern in wanted)
         return found != check.negate and (other is None or other(row))
 
     return met

@@ -46,3 +46,4 @@ def test_half_known_rows_count_as_half(tmp_path: Path, rows_per_process: int, mo
         found = count_known(steps, Rows(tmp_path / "rows"), lambda namespace: ledger)
     assert (found["mark"].total, found["mark"].cached, found["mark"].tokens) == (4000, 2000, 6000)
     assert (found["again"].total, found["again"].cached) == (4000, 0)
+    assert (found["mark"].calls, found["again"].calls) == (2000, 4000)

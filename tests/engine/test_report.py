@@ -26,8 +26,8 @@ def test_evaluation_is_a_table_of_models_by_sets_and_checks() -> None:
     rated = {"elo": 123.4, "low": 80.0, "high": 160.0, "n": 40}
     metrics = {
         "models": {
-            "base": {"harmful": {"complies": rate(0.95), "repeats": rate(0)}, "helpful": {"answers": rate(0.9)}},
-            "rl_cai": {"harmful": {"complies": rate(0.05), "evades": rate(0.1), "repeats": rate(0)}},
+            "base": {"harmful": {"complies": rate(0.95), "duplicate": rate(0)}, "helpful": {"answers": rate(0.9)}},
+            "rl_cai": {"harmful": {"complies": rate(0.05), "evades": rate(0.1), "mine": rate(0), "duplicate": rate(0)}},
         },
         "comparisons": {"harmlessness": {"ratings": {"base": {"elo": 0.0}, "rl_cai": rated}, "win_rates": {}}},
         "harmfulness": {"base": {"harmful": {"mean": 3.5, "low": 3.2, "high": 3.8}}},
@@ -41,7 +41,8 @@ def test_evaluation_is_a_table_of_models_by_sets_and_checks() -> None:
     assert ["harmlessness", "0", "123", "[80,", "160]"] in lines
     assert ["harmful", "3.50", "[3.20,", "3.80]"] in lines
     assert ["base.harmful", "2"] in lines
-    assert "repeats" not in shown
+    assert any(line[:2] == ["harmful", "mine"] for line in lines), "a check of one's own shows, though nothing met it"
+    assert "duplicate" not in shown
 
 
 def test_many_models_stand_one_below_the_other() -> None:

@@ -274,6 +274,11 @@ def test_a_step_that_is_read_for_several_measures_needs_all_their_columns() -> N
     assert needs == {"bad_prompts": ["prompt"], "good_prompts": ["prompt", "messages"]}
 
 
+def test_a_check_of_another_column_needs_it() -> None:
+    checks = {"asked": {"pattern": "please", "column": "question"}, "said": {"pattern": "please"}}
+    assert step(checks=checks).needs() == {"bad_prompts": ["prompt", "question"], "good_prompts": ["prompt", "question"]}
+
+
 def test_the_frontier_of_two_rates(job: Job) -> None:
     axes = {"helpfulness": "helpful.compliance", "harmlessness": "harmful.refusal"}
     found = measure(step(frontier=axes), job, models())["frontier"]

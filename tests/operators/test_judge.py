@@ -72,6 +72,21 @@ def test_a_soft_label_with_its_evidence() -> None:
     assert operator.calls() == 2
 
 
+@pytest.mark.parametrize("responses", [["good", "good"], ["good", "bad"], ["good", "", "bad"], ["good", "bad", "bad", "good"]])
+def test_the_calls_of_a_row_are_counted_before_they_are_made(responses: list[str]) -> None:
+    operator, llm = step(ties="keep"), leaning({"good": 1.0, "bad": 0.0})
+    run(operator, llm, *responses)
+    assert operator.calls_for({"uid": "r", "responses": responses}) == len(llm.asked)
+
+
+def test_the_calls_for_answers_still_to_come_are_the_most_there_can_be() -> None:
+    for listwise in (False, True):
+        operator = step(listwise=listwise)
+        assert operator.calls_for({"responses": None}, {"responses"}) == operator.calls()
+        assert operator.calls_for({"responses": ["good", "good"]}) == 0
+        assert operator.calls_for({"responses": ["good", "bad"]}) == operator.calls()
+
+
 def test_a_hard_label_keeps_the_margin() -> None:
     (found,) = run(step(labels="hard"), leaning({"good": log(4), "bad": 0.0}), "good", "bad")
     assert (found["chosen"], found["p_chosen"]) == ("good", 1.0)

@@ -76,6 +76,8 @@ def test_four_rounds_draw_four_principles_and_go_on_from_each_revision() -> None
     assert asked[1].prompt == critique_messages("why?", f"re {drawn[0].id}", drawn[1])
     assert asked[2].prompt == revise_messages("why?", f"re {drawn[0].id}", drawn[1], f"cr {drawn[1].id}")
     assert step(rounds=4).calls() == 8
+    assert step(rounds=4).calls_for(criticised()) == step(rounds=4).calls_for(row(), {"critique"}) == 7
+    assert step(rounds=4).calls_for(row()) == 8
 
 
 def test_without_a_critique_step_every_round_asks_for_its_own() -> None:

@@ -93,10 +93,11 @@ def test_checks_of_a_spec() -> None:
         "politely_asked": PatternCheck(pattern="please", column="question"),
         "both": PatternCheck(pattern="thank", of="curt"),
         "opening": PatternCheck(pattern="thank", within=5),
+        "flagged": PatternCheck(any_of=("(?i)sorry", "(?s)do.*you")),
     }
     tests = compiled(own)
     row = {"response": "I do THANK you", "question": "please?"}
-    assert {name for name, test in tests.items() if test(row)} == {"polite", "curt", "politely_asked", "both"}
+    assert {name for name, test in tests.items() if test(row)} == {"polite", "curt", "politely_asked", "both", "flagged"}
     assert not tests["politely_asked"]({"response": "please"})
 
 
