@@ -30,7 +30,7 @@ def describe(change: tuple[str, Any, Any]) -> str:
     group, _, rest = name.partition(".")
     if group == "principles":
         return f"principle {rest} {'added' if old is None else 'removed' if new is None else 'edited'}"
-    if name == "few_shot":
+    if group == "few_shot" or name.startswith("uses.few_shot."):
         return "few-shot examples edited"
     if group == "inputs":
         return f"{rest} changed" if old is not None else f"{rest} is new"

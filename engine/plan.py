@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from caiflow.engine.machine import cores
 from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 
 if TYPE_CHECKING:
+    from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
     from caiflow.engine.ledger import Ledger
     from caiflow.engine.row_llm import Tally
@@ -129,7 +130,7 @@ def _to_run(
     own = resolver.row_components(step)
     if components is None and own is not None and before is not None:
         changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
-        reason = "; ".join([*map(describe, changed), reason])
+        reason = "; ".join([*_described(changed), reason])
     known = digest(components) if components is not None else None
     return PlannedStep(step.name, step.op, "run", None, 0, None, reason, known, components, before)
 
@@ -137,7 +138,11 @@ def _to_run(
 def _reason(components: Components, before: Components | None) -> str:
     if before is None:
         return "never run"
-    return "; ".join(map(describe, changes(before, components))) or "its result isn't in the store"
+    return "; ".join(_described(changes(before, components))) or "its result isn't in the store"
+
+
+def _described(found: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return list(dict.fromkeys(map(describe, found)))
 
 
 def _plan_chain(
@@ -149,7 +154,13 @@ def _plan_chain(
 
     root: Any = chain[0].params
     flow_steps = [resolver.flow_step(step, step.params.input) for step in chain]  # type: ignore[attr-defined]
-    known = [flow_step for flow_step in flow_steps if flow_step is not None]
+    known: list[FlowStep] = []
+    uncounted: set[str] = set()
+    for step, flow_step in zip(chain, flow_steps, strict=True):
+        if flow_step is None or flow_step.source in uncounted:
+            uncounted.add(step.name)
+        else:
+            known.append(flow_step)
     tallies = count_known(known, Rows(resolver.artifacts[root.input].path), ledgers)
     namespaces = {flow_step.name: flow_step.namespace for flow_step in known}
     planned = {}
@@ -160,9 +171,9 @@ def _plan_chain(
             per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(namespaces[step.name]))
             planned[step.name] = _counted(resolver, step, tally, components, before, per_row)
         else:
-            planned[step.name] = PlannedStep(
-                step.name, step.op, "run", None, 0, None, "after its model", None, components, before
-            )
+            source = step.params.input  # type: ignore[attr-defined]
+            after = f"after {source}" if source in uncounted else "after its model"
+            planned[step.name] = PlannedStep(step.name, step.op, "run", None, 0, None, after, None, components, before)
     return planned
 
 
@@ -174,7 +185,7 @@ def _counted(
     causes = []
     if before is not None and own is not None:
         skip = NOT_IN_ROWS if components is None else ()
-        causes = [describe(change) for change in changes(before, own) if change[0].split(".")[0] not in skip]
+        causes = _described(change for change in changes(before, own) if change[0].split(".")[0] not in skip)
     why = "; ".join(causes) or ("never run" if before is None and not tally.cached else "new or changed rows")
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
     known = digest(components) if components is not None else None

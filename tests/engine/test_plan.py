@@ -79,6 +79,20 @@ def test_everything_is_cached_after_a_run(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_what_comes_after_an_untrained_model_is_not_counted(project: Project) -> None:
+    more = """
+  sl:         {op: sft, input: revision, model: base}
+  pair:       {op: generate, input: prompts, model: sl, samples: 2}
+  preference: {op: judge, input: pair, model: base}
+"""
+    (project.folder / "more.yaml").write_text(SPEC.rstrip() + more, encoding="utf-8")
+    steps = json.loads(project.command("plan", "more.yaml", "--json"))["steps"]
+    found = {step["name"]: (step["reason"], step["to_run"], step["calls"]) for step in steps}
+    assert found["pair"] == ("after its model", None, None)
+    assert found["preference"] == ("after pair", None, None)
+
+
+@pytest.mark.slow
 def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project) -> None:
     from caiflow.engine.rows import Rows
 
@@ -93,6 +107,7 @@ def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project)
         len(drew),
         ROWS - len(drew),
     )
+    assert plan["critique"]["calls"] == plan["revision"]["calls"] == len(drew)
     assert "principle p07" in plan["critique"]["reason"]
     assert "edited" in plan["critique"]["reason"]
     assert "principles.p07" in project.command("why", "spec.yaml", "critique", "--json")
@@ -117,6 +132,7 @@ def test_ten_percent_new_rows_are_all_that_runs(project: Project) -> None:
 def test_changes_are_named_in_words() -> None:
     old = {"params.learning_rate": 2e-5, "principles.p01": "a", "inputs.input": "x", "seed": 1}
     new = {"params.learning_rate": 1e-5, "principles.p01": "b", "inputs.input": "y", "seed": 1}
+    assert describe(("uses.few_shot.9c0147ce", ["How?"], None)) == "few-shot examples edited"
     assert [describe(change) for change in changes(old, new)] == [
         "learning_rate 2e-05 -> 1e-05",
         "principle p01 edited",
