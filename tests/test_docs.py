@@ -1,16 +1,18 @@
-"""The operator in CONTRIBUTING is one."""
+"""The operator in CONTRIBUTING and the variant in README work as written."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from caiflow.engine.llm.base import Completion
 from caiflow.engine.operator import RowLLM, RowOperator, StepContext
+from caiflow.engine.spec import load_spec
 
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
 
 
 class Echo(RowLLM):
@@ -27,7 +29,7 @@ class Echo(RowLLM):
 
 
 def test_the_ten_line_operator_works_as_written() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {"__name__": "contributing"}
     exec(code, names)
     operator = names["Title"](names["TitleParams"](input="red", model="base", words=3), StepContext())
@@ -35,3 +37,11 @@ def test_the_ten_line_operator_works_as_written() -> None:
     row = {"uid": "a", **{name: [] for name in operator.reads()}}
     assert asyncio.run(operator.row(row, Echo())) == {"title": "Give this a title of at most 3 words."}
     assert set(operator.writes()) == {"title"}
+
+
+def test_the_variant_in_the_readme_is_valid(tmp_path: Path) -> None:
+    found = re.findall(r"^  ```yaml\n(.*?)^  ```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "variant.yaml").write_text(textwrap.dedent(found[0]), encoding="utf-8")
+    spec = load_spec(tmp_path / "variant.yaml")
+    assert {"sl_cai@low", "sl_cai@high", "scores"} <= set(spec.steps)
+    assert load_spec(tmp_path / "variant.yaml", profile="gpu").models["base"].source.startswith("mistralai/")
