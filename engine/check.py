@@ -199,12 +199,18 @@ class _Constitutions:
                 self.checked.problems.extend(problem for problem in error.problems if problem.file)
                 for problem in error.problems:
                     if not problem.file:
-                        self.checked.problems.at(at, path, problem.message, problem.hint)
+                        below = (*path, *_parts(problem.path))
+                        place = self.checked.tree.nearest(below).key if problem.path else at
+                        self.checked.problems.at(place, below, problem.message, problem.hint)
                 if not error.problems:
                     self.checked.problems.at(at, path, *_split(str(error)))
             except (ValueError, OSError, CaiflowError) as error:
                 self.checked.problems.at(at, path, *_split(str(error)))
         return self.loaded[path]
+
+
+def _parts(path: str) -> Path_:
+    return tuple(int(part) if part.isdigit() else part for part in path.split(".") if part)
 
 
 def _split(text: str) -> tuple[str, str]:

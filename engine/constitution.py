@@ -23,6 +23,7 @@ this one by `constitution_formats`. Never asks a model and never writes a prompt
 
 A prompt is a text (one user turn) or a list of {role, content}. A spec names a constitution as a bundled name, a path, a
 mapping in this format, `{source: NAME, without: [ids]}` or `{source: NAME, only: [ids]}`, or a list of principles and sources.
+A file may also be a list of principles.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from caiflow.engine.principles import (
     findings,
     known,
     merge,
+    same_id,
 )
 
 __all__ = [
@@ -104,8 +106,10 @@ def source_path(value: str, base_dir: Path = Path()) -> Path:
     if value in bundled():
         return _BUNDLED / f"{value}.yaml"
     near = difflib.get_close_matches(value, bundled(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"bundled are {', '.join(bundled())}; a path is relative to the spec"
-    raise _wrong("", f"no constitution {value!r} and no such file", hint)
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"bundled are {', '.join(bundled())}; a path starts in {base_dir.resolve()}"
+    )
+    raise SpecError((Problem("", 1, 1, "", f"no constitution {value!r} and no such file", hint),))
 
 
 @lru_cache(maxsize=32)
@@ -114,7 +118,7 @@ def _read(path: Path, _mtime_ns: int, size: int) -> Constitution:
         raise SpecError((Problem(str(path), 1, 1, "", f"{size} bytes are too many for a constitution, at most {MAX_BYTES}"),))
     try:
         text = path.read_text(encoding="utf-8-sig")
-        data = read_data(text, path.stem)
+        data = read_data(text, path.stem, path.suffix.lower() in (".yaml", ".yml", ".json"))
     except UnicodeDecodeError as error:
         raise SpecError((Problem(str(path), 1, 1, "", f"not UTF-8 text: {error.reason} at byte {error.start}"),)) from None
     except FormatError as error:
@@ -128,7 +132,10 @@ def _from_mapping(value: Mapping[str, Any], base_dir: Path) -> Constitution:
     unknown = sorted(set(map(str, value)) - {"source", "only", "without"})
     if unknown:
         raise _wrong(unknown[0], f"unknown key {unknown[0]!r}", "beside `source` there may be `only` or `without`")
-    whole = load_constitution(value["source"], base_dir)
+    try:
+        whole = load_constitution(value["source"], base_dir)
+    except SpecError as error:
+        raise SpecError(tuple(_below("source", error))) from None
     only, without = (_ids(value, key, whole) for key in ("only", "without"))
     kept = tuple(p for p in whole.principles if (not only or p.id in only) and p.id not in without)
     if not kept:
@@ -149,22 +156,37 @@ def _ids(value: Mapping[str, Any], key: str, whole: Constitution) -> frozenset[s
 
 
 def _from_list(value: Sequence[Any], base_dir: Path) -> Constitution:
-    parts, problems = [], []
+    parts: list[Constitution] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
     for index, item in enumerate(value):
         try:
-            parts.append(_from_item(item, base_dir))
+            part = _from_item(item, base_dir)
         except SpecError as error:
-            problems += [p if p.file else replace(p, path=f"{index}.{p.path}".rstrip(".")) for p in error.problems]
+            problems += _below(str(index), error)
+            continue
+        parts.append(part)
+        for principle in part.principles:
+            if principle.id in seen:
+                path = f"{index}.id" if _is_principle(item) else str(index)
+                problems += _wrong(path, same_id(principle.id)).problems
+            seen.add(principle.id)
     if problems:
         raise SpecError(tuple(problems))
-    try:
-        return merge(parts)
-    except ValueError as error:
-        raise _wrong("", str(error)) from None
+    return merge(parts)
+
+
+def _below(key: str, error: SpecError) -> list[Problem]:
+    """Return the problems with those of the spec's own values set below `key`."""
+    return [p if p.file else replace(p, path=f"{key}.{p.path}".rstrip(".")) for p in error.problems]
+
+
+def _is_principle(item: Any) -> bool:
+    return isinstance(item, Mapping) and not item.keys() & {"source", "principles"}
 
 
 def _from_item(item: Any, base_dir: Path) -> Constitution:
-    if isinstance(item, Mapping) and not item.keys() & {"source", "principles"}:
+    if _is_principle(item):
         return Constitution("in the spec", (parse_principle(item),))
     if isinstance(item, str | Mapping):
         return load_constitution(item, base_dir)
@@ -172,4 +194,5 @@ def _from_item(item: Any, base_dir: Path) -> Constitution:
 
 
 def _wrong(path: str, message: str, hint: str = "") -> SpecError:
-    return SpecError((Problem("", 1, 1, path, f"constitution: {message}", hint),))
+    message, _, more = message.partition("; ")
+    return SpecError((Problem("", 1, 1, path, f"constitution: {message}", hint or more),))

@@ -5,14 +5,16 @@ Owns the format's keys and the place of each problem in a file. `constitution` d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.llm.base import Message
+from caiflow.engine.names import suggest
+from caiflow.engine.nodes import Location, Node
 from caiflow.engine.principles import (
     STAGES,
     Constitution,
@@ -21,9 +23,13 @@ from caiflow.engine.principles import (
     JudgeExample,
     Principle,
     Stage,
-    checked,
     known,
+    same_id,
 )
+
+_Loc = tuple[str | int, ...]
+_Wrong = list[tuple[_Loc, str]]
+_Example = TypeVar("_Example", CritiqueExample, JudgeExample)
 
 
 def rule_texts(rule: str) -> dict[Stage, str]:
@@ -62,12 +68,14 @@ def parse(data: Mapping[str, Any], file: str = "", text: str = "") -> Constituti
     Raises:
         SpecError: every problem found, at its place.
     """
+    wrong: _Wrong = []
     try:
-        return _File.model_validate(dict(data)).constitution()
+        found = _File.model_validate(dict(data)).constitution(wrong)
     except ValidationError as error:
-        raise SpecError(tuple(_problem(finding["loc"], finding["msg"], file, text) for finding in error.errors())) from None
-    except ValueError as error:
-        raise SpecError((_problem((), str(error), file, text),)) from None
+        wrong += [(finding["loc"], _said(finding, data)) for finding in error.errors()]
+    if wrong:
+        raise SpecError(_problems(wrong, file, text))
+    return found
 
 
 def parse_principle(data: Mapping[str, Any]) -> Principle:
@@ -77,11 +85,10 @@ def parse_principle(data: Mapping[str, Any]) -> Principle:
         SpecError: every problem found, by its path below the principle.
     """
     try:
-        return _PrincipleEntry.model_validate(dict(data)).principle()
-    except ValidationError as error:
-        raise SpecError(tuple(_problem(finding["loc"], finding["msg"], "", "") for finding in error.errors())) from None
-    except ValueError as error:
-        raise SpecError((_problem((), str(error), "", ""),)) from None
+        return parse({"caiflow_constitution": 1, "name": "in the spec", "principles": [data]}).principles[0]
+    except SpecError as error:
+        below = (replace(problem, path=problem.path.removeprefix("principles.0").lstrip(".")) for problem in error.problems)
+        raise SpecError(tuple(below)) from None
 
 
 class _PrincipleEntry(Principle):
@@ -160,45 +167,98 @@ class _File(FileModel):
     principles: tuple[_PrincipleEntry, ...]
     few_shot: _FewShot = _FewShot()
 
-    def constitution(self) -> Constitution:
-        principles = tuple(entry.principle() for entry in self.principles)
-        by_id = {principle.id: principle for principle in principles}
-        return checked(
-            Constitution(
-                name=self.name,
-                description=self.description,
-                principles=principles,
-                few_shot_critique=tuple(entry.example(by_id) for entry in self.few_shot.critique),
-                few_shot_judge=tuple(entry.example(by_id) for entry in self.few_shot.judge),
-            )
+    def constitution(self, wrong: _Wrong) -> Constitution:
+        """Return the constitution without what can't be built, which goes to `wrong` with its place."""
+        principles: dict[str, Principle] = {}
+        for index, entry in enumerate(self.principles):
+            if entry.id in principles:
+                wrong.append((("principles", index, "id"), same_id(entry.id)))
+                continue
+            try:
+                principles[entry.id] = entry.principle()
+            except ValueError as error:
+                wrong.append((("principles", index), str(error)))
+        if wrong:
+            return Constitution(self.name, tuple(principles.values()))
+        return Constitution(
+            name=self.name,
+            description=self.description,
+            principles=tuple(principles.values()),
+            few_shot_critique=_examples("critique", (entry.example for entry in self.few_shot.critique), principles, wrong),
+            few_shot_judge=_examples("judge", (entry.example for entry in self.few_shot.judge), principles, wrong),
         )
 
 
-def _problem(loc: Sequence[str | int], message: str, file: str, text: str) -> Problem:
-    line, col = _place(text, loc) if text else (1, 1)
-    path = ".".join(str(part) for part in loc)
-    said = message.removeprefix("Value error, ")
-    return Problem(file, line, col, path, f"{path}: {said[:1].lower()}{said[1:]}" if path else said)
+def _examples(
+    stage: str, builders: Iterable[Callable[[Mapping[str, Principle]], _Example]], by_id: Mapping[str, Principle], wrong: _Wrong
+) -> tuple[_Example, ...]:
+    found = []
+    for index, build in enumerate(builders):
+        try:
+            found.append(build(by_id))
+        except ValueError as error:
+            wrong.append((("few_shot", stage, index, "principle"), f"few_shot.{stage}.{index}: {error}"))
+    return tuple(found)
 
 
-def _place(text: str, loc: Sequence[str | int]) -> tuple[int, int]:
-    """Return line and column (from 1) of the value at `loc`, or of the innermost one around it that exists."""
-    import yaml
+_KEYS: Mapping[_Loc, type[FileModel]] = {
+    (): _File,
+    ("principles",): _PrincipleEntry,
+    ("few_shot",): _FewShot,
+    ("few_shot", "critique"): _CritiqueEntry,
+    ("few_shot", "judge"): _JudgeEntry,
+}
+"""What stands where in a file, list positions left out."""
 
-    node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if node is None:
-        return 1, 1
-    mark = node.start_mark
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-        else:
-            is_item = isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
-            found = (node.value[part], node.value[part]) if is_item else None
-        if found is None:
-            break
-        mark, node = found[0].start_mark, found[1]
-    return mark.line + 1, mark.column + 1
+
+def _said(finding: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Return a message of pydantic's in this project's words; a hint follows `; `."""
+    *above, last = finding["loc"] or ("",)
+    message = str(finding["msg"]).removeprefix("Value error, ")
+    where = _where(finding["loc"], data)
+    if finding["type"] == "extra_forbidden":
+        model = _KEYS.get(tuple(part for part in above if isinstance(part, str)))
+        hint = suggest(str(last), model.model_fields, "keys") if model else ""
+        if last == "source":
+            hint = "only a spec takes principles from elsewhere: list both under its `constitution:`"
+        return f"{_where(above, data)}unknown key `{last}`; {hint}".removesuffix("; ")
+    if finding["type"] == "model_type":
+        return f"{where}a mapping is expected, got {finding['input']!r}"[:200]
+    if finding["type"] == "missing":
+        return f"{_where(above, data)}`{last}` is missing; add `{last}:`"
+    return f"{where}{message[:1].lower()}{message[1:]}"
+
+
+def _where(loc: Sequence[str | int], data: Mapping[str, Any]) -> str:
+    """Return the beginning of a message: the principle by its id, then the path below it."""
+    names = []
+    if len(loc) > 1 and loc[0] == "principles" and isinstance(loc[1], int):
+        entry = data["principles"][loc[1]]
+        name = entry.get("id") if isinstance(entry, Mapping) else None
+        names = [f"principle {name!r}" if isinstance(name, str) else "a principle"]
+        loc = loc[2:]
+    path = ".".join(map(str, loc))
+    return "".join(f"{part}: " for part in (*names, path) if part)
+
+
+def _problems(wrong: _Wrong, file: str, text: str) -> tuple[Problem, ...]:
+    tree = _tree(text, file)
+    found = []
+    for loc, said in wrong:
+        at = tree.nearest(loc).key
+        message, _, hint = said.partition("; ")
+        found.append(Problem(file, at.line, at.col, ".".join(map(str, loc)), message, hint))
+    return tuple(found)
+
+
+def _tree(text: str, file: str) -> Node:
+    """Return the text as a tree of values at their places, or one value at the start where it is none."""
+    from caiflow.engine.yaml_source import parse_yaml
+
+    try:
+        return parse_yaml(text, file)
+    except SpecError:
+        return Node(None, Location(file, 1, 1), Location(file, 1, 1))
 
 
 def _plain(example: CritiqueExample | JudgeExample) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 Owns the decoding of a file's text and the knowledge of each released format. Returns plain data in the format that
 `constitution` documents. Never looks at a file's name, never checks the result and never draws.
+
+A text that is YAML by chance (`Rules: be kind.`) stays a text, unless its file's name says YAML.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caiflow.engine.errors import SpecError
+from caiflow.engine.yaml_source import parse_yaml
+
 Data = dict[str, Any]
 _ROLES = {"human": "user", "user": "user", "h": "user", "assistant": "assistant", "gpt": "assistant", "a": "assistant"}
 _TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:[ \t]*")
@@ -20,6 +25,10 @@ _MARKERS = re.compile(r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critiqu
 _PREAMBLE = re.compile(r"^\s*(?:Human:\s*)?Consider the following conversation[^\n]*\n", re.IGNORECASE)
 _THOUGHT = re.compile(r"(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?", re.IGNORECASE)
 _ANSWER = re.compile(r"(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?", re.IGNORECASE)
+_PRINCIPLE_KEYS = {"id", "critique", "revision", "judge", "rule", "source"}
+_OWN_KEYS = {"caiflow", "caiflow_constitution", "principles", "steps", "few_shot", "constitutions", "samples"}
+_BEGUN = re.compile(r"^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:", re.MULTILINE)
+"""The beginning of a constitution, so that broken YAML isn't taken for prose."""
 _OPTION = re.compile(r"\(([AB])\)\s*\[\[\[(.*?)\]\]\]", re.DOTALL)
 
 
@@ -31,13 +40,15 @@ class FormatError(ValueError):
         self.line, self.col, self.hint = line, col, hint
 
 
-def read_data(text: str, name: str) -> Data:
+def read_data(text: str, name: str, structured: bool = False) -> Data:
     """Return what a file says, in caiflow's own format; `name` serves where the file's format has none.
+
+    `structured` says that the file's name promises YAML or JSON.
 
     Raises:
         FormatError: the text is broken, or of no known format.
     """
-    data = _decode(text)
+    data = _decode(text, structured)
     if isinstance(data, Mapping) and "caiflow_constitution" in data:
         return dict(data)
     for convert in FORMATS:
@@ -48,37 +59,61 @@ def read_data(text: str, name: str) -> Data:
             raise FormatError(f"this looks like {convert.__doc__}, but {what}") from None
         if found is not None:
             return {"caiflow_constitution": 1, "name": name, "principles": [], **found}
+    raise _refusal(data)
+
+
+def _refusal(data: Any) -> FormatError:
+    if isinstance(data, Mapping) and data.keys() & {"caiflow", "steps"}:
+        return FormatError(
+            "this is a caiflow spec, not a constitution", hint="`caiflow validate` checks a spec and its constitution"
+        )
+    if isinstance(data, Mapping) and "principles" in data:
+        said = "this has `principles`, but doesn't say that it is a constitution"
+        return FormatError(said, hint="add the line `caiflow_constitution: 1`")
     known = "; ".join(str(convert.__doc__) for convert in FORMATS)
-    raise FormatError("not a constitution", hint=f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
+    shown = f": a mapping of {', '.join(list(map(str, data))[:5])}" if isinstance(data, Mapping) and data else ""
+    return FormatError(f"not a constitution{shown}", hint=f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
 
 
-def _decode(text: str) -> Any:
+def _decode(text: str, structured: bool) -> Any:
+    """Return what a JSON or YAML text holds, or the text itself where it is prose."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise FormatError(f"not valid JSON: {error.msg}", error.lineno, error.colno) from None
-    if re.search(r"^(caiflow_constitution|principles)\s*:", text, re.MULTILINE):
-        return _yaml(text)
-    return text
+            refused = FormatError(f"not valid JSON: {error.msg}", error.lineno, error.colno)
+        try:
+            return _yaml(text)
+        except FormatError:
+            raise refused from None
+    try:
+        data = _yaml(text)
+    except FormatError:
+        if structured or _BEGUN.search(text):
+            raise
+        return text
+    if isinstance(data, Mapping):
+        return data if structured or data.keys() & _OWN_KEYS else text
+    if isinstance(data, list):
+        listed = structured and any(isinstance(item, Mapping) for item in data)
+        return data if listed or _has_principles(data) or _has_requests(data) or _has_options(data) else text
+    return data if data is None and structured else text
 
 
 def _yaml(text: str) -> Any:
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        for token in yaml.scan(text, Loader=loader):
-            if isinstance(token, yaml.AliasToken):
-                mark = token.start_mark
+        data = parse_yaml(text, "").plain()
+    except SpecError as error:
+        first = error.problems[0]
+        raise FormatError(first.message, first.line, first.col, first.hint) from None
+    if "*" in text:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                mark: Any = event.start_mark
                 raise FormatError("YAML aliases are not allowed here; write the text out", mark.line + 1, mark.column + 1)
-        return yaml.load(text, Loader=loader)
-    except yaml.MarkedYAMLError as error:
-        place = error.problem_mark
-        line, col = (place.line + 1, place.column + 1) if place else (1, 1)
-        raise FormatError(f"not valid YAML: {error.problem}", line, col) from None
-    except yaml.YAMLError as error:
-        raise FormatError(f"not valid YAML: {error}") from None
+    return data
 
 
 def _requests(data: Any) -> Data | None:
@@ -91,14 +126,14 @@ def _requests(data: Any) -> Data | None:
 
 def _critique_texts(data: Any) -> Data | None:
     """Anthropic's critique and revision few-shots (a list of Human/Assistant/CritiqueRequest/... texts)"""
-    if not (_strings(data) and any("RevisionRequest:" in text for text in data)):
+    if not _has_requests(data):
         return None
     return {"few_shot": {"critique": [_critique_text(text) for text in data]}}
 
 
 def _instructions(data: Any) -> Data | None:
     """Anthropic's judging instructions (a list of texts that end `Options:`)"""
-    if not (_strings(data) and all(text.rstrip().endswith("Options:") for text in data)):
+    if not _has_options(data):
         return None
     return {"principles": [{"id": f"judge{number}", "judge": _clean(text)} for number, text in enumerate(data)]}
 
@@ -133,6 +168,11 @@ def _nemo(data: Any) -> Data | None:
     return {"few_shot": {"critique": [_chat(chat) for chat in data["samples"]]}}
 
 
+def _listed(data: Any) -> Data | None:
+    """a list of caiflow's principles ([{id, critique, revision, judge}])"""
+    return {"principles": data} if _has_principles(data) else None
+
+
 def _plain_text(data: Any) -> Data | None:
     """a plain text of rules (it becomes one judging instruction)"""
     if not (isinstance(data, str) and data.strip()) or "\0" in data:
@@ -149,6 +189,7 @@ FORMATS: tuple[Callable[[Any], Data | None], ...] = (
     _thoughts,
     _swarm,
     _nemo,
+    _listed,
     _plain_text,
 )
 
@@ -235,6 +276,18 @@ def _first(value: Any) -> str:
     if not isinstance(found, str):
         raise ValueError(f"a text is expected, got {type(found).__name__}")
     return found
+
+
+def _has_principles(data: Any) -> bool:
+    return isinstance(data, list) and any(isinstance(item, Mapping) and item.keys() & _PRINCIPLE_KEYS for item in data)
+
+
+def _has_requests(data: Any) -> bool:
+    return _strings(data) and any("RevisionRequest:" in text for text in data)
+
+
+def _has_options(data: Any) -> bool:
+    return _strings(data) and all(text.rstrip().endswith("Options:") for text in data)
 
 
 def _strings(data: Any) -> bool:

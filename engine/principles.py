@@ -166,6 +166,8 @@ def merge(parts: Iterable[Constitution], name: str = "") -> Constitution:
 
 def findings(constitution: Constitution) -> Iterator[str]:
     """Yield what a reader should know though nothing is broken: missing texts and missing examples."""
+    if not constitution.principles:
+        yield "no principles; list it under `constitution:` beside a file that has some"
     for stage in STAGES:
         lacking = [p.id for p in constitution.principles if getattr(p, stage) is None]
         if lacking:
@@ -181,9 +183,14 @@ def checked(constitution: Constitution) -> Constitution:
     seen: set[str] = set()
     for principle in constitution.principles:
         if principle.id in seen:
-            raise ValueError(f"two principles have the id {principle.id!r}; ids must differ, since the draw goes by them")
+            raise ValueError(same_id(principle.id))
         seen.add(principle.id)
     return constitution
+
+
+def same_id(name: str) -> str:
+    """Return what is said of a second principle with that id."""
+    return f"two principles have the id {name!r}; ids must differ, since the draw goes by them"
 
 
 def known(name: str, principles: Mapping[str, Principle]) -> Principle:

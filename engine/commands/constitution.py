@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import print_json
+from caiflow.engine.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
@@ -25,7 +27,9 @@ EXAMPLES = """\
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `constitution`."""
     parser.add_argument("action", choices=("show", "convert", "check"), help="what to do")
-    parser.add_argument("source", metavar="NAME|FILE", nargs="*", help="a bundled name or a file; several are merged")
+    parser.add_argument(
+        "source", metavar="NAME|FILE", nargs="*", help="a bundled name or a file; several are merged, or checked one by one"
+    )
     parser.add_argument("--id", metavar="ID", help="show: only the principles whose id begins so")
     parser.add_argument("--json", action="store_true", help="show: print JSON")
 
@@ -40,22 +44,45 @@ def execute(args: Namespace) -> int:
             return 2
         print("\n".join(f"{name:<16} {load_constitution(name).description}" for name in bundled()))
         return 0
-    constitution = load_constitution(args.source[0] if len(args.source) == 1 else args.source, Path())
+    if args.action == "check":
+        return _check(args.source)
+    parts = [_load(name) for name in args.source]
+    constitution = parts[0] if len(parts) == 1 else load_constitution(args.source, Path())
     if args.action == "convert":
         from caiflow.engine.constitution import dump
 
         print(dump(constitution), end="")
         return 0
-    return _check(constitution) if args.action == "check" else _show(constitution, args)
+    return _show(constitution, args)
 
 
-def _check(constitution: Constitution) -> int:
+def _load(name: str) -> Constitution:
+    """Return a constitution; problems begin with the name as it was given."""
+    from caiflow.engine.constitution import load_constitution
+
+    try:
+        return load_constitution(name, Path())
+    except SpecError as error:
+        raise SpecError(tuple(replace(problem, file=name) for problem in error.problems)) from None
+
+
+def _check(names: Sequence[str]) -> int:
+    """Check each on its own, since alternatives may well have equal ids; raise what is wrong with any after the last."""
     from caiflow.engine.constitution import findings
 
-    examples = f"{len(constitution.few_shot_critique)} + {len(constitution.few_shot_judge)} few-shot examples"
-    print(f"{constitution.name}: ok, {len(constitution.principles)} principles, {examples}")
-    for finding in findings(constitution):
-        print(f"  note: {finding}")
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            constitution = _load(name)
+        except SpecError as error:
+            problems += error.problems
+            continue
+        examples = f"{len(constitution.few_shot_critique)} + {len(constitution.few_shot_judge)} few-shot examples"
+        print(f"{name}: ok, {len(constitution.principles)} principles, {examples}")
+        for finding in findings(constitution):
+            print(f"  note: {finding}")
+    if problems:
+        raise SpecError(tuple(problems))
     return 0
 
 

@@ -20,6 +20,7 @@ from support import small_operators
 DATA = "steps:\n  data: {op: read, source: data.jsonl}\n"
 HEAD = "caiflow: 1\nmodels:\n  base: {source: tiny}\n" + DATA
 ASK = "  ask: {op: ask, input: data, model: base}\n"
+IMPROVE = "  i: {op: improve, input: ask, model: base}\n"
 
 
 class Broken(NamedTuple):
@@ -255,8 +256,23 @@ BROKEN = [
     ),
     Broken(
         "constitution_name",
-        HEAD + ASK + "  i: {op: improve, input: ask, model: base}\nconstitution: »harmles\n",
+        HEAD + ASK + IMPROVE + "constitution: »harmles\n",
         [("harmles", "")],
+    ),
+    Broken(
+        "principle_key",
+        HEAD + ASK + IMPROVE + "constitution:\n  - {id: a, rule: be kind}\n  - {id: b, »critque: x, revision: y}\n",
+        [("principle 'b': unknown key `critque`", "did you mean `critique`?")],
+    ),
+    Broken(
+        "principle_twice",
+        HEAD + ASK + IMPROVE + "constitution:\n  - {id: a, rule: be kind}\n  - rule: be calm\n    »id: a\n",
+        [("two principles have the id 'a'", "ids must differ")],
+    ),
+    Broken(
+        "principle_key_in_a_mapping",
+        HEAD + ASK + IMPROVE + "constitution: {principles: [{id: a, »rul: be kind}]}\n",
+        [("principle 'a': unknown key `rul`", "did you mean `rule`?")],
     ),
     # layers
     Broken("extends_nothing", "caiflow: 1\nextends: »basis.yaml\n", [("no such file: basis.yaml", "relative to this file")]),

@@ -19,6 +19,7 @@ from caiflow.engine.constitution import (
     merge,
 )
 from caiflow.engine.errors import SpecError
+from caiflow.engine.yaml_source import parse_yaml
 
 OWN = """\
 caiflow_constitution: 1
@@ -156,9 +157,9 @@ def test_a_stage_draws_only_principles_with_that_text() -> None:
     [
         (OWN.replace("guards:", "gards:"), 4, "gards"),
         (OWN.replace("answer: B", "answer: C"), 10, "answer"),
-        (OWN.replace("principle: calm, critique", "principle: clam, critique"), 1, "did you mean 'calm'"),
-        (OWN.replace("id: honest, rule: be honest", "id: calm, rule: be honest"), 1, "two principles have the id 'calm'"),
-        (OWN.replace(", rule: be honest", ""), 1, "'honest' says nothing"),
+        (OWN.replace("principle: calm, critique", "principle: clam, critique"), 8, "did you mean 'calm'"),
+        (OWN.replace("id: honest, rule: be honest", "id: calm, rule: be honest"), 5, "two principles have the id 'calm'"),
+        (OWN.replace(", rule: be honest", ""), 5, "'honest' says nothing"),
         (OWN.replace("id: calm", "id: &x calm").replace("be honest", "*x"), 5, "aliases"),
         (OWN.replace("name: kind", "name: [kind"), 3, "not valid YAML"),
         ('{"caiflow_constitution": 1,', 1, "not valid JSON"),
@@ -181,7 +182,8 @@ def test_broken_files_say_where_and_what(tmp_path: Path, text: str, line: int, m
     [
         ("harmles", "", "did you mean 'harmless'"),
         ([{"id": "a", "rule": "be kind"}, {"id": "b", "rul": "x"}], "1.rul", "rul"),
-        ([{"id": "a", "rule": "be kind"}, {"id": "a", "rule": "be calm"}], "", "two principles"),
+        ([{"id": "a", "rule": "be kind"}, {"id": "a", "rule": "be calm"}], "1.id", "two principles"),
+        ([{"id": "a", "rule": "be kind"}, {"source": "harmles"}], "1.source", "did you mean 'harmless'"),
         ({"source": "harmless", "without": ["p01"]}, "without", "no principle 'p01'"),
         ({"source": "harmless", "exclude": []}, "exclude", "unknown key"),
         ([], "", "expected"),
@@ -193,3 +195,47 @@ def test_wrong_values_in_a_spec_say_where_and_what(value: object, path: str, mes
         load_constitution(value)  # type: ignore[arg-type]
     assert caught.value.problems[0].path == path
     assert message in str(caught.value)
+
+
+LISTED = """\
+- {id: calm, critique: What is loud?, revision: Say it calmly., judge: Which is calmer?}
+- id: honest
+  rule: be honest
+"""
+
+
+def test_a_file_may_be_a_list_of_principles(tmp_path: Path) -> None:
+    for name, text in {"list.yaml": LISTED, "list": LISTED, "flow.yaml": "[{id: calm, rule: be calm}, {id: honest}]"}.items():
+        (tmp_path / name).write_text(text.replace("{id: honest}", "{id: honest, rule: be honest}"))
+        assert [p.id for p in load_constitution(name, tmp_path).principles] == ["calm", "honest"]
+    listed, in_spec = load_constitution("list.yaml", tmp_path), load_constitution(parse_yaml(LISTED, "").plain())
+    assert (listed.name, listed.principles) == ("list", in_spec.principles)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (LISTED.replace("  rule", "  ruel"), (3, 3), "principle 'honest': unknown key `ruel`; did you mean `rule`?"),
+        (LISTED.replace("id: honest", "id: calm"), (2, 3), "two principles have the id 'calm'; ids must differ"),
+        (LISTED.replace("{id: calm, ", "{"), (1, 3), "a principle: `id` is missing; add `id:`"),
+        (LISTED + "- {id: rude, rule: a: b}\n", (4, 21), "not valid YAML"),
+        (LISTED + "- harmless\n", (4, 3), "a mapping is expected, got 'harmless'"),
+        (LISTED + "- source: harmless\n", (4, 3), "only a spec takes principles from elsewhere"),
+        (OWN.replace("few_shot:", "few_shots:"), (6, 1), "unknown key `few_shots`; did you mean `few_shot`?"),
+        (OWN.replace("thought:", "thougt:"), (10, 68), "unknown key `thougt`; did you mean `thought`?"),
+    ],
+)
+def test_problems_in_a_file_stand_at_their_key(tmp_path: Path, text: str, place: tuple[int, int], message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_constitution("mine.yaml", tmp_path)
+    problem = next(found for found in caught.value.problems if message in str(found))
+    assert (problem.file, problem.line, problem.col) == (str(tmp_path / "mine.yaml"), *place)
+
+
+def test_a_repeated_id_is_reported_where_it_comes_again() -> None:
+    with pytest.raises(SpecError) as caught:
+        load_constitution(
+            [{"id": "p02-theft", "rule": "be fair"}, "harmless", {"id": "a", "rule": "x"}, {"id": "a", "rule": "y"}]
+        )
+    assert [problem.path for problem in caught.value.problems] == ["1", "3.id"]

@@ -144,3 +144,35 @@ def test_broken_files_are_refused_with_the_format_they_resemble(tmp_path: Path, 
     with pytest.raises(SpecError, match=r"constitution|looks like") as caught:
         load(tmp_path, data)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("caiflow: 1\nsteps: {data: {op: read}}\n", "this is a caiflow spec, not a constitution"),
+        ("extends: quickstart\nsteps: {}\n", "this is a caiflow spec, not a constitution"),
+        ("name: kind\nprinciples: [{id: a, rule: b}]\n", "add the line `caiflow_constitution: 1`"),
+        ("lr: 1\nrank: 8\n", "not a constitution: a mapping of lr, rank"),
+        ("- {name: a, text: b}\n", "not a constitution"),
+        ("rules: [a\n", "not valid YAML"),
+    ],
+)
+def test_other_yaml_is_never_taken_for_a_text(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, text, "file.yaml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rules: be kind.",
+        "# Rules\n- Be kind: always.\n- Never lie.",
+        "- Kindness: be kind.\n- Honesty: never lie.",
+        "- Be kind.\n- Be calm.",
+        "# Be kind.",
+    ],
+)
+def test_prose_that_is_yaml_by_chance_stays_a_text(tmp_path: Path, text: str) -> None:
+    (rules,) = load(tmp_path, text, "rules.txt").principles
+    assert rules.text("judge").startswith(f"{text}\n\n")
