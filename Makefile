@@ -57,7 +57,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --quiet '$(TORCH)' --editable .
+	$(PIP) install --quiet '$(TORCH)' --editable '.[serve]'
 	$(COMPILE)
 	touch $@
 

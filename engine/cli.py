@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CaiflowError as error:
         return _say(f"caiflow: {error}", FAILED, given)
     except KeyboardInterrupt:
-        return _say("\ncaiflow: interrupted", INTERRUPTED, given)
+        return _say(_interrupted(given), INTERRUPTED, given)
     except BrokenPipeError:
         sys.stderr.close()
         return DONE
@@ -133,6 +133,15 @@ def _say(message: str, code: int, given: Sequence[str]) -> int:
 
         traceback.print_exc()
     return code
+
+
+def _interrupted(given: Sequence[str]) -> str:
+    """Return what to say where Ctrl-C ended a command; a run goes on by the same command."""
+    if given[:1] != ["run"]:
+        return "\ncaiflow: interrupted"
+    import shlex
+
+    return f"\ninterrupted; everything done is kept. To go on: {shlex.join(['caiflow', *given])}"
 
 
 def _crashed(error: Exception, given: Sequence[str]) -> int:

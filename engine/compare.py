@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from caiflow.engine.board import clean
 from caiflow.engine.changes import changes as component_changes
 from caiflow.engine.events import read_run
 from caiflow.engine.history import output_kind, read_metrics
@@ -23,6 +24,12 @@ ABSENT = "(absent)"
 """Stands for a value that one side doesn't have."""
 TIMINGS = ("seconds", "per_second")
 """Ends of the names of figures that differ from run to run without meaning."""
+MADE = ("done", "cached")
+"""Status of a step that has an output."""
+JUDGES = "judge"
+"""The operator whose rows say which of two answers won, whatever they carried before."""
+EXCERPT, LONG_EXCERPT = 80, 200
+"""Characters shown of a changed value, and of a changed text of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,15 @@ class RowsDiff:
 
 
 @dataclass(frozen=True, slots=True)
+class OneSided:
+    """A step that one run alone made. `other` is its status in the other run; None where that has no such step."""
+
+    step: str
+    made_in: Literal["old", "new"]
+    other: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunsDiff:
     """Everything that differs between two runs."""
 
@@ -71,10 +87,21 @@ class RunsDiff:
     prompts: Sequence[Change] = ()
     rows: Sequence[RowsDiff] = ()
     metrics: Sequence[Change] = field(default_factory=tuple)
+    one_sided: Sequence[OneSided] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
+
+    def excerpts(self) -> RunsDiff:
+        """Return the same with long texts cut down to where they differ."""
+        return replace(
+            self,
+            settings=tuple(map(_cut, self.settings)),
+            prompts=tuple(map(_cut, self.prompts)),
+            rows=tuple(replace(rows, examples=tuple(map(_cut_example, rows.examples))) for rows in self.rows),
+            metrics=tuple(map(_cut, self.metrics)),
+        )
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
@@ -89,6 +116,38 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
         yield Change(path, old, new)
 
 
+def excerpt(old: str, new: str, limit: int) -> tuple[str, str]:
+    """Return two texts on one line each, cut to `limit` characters around the first place where they differ."""
+    before, after = clean(old), clean(new)
+    if before == after:
+        before, after = json.dumps(old), json.dumps(new)
+    longest = max(len(before), len(after))
+    if longest <= limit:
+        return before, after
+    same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    start = max(0, min(same - limit // 3, longest - (limit - 3)))
+    if start and (word := before.find(" ", start, same)) >= 0:
+        start = word + 1
+    return _window(before, start if start > 3 else 0, limit), _window(after, start if start > 3 else 0, limit)
+
+
+def _window(text: str, start: int, limit: int) -> str:
+    lead = "..." if start else ""
+    rest = text[start:]
+    room = limit - len(lead)
+    return lead + (rest if len(rest) <= room else rest[: room - 3] + "...")
+
+
+def _cut(change: Change) -> Change:
+    if not (isinstance(change.old, str) and isinstance(change.new, str)):
+        return change
+    return Change(change.path, *excerpt(change.old, change.new, EXCERPT))
+
+
+def _cut_example(example: RowExample) -> RowExample:
+    return RowExample(example.uid, example.column, *excerpt(example.old, example.new, LONG_EXCERPT))
+
+
 def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
     """Return what differs between two runs, with up to `examples` changed rows per step.
 
@@ -96,13 +155,46 @@ def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
         FileNotFoundError: a folder holds no run.
     """
     old, new = read_run(old_dir), read_run(new_dir)
-    both = [step for step in old["steps"] if step in new["steps"]]
+    one_sided = tuple(_one_sided(old["steps"], new["steps"]))
+    both = [step for step in old["steps"] if all(_made(run["steps"].get(step)) for run in (old, new))]
+    judging = {step for step in both if _judges(old_dir, old["steps"], step) and _judges(new_dir, new["steps"], step)}
     return RunsDiff(
         settings=tuple(changes(_settings(old_dir), _settings(new_dir))),
         prompts=tuple(_prompts(old_dir, new_dir, both)),
-        rows=tuple(diff for step in both if (diff := _rows(old_dir, new_dir, step, examples)) is not None),
-        metrics=tuple(c for c in changes(_figures(old, old_dir), _figures(new, new_dir)) if not c.path.endswith(TIMINGS)),
+        rows=tuple(
+            diff for step in both if (diff := _rows(old_dir, new_dir, step, examples, judges=step in judging)) is not None
+        ),
+        metrics=tuple(
+            c for c in changes(_figures(old, old_dir, both), _figures(new, new_dir, both)) if not c.path.endswith(TIMINGS)
+        ),
+        one_sided=one_sided,
     )
+
+
+def _made(step: Mapping[str, Any] | None) -> bool:
+    return step is not None and step["status"] in MADE
+
+
+def _one_sided(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[OneSided]:
+    for step in dict.fromkeys([*old, *new]):
+        made = [_made(steps.get(step)) for steps in (old, new)]
+        if made[0] != made[1]:
+            other = (new if made[0] else old).get(step)
+            yield OneSided(step, "old" if made[0] else "new", other["status"] if other else None)
+
+
+def _judges(run_dir: Path, steps: Mapping[str, Any], step: str) -> bool:
+    """Tell whether a step chose between answers itself: as the judge, or where its inputs have no chosen answer yet."""
+    inputs = [run_dir / "steps" / name for name in steps[step].get("inputs", ())]
+    return steps[step]["op"] == JUDGES or (bool(inputs) and not any(map(_has_chosen, inputs)))
+
+
+def _has_chosen(path: Path) -> bool:
+    if not path.is_dir() or output_kind(path) != "rows":
+        return False
+    import polars as pl
+
+    return "chosen" in pl.read_parquet_schema(next(path.glob("*.parquet")))
 
 
 def _settings(run_dir: Path) -> Any:
@@ -136,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(old_dir: Path, new_dir: Path, step: str, examples: int) -> RowsDiff | None:
+def _rows(old_dir: Path, new_dir: Path, step: str, examples: int, *, judges: bool) -> RowsDiff | None:
     paths = [run_dir / "steps" / step for run_dir in (old_dir, new_dir)]
     if not all(path.is_dir() and output_kind(path) == "rows" for path in paths):
         return None
@@ -147,10 +239,10 @@ def _rows(old_dir: Path, new_dir: Path, step: str, examples: int) -> RowsDiff | 
     old, new = (pl.scan_parquet(path / "*.parquet").collect() for path in paths)
     if "uid" not in old.columns or "uid" not in new.columns:
         return None
-    return rows_diff(step, old, new, examples)
+    return rows_diff(step, old, new, examples, judges=judges)
 
 
-def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3) -> RowsDiff:
+def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3, *, judges: bool = True) -> RowsDiff:
     """Return how two tables differ, row by row of the same uid; equal uids are told apart by their order."""
     import polars as pl
 
@@ -160,7 +252,7 @@ def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3
     differs = pl.DataFrame({name: _differs(joined, name) for name in columns}) if columns else pl.DataFrame()
     any_differs = differs.select(pl.any_horizontal(pl.all())).to_series() if columns else pl.Series([], dtype=pl.Boolean)
     changed = len(any_differs.arg_true())
-    pairs, flips = _flips(joined)
+    pairs, flips = _flips(joined) if judges else (None, None)
     return RowsDiff(
         step=step,
         same=joined.height - changed,
@@ -203,22 +295,30 @@ def _examples(joined: pl.DataFrame, differs: pl.DataFrame, rows: pl.Series, limi
         for name in differs.columns:
             if differs[name][index]:
                 old, new = joined[name][index], joined[f"{name}\0new"][index]
-                yield RowExample(joined["uid"][index], name, _shown(old), _shown(new))
+                shown = _shown(old), _shown(new)
+                if shown[0] == shown[1]:
+                    shown = str(_listed(old)), str(_listed(new))
+                yield RowExample(joined["uid"][index], name, *shown)
 
 
 def _shown(value: Any) -> str:
     """Return a cell as text; a conversation is shown by its last turn."""
-    import polars as pl
-
-    plain = value.to_list() if isinstance(value, pl.Series) else value
+    plain = _listed(value)
     if isinstance(plain, list) and plain and isinstance(plain[-1], dict) and "content" in plain[-1]:
         return str(plain[-1]["content"])
     return str(plain)
 
 
-def _figures(run: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+def _listed(value: Any) -> Any:
+    import polars as pl
+
+    return value.to_list() if isinstance(value, pl.Series) else value
+
+
+def _figures(run: Mapping[str, Any], run_dir: Path, steps: Sequence[str]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for name, step in run["steps"].items():
+    for name in steps:
+        step = run["steps"][name]
         path = run_dir / "steps" / name
         has_file = path.is_dir() and output_kind(path) == "metrics"
         figures[name] = read_metrics(path) if has_file else step.get("metrics") or {}

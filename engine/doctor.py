@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from caiflow.engine.machine import cores
+from caiflow.engine.serve import missing_libraries
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -38,7 +39,7 @@ class Finding:
 def examine(home: Path) -> Iterator[Finding]:
     """Yield what was found, one thing after the other, for a store at `home`."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _libraries, _torch, _transformers, _vllm, _ray, lambda: _store(home), _hub, _memory,
+        _python, _libraries, _torch, _transformers, _vllm, _serve, _ray, lambda: _store(home), _hub, _memory,
     )  # fmt: skip
     for check in checks:
         yield from check()
@@ -105,6 +106,18 @@ def _vllm() -> Iterator[Finding]:
         )
     else:
         yield Finding("vllm", "ok", found)
+
+
+def _serve() -> Iterator[Finding]:
+    """Say whether `caiflow serve` can start a server: vLLM's, or else that of transformers."""
+    missing = missing_libraries()
+    if not missing:
+        yield Finding("serve", "ok", "the server of transformers can start")
+        return
+    lost = "" if find_spec("vllm") else "; `caiflow serve` can't start"
+    yield Finding(
+        "serve", "note", f"the server of transformers needs {', '.join(missing)}{lost}", "pip install 'caiflow[serve]'"
+    )
 
 
 def _ray() -> Iterator[Finding]:

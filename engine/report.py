@@ -17,8 +17,8 @@ from caiflow.engine.lanes import lanes
 from caiflow.engine.progress import LOOKS
 
 HEADLINES = {
-    "train_loss": "loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy", "tie_rate": "ties",
-    "unparsable_rate": "unparsable",
+    "train_loss": "mean loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy",
+    "tie_rate": "ties", "unparsable_rate": "unparsable",
 }  # fmt: skip
 """Metrics that the table of steps shows, the most telling first, and how they are called there."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Literal
 from caiflow.engine.errors import PlanError
 
 Server = Literal["auto", "vllm", "transformers"]
+
+SERVER_LIBRARIES = ("fastapi", "uvicorn", "openai")
+"""What transformers' own server imports beside transformers; the extra `serve` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,26 @@ def server_command(
     where = ("--host", host, "--port", str(port), *extra)
     if chosen == "vllm":
         return _vllm(model, where)
-    if not (find_spec("fastapi") and find_spec("uvicorn")):
-        raise PlanError("serve: transformers' server needs fastapi and uvicorn; pip install 'transformers[serving]'")
+    if missing := missing_libraries():
+        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}; pip install 'caiflow[serve]'")
     if _adapter_base(model) is not None:
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load; train with `merge: true`")
     program = "from transformers.cli.transformers import main; main()"
     # the server knows a model by the path it was given, so that must be the name that clients use
     return ServerCommand((sys.executable, "-c", program, "serve", model.name, *where), model.parent)
+
+
+def missing_libraries() -> list[str]:
+    """Return which of the libraries of transformers' server aren't installed."""
+    return [name for name in SERVER_LIBRARIES if not find_spec(name)]
+
+
+def make_hub_cache() -> None:
+    """Make the folder of the hub's cache, without which transformers' server can't list its models."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    with suppress(OSError):
+        Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
 
 
 def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:

@@ -35,10 +35,16 @@ def execute(args: Namespace) -> int:
 
     from caiflow.engine.commands.tables import diff_tables
 
-    console, tables = Console(), list(diff_tables(diff, "A", "B"))
+    console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B"))
     for table in tables:
+        for column in table.columns:
+            column.overflow = "fold"
         console.print(table)
         console.print()
-    if not tables:
+    for found in diff.one_sided:
+        here, there = ("A", "B") if found.made_in == "old" else ("B", "A")
+        status = f" ({found.other} in {there})" if found.other else ""
+        console.print(f"step {found.step}: only in {here}{status}", markup=False, highlight=False)
+    if not tables and not diff.one_sided:
         console.print("no difference")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
@@ -11,6 +12,8 @@ EXAMPLES = """\
   caiflow runs
   caiflow runs --limit 50 --json
 """
+UNBROKEN = 100_000
+"""A width at which no line of the list is broken, for files and pipes."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -31,5 +34,11 @@ def execute(args: Namespace) -> int:
 
     from caiflow.engine.commands.tables import runs_table
 
-    Console().print(runs_table(runs) if runs else "no runs yet; caiflow init copies a recipe to begin with")
+    if not runs:
+        print("no runs yet; caiflow init copies a recipe to begin with")
+        return 0
+    table = runs_table(runs)
+    for column in table.columns:
+        column.overflow = "fold"
+    Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
     return 0

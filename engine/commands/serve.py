@@ -31,12 +31,13 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Become the server; never returns where that works."""
     from caiflow.engine.history import find_run, output_kind, step_dir
-    from caiflow.engine.serve import server_command
+    from caiflow.engine.serve import make_hub_cache, server_command
 
     path = step_dir(find_run(args.run, open_store()), args.step)
     if (kind := output_kind(path)) != "model":
         raise CaiflowError(f"{args.step}: its output is {kind}, not a model; name a step that trains one")
     command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
+    make_hub_cache()
     print(f"serving {args.step} at http://{args.host}:{args.port}/v1", file=sys.stderr, flush=True)
     os.chdir(command.folder)
     os.execve(command.arguments[0], list(command.arguments), {**command.environment, **os.environ})

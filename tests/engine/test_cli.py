@@ -265,6 +265,40 @@ def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
     assert json.loads((place / "stopped" / "run.json").read_text())["status"] == "interrupted"
 
 
+def test_a_second_ctrl_c_prints_how_to_go_on_too(place: Path) -> None:
+    code = "import sys, time\nfrom caiflow.engine import cli, runner\n"
+    code += "def close(self): print('closing', file=sys.stderr, flush=True); time.sleep(60)\n"
+    code += "runner._Execution.close = close\nsys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "run", "short.yaml", "--set", "seed=78", "--out", "stopped twice"]
+    with subprocess.Popen(command, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for word in ("started", "closing"):
+            while word not in run.stderr.readline():
+                assert run.poll() is None
+            run.send_signal(signal.SIGINT)
+        rest = run.stderr.read()
+        assert run.wait(timeout=30) == 130
+    assert "To go on: caiflow run short.yaml --set seed=78 --out 'stopped twice'" in rest
+    assert "Traceback" not in rest
+    assert json.loads((place / "stopped twice" / "run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_runs_prints_whole_folders_to_a_pipe(place: Path, columns: str) -> None:
+    printed = caiflow(place, "runs", COLUMNS=columns).stdout
+    for run in shown(place, "runs"):
+        assert any(line.rstrip().endswith(run["path"]) for line in printed.splitlines())
+
+
+def test_runs_folds_a_long_folder_in_a_terminal(place: Path) -> None:
+    (path,) = [run["path"] for run in shown(place, "runs") if run["path"].endswith("/first")]
+    code = "import sys\nfrom caiflow.engine import cli\nsys.stdout.isatty = lambda: True\nsys.exit(cli.main(['runs']))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=place, env=environment(place, COLUMNS="60"), capture_output=True, text=True)
+    assert path in "".join(line.split()[-1] for line in done.stdout.splitlines() if line.strip())
+    assert "…" not in done.stdout
+
+
 def test_specs_are_listed_and_one_is_copied_ready_to_run(place: Path) -> None:
     recipes = [recipe["name"] for recipe in shown(place, "specs")]
     assert "quickstart" in recipes
@@ -292,6 +326,20 @@ def test_constitution_is_shown_checked_and_converted(place: Path) -> None:
     (place / "copy.yaml").write_text(converted)
     assert "16 principles" in caiflow(place, "constitution", "check", "copy.yaml").stdout
     assert caiflow(place, "constitution", "show", "harmles").returncode == 2
+
+
+def test_constitutions_are_checked_one_by_one_under_the_names_given(place: Path) -> None:
+    (place / "mine.yaml").write_text("- {id: a, rule: be kind}\n")
+    (place / "typo.yaml").write_text("- {id: a, rul: be kind}\n")
+    done = caiflow(place, "constitution", "check", "mine.yaml", "nosuch.yaml", "./mine.yaml", "typo.yaml")
+    assert done.returncode == 2
+    assert [line for line in done.stdout.splitlines() if ": ok, 1 principles" in line] == [
+        f"{name}: ok, 1 principles, 0 + 0 few-shot examples" for name in ("mine.yaml", "./mine.yaml")
+    ]
+    missing, typo = done.stderr.splitlines()
+    assert missing.startswith("nosuch.yaml:1:1: no constitution 'nosuch.yaml' and no such file")
+    assert typo == "typo.yaml:1:11: principle 'a': unknown key `rul`; did you mean `rule`?"
+    assert caiflow(place, "constitution", "show", "nosuch.yaml").stderr.startswith("nosuch.yaml:")
 
 
 def test_an_unforeseen_error_leaves_its_traceback_in_a_file(place: Path) -> None:

@@ -8,23 +8,40 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.compare import ABSENT, Change, changes, compare, rows_diff
+from caiflow.engine.compare import (
+    ABSENT,
+    EXCERPT,
+    Change,
+    OneSided,
+    RowExample,
+    RowsDiff,
+    RunsDiff,
+    changes,
+    compare,
+    excerpt,
+    rows_diff,
+)
 from caiflow.engine.events import Journal
 from caiflow.engine.rows import RowsWriter
 
 Rows = list[dict[str, Any]]
 
 
+OPS = {"preference": "judge"}
+
+
 def write_run(run_dir: Path, rows: dict[str, Rows], *, spec: str, components: dict[str, Any], figures: dict[str, Any]) -> Path:
     """Write the folder of a finished run with these steps."""
     with Journal(run_dir) as journal:
-        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "x"} for name in (*rows, "scores")])
+        steps = [{"name": name, "op": OPS.get(name, "x")} for name in (*rows, "scores")]
+        journal.emit("run_started", name="cai", steps=steps)
         for name, content in rows.items():
             with RowsWriter(run_dir / "steps" / name) as writer:
                 writer.write_rows(content)
             journal.emit("step_done", step=name, status="done", rows_out=len(content))
         (run_dir / "steps" / "scores").mkdir()
         (run_dir / "steps" / "scores" / "metrics.json").write_text(json.dumps(figures))
+        journal.emit("step_done", step="scores", status="done")
         journal.emit("run_done", status="done")
     (run_dir / "spec.yaml").write_text(spec)
     (run_dir / "components.json").write_text(json.dumps(components))
@@ -105,6 +122,97 @@ def test_rows_are_joined_by_uid_whatever_their_order(runs: tuple[Path, Path]) ->
 def test_flips_count_only_the_same_two_answers(runs: tuple[Path, Path]) -> None:
     preference = compare(*runs).rows[1]
     assert (preference.pairs, preference.flips) == (2, 1)
+
+
+def set_step(run_dir: Path, step: str, **fields: Any) -> None:
+    """Change what run.json says of a step."""
+    run = json.loads((run_dir / "run.json").read_text())
+    run["steps"][step] |= fields
+    (run_dir / "run.json").write_text(json.dumps(run))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "judges"), [("critique", ["pairs"], False), ("load", [], False), ("mine", ["answer"], True)]
+)
+def test_only_a_step_that_chooses_answers_has_flips(runs: tuple[Path, Path], op: str, inputs: list[str], judges: bool) -> None:
+    for run in runs:
+        set_step(run, "preference", op=op, inputs=inputs)
+        (run / "steps" / "pairs").symlink_to("preference")
+    preference = compare(*runs).rows[1]
+    assert (preference.pairs, preference.flips) == ((2, 1) if judges else (None, None))
+
+
+def test_a_step_that_one_run_alone_made_is_named_and_not_compared(runs: tuple[Path, Path]) -> None:
+    set_step(runs[1], "answer", status="failed")
+    set_step(runs[0], "scores", status="waiting")
+    (runs[1] / "components.json").write_text("{}")
+    diff = compare(*runs)
+    assert diff.one_sided == (OneSided("answer", "old", "failed"), OneSided("scores", "new", "not run"))
+    assert [rows.step for rows in diff.rows] == ["preference"]
+    assert diff.prompts == ()
+    assert diff.metrics == ()
+
+
+def test_a_step_that_one_run_alone_made_takes_one_line(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from caiflow.engine.cli import main
+
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    set_step(runs[1], "answer", status="failed")
+    assert main(["diff", *map(str, runs)]) == 0
+    printed = capsys.readouterr().out
+    assert "step answer: only in A (failed in B)\n" in printed
+    assert "answer.uses" not in printed
+
+
+TEXT = (
+    "Critique the assistant's last response: point out anything that plans, encourages or excuses {} to other people, and why."
+)
+
+
+def test_an_excerpt_shows_the_part_that_differs() -> None:
+    old, new = excerpt(TEXT.format("harm"), TEXT.format("damage"), EXCERPT)
+    assert "excuses harm to" in old
+    assert "excuses damage to" in new
+    assert all(len(text) <= EXCERPT and text.startswith("...") for text in (old, new))
+    assert excerpt(TEXT, TEXT + " Be brief.", EXCERPT)[1].endswith("Be brief.")
+
+
+@pytest.mark.parametrize("place", [0, 5, 40, 79, 80, 81, 200, 399])
+@pytest.mark.parametrize("space", ["", " "])
+def test_an_excerpt_differs_wherever_the_texts_do(place: int, space: str) -> None:
+    text = f"abcdefghi{space or 'j'}" * 40
+    edited = f"{text[:place]}#{text[place + 1 :]}"
+    old, new = excerpt(text, edited, EXCERPT)
+    assert "#" in new
+    assert old != new
+    assert max(len(old), len(new)) <= EXCERPT
+
+
+def test_texts_that_differ_by_what_is_not_seen_are_told_apart() -> None:
+    assert excerpt("a b", "a\nb", EXCERPT) == ('"a b"', '"a\\nb"')
+
+
+def test_long_values_and_rows_are_cut_to_where_they_differ() -> None:
+    long = [TEXT.format(word) * 3 for word in ("harm", "damage")]
+    rows = RowsDiff("s", 0, 1, 0, 0, {}, examples=[RowExample("a", "response", *long)])
+    cut = RunsDiff(prompts=[Change("p", *long), Change("n", 1, 2)], rows=[rows]).excerpts()
+    assert "damage" in cut.prompts[0].new
+    assert cut.prompts[1] == Change("n", 1, 2)
+    assert "damage" in cut.rows[0].examples[0].new
+
+
+def test_conversations_with_the_same_end_are_shown_whole() -> None:
+    import polars as pl
+
+    old, new = (
+        pl.DataFrame({"uid": ["a"], "prompt": [[{"role": "user", "content": word}, {"role": "user", "content": "End"}]]})
+        for word in ("one", "two")
+    )
+    (example,) = rows_diff("s", old, new).examples
+    assert "one" in example.old
+    assert "two" in example.new
 
 
 def test_a_run_is_like_itself(runs: tuple[Path, Path]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from caiflow.engine import doctor
 from caiflow.engine.doctor import Finding, examine
 
 
@@ -15,7 +16,7 @@ def examined(home: Path) -> dict[str, Finding]:
 
 def test_everything_a_run_needs_is_looked_at(tmp_path: Path) -> None:
     found = examined(tmp_path / "home")
-    assert {"python", "torch", "transformers", "vllm", "ray", "libraries", "hub cache", "machine"} <= set(found)
+    assert {"python", "torch", "transformers", "vllm", "serve", "ray", "libraries", "hub cache", "machine"} <= set(found)
     assert found["store"].verdict in ("ok", "note")
     assert found["store"].detail.startswith(str(tmp_path / "home"))
     assert not list((tmp_path / "home").iterdir())
@@ -26,6 +27,13 @@ def test_a_store_that_cant_be_written_is_broken_and_says_what_to_do(tmp_path: Pa
     store = examined(tmp_path / "file" / "home")["store"]
     assert store.verdict == "broken"
     assert "CAIFLOW_HOME" in store.hint
+
+
+def test_a_missing_server_is_noted_with_the_extra_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "missing_libraries", lambda: ["uvicorn"])
+    found = examined(tmp_path)["serve"]
+    assert (found.verdict, found.hint) == ("note", "pip install 'caiflow[serve]'")
+    assert "uvicorn" in found.detail
 
 
 def test_a_ray_cluster_in_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,42 @@ def test_training_shows_loss_and_failure_shows_error() -> None:
     assert "answer: no [model] log: x" in text
 
 
+def test_training_counts_steps_and_names_its_last_loss() -> None:
+    out = io.StringIO()
+    lines = PlainLines(out)
+    for event in [
+        STARTED,
+        {"t": 101.0, "event": "step_started", "step": "tuned"},
+        {"t": 116.0, "event": "step_progress", "step": "tuned", "done": 2, "total": 2520, "loss": 2.5},
+        {"t": 301.0, "event": "step_progress", "step": "tuned", "done": 252, "total": 2520, "loss": 1.5},
+        {"t": 401.0, "event": "step_done", "step": "tuned", "status": "done", "seconds": 300.0, "loss": 0.0891},
+    ]:
+        lines.handle(event)
+    assert out.getvalue().splitlines()[2:] == [
+        "tuned: running; 2/2,520 steps; loss 2.500; 15s",
+        "tuned: running; 252/2,520 steps; loss 1.500; 3m 20s, 30m 00s left",
+        "tuned: done; last loss 0.089; 5m 00s",
+    ]
+
+
+def test_the_live_view_counts_a_trainings_steps() -> None:
+    events: list[Event] = [
+        STARTED,
+        {"t": 101.0, "event": "step_progress", "step": "tuned", "done": 2, "total": 2520, "loss": 2.5},
+    ]
+    (line,) = [line for line in rendered(fold(events)).splitlines() if "tuned" in line]
+    assert "2/2,520 steps" in line
+    assert "left" not in line
+
+
+def test_a_step_whose_rows_are_not_known_yet_says_nothing_of_them() -> None:
+    out = io.StringIO()
+    lines = PlainLines(out)
+    for event in [STARTED, {"t": 115.0, "event": "step_progress", "step": "answer", "done": 0, "total": 0}]:
+        lines.handle(event)
+    assert out.getvalue().splitlines()[1:] == ["answer: running; 0.0s"]
+
+
 def test_eta_counts_only_rows_that_cost_time() -> None:
     step = StepState("a", status="running", done=50, cached=40, total=100, started=0.0)
     assert step.eta_s(now=5.0) == pytest.approx(25.0)

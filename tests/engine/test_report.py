@@ -69,7 +69,7 @@ def test_steps_table_draws_the_graph_with_status_and_error() -> None:
         }
     }
     shown = text(report.steps_table(run))
-    for part in ("≡ red", "1,500", "✓ tuned", "1m 01s", "loss 0.1235", "✗ scores", "no [model]"):
+    for part in ("≡ red", "1,500", "✓ tuned", "1m 01s", "mean loss 0.1235", "✗ scores", "no [model]"):
         assert part in shown
     assert "9.0s" not in shown
 

@@ -10,13 +10,16 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import caiflow.examples
+from caiflow.engine import serve
 from caiflow.engine.errors import PlanError
 from caiflow.engine.events import Journal
 from caiflow.engine.serve import server_command
@@ -41,13 +44,13 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(run_dir: Path, engine: str) -> Iterator[int]:
+def serving(run_dir: Path, engine: str, **variables: str) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), "tuned"]
     command += ["--engine", engine, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **variables}
     log = run_dir / "server.log"
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
@@ -76,15 +79,19 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-def test_the_openai_client_gets_the_models_own_answer(run_dir: Path, engine: str) -> None:
+def test_the_openai_client_gets_the_models_own_answer(run_dir: Path, tmp_path: Path, engine: str) -> None:
     from openai import OpenAI
 
     if engine == "vllm" and not find_spec("vllm"):
         pytest.skip("vLLM is not installed")
-    with serving(run_dir, engine) as port:
+    hub = tmp_path / "hugging" / "face"
+    with serving(run_dir, engine, HF_HOME=str(hub)) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+        listed = client.models.list().data
         answer = client.chat.completions.create(model="tuned", messages=QUESTION, temperature=0, max_tokens=40)  # type: ignore[arg-type]
     assert answer.choices[0].message.content == own_answer()
+    assert [model.id for model in listed] == (["tuned"] if engine == "vllm" else [])
+    assert (hub / "hub").is_dir()
 
 
 def own_answer() -> str:
@@ -96,6 +103,19 @@ def own_answer() -> str:
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     made = model.generate(**ids, max_new_tokens=40, do_sample=False)
     return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_what_the_server_lacks_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: name == "fastapi")
+    with pytest.raises(PlanError, match=r"uvicorn, openai; pip install 'caiflow\[serve\]'"):
+        server_command(TINY, server="transformers")
+
+
+def test_the_extra_has_all_that_the_server_imports() -> None:
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in ("serve", "dev"):
+        named = {Requirement(line).name for line in extras["optional-dependencies"][extra]}
+        assert set(serve.SERVER_LIBRARIES) <= named
 
 
 def test_rows_cant_be_served(run_dir: Path) -> None:
