@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 ENGINE_RESTARTS = 5
 START_TRIES = 3
+ANSWER_S = 10.0
+"""Longest wait for a cluster elsewhere to take a connection."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -51,6 +54,17 @@ WORKER_ENV = {
 }
 """Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
 threads that sleep at once double the time of a small model's step."""
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise where nobody listens at HOST:PORT, which Ray itself would try for minutes; other forms are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise PlanError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
 
 
 def _lock_out_others() -> None:
@@ -124,6 +138,8 @@ class Cluster:
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if self._address is None:
             _lock_out_others()
+        else:
+            _refuse_silence(self._address)
         import ray
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
