@@ -170,7 +170,8 @@ class Cluster:
                 ray.shutdown()
                 if not left:
                     where = self._address or "a local cluster"
-                    raise PlanError(f"ray: can't start or reach {where}: {first_line(error)}") from error
+                    hint = "; a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if self._address else ""
+                    raise PlanError(f"ray: can't start or reach {where}: {first_line(error)}{hint}") from error
 
     def engine(self, source: ModelSource, label: str, client: str) -> list[RayLink] | None:
         """Return links to the engine of a model, started if need be; None while no GPU is free for it."""
