@@ -33,13 +33,11 @@ def execute(args: Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from caiflow.engine.commands.tables import diff_tables
+    from caiflow.engine.commands.tables import diff_tables, uncut
 
     console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B"))
     for table in tables:
-        for column in table.columns:
-            column.overflow = "fold"
-        console.print(table)
+        console.print(uncut(table))
         console.print()
     for found in diff.one_sided:
         here, there = ("A", "B") if found.made_in == "old" else ("B", "A")

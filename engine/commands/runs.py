@@ -32,13 +32,11 @@ def execute(args: Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from caiflow.engine.commands.tables import runs_table
+    from caiflow.engine.commands.tables import runs_table, uncut
 
     if not runs:
         print("no runs yet; caiflow init copies a recipe to begin with")
         return 0
-    table = runs_table(runs)
-    for column in table.columns:
-        column.overflow = "fold"
+    table = uncut(runs_table(runs))
     Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
     return 0

@@ -55,6 +55,13 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"short: {shortage}", style="bold red")
 
 
+def uncut(table: Table) -> Table:
+    """Have a table break what is too wide for its cells, instead of cutting it off; return the table."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
+
+
 def changes_table(found: Iterable[Change], old: str = "old", new: str = "new", title: str = "") -> Table:
     """Return changed values, one per line."""
     table = plain_table("what", old, new, title=title)
