@@ -60,11 +60,9 @@ The store is $CAIFLOW_HOME (default ~/.cache/caiflow)."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error never shows a traceback unless `--traceback` asks for it."""
-    import gc
-    import os
+    from caiflow.engine import startup
 
-    gc.disable()  # starting makes many objects and no garbage; commands that go on for long turn it on again
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins of pydantic costs every start 30 ms
+    startup.begin()
     from caiflow.engine.errors import CaiflowError, SpecError
 
     given = list(sys.argv[1:] if argv is None else argv)
@@ -84,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _crashed(error, given)
     finally:
-        gc.freeze()  # what is left at the end needs no search for garbage either
-        gc.enable()
+        startup.end()
 
 
 def _dispatch(given: list[str]) -> int:

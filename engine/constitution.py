@@ -23,12 +23,11 @@ this one by `constitution_formats`. Never asks a model and never writes a prompt
 
 A prompt is a text (one user turn) or a list of {role, content}. A spec names a constitution as a bundled name, a path, a
 mapping in this format, `{source: NAME, without: [ids]}` or `{source: NAME, only: [ids]}`, or a list of principles and sources.
-A file may also be a list of principles.
+A file may also be a list of principles, or of rules as plain texts.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -38,6 +37,7 @@ from typing import Any
 from caiflow.engine.constitution_file import dump, parse, parse_principle, rule_texts
 from caiflow.engine.constitution_formats import FormatError, read_data
 from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.names import nearest
 from caiflow.engine.principles import (
     STAGES,
     Constitution,
@@ -105,10 +105,8 @@ def source_path(value: str, base_dir: Path = Path()) -> Path:
         return path
     if value in bundled():
         return _BUNDLED / f"{value}.yaml"
-    near = difflib.get_close_matches(value, bundled(), n=1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else f"bundled are {', '.join(bundled())}; a path starts in {base_dir.resolve()}"
-    )
+    near = nearest(value, bundled())
+    hint = f"did you mean {near!r}?" if near else f"bundled are {', '.join(bundled())}; a path starts in {base_dir.resolve()}"
     raise SpecError((Problem("", 1, 1, "", f"no constitution {value!r} and no such file", hint),))
 
 
@@ -178,7 +176,7 @@ def _from_list(value: Sequence[Any], base_dir: Path) -> Constitution:
 
 def _below(key: str, error: SpecError) -> list[Problem]:
     """Return the problems with those of the spec's own values set below `key`."""
-    return [p if p.file else replace(p, path=f"{key}.{p.path}".rstrip(".")) for p in error.problems]
+    return [p if p.file else p._replace(path=f"{key}.{p.path}".rstrip(".")) for p in error.problems]
 
 
 def _is_principle(item: Any) -> bool:

@@ -6,7 +6,6 @@ Owns the format's keys and the place of each problem in a file. `constitution` d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
@@ -87,7 +86,7 @@ def parse_principle(data: Mapping[str, Any]) -> Principle:
     try:
         return parse({"caiflow_constitution": 1, "name": "in the spec", "principles": [data]}).principles[0]
     except SpecError as error:
-        below = (replace(problem, path=problem.path.removeprefix("principles.0").lstrip(".")) for problem in error.problems)
+        below = (problem._replace(path=problem.path.removeprefix("principles.0").lstrip(".")) for problem in error.problems)
         raise SpecError(tuple(below)) from None
 
 
@@ -102,7 +101,7 @@ class _PrincipleEntry(Principle):
             texts = {stage: texts[stage] or built for stage, built in rule_texts(self.rule).items()}
         if not any(texts.values()):
             raise ValueError(f"principle {self.id!r} says nothing; give it a critique, revision or judge text, or a rule")
-        return Principle(id=self.id, guards=self.guards, weight=self.weight, **texts)
+        return Principle.model_construct(id=self.id, guards=self.guards, weight=self.weight, **texts)
 
 
 class _Turn(FileModel):
@@ -165,7 +164,7 @@ class _File(FileModel):
     name: str = Field(min_length=1)
     description: str = ""
     principles: tuple[_PrincipleEntry, ...]
-    few_shot: _FewShot = _FewShot()
+    few_shot: _FewShot = Field(default_factory=_FewShot)
 
     def constitution(self, wrong: _Wrong) -> Constitution:
         """Return the constitution without what can't be built, which goes to `wrong` with its place."""
@@ -262,4 +261,6 @@ def _tree(text: str, file: str) -> Node:
 
 
 def _plain(example: CritiqueExample | JudgeExample) -> dict[str, Any]:
-    return {key: value for key, value in asdict(example).items() if value} | {"prompt": [dict(turn) for turn in example.prompt]}
+    return {key: value for key, value in example._asdict().items() if value} | {
+        "prompt": [dict(turn) for turn in example.prompt]
+    }

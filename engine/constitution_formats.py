@@ -19,17 +19,17 @@ from caiflow.engine.yaml_source import parse_yaml
 
 Data = dict[str, Any]
 _ROLES = {"human": "user", "user": "user", "h": "user", "assistant": "assistant", "gpt": "assistant", "a": "assistant"}
-_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:[ \t]*")
-_SHORT_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant|H|A)\s*:[ \t]*")
-_MARKERS = re.compile(r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critique|Revision|Options)\s*:\s*$")
-_PREAMBLE = re.compile(r"^\s*(?:Human:\s*)?Consider the following conversation[^\n]*\n", re.IGNORECASE)
-_THOUGHT = re.compile(r"(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?", re.IGNORECASE)
-_ANSWER = re.compile(r"(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?", re.IGNORECASE)
+_TURN = r"(?:^|\n)\s*(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:[ \t]*"
+_SHORT_TURN = r"(?:^|\n)\s*(Human|Assistant|H|A)\s*:[ \t]*"
+_MARKERS = r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critique|Revision|Options)\s*:\s*$"
+_PREAMBLE = r"(?i)^\s*(?:Human:\s*)?Consider the following conversation[^\n]*\n"
+_THOUGHT = r"(?i)(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?"
+_ANSWER = r"(?i)(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?"
 _PRINCIPLE_KEYS = {"id", "critique", "revision", "judge", "rule", "source"}
 _OWN_KEYS = {"caiflow", "caiflow_constitution", "principles", "steps", "few_shot", "constitutions", "samples"}
-_BEGUN = re.compile(r"^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:", re.MULTILINE)
+_BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:"
 """The beginning of a constitution, so that broken YAML isn't taken for prose."""
-_OPTION = re.compile(r"\(([AB])\)\s*\[\[\[(.*?)\]\]\]", re.DOTALL)
+_OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
 
 
 class FormatError(ValueError):
@@ -89,31 +89,23 @@ def _decode(text: str, structured: bool) -> Any:
     try:
         data = _yaml(text)
     except FormatError:
-        if structured or _BEGUN.search(text):
+        if structured or re.search(_BEGUN, text):
             raise
         return text
     if isinstance(data, Mapping):
         return data if structured or data.keys() & _OWN_KEYS else text
     if isinstance(data, list):
-        listed = structured and any(isinstance(item, Mapping) for item in data)
+        listed = structured and (_strings(data) or any(isinstance(item, Mapping) for item in data))
         return data if listed or _has_principles(data) or _has_requests(data) or _has_options(data) else text
     return data if data is None and structured else text
 
 
 def _yaml(text: str) -> Any:
-    import yaml
-
     try:
-        data = parse_yaml(text, "").plain()
+        return parse_yaml(text, "", aliases=False).plain()
     except SpecError as error:
         first = error.problems[0]
         raise FormatError(first.message, first.line, first.col, first.hint) from None
-    if "*" in text:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            if isinstance(event, yaml.AliasEvent):
-                mark: Any = event.start_mark
-                raise FormatError("YAML aliases are not allowed here; write the text out", mark.line + 1, mark.column + 1)
-    return data
 
 
 def _requests(data: Any) -> Data | None:
@@ -147,7 +139,7 @@ def _comparisons(data: Any) -> Data | None:
 
 def _thoughts(data: Any) -> Data | None:
     """Anthropic's judging few-shots with a chain of thought (a list of {prompt})"""
-    if not (_records(data, "prompt") and all(_ANSWER.search(str(record["prompt"])) for record in data)):
+    if not (_records(data, "prompt") and all(re.search(_ANSWER, str(record["prompt"])) for record in data)):
         return None
     return {"few_shot": {"judge": [_thought(record["prompt"]) for record in data]}}
 
@@ -173,6 +165,17 @@ def _listed(data: Any) -> Data | None:
     return {"principles": data} if _has_principles(data) else None
 
 
+def _rules(data: Any) -> Data | None:
+    """a list of rules ([be kind, be honest])"""
+    if not _strings(data):
+        return None
+    names: list[str] = []
+    for rule in data:
+        name = "-".join(re.findall(r"\w+", rule.lower())[:8]) or "rule"
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return {"principles": [{"id": name, "rule": rule} for name, rule in zip(names, data, strict=True)]}
+
+
 def _plain_text(data: Any) -> Data | None:
     """a plain text of rules (it becomes one judging instruction)"""
     if not (isinstance(data, str) and data.strip()) or "\0" in data:
@@ -190,6 +193,7 @@ FORMATS: tuple[Callable[[Any], Data | None], ...] = (
     _swarm,
     _nemo,
     _listed,
+    _rules,
     _plain_text,
 )
 
@@ -220,12 +224,12 @@ def _comparison(record: Mapping[str, Any]) -> Data:
 
 
 def _thought(text: str) -> Data:
-    pieces = _THOUGHT.split(text, maxsplit=1)
-    options = dict(_OPTION.findall(pieces[0]))
+    pieces = re.split(_THOUGHT, text, maxsplit=1)
+    options = dict(re.findall(_OPTION, pieces[0]))
     if len(pieces) != 2 or set(options) != {"A", "B"}:
         raise ValueError("an example lacks its chain of thought or the options (A) and (B)")
-    end = next(_ANSWER.finditer(pieces[1]))
-    conversation = _PREAMBLE.sub("", re.split(r"\{\}|\n\s*\(A\)", pieces[0], maxsplit=1)[0])
+    end = next(re.finditer(_ANSWER, pieces[1]))
+    conversation = re.sub(_PREAMBLE, "", re.split(r"\{\}|\n\s*\(A\)", pieces[0], maxsplit=1)[0])
     return {
         "prompt": _messages(_turns(conversation, _SHORT_TURN)),
         "a": options["A"].strip(),
@@ -250,9 +254,9 @@ def _chat(messages: Sequence[Mapping[str, str]]) -> Data:
     }
 
 
-def _turns(text: str, pattern: re.Pattern[str] = _TURN) -> list[tuple[str, str]]:
+def _turns(text: str, pattern: str = _TURN) -> list[tuple[str, str]]:
     """Return (label, text) of each turn of a transcript that isn't empty."""
-    pieces = pattern.split(text)[1:]
+    pieces = re.split(pattern, text)[1:]
     pairs = ((label, piece.strip()) for label, piece in zip(pieces[::2], pieces[1::2], strict=True))
     return [(label, piece) for label, piece in pairs if piece]
 
@@ -267,7 +271,7 @@ def _clean(text: str) -> str:
     """Return the text without the markers that frame it in its file."""
     previous = None
     while previous != text:
-        previous, text = text, _MARKERS.sub("", text).strip()
+        previous, text = text, re.sub(_MARKERS, "", text).strip()
     return text
 
 

@@ -6,15 +6,14 @@ This module imports nothing of caiflow and never prints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class CaiflowError(Exception):
     """Base of everything caiflow raises on purpose; its text is meant for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong with a spec, at the key or value that causes it.
 
     `line` and `col` count from 1; `path` is dotted (`steps.critique.model`); `hint` says what to do, or is empty.

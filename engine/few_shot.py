@@ -6,7 +6,6 @@ Owns the choice and the names; the constitution owns the examples and `prompts` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from hashlib import blake2b
 from json import dumps
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -19,7 +18,7 @@ E = TypeVar("E", "CritiqueExample", "JudgeExample")
 
 def example_id(example: CritiqueExample | JudgeExample) -> str:
     """Return a short name that follows from the example's texts alone."""
-    text = dumps(asdict(example), sort_keys=True, ensure_ascii=False)
+    text = dumps(example._asdict(), sort_keys=True, ensure_ascii=False)
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 

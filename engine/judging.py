@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution, JudgeExample
 
 _VERDICT = Sampling(max_tokens=16, stop=("\n",))
-_LEADING = re.compile(r"\s*\(?([A-Z])(?:\)|\s*$|[.:,](?:\s|$))")
-_UNDECIDED = re.compile(r"\s*\(?[A-Z]\)?\s*(?:and|or|/|&|,)\s*\(?[A-Z]\)", re.IGNORECASE)
-_STATED = re.compile(r"\(([A-Z])\)|answer is:?\s*([A-Z])\b")
+_LEADING = r"\s*\(?([A-Z])(?:\)|\s*$|[.:,](?:\s|$))"
+_UNDECIDED = r"(?i)\s*\(?[A-Z]\)?\s*(?:and|or|/|&|,)\s*\(?[A-Z]\)"
+_STATED = r"\(([A-Z])\)|answer is:?\s*([A-Z])\b"
 
 
 class Thinking(Strict):
@@ -76,16 +75,14 @@ class Judging(Strict):
     """Let the judge reason before each vote; null asks for the answer at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """A judging instruction and the id of its principle (`all` for a whole constitution, empty for a given text)."""
 
     id: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One answer of the judge: the share (0..1) that it gives to each option, in the order shown; they sum to 1.
 
     `logprobs` are those of the letters (natural; None for text votes and averages over thoughts). An answer that names no
@@ -181,7 +178,7 @@ class OptionsJudge:
         answer = await llm.chat(messages, sampling.sampling(), sample=sample, prefill=THOUGHT_PREFILL)
         thought = answer.text.strip()
         reply = await self._ask(messages, f"{THOUGHT_PREFILL} {thought}{THOUGHT_END}", letters, llm, sample)
-        return replace(reply, thought=thought)
+        return reply._replace(thought=thought)
 
     async def _ask(self, messages: Sequence[Message], prefill: str, letters: str, llm: RowLLM, sample: int) -> Reply:
         if self._how.method == "logprobs":
@@ -239,9 +236,9 @@ def clamped(p: float, bounds: tuple[float, float] | None) -> float:
 
 def parse_choice(text: str, letters: str = "AB") -> str | None:
     """Return the one option that an answer names, or None where it names none, several, or one that wasn't offered."""
-    if _UNDECIDED.match(text):
+    if re.match(_UNDECIDED, text):
         return None
-    leading = _LEADING.match(text)
-    named = {leading[1]} if leading else {a or b for a, b in _STATED.findall(text)}
+    leading = re.match(_LEADING, text)
+    named = {leading[1]} if leading else {a or b for a, b in re.findall(_STATED, text)}
     letter = named.pop() if len(named) == 1 else ""
     return letter if letter and letter in letters else None

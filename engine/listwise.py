@@ -7,8 +7,7 @@ question is asked and read is in `judging`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.judging import Instruction, OptionsJudge, Reply
 from caiflow.engine.operator import RowLLM, together
@@ -20,8 +19,7 @@ MOST_OPTIONS = 9
 """Options (A) to (I) are shown at the most."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListVote:
+class ListVote(NamedTuple):
     """One answer of the judge about a list: `shown` are the answers by number, in the order of the reply's options."""
 
     instruction: str
@@ -39,8 +37,7 @@ class ListVote:
         return self.reply.thought
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """All votes on a list; without any (all answers equal) it is undecided."""
 
     votes: tuple[ListVote, ...]

@@ -1,25 +1,23 @@
-"""What the values of a parameter model mean: which name a step, which a file, which a column.
+"""What the values of a parameter model mean: which name a step, which a file, which columns.
 
 Walks a validated model beside its type annotations and reports each text whose type carries a mark (`x-ref`, `x-path`,
-`x-column`, see `operator.py`). Knows no operator, and never looks at a file.
+`x-column`, `x-expression`, see `operator.py`). Knows no operator, and never looks at a file.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-KINDS = ("x-ref", "x-path", "x-column")
+KINDS = ("x-ref", "x-path", "x-column", "x-expression")
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """The text `value` at `path` is marked `kind: meaning`; with `key`, the text is the mapping key that ends the path."""
 
     path: tuple[str | int, ...]

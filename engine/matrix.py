@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from caiflow.engine import graph
 from caiflow.engine.language import Step
@@ -23,8 +23,7 @@ Arm = tuple[tuple[str, str], ...]
 MAX_COPIES = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One thing an arm sets: the value at `path` below a model, a step, or the spec itself (`owner` empty)."""
 
     owner: str

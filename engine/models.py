@@ -127,10 +127,7 @@ def _template(value: str | None, base_dir: Path) -> str | None:
 def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
     """Return (what `from_pretrained` takes, what identifies its contents)."""
     if source in BUNDLED:
-        from importlib.resources import files
-
-        folder = Path(str(files("caiflow." + ".".join(BUNDLED[source][:-1])))) / BUNDLED[source][-1]
-        return _folder(where, folder)
+        return _folder(where, Path(__file__).parents[1].joinpath(*BUNDLED[source]))
     for folder in (base_dir / source, Path(source).expanduser()):
         if folder.is_dir():
             return _folder(where, folder.resolve())

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,8 @@ ModelRef = Annotated[str, Field(json_schema_extra={"x-ref": "model"})]
 """The name of an entry of `models:` or of a step whose output is a model."""
 ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_length=1)]
 """The name of a column of the input."""
+ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, min_length=1)]
+"""An expression over columns of the input."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
 
@@ -122,8 +124,7 @@ class Columns:
         return Columns({**self.types, **types}, self.open)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """One edge of the graph: the field at `path` of a step's parameters names `name`.
 
     `key` says that the name is the mapping's key at `path`, not its value.
@@ -135,8 +136,7 @@ class Reference:
     key: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StepContext:
+class StepContext(NamedTuple):
     """What an operator may know of the spec around it."""
 
     seed: int = 0

@@ -134,7 +134,7 @@ def _with_profile(tree: Node, profile: str, problems: Problems) -> Node:
     profiles = tree.child("profiles")
     names = [name for name, _ in profiles.items()] if profiles else []
     if profiles is None or profile not in names:
-        at = profiles.key if profiles else replace(tree.at, line=1, col=1)
+        at = profiles.key if profiles else tree.at._replace(line=1, col=1)
         problems.at(at, "profiles", f"unknown profile `{profile}`", suggest(profile, names, "profiles"))
         return tree
     chosen = profiles.value[profile]
@@ -176,13 +176,13 @@ def parse_value(text: str, file: str, line: int, col: int) -> Node:
         try:
             return _moved(parse_yaml(" " * (col - 1) + text, file), line)
         except SpecError as error:
-            raise SpecError(tuple(replace(problem, line=line) for problem in error.problems)) from error
+            raise SpecError(tuple(problem._replace(line=line) for problem in error.problems)) from error
     at = Location(file, line, col)
     return Node(scalar(text), at, at)
 
 
 def _moved(node: Node, line: int) -> Node:
-    at, key = replace(node.at, line=line), replace(node.key, line=line)
+    at, key = node.at._replace(line=line), node.key._replace(line=line)
     if isinstance(node.value, dict):
         return Node({name: _moved(child, line) for name, child in node.value.items()}, at, key)
     if isinstance(node.value, tuple):

@@ -8,8 +8,7 @@ do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.judging import Instruction, OptionsJudge
 from caiflow.engine.operator import RowLLM, together
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution import JudgeExample
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
+class Vote(NamedTuple):
     """One answer of the judge: the probability (0..1) that it gives to option A as it was shown.
 
     `swapped` says that option A was the pair's second answer. `logprobs` are those of A and B (natural; None for text votes and
@@ -39,8 +37,7 @@ class Vote:
         return 1 - self.p_a if self.swapped else self.p_a
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """All votes on one pair; without any (equal answers) it is undecided."""
 
     votes: tuple[Vote, ...]

@@ -5,16 +5,16 @@ Never reads a file: `constitution` does.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from caiflow.engine.llm.base import Message
+from caiflow.engine.names import nearest
 
 Stage = Literal["critique", "revision", "judge"]
 STAGES: tuple[Stage, ...] = ("critique", "revision", "judge")
@@ -24,7 +24,7 @@ _MASK = (1 << 64) - 1
 class FileModel(BaseModel):
     """A part of a constitution file: knows its keys and no others; spaces around texts don't count."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, defer_build=True)
 
 
 class Principle(FileModel):
@@ -59,8 +59,7 @@ class Principle(FileModel):
         return text
 
 
-@dataclass(frozen=True, slots=True)
-class CritiqueExample:
+class CritiqueExample(NamedTuple):
     """One worked critique and revision, shown before the real one."""
 
     prompt: tuple[Message, ...]
@@ -71,8 +70,7 @@ class CritiqueExample:
     revision: str
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeExample:
+class JudgeExample(NamedTuple):
     """One worked judgement. An empty `principle` means that one is drawn; an empty `thought` that none is shown."""
 
     prompt: tuple[Message, ...]
@@ -197,8 +195,8 @@ def known(name: str, principles: Mapping[str, Principle]) -> Principle:
     """Return the principle with that id. Raises ValueError with the nearest id where there is none."""
     if name in principles:
         return principles[name]
-    near = difflib.get_close_matches(name, principles, n=1)
-    raise ValueError(f"no principle {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    near = nearest(name, principles)
+    raise ValueError(f"no principle {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def _hash64(text: str) -> int:

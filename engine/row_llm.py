@@ -47,11 +47,8 @@ class Tally:
 def call_key(model_identity: str, request: Request) -> bytes:
     """Return the ledger key of one model call; the row is in the request's seed."""
     sampling = request.sampling
-    parts = (request.prompt, request.prefill, request.choices, request.template, tuple(getattr(sampling, n) for n in _SAMPLING))
+    parts = (request.prompt, request.prefill, request.choices, request.template, tuple(sampling))
     return key("score" if request.score else "call", model_identity, compact(parts), str(request.seed))
-
-
-_SAMPLING = tuple(Sampling.__dataclass_fields__)
 
 
 class LedgeredLLM(RowLLM):
@@ -146,7 +143,7 @@ class LedgeredLLM(RowLLM):
         raise AssertionError("unreachable")
 
 
-_COMPLETION = tuple(Completion.__dataclass_fields__)
+_COMPLETION = Completion._fields
 
 
 class NoLLM(RowLLM):

@@ -7,9 +7,8 @@ its seed. numpy is imported where it is used, so that importing this module stay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from math import exp, isfinite, log, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +19,7 @@ ELO_PER_NAT = 400 / log(10)
 """Elo points per unit of log-odds: a difference of d points wins with odds 10 ** (d / 400)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A rate with its number of trials and the ends of its 95% interval; without any trial it is None, within 0..1."""
 
     rate: float | None
@@ -31,7 +29,7 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the four figures under the names that metrics.json has."""
-        return asdict(self)
+        return self._asdict()
 
 
 def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
@@ -53,8 +51,7 @@ def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
     return Estimate(rate, n, max(0.0, min(low, rate)), min(1.0, max(high, rate)))  # rounding can miss an end by one bit
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(NamedTuple):
     """A mean with the number of values and the ends of its 95% interval."""
 
     mean: float
@@ -64,7 +61,7 @@ class Mean:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the four figures under the names that metrics.json has."""
-        return asdict(self)
+        return self._asdict()
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:
@@ -126,8 +123,7 @@ def win_probability(difference: float) -> float:
     return 1 / (1 + 10 ** (-difference / 400))
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
+class Rating(NamedTuple):
     """A player's Elo rating relative to the anchor, its 95% bootstrap interval, and the comparisons it took part in."""
 
     elo: float
@@ -136,8 +132,7 @@ class Rating:
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One comparison of two players: `score` is the first one's share of the win, 0.5 a tie.
 
     Comparisons of one `group` (the same prompt) are drawn together in the bootstrap, since they aren't independent.
@@ -226,8 +221,7 @@ def _elo(wins: np.ndarray, zero: int) -> np.ndarray:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
+class ReliabilityBin(NamedTuple):
     """Predictions of one bin: their mean, the share of true outcomes, and how many they are."""
 
     low: float
@@ -237,8 +231,7 @@ class ReliabilityBin:
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Expected calibration error (0..1) and the bins of the reliability figure; empty bins are left out."""
 
     error: float

@@ -78,13 +78,13 @@ def read_yaml(path: Path, shown: str | None = None) -> Node:
     return parse_yaml(text, name)
 
 
-def parse_yaml(text: str, file: str) -> Node:
-    """Parse one YAML document.
+def parse_yaml(text: str, file: str, *, aliases: bool = True) -> Node:
+    """Parse one YAML document; `aliases` says whether it may hold any.
 
     Raises:
         SpecError: with every duplicate key, tag and bad alias found, or the first syntax error.
     """
-    builder = _Builder(file)
+    builder = _Builder(file, aliases)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
@@ -122,8 +122,9 @@ class _Open:
 class _Builder:
     """Builds the tree from parser events, with an explicit stack so that depth is bounded by a number, not by the C stack."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, aliases: bool) -> None:
         self.file = file
+        self.aliases = aliases
         self.problems: list[Problem] = []
         self.root: Node | None = None
         self.stack: list[_Open] = []
@@ -187,6 +188,8 @@ class _Builder:
 
     def alias(self, event: yaml.AliasEvent, at: Location) -> None:
         self.needs_key(at)
+        if not self.aliases:
+            self.stop(at, "aliases are not allowed here", "write the text out")
         name = str(event.anchor)
         if any(level.anchor == name for level in self.stack):
             self.stop(at, f"the alias `*{name}` stands inside its own anchor", "a value can't contain itself")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from caiflow.engine.operator import SPEED, Job, ModelRef
+from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
-from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,10 +9,10 @@ functions in FUNCTIONS. Anything else is refused while the spec is checked. A ro
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from caiflow.engine.names import nearest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,8 +58,7 @@ class ExpressionError(ValueError):
     """An expression says something that isn't part of the language; the text names it and what would do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(NamedTuple):
     """A checked expression: its text, its tree, and the columns it names."""
 
     text: str
@@ -133,8 +132,8 @@ def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
 def _check_call(node: ast.Call) -> None:
     name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
     if name not in FUNCTIONS:
-        near = difflib.get_close_matches(name, FUNCTIONS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the functions are {', '.join(FUNCTIONS)}"
+        near = nearest(name, FUNCTIONS)
+        hint = f"did you mean {near}?" if near else f"the functions are {', '.join(FUNCTIONS)}"
         raise ExpressionError(f"no function `{name}`; {hint}")
     _, least, most = FUNCTIONS[name]
     if node.keywords or any(isinstance(item, ast.Starred) for item in node.args) or not least <= len(node.args) <= most:

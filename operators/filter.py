@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from caiflow.engine.operator import ColumnName, Columns, Job, ModelRef, Params, RowsRef, Strict, TableOperator
+from caiflow.engine.operator import ColumnName, Columns, ExpressionText, Job, ModelRef, Params, RowsRef, Strict, TableOperator
 from caiflow.operators import rules
 from caiflow.operators.expression import ExpressionError, parse
 
@@ -124,7 +124,7 @@ class Rule(Strict):
     """Answers that say the same again and again."""
     preamble: Preamble | None = None
     """Answers that announce themselves."""
-    where: str | None = None
+    where: ExpressionText | None = None
     """Rows for which an expression over the columns is true, such as `words(response) < 5 or turns(prompt) > 9`."""
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class Filter(TableOperator[FilterParams]):
             "repetition": Repetition,
             "preamble": Preamble,
         }
-        return [Rule.model_validate({rule: settings[rule]()}) if isinstance(rule, str) else rule for rule in self.params.drop]
+        return [_plain(rule, settings[rule]) if isinstance(rule, str) else rule for rule in self.params.drop]
 
     def _examples(self) -> Mapping[str, Sequence[str]]:
         """Return the words of every few-shot example, by the name a row remembers it by."""
@@ -284,6 +284,12 @@ class Filter(TableOperator[FilterParams]):
 
         tokenizer = load_tokenizer(job.models[fields.model or ""])
         return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)
+
+
+def _plain(name: RuleName, settings: type[Strict]) -> Rule:
+    """Return a rule with nothing set, which needs no validation."""
+    given: dict[str, Any] = {name: settings.model_construct()}
+    return Rule.model_construct({name}, **given)
 
 
 def _needed(rule: Rule) -> Sequence[str]:

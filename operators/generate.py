@@ -63,7 +63,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return each answer's complete sampling: a list of samples inherits what it leaves out."""
-        return {"samplings": [_sampling_dict(s) for s in self._samplings()]}
+        return {"samplings": [sampling._asdict() for sampling in self._samplings()]}
 
     def calls(self) -> int:
         """Return the number of answers."""
@@ -126,7 +126,3 @@ def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
     if not system:
         return list(prompt)
     return [{"role": "system", "content": system}, *(m for m in prompt if m["role"] != "system")]
-
-
-def _sampling_dict(sampling: Sampling) -> dict[str, Any]:
-    return {name: getattr(sampling, name) for name in sampling.__slots__}

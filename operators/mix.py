@@ -7,9 +7,8 @@ sample is meant, and never trains.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -285,8 +284,7 @@ class Mix(TableOperator[MixParams]):
         return pa.table(arrays, schema=schema)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """What is drawn from one pool: row numbers [K], and each one's uid and place in the mixture."""
 
     pool: Pool

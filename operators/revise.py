@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,11 +20,10 @@ from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_an
 if TYPE_CHECKING:
     from caiflow.engine.constitution import CritiqueExample, Principle
 
-_PREAMBLE = re.compile(
-    r"^\s*(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[:!.]\s*)?"
+_PREAMBLE = (
+    r"(?i)^\s*(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[:!.]\s*)?"
     r"(?:(?:here(?:'s| is| are)|this is|below is)\b[^\n:]{0,120}:\s*|(?:\*\*)?(?:revision|revised (?:response|answer|version)"
-    r"|rewritten (?:response|answer)|assistant)\s*:(?:\*\*)?\s*)",
-    re.IGNORECASE,
+    r"|rewritten (?:response|answer)|assistant)\s*:(?:\*\*)?\s*)"
 )
 
 
@@ -48,8 +46,7 @@ class ReviseParams(ModelRowParams):
     """`last` keeps one row with the last revision; `each` makes a row of every round (training on revisions of all rounds)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
+class _Round(NamedTuple):
     principle: str
     critique: str | None
     revision: str
@@ -192,7 +189,7 @@ class Revise(RowOperator[ReviseParams]):
 
 def without_preamble(text: str) -> str:
     """Return a revision without an opening that only announces it; a text that is nothing else stays."""
-    return _PREAMBLE.sub("", text, count=1).strip() or text
+    return re.sub(_PREAMBLE, "", text, count=1).strip() or text
 
 
 def _columns(row: Row, new: Sequence[_Round]) -> Row:

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.figures import draw_reliability
 from caiflow.engine.operator import Job, ModelRef
+from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
-from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +41,7 @@ _PREAMBLE = (
 _TOKEN = r"[\p{L}\p{N}'’]+|[^\s\p{L}\p{N}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One rule made ready: `flag` is computed for every row; without `decide` it is the verdict (true: leave the row out).
 
     `decide(frame, flags, alive)` gets the rows in order and says which of those still alive are to be left out.

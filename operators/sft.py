@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
+from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.scratch import Scratch
-from caiflow.engine.training.workers import TrainingOperator
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.listwise import Ranking
 from caiflow.engine.operator import Row
@@ -23,14 +22,13 @@ TIE_FIRST = "tie: the first option in every order"
 TIE_SECOND = "tie: the second option in every order"
 TIE_EQUAL = "tie: equal answers"
 UNPARSABLE = "unparsable"
-_TIE_PLACE = re.compile(r"tie: option ([A-I]) of (\d) in every order")
+_TIE_PLACE = r"tie: option ([A-I]) of (\d) in every order"
 
 Extreme = Callable[[tuple[float, ...]], tuple[float, ...]]
 """Turns shares of 1 for one option and 0 for the others into what such a vote counts at the most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """Two candidates by number, the lower first, with the judge's verdict; `p_first` is the first one's share of the win."""
 
     first: int
@@ -107,8 +105,7 @@ def list_votes(ranking: Ranking) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------- figures
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(NamedTuple):
     """One vote: the candidates in the order shown, and the share each got."""
 
     shown: tuple[int, ...]
@@ -120,8 +117,7 @@ class _Seen:
         return None if place is None else self.shown[place]
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What the figures need of one row; `votes` are in groups of one principle, an order each."""
 
     p_chosen: float
@@ -174,7 +170,7 @@ def _stuck(ties: Mapping[str, int]) -> Iterable[tuple[int, int]]:
     for reason, count in ties.items():
         if reason in (TIE_FIRST, TIE_SECOND):
             yield from [(int(reason == TIE_SECOND), 2)] * count
-        elif found := _TIE_PLACE.fullmatch(reason):
+        elif found := re.fullmatch(_TIE_PLACE, reason):
             yield from [(ascii_uppercase.index(found[1]), int(found[2]))] * count
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,7 @@ def _load(name: str) -> Constitution:
     try:
         return load_constitution(name, Path())
     except SpecError as error:
-        raise SpecError(tuple(replace(problem, file=name) for problem in error.problems)) from None
+        raise SpecError(tuple(problem._replace(file=name) for problem in error.problems)) from None
 
 
 def _check(names: Sequence[str]) -> int:
@@ -89,8 +88,8 @@ def _check(names: Sequence[str]) -> int:
 def _show(constitution: Constitution, args: Namespace) -> int:
     chosen = [p for p in constitution.principles if args.id is None or p.id.startswith(args.id)]
     if args.json:
-        shots = [asdict(example) for example in constitution.few_shot_critique]
-        shots += [asdict(example) for example in constitution.few_shot_judge]
+        shots = [example._asdict() for example in constitution.few_shot_critique]
+        shots += [example._asdict() for example in constitution.few_shot_judge]
         principles = [principle.model_dump(exclude_none=True) for principle in chosen]
         print_json({"name": constitution.name, "principles": principles, "few_shot": [] if args.id else shots})
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 
 from caiflow.engine.commands.parser import find_spec, print_json, variant_arguments
 from caiflow.engine.errors import Problem, SpecError
@@ -31,7 +30,7 @@ def execute(args: Namespace) -> int:
         if not args.json:
             print("\n".join(map(str, problems)) if problems else f"{name}: ok")
     if args.json:
-        print_json([asdict(problem) for problem in found])
+        print_json([problem._asdict() for problem in found])
     return 2 if found else 0
 
 

@@ -6,8 +6,7 @@ Owns the request and answer types and the small interface that every engine impl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 from caiflow.engine.errors import EngineError
 
@@ -19,8 +18,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(NamedTuple):
     """How tokens are drawn. Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `repetition_penalty` 1 switch those off."""
 
     temperature: float = 0.0
@@ -32,8 +30,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One question to an engine.
 
     `prompt` is a conversation (the chat template is applied once) or a plain text (raw completion, no template). `prefill` is
@@ -53,8 +50,7 @@ class Request:
     score: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per
     scored token of the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
 from typing import Any, TypeVar
@@ -80,7 +80,7 @@ class Renderer:
         """
         if request.prefill or isinstance(request.prompt, str):
             ids = self.ids(request)
-            given = len(self.ids(replace(request, prefill=""))) if request.prefill and request.prompt else len(self._before)
+            given = len(self.ids(request._replace(prefill=""))) if request.prefill and request.prompt else len(self._before)
             rendered = Rendered(ids, [int(place >= max(1, given)) for place in range(len(ids))])
         else:
             rendered = self.conversation(request.prompt, request.template)

@@ -8,7 +8,6 @@ the LLM engine's own add-and-step loop, without a server or a process between. I
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import gc
 import json
 import os
@@ -22,6 +21,7 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.load import load_error, load_renderer
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
+from caiflow.engine.names import nearest
 from caiflow.engine.operator import ModelSource
 
 _ENVIRONMENT = {
@@ -244,8 +244,8 @@ def _rank(adapter: str) -> int:
 def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see vLLM's engine arguments"
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else "see vLLM's engine arguments"
             raise EngineError(f"vLLM has no engine argument of that name, got {name!r}; {hint}", kind="load")
 
 

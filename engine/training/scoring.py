@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
@@ -114,7 +114,7 @@ def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequen
         "margin": sum(margins) / len(margins),
         "cross_entropy": sum(soft_loss(margin, p) for margin, p in zip(margins, p_chosen, strict=True)) / len(margins),
         "ece": found.error,
-        "bins": [asdict(one) for one in found.bins],
+        "bins": [one._asdict() for one in found.bins],
     }
 
 

@@ -12,40 +12,18 @@ import signal
 import socket
 import sys
 import traceback
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, StepError
-from caiflow.engine.operator import Job, ModelOperator
-from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.operator import Job
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-P = TypeVar("P", bound=TrainingParams)
-
-
-class TrainingOperator(ModelOperator[P]):
-    """Base of the operators that train: `learn` runs in one process, or in each of `resources.workers` at the same time."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return the number of workers where there are several: it multiplies the batch, and so changes the model."""
-        workers = self.params.resources.workers
-        return {"workers": workers} if workers > 1 else {}
-
-    def train(self, job: Job) -> None:
-        """Train and save into `job.out_dir`, in as many processes as asked for."""
-        if self.params.resources.workers > 1:
-            _spread(self, job, self.params.resources.workers)
-        else:
-            self.learn(job)
-
-    @abstractmethod
-    def learn(self, job: Job) -> None:
-        """Train in this process, which may be one of several; the first one saves."""
+    from caiflow.engine.training.operator import TrainingOperator
 
 
 @contextlib.contextmanager
@@ -57,7 +35,7 @@ def first_before_others() -> Iterator[None]:
         yield
 
 
-def _spread(operator: TrainingOperator[Any], job: Job, workers: int) -> None:
+def spread(operator: TrainingOperator[Any], job: Job, workers: int) -> None:
     """Run `operator.learn` in several processes; the first failure ends them all.
 
     Raises:

@@ -6,7 +6,6 @@ Owns which answers meet and what the votes amount to. How a vote is asked is in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any, Literal
 
@@ -113,7 +112,7 @@ def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[s
     ratings = elo_ratings(met, anchor=anchor, prior=prior, seed=seed)
     return {
         "win_rates": _win_rates(rows),
-        "ratings": {name: asdict(rating) for name, rating in ratings.items()},
+        "ratings": {name: rating._asdict() for name, rating in ratings.items()},
         "n": len(rows),
         "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
         "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),

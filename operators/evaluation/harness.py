@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +50,8 @@ def problems() -> Iterator[tuple[str, str]]:
 
 def identity() -> dict[str, Any]:
     """Return what defines the tasks beside their names: the library's version and the content of the folder of others."""
+    from importlib.metadata import PackageNotFoundError, version
+
     from caiflow.engine.file_identity import folder_manifest
 
     try:
@@ -80,6 +80,8 @@ async def run_tasks(how: HarnessParams, models: Sequence[str], llms: LLMs, seed:
 
 def _evaluated(how: HarnessParams, model: str, llms: LLMs, loop: asyncio.AbstractEventLoop, seed: int) -> dict[str, Any]:
     """Have the harness run in this thread, its questions answered in the loop's."""
+    from difflib import get_close_matches
+
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

@@ -10,9 +10,8 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
@@ -28,8 +27,7 @@ _CHUNK = 1 << 20
 _WIDEST_CELL = 1 << 28
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One record as read: `place` is its line (its number in parquet), `data` its fields, or `error` why it has none."""
 
     place: int

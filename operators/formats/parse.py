@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.llm.base import Message
 from caiflow.operators.formats.dialogue import (
@@ -26,8 +25,7 @@ Record = Mapping[str, Any]
 Fields = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One format: `fits` recognises a record, `parse` gives its columns, `takes` are the fields that this uses up.
 
     `group` records in a row make one row (2 where chosen and rejected alternate).

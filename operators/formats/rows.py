@@ -9,9 +9,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.operators.formats.dialogue import Turns, parse_messages
 from caiflow.operators.formats.files import Line
@@ -27,8 +26,7 @@ _DETECTED_BY = 20
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str).encode
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
+class BadRow(NamedTuple):
     """A record that can't be a row: its file and line, why, and its text as far as it is known."""
 
     place: str
@@ -36,34 +34,34 @@ class BadRow:
     text: str
 
 
-@dataclass(slots=True)
 class Parser:
     """Turns records into rows; holds what makes their uids unique, so use one per reading.
 
     `uid_field` names a field that has the uids; otherwise they follow from the source's label and the record.
     """
 
-    format_name: str = "auto"
-    turns: Turns = "all"
-    rename: Mapping[str, str] = field(default_factory=dict)
-    uid_field: str | None = None
-    format: Format | None = None
-    _seen: set[str] = field(default_factory=set)
-    _again: Counter[str] = field(default_factory=Counter)
+    def __init__(
+        self,
+        format_name: str = "auto",
+        turns: Turns = "all",
+        rename: Mapping[str, str] | None = None,
+        uid_field: str | None = None,
+    ) -> None:
+        self.turns = turns
+        self.rename = rename or {}
+        self.uid_field = uid_field
+        self.format = None if format_name == "auto" else FORMATS[format_name]
+        self._seen: set[str] = set()
+        self._again: Counter[str] = Counter()
 
     def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
         """Yield a row or a bad row per record (per two records, where the format joins them), of the first `most` records."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
         if self.format is None:
-            self.format = self._detected([line.data for line in head if line.data is not None])
+            self.format = detect([self._renamed(line.data) for line in head if line.data is not None])
         for group in _groups(chain(head, lines), self.format.group):
             yield self._row(group, self.format, source)
-
-    def _detected(self, records: Sequence[Mapping[str, Any]]) -> Format:
-        if self.format_name != "auto":
-            return FORMATS[self.format_name]
-        return detect([self._renamed(record) for record in records])
 
     def _row(self, group: Sequence[Line], layout: Format, source: Source) -> Row | BadRow:
         broken = next((line for line in group if line.data is None), None)
@@ -101,11 +99,11 @@ class Parser:
         return uid
 
 
-@dataclass(slots=True)
 class Survey:
     """The columns of the rows seen so far and the shape of each, in the order of their first appearance."""
 
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.shapes: dict[str, Shape] = {}
 
     def see(self, row: Row) -> None:
         """Take one more row into account."""

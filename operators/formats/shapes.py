@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from caiflow.engine.operator import ColumnType
 
@@ -19,15 +18,13 @@ Leaf = Literal["null", "flag", "integer", "number", "text", "json"]
 _WIDEST, _DEEPEST = 64, 6
 
 
-@dataclass(frozen=True, slots=True)
-class ListOf:
+class ListOf(NamedTuple):
     """A list whose items have one shape."""
 
     item: Shape
 
 
-@dataclass(frozen=True, slots=True)
-class Struct:
+class Struct(NamedTuple):
     """An object with these fields, some of which may be absent."""
 
     fields: tuple[tuple[str, Shape], ...]

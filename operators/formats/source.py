@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.operators.formats.files import Line, has_data_suffix, read_lines
 
@@ -21,8 +20,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class FileSource:
+class FileSource(NamedTuple):
     """One local file."""
 
     path: Path
@@ -149,7 +147,7 @@ Source = FileSource | HubSource
 
 def bundled_file(name: str) -> Path:
     """Return the path of a data file of the bundled example."""
-    return Path(str(files("caiflow.examples.tiny"))) / "data" / name
+    return Path(__file__).parents[2] / "examples" / "tiny" / "data" / name
 
 
 def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]:

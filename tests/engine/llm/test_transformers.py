@@ -208,7 +208,7 @@ def test_other_kinds_of_models_answer_the_same_in_a_batch(family: str, tiny: Pat
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = load_engine(ModelSource(str(tmp_path), identity=family, dtype="float32", engine="transformers"))
-    requests = [dataclasses.replace(r, choices=(), prefill="") for r in mixed_requests(8)]
+    requests = [r._replace(choices=(), prefill="") for r in mixed_requests(8)]
     together = ask(engine, requests)
     assert all(isinstance(answer, Completion) for answer in together)
     assert together == [ask(engine, [request])[0] for request in requests]
