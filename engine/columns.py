@@ -5,6 +5,7 @@ Asks each operator, in the order of the graph, what it needs and leaves. Where t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ def _missing_columns(
     checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
 ) -> Iterator[bool]:
     """Report columns that the step needs and an input lacks; yield True for each."""
-    named = [mark for mark in marks(operator.params, "x-column") if checked.tree.get("steps", name, *mark.path) is not None]
+    telling = marks(operator.params, "x-column", "x-expression")
+    named = [mark for mark in telling if checked.tree.get("steps", name, *mark.path) is not None]
     for source, wanted in operator.needs().items():
         known = inputs.get(source, Columns(open=True))
         for column in wanted:
@@ -47,11 +49,16 @@ def _missing_columns(
             if any(option in known for option in options):
                 continue
             yield True
-            mark = next((mark for mark in named if mark.value in options), None)
+            mark = next((mark for mark in named if any(_names(mark, option) for option in options)), None)
             place = mark or next((ref for ref in refs if ref.name == source), None)
             path, key = (place.path, place.key) if place else ((), True)
             message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
             checked.report(name, path, message, _column_hint(mark, options, known), key=key)
+
+
+def _names(mark: Mark, column: str) -> bool:
+    """Say whether a text of the spec is the column's name, or an expression that has it."""
+    return mark.value == column or (mark.kind == "x-expression" and column in re.findall(r"\w+", mark.value))
 
 
 def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:

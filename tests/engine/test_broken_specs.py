@@ -237,6 +237,11 @@ BROKEN = [
         [("`ask` has no column `respons`", "did you mean `response`?")],
     ),
     Broken(
+        "no_column_in_an_expression",
+        steps(ASK + "  s: {op: filter, input: ask, drop: [{where: »words(respons) < 3}]}\n"),
+        [("`ask` has no column `respons`", "did you mean `response`?")],
+    ),
+    Broken(
         "one_of_two_columns",
         HEAD + "  i: {op: improve, input: »data, model: base}\nconstitution: harmless\n",
         [("`data` has no column `response` or `answer`", "its columns")],

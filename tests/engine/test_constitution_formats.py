@@ -163,6 +163,16 @@ def test_other_yaml_is_never_taken_for_a_text(tmp_path: Path, text: str, message
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("file", ["rules.yaml", "rules.json"])
+def test_a_list_of_texts_is_a_rule_each(tmp_path: Path, file: str) -> None:
+    text = (
+        json.dumps(["Be kind.", "Never lie!", "be kind"]) if file.endswith("json") else "- Be kind.\n- Never lie!\n- be kind\n"
+    )
+    rules = load(tmp_path, text, file).principles
+    assert [rule.id for rule in rules] == ["be-kind", "never-lie", "be-kind-3"]
+    assert "breaks this rule: Never lie!" in rules[1].text("critique")
+
+
 @pytest.mark.parametrize(
     "text",
     [
