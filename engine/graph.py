@@ -9,6 +9,9 @@ import heapq
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from caiflow.engine.errors import SpecError
+from caiflow.engine.names import suggest
+
 if TYPE_CHECKING:
     from caiflow.engine.language import Spec, Step
 
@@ -94,6 +97,19 @@ def topological(spec: Spec) -> list[Step]:
 def ancestors(spec: Spec, name: str) -> set[str]:
     """Return every step that `name` needs, however far; without itself."""
     return reach([name], edges(spec)) - {name}
+
+
+def chosen(spec: Spec, last: str | None) -> set[str]:
+    """Return the steps of a run up to `last`; all of them where it is None.
+
+    Raises:
+        SpecError: there is no such step.
+    """
+    if last is None:
+        return set(spec.steps)
+    if last not in spec.steps:
+        raise SpecError(f"caiflow: {last!r} is none of the steps; {suggest(last, spec.steps, 'steps')}")
+    return {last, *ancestors(spec, last)}
 
 
 def downstream(spec: Spec, name: str) -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.changes import changes, describe
+from caiflow.engine.graph import chosen
 from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
 from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
@@ -63,12 +64,14 @@ class Plan:
         }
 
 
-def make_plan(spec: Spec, store: Store, *, trust_remote_code: bool = False) -> Plan:
-    """Return what `run` would do now, and why.
+def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remote_code: bool = False) -> Plan:
+    """Return what `run` would do now, of the whole spec or up to one step, and why.
 
     Raises:
         PlanError: a model can't be found.
+        SpecError: there is no step `until`.
     """
+    wanted = chosen(spec, until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
     previous = previous_components(spec, store)
     planned: dict[str, PlannedStep] = {}
@@ -89,8 +92,9 @@ def make_plan(spec: Spec, store: Store, *, trust_remote_code: bool = False) -> P
                 if resolver.is_row_step(step.name) and not any(step.name in segment for segment in segments):
                     segments.append(tuple(m.name for m in resolver.chain(step) if m.name not in planned))
                 planned[step.name] = _to_run(resolver, step, components, before, planned)
-    in_order = tuple(planned[step.name] for step in resolver.order)
-    return Plan(in_order, tuple(segments), tuple(shortages(spec)))
+    in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
+    streams = (tuple(name for name in segment if name in wanted) for segment in segments)
+    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)))
 
 
 class _Ledgers:
@@ -132,7 +136,17 @@ def _to_run(
         changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
         reason = "; ".join([*_described(changed), reason])
     known = digest(components) if components is not None else None
+    if known is not None and (steps := _steps_kept(resolver, step, known)):
+        reason = f"cut off before; goes on after {steps} optimizer steps"
+        return PlannedStep(step.name, step.op, "partial", None, 0, None, reason, known, components, before)
     return PlannedStep(step.name, step.op, "run", None, 0, None, reason, known, components, before)
+
+
+def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
+    """Return the optimizer steps of a training that its checkpoints hold."""
+    from caiflow.engine.training.loop import steps_kept
+
+    return steps_kept(resolver.store.work / known[:32]) if step.operator_type().kind == "model" else 0
 
 
 def _reason(components: Components, before: Components | None) -> str:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import CaiflowError, PlanError, SpecError, StepError
+from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.events import Event, Journal
 from caiflow.engine.export import portable
-from caiflow.engine.graph import ancestors
+from caiflow.engine.graph import chosen
 from caiflow.engine.identity import digest
 from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
@@ -71,7 +71,7 @@ def run(
         PlanError: a model can't be found, something differs from the lock, or the cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
-    wanted = _wanted(spec, only, until)
+    wanted = chosen(spec, only or until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
@@ -86,15 +86,6 @@ def run(
         _lock(resolver, out_dir, journal)
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
-
-
-def _wanted(spec: Spec, only: str | None, until: str | None) -> set[str]:
-    for option, name in (("--only", only), ("--until", until)):
-        if name is not None and name not in spec.steps:
-            raise SpecError(f"{option}: no step {name!r}; steps are {', '.join(spec.steps)}")
-    if only is not None:
-        return {only, *ancestors(spec, only)}
-    return set(spec.steps) if until is None else {until, *ancestors(spec, until)}
 
 
 def _lock(resolver: Resolver, out_dir: Path, journal: Journal) -> None:

@@ -9,6 +9,7 @@ from caiflow.engine.commands.parser import open_store, print_json, read_spec, sp
 EXAMPLES = """\
   caiflow plan cai.yaml
   caiflow plan cai.yaml --set constitution=mine.yaml
+  caiflow plan cai.yaml --until clean
   caiflow plan cai.yaml --json | jq '.steps[] | select(.state != "cached")'
 """
 
@@ -16,6 +17,7 @@ EXAMPLES = """\
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `plan`."""
     spec_arguments(parser)
+    parser.add_argument("--until", metavar="STEP", help="plan up to this step and no further")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -24,7 +26,7 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.plan import make_plan
 
     spec = read_spec(args)
-    plan = make_plan(spec, open_store()).to_json()
+    plan = make_plan(spec, open_store(), until=args.until).to_json()
     if args.json:
         print_json(plan)
         return 0
@@ -34,7 +36,8 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.graph import edges
 
     console = Console()
-    order = {step["name"]: edges(spec)[step["name"]] for step in plan["steps"]}
+    edges_of = edges(spec)
+    order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
     console.print(plan_table(plan, order))
     for note in plan_notes(plan):
         console.print(note)

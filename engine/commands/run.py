@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import one_of, open_store, read_spec, spec_arguments
+from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 
 if TYPE_CHECKING:
     from caiflow.engine.spec import Spec
@@ -46,8 +46,6 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
-    for step in filter(None, (args.only, args.until)):
-        one_of(step, spec.steps, "steps")
     from caiflow.engine import runner
     from caiflow.engine.progress import display
 

@@ -24,6 +24,7 @@ HISTORY = "_history.jsonl"
 """The loss curve, one JSON object per line, beside the saved model."""
 
 CHECKPOINT_S = 120.0
+CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"
 CURVE_POINTS = 1000
 
@@ -78,9 +79,14 @@ def total_steps(params: TrainingParams, rows: int) -> int:
 
 def checkpoints(job: Job) -> Path:
     """Return the folder of checkpoints, made if need be."""
-    folder = job.work_dir / "checkpoints"
+    folder = job.work_dir / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def steps_kept(work_dir: Path) -> int:
+    """Return the optimizer steps that a training cut off before needn't do again."""
+    return _steps_in(last_checkpoint(work_dir / CHECKPOINTS, clean=False))
 
 
 def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.changes import changes, describe
+from caiflow.engine.store import Store
+from caiflow.engine.training.loop import CHECKPOINTS, mark_complete
 from support.kills import ledger_records
 
 SPEC = """
@@ -55,8 +57,8 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def plan(self) -> dict[str, Any]:
-        steps: list[dict[str, Any]] = json.loads(self.command("plan", "spec.yaml", "--json"))["steps"]
+    def plan(self, spec: str = "spec.yaml", *arguments: str) -> dict[str, Any]:
+        steps: list[dict[str, Any]] = json.loads(self.command("plan", spec, "--json", *arguments))["steps"]
         return {step["name"]: step for step in steps}
 
     def run(self, name: str) -> dict[str, Any]:
@@ -127,6 +129,26 @@ def test_ten_percent_new_rows_are_all_that_runs(project: Project) -> None:
         assert (run[step]["cached"], run[step]["rows_out"]) == (ROWS, ROWS + ROWS // 10)
     records = list(ledger_records(project.home))
     assert len(records) == len(set(records))
+
+
+def test_a_training_cut_off_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Paint?", "response": "Use a brush."}\n')
+    (tmp_path / "training.yaml").write_text(
+        "caiflow: 1\nmodels: {base: {source: tiny}}\nsteps:\n  pairs: {op: load, source: pairs.jsonl}\n"
+        "  again: {op: generate, input: pairs, model: base}\n  tuned: {op: sft, input: pairs, model: base}\n"
+    )
+    assert list(project.plan("training.yaml", "--until", "tuned")) == ["pairs", "tuned"]
+    project.command("run", "training.yaml", "--until", "pairs", "--out", "loaded")
+    tuned = project.plan("training.yaml")["tuned"]
+    assert (tuned["state"], tuned["reason"]) == ("run", "never run")
+    folder = Store(project.home).work_dir(tuned["digest"]) / CHECKPOINTS
+    for steps in (7, 12):
+        (folder / f"checkpoint-{steps}").mkdir(parents=True)
+    mark_complete(folder / "checkpoint-7")
+    tuned = project.plan("training.yaml")["tuned"]
+    assert (tuned["state"], tuned["reason"]) == ("partial", "cut off before; goes on after 7 optimizer steps")
+    assert (folder / "checkpoint-12").exists(), "to plan changes nothing"
 
 
 def test_changes_are_named_in_words() -> None:
