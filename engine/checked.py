@@ -6,9 +6,8 @@ Holds the tree and what of it could be parsed, so that one wrong step hides noth
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
@@ -19,8 +18,7 @@ from caiflow.engine.operator import Operator
 from caiflow.engine.overlay import Problems
 
 
-@dataclass(slots=True)
-class Checked:
+class Checked(NamedTuple):
     """What the checks look at: the tree, and the parts of it that could be parsed."""
 
     tree: Node

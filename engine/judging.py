@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +17,7 @@ from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.engine.prompts import (
     JUDGE_PREFILL,
+    LETTERS,
     THOUGHT_END,
     THOUGHT_PREFILL,
     judge_messages,
@@ -164,7 +164,7 @@ class OptionsJudge:
         """Return the answer to one question; `number` counts a row's questions and keeps their seeds apart."""
         thinking = self._how.chain_of_thought
         messages = judge_messages(prompt, instruction.text, options, shown, thoughts=thinking is not None)
-        letters = ascii_uppercase[: len(options)]
+        letters = LETTERS[: len(options)]
         if thinking is None:
             return await self._ask(messages, JUDGE_PREFILL, letters, llm, number)
         samples = range(number * thinking.samples, (number + 1) * thinking.samples)

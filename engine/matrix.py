@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from caiflow.engine import graph
@@ -38,7 +37,7 @@ Parse = Callable[[str, Node, Problems], Step | None]
 def expand(tree: Node, steps: Mapping[str, Step], parse_step: Parse, problems: Problems) -> tuple[Node, dict[str, Step]]:
     """Return the tree without its matrix and the steps, both with a copy per arm; findings go to `problems`."""
     axes = _axes(tree, problems)
-    plain = replace(tree, value={key: node for key, node in tree.items() if key != "matrix"})
+    plain = tree._replace(value={key: node for key, node in tree.items() if key != "matrix"})
     gathers = any(ref.name.endswith("@*") for step in steps.values() for ref in step.references())
     if not axes and not gathers:
         return plain, dict(steps)
@@ -68,7 +67,7 @@ def _arms(axis: str, node: Node) -> Iterator[tuple[str, list[tuple[str, Node]]]]
     if isinstance(node.value, tuple):
         for index, value in enumerate(node.value, 1):
             simple = isinstance(value.value, (str, int, float)) and re.fullmatch(r"[A-Za-z0-9_.-]+", str(value.value))
-            yield (str(value.value) if simple else str(index)), [(axis, replace(value, key=node.key))]
+            yield (str(value.value) if simple else str(index)), [(axis, value._replace(key=node.key))]
     for arm, settings in node.items():
         yield arm, list(settings.items())
 
@@ -76,7 +75,7 @@ def _arms(axis: str, node: Node) -> Iterator[tuple[str, list[tuple[str, Node]]]]
 def _change(tree: Node, key: str, node: Node, where: Path_, problems: Problems) -> Change | None:
     path = split_path(key.removeprefix("steps."))
     steps = [name for name, _ in (tree.child("steps") or tree).items()]
-    models = [name for name, _ in (tree.child("models") or replace(tree, value={})).items()]
+    models = [name for name, _ in (tree.child("models") or tree._replace(value={})).items()]
     if path == ("constitution",):
         return Change("", path, node)
     if path[0] == "models" and len(path) > 2 and path[1] in models:
@@ -231,8 +230,8 @@ class _Expansion:
             self.problems.at(at, path, "`@*` names several steps, but this field takes one", "name one arm, as STEP@ARM")
             return node
         index, old = int(path[-1]), _at(node, path)
-        items = (*parent.value[:index], *(replace(old, value=name) for name in names), *parent.value[index + 1 :])
-        return _put(node, path[:-1], replace(parent, value=items))
+        items = (*parent.value[:index], *(old._replace(value=name) for name in names), *parent.value[index + 1 :])
+        return _put(node, path[:-1], parent._replace(value=items))
 
 
 def _section(tree: Node, key: str) -> list[tuple[str, Node]]:
@@ -258,7 +257,7 @@ def _put(node: Node, path: Path_, value: Node) -> Node:
 
 
 def _set(node: Node, path: Path_, name: str) -> Node:
-    return _put(node, path, replace(_at(node, path), value=name))
+    return _put(node, path, _at(node, path)._replace(value=name))
 
 
 def _rename_key(node: Node, path: Path_, names: list[str]) -> Node:
@@ -266,4 +265,4 @@ def _rename_key(node: Node, path: Path_, names: list[str]) -> Node:
     items: dict[str, Node] = {}
     for key, value in parent.items():
         items.update(dict.fromkeys(names, value) if key == path[-1] else {key: value})
-    return _put(node, path[:-1], replace(parent, value=items))
+    return _put(node, path[:-1], parent._replace(value=items))

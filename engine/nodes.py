@@ -6,7 +6,6 @@ Owns the tree that YAML becomes; reads nothing and knows nothing of specs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Path_ = tuple[str | int, ...]
@@ -20,8 +19,7 @@ class Location(NamedTuple):
     col: int
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A value with its place and that of the key before it: a scalar, a tuple of nodes, or a dict of nodes by key."""
 
     value: Any

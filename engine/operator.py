@@ -352,8 +352,7 @@ class MetricsOperator(Operator[P]):
         """Return the figures that go into `metrics.json`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
+class ModelSource(NamedTuple):
     """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
 
     `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers.
@@ -368,5 +367,5 @@ class ModelSource:
     dtype: str = "auto"
     quantization: str | None = None
     engine: str = "auto"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
     trust_remote_code: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from caiflow.engine.errors import Problem, SpecError
@@ -43,7 +42,7 @@ def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: 
     tree = _extended(path, (), problems)
     if profile is not None:
         tree = _with_profile(tree, profile, problems)
-    tree = replace(tree, value={key: node for key, node in tree.items() if key != "profiles"})
+    tree = tree._replace(value={key: node for key, node in tree.items() if key != "profiles"})
     for number, text in enumerate(sets, 1):
         tree = _with_set(tree, text, number, problems)
     return tree
@@ -62,7 +61,7 @@ def merge(under: Node, over: Node) -> Node:
             items.pop(key, None)
         else:
             items[key] = merge(items[key], node) if key in items else node
-    return replace(under, value=items)
+    return under._replace(value=items)
 
 
 def assign(tree: Node, path: Path_, node: Node) -> Node:
@@ -79,7 +78,7 @@ def assign(tree: Node, path: Path_, node: Node) -> Node:
             raise ValueError(f"there is no position `{part}` in a list of {len(tree.value)}")
         items = list(tree.value)
         items[part] = assign(items[part], rest, node)
-        return replace(tree, value=tuple(items))
+        return tree._replace(value=tuple(items))
     if not isinstance(tree.value, dict):
         raise ValueError(f"`{part}` leads into a plain value, got {tree.value!r}")
     values = dict(tree.value)
@@ -87,7 +86,7 @@ def assign(tree: Node, path: Path_, node: Node) -> Node:
         values.pop(str(part), None)
     else:
         values[str(part)] = assign(values.get(str(part), Node({}, node.key, node.key)), rest, node)
-    return replace(tree, value=values)
+    return tree._replace(value=values)
 
 
 def split_path(text: str) -> Path_:
@@ -104,7 +103,7 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems) -> Node:
     named = tree.child("extends")
     if named is None or not isinstance(named.value, str):
         return tree
-    below = replace(tree, value={key: node for key, node in tree.items() if key != "extends"})
+    below = tree._replace(value={key: node for key, node in tree.items() if key != "extends"})
     source = _extended_path(path, named.value)
     if source is None:
         hint = "give a path relative to this file, or a recipe's name"
@@ -157,7 +156,7 @@ def _with_set(tree: Node, text: str, number: int, problems: Problems) -> Node:
         if wrong:
             problems.at(at, path, *wrong[0])
             return tree
-        return assign(tree, path, replace(node, key=at))
+        return assign(tree, path, node._replace(key=at))
     except SpecError as error:
         problems.extend(error.problems)
     except ValueError as error:

@@ -7,7 +7,6 @@ Never asks a model and never chooses a principle or an example: those come in as
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.llm.base import Message
@@ -19,6 +18,8 @@ Prompt = str | Iterable[Message]
 """A conversation, or a plain text that is one user turn."""
 FORMAT_VERSION = 1
 """Raised when the wording below changes; part of the identity of every step that uses it."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""What the options of a judgement are called, in their order."""
 JUDGE_PREFILL = "The answer is ("
 THOUGHT_PREFILL = "Let me think it through:"
 THOUGHT_END = " So the answer is ("
@@ -103,7 +104,7 @@ def _under_system(shown: Sequence[Message], prompt: Sequence[Message]) -> list[M
 
 def judge_message(prompt: Prompt, instruction: str, options: Sequence[str]) -> Message:
     """Return the one user turn that asks which of the options is best; they are lettered in their order."""
-    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
     return user(f"Conversation:\n\n{conversation_text(turns(prompt))}\n\n{instruction}\n\nOptions:\n{lines}")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from caiflow.engine import check, matrix, registry
@@ -115,7 +114,7 @@ def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps
     for path in found:
         node = tree.get(*path)
         if node is not None and isinstance(node.value, str) and (moved := _moved(node, base_dir)):
-            tree = assign(tree, path, replace(node, value=moved))
+            tree = assign(tree, path, node._replace(value=moved))
     return tree
 
 

@@ -8,7 +8,6 @@ schema is checked with `jsonschema`, and its errors become problems at the key o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -23,13 +22,13 @@ STEP_KEYS = ("op", "constitution")
 """Keys of a step that aren't its operator's parameters."""
 
 
-@dataclass(slots=True)
 class Parsed:
     """What could be understood of a spec, whatever is wrong elsewhere."""
 
-    models: dict[str, ModelEntry] = field(default_factory=dict)
-    steps: dict[str, Step] = field(default_factory=dict)
-    head: SpecFile | None = None
+    def __init__(self) -> None:
+        self.models: dict[str, ModelEntry] = {}
+        self.steps: dict[str, Step] = {}
+        self.head: SpecFile | None = None
 
 
 def parse(tree: Node, problems: Problems) -> Parsed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +107,15 @@ class _Stop(Exception):
     """A bound was passed: nothing more is read."""
 
 
-@dataclass(slots=True)
 class _Open:
     """A collection that is being filled; `waiting` is the key whose value comes next."""
 
-    at: Location
-    anchor: str | None
-    items: dict[str, Node] | list[Node]
-    waiting: tuple[str, Location] | None = None
-    merged: tuple[Node, ...] = ()
+    def __init__(self, at: Location, anchor: str | None, items: dict[str, Node] | list[Node]) -> None:
+        self.at = at
+        self.anchor = anchor
+        self.items = items
+        self.waiting: tuple[str, Location] | None = None
+        self.merged: tuple[Node, ...] = ()
 
 
 class _Builder:
@@ -199,7 +198,7 @@ class _Builder:
         self.nodes += size
         if len(self.stack) + _depth(node) > MAX_DEPTH:
             self.stop(at, f"nested deeper than {MAX_DEPTH} levels once aliases are expanded")
-        self.add(replace(node, at=at), None)
+        self.add(node._replace(at=at), None)
 
     def add(self, node: Node, anchor: str | None) -> None:
         """Put a finished node where it belongs."""
@@ -222,7 +221,7 @@ class _Builder:
             if not all(isinstance(part.value, dict) for part in level.merged):
                 self.refuse(node.at, "`<<` takes a mapping or a list of mappings", "write `<<: *name`")
         elif name not in level.items:
-            level.items[name] = replace(node, key=key)
+            level.items[name] = node._replace(key=key)
 
 
 def _merge(parts: tuple[Node, ...]) -> dict[str, Node]:

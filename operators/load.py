@@ -20,7 +20,7 @@ from pydantic import Field
 from caiflow.engine.names import suggest
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.operators.formats.parse import FORMATS
-from caiflow.operators.formats.rows import BadRow, Parser, Row, Survey
+from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, HubSource, Source, resolve
 from caiflow.operators.sampling import fraction
@@ -93,17 +93,18 @@ class Load(TableOperator[LoadParams]):
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
-        head = [] if isinstance(self._head, str) else self._head
+        head = Head([], True) if isinstance(self._head, str) else self._head
         survey, layouts = Survey(), set()
-        for row in head:
+        for row in head.rows:
             if not isinstance(row, BadRow):
                 survey.see(row)
                 layouts.add(frozenset(row))
-        whole = len(head) < _SNIFFED
         types: dict[str, ColumnType | None] = {"uid": "text"}
         # what later rows have decides about the source's own columns: their types are left open
-        types |= {name: column_type(shape) if whole or name in CANONICAL else None for name, shape in survey.shapes.items()}
-        return Columns(types, open=not layouts or (len(layouts) > 1 and not whole))
+        types |= {
+            name: column_type(shape) if head.whole or name in CANONICAL else None for name, shape in survey.shapes.items()
+        }
+        return Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole))
 
     def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         """Yield what can be told from the parameters and the first records of a local text file."""
@@ -118,9 +119,9 @@ class Load(TableOperator[LoadParams]):
             yield ("source",), f"no bundled file `{first.label}`", suggest(first.label, known, "bundled files")
         if isinstance(self._head, str):
             yield ("source",), self._head, "name a file that can be read"
-        elif self._head and all(isinstance(row, BadRow) for row in self._head):
+        elif self._head.rows and all(isinstance(row, BadRow) for row in self._head.rows):
             where = "source" if self.params.format == "auto" else "format"
-            reason = next(row.reason for row in self._head if isinstance(row, BadRow))
+            reason = next(row.reason for row in self._head.rows if isinstance(row, BadRow))
             hint = f"the formats are {', '.join(FORMATS)}"
             yield (where,), f"no row of {self.params.source} reads as {self.params.format}: {reason}", hint
 
@@ -175,13 +176,13 @@ class Load(TableOperator[LoadParams]):
                 yield row
 
     @cached_property
-    def _head(self) -> list[Row | BadRow] | str:
-        """The first rows of a local text file, or why it can't be read; none of other sources."""
+    def _head(self) -> Head | str:
+        """What the first records of a local text file tell, or why it can't be read; nothing of other sources."""
         source = next(iter(self._sources()), None)
         if not isinstance(source, FileSource) or not source.is_text:
-            return []
+            return Head([], True)
         try:
-            return list(self._parser().rows(source, _SNIFFED))
+            return self._parser().head(source, _SNIFFED)
         except (ValueError, OSError) as error:
             return str(error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -201,7 +200,7 @@ class Rl(TrainingOperator[RlParams]):
                 load_plain(source).save_pretrained(folder)
                 load_tokenizer(source).save_pretrained(folder)
                 (folder / "complete").touch()
-        return replace(source, path=str(folder), adapter=None, revision=None, tokenizer=None)
+        return source._replace(path=str(folder), adapter=None, revision=None, tokenizer=None)
 
     def _prompts(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:
         from caiflow.engine.training.tokens import prompts

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from caiflow.engine.listwise import Ranking
 from caiflow.engine.operator import Row
 from caiflow.engine.pairwise import Verdict
+from caiflow.engine.prompts import LETTERS
 from caiflow.engine.statistics import binary_entropy
 
 TIE = "tie"
@@ -80,7 +80,7 @@ def _list_tie(ranking: Ranking) -> str:
     place = places.pop()
     if places or place is None or len(ranking.votes) < 2:
         return TIE
-    return f"tie: option {ascii_uppercase[place]} of {len(ranking.votes[0].shown)} in every order"
+    return f"tie: option {LETTERS[place]} of {len(ranking.votes[0].shown)} in every order"
 
 
 def favourite(shares: Sequence[float]) -> int | None:
@@ -171,7 +171,7 @@ def _stuck(ties: Mapping[str, int]) -> Iterable[tuple[int, int]]:
         if reason in (TIE_FIRST, TIE_SECOND):
             yield from [(int(reason == TIE_SECOND), 2)] * count
         elif found := re.fullmatch(_TIE_PLACE, reason):
-            yield from [(ascii_uppercase.index(found[1]), int(found[2]))] * count
+            yield from [(LETTERS.index(found[1]), int(found[2]))] * count
 
 
 def _position(kept: Sequence[Evidence], stuck: Sequence[tuple[int, int]], extreme: Extreme | None) -> dict[str, Any]:

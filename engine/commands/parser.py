@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from caiflow.engine.store import Store
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, whose width argparse itself asks of a module that takes long to import."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_terminal_width() - 2)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with full option names only, examples at the end, and the nearest option for an unknown one."""
 
@@ -25,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=f"examples:\n{examples.rstrip()}" if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
 
@@ -127,3 +135,12 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _terminal_width() -> int:
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(40, int(os.environ["COLUMNS"]))
+    try:
+        return max(40, os.get_terminal_size().columns)
+    except OSError:
+        return 80

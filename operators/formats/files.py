@@ -5,8 +5,6 @@ Knows no format of dialogues. A record that can't be read is yielded with its er
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -64,12 +62,16 @@ def read_lines(path: Path) -> Iterator[Line]:
     readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
     try:
         yield from readers[kind_of(path)](path)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError) as error:  # a bad gzip file is an OSError
         raise ValueError(f"{path.name}: can't be read: {error}") from error
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    if path.suffix != ".gz":
+        return path.open("rb")
+    import gzip
+
+    return cast(IO[bytes], gzip.open(path))
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
@@ -156,6 +158,8 @@ def _object(document: Any) -> Iterator[Line]:
 
 
 def _csv(path: Path) -> Iterator[Line]:
+    import csv
+
     csv.field_size_limit(_WIDEST_CELL)
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     with _open_text(path) as file:
@@ -178,6 +182,8 @@ def _csv(path: Path) -> Iterator[Line]:
 
 
 def _parquet(path: Path) -> Iterator[Line]:
+    import gzip
+
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -34,6 +34,13 @@ class BadRow(NamedTuple):
     text: str
 
 
+class Head(NamedTuple):
+    """What the first records of a source tell: a row of each kind they have, and whether they are all there is."""
+
+    rows: list[Row | BadRow]
+    whole: bool
+
+
 class Parser:
     """Turns records into rows; holds what makes their uids unique, so use one per reading.
 
@@ -56,12 +63,36 @@ class Parser:
 
     def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
         """Yield a row or a bad row per record (per two records, where the format joins them), of the first `most` records."""
+        for group, layout in self._groups(source, most):
+            yield self._row(group, layout, source)
+
+    def head(self, source: Source, most: int) -> Head:
+        """Return what the first `most` records tell.
+
+        A record of plain values is passed over where one with the same fields, of the same types, made a row: so would this.
+        """
+        rows: list[Row | BadRow] = []
+        seen: set[object] = set()
+        number = 0
+        for group, layout in self._groups(source, most):
+            number += len(group)
+            look = tuple(_look(line) for line in group)
+            if look in seen:
+                continue
+            row = self._row(group, layout, source)
+            rows.append(row)
+            if not isinstance(row, BadRow) and None not in look:
+                seen.add(look)
+        return Head(rows, number < most)
+
+    def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
+        """Yield the records of each row, and how they are laid out."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
         if self.format is None:
             self.format = detect([self._renamed(line.data) for line in head if line.data is not None])
         for group in _groups(chain(head, lines), self.format.group):
-            yield self._row(group, self.format, source)
+            yield group, self.format
 
     def _row(self, group: Sequence[Line], layout: Format, source: Source) -> Row | BadRow:
         broken = next((line for line in group if line.data is None), None)
@@ -121,6 +152,13 @@ class Survey:
 
         columns = {name: ([fit(row.get(name), shape) for row in rows], shape) for name, shape in self.shapes.items()}
         return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
+
+
+def _look(line: Line) -> tuple[tuple[str, type], ...] | None:
+    """Return the fields and types of a record of plain values; None of any other."""
+    if line.data is None or any(isinstance(value, (dict, list)) for value in line.data.values()):
+        return None
+    return tuple((name, type(value)) for name, value in line.data.items())
 
 
 def _groups(lines: Iterator[Line], size: int) -> Iterator[Sequence[Line]]:

@@ -256,3 +256,20 @@ def test_real_multiple_choice_prompts_stay_as_they_are(tmp_path: Path) -> None:
     first = json.loads((REAL / "hhh_40.jsonl").read_text().splitlines()[0])
     assert rows.pylist()[0]["prompt"] == ask(first["prompt"])
     assert rows.pylist()[0]["corrects"] == first["corrects"]
+
+
+def test_records_that_look_alike_are_read_once_for_their_columns(tmp_path: Path) -> None:
+    records = [{"prompt": f"Question {i}?", "score": i} for i in range(30)]
+    records[20]["label"] = "late"
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    operator = Load(LoadParams(source="d.jsonl"), StepContext(base_dir=tmp_path))
+    assert operator.columns({}).types == {"uid": "text", "prompt": "messages", "score": "integer", "label": "text"}
+    assert len(operator._head.rows) == 2
+
+
+def test_a_bad_record_hides_no_good_one_that_looks_like_it(tmp_path: Path) -> None:
+    texts = ["no turns", "no turns either", "\n\nHuman: Hi?\n\nAssistant: Hello."]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"chosen": t, "rejected": t}) + "\n" for t in texts))
+    operator = Load(LoadParams(source="d.jsonl", format="hh", on_bad_row="quarantine"), StepContext(base_dir=tmp_path))
+    assert list(operator.check()) == []
+    assert "prompt" in operator.columns({})
