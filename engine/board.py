@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+FORETOLD_FROM = 0.05
+"""From this part of its rows or steps on, a step's time left is told; before, starting up counts for too much."""
+
 
 @dataclass(slots=True)
 class StepState:
@@ -13,6 +16,8 @@ class StepState:
 
     name: str
     op: str = ""
+    kind: str = "rows"
+    """What it makes; of a model, `done` and `total` count optimizer steps."""
     inputs: tuple[str, ...] = ()
     status: str = "waiting"
     done: int = 0
@@ -36,6 +41,8 @@ class StepState:
         worked, elapsed = self.done - self.cached, self.elapsed_s(now)
         if self.status != "running" or not self.total or worked <= 0 or not elapsed:
             return None
+        if worked < FORETOLD_FROM * (self.total - self.cached):
+            return None
         return max(0.0, (self.total - self.done) * elapsed / worked)
 
 
@@ -55,13 +62,17 @@ class Board:
         kind, step = event["event"], self.steps.get(event.get("step", ""))
         if kind == "run_started":
             self.name, self.started = event.get("name", ""), event["t"]
-            self.steps = {s["name"]: StepState(s["name"], s["op"], tuple(s.get("inputs", ()))) for s in event["steps"]}
+            self.steps = {step["name"]: _announced(step) for step in event["steps"]}
         elif kind == "run_done":
             self.status = event["status"]
         elif kind == "sample":
             self.sample = (event["step"], clean(str(event.get("before", ""))), clean(str(event.get("after", ""))))
         elif step is not None:
             _advance(step, event)
+
+
+def _announced(step: Mapping[str, Any]) -> StepState:
+    return StepState(step["name"], step["op"], step.get("kind", "rows"), tuple(step.get("inputs", ())))
 
 
 def _advance(step: StepState, event: Mapping[str, Any]) -> None:
@@ -90,23 +101,27 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
-def rows_text(step: StepState, unit: str = "") -> str:
-    """Return the rows of a step in a few characters: `120/500`, `500`, or nothing."""
+def amount_text(step: StepState, *, named: bool = False) -> str:
+    """Return how far a step is: `120/500`, `500 rows` where `named`, `12/90 steps` of a training; nothing while unknown."""
+    unit = " steps" if step.kind == "model" else " rows" if named else ""
     if step.status in ("done", "cached"):
         return "" if step.rows_out is None else f"{step.rows_out:,}{unit}"
-    if step.total is None:
+    if not step.total:
         return f"{step.done:,}{unit}" if step.done else ""
     return f"{step.done:,}/{step.total:,}{unit}"
 
 
 def notes_text(step: StepState) -> str:
-    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; the first line of an error."""
+    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; the first line of an error.
+
+    The loss of a finished training is called the last, since reports have the mean.
+    """
     cached = 0 if step.status == "cached" else step.cached
     counts = [f"{n:,} {word}" for n, word in ((cached, "cached"), (step.dropped, "dropped"), (step.failed, "failed")) if n]
     if step.status == "running" and step.tokens_per_second:
         counts.append(f"{step.tokens_per_second:,.0f} tokens/s")
     if step.loss is not None:
-        counts.append(f"loss {step.loss:.3f}")
+        counts.append(f"{'last ' if step.status == 'done' else ''}loss {step.loss:.3f}")
     if step.error:
         counts.append(clean(step.error))
     return ", ".join(counts)

@@ -12,10 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from caiflow.engine.board import Board, StepState, clean, duration, notes_text, rows_text, time_text
+from caiflow.engine.board import Board, StepState, amount_text, clean, duration, notes_text, time_text
 from caiflow.engine.events import Event, Listener
 from caiflow.engine.lanes import lanes
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-FORETOLD_FROM = 0.05
-"""From this part of its rows or steps on, a step's time left is told; before, starting up counts for too much."""
 PLAIN_EVERY_S = 10.0
 """Plain lines report a step's progress at most this often."""
 LOGGED = ("log", "engine_ready", "lock_compared")
@@ -81,35 +78,8 @@ class PlainLines:
         self._last[step.name] = event["t"]
         if kind == "step_started":
             return f"{step.name}: started ({step.op})"
-        parts = [step.status, _amount(step, named=True), _notes(step), _time(step, event["t"])]
+        parts = [step.status, amount_text(step, named=True), notes_text(step), time_text(step, event["t"])]
         return f"{step.name}: " + "; ".join(part for part in parts if part)
-
-
-def _amount(step: StepState, *, named: bool = False) -> str:
-    """Return how far a step is: rows, or the optimizer steps of a training; nothing while neither is known."""
-    if step.status not in ("done", "cached") and not step.total and not step.done:
-        return ""
-    trains = _trains(step)
-    return rows_text(step, unit=" steps" if trains else " rows" if named else "")
-
-
-def _trains(step: StepState) -> bool:
-    from caiflow.engine.registry import exists, operator
-
-    return exists(step.op) and operator(step.op).kind == "model"
-
-
-def _notes(step: StepState) -> str:
-    """Return what is worth a word; the loss of a finished training is called the last, as reports have the mean."""
-    if step.status != "done" or step.loss is None:
-        return notes_text(step)
-    return ", ".join(filter(None, (notes_text(replace(step, loss=None)), f"last loss {step.loss:.3f}")))
-
-
-def _time(step: StepState, now: float) -> str:
-    """Return time taken, and the time left once enough is done to tell."""
-    told = step.total and step.done - step.cached >= FORETOLD_FROM * (step.total - step.cached)
-    return time_text(step if told else replace(step, total=None), now)
 
 
 def log_text(event: Event) -> str:
@@ -196,7 +166,7 @@ def _steps(board: Board, drawn_lanes: Mapping[str, str], now: float, height: int
         name = Text(f"{symbol} {step.name}", style=style)
         bar = ProgressBar(total=step.total, completed=step.done, width=12) if step.status == "running" and step.total else ""
         graph = drawn_lanes.get(step.name, "")
-        table.add_row(graph, name, step.op, _amount(step), bar, _time(step, now), Text(_notes(step)))
+        table.add_row(graph, name, step.op, amount_text(step), bar, time_text(step, now), Text(notes_text(step)))
     return table
 
 

@@ -177,7 +177,10 @@ class _Execution:
         (self.out_dir / "spec.yaml").write_text(portable(self.spec), encoding="utf-8")
         (self.out_dir / TEXTS).write_text(json.dumps(self.resolver.texts(), indent=1, ensure_ascii=False), encoding="utf-8")
         self._record()
-        steps = [{"name": s.name, "op": s.op, "inputs": list(self.resolver.edges(s))} for s in self.steps]
+        steps = [
+            {"name": s.name, "op": s.op, "kind": s.operator_type().kind, "inputs": list(self.resolver.edges(s))}
+            for s in self.steps
+        ]
         self.journal.emit("run_started", name=self.spec.name, spec=digest(self.spec.raw), seed=self.spec.seed, steps=steps)
 
     def _record(self) -> None:

@@ -20,7 +20,7 @@ STARTED: Event = {
     "steps": [
         {"name": "red", "op": "load", "inputs": []},
         {"name": "answer", "op": "generate", "inputs": ["red"]},
-        {"name": "tuned", "op": "sft", "inputs": ["answer"]},
+        {"name": "tuned", "op": "sft", "kind": "model", "inputs": ["answer"]},
     ],
 }
 RECORDED: list[Event] = [
