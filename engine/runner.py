@@ -209,8 +209,6 @@ class _Execution:
         try:
             return self._begin(step)
         except (CaiflowError, ValueError, OSError) as error:
-            if not isinstance(error, (StepError, CaiflowError)):
-                error = StepError(f"{step.name}: {error}")
             self._fail(step, str(error))
             return True
 
@@ -424,9 +422,9 @@ class _Execution:
         log = self.out_dir / "logs" / f"{step.name}.log"
         log.parent.mkdir(exist_ok=True)
         log.write_text(reason + "\n", encoding="utf-8")
-        first = reason.strip().splitlines()[0] if reason.strip() else "failed"
+        first = reason.strip().splitlines()[0].removeprefix(f"{step.name}: ") if reason.strip() else "failed"
         counts = dict(result.counts) if result else {}
-        self._settle(step, "failed", error=f"{step.name}: {first}; the whole report is in {log}", counts=counts)
+        self._settle(step, "failed", error=f"{first}; the whole report is in {log}", counts=counts)
 
     def _settle(
         self,
