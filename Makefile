@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 
 # mypy finds no package behind setuptools' package-dir, so it is shown one made of links.
 types: $(VENV)/.installed-dev build/typecheck/caiflow
-	MYPYPATH=build/typecheck $(BIN)/mypy --strict -p caiflow.engine -p caiflow.operators
+	MYPYPATH=build/typecheck $(BIN)/mypy --strict -p caiflow.engine -p caiflow.operators -p caiflow.examples
 
 build/typecheck/caiflow: Makefile
 	mkdir -p $@

@@ -151,6 +151,8 @@ class Spec:
     raw: Mapping[str, Any]
     source: Node = field(repr=False, compare=False)
     """The resolved file with the place of each value, for messages."""
+    profiles: tuple[str, ...] = ()
+    """The names of the profiles that could be chosen."""
 
     def dump(self) -> str:
         """Return the resolved spec as YAML, which loads to the same steps."""

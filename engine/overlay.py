@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.names import suggest
@@ -31,21 +32,29 @@ class Problems(list[Problem]):
         self.append(Problem(place.file, place.line, place.col, shown, message, hint))
 
 
-def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: Problems) -> Node:
-    """Return the spec at `path` laid over what it extends, with the profile and the overrides over that.
+class Layers(NamedTuple):
+    """A spec laid over what it extends, with a profile and overrides over that; `extends` and `profiles` are gone from it."""
 
-    The keys `extends` and `profiles` are carried out and gone.
+    tree: Node
+    profiles: tuple[str, ...]
+    """The names that could be chosen."""
+
+
+def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: Problems) -> Layers:
+    """Return the spec at `path` with its layers carried out.
 
     Raises:
         SpecError: a file can't be read as YAML, or what it extends can't be found.
     """
     tree = _extended(path, (), problems)
+    profiles = tree.child("profiles")
+    names = tuple(name for name, _ in profiles.items()) if profiles else ()
     if profile is not None:
         tree = _with_profile(tree, profile, problems)
     tree = tree._replace(value={key: node for key, node in tree.items() if key != "profiles"})
     for number, text in enumerate(sets, 1):
         tree = _with_set(tree, text, number, problems)
-    return tree
+    return Layers(tree, names)
 
 
 def merge(under: Node, over: Node) -> Node:

@@ -34,7 +34,7 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
     """
     path = Path(path)
     problems = Problems()
-    tree = read_layers(path, sets, profile, problems)
+    tree, profiles = read_layers(path, sets, profile, problems)
     if sample is not None:
         tree = _sampled(tree, sample)
     parsed = parse(tree, problems)
@@ -55,7 +55,9 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
     name = parsed.head.name or path.stem
     raw = {"caiflow": 1, "name": name, **{key: value for key, value in tree.plain().items() if key not in ("caiflow", "name")}}
     constitution = raw.get("constitution")
-    return Spec(name, parsed.head.description, parsed.head.seed, path, base_dir, constitution, models, steps, raw, tree)
+    return Spec(
+        name, parsed.head.description, parsed.head.seed, path, base_dir, constitution, models, steps, raw, tree, profiles
+    )
 
 
 def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> list[Problem]:

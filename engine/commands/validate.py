@@ -25,20 +25,22 @@ def execute(args: Namespace) -> int:
     """Check each spec; 2 if any has a problem."""
     found: list[Problem] = []
     for name in args.specs:
-        problems = _problems(name, args)
+        said, problems = _checked(name, args)
         found += problems
         if not args.json:
-            print("\n".join(map(str, problems)) if problems else f"{name}: ok")
+            print("\n".join(map(str, problems)) or said)
     if args.json:
         print_json([problem._asdict() for problem in found])
     return 2 if found else 0
 
 
-def _problems(name: str, args: Namespace) -> tuple[Problem, ...]:
+def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
+    """Return what to say of a spec without a problem, and its problems."""
     from caiflow.engine.spec import load_spec
 
     try:
-        load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample)
+        spec = load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample)
     except SpecError as error:
-        return error.problems or (Problem(name, 1, 1, "", str(error)),)
-    return ()
+        return "", error.problems or (Problem(name, 1, 1, "", str(error)),)
+    others = [profile for profile in spec.profiles if profile != args.profile]
+    return f"{name}: ok" + (f", without looking into --profile {' or '.join(others)}" if others else ""), ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -103,7 +103,7 @@ class Teacher:
         """Return a judgement under several principles at once."""
         some = self.rng.sample(self.constitution.principles, self.rng.choice((2, 4, 16)))
         ordered = [principle for principle in self.constitution.principles if principle in some]
-        example = replace(self._judge_example(), principle=prompts.whole_instruction(ordered))
+        example = self._judge_example()._replace(principle=prompts.whole_instruction(ordered))
         return {"messages": self._judged(example, False)}
 
     def rating(self) -> Record:

@@ -107,6 +107,13 @@ def test_validate_prints_every_problem_with_its_place(place: Path) -> None:
     assert [sorted(problem) for problem in found] == [["col", "file", "hint", "line", "message", "path"]] * 2
 
 
+def test_validate_says_which_profiles_it_did_not_look_into(place: Path) -> None:
+    (place / "profiled.yaml").write_text(SPEC + "profiles:\n  large: {seed: 2}\n  wrong: {sede: 2}\n")
+    said = caiflow(place, "validate", "profiled.yaml").stdout
+    assert said == "profiled.yaml: ok, without looking into --profile large or wrong\n"
+    assert "unknown key `sede`" in caiflow(place, "validate", "profiled.yaml", "--profile", "wrong").stdout
+
+
 def test_a_missing_spec_is_a_problem_at_its_place(place: Path) -> None:
     (problem,) = json.loads(caiflow(place, "validate", "nowhere.yaml", "--json").stdout)
     assert (problem["file"], problem["line"], problem["col"]) == ("nowhere.yaml", 1, 1)
