@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from support.asking import WORDS, ask, mixed_requests, scored_requests, text
 
 @pytest.fixture(scope="module")
 def engine(tiny_source: ModelSource) -> Engine:
-    return load_engine(dataclasses.replace(tiny_source, options={"engine_args": {"max_num_seqs": 16}}))
+    return load_engine(tiny_source._replace(options={"engine_args": {"max_num_seqs": 16}}))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +161,7 @@ def test_an_adapter_changes_the_answers(tiny: Path, tiny_source: ModelSource, tm
     adapted = get_peft_model(load_model(tiny_source, "cpu"), LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"))
     adapted.save_pretrained(tmp_path)
     request = Request("How do I bake", Sampling(max_tokens=10))
-    with_adapter = load_engine(dataclasses.replace(tiny_source, adapter=str(tmp_path)))
+    with_adapter = load_engine(tiny_source._replace(adapter=str(tmp_path)))
     assert text(with_adapter, request).text != text(engine, request).text
 
 

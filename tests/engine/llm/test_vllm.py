@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ ARGS = {"max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
 
 @pytest.fixture(scope="module")
 def source(tiny_source: ModelSource) -> ModelSource:
-    return dataclasses.replace(tiny_source, engine="vllm", options={"engine_args": ARGS})
+    return tiny_source._replace(engine="vllm", options={"engine_args": ARGS})
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +84,13 @@ def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
 
 def test_an_argument_vllm_does_not_know_is_named_with_the_nearest(source: ModelSource) -> None:
     with pytest.raises(EngineError, match="got 'max_num_seq'; did you mean max_num_seqs"):
-        load_engine(dataclasses.replace(source, options={"engine_args": {"max_num_seq": 3}}))
+        load_engine(source._replace(options={"engine_args": {"max_num_seq": 3}}))
 
 
 def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: Engine) -> None:
     engine.close()
     with pytest.raises(EngineError, match="lower max_model_len") as caught:
-        load_engine(dataclasses.replace(source, options={"engine_args": {"kv_cache_memory_bytes": 1 << 18}}))
+        load_engine(source._replace(options={"engine_args": {"kv_cache_memory_bytes": 1 << 18}}))
     assert caught.value.kind == "load"
 
 
@@ -101,15 +100,13 @@ def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engin
 
     engine.close()
     torch.manual_seed(1)
-    base = load_model(dataclasses.replace(source, engine="transformers"), "cpu")
+    base = load_model(source._replace(engine="transformers"), "cpu")
     config = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     get_peft_model(base, config).save_pretrained(tmp_path)
-    adapted = dataclasses.replace(source, adapter=str(tmp_path))
+    adapted = source._replace(adapter=str(tmp_path))
     requests = [Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4)]
     served = load_engine(adapted)
     try:
-        assert ask(served, requests) == ask(
-            load_engine(dataclasses.replace(adapted, engine="transformers", options={})), requests
-        )
+        assert ask(served, requests) == ask(load_engine(adapted._replace(engine="transformers", options={})), requests)
     finally:
         served.close()
