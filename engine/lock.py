@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -175,16 +176,20 @@ def _example(example: Any) -> dict[str, Any]:
 
 
 def _sources(resolver: Resolver) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what pins each source; those of a step whose sources can't be read, which fails for it, are left out."""
     for step in resolver.order:
-        for label, source in resolver.operator(step).sources().items():
-            name = f"{step.name}.{label}"
-            if isinstance(source, str):
-                repository, _, revision = source.partition("@")
-                yield name, {"hub": repository, "revision": revision}
-            elif source.is_dir():
-                yield name, {"folder": source.name, "sha256": folder_manifest(source, resolver.store.files)["digest"]}
-            else:
-                yield name, {"file": source.name, "sha256": file_digest(source, resolver.store.files)}
+        with suppress(OSError, ValueError):
+            found = resolver.operator(step).sources()
+            yield from [(f"{step.name}.{label}", _source(source, resolver)) for label, source in found.items()]
+
+
+def _source(source: Path | str, resolver: Resolver) -> dict[str, Any]:
+    if isinstance(source, str):
+        repository, _, revision = source.partition("@")
+        return {"hub": repository, "revision": revision}
+    if source.is_dir():
+        return {"folder": source.name, "sha256": folder_manifest(source, resolver.store.files)["digest"]}
+    return {"file": source.name, "sha256": file_digest(source, resolver.store.files)}
 
 
 def _model(resolver: Resolver, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import StepError
 from caiflow.engine.graph import ancestors, topological, upstream_of
 from caiflow.engine.identity import digest, identity_params
 from caiflow.engine.models import resolve_model, trained_model
@@ -157,8 +158,17 @@ class Resolver:
         )
 
     def settle(self, step: Step) -> tuple[Components | None, Artifact | None]:
-        """Return the step's components and, where the store has it, its artifact, which then counts as made."""
-        components = self.components(step)
+        """Return the step's components and, where the store has it, its artifact, which then counts as made.
+
+        Raises:
+            StepError: what it reads can't be read (any more).
+        """
+        try:
+            components = self.components(step)
+        except OSError as error:
+            raise StepError(f"{step.name}: can't read {error.filename or 'a file'}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise StepError(f"{step.name}: {error}") from error
         artifact = self.store.artifact(digest(components)) if components is not None else None
         if artifact is not None:
             self.artifacts[step.name] = artifact

@@ -200,13 +200,13 @@ class _Execution:
             return True
         if not all(state in SETTLED for state in needs):
             return False
-        components, artifact = self.resolver.settle(step)
-        if components is not None:
-            self.components[step.name] = components
-        if artifact is not None:
-            self._settle(step, "cached", artifact)
-            return True
         try:
+            components, artifact = self.resolver.settle(step)
+            if components is not None:
+                self.components[step.name] = components
+            if artifact is not None:
+                self._settle(step, "cached", artifact)
+                return True
             return self._begin(step)
         except (CaiflowError, ValueError, OSError) as error:
             self._fail(step, str(error))

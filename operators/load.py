@@ -112,6 +112,9 @@ class Load(TableOperator[LoadParams]):
         if isinstance(first, FileSource):
             for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
                 yield (name,), f"`{name}` is for hub data sets, and {self.params.source!r} is a file", f"remove `{name}`"
+        if isinstance(first, FileSource) and first.path.is_dir():
+            given = self.params.source
+            yield ("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`"
         if isinstance(first, HubSource) and not first.within_reach:
             yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
         if isinstance(first, FileSource) and self.params.source.startswith(BUNDLED) and not first.path.is_file():

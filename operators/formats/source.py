@@ -78,11 +78,10 @@ class HubSource:
         if _offline():
             return self._cached_commit(None)
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         try:
             return str(HfApi().dataset_info(self.repo, revision=self.revision, timeout=20).sha)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
             return self._cached_commit(error)
 
     def lines(self) -> Iterator[Line]:
@@ -113,12 +112,11 @@ class HubSource:
 
     def _snapshot(self) -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         patterns = [f"{self.folder.strip('/')}/*", "README.md"] if self.folder else None
         try:
             return Path(snapshot_download(self.repo, repo_type="dataset", revision=self.commit, allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
             raise ValueError(f"{self.repo}: can't be fetched from the hub: {error}") from error
 
     @property
@@ -138,8 +136,10 @@ class HubSource:
         try:
             return ref.read_text().strip()
         except OSError:
-            reason = cause or "offline, and not in the hub's cache"
-            raise ValueError(f"{self.repo}: no revision {self.revision or 'main'!r}: {reason}") from cause
+            named = f"data set {self.repo}" + (f" with revision {self.revision!r}" if self.revision else "")
+            why = f"the hub says: {str(cause).strip().splitlines()[0]}" if cause and str(cause).strip() else "offline"
+            hint = "check the name, or fetch it while online"
+            raise ValueError(f"no {named} in the hub's cache, nor to be had ({why}); {hint}") from cause
 
 
 Source = FileSource | HubSource
@@ -160,7 +160,7 @@ def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]
         return [FileSource(bundled_file(source.removeprefix(BUNDLED)))]
     path = base_dir / Path(source).expanduser()
     if any(sign in path.name for sign in "*?["):
-        return [FileSource(found) for found in sorted(path.parent.glob(path.name))]
+        return [FileSource(found) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
     if path.exists() or has_data_suffix(source) or not _HUB_ID.fullmatch(source):
         return [FileSource(path)]
     return [HubSource(source, **{name: value for name, value in hub.items() if value is not None})]

@@ -15,6 +15,9 @@ import pytest
 
 from caiflow.engine.events import read_events, read_run, true_status
 from caiflow.engine.rows import Rows
+from caiflow.engine.runner import run
+from caiflow.engine.spec import load_spec
+from caiflow.engine.store import Store
 from support.kills import ledger_records, leftovers, start, victims
 
 pytestmark = [pytest.mark.slow]
@@ -137,6 +140,19 @@ def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple
     states = {name: step["status"] for name, step in run["steps"].items()}
     assert (states["bad"], states["after"], states["other"], run["status"]) == ("failed", "skipped", "done", "failed")
     assert "data.jsonl:2" in run["steps"]["bad"]["error"]
+
+
+def test_a_file_that_went_after_the_check_fails_its_step(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text("caiflow: 1\nsteps: {gone: {op: load, source: data.jsonl}}\n", encoding="utf-8")
+    spec = load_spec(tmp_path / "spec.yaml")
+    (tmp_path / "data.jsonl").unlink()
+    result = run(spec, Store(tmp_path / "home"), tmp_path / "out")
+    assert result.exit_code == 1
+    gone = read_run(tmp_path / "out")["steps"]["gone"]
+    assert gone["status"] == "failed"
+    assert gone["error"].startswith(f"can't read {tmp_path / 'data.jsonl'}: No such file or directory")
+    assert (tmp_path / "out" / "caiflow.lock").is_file()
 
 
 @pytest.mark.kill

@@ -273,3 +273,14 @@ def test_a_bad_record_hides_no_good_one_that_looks_like_it(tmp_path: Path) -> No
     operator = Load(LoadParams(source="d.jsonl", format="hh", on_bad_row="quarantine"), StepContext(base_dir=tmp_path))
     assert list(operator.check()) == []
     assert "prompt" in operator.columns({})
+
+
+def test_a_folder_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "shards.jsonl").mkdir()
+    (tmp_path / "shards.jsonl" / "one.jsonl").write_text('{"prompt": "Hi?"}\n')
+    ((path, message, hint),) = Load(LoadParams(source="shards.jsonl"), StepContext(base_dir=tmp_path)).check()
+    assert (path, message) == (("source",), "shards.jsonl is a folder")
+    assert hint == "name its files: `shards.jsonl/*.jsonl`"
+    inside = Load(LoadParams(source="shards.jsonl/*.jsonl"), StepContext(base_dir=tmp_path))
+    assert list(inside.check()) == []
+    assert not Load(LoadParams(source="*.jsonl"), StepContext(base_dir=tmp_path)).sources()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +52,14 @@ def hub(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(home: Path, **fields: Any) -> dict[str, Any]:
+def load(home: Path, *, hub: str = "", **fields: Any) -> dict[str, Any]:
+    """Return what a load step makes of the cache, offline or with a hub at an address."""
     tests = str(Path(__file__).parents[1])
     env = {
         **os.environ,
         "HF_HOME": str(home / "hf"),
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "" if hub else "1",
+        **({"HF_ENDPOINT": hub} if hub else {}),
         "PYTHONPATH": tests,
         "HF_HUB_CACHE": str(home / "hf" / "hub"),
     }
@@ -97,3 +100,13 @@ def test_what_is_not_there_is_told(hub: Path) -> None:
     assert "offline" in found["error"]
     assert "no-such" in load(hub, source="org/dialogues", revision="no-such")["error"]
     assert "org/dialogues" in load(hub, source="org/dialogues", folder="kind", hub_split="nope")["error"]
+
+
+def test_without_a_network_the_cache_serves_or_the_message_says_what_to_do(hub: Path) -> None:
+    with socket.socket() as nobody:  # bound, and not listening: whoever calls is refused
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        found = load(hub, hub=address, source="org/missing")
+        assert found["error"].startswith("no data set org/missing in the hub's cache, nor to be had (the hub says: ")
+        assert found["error"].endswith("; check the name, or fetch it while online")
+        assert load(hub, hub=address, source="org/dialogues")["identity"] == {"content": [["org/dialogues:train", NEW]]}
