@@ -107,6 +107,8 @@ def source_path(value: str, base_dir: Path = Path()) -> Path:
         return _BUNDLED / f"{value}.yaml"
     near = nearest(value, bundled())
     hint = f"did you mean {near!r}?" if near else f"bundled are {', '.join(bundled())}; a path starts in {base_dir.resolve()}"
+    if " " in value:
+        hint = f"a rule in place is written {{id: my-rule, rule: {value}}}; {hint}"
     raise SpecError((Problem("", 1, 1, "", f"no constitution {value!r} and no such file", hint),))
 
 

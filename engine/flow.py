@@ -16,6 +16,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.names import suggest
 from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
 from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.rows import Rows, RowsWriter
@@ -201,6 +202,8 @@ class Flow:
         except Exception as error:
             return self._failure(step, row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
         rows = tuple(given) if isinstance(given, list) else (given,)
+        if wrong := _wrong_columns(step, rows):
+            return self._failure(step, row_key, ledger, wrong, passing=True)
         ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
         return Outcome(rows=rows)
 
@@ -325,3 +328,15 @@ async def _paced(rows: Sequence[Row]) -> AsyncIterator[tuple[int, Row]]:
         if index % 64 == 63:
             await asyncio.sleep(0)
         yield index, row
+
+
+def _wrong_columns(step: FlowStep, rows: Sequence[Any]) -> str:
+    """Return what is wrong with what an operator returned for a row; nothing where it is right."""
+    known, where = step.operator.writes(), f"the operator {step.operator.name} returned"
+    for row in rows:
+        if not isinstance(row, Mapping):
+            return f"{where} {type(row).__name__}; return a dict of its columns, or a list of them"
+        unknown = [name for name in row if name not in known]
+        if unknown:
+            return f"{where} `{unknown[0]}`, which `writes()` doesn't name; {suggest(unknown[0], known, 'columns it writes')}"
+    return ""

@@ -100,16 +100,17 @@ def ancestors(spec: Spec, name: str) -> set[str]:
 
 
 def chosen(spec: Spec, last: str | None) -> set[str]:
-    """Return the steps of a run up to `last`; all of them where it is None.
+    """Return the steps of a run up to `last`, or up to all its arms; all steps where it is None.
 
     Raises:
         SpecError: there is no such step.
     """
     if last is None:
         return set(spec.steps)
-    if last not in spec.steps:
+    ends = [name for name, step in spec.steps.items() if last in (name, step.base)]
+    if not ends:
         raise SpecError(f"caiflow: {last!r} is none of the steps; {suggest(last, spec.steps, 'steps')}")
-    return {last, *ancestors(spec, last)}
+    return set(ends).union(*(ancestors(spec, name) for name in ends))
 
 
 def downstream(spec: Spec, name: str) -> set[str]:

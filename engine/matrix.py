@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine import graph
 from caiflow.engine.language import Step
-from caiflow.engine.names import suggest
+from caiflow.engine.names import nearest, suggest
 from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems, assign, split_path
 
@@ -86,6 +86,9 @@ def _change(tree: Node, key: str, node: Node, where: Path_, problems: Problems) 
         problems.at(node.key, (*where, key), f"`{key}` names a step but no field of it", f"write `{key}.FIELD: value`")
     elif path[0] == "models":
         problems.at(node.key, (*where, key), f"`{key}` names no field of a model", suggest(str(path[1:2]), models, "models"))
+    elif len(path) == 1 and nearest(key, steps) is None:
+        shape = "write `STEP.FIELD: [value, ...]`, or `AXIS: {ARM: {STEP.FIELD: value}}`"
+        problems.at(node.key, (*where, key), f"`{key}` names no field of a step", shape)
     else:
         problems.at(node.key, (*where, key), f"unknown step `{path[0]}`", suggest(str(path[0]), steps, "steps"))
     return None

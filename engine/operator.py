@@ -189,6 +189,10 @@ class Operator(ABC, Generic[P]):
         """Yield (path, message, hint) for what neither the schema nor the parameter model can see; reads no large file."""
         yield from ()
 
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield (path, message, hint) for what the inputs' columns, by step, rule out; those that are needed are there."""
+        yield from ()
+
     def identity(self) -> Mapping[str, Any]:
         """Return what, beside the parameters, changes the output: prompts, few-shot texts, digests of source files (JSON)."""
         return {}

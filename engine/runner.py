@@ -213,7 +213,7 @@ class _Execution:
             return True
 
     def _begin(self, step: Step) -> bool:
-        if self._only not in (None, step.name):
+        if self._only not in (None, step.name, step.base):
             raise StepError(f"{step.name}: isn't in the store, and --only runs {self._only} alone; use --until {self._only}")
         cluster = self._running_cluster()
         kind = operator_type(step.op)

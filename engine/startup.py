@@ -38,6 +38,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Call when a command is done: what is left needs no search for garbage either."""
-    gc.freeze()
-    gc.enable()
+    """Call when a command is done: where it searched for no garbage, what is left needs no search either."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()

@@ -125,7 +125,11 @@ class Rule(Strict):
     preamble: Preamble | None = None
     """Answers that announce themselves."""
     where: ExpressionText | None = None
-    """Rows for which an expression over the columns is true, such as `words(response) < 5 or turns(prompt) > 9`."""
+    """Rows for which an expression over the columns is true, such as `words(response) < 5 or turns(prompt) > 9`.
+
+    Columns by name, numbers, texts, `and`, `or`, `not`, comparisons, `in [..]`, `is None`, `+ - * / %`; of texts words,
+    length, lower, strip, contains(a, b), startswith, endswith; of conversations turns and last (the last text); abs, min, max.
+    """
 
     @model_validator(mode="after")
     def _one(self) -> Rule:
@@ -189,6 +193,20 @@ class Filter(TableOperator[FilterParams]):
         if size and (size.unit == "tokens") != (size.model is not None):
             yield ("unit",), "tokens are counted by a model's tokenizer", "give `unit: tokens` and `model:` together"
 
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield expressions that do with a column what its type doesn't allow."""
+        for place, rule in enumerate(self._rules()):
+            try:
+                expression = parse(rule.where) if rule.where is not None else None
+            except ExpressionError:
+                continue  # `check` says so
+            try:
+                if expression is not None:
+                    expression.check_types(inputs[self.params.input].types)
+            except ExpressionError as error:
+                message, _, hint = str(error).partition("; ")
+                yield ("drop", place, "where"), message, hint
+
     def identity(self) -> Mapping[str, Any]:
         """Return the texts of the few-shot examples where a rule goes by them."""
         leak = any(rule.kind == "few_shot_leak" for rule in self._rules())
@@ -211,6 +229,7 @@ class Filter(TableOperator[FilterParams]):
         labels = pl.Series([check.label for check in checks])
         try:
             for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                _refuse_values(frame, checks)
                 reasons = _reasons(frame, checks)
                 frame = frame.drop([f"{_FLAG}{place}" for place in range(len(checks))])
                 alive = reasons < 0
@@ -310,6 +329,15 @@ def _labels(kinds: Sequence[str]) -> list[str]:
     counters: dict[str, Iterator[int]] = {}
     numbers = [next(counters.setdefault(kind, count(1))) for kind in kinds]
     return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]
+
+
+def _refuse_values(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
+    """Raise ValueError where a rule without a decision of its own says something other than true or false."""
+    import polars as pl
+
+    for place, check in enumerate(checks):
+        if check.decide is None and frame.schema[f"{_FLAG}{place}"] != pl.Boolean:
+            raise ValueError(f"filter: the rule {check.label} must be true or false for each row; compare it with something")
 
 
 def _reasons(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:

@@ -17,7 +17,17 @@ from pydantic import Field
 from caiflow.engine.identity import key
 from caiflow.engine.judging import Judging, bounded
 from caiflow.engine.listwise import MOST_OPTIONS, ListJudge, Ranking
-from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator, together
+from caiflow.engine.operator import (
+    ColumnName,
+    Columns,
+    ColumnType,
+    ModelRowParams,
+    Row,
+    RowDropped,
+    RowLLM,
+    RowOperator,
+    together,
+)
 from caiflow.engine.pairwise import PairJudge, Verdict
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.operators.verdicts import (
@@ -35,6 +45,15 @@ from caiflow.operators.verdicts import (
 )
 
 _ROUNDING = 1e-9
+_A: Mapping[ColumnType, str] = {
+    "text": "one text",
+    "number": "a number",
+    "numbers": "numbers",
+    "integer": "a number",
+    "flag": "true or false",
+    "messages": "a conversation",
+    "conversations": "conversations",
+}
 
 
 class JudgeParams(ModelRowParams, Judging):
@@ -103,6 +122,20 @@ class Judge(RowOperator[JudgeParams]):
             yield ("candidates",), message, "leave `listwise` out to judge them in pairs"
         if self.context.constitution is not None:
             yield from self._judge.problems()
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield a column that isn't what it is taken for: one holds a list of answers, several an answer each."""
+        types = inputs[self.params.input].types
+        if isinstance(self.params.candidates, str):
+            found = types.get(self.params.candidates)
+            if found not in (None, "texts", "json"):
+                hint = "name a column of lists (`generate` with `samples` makes one), or several columns in a list"
+                yield ("candidates",), f"`{self.params.candidates}` holds no list of answers, but {_A[found]}", hint
+            return
+        for place, column in enumerate(self.params.candidates):
+            if types.get(column) in ("texts", "messages", "conversations"):
+                message = f"each of several candidates holds one answer, but `{column}` holds a list"
+                yield ("candidates", place), message, f"write `candidates: {column}`"
 
     def identity(self) -> Mapping[str, Any]:
         """Return the version of the message format; the texts drawn are in the rows' identities."""

@@ -155,9 +155,8 @@ class Load(TableOperator[LoadParams]):
         counts = _write(_limited(chosen, self.params.limit), survey, out)
         out.metrics.update(counts)
         if not counts["rows"]:
-            raise ValueError(
-                f"{self.params.source}: no row to load, got {counts['bad_rows']} bad ones; check `split` and `format`"
-            )
+            bad = f", but {counts['bad_rows']} that can't be read" if counts["bad_rows"] else ""
+            raise ValueError(f"{self.params.source}: it has no row to load{bad}; check the file, and `split` and `format`")
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
         return rows if self.params.sample else _limited(rows, self.params.limit)

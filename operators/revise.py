@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from caiflow.engine.few_shot import FewShot
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.operator import Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_answer, revise_messages, revisions_so_far
 
 if TYPE_CHECKING:
@@ -91,6 +91,15 @@ class Revise(RowOperator[ReviseParams]):
         have, wanted_shots = len(given.few_shot_critique), self.params.few_shot or 0
         if wanted_shots > have:
             yield ("few_shot",), f"constitution {given.name} has {have} examples, got {wanted_shots}", f"ask for at most {have}"
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield the principles under which a critique may have been made and no revision can be."""
+        given = self.context.constitution
+        criticised = self.params.critique and {"critique", "principle"} <= inputs[self.params.input].types.keys()
+        lacking = [p.id for p in given.principles if p.critique and not p.revision] if given and criticised else []
+        if lacking:
+            message = f"the critiques may be drawn under {', '.join(lacking)}, which has no `revision` text"
+            yield (), message, "add it to the constitution, or give a `rule`"
 
     def identity(self) -> Mapping[str, Any]:
         """Return the version of the message format; the texts drawn are in the rows' identities."""

@@ -34,8 +34,9 @@ def test_the_ten_line_operator_works_as_written() -> None:
     exec(code, names)
     operator = names["Title"](names["TitleParams"](input="red", model="base", words=3), StepContext())
     assert isinstance(operator, RowOperator)
-    row = {"uid": "a", **{name: [] for name in operator.reads()}}
-    assert asyncio.run(operator.row(row, Echo())) == {"title": "Give this a title of at most 3 words."}
+    assert operator.needs() == {"red": list(operator.reads())}
+    row = {"uid": "a", "prompt": [{"role": "user", "content": "Why?"}]}
+    assert asyncio.run(operator.row(row, Echo())) == {"title": "Give this a title of at most 3 words: Why?"}
     assert set(operator.writes()) == {"title"}
 
 

@@ -20,9 +20,12 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Examine this machine; 1 if anything is broken."""
+    import gc
+
     from caiflow.engine.doctor import examine
     from caiflow.engine.store import default_home
 
+    gc.enable()  # off since the start; the libraries that are tried here expect to be tidied up at the end
     findings = []
     for finding in examine(default_home()):
         findings.append(finding)

@@ -121,6 +121,8 @@ def _show_model(path: Path, args: Namespace) -> None:
         return
     from rich.console import Console
 
+    from caiflow.engine.commands.tables import uncut
     from caiflow.engine.report import card_table
 
-    Console().print(card_table(card))
+    console = Console()
+    console.print(uncut(card_table(card)))

@@ -248,11 +248,19 @@ FORMATS: Mapping[str, Format] = {
 
 
 def detect(records: Sequence[Record]) -> Format:
-    """Return the format that fits the most of `records`; among equals the more telling one. Without records: `table`."""
+    """Return the format that fits the most of `records`; among equals the more telling one. Without records: `table`.
+
+    Lists under a name that conversations have are taken for some, even where they are broken.
+    """
 
     def fitting(entry: Format) -> int:
         return sum(map(entry.fits, records))
 
     telling = [entry for entry in FORMATS.values() if entry.name != "table"]
     best = max(telling, key=fitting)
-    return best if fitting(best) else FORMATS["table"]
+    if fitting(best):
+        return best
+    for name, column in (("messages", "messages"), ("sharegpt", "conversations")):
+        if records and all(isinstance(record.get(column), list) for record in records):
+            return FORMATS[name]  # which will say what is wrong with them
+    return FORMATS["table"]

@@ -253,3 +253,17 @@ def test_results_do_not_depend_on_the_engine_s_size(tmp_path: Path, capacity: in
     reference = ScriptedEngine(lambda r: Completion(str(r.seed)))
     _, alone = run(tmp_path / "other", [step("one", Ask(params()), "source")], source, reference)
     assert out["one"].pylist() == alone["one"].pylist()
+
+
+class Mistyped(Ask):
+    """Names a column that it doesn't write."""
+
+    async def row(self, row: Row, llm: RowLLM) -> Row:
+        return {"anwser": row[self.column]}
+
+
+def test_a_column_that_an_operator_does_not_declare_fails_the_row_by_name(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", ["one?"])
+    tallies, _ = run(tmp_path, [step("ask", Mistyped(params()), "source")], source, ScriptedEngine(last_words))
+    assert tallies["ask"].failed == 1
+    assert "returned `anwser`, which `writes()` doesn't name; did you mean `answer`?" in tallies["ask"].error

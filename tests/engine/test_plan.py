@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from caiflow.engine.changes import changes, describe
+from caiflow.engine.errors import SpecError
+from caiflow.engine.graph import chosen
+from caiflow.engine.spec import load_spec
 from caiflow.engine.store import Store
 from caiflow.engine.training.loop import CHECKPOINTS, mark_complete
 from support.kills import ledger_records
@@ -149,6 +152,19 @@ def test_a_training_cut_off_goes_on_from_its_last_checkpoint(tmp_path: Path) -> 
     tuned = project.plan("training.yaml")["tuned"]
     assert (tuned["state"], tuned["reason"]) == ("partial", "cut off before; goes on after 7 optimizer steps")
     assert (folder / "checkpoint-12").exists(), "to plan changes nothing"
+
+
+def test_a_step_with_arms_stands_for_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "arms.yaml").write_text(
+        "caiflow: 1\nmodels: {base: {source: tiny}}\nsteps:\n  red: {op: load, source: 'tiny:helpful_test.jsonl'}\n"
+        "  ask: {op: generate, input: red, model: base}\n  rest: {op: filter, input: ask, drop: [duplicates]}\n"
+        "matrix: {ask.samples: [1, 2]}\n"
+    )
+    spec = load_spec(tmp_path / "arms.yaml")
+    assert chosen(spec, "ask") == {"red", "ask@1", "ask@2"}
+    assert chosen(spec, "ask@2") == {"red", "ask@2"}
+    with pytest.raises(SpecError, match="did you mean `red`"):
+        chosen(spec, "rde")
 
 
 def test_changes_are_named_in_words() -> None:

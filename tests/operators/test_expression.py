@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caiflow.engine.operator import ColumnType
 from caiflow.operators.expression import ExpressionError, parse
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "last one"}]
@@ -121,3 +122,50 @@ def test_arithmetic_is_that_of_python(pairs: list[tuple[int, float]]) -> None:
     found = frame.select(parse("a - b * 2 < abs(a) + min(a, b) or a % 7 == 3").polars()).to_series().to_list()
     expected: list[Any] = [a - b * 2 < abs(a) + min(a, b) or a % 7 == 3 for a, b in pairs]
     assert found == expected
+
+
+TYPES: dict[str, ColumnType | None] = {
+    "prompt": "messages",
+    "response": "text",
+    "responses": "texts",
+    "p_chosen": "number",
+    "good": "flag",
+    "open": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("turns(prompt)", "the whole must be true or false, got a number"),
+        ("response", "the whole must be true or false, got a text"),
+        ("words(prompt) > 8", "`words` takes a text, and `prompt` is a conversation; write `last(prompt)`"),
+        ("contains(prompt, 'bank')", "write `last(prompt)` for its last message"),
+        ("turns(prompt) > 'a'", "`turns(prompt)` is a number and `'a'` a text; compare like with like"),
+        ("good and p_chosen", "`and` or `or` takes true or false, and `p_chosen` is a number; compare it"),
+        ("not response", "`not` takes true or false, and `response` is a text"),
+        ("response in ['a', 3]", "`response` is a text and `['a', 3]` a number"),
+        ("-response < 3", "`-` takes a number, and `response` is a text"),
+        ("lower(responses) == 'a'", "`lower` takes a text, and `responses` is a list"),
+    ],
+)
+def test_what_a_column_is_not_made_for_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        parse(text).check_types(TYPES)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "good or not good",
+        "p_chosen < 0.6 or (words(response) > 200 and not contains(lower(response), 'sorry'))",
+        "1 < length(prompt) <= 3 and length(responses) + 1 == 3",
+        "response is None or response in ['a', 'b'] or p_chosen == None",
+        "open and words(open) > 3 and open > 2",
+        "min(p_chosen, 1) == 1 and good == True",
+        "unknown == 3",
+    ],
+)
+def test_what_suits_the_columns_passes(text: str) -> None:
+    parse(text).check_types(TYPES)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.operator import Row, RowDropped, StepContext
+from caiflow.engine.operator import Columns, ColumnType, Row, RowDropped, StepContext
 from caiflow.engine.prompts import user
 from caiflow.operators.judge import Judge, JudgeParams
 from caiflow.operators.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
@@ -338,3 +338,25 @@ def test_more_candidates_than_letters_are_found_before_the_run() -> None:
     columns = [f"c{i}" for i in range(10)]
     assert [path for path, *_ in step(listwise=True, candidates=columns).check()] == [("candidates",)]
     assert list(step(candidates=columns).check()) == []
+
+
+@pytest.mark.parametrize(
+    ("candidates", "kinds", "path", "said"),
+    [
+        ("response", {"response": "text"}, ("candidates",), "`response` holds no list of answers, but one text"),
+        ("prompt", {"prompt": "messages"}, ("candidates",), "but a conversation"),
+        (("a", "b"), {"a": "text", "b": "texts"}, ("candidates", 1), "each of several candidates holds one answer"),
+    ],
+)
+def test_candidates_of_another_type_are_refused(
+    candidates: Any, kinds: dict[str, ColumnType | None], path: tuple[str | int, ...], said: str
+) -> None:
+    ((where, message, hint),) = step(candidates=candidates).check_columns({"pairs": Columns(kinds)})
+    assert where == path
+    assert said in message
+    assert hint
+
+
+def test_candidates_of_the_right_or_of_no_known_type_pass() -> None:
+    for candidates, kinds in (("a", {"a": "texts"}), ("a", {"a": "json"}), ("a", {"a": None}), (("a", "b"), {"a": "text"})):
+        assert not list(step(candidates=candidates).check_columns({"pairs": Columns(kinds, open=True)}))

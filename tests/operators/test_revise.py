@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.constitution import Constitution, load_constitution
-from caiflow.engine.operator import Row, StepContext
+from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.prompts import critique_messages, revise_messages, user
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.revise import Revise, ReviseParams, without_preamble
@@ -147,6 +147,16 @@ def test_a_constitution_without_revisions_is_found_before_the_run() -> None:
         "constitution half has no principle with `critique` and `revision`"
     ]
     assert [path for path, *_ in step(few_shot=7).check()] == [("few_shot",)]
+
+
+def test_a_principle_that_only_criticises_is_found_where_critiques_come_from_before() -> None:
+    texts = [{"id": "a", "critique": "Criticise."}, {"id": "b", "critique": "Criticise.", "revision": "Revise."}]
+    operator = step(load_constitution({"name": "half", "principles": texts}))
+    came = Columns({"prompt": "messages", "response": "text", "critique": "text", "principle": "text"})
+    ((_, message, hint),) = operator.check_columns({operator.params.input: came})
+    assert message == "the critiques may be drawn under a, which has no `revision` text"
+    assert hint
+    assert not list(operator.check_columns({operator.params.input: Columns({"prompt": "messages", "response": "text"})}))
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,10 @@ def test_nemo_preferences_are_pairs_of_texts() -> None:
 def test_a_record_without_the_fields_says_which_one(name: str) -> None:
     with pytest.raises(ValueError, match=r"^no `\w+`; it has `other`$"):
         FORMATS[name].parse({"other": 1}, "all")
+
+
+def test_broken_conversations_are_not_taken_for_a_table() -> None:
+    wrong = [{"messages": [{"role": "usr", "content": "Hi"}]}, {"messages": [{"role": "user", "text": "Hi"}]}]
+    assert detect(wrong).name == "messages"
+    assert detect([{"conversations": [{"from": "nobody", "value": "Hi"}]}]).name == "sharegpt"
+    assert detect([{"messages": 3}]).name == "table"
