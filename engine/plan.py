@@ -200,7 +200,9 @@ def _counted(
     if before is not None and own is not None:
         skip = NOT_IN_ROWS if components is None else ()
         causes = _described(change for change in changes(before, own) if change[0].split(".")[0] not in skip)
-    why = "; ".join(causes) or ("never run" if before is None and not tally.cached else "new or changed rows")
+    same = before is None or (own is not None and not changes(before, own))
+    new = "never run" if before is None and not tally.cached else "not done yet" if same else "new or changed rows"
+    why = "; ".join(causes) or new
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
     known = digest(components) if components is not None else None
     state = "partial" if tally.cached else "run"

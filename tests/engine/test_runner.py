@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.events import read_events, read_run, true_status
+from caiflow.engine.plan import make_plan
 from caiflow.engine.rows import Rows
 from caiflow.engine.runner import run
 from caiflow.engine.spec import load_spec
@@ -168,6 +169,8 @@ def test_a_signal_stops_the_run_within_seconds_and_keeps_everything(tmp_path: Pa
     assert read_run(out)["status"] == "interrupted"
     assert f"caiflow run {spec}" in (out / "console.txt").read_text().replace("\n", " ")
     assert leftovers(driver.pid) == []
+    planned = {step.name: step for step in make_plan(load_spec(spec), Store(home)).steps}
+    assert planned["response"].reason == f"{planned['response'].to_run} of 120 rows: not done yet"
     done = finish(spec, tmp_path / "next", home)
     assert done["steps"]["response"]["cached"] > 0
     assert done["steps"]["revision"]["rows_out"] == 120
