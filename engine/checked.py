@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.language import ModelEntry, Step
-from caiflow.engine.marks import Mark, marks, marks_as_written
+from caiflow.engine.marks import Mark, marks_as_written
 from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.operator import Operator
 from caiflow.engine.overlay import Problems
@@ -47,7 +47,7 @@ class Checked(NamedTuple):
         """Yield the marked values of a step; where it couldn't be parsed, those of the fields that can be read all the same."""
         operator = self.operator_type(step)
         if step in self.steps:
-            yield from marks(self.steps[step].params, kind)
+            yield from self.steps[step].marks(kind)
         elif operator is not None:
             yield from marks_as_written(operator.params_type, self.node(step).plain(), kind)
 

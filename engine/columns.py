@@ -12,7 +12,7 @@ from typing import Any
 from caiflow.engine import graph
 from caiflow.engine.checked import Checked
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.marks import Mark, marks
+from caiflow.engine.marks import Mark
 from caiflow.engine.names import suggest
 from caiflow.engine.operator import Columns, Operator, Reference
 
@@ -42,7 +42,7 @@ def _missing_columns(
     checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
 ) -> Iterator[bool]:
     """Report columns that the step needs and an input lacks; yield True for each."""
-    telling = marks(operator.params, "x-column", "x-expression")
+    telling = checked.steps[name].marks("x-column", "x-expression")
     named = [mark for mark in telling if checked.tree.get("steps", name, *mark.path) is not None]
     for source, wanted in operator.needs().items():
         known = inputs.get(source, Columns(open=True))

@@ -92,7 +92,7 @@ def _places(spec: Spec, raw: dict[str, Any]) -> Iterator[Place]:
         yield from (("models", name, *mark.path) for mark in marks(entry, "x-path") if not mark.key)
         yield ("models", name, "chat_template")
     for name, step in spec.steps.items():
-        yield from (("steps", name, *mark.path) for mark in marks(step.params, "x-path") if not mark.key)
+        yield from (("steps", name, *mark.path) for mark in step.marks("x-path") if not mark.key)
         yield from _in_constitution(_get(raw, ("steps", name, "constitution")), ("steps", name, "constitution"))
     yield from _in_constitution(raw.get("constitution"), ("constitution",))
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.marks import marks
+from caiflow.engine.marks import Mark, marks
 from caiflow.engine.nodes import Node
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
 
@@ -125,9 +125,17 @@ class Step:
         """Return the edges into this step: each parameter that names a step or a model, in field order."""
         return self._references
 
+    def marks(self, *kinds: str) -> tuple[Mark, ...]:
+        """Return the marked texts of the parameters, of the given kinds."""
+        return tuple(mark for mark in self._marks if mark.kind in kinds)
+
+    @cached_property
+    def _marks(self) -> tuple[Mark, ...]:
+        return tuple(marks(self.params))
+
     @cached_property
     def _references(self) -> tuple[Reference, ...]:
-        return tuple(Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in marks(self.params, "x-ref"))
+        return tuple(Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in self.marks("x-ref"))
 
     def operator_type(self) -> type[Operator[Any]]:
         """Return the class behind `op`."""

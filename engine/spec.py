@@ -39,7 +39,7 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
         tree = _sampled(tree, sample)
     parsed = parse(tree, problems)
     tree, steps = matrix.expand(tree, parsed.steps, parse_step, problems)
-    models = _models(tree, parsed.models, problems)
+    models = _models(tree, parsed.models, problems) if steps.keys() != parsed.steps.keys() else parsed.models
     base_dir = path.parent
     rebased = _rebased(tree, base_dir, models, steps)
     if rebased is not tree:
@@ -111,7 +111,7 @@ def _models(tree: Node, parsed: Mapping[str, ModelEntry], problems: Problems) ->
 def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps: Mapping[str, Step]) -> Node:
     """Return the tree with paths written in another file (`extends`) or on the command line made relative to the spec."""
     found: list[Path_] = [("models", name, *mark.path) for name, entry in models.items() for mark in marks(entry, "x-path")]
-    found += [("steps", name, *mark.path) for name, step in steps.items() for mark in marks(step.params, "x-path")]
+    found += [("steps", name, *mark.path) for name, step in steps.items() for mark in step.marks("x-path")]
     found += [("constitution",), *(("steps", name, "constitution") for name in steps)]
     for path in found:
         node = tree.get(*path)

@@ -37,9 +37,12 @@ def parse(tree: Node, problems: Problems) -> Parsed:
     doubts: list[tuple[Path_, ValidationError | None]] = []
     head = {key: node.plain() for key, node in tree.items()}
     parsed.head = _validated(SpecFile, head, (), doubts)
-    for name, node in _entries(tree, "models"):
-        if entry := _validated(ModelEntry, node.plain(), ("models", name), doubts):
-            parsed.models[name] = entry
+    if parsed.head is not None and not doubts:
+        parsed.models = dict(parsed.head.models)
+    else:
+        for name, node in _entries(tree, "models"):
+            if entry := _validated(ModelEntry, node.plain(), ("models", name), doubts):
+                parsed.models[name] = entry
     for name, node in _entries(tree, "steps"):
         if step := _step(name, node, doubts):
             parsed.steps[name] = step
