@@ -19,6 +19,7 @@ from caiflow.engine.marks import Mark, marks
 from caiflow.engine.names import suggest
 from caiflow.engine.nodes import Path_
 from caiflow.engine.operator import Operator, StepContext
+from caiflow.engine.overlay import split_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:")
@@ -199,7 +200,7 @@ class _Constitutions:
                 self.checked.problems.extend(problem for problem in error.problems if problem.file)
                 for problem in error.problems:
                     if not problem.file:
-                        below = (*path, *_parts(problem.path))
+                        below = (*path, *split_path(problem.path)) if problem.path else path
                         place = self.checked.tree.nearest(below).key if problem.path else at
                         self.checked.problems.at(place, below, problem.message, problem.hint)
                 if not error.problems:
@@ -207,10 +208,6 @@ class _Constitutions:
             except (ValueError, OSError, CaiflowError) as error:
                 self.checked.problems.at(at, path, *_split(str(error)))
         return self.loaded[path]
-
-
-def _parts(path: str) -> Path_:
-    return tuple(int(part) if part.isdigit() else part for part in path.split(".") if part)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -30,6 +30,7 @@ JUDGES = "judge"
 """The operator whose rows say which of two answers won, whatever they carried before."""
 EXCERPT, LONG_EXCERPT = 80, 200
 """Characters shown of a changed value, and of a changed text of a row."""
+CUT = "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +126,18 @@ def excerpt(old: str, new: str, limit: int) -> tuple[str, str]:
     if longest <= limit:
         return before, after
     same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
-    start = max(0, min(same - limit // 3, longest - (limit - 3)))
+    start = max(0, min(same - limit // 3, longest - (limit - len(CUT))))
     if start and (word := before.find(" ", start, same)) >= 0:
         start = word + 1
-    return _window(before, start if start > 3 else 0, limit), _window(after, start if start > 3 else 0, limit)
+    start = start if start > len(CUT) else 0
+    return _window(before, start, limit), _window(after, start, limit)
 
 
 def _window(text: str, start: int, limit: int) -> str:
-    lead = "..." if start else ""
+    lead = CUT if start else ""
     rest = text[start:]
     room = limit - len(lead)
-    return lead + (rest if len(rest) <= room else rest[: room - 3] + "...")
+    return lead + (rest if len(rest) <= room else rest[: room - len(CUT)] + CUT)
 
 
 def _cut(change: Change) -> Change:

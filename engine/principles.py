@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -144,21 +145,23 @@ class _Pool:
         return tuple(self.principles[index] for index in order[:k])
 
 
-def merge(parts: Iterable[Constitution], name: str = "") -> Constitution:
+def merge(parts: Iterable[Constitution]) -> Constitution:
     """Return one constitution with everything of `parts`, in order.
 
     Raises:
         ValueError: two parts have a principle of the same id.
     """
     parts = tuple(parts)
-    return checked(
-        Constitution(
-            name=name or "+".join(dict.fromkeys(part.name for part in parts)),
-            description=" ".join(part.description for part in parts if part.description),
-            principles=tuple(principle for part in parts for principle in part.principles),
-            few_shot_critique=tuple(example for part in parts for example in part.few_shot_critique),
-            few_shot_judge=tuple(example for part in parts for example in part.few_shot_judge),
-        )
+    principles = tuple(principle for part in parts for principle in part.principles)
+    for name, times in Counter(principle.id for principle in principles).items():
+        if times > 1:
+            raise ValueError(same_id(name))
+    return Constitution(
+        name="+".join(dict.fromkeys(part.name for part in parts)),
+        description=" ".join(part.description for part in parts if part.description),
+        principles=principles,
+        few_shot_critique=tuple(example for part in parts for example in part.few_shot_critique),
+        few_shot_judge=tuple(example for part in parts for example in part.few_shot_judge),
     )
 
 
@@ -174,16 +177,6 @@ def findings(constitution: Constitution) -> Iterator[str]:
         yield "no few-shot examples for critique and revision"
     if not constitution.few_shot_judge:
         yield "no few-shot examples for judging"
-
-
-def checked(constitution: Constitution) -> Constitution:
-    """Return the constitution given. Raises ValueError where two principles have the same id."""
-    seen: set[str] = set()
-    for principle in constitution.principles:
-        if principle.id in seen:
-            raise ValueError(same_id(principle.id))
-        seen.add(principle.id)
-    return constitution
 
 
 def same_id(name: str) -> str:

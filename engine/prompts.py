@@ -96,6 +96,13 @@ def _example_turns(example: CritiqueExample, *, critique: bool) -> list[Message]
     ]
 
 
+def with_system(prompt: Sequence[Message], text: str) -> list[Message]:
+    """Return the conversation under a system turn in place of its own; as it is where the text is empty."""
+    if not text:
+        return list(prompt)
+    return [{"role": "system", "content": text}, *(m for m in prompt if m["role"] != "system")]
+
+
 def _under_system(shown: Sequence[Message], prompt: Sequence[Message]) -> list[Message]:
     """Put examples before a prompt, but behind its system turns: chat templates take those only at the start."""
     lead = [m for m in prompt if m["role"] == "system"]

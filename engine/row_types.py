@@ -43,6 +43,11 @@ def column_type(arrow: pa.DataType) -> ColumnType | None:
 
 
 def from_rows(rows: Sequence[Row], columns: Mapping[str, ColumnType | None]) -> pa.Table:
+    """Return rows as a table of the columns that any of them has, the declared ones first.
+
+    Raises:
+        ValueError: a column's values aren't of its type, or not of one type.
+    """
     import pyarrow as pa
 
     names = [name for name in columns if any(name in row for row in rows)]
@@ -85,6 +90,7 @@ def _wide(kind: pa.DataType) -> pa.DataType:
 
 
 def widen(table: pa.Table) -> pa.Table:
+    """Return the table with the widest form of each column's type, without metadata: equal values are then of equal type."""
     import pyarrow as pa
 
     schema = pa.schema([pa.field(field.name, _wide(field.type)) for field in table.schema])
@@ -130,6 +136,11 @@ def _no_null(kind: pa.DataType) -> pa.DataType:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table with the schema's columns, null where it has none.
+
+    Raises:
+        ValueError: it has a column that the schema lacks, or values that a column's type can't hold.
+    """
     import pyarrow as pa
 
     if table.schema.equals(schema):

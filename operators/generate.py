@@ -12,7 +12,7 @@ from pydantic import Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
-from caiflow.engine.prompts import conversation_text, turns
+from caiflow.engine.prompts import conversation_text, turns, with_system
 
 
 class GenerateParams(ModelRowParams):
@@ -94,9 +94,9 @@ class Generate(RowOperator[GenerateParams]):
         p = self.params
         if p.mode == "chat":
             return await llm.chat(
-                _with_system(prompt, p.system), sampling, sample=sample, prefill=p.prefill, template=p.template
+                with_system(prompt, p.system), sampling, sample=sample, prefill=p.prefill, template=p.template
             )
-        answer = await llm.complete(plain_text(_with_system(prompt, p.system), p.mode) + p.prefill, sampling, sample=sample)
+        answer = await llm.complete(plain_text(with_system(prompt, p.system), p.mode) + p.prefill, sampling, sample=sample)
         text = answer.text if p.prefill else answer.text.strip()
         return Completion(text, answer.finish, answer.prompt_tokens, answer.completion_tokens)
 
@@ -120,9 +120,3 @@ def _kept(prompt: list[Message], keep: str) -> list[Message]:
         return prompt
     asked = [m for m in prompt if m["role"] == "user"]
     return [asked[0 if keep == "first" else -1]]
-
-
-def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
-    if not system:
-        return list(prompt)
-    return [{"role": "system", "content": system}, *(m for m in prompt if m["role"] != "system")]

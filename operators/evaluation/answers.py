@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.llm.base import Message, Sampling
+from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, Row, RowLLM, together
-from caiflow.engine.prompts import turns
+from caiflow.engine.prompts import turns, with_system
 from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
@@ -36,7 +36,7 @@ async def ask_models(
     """Return every model's answers to every prompt, one row each, in the order of models, sets, prompts, samples."""
 
     async def ask(row: Row, llm: RowLLM) -> Row:
-        prompt = _with_system(turns(row["prompt"]), system)
+        prompt = with_system(turns(row["prompt"]), system)
         return {"answers": await together(answer({"prompt": prompt, "sample": i}, llm) for i in range(samples))}
 
     async def once(row: Row, llm: RowLLM) -> Row:
@@ -55,12 +55,6 @@ async def ask_models(
                 for i, given_answer in enumerate(several["answers"])
             ]
     return found
-
-
-def _with_system(prompt: Sequence[Message], system: str) -> list[Message]:
-    if not system:
-        return list(prompt)
-    return [{"role": "system", "content": system}, *(m for m in prompt if m["role"] != "system")]
 
 
 def mark(rows: Sequence[Row], tests: Mapping[str, Test]) -> None:
