@@ -1,58 +1,52 @@
-"""Expressions over columns that a spec may hold, compiled from Python's syntax into polars; nothing of them is ever executed.
+"""Expressions over columns that a spec may hold, in Python's syntax; nothing of them is ever executed as such.
 
     p_chosen < 0.6 or (words(response) > 200 and not contains(lower(response), "sorry"))
 
 Columns by name; numbers, texts, True, False, None; `and or not`, comparisons, `in [..]`, `is None`, `+ - * / %`, and the
-functions in FUNCTIONS. Anything else is refused while the spec is checked. A row for which the result is null counts as false.
+functions in FUNCTIONS. Anything else is refused while the spec is checked, and so is what a column's type doesn't allow (by
+`expression_types`). `expression_polars` computes them.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from caiflow.engine.names import nearest
-from caiflow.engine.operator import ColumnType
-
-if TYPE_CHECKING:
-    import polars as pl
 
 LONGEST = 2000
 """Longest expression, in characters."""
 _DEEPEST = 32
 
-FUNCTIONS: Mapping[str, tuple[str, int, int]] = {
-    "length": ("characters of a text, or items of a list", 1, 1),
-    "words": ("words of a text, as spaces divide it", 1, 1),
-    "turns": ("messages of a conversation", 1, 1),
-    "last": ("content of a conversation's last message", 1, 1),
-    "lower": ("a text in lower case", 1, 1),
-    "strip": ("a text without spaces around it", 1, 1),
-    "contains": ("whether a text has another one in it", 2, 2),
-    "startswith": ("whether a text begins with another one", 2, 2),
-    "endswith": ("whether a text ends with another one", 2, 2),
-    "abs": ("a number without its sign", 1, 1),
-    "min": ("the least of some numbers", 2, 8),
-    "max": ("the greatest of some numbers", 2, 8),
-}
-"""Each function's meaning and its least and most arguments."""
+Kind = Literal["text", "number", "flag", "list", "conversation"]
 
-_COMPARE: Mapping[type[ast.cmpop], str] = {
-    ast.Eq: "eq",
-    ast.NotEq: "ne",
-    ast.Lt: "lt",
-    ast.LtE: "le",
-    ast.Gt: "gt",
-    ast.GtE: "ge",
+
+class Function(NamedTuple):
+    """A function of the language: what it gives, its least and most arguments, and the kinds that each may be."""
+
+    meaning: str
+    least: int
+    most: int
+    takes: tuple[Kind, ...]
+    gives: Kind
+
+
+FUNCTIONS: Mapping[str, Function] = {
+    "length": Function("characters of a text, or items of a list", 1, 1, ("text", "list", "conversation"), "number"),
+    "words": Function("words of a text, as spaces divide it", 1, 1, ("text",), "number"),
+    "turns": Function("messages of a conversation", 1, 1, ("conversation",), "number"),
+    "last": Function("content of a conversation's last message", 1, 1, ("conversation",), "text"),
+    "lower": Function("a text in lower case", 1, 1, ("text",), "text"),
+    "strip": Function("a text without spaces around it", 1, 1, ("text",), "text"),
+    "contains": Function("whether a text has another one in it", 2, 2, ("text",), "flag"),
+    "startswith": Function("whether a text begins with another one", 2, 2, ("text",), "flag"),
+    "endswith": Function("whether a text ends with another one", 2, 2, ("text",), "flag"),
+    "abs": Function("a number without its sign", 1, 1, ("number",), "number"),
+    "min": Function("the least of some numbers", 2, 8, ("number",), "number"),
+    "max": Function("the greatest of some numbers", 2, 8, ("number",), "number"),
 }
-_ARITHMETIC: Mapping[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "truediv",
-    ast.Mod: "mod",
-}
+ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod)
 
 
 class ExpressionError(ValueError):
@@ -65,24 +59,6 @@ class Expression(NamedTuple):
     text: str
     tree: ast.expr
     columns: tuple[str, ...]
-
-    def check_types(self, types: Mapping[str, ColumnType | None]) -> None:
-        """Check that what is done with each column suits its type; what isn't known suits anything.
-
-        Raises:
-            ExpressionError: it doesn't; the text says what to write instead.
-        """
-        whole = _kind(self.tree, types)
-        if whole not in ("flag", None):
-            raise ExpressionError(f"the whole must be true or false, got {_KINDS[whole]}; compare it with something")
-
-    def polars(self) -> pl.Expr:
-        """Return the polars expression, of type boolean, never null.
-
-        Raises:
-            TypeError: the result can't be true or false.
-        """
-        return _Compiler().value(self.tree).fill_null(False)
 
 
 def parse(text: str) -> Expression:
@@ -126,7 +102,7 @@ def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
             inner = list(node.values)
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
             inner = [node.operand]
-        case ast.BinOp() if type(node.op) in _ARITHMETIC:
+        case ast.BinOp() if isinstance(node.op, ARITHMETIC):
             inner = [node.left, node.right]
         case ast.List() | ast.Tuple():
             inner = list(node.elts)
@@ -146,7 +122,7 @@ def _check_call(node: ast.Call) -> None:
         near = nearest(name, FUNCTIONS)
         hint = f"did you mean {near}?" if near else f"the functions are {', '.join(FUNCTIONS)}"
         raise ExpressionError(f"no function `{name}`; {hint}")
-    _, least, most = FUNCTIONS[name]
+    least, most = FUNCTIONS[name].least, FUNCTIONS[name].most
     if node.keywords or any(isinstance(item, ast.Starred) for item in node.args) or not least <= len(node.args) <= most:
         takes = str(least) if least == most else f"{least} to {most}"
         raise ExpressionError(f"`{name}` takes {takes} arguments, got `{ast.unparse(node)}`")
@@ -163,197 +139,3 @@ def _check_compare(node: ast.Compare) -> None:
                 raise ExpressionError(f"`is` is for None only, got `{ast.unparse(node)}`")
         elif listed or isinstance(node.left, (ast.List, ast.Tuple)):
             raise ExpressionError(f"a list may only follow `in`, got `{ast.unparse(node)}`")
-
-
-Kind = Literal["text", "number", "flag", "list", "conversation"]
-_KINDS: Mapping[Kind, str] = {
-    "text": "a text",
-    "number": "a number",
-    "flag": "true or false",
-    "list": "a list",
-    "conversation": "a conversation",
-}
-_COLUMNS: Mapping[ColumnType, Kind] = {
-    "text": "text",
-    "number": "number",
-    "integer": "number",
-    "flag": "flag",
-    "texts": "list",
-    "numbers": "list",
-    "conversations": "list",
-    "messages": "conversation",
-}
-_TAKES: Mapping[str, tuple[tuple[Kind, ...], Kind]] = {
-    "length": (("text", "list", "conversation"), "number"),
-    "words": (("text",), "number"),
-    "turns": (("conversation",), "number"),
-    "last": (("conversation",), "text"),
-    "lower": (("text",), "text"),
-    "strip": (("text",), "text"),
-    "contains": (("text",), "flag"),
-    "startswith": (("text",), "flag"),
-    "endswith": (("text",), "flag"),
-    "abs": (("number",), "number"),
-    "min": (("number",), "number"),
-    "max": (("number",), "number"),
-}
-"""What each function takes, and what it gives."""
-
-
-def _kind(node: ast.expr, types: Mapping[str, ColumnType | None]) -> Kind | None:
-    """Return what a checked expression gives; None where that isn't known.
-
-    Raises:
-        ExpressionError: a part gets what it can't take.
-    """
-
-    def takes(what: str, item: ast.expr, *kinds: Kind) -> None:
-        found = _kind(item, types)
-        if found is None or found in kinds:
-            return
-        text = ast.unparse(item)
-        hint = "; compare it with something" if "flag" in kinds else ""
-        if found == "conversation" and "text" in kinds:
-            hint = f"; write `last({text})` for its last message"
-        raise ExpressionError(f"{what} takes {' or '.join(_KINDS[k] for k in kinds)}, and `{text}` is {_KINDS[found]}{hint}")
-
-    match node:
-        case ast.Name(id=name):
-            known = types.get(name)
-            return _COLUMNS.get(known) if known is not None else None
-        case ast.Constant(value=value):
-            return _constant(value)
-        case ast.BoolOp(values=values):
-            for item in values:
-                takes("`and` or `or`", item, "flag")
-            return "flag"
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            takes("`not`", operand, "flag")
-            return "flag"
-        case ast.UnaryOp(operand=operand):
-            takes("`-`", operand, "number")
-            return "number"
-        case ast.BinOp(left=left, right=right):
-            for item in (left, right):
-                takes(f"`{ast.unparse(node)}`", item, "number", "flag")
-            return "number"
-        case ast.Call(func=ast.Name(id=name), args=args):
-            kinds, given = _TAKES[name]
-            for item in args:
-                takes(f"`{name}`", item, *kinds)
-            return given
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            for op, one, other in zip(ops, [left, *comparators], comparators, strict=False):
-                _check_pair(op, one, other, types)
-            return "flag"
-    return None
-
-
-def _constant(value: object) -> Kind | None:
-    if isinstance(value, bool):
-        return "flag"
-    return "text" if isinstance(value, str) else "number" if isinstance(value, (int, float)) else None
-
-
-def _check_pair(op: ast.cmpop, one: ast.expr, other: ast.expr, types: Mapping[str, ColumnType | None]) -> None:
-    """Raise ExpressionError where two sides of a comparison can't be compared."""
-    left = _kind(one, types)
-    if isinstance(op, (ast.In, ast.NotIn)) and isinstance(other, (ast.List, ast.Tuple)):
-        right = {_kind(item, types) for item in other.elts} - {None}
-    else:
-        right = {_kind(other, types)} - {None}
-    for found in right:
-        if left is not None and left != found and {left, found} != {"number", "flag"}:
-            said = f"`{ast.unparse(one)}` is {_KINDS[left]} and `{ast.unparse(other)}` {_KINDS[found] if found else ''}"
-            raise ExpressionError(f"{said}; compare like with like, as in `words(last(prompt)) > 3 and topic == 'home'`")
-
-
-class _Compiler:
-    """Builds polars expressions from a checked tree."""
-
-    def value(self, node: ast.expr) -> pl.Expr:
-        import polars as pl
-
-        match node:
-            case ast.Name(id=name):
-                return pl.col(name)
-            case ast.Constant(value=value):
-                return pl.lit(value)
-            case ast.BoolOp(op=op, values=values):
-                parts = [self.value(item) for item in values]
-                return pl.all_horizontal(parts) if isinstance(op, ast.And) else pl.any_horizontal(parts)
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return ~self.value(operand).fill_null(False)
-            case ast.UnaryOp(operand=operand):
-                return -self.value(operand)
-            case ast.BinOp(left=left, op=op, right=right):
-                return _method(self.value(left), _ARITHMETIC[type(op)], self.value(right))
-            case ast.Call(func=ast.Name(id=name), args=args):
-                return _FUNCTIONS[name](*map(self.value, args))
-            case ast.Compare():
-                return self.compared(node)
-        raise ExpressionError(f"`{ast.unparse(node)}` isn't allowed")
-
-    def compared(self, node: ast.Compare) -> pl.Expr:
-        """Return a chain of comparisons: `1 < x < 5` is `1 < x and x < 5`."""
-        import polars as pl
-
-        lefts = [node.left, *node.comparators]
-        pairs = zip(lefts, node.ops, node.comparators, strict=False)
-        return pl.all_horizontal([self.pair(left, op, right) for left, op, right in pairs])
-
-    def pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pl.Expr:
-        """Return one comparison."""
-        value = self.value(left)
-        if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, (ast.List, ast.Tuple)):
-            found = value.is_in([item.value for item in right.elts if isinstance(item, ast.Constant)])
-            return found if isinstance(op, ast.In) else ~found
-        if isinstance(right, ast.Constant) and right.value is None:
-            return value.is_null() if isinstance(op, (ast.Is, ast.Eq)) else value.is_not_null()
-        return _method(value, _COMPARE[type(op)], self.value(right))
-
-
-def _method(left: pl.Expr, name: str, right: pl.Expr) -> pl.Expr:
-    result: pl.Expr = getattr(left, name)(right)
-    return result
-
-
-def _length(value: pl.Expr) -> pl.Expr:
-    import polars as pl
-
-    def measure(series: pl.Series) -> pl.Series:
-        return series.list.len().cast(pl.Int64) if isinstance(series.dtype, pl.List) else series.str.len_chars().cast(pl.Int64)
-
-    return value.map_batches(measure, return_dtype=pl.Int64, is_elementwise=True)
-
-
-def _words(value: pl.Expr) -> pl.Expr:
-    import polars as pl
-
-    return value.str.count_matches(r"\S+").cast(pl.Int64)
-
-
-def _horizontal(name: str) -> Callable[..., pl.Expr]:
-    def build(*values: pl.Expr) -> pl.Expr:
-        import polars as pl
-
-        result: pl.Expr = getattr(pl, name)(*values)
-        return result
-
-    return build
-
-
-_FUNCTIONS: Mapping[str, Callable[..., pl.Expr]] = {
-    "length": _length,
-    "words": _words,
-    "turns": lambda value: value.list.len().cast(int),
-    "last": lambda value: value.list.last().struct.field("content"),
-    "lower": lambda value: value.str.to_lowercase(),
-    "strip": lambda value: value.str.strip_chars(),
-    "contains": lambda value, part: value.str.contains(part, literal=True),
-    "startswith": lambda value, part: value.str.starts_with(part),
-    "endswith": lambda value, part: value.str.ends_with(part),
-    "abs": lambda value: value.abs(),
-    "min": _horizontal("min_horizontal"),
-    "max": _horizontal("max_horizontal"),
-}

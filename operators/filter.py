@@ -1,31 +1,37 @@
 """`filter`: leaves out rows that one of its rules finds fault with, keeps them beside with the reason, and counts each rule's.
 
-Owns the rules' parameters and the order in which they speak. The rules themselves are in `caiflow.operators.rules`.
+Owns the rules' parameters. How rows are put through them is in `filtering`, the rules themselves are in `rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from caiflow.engine.operator import ColumnName, Columns, ExpressionText, Job, ModelRef, Params, RowsRef, Strict, TableOperator
-from caiflow.operators import rules
 from caiflow.operators.expression import ExpressionError, parse
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-    from numpy.typing import NDArray
-
     from caiflow.engine.rows import RowsWriter
 
 ANSWERS = ("revision", "response", "chosen")
 """The columns an answer may be in; a rule without `column` looks at the first of them that the input has."""
-_BATCH = 16_384
-_FLAG = "__flag_"
+ROLES = (
+    "Human",
+    "User",
+    "Assistant",
+    "AI",
+    "System",
+    "Critique",
+    "CritiqueRequest",
+    "Critique Request",
+    "Revision",
+    "RevisionRequest",
+    "Revision Request",
+)
+"""Names that begin a line only where a model writes the frame of its prompt instead of an answer."""
 
 RuleName = Literal["few_shot_leak", "unchanged", "common_prefix", "duplicates", "role_prefixes", "repetition", "preamble"]
 
@@ -83,7 +89,7 @@ class Duplicates(Strict):
 class RolePrefixes(Answer):
     """Answers in which a line begins with a role's name and a colon."""
 
-    roles: tuple[str, ...] = Field(default=rules.ROLES, min_length=1)
+    roles: tuple[str, ...] = Field(default=ROLES, min_length=1)
     """The names looked for, in any case."""
 
 
@@ -195,6 +201,8 @@ class Filter(TableOperator[FilterParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         """Yield expressions that do with a column what its type doesn't allow."""
+        from caiflow.operators.expression_types import check_types
+
         for place, rule in enumerate(self._rules()):
             try:
                 expression = parse(rule.where) if rule.where is not None else None
@@ -202,7 +210,7 @@ class Filter(TableOperator[FilterParams]):
                 continue  # `check` says so
             try:
                 if expression is not None:
-                    expression.check_types(inputs[self.params.input].types)
+                    check_types(expression, inputs[self.params.input].types)
             except ExpressionError as error:
                 message, _, hint = str(error).partition("; ")
                 yield ("drop", place, "where"), message, hint
@@ -218,31 +226,10 @@ class Filter(TableOperator[FilterParams]):
         Raises:
             ValueError: an expression or column doesn't fit the rows.
         """
-        import numpy as np
-        import polars as pl
+        from caiflow.operators.filtering import Sieve
 
-        rows = job.inputs[self.params.input]
-        schema = rows.scan().collect_schema()
-        checks = self._checks(dict(schema), job)
-        dropped = np.zeros(len(checks), np.int64)
-        flags = [check.flag.alias(f"{_FLAG}{place}") for place, check in enumerate(checks)]
-        labels = pl.Series([check.label for check in checks])
-        try:
-            for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
-                _refuse_values(frame, checks)
-                reasons = _reasons(frame, checks)
-                frame = frame.drop([f"{_FLAG}{place}" for place in range(len(checks))])
-                alive = reasons < 0
-                out.write(frame if alive.all() else frame.filter(pl.Series(alive)))
-                if not alive.all():
-                    gone = reasons[~alive]
-                    out.drop(frame.filter(pl.Series(~alive)), labels.gather(gone))
-                    dropped += np.bincount(gone, minlength=len(checks))
-                if job.log:
-                    job.log(done=out.num_rows + out.num_dropped)
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"filter: a rule doesn't fit the columns of {self.params.input}: {error}") from error
-        out.metrics["dropped"] = {check.label: int(number) for check, number in zip(checks, dropped, strict=True)}
+        name = self.params.input
+        Sieve(self._rules(), self._examples, job.models).pour(name, job.inputs[name], out, job.log)
 
     def _rules(self) -> list[Rule]:
         settings: dict[str, type[Strict]] = {
@@ -270,40 +257,6 @@ class Filter(TableOperator[FilterParams]):
             for example in self.constitution.few_shot_critique
         }
 
-    def _checks(self, schema: Mapping[str, pl.DataType], job: Job) -> list[rules.Check]:
-        labels = _labels([rule.kind for rule in self._rules()])
-        return [self._made(rule, label, schema, job) for rule, label in zip(self._rules(), labels, strict=True)]
-
-    def _made(self, rule: Rule, label: str, schema: Mapping[str, pl.DataType], job: Job) -> rules.Check:
-        """Return one rule made ready for rows with these columns."""
-        fields: Any = getattr(rule, rule.kind)
-        if rule.where is not None:
-            return rules.Check(label, parse(rule.where).polars())
-        if isinstance(fields, Duplicates):
-            answer = [name for name in ANSWERS if name in schema][:1]
-            default = [name for name in ("prompt", *answer) if name in schema]
-            return rules.duplicates(label, fields.columns or default, schema)
-        if isinstance(fields, Length):
-            return self._length(fields, label, job)
-        column = fields.column or next((name for name in ANSWERS if name in schema), ANSWERS[0])
-        made: Mapping[str, Callable[[], rules.Check]] = {
-            "few_shot_leak": lambda: rules.few_shot_leak(label, [column], self._examples(), fields.n, schema),
-            "unchanged": lambda: rules.unchanged(label, column, fields.other),
-            "common_prefix": lambda: rules.common_prefix(label, column, fields.other, fields.chars),
-            "role_prefixes": lambda: rules.role_prefixes(label, column, fields.roles),
-            "repetition": lambda: rules.repetition(label, column, fields.n, fields.max),
-            "preamble": lambda: rules.preamble(label, column, fields.phrases),
-        }
-        return made[rule.kind]()
-
-    def _length(self, fields: Length, label: str, job: Job) -> rules.Check:
-        if fields.unit == "characters":
-            return rules.length_in_characters(label, fields.column, fields.min, fields.max)
-        from caiflow.engine.llm.load import load_tokenizer
-
-        tokenizer = load_tokenizer(job.models[fields.model or ""])
-        return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)
-
 
 def _plain(name: RuleName, settings: type[Strict]) -> Rule:
     """Return a rule with nothing set, which needs no validation."""
@@ -322,31 +275,3 @@ def _needed(rule: Rule) -> Sequence[str]:
         return fields.columns or ("prompt",)
     found = [fields.column or "|".join(ANSWERS)]
     return [*found, fields.other] if isinstance(fields, Compared) else found
-
-
-def _labels(kinds: Sequence[str]) -> list[str]:
-    """Return the rules' names, numbered from the second of a kind on."""
-    counters: dict[str, Iterator[int]] = {}
-    numbers = [next(counters.setdefault(kind, count(1))) for kind in kinds]
-    return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]
-
-
-def _refuse_values(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
-    """Raise ValueError where a rule without a decision of its own says something other than true or false."""
-    import polars as pl
-
-    for place, check in enumerate(checks):
-        if check.decide is None and frame.schema[f"{_FLAG}{place}"] != pl.Boolean:
-            raise ValueError(f"filter: the rule {check.label} must be true or false for each row; compare it with something")
-
-
-def _reasons(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:
-    """Return for each row the first check that leaves it out, or -1."""
-    import numpy as np
-
-    reasons = np.full(len(frame), -1, np.int64)
-    for place, check in enumerate(checks):
-        flags, alive = frame[f"{_FLAG}{place}"], reasons < 0
-        verdict = flags.to_numpy() if check.decide is None else check.decide(frame, flags, alive)
-        reasons[alive & verdict] = place
-    return reasons

@@ -6,7 +6,7 @@ Knows rules and texts, never files or steps. A rule that needs more than one row
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
     Flags = NDArray[np.bool_]
     Decide = Callable[[pl.DataFrame, pl.Series, Flags], Flags]
-
-ROLES = (
-    "Human",
-    "User",
-    "Assistant",
-    "AI",
-    "System",
-    "Critique",
-    "CritiqueRequest",
-    "Critique Request",
-    "Revision",
-    "RevisionRequest",
-    "Revision Request",
-)
-"""Names that begin a line only where a model writes the frame of its prompt instead of an answer."""
 
 _PREAMBLE = (
     r"(?i)^\W*(?:(?:sure|certainly|of course|absolutely|okay|ok|alright)\b[\s,.!:]*)?(?:"
@@ -255,9 +240,3 @@ class _Seen:
             run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
         if len(run):
             self._runs.append(run)
-
-
-def present(names: Iterable[str], columns: Iterable[str]) -> list[str]:
-    """Return those of `names` that are among `columns`."""
-    known = set(columns)
-    return [name for name in names if name in known]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from caiflow.engine.operator import ColumnType
 from caiflow.operators.expression import ExpressionError, parse
+from caiflow.operators.expression_polars import compiled
+from caiflow.operators.expression_types import check_types
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "last one"}]
 FRAME = pl.DataFrame(
@@ -27,7 +29,7 @@ FRAME = pl.DataFrame(
 
 
 def truth(text: str) -> list[bool]:
-    return FRAME.select(parse(text).polars().alias("is")).to_series().to_list()
+    return FRAME.select(compiled(parse(text)).alias("is")).to_series().to_list()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_refusals(text: str, message: str) -> None:
 def test_any_text_is_refused_or_compiled_quickly(text: str) -> None:
     start = time.perf_counter()
     with contextlib.suppress(ExpressionError):
-        parse(text).polars()
+        compiled(parse(text))
     assert time.perf_counter() - start < 1
 
 
@@ -119,7 +121,7 @@ def test_any_text_is_refused_or_compiled_quickly(text: str) -> None:
 @given(st.lists(st.tuples(st.integers(-100, 100), st.floats(-1e6, 1e6)), min_size=1, max_size=20))
 def test_arithmetic_is_that_of_python(pairs: list[tuple[int, float]]) -> None:
     frame = pl.DataFrame({"a": [a for a, _ in pairs], "b": [b for _, b in pairs]})
-    found = frame.select(parse("a - b * 2 < abs(a) + min(a, b) or a % 7 == 3").polars()).to_series().to_list()
+    found = frame.select(compiled(parse("a - b * 2 < abs(a) + min(a, b) or a % 7 == 3"))).to_series().to_list()
     expected: list[Any] = [a - b * 2 < abs(a) + min(a, b) or a % 7 == 3 for a, b in pairs]
     assert found == expected
 
@@ -151,7 +153,7 @@ TYPES: dict[str, ColumnType | None] = {
 )
 def test_what_a_column_is_not_made_for_is_refused(text: str, said: str) -> None:
     with pytest.raises(ExpressionError) as caught:
-        parse(text).check_types(TYPES)
+        check_types(parse(text), TYPES)
     assert said in str(caught.value)
 
 
@@ -168,4 +170,4 @@ def test_what_a_column_is_not_made_for_is_refused(text: str, said: str) -> None:
     ],
 )
 def test_what_suits_the_columns_passes(text: str) -> None:
-    parse(text).check_types(TYPES)
+    check_types(parse(text), TYPES)

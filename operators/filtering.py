@@ -1,0 +1,127 @@
+"""Rows put through rules: all are asked at once, and the first that finds fault with a row is its reason.
+
+Owns the order in which rules speak, their names in the figures, and the way from a rule's parameters to its check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from caiflow.engine.operator import ModelSource
+from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.operators import rules
+from caiflow.operators.expression import parse
+from caiflow.operators.expression_polars import compiled
+from caiflow.operators.filter import ANSWERS, Duplicates, Length, Rule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Schema = Mapping[str, pl.DataType]
+_BATCH = 16_384
+_FLAG = "__flag_"
+
+
+class Sieve:
+    """The rules of one step.
+
+    `examples` gives the words of the few-shot examples by name; `models` has those whose tokenizers count.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[Rule],
+        examples: Callable[[], Mapping[str, Sequence[str]]],
+        models: Mapping[str, ModelSource],
+    ) -> None:
+        self._rules, self._examples, self._models = given, examples, models
+
+    def pour(self, name: str, rows: Rows, out: RowsWriter, log: Callable[..., None] | None) -> None:
+        """Write the rows of a step that no rule finds fault with, keep the others beside, and count each rule's.
+
+        Raises:
+            ValueError: an expression or column doesn't fit the rows.
+        """
+        checks = self._checks(dict(rows.scan().collect_schema()))
+        dropped = np.zeros(len(checks), np.int64)
+        flags = [check.flag.alias(f"{_FLAG}{place}") for place, check in enumerate(checks)]
+        labels = pl.Series([check.label for check in checks])
+        try:
+            for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                _refuse_values(frame, checks)
+                reasons = _reasons(frame, checks)
+                frame = frame.drop([f"{_FLAG}{place}" for place in range(len(checks))])
+                alive = reasons < 0
+                out.write(frame if alive.all() else frame.filter(pl.Series(alive)))
+                if not alive.all():
+                    gone = reasons[~alive]
+                    out.drop(frame.filter(pl.Series(~alive)), labels.gather(gone))
+                    dropped += np.bincount(gone, minlength=len(checks))
+                if log:
+                    log(done=out.num_rows + out.num_dropped)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"filter: a rule doesn't fit the columns of {name}: {error}") from error
+        out.metrics["dropped"] = {check.label: int(number) for check, number in zip(checks, dropped, strict=True)}
+
+    def _checks(self, schema: Schema) -> list[rules.Check]:
+        labels = _labels([rule.kind for rule in self._rules])
+        return [self._made(rule, label, schema) for rule, label in zip(self._rules, labels, strict=True)]
+
+    def _made(self, rule: Rule, label: str, schema: Schema) -> rules.Check:
+        """Return one rule made ready for rows with these columns."""
+        fields: Any = getattr(rule, rule.kind)
+        if rule.where is not None:
+            return rules.Check(label, compiled(parse(rule.where)))
+        if isinstance(fields, Duplicates):
+            answer = [name for name in ANSWERS if name in schema][:1]
+            default = [name for name in ("prompt", *answer) if name in schema]
+            return rules.duplicates(label, fields.columns or default, schema)
+        if isinstance(fields, Length):
+            return self._length(fields, label)
+        column = fields.column or next((name for name in ANSWERS if name in schema), ANSWERS[0])
+        made: Mapping[str, Callable[[], rules.Check]] = {
+            "few_shot_leak": lambda: rules.few_shot_leak(label, [column], self._examples(), fields.n, schema),
+            "unchanged": lambda: rules.unchanged(label, column, fields.other),
+            "common_prefix": lambda: rules.common_prefix(label, column, fields.other, fields.chars),
+            "role_prefixes": lambda: rules.role_prefixes(label, column, fields.roles),
+            "repetition": lambda: rules.repetition(label, column, fields.n, fields.max),
+            "preamble": lambda: rules.preamble(label, column, fields.phrases),
+        }
+        return made[rule.kind]()
+
+    def _length(self, fields: Length, label: str) -> rules.Check:
+        if fields.unit == "characters":
+            return rules.length_in_characters(label, fields.column, fields.min, fields.max)
+        from caiflow.engine.llm.load import load_tokenizer
+
+        tokenizer = load_tokenizer(self._models[fields.model or ""])
+        return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)
+
+
+def _labels(kinds: Sequence[str]) -> list[str]:
+    """Return the rules' names, numbered from the second of a kind on."""
+    counters: dict[str, Iterator[int]] = {}
+    numbers = [next(counters.setdefault(kind, count(1))) for kind in kinds]
+    return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]
+
+
+def _refuse_values(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
+    """Raise ValueError where a rule without a decision of its own says something other than true or false."""
+    for place, check in enumerate(checks):
+        if check.decide is None and frame.schema[f"{_FLAG}{place}"] != pl.Boolean:
+            raise ValueError(f"filter: the rule {check.label} must be true or false for each row; compare it with something")
+
+
+def _reasons(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:
+    """Return for each row the first check that leaves it out, or -1."""
+    reasons = np.full(len(frame), -1, np.int64)
+    for place, check in enumerate(checks):
+        flags, alive = frame[f"{_FLAG}{place}"], reasons < 0
+        verdict = flags.to_numpy() if check.decide is None else check.decide(frame, flags, alive)
+        reasons[alive & verdict] = place
+    return reasons
