@@ -33,6 +33,8 @@ ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_leng
 """The name of a column of the input."""
 ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, min_length=1)]
 """An expression over columns of the input."""
+ANSWERS = ("revision", "response", "chosen")
+"""The columns an answer may be in; where none is named, the first of them that the rows have is meant."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
 

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from caiflow.engine.operator import ColumnName, Columns, ExpressionText, Job, ModelRef, Params, RowsRef, Strict, TableOperator
+from caiflow.engine.operator import (
+    ANSWERS,
+    ColumnName,
+    Columns,
+    ExpressionText,
+    Job,
+    ModelRef,
+    Params,
+    RowsRef,
+    Strict,
+    TableOperator,
+)
 from caiflow.operators.expression import ExpressionError, parse
 
 if TYPE_CHECKING:
     from caiflow.engine.rows import RowsWriter
 
-ANSWERS = ("revision", "response", "chosen")
-"""The columns an answer may be in; a rule without `column` looks at the first of them that the input has."""
 ROLES = (
     "Human",
     "User",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from caiflow.engine.operator import ModelSource
+from caiflow.engine.operator import ANSWERS, ModelSource
 from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.operators import rules
 from caiflow.operators.expression import parse
 from caiflow.operators.expression_polars import compiled
-from caiflow.operators.filter import ANSWERS, Duplicates, Length, Rule
+from caiflow.operators.filter import Duplicates, Length, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

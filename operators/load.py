@@ -22,13 +22,14 @@ from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
-from caiflow.operators.formats.source import BUNDLED, FileSource, HubSource, Source, resolve
+from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
 from caiflow.operators.sampling import fraction
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from caiflow.engine.rows import RowsWriter
+    from caiflow.operators.formats.source import Source
 
 FormatName = Literal[
     "auto", "messages", "prompt", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference", "ultrachat",
@@ -110,16 +111,9 @@ class Load(TableOperator[LoadParams]):
         """Yield what can be told from the parameters and the first records of a local text file."""
         first = next(iter(self._sources()), None)
         if isinstance(first, FileSource):
-            for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
-                yield (name,), f"`{name}` is for hub data sets, and {self.params.source!r} is a file", f"remove `{name}`"
-        if isinstance(first, FileSource) and first.path.is_dir():
-            given = self.params.source
-            yield ("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`"
-        if isinstance(first, HubSource) and not first.within_reach:
+            yield from self._check_file(first)
+        elif first is not None and not first.within_reach:
             yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
-        if isinstance(first, FileSource) and self.params.source.startswith(BUNDLED) and not first.path.is_file():
-            known = sorted(path.name for path in first.path.parent.glob("*.*"))
-            yield ("source",), f"no bundled file `{first.label}`", suggest(first.label, known, "bundled files")
         if isinstance(self._head, str):
             yield ("source",), self._head, "name a file that can be read"
         elif self._head.rows and all(isinstance(row, BadRow) for row in self._head.rows):
@@ -127,6 +121,16 @@ class Load(TableOperator[LoadParams]):
             reason = next(row.reason for row in self._head.rows if isinstance(row, BadRow))
             hint = f"the formats are {', '.join(FORMATS)}"
             yield (where,), f"no row of {self.params.source} reads as {self.params.format}: {reason}", hint
+
+    def _check_file(self, file: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        given = self.params.source
+        for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
+            yield (name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`"
+        if file.path.is_dir():
+            yield ("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`"
+        if given.startswith(BUNDLED) and not file.path.is_file():
+            known = sorted(path.name for path in file.path.parent.glob("*.*"))
+            yield ("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files")
 
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""

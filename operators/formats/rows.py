@@ -16,10 +16,11 @@ from caiflow.operators.formats.dialogue import Turns, parse_messages
 from caiflow.operators.formats.files import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
-from caiflow.operators.formats.source import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from caiflow.operators.formats.source import Source
 
 Row = dict[str, Any]
 _DETECTED_BY = 20

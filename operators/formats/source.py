@@ -1,23 +1,22 @@
-"""Where a source is: a local file, a file of the bundled example, or a data set on the hub; and what pins its content.
+"""Where a source is: a local file, a file of the bundled example, or (`hub`) a data set on the hub; and what pins its content.
 
-Never parses records. Hub files come through the hub's own cache, so a pinned revision that is there needs no network.
+Never parses records.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from caiflow.operators.formats.files import Line, has_data_suffix, read_lines
 
+if TYPE_CHECKING:
+    from caiflow.operators.formats.hub import HubSource
+
 BUNDLED = "tiny:"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 
 class FileSource(NamedTuple):
@@ -51,98 +50,7 @@ class FileSource(NamedTuple):
         return f"{self.path}:{line.place}" if self.is_text else f"{self.path}: row {line.place}"
 
 
-@dataclass(frozen=True)
-class HubSource:
-    """One split of a data set on the hub; `folder` and `subset` narrow it as `datasets.load_dataset` does."""
-
-    repo: str
-    revision: str | None = None
-    split: str = "train"
-    subset: str | None = None
-    folder: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What the rows' uids are derived from: repository, subset and split, not the commit."""
-        return ":".join(part for part in (self.repo, self.subset, self.folder, self.split) if part)
-
-    @cached_property
-    def commit(self) -> str:
-        """The commit that the revision stands for now; read from the hub's cache where offline.
-
-        Raises:
-            ValueError: neither the hub nor its cache knows the repository or revision.
-        """
-        if self.revision and _COMMIT.fullmatch(self.revision):
-            return self.revision
-        if _offline():
-            return self._cached_commit(None)
-        from huggingface_hub import HfApi
-
-        try:
-            return str(HfApi().dataset_info(self.repo, revision=self.revision, timeout=20).sha)
-        except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-            return self._cached_commit(error)
-
-    def lines(self) -> Iterator[Line]:
-        """Yield the rows of the split in order; the files are fetched into the hub's cache first.
-
-        Raises:
-            ValueError: no such repository, subset or split.
-        """
-        import datasets
-
-        snapshot = self._snapshot()
-        try:
-            rows = datasets.load_dataset(
-                str(snapshot), name=self.subset, data_dir=self.folder, split=self.split, streaming=True
-            )
-        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-            raise ValueError(f"{self.label}: can't be loaded: {error}") from error
-        for place, data in enumerate(rows, 1):
-            yield Line(place, data)
-
-    def content(self) -> str:
-        """Return the commit."""
-        return self.commit
-
-    def place(self, line: Line) -> str:
-        """Return the data set and the row's number."""
-        return f"{self.label}: row {line.place}"
-
-    def _snapshot(self) -> Path:
-        from huggingface_hub import snapshot_download
-
-        patterns = [f"{self.folder.strip('/')}/*", "README.md"] if self.folder else None
-        try:
-            return Path(snapshot_download(self.repo, repo_type="dataset", revision=self.commit, allow_patterns=patterns))
-        except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-            raise ValueError(f"{self.repo}: can't be fetched from the hub: {error}") from error
-
-    @property
-    def within_reach(self) -> bool:
-        """Whether the revision is in the hub's cache, or the hub may be asked."""
-        try:
-            return not _offline() or bool(self.commit and self._cached_folder.is_dir())
-        except ValueError:
-            return False
-
-    @property
-    def _cached_folder(self) -> Path:
-        return _hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
-
-    def _cached_commit(self, cause: Exception | None) -> str:
-        ref = self._cached_folder / "refs" / (self.revision or "main")
-        try:
-            return ref.read_text().strip()
-        except OSError:
-            named = f"data set {self.repo}" + (f" with revision {self.revision!r}" if self.revision else "")
-            why = f"the hub says: {str(cause).strip().splitlines()[0]}" if cause and str(cause).strip() else "offline"
-            hint = "check the name, or fetch it while online"
-            raise ValueError(f"no {named} in the hub's cache, nor to be had ({why}); {hint}") from cause
-
-
-Source = FileSource | HubSource
+Source = Union[FileSource, "HubSource"]
 
 
 def bundled_file(name: str) -> Path:
@@ -161,16 +69,8 @@ def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]
     path = base_dir / Path(source).expanduser()
     if any(sign in path.name for sign in "*?["):
         return [FileSource(found) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
-    if path.exists() or has_data_suffix(source) or not _HUB_ID.fullmatch(source):
+    if path.exists() or has_data_suffix(source) or not re.fullmatch(_HUB_ID, source):
         return [FileSource(path)]
+    from caiflow.operators.formats.hub import HubSource
+
     return [HubSource(source, **{name: value for name, value in hub.items() if value is not None})]
-
-
-def _offline() -> bool:
-    flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(flag.upper() in ("1", "ON", "YES", "TRUE") for flag in flags)
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

@@ -1,0 +1,196 @@
+"""A mixture drawn and written: how many rows of each input, which, and in what order.
+
+Owns the numbers, the draw and the rows' final form; what the parameters ask for is `mix`'s, one input's rows are `pool`'s, and
+putting rows in their places is `arrange`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caiflow.engine.operator import Columns, Job
+from caiflow.engine.rows import RowsWriter, arrow_type
+from caiflow.operators.arrange import Arrange
+from caiflow.operators.conversations import with_answer
+from caiflow.operators.mix import Make, Mix, MixInput
+from caiflow.operators.pool import REASONS, Pool, open_pool, prompt_keys
+from caiflow.operators.sampling import ranks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Mixer:
+    """One mixture in the making."""
+
+    def __init__(self, mix: Mix, job: Job) -> None:
+        self._mix, self._params, self._seed, self._job = mix, mix.params, mix.context.seed, job
+        self._known = {name: Columns(job.inputs[name].columns) for name in mix.params.inputs}
+        self._make = mix.make(self._known)
+
+    def write(self, out: RowsWriter) -> None:
+        """Look at what each input has, draw, and write the mixture in its order; rows unfit for it are kept beside.
+
+        Raises:
+            ValueError: an input has too few rows, nothing is left, or a held-out prompt is in an input.
+        """
+        inputs = self._job.inputs
+        held_out = prompt_keys([inputs[name] for name in self._params.held_out])
+        pools = [open_pool(name, inputs[name], self._required(name), held_out) for name in self._known]
+        self._count(pools, out)
+        wanted = self._wanted({pool.name: pool.fit for pool in pools})
+        parts = self._parts(pools, wanted)
+        out.metrics["mixture"] = _mixture(pools, wanted)
+        for table, reasons in (unfit for pool in pools for unfit in pool.unfit()):
+            out.drop(table, reasons)
+        schema = self._schema()
+        size = sum(int(pool.row_bytes * number) for pool, number in zip(pools, wanted, strict=True))
+        with Arrange(self._job.out_dir / "__arrange", sum(wanted), size) as arrange:
+            for part in parts:
+                for chosen, table in part.pool.read(part.numbers):
+                    table = table.set_column(0, "uid", part.uids.slice(chosen.start, chosen.stop - chosen.start))
+                    arrange.add(self._shaped(table, part.pool.name, schema), part.places[chosen])
+            for table in arrange.tables():
+                out.write(table)
+
+    def _required(self, name: str) -> Sequence[str]:
+        """Return the columns of an input that must not be null.
+
+        Raises:
+            ValueError: it lacks one.
+        """
+        columns = self._known[name]
+        answer = self._mix.answer(name, columns)
+        messages = ("prompt", answer) if answer else ("messages",)
+        wanted: Mapping[Make, tuple[str, ...]] = {
+            "messages": messages,
+            "preference": ("prompt", "chosen", "rejected"),
+            "prompts": ("prompt",),
+        }
+        required = wanted[self._make]
+        if self._params.held_out:
+            required = tuple(dict.fromkeys(("prompt", *required)))
+        for column in required:
+            if column not in columns.types:
+                raise ValueError(
+                    f"mix: input {name} has no column {column!r}, got {', '.join(columns.types)}; see `make` and `answer`"
+                )
+        return required
+
+    def _count(self, pools: Sequence[Pool], out: RowsWriter) -> None:
+        leaks = {pool.name: pool.count("held_out") for pool in pools}
+        incomplete = {pool.name: pool.count("incomplete") for pool in pools}
+        out.metrics.update(make=self._make, incomplete=incomplete)
+        if self._params.held_out:
+            out.metrics["held_out"] = leaks
+        if self._params.on_leak == "fail" and any(leaks.values()):
+            pool = next(pool for pool in pools if leaks[pool.name])
+            first = pool.uids[int((pool.states == REASONS.index("held_out")).argmax())]
+            raise ValueError(
+                f"mix: prompts of {pool.name} are held out by {', '.join(self._params.held_out)}, got {leaks[pool.name]} rows, "
+                f"{first} the first; load both sides by one `split`, or set `on_leak: drop`"
+            )
+
+    def _wanted(self, fit: Mapping[str, int]) -> list[int]:
+        """Return how many rows of each input are taken.
+
+        Raises:
+            ValueError: an input has no fit rows, or fewer than asked for.
+        """
+        empty = [name for name, number in fit.items() if not number]
+        if empty:
+            raise ValueError(
+                f"mix: no row of {', '.join(empty)} is fit for the mixture; look at what was dropped, or leave it out"
+            )
+        ratios = {name: ratio for name in fit if (ratio := self._mix.ratio(name)) is not None}
+        anchor = self._params.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
+        wanted = []
+        for name, share in self._params.inputs.items():
+            if name in ratios and anchor is not None:
+                number = round(fit[anchor] * ratios[name] / ratios[anchor])
+            else:
+                rows = share.rows if isinstance(share, MixInput) else None
+                number = rows if isinstance(rows, int) else fit[name]
+            wanted.append(self._possible(name, number, fit[name]))
+        return wanted
+
+    def _possible(self, name: str, number: int, fit: int) -> int:
+        if number <= fit or self._params.on_short == "oversample":
+            return number
+        if self._params.on_short == "take_all":
+            return fit
+        raise ValueError(
+            f"mix: {number} rows of {name} are asked for, got {fit}; lower its share, or let it repeat them or take all there "
+            "are (`on_short: oversample` or `take_all`)"
+        )
+
+    def _parts(self, pools: Sequence[Pool], wanted: Sequence[int]) -> list[_Part]:
+        """Draw rows from each pool and give each its place in the mixture."""
+        draws = [pool.draw(number, self._seed) for pool, number in zip(pools, wanted, strict=True)]
+        uids = _unique([pool.uids.take(numbers) for pool, numbers in zip(pools, draws, strict=True)])
+        places = np.arange(len(uids))
+        if self._params.shuffle:
+            places[np.argsort(ranks(uids.to_pylist(), self._seed, "order"), kind="stable")] = np.arange(len(uids))
+        starts = np.cumsum([0, *wanted])
+        return [
+            _Part(pool, numbers, uids.slice(start, len(numbers)), places[start : start + len(numbers)])
+            for pool, numbers, start in zip(pools, draws, starts[:-1].tolist(), strict=True)
+        ]
+
+    def _schema(self) -> pa.Schema:
+        """Return the mixture's columns; a type without a name here is that of the first input that has it."""
+        fields = []
+        inputs = [self._job.inputs[step] for step in self._params.inputs]
+        for name, kind in self._mix.columns(self._known).types.items():
+            given = (rows.schema for rows in inputs if name in rows.columns)
+            fields.append(pa.field(name, arrow_type(kind) if kind else next(given).field(name).type))
+        return pa.schema(fields)
+
+    def _shaped(self, table: pa.Table, step: str, schema: pa.Schema) -> pa.Table:
+        """Return rows of one input with the mixture's columns."""
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        answer = self._mix.answer(step, self._known[step]) if self._make == "messages" else None
+        if answer:
+            columns["messages"] = with_answer(columns["prompt"], columns[answer])
+        if self._params.tag:
+            columns[self._params.tag] = pa.repeat(pa.scalar(self._mix.tags[step]), len(table))
+        if "rejected" in schema.names and "p_chosen" in schema.names:
+            given = columns.get("p_chosen", pa.nulls(len(table), pa.float64()))
+            columns["p_chosen"] = pc.fill_null(given, 1.0)
+        arrays = [
+            columns[field.name].cast(field.type) if field.name in columns else pa.nulls(len(table), field.type)
+            for field in schema
+        ]
+        return pa.table(arrays, schema=schema)
+
+
+class _Part(NamedTuple):
+    """What is drawn from one pool: row numbers [K], and each one's uid and place in the mixture."""
+
+    pool: Pool
+    numbers: NDArray[np.int64]
+    uids: pa.Array
+    places: NDArray[np.int64]
+
+
+def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str, float]]:
+    return {
+        pool.name: {"available": pool.fit, "rows": number, "share": round(number / max(1, sum(wanted)), 6)}
+        for pool, number in zip(pools, wanted, strict=True)
+    }
+
+
+def _unique(parts: Sequence[pa.Array]) -> pa.Array:
+    """Return the uids of all parts; one that was there before gets `#1`, `#2`, ... after it."""
+    uids = pl.Series("uid", pa.concat_arrays(parts))
+    if uids.n_unique() == len(uids):
+        return uids.to_arrow().cast(pa.string())
+    nth = pl.int_range(pl.len()).over("uid")
+    numbered = uids.to_frame().select(pl.when(nth == 0).then("uid").otherwise(pl.format("{}#{}", "uid", nth)))
+    return numbered.to_series().to_arrow().cast(pa.string())
