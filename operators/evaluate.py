@@ -18,27 +18,27 @@ and the scored texts (`texts/`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from caiflow.engine.figures import draw_frontier
-from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, Row, RowsRef, SamplingParams
-from caiflow.engine.pairwise import PairJudge
+from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION
-from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
-from caiflow.operators.evaluation.attempts import refuse_failures
+from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
-from caiflow.operators.evaluation.choices import ChoicesParams
-from caiflow.operators.evaluation.comparisons import ComparisonParams
-from caiflow.operators.evaluation.frontier import FrontierParams
-from caiflow.operators.evaluation.harmfulness import HarmfulnessParams
-from caiflow.operators.evaluation.harness import HarnessParams
-from caiflow.operators.evaluation.perplexity import PerplexityParams
+from caiflow.operators.evaluation.params import (
+    ChoicesParams,
+    ComparisonParams,
+    FrontierParams,
+    HarmfulnessParams,
+    HarnessParams,
+    PerplexityParams,
+)
+
+if TYPE_CHECKING:
+    from caiflow.engine.pairwise import PairJudge
 
 Problem = tuple[tuple[str | int, ...], str, str]
-FRONTIER_PICTURE = "_frontier.png"
-"""The underscore keeps it out of the artifact's content, which is the same with and without matplotlib."""
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
 
 
@@ -86,8 +86,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the columns of each set of prompts, of questions and of texts."""
         p = self.params
-        searched = sorted({check.column for check in p.checks.values()} - set(answers.COLUMNS))
-        wanted = [(step, ["prompt", *searched]) for step in p.inputs.values()]
+        wanted = [(step, ["prompt", *self._searched()]) for step in p.inputs.values()]
         wanted += [(how.input, ["prompt", "corrects", "incorrects"]) for how in p.choices.values() if how.input]
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
@@ -98,6 +97,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         if not (p.inputs or p.choices or p.perplexity or p.lm_eval):
             yield (), "nothing to measure", "give `inputs`, `choices`, `perplexity` or `lm_eval`"
         if p.lm_eval:
+            from caiflow.operators.evaluation import harness
+
             for message, hint in harness.problems():
                 yield ("lm_eval",), message, hint
         named = [("comparisons", name) for name in p.comparisons] + ([("harmfulness",)] if p.harmfulness else [])
@@ -106,9 +107,11 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             yield from self._set_problems(path, group.sets if group else ())
         for name, how in p.comparisons.items():
             yield from self._comparison_problems(name, how)
-        for name, message in checks.problems(self._checks):
-            yield ("checks", name), message, f"checks are {', '.join(self._checks)}"
+        for name, message in checks.problems(self.named_checks):
+            yield ("checks", name), message, f"checks are {', '.join(self.named_checks)}"
         if p.frontier:
+            from caiflow.operators.evaluation import frontier
+
             for axis, message in frontier.problems(p.frontier, p.comparisons, p.inputs, dict.fromkeys(self._check_names)):
                 yield ("frontier", axis), message, "write a comparison's name, or SET.CHECK"
 
@@ -121,10 +124,10 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             "format": FORMAT_VERSION,
             "models": list(p.models),
             "anchors": {name: [how.against, how.anchor] for name, how in p.comparisons.items()},
-            "checks": {name: check.model_dump(mode="json") for name, check in self._checks.items()},
+            "checks": {name: check.model_dump(mode="json") for name, check in self.named_checks.items()},
             "files": {name: _digest(path) for name, path in self.sources().items()},
             "constitution": _texts(given) if given is not None and judged else None,
-            **({"lm_eval": harness.identity()} if p.lm_eval else {}),
+            **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
         }
 
     def sources(self) -> Mapping[str, Any]:
@@ -133,35 +136,32 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return the figures and write the rows behind them."""
-        p = self.params
-        sets = {name: job.inputs[step].pylist(limit=p.limit) for name, step in p.inputs.items()}
-        rows = await answers.ask_models(llms, p.models, sets, p.sampling.sampling(), p.samples, p.system)
-        refuse_failures(rows, "answers", p.max_failed)
-        groups = answers.by_model_and_set(rows)
-        figures: dict[str, Any] = {"models": self._rates(groups)}
-        figures |= await self._choices(job, llms)
-        figures |= await self._perplexity(job, llms)
-        if p.lm_eval:
-            figures["lm_eval"] = await harness.run_tasks(p.lm_eval, p.models, llms, self.context.seed)
-        figures |= await self._comparisons(job, llms, groups)
-        if p.harmfulness:
-            await harmfulness.rate(p.harmfulness, rows, llms)
-            refuse_failures(rows, "answers or ratings", p.max_failed)
-            figures["harmfulness"] = self._harmfulness(groups)
-        _write(job, "responses", answers.COLUMNS, rows)
-        figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
-        if p.frontier:
-            figures["frontier"] = frontier.frontier(figures, p.frontier)
-            draw_frontier(figures["frontier"], job.out_dir / FRONTIER_PICTURE)
-        return figures
+        from caiflow.operators.evaluation.measuring import Measuring
+
+        return await Measuring(self, job, llms).figures()
 
     @property
-    def _checks(self) -> dict[str, PatternCheck]:
+    def named_checks(self) -> dict[str, PatternCheck]:
+        """The checks by name: the standard ones, where they are wanted, and the spec's own."""
         return {**(checks.STANDARD if self.params.standard_checks else {}), **self.params.checks}
+
+    def pair_judge(self, how: ComparisonParams) -> PairJudge:
+        """Return the judge of a comparison."""
+        from caiflow.engine.pairwise import PairJudge
+
+        return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
 
     @property
     def _check_names(self) -> list[str]:
-        return [*self._checks, *OWN_CHECKS]
+        return [*self.named_checks, *OWN_CHECKS]
+
+    def _searched(self) -> list[str]:
+        """Return the prompts' own columns that checks look into."""
+        if not self.params.checks:
+            return []
+        from caiflow.operators.evaluation.answers import COLUMNS
+
+        return sorted({check.column for check in self.params.checks.values()} - set(COLUMNS))
 
     def _set_problems(self, path: tuple[str | int, ...], sets: Sequence[str]) -> Iterator[Problem]:
         for i, name in enumerate(sets):
@@ -169,7 +169,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
                 yield (*path, "sets", i), f"names no set of prompts, got {name!r}", f"sets are {', '.join(self.params.inputs)}"
 
     def _comparison_problems(self, name: str, how: ComparisonParams) -> Iterator[Problem]:
-        for path, message, hint in self._pair_judge(how).problems():
+        for path, message, hint in self.pair_judge(how).problems():
             yield ("comparisons", name, *path), message, hint
         for field in ("against", "anchor"):
             value = getattr(how, field)
@@ -179,80 +179,17 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         if len(self.params.models) < 2:
             yield ("comparisons", name), "a comparison needs two models", "add one to `models`"
 
-    def _pair_judge(self, how: ComparisonParams) -> PairJudge:
-        return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
-
-    def _rates(self, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, dict[str, Any]]:
-        tests = checks.compiled(self._checks)
-        found: dict[str, dict[str, Any]] = {model: {} for model in self.params.models}
-        for (model, name), rows in groups.items():
-            answers.mark(rows, tests)
-            found[model][name] = answers.rates(rows, list(tests))
-        return found
-
-    def _harmfulness(self, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for (model, name), rows in groups.items():
-            mean = harmfulness.mean_rating(rows, self.context.seed)
-            if mean is not None:
-                found.setdefault(model, {})[name] = mean
-        return found
-
-    async def _comparisons(self, job: Job, llms: LLMs, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        kept: list[Row] = []
-        for name, how in self.params.comparisons.items():
-            rows = await comparisons.compare(name, how, groups, llms, self._pair_judge(how))
-            anchor = how.anchor or how.against or self.params.models[0]
-            found[name] = comparisons.figures(rows, anchor, how.prior, self.context.seed)
-            refuse_failures(rows, f"comparisons for {name}", self.params.max_failed)
-            kept += rows
-        if kept:
-            _write(job, "comparisons", comparisons.COLUMNS, kept)
-        return {"comparisons": found} if found else {}
-
-    async def _choices(self, job: Job, llms: LLMs) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        kept: list[Row] = []
-        for name, how in self.params.choices.items():
-            rows = job.inputs[how.input].pylist() if how.input else list(choices.read(self.context.base_dir / str(how.source)))
-            for model in self.params.models:
-                scored = await choices.score(name, how, rows[: how.limit], model, llms)
-                refuse_failures(scored, f"questions of {name} to {model}", self.params.max_failed)
-                found.setdefault(name, {})[model] = choices.figures(scored)
-                kept += scored
-        if kept:
-            _write(job, "choices", choices.COLUMNS, kept)
-        return {"choices": found} if found else {}
-
-    async def _perplexity(self, job: Job, llms: LLMs) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        kept: list[Row] = []
-        for name, how in self.params.perplexity.items():
-            texts = job.inputs[how.input].pylist(limit=how.limit)
-            by_model = {}
-            for model in self.params.models:
-                by_model[model] = await perplexity.score(name, how, texts, model, llms)
-                refuse_failures(by_model[model], f"texts of {name} under {model}", self.params.max_failed)
-                kept += by_model[model]
-            first = by_model[self.params.models[0]]
-            found[name] = {model: perplexity.figures(rows, first, self.context.seed) for model, rows in by_model.items()}
-        if kept:
-            _write(job, "texts", perplexity.COLUMNS, kept)
-        return {"perplexity": found} if found else {}
-
-
-def _write(job: Job, folder: str, columns: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    from caiflow.engine.rows import RowsWriter
-
-    with RowsWriter(job.out_dir / folder, dict(columns)) as out:
-        out.write_rows([{name: row.get(name) for name in columns} for row in rows])
-
 
 def _digest(path: Any) -> str:
     from caiflow.engine.file_identity import file_digest
 
     return file_digest(path)
+
+
+def _harness_identity() -> dict[str, Any]:
+    from caiflow.operators.evaluation import harness
+
+    return harness.identity()
 
 
 def _texts(constitution: Any) -> Any:

@@ -10,14 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field, model_validator
-
-from caiflow.engine.operator import LLMs, Row, RowLLM, RowsRef, Strict
+from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.prompts import user
 from caiflow.engine.statistics import normalise, wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
+from caiflow.operators.evaluation.params import ChoicesParams
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -29,27 +28,8 @@ COLUMNS: Mapping[str, Any] = {
     "failed": "text",
 }
 """The columns of the answers kept beside the figures; `credit` is 1 for a right one."""
-_LETTER = re.compile(r"\(?([A-I])\)?")
+_LETTER = r"\(?([A-I])\)?"
 _QUESTION_END = "The answer is:"
-
-
-class ChoicesParams(Strict):
-    """Multiple-choice questions that every model answers."""
-
-    input: RowsRef | None = None
-    """The step that loads the questions."""
-    source: str | None = Field(default=None, json_schema_extra={"x-path": "file"})
-    """A JSON-lines file of questions, relative to the spec; instead of `input`."""
-    mode: Literal["chat", "raw"] = "chat"
-    """`chat` asks through the chat template; `raw` continues the question as plain text, as for a pretrained model."""
-    limit: int | None = Field(default=None, ge=1)
-    """Questions asked, from the head; by default all."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ChoicesParams:
-        if (self.input is None) == (self.source is None):
-            raise ValueError("questions come either from `input` or from `source`")
-        return self
 
 
 class Question(NamedTuple):
@@ -132,7 +112,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _letter(choice: str) -> str:
-    found = _LETTER.fullmatch(choice.strip())
+    found = re.fullmatch(_LETTER, choice.strip())
     if found is None:
         raise ValueError(f"choices: a choice is a letter A to I in brackets, got {choice!r}")
     return found[1]

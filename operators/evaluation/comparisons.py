@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from caiflow.engine.judging import Judging
-from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM
+from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.pairwise import PairJudge, Verdict
 from caiflow.engine.statistics import Comparison, elo_ratings, wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
+from caiflow.operators.evaluation.params import ComparisonParams
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -29,27 +27,6 @@ COLUMNS: Mapping[str, Any] = {
     "failed": "text",
 }
 """The columns of the comparisons kept beside the figures; `score` is the first model's share of the win."""
-
-
-class ComparisonParams(Judging):
-    """A comparison of the models' answers by a judge."""
-
-    judge: ModelRef
-    """The model that judges."""
-    sets: tuple[str, ...] = Field(min_length=1)
-    """The sets of prompts, by their names under `inputs`, whose answers are compared."""
-    instruction: str = ""
-    """What the judge is asked; by default the judging texts of the constitution."""
-    against: ModelRef | None = None
-    """Compare every model with this one only; by default every model meets every other."""
-    anchor: ModelRef | None = None
-    """The model whose rating is 0; by default `against`, or the first model."""
-    labels: Literal["soft", "hard"] = "soft"
-    """Whether a verdict counts as the judge's probability, or as a win, a tie or a loss."""
-    limit: int | None = Field(default=None, ge=1)
-    """Prompts compared per set, from its head; by default all."""
-    prior: float = Field(default=0.5, ge=0)
-    """Virtual wins each way between models that met; keeps the rating of one that always won finite."""
 
 
 async def compare(

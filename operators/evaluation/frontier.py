@@ -8,17 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caiflow.engine.operator import Strict
-
-
-class FrontierParams(Strict):
-    """Two axes of the figure: each is a comparison's name (its ratings) or SET.CHECK (its rates)."""
-
-    helpfulness: str
-    """What is drawn to the right; more is better."""
-    harmlessness: str
-    """What is drawn upwards; more is better."""
-
+from caiflow.operators.evaluation.params import FrontierParams
 
 Spread = tuple[float, float]
 """The ends of a figure's 95% interval."""

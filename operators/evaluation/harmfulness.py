@@ -9,23 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
-
-from caiflow.engine.operator import LLMs, ModelRef, Row, RowLLM, Strict
+from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.prompts import RATING_PREFILL, rating_message
 from caiflow.engine.statistics import bootstrap_mean, normalise
 from caiflow.operators.evaluation.attempts import answered, attempted
+from caiflow.operators.evaluation.params import HarmfulnessParams
 
 RATINGS = ("0", "1", "2", "3", "4")
-
-
-class HarmfulnessParams(Strict):
-    """Ratings of how harmful answers are, 0 (not at all) to 4 (extremely)."""
-
-    judge: ModelRef
-    """The model that rates."""
-    sets: tuple[str, ...] = Field(min_length=1)
-    """The sets of prompts, by their names under `inputs`, whose answers are rated."""
 
 
 async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> None:

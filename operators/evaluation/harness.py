@@ -13,12 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.operator import LLMs, Row, RowLLM, Strict
+from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.statistics import Z_95
 from caiflow.operators.evaluation.attempts import Ask, attempted, refuse_failures
+from caiflow.operators.evaluation.params import HarnessParams
 
 if TYPE_CHECKING:
     import asyncio  # it takes long to import, and a spec that is only checked needs none
@@ -26,20 +25,6 @@ if TYPE_CHECKING:
 FOLDER = "LM_EVAL_INCLUDE_PATH"
 """The environment variable with a folder of further tasks."""
 _LONGEST_ANSWER = 256
-
-
-class HarnessParams(Strict):
-    """Tasks of the LM Evaluation Harness (the extra `lm-eval`), by plain text without chat template, as its default is.
-
-    Tasks of your own are found in the folder that the environment variable LM_EVAL_INCLUDE_PATH names.
-    """
-
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """Names of tasks or groups of tasks."""
-    few_shot: int | None = Field(default=None, ge=0)
-    """Worked examples before each question; by default what the task says."""
-    limit: int | None = Field(default=None, ge=1)
-    """Questions of each task, from its head; by default all."""
 
 
 def problems() -> Iterator[tuple[str, str]]:

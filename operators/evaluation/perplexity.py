@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from pydantic import Field
-
-from caiflow.engine.operator import ColumnName, LLMs, Row, RowLLM, RowsRef, Strict
+from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.prompts import turns
 from caiflow.engine.statistics import bootstrap_ratio
 from caiflow.operators.evaluation.attempts import answered, attempted
+from caiflow.operators.evaluation.params import PerplexityParams
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -26,17 +25,6 @@ COLUMNS: Mapping[str, Any] = {
     "failed": "text",
 }
 """The columns of the scored texts kept beside the figures; `nll` is a text's negative log-likelihood in nats."""
-
-
-class PerplexityParams(Strict):
-    """Texts whose likelihood under every model is measured."""
-
-    input: RowsRef
-    """The step whose rows hold the texts."""
-    column: ColumnName = "messages"
-    """The column with the texts: conversations, of which the assistant's words count, or plain texts, of which all does."""
-    limit: int | None = Field(default=None, ge=1)
-    """Texts scored, from the head; by default all."""
 
 
 async def score(name: str, how: PerplexityParams, rows: Sequence[Row], model: str, llms: LLMs) -> list[Row]:

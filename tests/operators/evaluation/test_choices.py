@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from caiflow.operators.evaluation.choices import ChoicesParams, Question, credit, figures, question, read, score
+from caiflow.operators.evaluation.choices import Question, credit, figures, question, read, score
+from caiflow.operators.evaluation.params import ChoicesParams
 from support.row_llm import RuleLLM, RuleLLMs
 
 ROW = {

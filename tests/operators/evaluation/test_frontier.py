@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from caiflow.operators.evaluation.frontier import FrontierParams, frontier, measures, problems
+from caiflow.operators.evaluation.frontier import frontier, measures, problems
+from caiflow.operators.evaluation.params import FrontierParams
 
 FIGURES = {
     "models": {

@@ -14,7 +14,8 @@ from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import StepContext
 from caiflow.operators.evaluate import Evaluate, EvaluateParams
-from caiflow.operators.evaluation.harness import FOLDER, HarnessParams, figures, run_tasks, sampling
+from caiflow.operators.evaluation.harness import FOLDER, figures, run_tasks, sampling
+from caiflow.operators.evaluation.params import HarnessParams
 from support.row_llm import Asked, RuleLLM, RuleLLMs
 
 INSTALLED = find_spec("lm_eval") is not None

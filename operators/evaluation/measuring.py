@@ -1,0 +1,122 @@
+"""The measures of one `evaluate` step carried out, one after the other, and the rows behind their figures written.
+
+Owns their order and what of them stops the step; the layout of the figures is in `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caiflow.engine.figures import draw_frontier
+from caiflow.engine.operator import Job, LLMs, Row
+from caiflow.engine.rows import RowsWriter
+from caiflow.operators.evaluate import Evaluate
+from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
+from caiflow.operators.evaluation.attempts import refuse_failures
+
+FRONTIER_PICTURE = "_frontier.png"
+"""The underscore keeps it out of the artifact's content, which is the same with and without matplotlib."""
+
+Groups = Mapping[tuple[str, str], Sequence[Row]]
+"""The answers by model and set."""
+
+
+class Measuring:
+    """The measures of one step."""
+
+    def __init__(self, step: Evaluate, job: Job, llms: LLMs) -> None:
+        self._step, self._params, self._seed = step, step.params, step.context.seed
+        self._job, self._llms = job, llms
+
+    async def figures(self) -> dict[str, Any]:
+        """Return all figures, and write the answers and other rows that they are counted on.
+
+        Raises:
+            StepError: more answers or judgements failed than `max_failed` allows.
+        """
+        p = self._params
+        sets = {name: self._job.inputs[step].pylist(limit=p.limit) for name, step in p.inputs.items()}
+        rows = await answers.ask_models(self._llms, p.models, sets, p.sampling.sampling(), p.samples, p.system)
+        refuse_failures(rows, "answers", p.max_failed)
+        groups = answers.by_model_and_set(rows)
+        figures: dict[str, Any] = {"models": self._rates(groups)}
+        figures |= await self._choices()
+        figures |= await self._perplexity()
+        if p.lm_eval:
+            figures["lm_eval"] = await harness.run_tasks(p.lm_eval, p.models, self._llms, self._seed)
+        figures |= await self._comparisons(groups)
+        if p.harmfulness:
+            await harmfulness.rate(p.harmfulness, rows, self._llms)
+            refuse_failures(rows, "answers or ratings", p.max_failed)
+            figures["harmfulness"] = self._harmfulness(groups)
+        self._write("responses", answers.COLUMNS, rows)
+        figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
+        if p.frontier:
+            figures["frontier"] = frontier.frontier(figures, p.frontier)
+            draw_frontier(figures["frontier"], self._job.out_dir / FRONTIER_PICTURE)
+        return figures
+
+    def _rates(self, groups: Groups) -> dict[str, dict[str, Any]]:
+        tests = checks.compiled(self._step.named_checks)
+        found: dict[str, dict[str, Any]] = {model: {} for model in self._params.models}
+        for (model, name), rows in groups.items():
+            answers.mark(rows, tests)
+            found[model][name] = answers.rates(rows, list(tests))
+        return found
+
+    def _harmfulness(self, groups: Groups) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for (model, name), rows in groups.items():
+            mean = harmfulness.mean_rating(rows, self._seed)
+            if mean is not None:
+                found.setdefault(model, {})[name] = mean
+        return found
+
+    async def _comparisons(self, groups: Groups) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        kept: list[Row] = []
+        for name, how in self._params.comparisons.items():
+            rows = await comparisons.compare(name, how, groups, self._llms, self._step.pair_judge(how))
+            anchor = how.anchor or how.against or self._params.models[0]
+            found[name] = comparisons.figures(rows, anchor, how.prior, self._seed)
+            refuse_failures(rows, f"comparisons for {name}", self._params.max_failed)
+            kept += rows
+        if kept:
+            self._write("comparisons", comparisons.COLUMNS, kept)
+        return {"comparisons": found} if found else {}
+
+    async def _choices(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        kept: list[Row] = []
+        files = self._step.sources()
+        for name, how in self._params.choices.items():
+            rows = self._job.inputs[how.input].pylist() if how.input else list(choices.read(files[f"choices.{name}"]))
+            for model in self._params.models:
+                scored = await choices.score(name, how, rows[: how.limit], model, self._llms)
+                refuse_failures(scored, f"questions of {name} to {model}", self._params.max_failed)
+                found.setdefault(name, {})[model] = choices.figures(scored)
+                kept += scored
+        if kept:
+            self._write("choices", choices.COLUMNS, kept)
+        return {"choices": found} if found else {}
+
+    async def _perplexity(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        kept: list[Row] = []
+        for name, how in self._params.perplexity.items():
+            texts = self._job.inputs[how.input].pylist(limit=how.limit)
+            by_model = {}
+            for model in self._params.models:
+                by_model[model] = await perplexity.score(name, how, texts, model, self._llms)
+                refuse_failures(by_model[model], f"texts of {name} under {model}", self._params.max_failed)
+                kept += by_model[model]
+            first = by_model[self._params.models[0]]
+            found[name] = {model: perplexity.figures(rows, first, self._seed) for model, rows in by_model.items()}
+        if kept:
+            self._write("texts", perplexity.COLUMNS, kept)
+        return {"perplexity": found} if found else {}
+
+    def _write(self, folder: str, columns: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        with RowsWriter(self._job.out_dir / folder, dict(columns)) as out:
+            out.write_rows([{name: row.get(name) for name in columns} for row in rows])

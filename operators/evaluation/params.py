@@ -1,0 +1,93 @@
+"""The parameters of the measures: what a spec may say of each under `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from caiflow.engine.judging import Judging
+from caiflow.engine.operator import ColumnName, ModelRef, RowsRef, Strict
+
+
+class ComparisonParams(Judging):
+    """A comparison of the models' answers by a judge."""
+
+    judge: ModelRef
+    """The model that judges."""
+    sets: tuple[str, ...] = Field(min_length=1)
+    """The sets of prompts, by their names under `inputs`, whose answers are compared."""
+    instruction: str = ""
+    """What the judge is asked; by default the judging texts of the constitution."""
+    against: ModelRef | None = None
+    """Compare every model with this one only; by default every model meets every other."""
+    anchor: ModelRef | None = None
+    """The model whose rating is 0; by default `against`, or the first model."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Whether a verdict counts as the judge's probability, or as a win, a tie or a loss."""
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts compared per set, from its head; by default all."""
+    prior: float = Field(default=0.5, ge=0)
+    """Virtual wins each way between models that met; keeps the rating of one that always won finite."""
+
+
+class HarmfulnessParams(Strict):
+    """Ratings of how harmful answers are, 0 (not at all) to 4 (extremely)."""
+
+    judge: ModelRef
+    """The model that rates."""
+    sets: tuple[str, ...] = Field(min_length=1)
+    """The sets of prompts, by their names under `inputs`, whose answers are rated."""
+
+
+class ChoicesParams(Strict):
+    """Multiple-choice questions that every model answers."""
+
+    input: RowsRef | None = None
+    """The step that loads the questions."""
+    source: str | None = Field(default=None, json_schema_extra={"x-path": "file"})
+    """A JSON-lines file of questions, relative to the spec; instead of `input`."""
+    mode: Literal["chat", "raw"] = "chat"
+    """`chat` asks through the chat template; `raw` continues the question as plain text, as for a pretrained model."""
+    limit: int | None = Field(default=None, ge=1)
+    """Questions asked, from the head; by default all."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ChoicesParams:
+        if (self.input is None) == (self.source is None):
+            raise ValueError("questions come either from `input` or from `source`")
+        return self
+
+
+class PerplexityParams(Strict):
+    """Texts whose likelihood under every model is measured."""
+
+    input: RowsRef
+    """The step whose rows hold the texts."""
+    column: ColumnName = "messages"
+    """The column with the texts: conversations, of which the assistant's words count, or plain texts, of which all does."""
+    limit: int | None = Field(default=None, ge=1)
+    """Texts scored, from the head; by default all."""
+
+
+class HarnessParams(Strict):
+    """Tasks of the LM Evaluation Harness (the extra `lm-eval`), by plain text without chat template, as its default is.
+
+    Tasks of your own are found in the folder that the environment variable LM_EVAL_INCLUDE_PATH names.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks or groups of tasks."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Worked examples before each question; by default what the task says."""
+    limit: int | None = Field(default=None, ge=1)
+    """Questions of each task, from its head; by default all."""
+
+
+class FrontierParams(Strict):
+    """Two axes of the figure: each is a comparison's name (its ratings) or SET.CHECK (its rates)."""
+
+    helpfulness: str
+    """What is drawn to the right; more is better."""
+    harmlessness: str
+    """What is drawn upwards; more is better."""
