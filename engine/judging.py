@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from caiflow.engine.few_shot import FewShot
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
+from caiflow.engine.probability import bounded, normalise
 from caiflow.engine.prompts import (
     JUDGE_PREFILL,
     LETTERS,
@@ -23,11 +24,12 @@ from caiflow.engine.prompts import (
     judge_messages,
     whole_instruction,
 )
-from caiflow.engine.statistics import normalise
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution, JudgeExample
 
+MOST_OPTIONS = 9
+"""A list of options shown at once has (A) to (I) at the most."""
 _VERDICT = Sampling(max_tokens=16, stop=("\n",))
 _LEADING = r"\s*\(?([A-Z])(?:\)|\s*$|[.:,](?:\s|$))"
 _UNDECIDED = r"(?i)\s*\(?[A-Z]\)?\s*(?:and|or|/|&|,)\s*\(?[A-Z]\)"
@@ -210,28 +212,8 @@ class OptionsJudge:
         return self._constitution
 
 
-def bounded(shares: tuple[float, ...], bounds: tuple[float, float] | None) -> tuple[float, ...]:
-    """Return shares within bounds that are meant for two options; None leaves them.
-
-    Of more options, each is put within the same multiples of an equal share: any two have the odds that a pair may have.
-    """
-    if bounds is None:
-        return shares
-    if len(shares) == 2:
-        first = clamped(shares[0], bounds)
-        return first, 1 - first
-    scale = 2 / len(shares)
-    cut = [clamped(share, (bounds[0] * scale, bounds[1] * scale)) for share in shares]
-    return tuple(share / sum(cut) for share in cut)
-
-
 def _alike(letters: str) -> tuple[float, ...]:
     return (1 / len(letters),) * len(letters)
-
-
-def clamped(p: float, bounds: tuple[float, float] | None) -> float:
-    """Return a probability within bounds; None leaves it."""
-    return p if bounds is None else min(max(p, bounds[0]), bounds[1])
 
 
 def parse_choice(text: str, letters: str = "AB") -> str | None:

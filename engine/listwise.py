@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.judging import Instruction, OptionsJudge, Reply
+from caiflow.engine.judging import MOST_OPTIONS, Instruction, OptionsJudge, Reply
 from caiflow.engine.operator import RowLLM, together
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import JudgeExample
-
-MOST_OPTIONS = 9
-"""Options (A) to (I) are shown at the most."""
 
 
 class ListVote(NamedTuple):

@@ -7,7 +7,7 @@ its seed. numpy is imported where it is used, so that importing this module stay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, isfinite, log, sqrt
+from math import log, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -99,23 +99,6 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
     total = data.sum(1)
     return Mean(float(total[0] / total[1]), size, float(low), float(high))
-
-
-def binary_entropy(p: float) -> float:
-    """Return the entropy in bits of a coin with probability p: 1 for an undecided judge, 0 for a certain one."""
-    if p in (0.0, 1.0):
-        return 0.0
-    return -(p * log(p) + (1 - p) * log(1 - p)) / log(2)
-
-
-def normalise(logprobs: Mapping[str, float]) -> dict[str, float]:
-    """Return the softmax over natural log-probabilities; all of them -inf gives equal shares."""
-    top = max(logprobs.values())
-    if not isfinite(top):
-        return {key: 1 / len(logprobs) for key in logprobs}
-    weights = {key: exp(value - top) for key, value in logprobs.items()}
-    total = sum(weights.values())
-    return {key: weight / total for key, weight in weights.items()}
 
 
 def win_probability(difference: float) -> float:

@@ -1,7 +1,6 @@
 """`judge`: asks a model which of several answers is better and makes preference pairs of its votes.
 
-Owns the candidates, ties, unreadable answers and labels; how a vote is asked and averaged is in `engine.judging`,
-`engine.pairwise` and `engine.listwise`, what many votes amount to in `verdicts`. Never trains.
+Owns the parameters, the candidates and the calls that they take; what becomes of the votes is in `preferences`. Never trains.
 """
 
 from __future__ import annotations
@@ -10,41 +9,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.identity import key
-from caiflow.engine.judging import Judging, bounded
-from caiflow.engine.listwise import MOST_OPTIONS, ListJudge, Ranking
-from caiflow.engine.operator import (
-    ColumnName,
-    Columns,
-    ColumnType,
-    ModelRowParams,
-    Row,
-    RowDropped,
-    RowLLM,
-    RowOperator,
-    together,
-)
-from caiflow.engine.pairwise import PairJudge, Verdict
+from caiflow.engine.judging import MOST_OPTIONS, Judging, OptionsJudge
+from caiflow.engine.operator import ColumnName, Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator
 from caiflow.engine.prompts import FORMAT_VERSION
-from caiflow.operators.verdicts import (
-    TIE,
-    UNPARSABLE,
-    Evidence,
-    Extreme,
-    Pair,
-    best_against_worst,
-    figures,
-    list_votes,
-    share_of_two,
-    tie_kind,
-    win_shares,
-)
 
-_ROUNDING = 1e-9
+if TYPE_CHECKING:
+    from caiflow.operators.preferences import Preferences
+
 _A: Mapping[ColumnType, str] = {
     "text": "one text",
     "number": "a number",
@@ -161,19 +136,7 @@ class Judge(RowOperator[JudgeParams]):
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the preference pair of one row, or a row for each pair."""
-        answers = self._answers(row)
-        usable = [i for i, text in enumerate(answers) if text.strip()]
-        if len(usable) < 2:
-            raise RowDropped("fewer than two answers that aren't empty")
-        found, scores = await (self._listed if self.params.listwise else self._paired)(row, answers, usable, llm)
-        principles = [i.id for i in self._judge.instructions(row["uid"])]
-        pairs = found if self.params.pairs == "all" else [best_against_worst(found, scores)]
-        lost = [self._lost(pair) for pair in pairs]
-        if all(lost):
-            raise RowDropped(str(lost[0]))
-        return [
-            self._columns(pair, answers, scores, principles) for pair, reason in zip(pairs, lost, strict=True) if not reason
-        ]
+        return await self._preferences.row(row, self._answers(row), llm)
 
     def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return rates of ties and unreadable answers, the judge's bias for a position, and the entropy of its labels.
@@ -184,48 +147,17 @@ class Judge(RowOperator[JudgeParams]):
         votes, the clamp's end after thoughts); plain log-probabilities that cancel out within `tie_margin` count in
         `order_flips` alone.
         """
-        return figures(list(map(Evidence.of, rows)), dropped, swap=self.params.swap, extreme=self._extreme)
-
-    async def _paired(
-        self, row: Row, answers: Sequence[str], usable: Sequence[int], llm: RowLLM
-    ) -> tuple[list[Pair], dict[int, float]]:
-        """Return all pairs, each judged on its own, and every candidate's share of its wins."""
-        numbers = list(combinations(usable, 2))
-        asked = (self._judge.verdict(row["uid"], row["prompt"], (answers[i], answers[j]), llm) for i, j in numbers)
-        found = [Pair(i, j, v, v.p_first) for (i, j), v in zip(numbers, await together(asked), strict=True)]
-        return found, win_shares(found)
-
-    async def _listed(
-        self, row: Row, answers: Sequence[str], usable: Sequence[int], llm: RowLLM
-    ) -> tuple[list[Pair], dict[int, float]]:
-        """Return all pairs by their scores in one list, and those scores; equal answers are shown once and score alike."""
-        number = {answers[i]: i for i in reversed(usable)}
-        different = {i: answers[i] for i in usable if number[answers[i]] == i}
-        ranking = await self._lists.ranking(row["uid"], row["prompt"], different, llm)
-        share = ranking.scores() or dict.fromkeys(different, 1.0)
-        start = int.from_bytes(key("equals", str(self.context.seed), row["uid"])[:4], "little") % len(usable)
-        scores = {i: share[number[answers[i]]] for i in (*usable[start:], *usable[:start])}
-        found = []
-        for i, j in combinations(usable, 2):
-            verdict = Ranking(()) if answers[i] == answers[j] else ranking
-            found.append(Pair(i, j, verdict, share_of_two(scores[i], scores[j])))
-        return found, scores
+        return self._preferences.figures(rows, dropped)
 
     @cached_property
-    def _judge(self) -> PairJudge:
-        return PairJudge(self.params, self.context.constitution, self.context.seed)
+    def _judge(self) -> OptionsJudge:
+        return OptionsJudge(self.params, self.context.constitution, self.context.seed)
 
     @cached_property
-    def _lists(self) -> ListJudge:
-        return ListJudge(self.params, self.context.constitution, self.context.seed)
+    def _preferences(self) -> Preferences:
+        from caiflow.operators.preferences import Preferences
 
-    @property
-    def _extreme(self) -> Extreme | None:
-        """What a vote counts that is for one position throughout, where it is known."""
-        thinking = self.params.chain_of_thought
-        if thinking and thinking.clamp:
-            return lambda shares: bounded(shares, thinking.clamp)
-        return tuple if self.params.method == "text" and not thinking else None
+        return Preferences(self.params, self.context.constitution, self.context.seed)
 
     @property
     def _candidate_columns(self) -> tuple[str, ...]:
@@ -237,42 +169,3 @@ class Judge(RowOperator[JudgeParams]):
         given = self.params.candidates
         texts = (row[given] or ()) if isinstance(given, str) else [row[name] for name in given]
         return [text or "" for text in texts]
-
-    def _lost(self, pair: Pair) -> str:
-        """Return the reason to leave a pair out, or an empty text."""
-        if pair.verdict.unparsable and self.params.unparsable == "drop":
-            return UNPARSABLE
-        return tie_kind(pair.verdict) if self._tied(pair) and self.params.ties == "drop" else ""
-
-    def _tied(self, pair: Pair) -> bool:
-        return abs(pair.p_first - 0.5) <= self.params.tie_margin + _ROUNDING
-
-    def _columns(self, pair: Pair, answers: Sequence[str], scores: Mapping[int, float], principles: Sequence[str]) -> Row:
-        tied = self._tied(pair)
-        first_wins = tied or pair.p_first > 0.5
-        chosen, rejected = (pair.first, pair.second) if first_wins else (pair.second, pair.first)
-        p_chosen = 0.5 if tied else max(pair.p_first, 1 - pair.p_first)
-        return {
-            "principle": principles[0],
-            "principles": list(principles),
-            "outcome": TIE if tied else "decided",
-            "rejected": answers[rejected],
-            "chosen": answers[chosen],
-            "p_chosen": 1.0 if self.params.labels == "hard" and not tied else p_chosen,
-            "margin": 2 * p_chosen - 1,
-            "chosen_index": chosen,
-            "rejected_index": rejected,
-            "scores": [scores.get(i) for i in range(len(answers))],
-            "p_a": [v.p_a for v in pair.verdict.votes],
-            **_evidence(pair.verdict),
-            "thoughts": [v.thought for v in pair.verdict.votes] if self.params.chain_of_thought else None,
-            "unparsable_votes": pair.verdict.unparsable,
-        }
-
-
-def _evidence(verdict: Verdict | Ranking) -> Row:
-    """Return what the options got as shown, in full."""
-    if isinstance(verdict, Ranking):
-        return {"votes": list_votes(verdict)}
-    given = [v.logprobs for v in verdict.votes if v.logprobs is not None]
-    return {"logprob_a": [a for a, _ in given] or None, "logprob_b": [b for _, b in given] or None}

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from caiflow.engine.listwise import Ranking
 from caiflow.engine.operator import Row
 from caiflow.engine.pairwise import Verdict
+from caiflow.engine.probability import binary_entropy
 from caiflow.engine.prompts import LETTERS
-from caiflow.engine.statistics import binary_entropy
 
 TIE = "tie"
 TIE_FIRST = "tie: the first option in every order"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.probability import normalise
 from caiflow.engine.prompts import user
-from caiflow.engine.statistics import normalise, wilson
+from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ChoicesParams
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.probability import normalise
 from caiflow.engine.prompts import RATING_PREFILL, rating_message
-from caiflow.engine.statistics import bootstrap_mean, normalise
+from caiflow.engine.statistics import bootstrap_mean
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import HarmfulnessParams
 

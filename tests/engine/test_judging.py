@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caiflow.engine.judging import Judging, clamped, parse_choice
+from caiflow.engine.judging import Judging, parse_choice
 from caiflow.engine.pairwise import PairJudge, Verdict, Vote
+from caiflow.engine.probability import clamped
 from caiflow.engine.prompts import JUDGE_PREFILL, judge_messages
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution

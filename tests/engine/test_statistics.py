@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caiflow.engine.probability import binary_entropy, normalise
 from caiflow.engine.statistics import (
     ELO_PER_NAT,
     Comparison,
     Estimate,
-    binary_entropy,
     bootstrap_mean,
     bootstrap_ratio,
     bradley_terry,
     calibration,
     elo_ratings,
-    normalise,
     wilson,
     win_probability,
 )
