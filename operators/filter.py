@@ -210,18 +210,9 @@ class Filter(TableOperator[FilterParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         """Yield expressions that do with a column what its type doesn't allow."""
-        from caiflow.operators.expression_types import check_types
-
         for place, rule in enumerate(self._rules()):
-            try:
-                expression = parse(rule.where) if rule.where is not None else None
-            except ExpressionError:
-                continue  # `check` says so
-            try:
-                if expression is not None:
-                    check_types(expression, inputs[self.params.input].types)
-            except ExpressionError as error:
-                message, _, hint = str(error).partition("; ")
+            if rule.where is not None and (wrong := _wrong_types(rule.where, inputs[self.params.input])):
+                message, _, hint = wrong.partition("; ")
                 yield ("drop", place, "where"), message, hint
 
     def identity(self) -> Mapping[str, Any]:
@@ -265,6 +256,21 @@ class Filter(TableOperator[FilterParams]):
             ]
             for example in self.constitution.few_shot_critique
         }
+
+
+def _wrong_types(where: str, columns: Columns) -> str:
+    """Return what an expression does that a column's type doesn't allow; nothing of one that is none, which `check` reports."""
+    from caiflow.operators.expression_types import check_types
+
+    try:
+        expression = parse(where)
+    except ExpressionError:
+        return ""
+    try:
+        check_types(expression, columns.types)
+    except ExpressionError as error:
+        return str(error)
+    return ""
 
 
 def _plain(name: RuleName, settings: type[Strict]) -> Rule:
