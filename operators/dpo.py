@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,9 +13,9 @@ from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.rows import Rows
+    from caiflow.engine.training.tokens import Tokens
 
 Loss = Literal[
     "sigmoid",
@@ -124,7 +125,10 @@ class Dpo(TrainingOperator[DpoParams]):
         quiet_libraries()
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
-        train, held_out, soft = self._tokens(job, Renderer(tokenizer))
+        renderer = Renderer(tokenizer)
+        train, held_out = self.read_rows(job, lambda rows: self._tokens(rows, renderer))
+        soft = any(p < 1.0 for data in (train, held_out) if data is not None for p in data["p_chosen"])
+        self._check_soft(soft)
         before = params.precompute_ref_log_probs or params.reference_free
         more: dict[str, Any] = {"loss_type": list(params.losses), "max_length": params.max_length}
         more |= {"loss_weights": list(params.loss_weights) if params.loss_weights else None, "precompute_ref_log_probs": before}
@@ -154,32 +158,18 @@ class Dpo(TrainingOperator[DpoParams]):
             return None
         return load_model(job.models[params.reference or params.model], params)
 
-    def _tokens(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None, bool]:
-        """Return the training rows, the held-out rows, and whether any label isn't certain."""
+    def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
+        from caiflow.engine.training.preference import softened
         from caiflow.engine.training.tokens import preferences
 
         params = self.params
-        train = preferences(job.inputs[params.input], renderer, max_length=params.max_length)
-        job.metrics |= train.counts.metrics()
-        held_out = None
-        if params.eval_input is not None:
-            tokens = preferences(job.inputs[params.eval_input], renderer, max_length=params.max_length)
-            job.metrics |= tokens.counts.metrics("eval_")
-            held_out = self._labelled(tokens.data)
-        data = self._labelled(train.data)
-        soft = any(p < 1.0 for table in (data, held_out) if table is not None for p in table["p_chosen"])
-        self._check_soft(soft)
-        return data, held_out, soft
-
-    def _labelled(self, data: Dataset) -> Dataset:
-        from caiflow.engine.training.preference import softened
-
-        params = self.params
+        tokens = preferences(rows, renderer, max_length=params.max_length)
         smoothing = 0.0 if OWN_SMOOTHING & set(params.losses) else params.label_smoothing
-        p = [1.0 if params.labels == "hard" else value for value in data["p_chosen"]]
         if not smoothing and params.labels == "soft":
-            return data
-        return data.remove_columns("p_chosen").add_column("p_chosen", [softened(value, smoothing) for value in p])
+            return tokens
+        data = tokens.data
+        p = [softened(1.0 if params.labels == "hard" else value, smoothing) for value in data["p_chosen"]]
+        return replace(tokens, data=data.remove_columns("p_chosen").add_column("p_chosen", p))
 
     def _check_soft(self, soft: bool) -> None:
         from caiflow.engine.errors import StepError

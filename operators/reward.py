@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,8 @@ from caiflow.engine.training.params import TrainingParams
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.rows import Rows
     from caiflow.engine.training.tokens import Tokens
 
 RELIABILITY = "_reliability.json"
@@ -67,6 +70,7 @@ class Reward(TrainingOperator[RewardParams]):
         from transformers import set_seed
         from trl import RewardConfig
 
+        from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import configure, fit, quiet_libraries, seed_of
         from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
         from caiflow.engine.training.preference_model import SoftReward, SoftRewardCollator
@@ -75,8 +79,8 @@ class Reward(TrainingOperator[RewardParams]):
         quiet_libraries()
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
-        tokens = self._tokens(job, tokenizer)
-        train, held_out = self._labelled(tokens[0]), self._labelled(tokens[1]) if len(tokens) > 1 else None
+        renderer = Renderer(tokenizer)
+        train, held_out = self.read_rows(job, lambda rows: self._tokens(rows, renderer))
         set_seed(seed_of(job))  # the score head begins with random weights
         trainer = SoftReward(
             model=load_model(source, params, task="reward"),
@@ -110,18 +114,11 @@ class Reward(TrainingOperator[RewardParams]):
             "measured_on": "input" if self.params.eval_input is None else "eval_input",
         }
 
-    def _tokens(self, job: Job, tokenizer: Any) -> list[Dataset]:
-        from caiflow.engine.llm.render import Renderer
+    def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
         from caiflow.engine.training.tokens import preferences
 
-        renderer = Renderer(tokenizer)
-        found: list[Tokens] = []
-        for step in self.params.row_steps():
-            found.append(preferences(job.inputs[step], renderer, max_length=self.params.max_length))
-            job.metrics |= found[-1].counts.metrics("eval_" if len(found) > 1 else "")
-        return [tokens.data for tokens in found]
-
-    def _labelled(self, data: Dataset) -> Dataset:
+        tokens = preferences(rows, renderer, max_length=self.params.max_length)
         if self.params.labels == "soft":
-            return data
-        return data.remove_columns("p_chosen").add_column("p_chosen", [1.0] * len(data))
+            return tokens
+        data = tokens.data
+        return replace(tokens, data=data.remove_columns("p_chosen").add_column("p_chosen", [1.0] * len(data)))

@@ -12,8 +12,6 @@ from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from caiflow.engine.llm.render import Renderer
 
 ONLY: Mapping[str, frozenset[str]] = {
@@ -173,12 +171,14 @@ class Rl(TrainingOperator[RlParams]):
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.models import load_model, load_tokenizer, save_model
         from caiflow.engine.training.ppo import remove_value_head
+        from caiflow.engine.training.tokens import prompts
 
         params = self.params
         source = self._start(job)
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
-        train, held_out = self._prompts(job, renderer)
+        room = params.max_length - params.max_completion_length
+        train, held_out = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room))
         trainer = self._trainer(job, source, load_model(source, params), renderer, train, held_out)
         fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():
@@ -201,15 +201,6 @@ class Rl(TrainingOperator[RlParams]):
                 load_tokenizer(source).save_pretrained(folder)
                 (folder / "complete").touch()
         return source._replace(path=str(folder), adapter=None, revision=None, tokenizer=None)
-
-    def _prompts(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:
-        from caiflow.engine.training.tokens import prompts
-
-        room = self.params.max_length - self.params.max_completion_length
-        found = [prompts(job.inputs[step], renderer, max_length=room) for step in self.params.row_steps()]
-        for prefix, tokens in zip(("", "eval_"), found, strict=False):
-            job.metrics |= tokens.counts.metrics(prefix)
-        return found[0].data, found[1].data if len(found) > 1 else None
 
     def _trainer(self, job: Job, source: ModelSource, model: Any, renderer: Renderer, train: Any, held_out: Any) -> Any:
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer

@@ -16,10 +16,7 @@ from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.scratch import Scratch
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from caiflow.engine.llm.render import Renderer
 
 
 class SftParams(TrainingParams):
@@ -75,6 +72,7 @@ class Sft(TrainingOperator[SftParams]):
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import Quiet, configure, fit, quiet_libraries
         from caiflow.engine.training.models import lora_config, save_model
+        from caiflow.engine.training.tokens import conversations
 
         class QuietSFT(Quiet, SFTTrainer):  # type: ignore[misc]
             pass
@@ -83,7 +81,8 @@ class Sft(TrainingOperator[SftParams]):
         quiet_libraries()
         model, tokenizer = self._start(job)
         renderer = Renderer(tokenizer)
-        train, held_out = self._tokens(job, renderer)
+        limits: dict[str, Any] = {"max_length": params.max_length, "loss_on": params.loss_on, "column": params.column}
+        train, held_out = self.read_rows(job, lambda rows: conversations(rows, renderer, **limits))
         length = params.max_length if params.packing else None  # without packing, the rows are cut already
         trainer = QuietSFT(
             model=model,
@@ -127,19 +126,6 @@ class Sft(TrainingOperator[SftParams]):
                     made.rename(kept)
         tokenizer = AutoTokenizer.from_pretrained(Path(kept))
         return random_model(self.params.scratch, tokenizer, seed_of(job)), tokenizer
-
-    def _tokens(self, job: Job, renderer: Renderer) -> tuple[Dataset, Dataset | None]:
-        from caiflow.engine.training.tokens import conversations
-
-        params = self.params
-        limits: dict[str, Any] = {"max_length": params.max_length, "loss_on": params.loss_on, "column": params.column}
-        train = conversations(job.inputs[params.input], renderer, **limits)
-        job.metrics |= train.counts.metrics()
-        if params.eval_input is None:
-            return train.data, None
-        held_out = conversations(job.inputs[params.eval_input], renderer, **limits)
-        job.metrics |= held_out.counts.metrics("eval_")
-        return train.data, held_out.data
 
 
 def _texts(content: Any) -> list[str]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.operator import Job, ModelOperator
 from caiflow.engine.training.params import TrainingParams
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from caiflow.engine.rows import Rows
+    from caiflow.engine.training.tokens import Tokens
 
 P = TypeVar("P", bound=TrainingParams)
 
@@ -32,3 +38,10 @@ class TrainingOperator(ModelOperator[P]):
     @abstractmethod
     def learn(self, job: Job) -> None:
         """Train in this process, which may be one of several; the first one saves."""
+
+    def read_rows(self, job: Job, read: Callable[[Rows], Tokens]) -> tuple[Dataset, Dataset | None]:
+        """Return the rows to learn from and those held out; what became of each goes into the metrics."""
+        found = [read(job.inputs[step]) for step in self.params.row_steps()]
+        for prefix, tokens in zip(("", "eval_"), found, strict=False):
+            job.metrics |= tokens.counts.metrics(prefix)
+        return found[0].data, found[1].data if len(found) > 1 else None
