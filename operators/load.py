@@ -121,6 +121,8 @@ class Load(TableOperator[LoadParams]):
             reason = next(row.reason for row in self._head.rows if isinstance(row, BadRow))
             hint = f"the formats are {', '.join(FORMATS)}"
             yield (where,), f"no row of {self.params.source} reads as {self.params.format}: {reason}", hint
+        elif not self._head.rows and [isinstance(one, FileSource) and one.is_text for one in self._sources()] == [True]:
+            yield ("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}'
 
     def _check_file(self, file: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         given = self.params.source

@@ -215,6 +215,15 @@ def test_check_tells_of_formats_that_do_not_fit_and_fields_without_effect(prompt
     assert not list(step(prompts, "prompts.jsonl").check())
 
 
+@pytest.mark.parametrize(("name", "text"), [("e.jsonl", ""), ("e.jsonl", "\n\n"), ("e.json", "[]"), ("e.csv", "prompt\n")])
+def test_an_empty_file_is_reported_before_the_run(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    (found,) = step(tmp_path, name).check()
+    assert found[:2] == (("source",), f"{name} has no rows")
+    (tmp_path / f"more_{name}").write_text(text)
+    assert not list(step(tmp_path, f"*{name[1:]}").check()), "another file of a pattern may have some"
+
+
 def test_checks_of_text_files_import_nothing_heavy(prompts: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from caiflow.operators.load import Load, LoadParams;"
