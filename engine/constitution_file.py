@@ -223,6 +223,10 @@ def _said(finding: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         return f"{_where(above, data)}unknown key `{last}`; {hint}".removesuffix("; ")
     if finding["type"] == "model_type":
         return f"{where}a mapping is expected, got {finding['input']!r}"[:200]
+    if finding["type"] == "string_type":
+        return f"{where}a text is expected, got {finding['input']!r}"[:200] + "; put it in quotes, or write one text"
+    if finding["type"] == "string_too_short":
+        return f"{where}it is empty; write a text, or leave the key out"
     if finding["type"] == "missing":
         return f"{_where(above, data)}`{last}` is missing; add `{last}:`"
     return f"{where}{message[:1].lower()}{message[1:]}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from caiflow.engine.llm.base import Message
 from caiflow.engine.names import nearest
@@ -31,12 +31,19 @@ class FileModel(BaseModel):
 class Principle(FileModel):
     """One rule. A text that is None means that the principle isn't drawn at that stage."""
 
-    id: str = Field(min_length=1, pattern=r"^\S+$")
+    id: str = Field(min_length=1)
     critique: str | None = Field(default=None, min_length=1)
     revision: str | None = Field(default=None, min_length=1)
     judge: str | None = Field(default=None, min_length=1)
     guards: str = ""
     weight: float = Field(default=1.0, gt=0, le=1e6)
+
+    @field_validator("id")
+    @classmethod
+    def _one_word(cls, value: str) -> str:
+        if len(value.split()) > 1:
+            raise ValueError(f"an id has no spaces; write `{'-'.join(value.split())}`")
+        return value
 
     @property
     def critique_request(self) -> str:

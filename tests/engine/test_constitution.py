@@ -218,6 +218,13 @@ def test_a_file_may_be_a_list_of_principles(tmp_path: Path) -> None:
         (LISTED.replace("  rule", "  ruel"), (3, 3), "principle 'honest': unknown key `ruel`; did you mean `rule`?"),
         (LISTED.replace("id: honest", "id: calm"), (2, 3), "two principles have the id 'calm'; ids must differ"),
         (LISTED.replace("{id: calm, ", "{"), (1, 3), "a principle: `id` is missing; add `id:`"),
+        (
+            LISTED.replace("rule: be honest", "rule: 3"),
+            (3, 3),
+            "principle 'honest': rule: a text is expected, got 3; put it in",
+        ),
+        (LISTED.replace("rule: be honest", "rule: ''"), (3, 3), "principle 'honest': rule: it is empty; write a text"),
+        (LISTED.replace("id: calm", "id: be calm"), (1, 4), "principle 'be calm': id: an id has no spaces; write `be-calm`"),
         (LISTED + "- {id: rude, rule: a: b}\n", (4, 21), "not valid YAML"),
         (LISTED + "- harmless\n", (4, 3), "a mapping is expected, got 'harmless'"),
         (LISTED + "- source: harmless\n", (4, 3), "only a spec takes principles from elsewhere"),
