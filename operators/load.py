@@ -90,6 +90,7 @@ class Load(TableOperator[LoadParams]):
     """Load rows from a file, a hub data set or the bundled example, in any of the formats that dialogues come in."""
 
     name = "load"
+    version = 2
     params_type = LoadParams
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:

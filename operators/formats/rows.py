@@ -155,11 +155,11 @@ class Survey:
         return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
 
 
-def _look(line: Line) -> tuple[tuple[str, type], ...] | None:
-    """Return the fields and types of a record of plain values; None of any other."""
+def _look(line: Line) -> tuple[tuple[str, Shape], ...] | None:
+    """Return the fields and shapes of a record of plain values; None of any other."""
     if line.data is None or any(isinstance(value, (dict, list)) for value in line.data.values()):
         return None
-    return tuple((name, type(value)) for name, value in line.data.items())
+    return tuple((name, shape_of(value)) for name, value in line.data.items())
 
 
 def _groups(lines: Iterator[Line], size: int) -> Iterator[Sequence[Line]]:

@@ -1,6 +1,7 @@
 """The types of columns that a source brings along: found by looking at all values, then kept as Arrow types.
 
-What has no one Arrow type (text here and a number there, objects without fields or with very many) becomes JSON text.
+Plain values of several kinds (text here, a number or a flag there) become text, each as JSON writes it without its quotes; what
+else has no one Arrow type (a list here and a text there, objects without fields or with very many) becomes JSON text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Leaf = Literal["null", "flag", "integer", "number", "text", "json"]
+_PLAIN: frozenset[Shape] = frozenset(("flag", "integer", "number", "text"))
 _WIDEST, _DEEPEST = 64, 6
 
 
@@ -48,7 +50,7 @@ CANONICAL: Mapping[str, Shape] = {
 
 
 def shape_of(value: Any, depth: int = 0) -> Shape:
-    """Return the shape of one value as JSON knows it."""
+    """Return the shape of one value as JSON knows it; whole numbers of more than 64 bits, dates and the like are text."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -56,24 +58,26 @@ def shape_of(value: Any, depth: int = 0) -> Shape:
     if isinstance(value, bool):
         return "flag"
     if isinstance(value, int):
-        return "integer" if -(2**63) <= value < 2**63 else "json"
+        return "integer" if -(2**63) <= value < 2**63 else "text"
     if isinstance(value, float):
         return "number"
     if depth < _DEEPEST and isinstance(value, list):
         return ListOf(_join(value, depth))
     if depth < _DEEPEST and isinstance(value, dict) and 0 < len(value) <= _WIDEST:
         return Struct(tuple((str(name), shape_of(item, depth + 1)) for name, item in value.items()))
-    return "json"
+    return "json" if isinstance(value, (list, dict, tuple)) else "text"
 
 
 def merge(left: Shape, right: Shape) -> Shape:
-    """Return the narrowest shape that holds both; `json` where no Arrow type does."""
+    """Return the narrowest shape that holds both: text for plain values of several kinds, `json` where no Arrow type does."""
     if left == right or right == "null":
         return left
     if left == "null":
         return right
     if {left, right} == {"integer", "number"}:
         return "number"
+    if left in _PLAIN and right in _PLAIN:
+        return "text"
     if isinstance(left, ListOf) and isinstance(right, ListOf):
         return ListOf(merge(left.item, right.item))
     if isinstance(left, Struct) and isinstance(right, Struct):
@@ -114,9 +118,11 @@ def arrow_type(shape: Shape) -> pa.DataType:
 
 
 def fit(value: Any, shape: Shape) -> Any:
-    """Return `value` as Arrow takes it under `shape`: JSON text where the shape says so, floats for whole numbers."""
-    if value is None or shape in ("text", "flag", "integer"):
+    """Return `value` as Arrow takes it under `shape`: text or JSON text where the shape says so, floats for whole numbers."""
+    if value is None or shape in ("flag", "integer"):
         return value
+    if shape == "text":
+        return value if isinstance(value, str) else _plain(value)
     if shape == "number":
         return float(value)
     if isinstance(shape, ListOf):
@@ -124,6 +130,11 @@ def fit(value: Any, shape: Shape) -> Any:
     if isinstance(shape, Struct):
         return {name: fit(value.get(name), inner) for name, inner in shape.fields}
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _plain(value: Any) -> str:
+    """Return a number or flag as JSON writes it, and a date and the like as it is read."""
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 def _join(values: list[Any], depth: int) -> Shape:
