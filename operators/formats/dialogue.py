@@ -29,15 +29,22 @@ def is_transcript(text: object) -> bool:
     return isinstance(text, str) and text.lstrip().startswith(("Human:", "System:"))
 
 
+def unix_lines(text: str) -> str:
+    r"""Return `text` with each `\r\n` and lone `\r` as `\n`."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def parse_transcript(text: object) -> list[Message]:
     r"""Return the turns of `\n\nHuman: ...\n\nAssistant: ...`, stripped; neighbours of one role become one turn.
+
+    Lines may end as on any system; in the turns they end in `\n`.
 
     Raises:
         ValueError: not a text, or one that doesn't begin with a turn.
     """
     if not isinstance(text, str):
         raise ValueError(f"a transcript must be text, got {_kind(text)}")
-    lead, *parts = _MARKER.split(text)
+    lead, *parts = _MARKER.split(unix_lines(text))
     if lead.strip() or not parts:
         raise ValueError(f"a transcript must begin with 'Human:', got {_short(text.strip())}")
     turns: list[Message] = []

@@ -19,6 +19,7 @@ from caiflow.operators.formats.dialogue import (
     parse_messages,
     parse_prompt,
     parse_transcript,
+    unix_lines,
 )
 
 Record = Mapping[str, Any]
@@ -120,7 +121,7 @@ _NEMO_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
 def _nemo_turns(text: object) -> list[Message]:
     if not isinstance(text, str) or "<extra_id_" not in text:
         return parse_transcript(text)
-    _, *parts = _NEMO_TURN.split(re.sub(r"<extra_id_2>[^\n]*\n", "", text))
+    _, *parts = _NEMO_TURN.split(re.sub(r"<extra_id_2>[^\n]*\n", "", unix_lines(text)))
     turns = [Message(role=role.lower(), content=said.strip()) for role, said in zip(parts[::2], parts[1::2], strict=True)]
     return [turn for turn in turns if turn["role"] != "system" or turn["content"]]
 

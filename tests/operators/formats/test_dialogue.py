@@ -34,6 +34,12 @@ def test_a_transcript_keeps_colons_and_blank_lines_within_turns() -> None:
     assert parse_transcript(text) == turns("Say: hi\n\nand more", "Note: Human: isn't a turn here")
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_of_a_transcript_end_as_on_any_system(end: str) -> None:
+    text = "\n\nHuman: a\nb\n\nAssistant: c\n\nand d\n\nHuman: e".replace("\n", end)
+    assert parse_transcript(text) == parse_prompt(text) == turns("a\nb", "c\n\nand d", "e")
+
+
 def test_neighbours_of_one_role_become_one_turn() -> None:
     assert parse_transcript("\n\nHuman: a\n\nHuman: b\n\nAssistant: c") == turns("a\n\nb", "c")
 

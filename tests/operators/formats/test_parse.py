@@ -117,6 +117,8 @@ def test_nemo_preferences_are_pairs_of_texts() -> None:
     start = "<extra_id_0>System\n\n<extra_id_1>User\nq\n<extra_id_1>Assistant\n<extra_id_2>quality:4\n"
     parsed = FORMATS["nemo_preference"].parse({"chosen": start + "good", "rejected": start + "bad"}, "all")
     assert (parsed["prompt"], parsed["chosen"], parsed["rejected"]) == (ASKED, "good", "bad")
+    other = {"chosen": (start + "good").replace("\n", "\r\n"), "rejected": start + "bad"}
+    assert FORMATS["nemo_preference"].parse(other, "all") == parsed
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDS if name != "table"])
