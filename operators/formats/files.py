@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
@@ -97,12 +98,13 @@ def _json_kind(path: Path) -> Kind:
 def _jsonl(path: Path) -> Iterator[Line]:
     with _open(path) as file:
         for place, raw in enumerate(file, 1):
-            if not raw.strip():
+            text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
+            if not text:
                 continue
             try:
-                yield _line(place, json.loads(raw.removeprefix(b"\xef\xbb\xbf")))
+                yield _line(place, json.loads(text.removeprefix(b"\xef\xbb\xbf")))
             except ValueError as error:
-                yield Line(place, None, f"not JSON: {_reason(error)}", raw.decode("utf-8", "replace").rstrip("\n"))
+                yield Line(place, None, f"not JSON: {_reason(error)}", text.decode("utf-8", "replace"))
 
 
 def _json(path: Path) -> Iterator[Line]:
@@ -133,7 +135,7 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
         except ValueError as error:
             if ended:
                 line += body[: getattr(error, "pos", 0)].count("\n")
-                raise ValueError(f"{name}:{line}: the array breaks off here: {_reason(error)}") from error
+                raise ValueError(f"{name}:{line}: the array breaks off here: {getattr(error, 'msg', error)}") from error
             whole = False
         if whole:
             yield _line(line, item)
@@ -164,8 +166,8 @@ def _csv(path: Path) -> Iterator[Line]:
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     with _open_text(path) as file:
         rows = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
-        names = next(rows, [])
-        place = rows.line_num + 1
+        names: list[str] = []
+        place = 1
         while True:
             try:
                 cells = next(rows)
@@ -173,12 +175,27 @@ def _csv(path: Path) -> Iterator[Line]:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"{path.name}:{place}: can't be read further: {error}") from error
-            if cells and len(cells) != len(names):
+            if place == 1:
+                names = _names(f"{path.name}:{place}", cells)
+            elif cells and len(cells) != len(names):
                 text = ("\t" if tabs else ",").join(cells)
                 yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
             elif cells:
                 yield Line(place, dict(zip(names, cells, strict=True)))
             place = rows.line_num + 1
+
+
+def _names(place: str, cells: list[str]) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
+    for name, times in Counter(cells).items():
+        if times > 1:
+            which = f"are named `{name}`" if name else "have no name"
+            raise ValueError(f"{place}: {times} columns {which}; give each column its own name")
+    return cells
 
 
 def _parquet(path: Path) -> Iterator[Line]:

@@ -84,6 +84,16 @@ def test_broken_lines_are_told_and_passed_over(tmp_path: Path) -> None:
     assert found[2].error == "expected an object with named fields, got list"
 
 
+def test_columns_of_a_broken_line_are_counted_within_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "b"\r\n\xef\xbb\xbf{"a": 1,}\n{"a": x}')
+    assert [(line.place, line.error.split(" at ")[-1], line.text) for line in read(path)] == [
+        (1, "column 15", '{"prompt": "b"'),
+        (2, "column 9", '\ufeff{"a": 1,}'),
+        (3, "column 7", '{"a": x}'),
+    ]
+
+
 def test_rows_of_another_width_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2\n3\n4,5\n")
@@ -105,7 +115,12 @@ def test_items_longer_than_a_chunk(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], r"a\.jsonl\.gz: can't be read"),
         ("a.jsonl.gz", b'{"a": 1}\n', r"a\.jsonl\.gz: can't be read"),
         ("a.parquet", b"PAR1 nothing", r"a\.parquet: not a parquet file"),
+        ("a.json", b'[{"a": 1}, {"a": x}]', r"a\.json:1: the array breaks off here: Expecting value$"),
         ("a.csv", b'a\n"open', r"a\.csv:2: can't be read further"),
+        ("a.csv", b'"open', r"a\.csv:1: can't be read further"),
+        ("a.csv", b"\xff,b\n1,2", r"a\.csv:1: can't be read further"),
+        ("a.csv", b"a,b,a\n1,2,3", r"a\.csv:1: 2 columns are named `a`; give each column its own name"),
+        ("a.tsv", b"a\t\t\n1\t2\t3", r"a\.tsv:1: 2 columns have no name"),
         ("a.txt", b"", r"a\.txt: unknown kind of file, got suffix '\.txt'"),
     ],
 )
