@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.rows import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from caiflow.engine.operator import ColumnType, Row
+    from caiflow.engine.operator import ColumnType, Row, RowOperator
 
 
-def rows_to_batch(source: pa.RecordBatch, rows: Sequence[tuple[int, Row]], written: Mapping[str, ColumnType]) -> pa.RecordBatch:
-    """Return the rows as one batch: (place in `source`, whole row) each; `written` names the columns to take from the rows.
+class Changed(NamedTuple):
+    """What the steps up to one have made of a source's columns: those they wrote, with their types, and those left out."""
+
+    written: Mapping[str, ColumnType] = {}
+    gone: frozenset[str] = frozenset()
+
+    def by(self, operator: RowOperator[Any]) -> Changed:
+        """Return the same after one more step."""
+        own, outdated = operator.writes(), operator.outdates()
+        before = {name: kind for name, kind in self.written.items() if name not in outdated}
+        return Changed({**before, **own}, self.gone.union(outdated).difference(own))
+
+
+def rows_to_batch(source: pa.RecordBatch, rows: Sequence[tuple[int, Row]], changed: Changed) -> pa.RecordBatch:
+    """Return the rows as one batch: (place in `source`, whole row) each; what was written is taken from the rows.
 
     Raises:
         TypeError: an operator returned a value that its declared column type can't hold.
@@ -26,8 +39,8 @@ def rows_to_batch(source: pa.RecordBatch, rows: Sequence[tuple[int, Row]], writt
     import pyarrow as pa
 
     taken = source.take(pa.array([place for place, _ in rows], pa.int64()))
-    columns = {name: taken.column(name) for name in taken.schema.names}
-    types: dict[str, ColumnType] = {"uid": "text", **written}
+    columns = {name: taken.column(name) for name in taken.schema.names if name not in changed.gone}
+    types: dict[str, ColumnType] = {"uid": "text", **changed.written}
     for name, kind in types.items():
         columns[name] = _column(name, kind, [row.get(name) for _, row in rows])
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))

@@ -102,5 +102,5 @@ class _Counter:
             tally.cached += 1
             tally.tokens += outcome.tokens
             tally.rows_out += len(outcome.rows)
-            for new in spread(row, outcome) if outcome.rows and following else ():
+            for new in spread(step, row, outcome) if outcome.rows and following else ():
                 self._row(following, new, coming, tallies)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.batches import rows_to_batch
+from caiflow.engine.batches import Changed, rows_to_batch
 from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
@@ -78,8 +78,10 @@ def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
     return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])
 
 
-def spread(row: Row, outcome: Outcome) -> list[Row]:
+def spread(step: FlowStep, row: Row, outcome: Outcome) -> list[Row]:
     """Return the whole rows that follow from a step's outcome for `row`; several get uids of their own."""
+    if outdated := step.operator.outdates():
+        row = {name: value for name, value in row.items() if name not in outdated}
     if len(outcome.rows) == 1:
         return [{**row, **outcome.rows[0]}]
     return [{**row, **new, "uid": f"{row['uid']}/{i}"} for i, new in enumerate(outcome.rows)]
@@ -125,7 +127,9 @@ class Flow:
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
         self._failed_steps: set[str] = set()
-        self._types = {step.name: self._columns_written(step) for step in steps}
+        self._changes = {"": Changed()}
+        for step in steps:
+            self._changes[step.name] = self._changes.get(step.source, Changed()).by(step.operator)
 
     async def run(self, source: Rows) -> dict[str, Tally]:
         """Stream all rows; what each step wrote is in its writer afterwards, in the order of the source."""
@@ -171,7 +175,7 @@ class Flow:
             return
         children = self._children[step.name]
         following = []
-        for i, new in enumerate(spread(row, outcome)):
+        for i, new in enumerate(spread(step, row, outcome)):
             place = (*order, i)
             batch.kept[step.name].append((place, new))
             for child in children:
@@ -246,27 +250,21 @@ class Flow:
                 tally.done += 1
                 tally.before, tally.after = _sample(row, outcome.rows)
 
-    def _columns_written(self, step: FlowStep) -> dict[str, Any]:
-        parent = next((s for s in self.steps if s.name == step.source), None)
-        inherited = self._columns_written(parent) if parent else {}
-        return {**inherited, **step.operator.writes()}
-
     def _write_finished(self, open_batches: list[_OpenBatch]) -> None:
         while open_batches and open_batches[0].open_rows == 0:
             batch = open_batches.pop(0)
             for step in self.steps:
                 if step.name in self._failed_steps:
                     continue
-                writer, types = self._writers[step.name], self._types[step.name]
+                writer = self._writers[step.name]
                 kept = sorted(batch.kept[step.name], key=lambda pair: pair[0])
-                writer.write(rows_to_batch(batch.table, [(place[0], row) for place, row in kept], types))
+                rows = [(place[0], row) for place, row in kept]
+                writer.write(rows_to_batch(batch.table, rows, self._changes[step.name]))
                 lost = sorted(batch.lost[step.name], key=lambda entry: entry[0])
                 if lost:
-                    table = rows_to_batch(batch.table, [(place[0], row) for place, row, _ in lost], self._inherited(step))
+                    before = self._changes.get(step.source, Changed())
+                    table = rows_to_batch(batch.table, [(place[0], row) for place, row, _ in lost], before)
                     writer.drop(table, [reason for *_, reason in lost])
-
-    def _inherited(self, step: FlowStep) -> dict[str, Any]:
-        return self._types.get(step.source, {})
 
 
 def _sample(row: Row, rows: Sequence[Row]) -> tuple[str, str]:

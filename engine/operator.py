@@ -121,6 +121,10 @@ class Columns:
     def __contains__(self, name: str) -> bool:
         return self.open or name in self.types
 
+    def without(self, names: Collection[str]) -> Columns:
+        """Return these columns but for those of the given names."""
+        return Columns({name: kind for name, kind in self.types.items() if name not in names}, self.open)
+
     def plus(self, types: Mapping[str, ColumnType | None]) -> Columns:
         """Return these columns and `types`, which replace columns of the same name."""
         return Columns({**self.types, **types}, self.open)
@@ -258,6 +262,10 @@ class RowOperator(Operator[P]):
             RowDropped: the row is to be left out.
         """
 
+    def outdates(self) -> Collection[str]:
+        """Return the columns of the input that aren't true any more beside the new ones, and are left out."""
+        return ()
+
     def reads(self) -> Sequence[str]:
         """Return the columns whose values decide this operator's result; absent ones count as null."""
         return ()
@@ -279,9 +287,9 @@ class RowOperator(Operator[P]):
         return {}
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
-        """Return the input's columns and the ones written."""
+        """Return the input's columns but for those outdated, and the ones written."""
         (given,) = inputs.values()
-        return given.plus(self.writes())
+        return given.without(self.outdates()).plus(self.writes())
 
 
 async def together(calls: Iterable[Awaitable[T]]) -> list[T]:

@@ -5,14 +5,20 @@ Owns what is sent for an answer: system turn, which turns are kept, chat or plai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.prompts import conversation_text, turns, with_system
+
+ABOUT_AN_ANSWER = frozenset(
+    {"messages", "responses", "sample", "truncated"}
+    | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
+)
+"""Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote."""
 
 
 class GenerateParams(ModelRowParams):
@@ -36,12 +42,18 @@ class GenerateParams(ModelRowParams):
     """Beginning of the answer, already written; part of `response`."""
     template: str = ""
     """Chat template (Jinja text) instead of the model's own."""
+    keep_columns: tuple[ColumnName, ...] = ()
+    """Columns about an earlier answer that stay beside the new one, such as `revision`.
+
+    The others are left out: `messages`, earlier samples, and all that critique and revise wrote.
+    """
 
 
 class Generate(RowOperator[GenerateParams]):
     """Answer prompts with a model."""
 
     name = "generate"
+    version = 2
     params_type = GenerateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -60,6 +72,16 @@ class Generate(RowOperator[GenerateParams]):
         elif len(self._samplings()) > 1:
             columns["responses"] = "texts"
         return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
+
+    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield columns to be kept that aren't left out."""
+        for place, name in enumerate(self.params.keep_columns):
+            if name not in ABOUT_AN_ANSWER:
+                yield ("keep_columns", place), f"`{name}` stays anyway", "remove it"
+
+    def outdates(self) -> Collection[str]:
+        """Return what the input's rows may have about another answer than the one that is made here."""
+        return ABOUT_AN_ANSWER.difference(self.params.keep_columns)
 
     def identity(self) -> Mapping[str, Any]:
         """Return each answer's complete sampling: a list of samples inherits what it leaves out."""

@@ -267,3 +267,26 @@ def test_a_column_that_an_operator_does_not_declare_fails_the_row_by_name(tmp_pa
     tallies, _ = run(tmp_path, [step("ask", Mistyped(params()), "source")], source, ScriptedEngine(last_words))
     assert tallies["ask"].failed == 1
     assert "returned `anwser`, which `writes()` doesn't name; did you mean `answer`?" in tallies["ask"].error
+
+
+class Anew(Ask):
+    """Asks again, and leaves out what was true of the first answer."""
+
+    def outdates(self) -> tuple[str, ...]:
+        return ("note", "old")
+
+
+def test_outdated_columns_are_gone_from_there_on(tmp_path: Path) -> None:
+    with RowsWriter(tmp_path / "source") as writer:
+        writer.write_rows([{"uid": q, "question": q, "old": "x", "topic": "y"} for q in ("one?", "leave me out")])
+    chain = [
+        step("first", Ask(params(), "topic", "note"), "source"),
+        step("again", Anew(params()), "first"),
+        step("noted", Ask(params(), "topic", "note"), "again"),
+    ]
+    _, out = run(tmp_path, chain, Rows(tmp_path / "source"), ScriptedEngine(last_words))
+    assert set(out["first"].columns) == {"uid", "question", "old", "topic", "note"}
+    assert set(out["again"].columns) == {"uid", "question", "topic", "answer"}
+    assert set(out["noted"].columns) == {"uid", "question", "topic", "answer", "note"}
+    assert [row["uid"] for row in out["again"].pylist()] == ["one?"]
+    assert set(out["again"].dropped().columns) >= {"question", "old", "note"}

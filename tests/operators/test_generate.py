@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.llm.base import Completion, Sampling
-from caiflow.engine.operator import Row, StepContext
+from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.prompts import assistant, user
 from caiflow.operators.generate import Generate, GenerateParams
 from support.row_llm import RuleLLM
@@ -123,3 +123,15 @@ def test_answers_that_were_cut_are_marked_and_counted() -> None:
 def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         step(**wrong)
+
+
+def test_a_new_answer_leaves_out_what_was_said_of_an_earlier_one() -> None:
+    before = Columns(dict.fromkeys(("uid", "prompt", "response", "revision", "critique", "messages", "topic"), "text"))
+    assert set(step().columns({"prompts": before}).types) == {"uid", "prompt", "response", "truncated", "topic"}
+    kept = step(keep_columns=["revision"]).columns({"prompts": before})
+    assert set(kept.types) == {"uid", "prompt", "response", "truncated", "topic", "revision"}
+    two, one = step(samples=2).columns({"prompts": before}), step()
+    assert "responses" not in one.columns({"prompts": two}).types
+    assert not list(step(keep_columns=["revision"]).check())
+    ((path, message, _),) = step(keep_columns=["topic"]).check()
+    assert (path, message) == (("keep_columns", 0), "`topic` stays anyway")
