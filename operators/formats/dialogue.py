@@ -29,6 +29,14 @@ def is_transcript(text: object) -> bool:
     return isinstance(text, str) and text.lstrip().startswith(("Human:", "System:"))
 
 
+def shorten(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not much of it."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:37] + "...")
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."
+
+
 def unix_lines(text: str) -> str:
     r"""Return `text` with each `\r\n` and lone `\r` as `\n`."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -46,7 +54,7 @@ def parse_transcript(text: object) -> list[Message]:
         raise ValueError(f"a transcript must be text, got {_kind(text)}")
     lead, *parts = _MARKER.split(unix_lines(text))
     if lead.strip() or not parts:
-        raise ValueError(f"a transcript must begin with 'Human:', got {_short(text.strip())}")
+        raise ValueError(f"a transcript must begin with 'Human:', got {shorten(text.strip())}")
     turns: list[Message] = []
     for marker, content in zip(parts[::2], parts[1::2], strict=True):
         _append(turns, ROLES[marker.lower()], content.strip())
@@ -145,7 +153,3 @@ def _content(value: Any) -> str:
 
 def _kind(value: object) -> str:
     return "nothing" if value is None else type(value).__name__
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

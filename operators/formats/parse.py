@@ -19,6 +19,7 @@ from caiflow.operators.formats.dialogue import (
     parse_messages,
     parse_prompt,
     parse_transcript,
+    shorten,
     unix_lines,
 )
 
@@ -59,10 +60,10 @@ def _sharegpt(record: Record, which: Turns) -> Fields:
 
 
 def _prompt(record: Record, which: Turns) -> Fields:
-    prompt = parse_prompt(_present(record, "prompt"))
+    prompt = parse_prompt(_said(record, "prompt"))
     fields: Fields = {"prompt": cut(prompt, which)[0]}
     if record.get("completion") is not None:
-        fields["response"] = answer_text(record["completion"])
+        fields["response"] = answer_text(_said(record, "completion"))
     return fields
 
 
@@ -91,10 +92,11 @@ def _red_team(record: Record, which: Turns) -> Fields:
 
 
 def _preference(record: Record, which: Turns) -> Fields:
-    chosen, rejected = _present(record, "chosen"), _present(record, "rejected")
-    if record.get("prompt") is None:
+    chosen, rejected = _said(record, "chosen"), _said(record, "rejected")
+    plain = isinstance(chosen, str) and not chosen.lstrip().startswith("[")
+    if record.get("prompt") is None and not plain:
         return _pair(parse_messages(chosen), parse_messages(rejected), which)
-    prompt = cut(parse_prompt(record["prompt"]), which)[0]
+    prompt = cut(parse_prompt(_said(record, "prompt")), which)[0]
     share = record.get("p_chosen")
     return {
         "prompt": prompt,
@@ -105,13 +107,14 @@ def _preference(record: Record, which: Turns) -> Fields:
 
 
 def _cai_conversation(record: Record, which: Turns) -> Fields:
-    fields: Fields = {"prompt": parse_prompt(_present(record, "init_prompt"))}
+    fields: Fields = {"prompt": parse_prompt(_said(record, "init_prompt"))}
     names = {"response": "init_response", "critique": "critic_response", "revision": "revision_response"}
     fields |= {ours: _text(record, theirs) for ours, theirs in names.items()}
     if record.get("messages"):
         fields["messages"] = parse_messages(record["messages"])
     if record.get("chosen") and record.get("rejected"):
-        fields |= {"chosen": answer_text(record["chosen"]), "rejected": answer_text(record["rejected"]), "p_chosen": 1.0}
+        answers = {name: answer_text(_said(record, name)) for name in ("chosen", "rejected")}
+        fields |= {**answers, "p_chosen": 1.0}
     return fields
 
 
@@ -142,7 +145,18 @@ def _present(record: Record, *names: str) -> Any:
     for name in names:
         if record.get(name) is not None:
             return record[name]
+    for name in names:
+        if name in record:
+            raise ValueError(f"`{name}` is null")
     raise ValueError(f"no `{names[0]}`; it has {', '.join(f'`{name}`' for name in record) or 'nothing'}")
+
+
+def _said(record: Record, name: str) -> Any:
+    """Return what a field that has to be there says: a text or a list, whose items are yet to be checked."""
+    value = _present(record, name)
+    if not isinstance(value, (str, Sequence)):
+        raise ValueError(f"`{name}` must be a text or a list of messages, got {shorten(value)}")
+    return value
 
 
 def _text(record: Record, name: str) -> str | None:
@@ -153,9 +167,12 @@ def _text(record: Record, name: str) -> str | None:
 
 
 def _share(value: Any) -> float:
-    share = float(value)
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0  # no number, so none in range
     if not 0 <= share <= 1:
-        raise ValueError(f"`p_chosen` must be from 0 to 1, got {share}")
+        raise ValueError(f"`p_chosen` must be a number from 0 to 1, got {shorten(value)}")
     return share
 
 

@@ -140,7 +140,7 @@ def test_a_bad_row_fails_with_file_and_line_or_is_kept_beside(tmp_path: Path) ->
     bad = rows.dropped().pylist()
     assert [Path(row["place"]).name for row in bad] == ["some.jsonl:3", "some.jsonl:4"]
     assert bad[0]["text"] == '{"prompt": "b"'
-    assert bad[1]["reason"] == "messages must be a list, got int"
+    assert bad[1]["reason"] == "`prompt` must be a text or a list of messages, got 7"
 
 
 def test_limit_counts_good_rows_and_reads_no_further(tmp_path: Path) -> None:

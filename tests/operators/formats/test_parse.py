@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -109,8 +110,6 @@ def test_preference_takes_message_lists_without_a_prompt_and_soft_labels() -> No
     parsed = FORMATS["preference"].parse(record, "all")
     assert (parsed["prompt"], parsed["chosen"], parsed["rejected"]) == (ASKED, "a", "c")
     assert FORMATS["preference"].parse({**RECORDS["preference"], "p_chosen": "0.7"}, "all")["p_chosen"] == 0.7
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        FORMATS["preference"].parse({**RECORDS["preference"], "p_chosen": 7}, "all")
 
 
 def test_nemo_preferences_are_pairs_of_texts() -> None:
@@ -125,6 +124,30 @@ def test_nemo_preferences_are_pairs_of_texts() -> None:
 def test_a_record_without_the_fields_says_which_one(name: str) -> None:
     with pytest.raises(ValueError, match=r"^no `\w+`; it has `other`$"):
         FORMATS[name].parse({"other": 1}, "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("prompt", {"prompt": None}, "`prompt` is null"),
+        ("prompt", {"prompt": ""}, "the prompt must not be empty"),
+        ("prompt", {"prompt": 5}, "`prompt` must be a text or a list of messages, got 5"),
+        ("prompt", {"prompt": "q", "completion": {"a": 1}}, "`completion` must be a text or a list of messages, got {'a': 1}"),
+        ("sharegpt", {"conversation": None}, "`conversation` is null"),
+        ("cai_conversation", {"init_prompt": 2.5}, "`init_prompt` must be a text or a list of messages, got 2.5"),
+        ("preference", {"prompt": None, "chosen": "good", "rejected": "bad"}, "`prompt` is null"),
+        ("preference", {"prompt": "q", "chosen": "a", "rejected": 1}, "`rejected` must be a text or a list of messages, got 1"),
+    ],
+)
+def test_a_value_that_says_nothing_is_told_by_its_name(name: str, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        FORMATS[name].parse(record, "all")
+
+
+@pytest.mark.parametrize(("share", "shown"), [(7, "7"), ("", "''"), ("most", "'most'"), ("nan", "'nan'"), ([1], "[1]")])
+def test_a_share_that_is_none_is_told_by_its_name(share: Any, shown: str) -> None:
+    with pytest.raises(ValueError, match=f"^`p_chosen` must be a number from 0 to 1, got {re.escape(shown)}$"):
+        FORMATS["preference"].parse({**RECORDS["preference"], "p_chosen": share}, "all")
 
 
 def test_broken_conversations_are_not_taken_for_a_table() -> None:
