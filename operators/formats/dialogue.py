@@ -68,7 +68,7 @@ def parse_messages(value: object) -> list[Message]:
         ValueError: not a list, empty, an unknown role, or a content that isn't text.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = json.loads(value)
+        value = _from_json(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"messages must be a list, got {_kind(value)}")
     if not value:
@@ -126,6 +126,26 @@ def answer_text(value: object) -> str:
     if last["role"] != "assistant":
         raise ValueError(f"the last message must be the assistant's, got role {last['role']!r}")
     return last["content"]
+
+
+def half_character(text: str) -> str | None:
+    r"""Return the first half of a surrogate pair that stands alone, as `\ud83d`, None where there is none.
+
+    JSON may have some; no file can, since UTF-8 has no form for them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])[1:-1]
+    return None
+
+
+def _from_json(text: str) -> Any:
+    value = json.loads(text)
+    half = half_character(json.dumps(value, ensure_ascii=False)) if "\\" in text else None
+    if half is not None:
+        raise ValueError(f"a message has {half}, which is half of a character")
+    return value
 
 
 def _append(turns: list[Message], role: str, content: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.operators.formats.dialogue import Turns, parse_messages
+from caiflow.operators.formats.dialogue import Turns, half_character, parse_messages
 from caiflow.operators.formats.files import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
@@ -100,20 +100,23 @@ class Parser:
         if broken is not None:
             return BadRow(source.place(broken), broken.error, broken.text)
         record = self._renamed(_joined(group, layout.group))
+        text = _encode(record)
+        if half_character(text) is not None:
+            return BadRow(source.place(group[0]), _halved(record), _writable(text))
         try:
-            uid = self._uid(record, source.label)
+            uid = self._uid(record, f"{source.label}\x1f{text}")
             fields = layout.parse(record, self.turns)
             return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
         except ValueError as error:
-            return BadRow(source.place(group[0]), str(error), _encode(record))
+            return BadRow(source.place(group[0]), str(error), text)
 
     def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {self.rename.get(name, name): value for name, value in record.items()} if self.rename else record
 
-    def _uid(self, record: Mapping[str, Any], label: str) -> str:
+    def _uid(self, record: Mapping[str, Any], labelled: str) -> str:
         if self.uid_field is not None:
             return self._given_uid(record)
-        content = _digest(f"{label}\x1f{_encode(record)}")
+        content = _digest(labelled)
         if content not in self._seen:
             self._seen.add(content)
             return content
@@ -201,6 +204,17 @@ def _is_canonical(value: Any, shape: Shape) -> bool:
             return False
         return True
     return isinstance(value, str) if shape == "text" else isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _halved(record: Mapping[str, Any]) -> str:
+    """Return the reason why a record is bad that has half of a character."""
+    halves = ((name, half_character(_encode([name, value]))) for name, value in record.items())
+    name, half = next((name, half) for name, half in halves if half is not None)
+    return f"`{_writable(name)}` has {half}, which is half of a character"
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _digest(text: str) -> str:

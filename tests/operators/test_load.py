@@ -143,6 +143,29 @@ def test_a_bad_row_fails_with_file_and_line_or_is_kept_beside(tmp_path: Path) ->
     assert bad[1]["reason"] == "`prompt` must be a text or a list of messages, got 7"
 
 
+@pytest.mark.parametrize("uid", [None, "id"])
+def test_half_a_character_makes_a_row_bad_wherever_it_is(tmp_path: Path, uid: str | None) -> None:
+    bad = [r'"prompt": "x \ud83d y"', r'"prompt": "a", "n": {"\udc00": 1}', r'"prompt": "a", "\ud83d": 1']
+    bad.append(r'"prompt": "[{\"role\": \"user\", \"content\": \"\\ud83d\"}]"')
+    lines = [f'{{"id": {number}, {fields}}}' for number, fields in enumerate([r'"prompt": "\ud83d\ude00"', *bad], 1)]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    (tmp_path / "some.json").write_text(f"[{','.join(lines)}]")
+    with pytest.raises(ValueError, match=r"some\.jsonl:2: `prompt` has \\ud83d, which is half of a character, got .*; mend it"):
+        load(tmp_path, "some.jsonl", uid=uid)
+    for name in ("some.jsonl", "some.json"):
+        rows, metrics = loaded(tmp_path, name, uid=uid, on_bad_row="quarantine")
+        assert rows.pylist()[0]["prompt"] == ask("😀")
+        assert metrics == {"rows": 1, "bad_rows": 4}
+        found = rows.dropped().pylist()
+        assert json.loads(found[0]["text"]) == {"id": 2, "prompt": "x \ud83d y"}
+        assert [row["reason"].split(",")[0] for row in found] == [
+            r"`prompt` has \ud83d",
+            r"`n` has \udc00",
+            r"`\ud83d` has \ud83d",
+            r"a message has \ud83d",
+        ]
+
+
 def test_limit_counts_good_rows_and_reads_no_further(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nbroken\n')
     assert len(load(tmp_path, "some.jsonl", limit=2)) == 2
