@@ -36,6 +36,15 @@ _UNDECIDED = r"(?i)\s*\(?[A-Z]\)?\s*(?:and|or|/|&|,)\s*\(?[A-Z]\)"
 _STATED = r"\(([A-Z])\)|answer is:?\s*([A-Z])\b"
 
 
+class ThoughtSampling(SamplingParams):
+    """How the tokens of a thought are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    """Softmax temperature; 0 is greedy."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest thought in tokens."""
+
+
 class Thinking(Strict):
     """A chain of thought before each vote."""
 
@@ -43,7 +52,7 @@ class Thinking(Strict):
     """Thoughts sampled for each vote; their probabilities are averaged."""
     clamp: tuple[float, float] | None = (0.4, 0.6)
     """Bounds put on each thought's probability, since thoughts make a judge overconfident; null leaves it as it is."""
-    sampling: SamplingParams = SamplingParams(temperature=1.0, max_tokens=512)
+    sampling: ThoughtSampling = ThoughtSampling()
     """How the thought's tokens are drawn."""
 
     @field_validator("clamp")

@@ -32,10 +32,10 @@ def with_answer(prompts: pa.ChunkedArray | pa.Array, answers: pa.ChunkedArray | 
     return pa.LargeListArray.from_arrays(offsets, pa.StructArray.from_arrays(joined, ["role", "content"]))
 
 
-def said(conversations: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
-    """Return one hash [N] of what is said in each conversation; case and spaces don't count.
+def said(conversations: pa.ChunkedArray | pa.Array, *, opening: bool = False) -> NDArray[np.uint64]:
+    """Return one hash [N] of what is said in each conversation, or in its first turn alone.
 
-    Equal within one process only.
+    Case, spaces, the width of letters and system turns don't count. Equal within one process only.
     """
     import numpy as np
     import polars as pl
@@ -43,10 +43,15 @@ def said(conversations: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     import pyarrow.compute as pc
 
     given = _whole(conversations)
-    contents = pc.fill_null(given.flatten().field("content").cast(pa.string()), "")
-    offsets = pa.array(np.concatenate([[0], np.cumsum(_lengths(given))]), pa.int32())
-    texts = pc.binary_join(pa.ListArray.from_arrays(offsets, contents), " ")
-    plain = pl.Series(texts).str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    turns, ends = given.flatten(), np.concatenate([[0], np.cumsum(_lengths(given))])
+    counts = pc.fill_null(pc.not_equal(turns.field("role").cast(pa.string()), "system"), True).to_numpy(zero_copy_only=False)
+    if opening:
+        before = np.concatenate([[0], np.cumsum(counts)])
+        counts &= before[:-1] == np.repeat(before[ends[:-1]], np.diff(ends))
+    contents = pc.fill_null(turns.field("content").cast(pa.string()), "").filter(pa.array(counts))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)])[ends], pa.int32())
+    texts = pl.Series(pc.binary_join(pa.ListArray.from_arrays(offsets, contents), " "))
+    plain = texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
     hashes: NDArray[np.uint64] = plain.hash().to_numpy()
     return hashes
 

@@ -45,7 +45,10 @@ class JudgeParams(ModelRowParams, Judging):
     pairs: Literal["best_worst", "all"] = "best_worst"
     """With more than two candidates: one row of the best against the worst, or a row for each pair."""
     labels: Literal["soft", "hard"] = "soft"
-    """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1."""
+    """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1.
+
+    Of more than two candidates, `best_worst` shares it out by their scores: that of the best against that of the worst.
+    """
     ties: Literal["drop", "keep"] = "drop"
     """What becomes of undecided pairs: left out, or kept with `p_chosen` 0.5 and the first candidate as `chosen`."""
     tie_margin: float = Field(default=0.0, ge=0, lt=0.5)
@@ -92,6 +95,9 @@ class Judge(RowOperator[JudgeParams]):
     def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
         """Yield what the constitution lacks, and candidates that have no letter."""
         columns = len(self._candidate_columns)
+        for place, column in enumerate(self._candidate_columns):
+            if column in self._candidate_columns[:place]:
+                yield ("candidates", place), f"`{column}` is a candidate already", "name another column"
         if self.params.listwise and columns > MOST_OPTIONS:
             message = f"a list holds up to {MOST_OPTIONS} candidates, got {columns}"
             yield ("candidates",), message, "leave `listwise` out to judge them in pairs"

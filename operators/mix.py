@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from caiflow.engine.rows import RowsWriter
 
 Make = Literal["messages", "preference", "prompts"]
+TAG = "source_step"
 
 
 class MixInput(Strict):
@@ -50,10 +51,13 @@ class MixParams(Params):
     there. `--sample` takes what is there."""
     shuffle: bool = True
     """Put the rows in an order drawn by the seed; otherwise input after input, each in its own order."""
-    tag: str | None = Field(default="source_step", min_length=1)
-    """Column that tells the step each row is from; null writes none."""
+    tag: str | None = Field(default=TAG, min_length=1)
+    """Column that tells the step each row is from, instead of a tag that an input has from a mixture; null writes none."""
     held_out: tuple[RowsRef, ...] = ()
-    """Test steps whose prompts must not be in the mixture; case and spaces don't count."""
+    """Test steps whose prompts must not be in the mixture, neither whole nor as the opening of longer ones.
+
+    Case, spaces and system turns don't count.
+    """
     on_leak: Literal["fail", "drop"] = "fail"
     """What becomes of a row whose prompt is held out: fail, or leave it out and count it."""
 
@@ -62,6 +66,7 @@ class Mix(TableOperator[MixParams]):
     """Mix rows of several steps by ratio or number, drawn by the seed, with a leak check against test prompts."""
 
     name = "mix"
+    version = 2
     params_type = MixParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -94,6 +99,16 @@ class Mix(TableOperator[MixParams]):
         for place, name in enumerate(self.params.held_out):
             if name in self.params.inputs:
                 yield ("held_out", place), f"{name!r} is held out and an input at once", "remove it from one of the two"
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield a tag that would take the place of a column."""
+        tag = self.params.tag
+        owners = [name for name in self.params.inputs if tag in inputs[name].types]
+        made = {"messages": ("messages",), "preference": ("chosen", "rejected", "p_chosen"), "prompts": ()}
+        if tag in ("uid", "prompt", *made[self.make({name: inputs[name] for name in self.params.inputs})]):
+            yield ("tag",), f"`{tag}` is a column of the mixture itself", "give the tag another name"
+        elif owners and tag != TAG:
+            yield ("tag",), f"`{owners[0]}` has a column `{tag}` already", "give the tag another name"
 
     def identity(self) -> Mapping[str, Any]:
         """Return the seed, and the step names where they become values of a column."""

@@ -6,11 +6,11 @@ putting rows in their places is `arrange`'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,6 +50,8 @@ class Mixer:
         for table, reasons in (unfit for pool in pools for unfit in pool.unfit()):
             out.drop(table, reasons)
         schema = self._schema()
+        if left := sorted({name for columns in self._known.values() for name in columns.types} - set(schema.names)):
+            out.metrics["columns_left_out"] = left  # of two types that don't go together
         size = sum(int(pool.row_bytes * number) for pool, number in zip(pools, wanted, strict=True))
         with Arrange(self._job.out_dir / "__arrange", sum(wanted), size) as arrange:
             for part in parts:
@@ -113,7 +115,7 @@ class Mixer:
         wanted = []
         for name, share in self._params.inputs.items():
             if name in ratios and anchor is not None:
-                number = round(fit[anchor] * ratios[name] / ratios[anchor])
+                number = max(1, round(fit[anchor] * ratios[name] / ratios[anchor]))
             else:
                 rows = share.rows if isinstance(share, MixInput) else None
                 number = rows if isinstance(rows, int) else fit[name]
@@ -187,10 +189,18 @@ def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str
 
 
 def _unique(parts: Sequence[pa.Array]) -> pa.Array:
-    """Return the uids of all parts; one that was there before gets `#1`, `#2`, ... after it."""
-    uids = pl.Series("uid", pa.concat_arrays(parts))
-    if uids.n_unique() == len(uids):
-        return uids.to_arrow().cast(pa.string())
-    nth = pl.int_range(pl.len()).over("uid")
-    numbered = uids.to_frame().select(pl.when(nth == 0).then("uid").otherwise(pl.format("{}#{}", "uid", nth)))
-    return numbered.to_series().to_arrow().cast(pa.string())
+    """Return the uids of all parts; one that was there before gets `#1`, `#2`, ... after it, whichever is free."""
+    uids = pa.concat_arrays(parts).to_pylist()
+    taken = set(uids)
+    if len(taken) == len(uids):
+        return pa.array(uids, pa.string())
+    numbers: Counter[str] = Counter()
+    seen: set[str] = set()
+    for place, uid in enumerate(uids):
+        name = uid
+        while name in seen or (name != uid and name in taken):
+            numbers[uid] += 1
+            name = f"{uid}#{numbers[uid]}"
+        uids[place] = name
+        seen.add(name)
+    return pa.array(uids, pa.string())

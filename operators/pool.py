@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16_384
 REASONS = ("", "incomplete", "held_out")
-"""Why a row isn't fit: a column that must be there is null, or its prompt is held out."""
+"""Why a row isn't fit: a column that must be there is null, or its prompt, or the opening of that, is held out."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def open_pool(name: str, rows: Rows, required: Sequence[str], held_out: NDArray[
     for batch in rows.batches(_BATCH, list(read)):
         state = np.zeros(len(batch), np.int8)
         if held_out is not None:
-            state[np.isin(said(batch.column("prompt")), held_out)] = REASONS.index("held_out")
+            prompts = batch.column("prompt")
+            leaks = np.isin(said(prompts), held_out) | np.isin(said(prompts, opening=True), held_out)
+            state[leaks] = REASONS.index("held_out")
         for column in wanted:
             state[batch.column(column).is_null().to_numpy(zero_copy_only=False)] = REASONS.index("incomplete")
         uids.append(batch.column("uid").cast(pa.string()))

@@ -360,3 +360,12 @@ def test_candidates_of_another_type_are_refused(
 def test_candidates_of_the_right_or_of_no_known_type_pass() -> None:
     for candidates, kinds in (("a", {"a": "texts"}), ("a", {"a": "json"}), ("a", {"a": None}), (("a", "b"), {"a": "text"})):
         assert not list(step(candidates=candidates).check_columns({"pairs": Columns(kinds, open=True)}))
+
+
+def test_a_thought_s_sampling_keeps_its_own_defaults() -> None:
+    thinking = step(chain_of_thought={"sampling": {"top_p": 0.9}}).params.chain_of_thought
+    assert (thinking.sampling.temperature, thinking.sampling.max_tokens, thinking.sampling.top_p) == (1.0, 512, 0.9)
+
+
+def test_a_column_is_a_candidate_once() -> None:
+    assert [path for path, *_ in step(candidates=["a", "b", "a"]).check()] == [("candidates", 2)]

@@ -277,3 +277,44 @@ def test_columns_and_needs_before_the_run() -> None:
     }
     assert made.needs() == {"a": ["prompt"], "b": ["prompt"], "t": ["prompt"]}
     assert step({"a": 1}, make="preference").needs() == {"a": ["prompt", "chosen", "rejected"]}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "system", "content": "Be brief."}, *ask("What is SECRET?")],
+        [*ask("what  is secret?"), {"role": "assistant", "content": "This."}, *ask("And that?")],
+        ask("Ｗhat is secret?"),
+    ],
+)
+def test_a_held_out_prompt_is_found_under_a_system_turn_and_as_an_opening(tmp_path: Path, prompt: Any) -> None:
+    rows = [*helpful(3), {"uid": "leak", "prompt": prompt, "response": "x"}, {"uid": "none", "prompt": [], "response": "x"}]
+    mix = step({"h": 1}, held_out=["test"], on_leak="drop")
+    out, metrics = mixed(tmp_path, mix, h=rows, test=[{"uid": "t", "prompt": ask("What is secret?")}])
+    assert metrics["held_out"] == {"h": 1}
+    assert "leak" not in {row["uid"] for row in out.pylist()}
+
+
+def test_uids_stay_unique_in_a_mixture_of_mixtures(tmp_path: Path) -> None:
+    rows = helpful(3)
+    once, _ = mixed(tmp_path, step({"h": {"rows": 5}}, on_short="oversample"), h=rows)
+    twice, _ = mixed(tmp_path, step({"m": {"rows": "all"}, "h": {"rows": "all"}}, shuffle=False), m=once.pylist(), h=rows)
+    uids = [row["uid"] for row in twice.pylist()]
+    assert len(set(uids)) == len(uids) == 8
+    assert {uid.partition("#")[0] for uid in uids} == {"h0", "h1", "h2"}
+
+
+def test_a_tag_never_takes_the_place_of_a_column() -> None:
+    known = {"h": Columns({"uid": "text", "prompt": "messages", "response": "text", "topic": "text", "source_step": "text"})}
+    for tag in ("uid", "prompt", "messages", "topic"):
+        ((path, message, _),) = step({"h": 1}, tag=tag).check_columns(known)
+        assert path == ("tag",)
+        assert f"`{tag}`" in message
+    assert not list(step({"h": 1}).check_columns(known)), "the tag of an inner mixture is replaced"
+
+
+def test_a_small_ratio_still_gives_a_row_and_columns_left_out_are_named(tmp_path: Path) -> None:
+    one, other = helpful(10), [{**row, "topic": 1} for row in helpful(4, "o")]
+    out, metrics = mixed(tmp_path, step({"h": 1, "o": 0.01}), h=one, o=other)
+    assert counts(out.pylist()) == {"h": 10, "o": 1}
+    assert metrics["columns_left_out"] == ["topic"]
