@@ -53,6 +53,11 @@ class Split(Strict):
     seed: int = 0
     """Another seed gives another division; both sides must use the same."""
 
+    @property
+    def column(self) -> str:
+        """The column that `by` needs."""
+        return "prompt" if self.by == "opening" else self.by
+
 
 class LoadParams(Params):
     """Fields of `load`."""
@@ -116,13 +121,12 @@ class Load(TableOperator[LoadParams]):
         elif first is not None and not first.within_reach:
             yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
         if isinstance(self._head, str):
-            yield ("source",), self._head, "name a file that can be read"
-        elif self._head.rows and all(isinstance(row, BadRow) for row in self._head.rows):
-            where = "source" if self.params.format == "auto" else "format"
-            reason = next(row.reason for row in self._head.rows if isinstance(row, BadRow))
-            hint = f"the formats are {', '.join(FORMATS)}"
-            yield (where,), f"no row of {self.params.source} reads as {self.params.format}: {reason}", hint
-        elif not self._head.rows and [isinstance(one, FileSource) and one.is_text for one in self._sources()] == [True]:
+            message, _, hint = self._head.partition("; ")
+            yield ("source",), message, hint or "name a file that can be read"
+        elif self._head.rows:
+            found = [*self._check_names(self._head)]
+            yield from found or self._check_rows(self._head)  # a wrong name explains why rows are bad
+        elif [isinstance(one, FileSource) and one.is_text for one in self._sources()] == [True]:
             yield ("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}'
 
     def _check_file(self, file: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -134,6 +138,32 @@ class Load(TableOperator[LoadParams]):
         if given.startswith(BUNDLED) and not file.path.is_file():
             known = sorted(path.name for path in file.path.parent.glob("*.*"))
             yield ("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files")
+
+    def _check_names(self, head: Head) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield what is named in `rename` and `split`, and none of the first records has."""
+        for name in self.params.rename if len(self._sources()) == 1 else ():
+            if name not in head.fields:
+                whose = "no record" if head.whole else f"none of the first {_SNIFFED} records"
+                yield ("rename", name), f"{whose} of {self.params.source} has `{name}`", suggest(name, head.fields, "fields")
+        columns = dict.fromkeys(column for row in head.rows if not isinstance(row, BadRow) for column in row)
+        split = self.params.split
+        if columns and split is not None and split.column not in columns:
+            yield ("split", "by"), f"no column `{split.column}` to split by", suggest(split.column, columns, "columns")
+
+    def _check_rows(self, head: Head) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        """Yield why the first records are no rows, where none is."""
+        bad = [row for row in head.rows if isinstance(row, BadRow)]
+        if len(bad) < len(head.rows):
+            return
+        blamed = next((row for row in bad if row.parameter), bad[0])
+        where = blamed.parameter or ("source" if self.params.format == "auto" else "format",)
+        hint = f"the formats are {', '.join(FORMATS)}"
+        if where == ("uid",):
+            hint = suggest(str(self.params.uid), [self.params.rename.get(name, name) for name in head.fields], "fields")
+        elif blamed.parameter:
+            hint = "give it a name that no other field has"
+        how = "can be loaded" if blamed.parameter else f"reads as {self.params.format}"
+        yield where, f"no row of {self.params.source} {how}: {blamed.reason}", hint
 
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
@@ -210,10 +240,9 @@ def side(row: Row, split: Split) -> Literal["train", "test"]:
     Raises:
         ValueError: the row has no such column.
     """
-    name = "prompt" if split.by == "opening" else split.by
-    if row.get(name) is None:
+    if row.get(split.column) is None:
         raise ValueError(f"split by `{split.by}`: the row has none; it has {', '.join(row)}")
-    value = row[name]
+    value = row[split.column]
     if split.by == "opening":
         value = [next(turn for turn in value if turn["role"] == "user")]
     text = " ".join(_said(value).split()).casefold()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,18 +28,31 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=
 
 
 class BadRow(NamedTuple):
-    """A record that can't be a row: its file and line, why, and its text as far as it is known."""
+    """A record that can't be a row: its file and line, why, and its text as far as it is known.
+
+    `parameter` leads to the parameter at fault (`rename`, `uid`) where it isn't the record or its format.
+    """
 
     place: str
     reason: str
     text: str
+    parameter: tuple[str, ...] = ()
+
+
+class _Misnamed(ValueError):
+    """A record doesn't have the fields that a parameter counts on."""
+
+    def __init__(self, reason: str, *parameter: str) -> None:
+        super().__init__(reason)
+        self.parameter = parameter
 
 
 class Head(NamedTuple):
-    """What the first records of a source tell: a row of each kind they have, and whether they are all there is."""
+    """What the first records of a source tell: a row of each kind they have, whether they are all there is, their fields."""
 
     rows: list[Row | BadRow]
     whole: bool
+    fields: Collection[str] = ()
 
 
 class Parser:
@@ -73,6 +86,7 @@ class Parser:
         A record of plain values is passed over where one with the same fields, of the same types, made a row: so would this.
         """
         rows: list[Row | BadRow] = []
+        fields: dict[str, None] = {}
         seen: set[object] = set()
         number = 0
         for group, layout in self._groups(source, most):
@@ -82,9 +96,10 @@ class Parser:
                 continue
             row = self._row(group, layout, source)
             rows.append(row)
+            fields |= dict.fromkeys(_joined(group, layout.group))
             if not isinstance(row, BadRow) and None not in look:
                 seen.add(look)
-        return Head(rows, number < most)
+        return Head(rows, number < most, fields)
 
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
         """Yield the records of each row, and how they are laid out."""
@@ -99,19 +114,37 @@ class Parser:
         broken = next((line for line in group if line.data is None), None)
         if broken is not None:
             return BadRow(source.place(broken), broken.error, broken.text)
-        record = self._renamed(_joined(group, layout.group))
+        given = _joined(group, layout.group)
+        try:
+            return self._parsed(given, layout, source.label)
+        except ValueError as error:
+            parameter = error.parameter if isinstance(error, _Misnamed) else ()
+            return BadRow(source.place(group[0]), str(error), _writable(_encode(given)), parameter)
+
+    def _parsed(self, given: Mapping[str, Any], layout: Format, label: str) -> Row:
+        """Return the row of a record.
+
+        Raises:
+            ValueError: there is none.
+        """
+        self._refuse_collision(given)
+        record = self._renamed(given)
         text = _encode(record)
         if half_character(text) is not None:
-            return BadRow(source.place(group[0]), _halved(record), _writable(text))
-        try:
-            uid = self._uid(record, f"{source.label}\x1f{text}")
-            fields = layout.parse(record, self.turns)
-            return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
-        except ValueError as error:
-            return BadRow(source.place(group[0]), str(error), text)
+            raise ValueError(_halved(record))
+        uid = self._uid(record, f"{label}\x1f{text}")
+        fields = layout.parse(record, self.turns)
+        return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
 
     def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {self.rename.get(name, name): value for name, value in record.items()} if self.rename else record
+
+    def _refuse_collision(self, record: Mapping[str, Any]) -> None:
+        taken = {name for name in record if name not in self.rename} if self.rename else set()
+        for old, new in self.rename.items():
+            if old in record and new in taken:
+                raise _Misnamed(f"`rename` puts `{old}` into `{new}`, which the record has already", "rename", old)
+            taken |= {new} if old in record else set()
 
     def _uid(self, record: Mapping[str, Any], labelled: str) -> str:
         if self.uid_field is not None:
@@ -126,7 +159,7 @@ class Parser:
     def _given_uid(self, record: Mapping[str, Any]) -> str:
         value = record.get(self.uid_field or "")
         if value is None or value == "":
-            raise ValueError(f"no `{self.uid_field}` to identify the row by")
+            raise _Misnamed(f"no `{self.uid_field}` to identify the row by", "uid")
         uid = str(value)
         if uid in self._seen:
             raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")

@@ -211,6 +211,55 @@ def test_rename_leads_to_a_format(tmp_path: Path) -> None:
     assert (row["prompt"], row["response"]) == (ask("why?"), "so")
 
 
+def test_rename_replaces_no_field_that_is_there(tmp_path: Path) -> None:
+    records = [{"prompt": "a", "extra": "x"}, {"prompt": "b", "extra": "y", "note": "z"}]
+    write_jsonl(tmp_path / "some.jsonl", records)
+    rows, metrics = loaded(tmp_path, "some.jsonl", rename={"extra": "note"}, on_bad_row="quarantine")
+    assert metrics == {"rows": 1, "bad_rows": 1}
+    (bad,) = rows.dropped().pylist()
+    assert bad["reason"] == "`rename` puts `extra` into `note`, which the record has already"
+    assert json.loads(bad["text"]) == records[1]
+    assert not list(step(tmp_path, "some.jsonl", rename={"extra": "note"}).check())
+    (found,) = step(tmp_path, "some.jsonl", rename={"extra": "prompt"}).check()
+    assert found == (
+        ("rename", "extra"),
+        "no row of some.jsonl can be loaded: `rename` puts `extra` into `prompt`, which the record has already",
+        "give it a name that no other field has",
+    )
+    swapped = load(tmp_path, "some.jsonl", rename={"extra": "prompt", "prompt": "extra"}, limit=1)
+    assert (swapped[0]["prompt"], swapped[0]["extra"]) == (ask("x"), "a")
+    (found, *_) = step(tmp_path, "some.jsonl", rename={"prompt": "text", "extra": "text"}).check()
+    assert found[0] == ("rename", "extra")
+
+
+def test_names_that_no_record_has_are_told_before_the_run(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "one.jsonl", [{"question": "a", "topic": "t"}] * 50)
+    write_jsonl(tmp_path / "two.jsonl", [{"prompt": "a", "topic": "t"}])
+    fields = {"rename": {"qestion": "prompt"}, "format": "prompt"}
+    told = "none of the first 40 records of one.jsonl has `qestion`"
+    assert list(step(tmp_path, "one.jsonl", **fields).check()) == [(("rename", "qestion"), told, "did you mean `question`?")]
+    assert not list(step(tmp_path, "*.jsonl", rename={"other": "x"}).check()), "another file of the pattern may have it"
+
+    split = {"test": 0.5, "part": "test"}
+    nope = step(tmp_path, "two.jsonl", rename={"nope": "x"}, split={**split, "by": "topics"})
+    assert list(nope.check()) == [
+        (("rename", "nope"), "no record of two.jsonl has `nope`", "fields: prompt, topic"),
+        (("split", "by"), "no column `topics` to split by", "did you mean `topic`?"),
+    ]
+    (found,) = step(tmp_path, "one.jsonl", split={**split, "by": "opening"}).check()
+    assert found == (("split", "by"), "no column `prompt` to split by", "columns: uid, question, topic")
+    assert not list(step(tmp_path, "two.jsonl", split={**split, "by": "topic"}).check())
+    assert not list(step(tmp_path, "two.jsonl", split=split).check())
+
+
+def test_a_uid_that_no_record_has_is_told_at_its_place(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('broken\n{"prompt": "a", "key": 1}\n')
+    (found,) = step(tmp_path, "some.jsonl", uid="nope", rename={"key": "id"}).check()
+    assert found == (("uid",), "no row of some.jsonl can be loaded: no `nope` to identify the row by", "fields: prompt, id")
+    assert [path for path, *_ in step(tmp_path, "some.jsonl", uid="keys").check()] == [("uid",)]
+    assert not list(step(tmp_path, "some.jsonl", uid="id", rename={"key": "id"}).check())
+
+
 def test_a_pattern_loads_its_files_in_order(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": name}])
@@ -257,6 +306,12 @@ def test_an_empty_file_is_reported_before_the_run(tmp_path: Path, name: str, tex
     assert found[:2] == (("source",), f"{name} has no rows")
     (tmp_path / f"more_{name}").write_text(text)
     assert not list(step(tmp_path, f"*{name[1:]}").check()), "another file of a pattern may have some"
+
+
+def test_a_table_with_two_columns_of_one_name_is_reported_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("prompt,topic,topic\na,b,c\n")
+    (found,) = step(tmp_path, "some.csv").check()
+    assert found == (("source",), "some.csv:1: 2 columns are named `topic`", "give each column its own name")
 
 
 def test_checks_of_text_files_import_nothing_heavy(prompts: Path) -> None:
