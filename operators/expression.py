@@ -5,11 +5,15 @@
 Columns by name; numbers, texts, True, False, None; `and or not`, comparisons, `in [..]`, `is None`, `+ - * / %`, and the
 functions in FUNCTIONS. Anything else is refused while the spec is checked, and so is what a column's type doesn't allow (by
 `expression_types`). `expression_polars` computes them.
+
+What is computed from a missing value is missing, and a comparison with one is false (`!=` and `not in` as well), but for those
+with None, which ask for it: `topic is None`, `topic in ["home", None]`.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -46,6 +50,8 @@ FUNCTIONS: Mapping[str, Function] = {
     "min": Function("the least of some numbers", 2, 8, ("number",), "number"),
     "max": Function("the greatest of some numbers", 2, 8, ("number",), "number"),
 }
+_OTHERWISE = {"null": "None", "true": "True", "false": "False"}
+"""Words of other languages, and what stands for them here."""
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod)
 
 
@@ -73,7 +79,9 @@ def parse(text: str) -> Expression:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ExpressionError(f"not an expression: {reason or type(error).__name__}, got {text[:80]!r}") from error
+        foreign = re.search(r"[^=!<>]=[^=]|&&|\|\||!(?!=)", text)
+        hint = "; write `==` to compare, and `and`, `or`, `not` in words" if foreign else ""
+        raise ExpressionError(f"not an expression: {reason or type(error).__name__}, got {text[:80]!r}{hint}") from error
     columns: dict[str, None] = {}
     _check(tree, columns, 0)
     if not isinstance(tree, (ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Name, ast.Call)):
@@ -81,11 +89,20 @@ def parse(text: str) -> Expression:
     return Expression(text, tree, tuple(columns))
 
 
+def is_value(node: ast.expr) -> bool:
+    """Tell whether a part of a tree is a plain value, such as 3, -3, "text" or None."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node = node.operand
+    return isinstance(node, ast.Constant)
+
+
 def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
     if depth > _DEEPEST:
         raise ExpressionError(f"nested more than {_DEEPEST} deep; split it into several rules")
     match node:
         case ast.Name(id=name):
+            if name in _OTHERWISE:
+                raise ExpressionError(f"no column `{name}`; write {_OTHERWISE[name]}")
             columns[name] = None
             return
         case ast.Constant(value=value):
@@ -132,7 +149,7 @@ def _check_compare(node: ast.Compare) -> None:
     for op, right in zip(node.ops, node.comparators, strict=True):
         listed = isinstance(right, (ast.List, ast.Tuple))
         if isinstance(op, (ast.In, ast.NotIn)):
-            if not listed or not all(isinstance(item, ast.Constant) for item in right.elts):  # type: ignore[attr-defined]
+            if not listed or not all(map(is_value, right.elts)):  # type: ignore[attr-defined]
                 raise ExpressionError(f"`in` takes a list of values, got `{ast.unparse(node)}`; for texts use contains(a, b)")
         elif isinstance(op, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):

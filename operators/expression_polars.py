@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from caiflow.operators.expression import Expression, ExpressionError
@@ -75,11 +75,25 @@ class _Compiler:
         """Return one comparison."""
         value = self.value(left)
         if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, (ast.List, ast.Tuple)):
-            found = value.is_in([item.value for item in right.elts if isinstance(item, ast.Constant)])
+            found = self.among(value, right.elts)
             return found if isinstance(op, ast.In) else ~found
-        if isinstance(right, ast.Constant) and right.value is None:
+        if _is_none(left) and isinstance(op, (ast.Eq, ast.NotEq)):
+            value, right = self.value(right), left
+        if _is_none(right):
             return value.is_null() if isinstance(op, (ast.Is, ast.Eq)) else value.is_not_null()
         return _method(value, _COMPARE[type(op)], self.value(right))
+
+    def among(self, value: pl.Expr, items: Sequence[ast.expr]) -> pl.Expr:
+        """Return whether a value is one of some; None among them stands for a missing one."""
+        import polars as pl
+
+        plain = [item for item in items if not _is_none(item)]
+        found = pl.any_horizontal([value == self.value(item) for item in plain]) if plain else value.is_null() & False
+        return found if len(plain) == len(items) else found.fill_null(False) | value.is_null()
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _method(left: pl.Expr, name: str, right: pl.Expr) -> pl.Expr:
@@ -107,7 +121,7 @@ def _horizontal(name: str) -> Callable[..., pl.Expr]:
         import polars as pl
 
         result: pl.Expr = getattr(pl, name)(*values)
-        return result
+        return pl.when(pl.all_horizontal([value.is_not_null() for value in values])).then(result)
 
     return build
 

@@ -144,6 +144,7 @@ class Rule(Strict):
 
     Columns by name, numbers, texts, `and`, `or`, `not`, comparisons, `in [..]`, `is None`, `+ - * / %`; of texts words,
     length, lower, strip, contains(a, b), startswith, endswith; of conversations turns and last (the last text); abs, min, max.
+    A comparison with a missing value is false, but for those with None.
     """
 
     @model_validator(mode="after")
@@ -171,6 +172,7 @@ class Filter(TableOperator[FilterParams]):
     """Leave out rows by rules, and keep them beside with the reason."""
 
     name = "filter"
+    version = 2
     params_type = FilterParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -209,11 +211,12 @@ class Filter(TableOperator[FilterParams]):
             yield ("unit",), "tokens are counted by a model's tokenizer", "give `unit: tokens` and `model:` together"
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        """Yield expressions that do with a column what its type doesn't allow."""
+        """Yield expressions and rules that do with a column what its type doesn't allow, or compare one with itself."""
+        columns = inputs[self.params.input]
         for place, rule in enumerate(self._rules()):
-            if rule.where is not None and (wrong := _wrong_types(rule.where, inputs[self.params.input])):
-                message, _, hint = wrong.partition("; ")
-                yield ("drop", place, "where"), message, hint
+            named = not isinstance(self.params.drop[place], str)
+            for path, message, hint in _wrong_columns(rule, columns):
+                yield ("drop", place, *(path if named else ())), message, hint
 
     def identity(self) -> Mapping[str, Any]:
         """Return the texts of the few-shot examples where a rule goes by them."""
@@ -271,6 +274,29 @@ def _wrong_types(where: str, columns: Columns) -> str:
     except ExpressionError as error:
         return str(error)
     return ""
+
+
+def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    if rule.where is not None:
+        if wrong := _wrong_types(rule.where, columns):
+            message, _, hint = wrong.partition("; ")
+            yield ("where",), message, hint
+        return
+    fields: Any = getattr(rule, rule.kind)
+    if isinstance(fields, Duplicates):
+        return
+    looked_at = {"column": fields.column or next((name for name in ANSWERS if name in columns.types), None)}
+    if isinstance(fields, Compared):
+        looked_at["other"] = fields.other
+        if looked_at["column"] == fields.other:
+            message = f"`{rule.kind}` compares `{fields.other}` with itself, and would leave out every row"
+            yield (rule.kind,), message, "name another `column` or `other`, or filter after `revise`"
+            return
+    for field, name in looked_at.items():
+        known = columns.types.get(name or "")
+        if known not in (None, "text"):
+            message = f"`{rule.kind}` looks at texts, and `{name}` holds {known}"
+            yield (rule.kind, *([field] if field in fields.model_fields_set else [])), message, "name a column of texts"
 
 
 def _plain(name: RuleName, settings: type[Strict]) -> Rule:

@@ -5,7 +5,7 @@ Owns the order in which rules speak, their names in the figures, and the way fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,13 @@ from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.operators import rules
 from caiflow.operators.expression import parse
 from caiflow.operators.expression_polars import compiled
-from caiflow.operators.filter import Duplicates, Length, Rule
+from caiflow.operators.filter import Compared, Duplicates, Length, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Schema = Mapping[str, pl.DataType]
 _BATCH = 16_384
-_FLAG = "__flag_"
 
 
 class Sieve:
@@ -47,15 +46,18 @@ class Sieve:
         Raises:
             ValueError: an expression or column doesn't fit the rows.
         """
-        checks = self._checks(dict(rows.scan().collect_schema()))
+        schema = dict(rows.scan().collect_schema())
+        checks = self._checks(schema)
         dropped = np.zeros(len(checks), np.int64)
-        flags = [check.flag.alias(f"{_FLAG}{place}") for place, check in enumerate(checks)]
+        names = _free_names(len(checks), schema)
+        flags = [check.flag.alias(name) for name, check in zip(names, checks, strict=True)]
         labels = pl.Series([check.label for check in checks])
         try:
             for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
-                _refuse_values(frame, checks)
-                reasons = _reasons(frame, checks)
-                frame = frame.drop([f"{_FLAG}{place}" for place in range(len(checks))])
+                found = frame.select(names)
+                frame = frame.drop(names)
+                _refuse_values(found, checks)
+                reasons = _reasons(frame, found, checks)
                 alive = reasons < 0
                 out.write(frame if alive.all() else frame.filter(pl.Series(alive)))
                 if not alive.all():
@@ -84,6 +86,8 @@ class Sieve:
         if isinstance(fields, Length):
             return self._length(fields, label)
         column = fields.column or next((name for name in ANSWERS if name in schema), ANSWERS[0])
+        if isinstance(fields, Compared) and column == fields.other:
+            raise ValueError(f"filter: {label} compares `{column}` with itself; name another `column` or `other`")
         made: Mapping[str, Callable[[], rules.Check]] = {
             "few_shot_leak": lambda: rules.few_shot_leak(label, [column], self._examples(), fields.n, schema),
             "unchanged": lambda: rules.unchanged(label, column, fields.other),
@@ -110,18 +114,26 @@ def _labels(kinds: Sequence[str]) -> list[str]:
     return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]
 
 
-def _refuse_values(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
+def _free_names(count: int, taken: Container[str]) -> list[str]:
+    """Return names for the checks' columns that no column has."""
+    prefix = "flag"
+    while any(f"{prefix}{place}" in taken for place in range(count)):
+        prefix = f"_{prefix}"
+    return [f"{prefix}{place}" for place in range(count)]
+
+
+def _refuse_values(flags: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
     """Raise ValueError where a rule without a decision of its own says something other than true or false."""
-    for place, check in enumerate(checks):
-        if check.decide is None and frame.schema[f"{_FLAG}{place}"] != pl.Boolean:
+    for check, kind in zip(checks, flags.dtypes, strict=True):
+        if check.decide is None and kind != pl.Boolean:
             raise ValueError(f"filter: the rule {check.label} must be true or false for each row; compare it with something")
 
 
-def _reasons(frame: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:
-    """Return for each row the first check that leaves it out, or -1."""
+def _reasons(frame: pl.DataFrame, found: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:
+    """Return for each row the first check that leaves it out, or -1; `found` has a column of flags for each check."""
     reasons = np.full(len(frame), -1, np.int64)
     for place, check in enumerate(checks):
-        flags, alive = frame[f"{_FLAG}{place}"], reasons < 0
+        flags, alive = found.to_series(place), reasons < 0
         verdict = flags.to_numpy() if check.decide is None else check.decide(frame, flags, alive)
         reasons[alive & verdict] = place
     return reasons

@@ -268,3 +268,44 @@ def test_length_counts_tokens_of_the_named_model(tmp_path: Path) -> None:
     out, _ = run_table(step(rule), tmp_path / "out", given_rows, {"base": model})
     kept_sizes = [sizes[int(row["uid"])] for row in out.pylist()]
     assert kept_sizes == [size for size in sizes if 2 <= size <= sizes[2]] != sizes
+
+
+ROWS = Columns({"uid": "text", "prompt": "messages", "response": "text", "score": "number"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "message"),
+    [
+        ("unchanged", (), "compares `response` with itself"),
+        ("common_prefix", (), "compares `response` with itself"),
+        ({"unchanged": {"column": "score"}}, ("unchanged", "column"), "`score` holds number"),
+        ({"unchanged": {"other": "prompt"}}, ("unchanged", "other"), "`prompt` holds messages"),
+        ({"length": {"column": "prompt", "min": 1}}, ("length", "column"), "looks at texts, and `prompt` holds messages"),
+        ({"repetition": {"column": "prompt"}}, ("repetition", "column"), "`prompt` holds messages"),
+        ({"where": "words(prompt) > 3"}, ("where",), "`words` takes a text"),
+    ],
+)
+def test_rules_that_do_not_suit_their_columns_are_refused(rule: Any, path: tuple[str, ...], message: str) -> None:
+    (found,) = step("duplicates", rule).check_columns({"given": ROWS})
+    assert found[0] == ("drop", 1, *path)
+    assert message in found[1]
+
+
+def test_rules_that_suit_their_columns_are_not_refused() -> None:
+    revised = ROWS.plus({"revision": "text"})
+    assert not list(
+        step("unchanged", "repetition", {"length": {"column": "response", "min": 1}}).check_columns({"given": revised})
+    )
+    assert not list(step("unchanged").check_columns({"given": Columns(open=True)}))
+
+
+def test_a_column_compared_with_itself_fails_the_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unchanged compares `response` with itself"):
+        kept(tmp_path, [{"uid": "a", "response": "x"}], "unchanged")
+
+
+def test_columns_of_any_name_are_kept(tmp_path: Path) -> None:
+    out, _ = kept(
+        tmp_path, [{"uid": "a", "response": "x", "flag0": 3, "_flag0": "y"}], {"length": {"column": "response", "min": 1}}
+    )
+    assert out.pylist() == [{"uid": "a", "response": "x", "flag0": 3, "_flag0": "y"}]
