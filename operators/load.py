@@ -66,7 +66,8 @@ class LoadParams(Params):
     """A file relative to the spec (jsonl, json, csv, tsv, parquet, each also as .gz), a pattern for several (`shards/*.jsonl`),
     a hub data set's id, or `tiny:NAME` for a bundled file."""
     format: FormatName = "auto"
-    """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are."""
+    """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
+    name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set; by default its main branch."""
     subset: str | None = None

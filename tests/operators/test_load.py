@@ -193,6 +193,17 @@ def test_source_columns_are_kept_by_type(tmp_path: Path) -> None:
     assert first["source_response"] == ["no text"]
 
 
+def test_a_table_keeps_what_has_only_the_name_of_a_caiflow_column_apart(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "some.jsonl", [{"prompt": "a", "response": "b", "messages": ask("c"), "n": 1}])
+    (row,) = load(tmp_path, "some.jsonl", format="table")
+    assert {name: row[name] for name in row if name != "uid"} == {
+        "source_prompt": "a",
+        "response": "b",
+        "messages": ask("c"),
+        "n": 1,
+    }
+
+
 def test_one_odd_value_leaves_the_other_texts_of_a_column_as_they_are(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "some.jsonl", [{"prompt": "a", "topic": topic} for topic in ("home", 5, True, None)])
     assert [row["topic"] for row in load(tmp_path, "some.jsonl")] == ["home", "5", "true", None]
