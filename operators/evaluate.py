@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
+from caiflow.engine.operator import Columns, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
@@ -81,6 +81,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     """Measure models against each other."""
 
     name = "evaluate"
+    version = 2
     params_type = EvaluateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -114,6 +115,15 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
             for axis, message in frontier.problems(p.frontier, p.comparisons, p.inputs, dict.fromkeys(self._check_names)):
                 yield ("frontier", axis), message, "write a comparison's name, or SET.CHECK"
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Problem]:
+        """Yield checks that search a column in which there are no texts."""
+        for name, check in self.params.checks.items():
+            kinds = {inputs[step].types.get(check.column) for step in self.params.inputs.values()}
+            lists = check.column == "prompt" or not kinds.isdisjoint(("messages", "conversations", "texts", "numbers"))
+            if lists and check.column != "response":
+                message = f"a check searches texts, and `{check.column}` holds none"
+                yield ("checks", name, "column"), message, "name a column of texts"
 
     def identity(self) -> Mapping[str, Any]:
         """Return the names that stand in the figures, the standard checks, the files read and the judges' texts."""

@@ -30,7 +30,7 @@ class PatternCheck(Strict):
     any_of: tuple[str, ...] = ()
     """Patterns of which one is enough."""
     column: ColumnName = "response"
-    """The column that is searched: the answer, or any of the prompts' own."""
+    """The column that is searched: the answer, or any of the prompts' own that holds texts, numbers, or true and false."""
     negate: bool = False
     """Met where nothing is found, instead."""
     of: str = ""
@@ -127,12 +127,20 @@ def _test(checks: Mapping[str, PatternCheck], check: PatternCheck) -> Test:
     other = _test(checks, checks[check.of]) if check.of else None
 
     def met(row: Row) -> bool:
-        text = str(row.get(check.column) or "").replace("\u2019", "'")
+        text = _text(row, check.column).replace("\u2019", "'")
         text = text[: check.within] if check.within else text
         found = any(pattern.search(text) for pattern in wanted)
         return found != check.negate and (other is None or other(row))
 
     return met
+
+
+def _text(row: Row, column: str) -> str:
+    """Return a value as it is searched: null as an empty text, numbers, true and false as they are written."""
+    value = row.get(column)
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"evaluate: a check searches texts, and `{column}` of row {row['uid']} holds none")
+    return "" if value is None else str(value)
 
 
 def repeated_share(text: str, n: int = 4) -> float:

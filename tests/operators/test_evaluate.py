@@ -13,7 +13,7 @@ import pytest
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.figures import can_draw
 from caiflow.engine.marks import marks
-from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.operator import Columns, Job, StepContext
 from caiflow.engine.prompts import user
 from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.operators.evaluate import Evaluate, EvaluateParams
@@ -277,6 +277,13 @@ def test_a_step_that_is_read_for_several_measures_needs_all_their_columns() -> N
 def test_a_check_of_another_column_needs_it() -> None:
     checks = {"asked": {"pattern": "please", "column": "question"}, "said": {"pattern": "please"}}
     assert step(checks=checks).needs() == {"bad_prompts": ["prompt", "question"], "good_prompts": ["prompt", "question"]}
+
+
+def test_a_check_of_a_column_without_texts_is_refused() -> None:
+    checks = {"asked": {"pattern": "user", "column": "prompt"}, "tagged": {"pattern": "x", "column": "tags"}}
+    operator = step(inputs={"red": "red"}, checks={**checks, "scored": {"pattern": "^0", "column": "score"}})
+    columns = {"red": Columns({"prompt": "messages", "tags": "texts", "score": "number"})}
+    assert [path for path, *_ in operator.check_columns(columns)] == [("checks", name, "column") for name in checks]
 
 
 def test_the_frontier_of_two_rates(job: Job) -> None:

@@ -157,3 +157,11 @@ def test_the_bundled_worlds_answers_are_told_apart(harm: world.Harm, stance: wor
     for task in world.tasks(harm):
         row = {"response": world.answer(task, stance, rng)}
         assert [name for name, test in told.items() if test(row)] == [expected], row
+
+
+def test_numbers_and_flags_are_searched_as_they_are_written() -> None:
+    tests = compiled({"zero": PatternCheck(pattern="^0", column="score"), "no": PatternCheck(pattern="false", column="good")})
+    met = [[name for name, test in tests.items() if test(row)] for row in ({"score": 0.0, "good": False}, {"score": None})]
+    assert met == [["zero", "no"], []]
+    with pytest.raises(ValueError, match="searches texts, and `score` of row a holds none"):
+        tests["zero"]({"uid": "a", "score": [0]})
