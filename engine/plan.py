@@ -121,8 +121,11 @@ class _Ledgers:
 
 def _cached(step: Step, artifact: Artifact, components: Components | None, before: Components | None) -> PlannedStep:
     rows = artifact.rows_out
+    reason = (
+        "unchanged" if before is None or before == components else "done by an earlier run than the last, which had another"
+    )
     return PlannedStep(
-        step.name, step.op, "cached", rows, rows or 0, 0, "unchanged", digest(components), components, before, calls=0, tokens=0
+        step.name, step.op, "cached", rows, rows or 0, 0, reason, digest(components), components, before, calls=0, tokens=0
     )
 
 

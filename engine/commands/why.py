@@ -29,7 +29,7 @@ def execute(args: Namespace) -> int:
 
     spec = read_spec(args)
     one_of(args.step, spec.steps, "steps")
-    planned = next(step for step in make_plan(spec, open_store()).steps if step.name == args.step)
+    planned = next(step for step in make_plan(spec, open_store(), until=args.step).steps if step.name == args.step)
     if args.json:
         print_json(_as_json(planned))
     else:

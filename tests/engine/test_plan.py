@@ -122,6 +122,9 @@ def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project)
     assert change["new"].startswith("Say more.\n")
     assert 0 < len(drew) < ROWS / 6
     assert (run["critique"]["cached"], run["critique"]["rows_out"]) == (ROWS - len(drew), ROWS)
+    project.rules.write_text(before)
+    again = project.plan()["critique"]
+    assert (again["state"], again["reason"]) == ("cached", "done by an earlier run than the last, which had another")
 
 
 @pytest.mark.slow
