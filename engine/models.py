@@ -35,6 +35,8 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
     where = f"models.{name}"
     path, weights = _locate(where, entry.source, entry.revision, base_dir)
     parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
+    if base := _base_of(Path(path)):
+        parts["base"] = _locate(f"{where}.source", *base, base_dir)[1]
     adapter = tokenizer = None
     if entry.adapter:
         adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir)
@@ -64,10 +66,9 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     A kept adapter (`adapter_config.json` without weights of its own) is loaded on top of the model it names.
     """
     path, adapter = str(artifact.path), None
-    adapter_config = artifact.path / "adapter_config.json"
-    if adapter_config.exists() and not (artifact.path / "config.json").exists():
+    if named := _base_of(artifact.path):
         adapter = path
-        path = base.path if base else json.loads(adapter_config.read_text())["base_model_name_or_path"]
+        path = base.path if base else named[0]
     return ModelSource(
         path=path,
         identity=artifact.content,
@@ -137,6 +138,15 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
     if snapshot is not None:
         return str(snapshot), f"hub:{source}@{snapshot.name}"
     return source, f"hub:{source}@{_hub_commit(where, source, revision)}"
+
+
+def _base_of(folder: Path) -> tuple[str, str | None] | None:
+    """Return the name and revision of the model that a folder with nothing but an adapter is laid over."""
+    config = folder / "adapter_config.json"
+    if not config.is_file() or (folder / "config.json").exists():
+        return None
+    named = json.loads(config.read_text(encoding="utf-8"))
+    return named["base_model_name_or_path"], named.get("revision")
 
 
 def _folder(where: str, folder: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,7 @@ class _Execution:
         self._cluster: Cluster | None = None
         self._expected = 0
         self._started: dict[str, float] = {}
+        self._stages: dict[str, Path] = {}
         self._claims: dict[str, ExitStack] = {}
         self._units: dict[int, list[Step]] = {}
 
@@ -171,6 +172,9 @@ class _Execution:
             claim.close()
         if self._cluster is not None:
             self._cluster.close()
+        for folder in self._stages.values():
+            with suppress(OSError):  # not empty, or moved into the store
+                folder.rmdir()
 
     def _open(self) -> None:
         (self.out_dir / "steps").mkdir(parents=True, exist_ok=True)
@@ -297,7 +301,10 @@ class _Execution:
         return StepWork(step.name, step.op, step.params, self.resolver.context(step))
 
     def _stage(self, step: Step) -> Path:
-        return self.store.stage(step.name)
+        """Return the folder for a step's output; one that waits for room is asked for it again and again."""
+        if step.name not in self._stages:
+            self._stages[step.name] = self.store.stage(step.name)
+        return self._stages[step.name]
 
     def _inputs(self, step: Step) -> dict[str, Path]:
         """Return the folder of each step named as rows."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16_384
 REASONS = ("", "incomplete", "held_out")
-"""Why a row isn't fit: a column that must be there is null, or its prompt, or the opening of that, is held out."""
+"""Why a row isn't fit: a column that must be there is null or empty, or its prompt, or the opening of that, is held out."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,12 @@ class Pool:
 
 
 def open_pool(name: str, rows: Rows, required: Sequence[str], held_out: NDArray[np.uint64] | None) -> Pool:
-    """Return the pool of an input; rows with a null in `required` or with a prompt among `held_out` aren't fit."""
+    """Return the pool of an input; rows with nothing in a column of `required`, or a prompt among `held_out`, aren't fit."""
     import numpy as np
     import pyarrow as pa
 
-    wanted = [column for column in required if _may_be_null(rows, column)]
+    texts = {column for column in required if _is_text(rows.schema.field(column).type)}
+    wanted = [column for column in required if column in texts or _may_be_null(rows, column)]
     read = dict.fromkeys(["uid", *wanted, *(["prompt"] if held_out is not None else [])])
     uids, states = [pa.array([], pa.string())], [np.empty(0, np.int8)]
     for batch in rows.batches(_BATCH, list(read)):
@@ -109,7 +110,9 @@ def open_pool(name: str, rows: Rows, required: Sequence[str], held_out: NDArray[
             leaks = np.isin(said(prompts), held_out) | np.isin(said(prompts, opening=True), held_out)
             state[leaks] = REASONS.index("held_out")
         for column in wanted:
-            state[batch.column(column).is_null().to_numpy(zero_copy_only=False)] = REASONS.index("incomplete")
+            values = batch.column(column)
+            lacking = _empty(values) if column in texts else values.is_null()
+            state[lacking.to_numpy(zero_copy_only=False)] = REASONS.index("incomplete")
         uids.append(batch.column("uid").cast(pa.string()))
         states.append(state)
     return Pool(name, rows, pa.concat_arrays(uids), np.concatenate(states))
@@ -123,6 +126,19 @@ def prompt_keys(inputs: Sequence[Rows]) -> NDArray[np.uint64] | None:
         return None
     found = [said(batch.column("prompt")) for rows in inputs for batch in rows.batches(_BATCH, ["prompt"])]
     return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _empty(texts: pa.Array) -> pa.Array:
+    """Return which texts are null or nothing but spaces."""
+    import pyarrow.compute as pc
+
+    return pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), 0)
 
 
 def _may_be_null(rows: Rows, column: str) -> bool:

@@ -111,15 +111,15 @@ class Sft(TrainingOperator[SftParams]):
 
         from caiflow.engine.training.loop import seed_of
         from caiflow.engine.training.scratch import random_model, train_tokenizer
-        from caiflow.engine.training.tokens import conversation_of, row_dicts
+        from caiflow.engine.training.tokens import contents
         from caiflow.engine.training.workers import first_before_others
 
         assert self.params.scratch is not None
         kept = job.work_dir / "tokenizer"
         with first_before_others():
             if not kept.exists():
-                contents = (conversation_of(row, self.params.column) for row in row_dicts(job.inputs[self.params.input]))
-                texts = (text for content in contents for text in _texts(content))
+                taught = contents(job.inputs[self.params.input], self.params.column)
+                texts = (text for content in taught for text in _texts(content))
                 made = kept.with_name(f"tokenizer.{os.getpid()}")
                 train_tokenizer(texts, self.params.scratch).save_pretrained(made)
                 with contextlib.suppress(OSError):  # another worker's is there already, and is the same

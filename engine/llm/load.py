@@ -59,11 +59,29 @@ def load_engine(source: ModelSource) -> Engine:
         from caiflow.engine.llm.openai import load_openai
 
         return load_openai(source)
+    refuse_reward_model(source)
     if kind == "vllm":
         from caiflow.engine.llm.vllm import load_vllm
 
         return load_vllm(source)
     return _load_transformers(source)
+
+
+def refuse_reward_model(source: ModelSource) -> None:
+    """Refuse a model that scores texts where one is to write them: the libraries would give it a head with random weights.
+
+    Raises:
+        EngineError: kind `load`: it is one.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError):
+        return  # an adapter alone, or nothing that can be read: loading it will tell
+    names = [name for name in found.architectures or () if name.endswith("ForSequenceClassification")]
+    if names:
+        raise EngineError(f"{source.path} is a reward model ({names[0]}), which writes no text; name another", kind="load")
 
 
 def load_renderer(source: ModelSource) -> Renderer:

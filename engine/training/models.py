@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.llm.load import refuse_reward_model
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.params import Lora, TrainingParams
 
@@ -69,12 +70,17 @@ def _load(source: ModelSource, task: Task, options: dict[str, Any]) -> PreTraine
     options |= {"revision": revision, "trust_remote_code": source.trust_remote_code}
     if task == "reward":
         options["num_labels"] = 1
+    else:
+        refuse_reward_model(source._replace(path=path, revision=revision))
     model = _auto_class(task).from_pretrained(path, **options)
     if adapter is None:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    whole = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    for weights in whole.parameters():  # which the adapter had frozen
+        weights.requires_grad_(weights.is_floating_point())
+    return whole
 
 
 def _auto_class(task: Task) -> Any:

@@ -59,22 +59,40 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
     `revision` as the reply to `prompt`, `messages`, `response` as the reply to `prompt`, `text`.
 
     Raises:
-        StepError: the row has none of them.
+        StepError: the row has none of them, or the one it has is empty or no such thing.
     """
     names = (column,) if column else ("revision", "messages", "response", "text")
     for name in names:
         value = row.get(name)
-        if value is None or value == "" or value == []:
+        if value is None:
             continue
+        _refuse_empty(name, value)
         if not isinstance(value, str):
             return list(value)
         if row.get("prompt"):
             return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
         if name == "text" or column:
             return value
-    raise StepError(
-        f"row {row.get('uid', '?')}: nothing to train on, looked for {', '.join(names)}; filter such rows out before"
-    )
+    raise StepError(f"nothing to train on, looked for {', '.join(names)}; filter such rows out before")
+
+
+def _refuse_empty(name: str, value: Any) -> None:
+    if not isinstance(value, str) and not all(isinstance(turn, Mapping) for turn in value):
+        raise StepError(f"`{name}` holds several texts, not one reply or conversation; name another `column`")
+    reply = value if isinstance(value, str) else value[-1]["content"] if value else ""
+    if not reply.strip():
+        raise StepError(f"`{name}` is empty, and an empty reply teaches to say nothing; filter such rows out before")
+
+
+def contents(rows: Rows, column: str | None = None) -> Iterator[list[Message] | str]:
+    """Yield what each row teaches.
+
+    Raises:
+        StepError: a row teaches nothing; it is named.
+    """
+    for row in row_dicts(rows):
+        with _at(row):
+            yield conversation_of(row, column)
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,16 @@ def test_a_served_models_tokenizer_is_part_of_what_decides_its_answers(tmp_path:
     assert plain.tokenizer is None
     assert rendered.tokenizer is not None
     assert plain.identity != rendered.identity
+
+
+def test_what_lies_under_an_adapter_is_part_of_what_decides_its_answers(tmp_path: Path) -> None:
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"first")
+    named = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named))
+    before = resolve_model("m", ModelEntry(source="adapter"), tmp_path)
+    assert resolve_model("m", ModelEntry(source="adapter"), tmp_path).identity == before.identity
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"second one")
+    assert resolve_model("m", ModelEntry(source="adapter"), tmp_path).identity != before.identity

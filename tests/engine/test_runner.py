@@ -127,6 +127,17 @@ def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, P
     assert len(set(ledger_records(home))) == len(list(ledger_records(home)))
 
 
+def test_steps_that_wait_for_room_leave_nothing_where_outputs_are_made(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Paint?", "response": "Use a brush."}\n' * 4, encoding="utf-8")
+    spec = "caiflow: 1\nmodels: {base: {source: tiny}}\nsteps:\n  data: {op: load, source: data.jsonl}\n"
+    for number in range(1, 5):  # more than are trained at once
+        spec += f"  tuned{number}: {{op: sft, input: data, model: base, max_steps: {number}}}\n"
+    (tmp_path / "spec.yaml").write_text(spec, encoding="utf-8")
+    run = finish(tmp_path / "spec.yaml", tmp_path / "run", tmp_path / "home")
+    assert run["steps"]["tuned4"]["status"] == "done"
+    assert not list((tmp_path / "home" / "staging").iterdir())
+
+
 def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, _, home = calm
     broken = tmp_path / "data.jsonl"

@@ -135,7 +135,7 @@ def test_messages_are_prompt_and_answer(tmp_path: Path) -> None:
 
 
 @ANYWHERE
-@given(st.lists(st.tuples(st.lists(st.text(max_size=5), min_size=1, max_size=4), st.text(max_size=5)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.lists(st.text(max_size=5), min_size=1), st.text(max_size=4).map("a".__add__)), min_size=1))
 def test_messages_of_any_dialogue(tmp_path: Path, dialogues: list[tuple[list[str], str]]) -> None:
     rows = [
         {"uid": str(n), "prompt": [{"role": "user", "content": text} for text in texts], "response": answer}
@@ -318,3 +318,10 @@ def test_a_small_ratio_still_gives_a_row_and_columns_left_out_are_named(tmp_path
     out, metrics = mixed(tmp_path, step({"h": 1, "o": 0.01}), h=one, o=other)
     assert counts(out.pylist()) == {"h": 10, "o": 1}
     assert metrics["columns_left_out"] == ["topic"]
+
+
+def test_rows_with_an_empty_answer_are_unfit(tmp_path: Path) -> None:
+    rows = [*revisions(3), {"uid": "e", "prompt": ask("q"), "response": "bad", "revision": " \n"}]
+    out, metrics = mixed(tmp_path, step({"r": 1}), r=rows)
+    assert (out.num_rows, metrics["incomplete"]) == (3, {"r": 1})
+    assert [(row["uid"], row["reason"]) for row in out.dropped().pylist()] == [("e", "incomplete")]

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from caiflow.engine.errors import EngineError
 from caiflow.engine.figures import can_draw
+from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.training.models import load_plain
 from caiflow.engine.training.scoring import load_reward
 from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams
 from support.small_models import job, preferences, small_model
@@ -68,3 +71,11 @@ def test_scores_can_be_left_as_they_are(tmp_path: Path, model: ModelSource) -> N
 def test_adapters_can_t_be_kept_apart() -> None:
     with pytest.raises(ValidationError, match="saved whole"):
         RewardParams.model_validate({"input": "rows", "model": "base", "merge": False})
+
+
+def test_a_reward_model_is_no_language_model(tmp_path: Path, model: ModelSource) -> None:
+    scores = train(tmp_path, model, max_steps=1).out_dir
+    source = ModelSource(path=str(scores), identity="", engine="transformers")
+    for load in (load_engine, load_plain):
+        with pytest.raises(EngineError, match=r"is a reward model .*, which writes no text"):
+            load(source)

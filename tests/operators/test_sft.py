@@ -105,6 +105,8 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path, model: ModelSource) ->
     source = ModelSource(path=model.path, adapter=str(first.out_dir), identity="")
     second = train(tmp_path / "second", source, lora={"rank": 4})
     assert second.metrics["train_loss"] < first.metrics["train_loss"]
+    whole = train(tmp_path / "whole", source)
+    assert whole.metrics["train_loss"] < first.metrics["train_loss"], "all weights are trained, though the adapter froze them"
     with pytest.raises(StepError, match="merge: false on a model that is a kept adapter"):
         train(tmp_path / "third", source, lora={"rank": 4}, merge=False)
 

@@ -83,6 +83,20 @@ def test_a_revision_is_learnt_before_what_it_revises() -> None:
         conversation_of({"uid": "1", "prompt": "p"})
 
 
+@pytest.mark.parametrize("revision", ["", " \n", [], [*TALK[:-1], {"role": "assistant", "content": ""}]])
+def test_an_empty_reply_is_never_learnt_nor_what_it_revises(revision: Any, renderer: Renderer, tmp_path: Path) -> None:
+    row = {"uid": "7", "prompt": TALK[1:2], "response": "harmful", "revision": revision}
+    with pytest.raises(StepError, match="`revision` is empty"):
+        conversation_of(row)
+    with pytest.raises(StepError, match=r"row 7: `revision` is empty, .*; filter such rows out"):
+        conversations(saved(tmp_path, [{**row, "revision": ""}]), renderer, max_length=99, loss_on="all")
+
+
+def test_several_texts_are_no_reply() -> None:
+    with pytest.raises(StepError, match="`responses` holds several texts"):
+        conversation_of({"uid": "1", "prompt": "p", "responses": ["a", "b"]}, "responses")
+
+
 def test_long_rows_are_cut_and_counted_and_rows_without_loss_left_out(renderer: Renderer, tmp_path: Path) -> None:
     rows = saved(tmp_path, [{"uid": "a", "messages": TALK[1:3]}, {"uid": "b", "messages": TALK}])
     length = len(renderer.ids(Request(tuple(TALK[:-1]))))  # type: ignore[arg-type]
