@@ -97,6 +97,8 @@ def _preference(record: Record, which: Turns) -> Fields:
     if record.get("prompt") is None and not plain:
         return _pair(parse_messages(chosen), parse_messages(rejected), which)
     prompt = cut(parse_prompt(_said(record, "prompt")), which)[0]
+    if not plain and prompt[0]["role"] != "system":  # which only the conversations may have
+        prompt = [*(turn for turn in parse_messages(chosen)[:1] if turn["role"] == "system"), *prompt]
     share = record.get("p_chosen")
     return {
         "prompt": prompt,

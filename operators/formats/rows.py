@@ -83,7 +83,8 @@ class Parser:
     def head(self, source: Source, most: int) -> Head:
         """Return what the first `most` records tell.
 
-        A record of plain values is passed over where one with the same fields, of the same types, made a row: so would this.
+        A record of plain values and conversations is passed over where one with the same fields, of the same types and with the
+        same turns, made a row: so would this.
         """
         rows: list[Row | BadRow] = []
         fields: dict[str, None] = {}
@@ -191,11 +192,25 @@ class Survey:
         return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
 
 
-def _look(line: Line) -> tuple[tuple[str, Shape], ...] | None:
-    """Return the fields and shapes of a record of plain values; None of any other."""
-    if line.data is None or any(isinstance(value, (dict, list)) for value in line.data.values()):
+def _look(line: Line) -> tuple[tuple[str, object], ...] | None:
+    """Return the fields of a record with the shapes of plain values and the roles of conversations; None of any other."""
+    if line.data is None:
         return None
-    return tuple((name, shape_of(value)) for name, value in line.data.items())
+    found: list[tuple[str, object]] = []
+    for name, value in line.data.items():
+        if not isinstance(value, (dict, list)):
+            found.append((name, shape_of(value)))
+        elif isinstance(value, list) and value and all(map(_is_turn, value)):
+            found.append((name, tuple(turn["role"] for turn in value)))
+        else:
+            return None
+    return tuple(found)
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"role", "content"}:
+        return False
+    return isinstance(value["role"], str) and isinstance(value["content"], str)
 
 
 def _groups(lines: Iterator[Line], size: int) -> Iterator[Sequence[Line]]:

@@ -112,6 +112,13 @@ def test_preference_takes_message_lists_without_a_prompt_and_soft_labels() -> No
     assert FORMATS["preference"].parse({**RECORDS["preference"], "p_chosen": "0.7"}, "all")["p_chosen"] == 0.7
 
 
+def test_a_system_turn_that_only_the_conversations_have_is_kept() -> None:
+    lead = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]
+    chosen, rejected = ([*lead, {"role": "assistant", "content": text}] for text in ("good", "bad"))
+    parsed = FORMATS["preference"].parse({"prompt": "q", "chosen": chosen, "rejected": rejected}, "all")
+    assert (parsed["prompt"], parsed["chosen"], parsed["rejected"]) == (lead, "good", "bad")
+
+
 def test_nemo_preferences_are_pairs_of_texts() -> None:
     start = "<extra_id_0>System\n\n<extra_id_1>User\nq\n<extra_id_1>Assistant\n<extra_id_2>quality:4\n"
     parsed = FORMATS["nemo_preference"].parse({"chosen": start + "good", "rejected": start + "bad"}, "all")
