@@ -35,7 +35,7 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
     where = f"models.{name}"
     path, weights = _locate(where, entry.source, entry.revision, base_dir)
     parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
-    if base := _base_of(Path(path)):
+    if base := adapter_base(Path(path)):
         parts["base"] = _locate(f"{where}.source", *base, base_dir)[1]
     adapter = tokenizer = None
     if entry.adapter:
@@ -66,7 +66,7 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     A kept adapter (`adapter_config.json` without weights of its own) is loaded on top of the model it names.
     """
     path, adapter = str(artifact.path), None
-    if named := _base_of(artifact.path):
+    if named := adapter_base(artifact.path):
         adapter = path
         path = base.path if base else named[0]
     return ModelSource(
@@ -140,8 +140,8 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
     return source, f"hub:{source}@{_hub_commit(where, source, revision)}"
 
 
-def _base_of(folder: Path) -> tuple[str, str | None] | None:
-    """Return the name and revision of the model that a folder with nothing but an adapter is laid over."""
+def adapter_base(folder: Path) -> tuple[str, str | None] | None:
+    """Return the name and revision of the model that a folder with nothing but an adapter is laid over; None for any other."""
     config = folder / "adapter_config.json"
     if not config.is_file() or (folder / "config.json").exists():
         return None

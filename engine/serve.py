@@ -5,7 +5,6 @@ The chat template is the one saved with the model, as in training. Starts nothin
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from caiflow.engine.errors import PlanError
+from caiflow.engine.models import adapter_base
 
 Server = Literal["auto", "vllm", "transformers"]
 
@@ -45,7 +45,7 @@ def server_command(
         return _vllm(model, where)
     if missing := missing_libraries():
         raise PlanError(f"serve: transformers' server needs {', '.join(missing)}; pip install 'caiflow[serve]'")
-    if _adapter_base(model) is not None:
+    if adapter_base(model):
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load; train with `merge: true`")
     program = "from transformers.cli.transformers import main; main()"
     # the server knows a model by the path it was given, so that must be the name that clients use
@@ -68,7 +68,7 @@ def make_hub_cache() -> None:
 def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
     if not find_spec("vllm"):
         raise PlanError("serve: vLLM isn't installed; pip install 'caiflow[vllm]', or use --engine transformers")
-    base = _adapter_base(model)
+    base, _ = adapter_base(model) or (None, None)
     loaded = ("--model", base or str(model), "--served-model-name", model.name if base is None else base)
     adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{model.name}={model}")
     on_cpu = not any(Path("/proc/driver/nvidia/gpus").glob("*"))
@@ -76,12 +76,3 @@ def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if on_cpu else {}
     program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
     return ServerCommand((*program, *loaded, *adapter, *slow, *where), model.parent, environment)
-
-
-def _adapter_base(model: Path) -> str | None:
-    """Return what the adapter in this folder lies on; None for a whole model."""
-    path = model / "adapter_config.json"
-    if (model / "config.json").exists() or not path.exists():
-        return None
-    base: str = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return base

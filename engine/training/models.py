@@ -5,13 +5,13 @@ Owns adapters (LoRA, QLoRA), dtypes and the chat template that is saved along. N
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.load import refuse_reward_model
+from caiflow.engine.models import adapter_base
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.params import Lora, TrainingParams
 
@@ -91,10 +91,8 @@ def _auto_class(task: Task) -> Any:
 
 def _base_and_adapter(source: ModelSource) -> tuple[str, str | None, str | None]:
     """Return (model, revision, adapter); a folder that holds only an adapter names its model itself."""
-    config = Path(source.path) / "adapter_config.json"
-    if source.adapter is None and config.is_file() and not config.with_name("config.json").exists():
-        base = json.loads(config.read_text(encoding="utf-8"))
-        return base["base_model_name_or_path"], base.get("revision"), source.path
+    if source.adapter is None and (base := adapter_base(Path(source.path))):
+        return *base, source.path
     return source.path, source.revision, source.adapter
 
 
