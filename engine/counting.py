@@ -75,6 +75,8 @@ class _Counter:
         names = {step.name for step in steps}
         self._names = [step.name for step in steps]
         self._ledger_of = ledger_of
+        self._written = {step.name: step.operator.writes() for step in steps}
+        self._outdated = {step.name: step.operator.outdates() for step in steps}
         self._children: Mapping[str, list[FlowStep]] = defaultdict(list)
         for step in steps:
             self._children[step.source if step.source in names else ""].append(step)
@@ -97,10 +99,10 @@ class _Counter:
             if outcome is None:
                 tally.calls += step.operator.calls_for(view, coming)
                 if following:
-                    self._row(following, row, coming.union(step.operator.writes()), tallies)
+                    self._row(following, row, coming.union(self._written[step.name]), tallies)
                 continue
             tally.cached += 1
             tally.tokens += outcome.tokens
             tally.rows_out += len(outcome.rows)
-            for new in spread(step, row, outcome) if outcome.rows and following else ():
+            for new in spread(row, outcome, self._outdated[step.name]) if outcome.rows and following else ():
                 self._row(following, new, coming, tallies)

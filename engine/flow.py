@@ -7,7 +7,7 @@ order in which finished rows are written. Knows no Ray, no engine library, and n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +78,9 @@ def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
     return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])
 
 
-def spread(step: FlowStep, row: Row, outcome: Outcome) -> list[Row]:
-    """Return the whole rows that follow from a step's outcome for `row`; several get uids of their own."""
-    if outdated := step.operator.outdates():
+def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[Row]:
+    """Return the whole rows that follow from a step's outcome for `row`, without what is outdated; several get own uids."""
+    if outdated:
         row = {name: value for name, value in row.items() if name not in outdated}
     if len(outcome.rows) == 1:
         return [{**row, **outcome.rows[0]}]
@@ -127,6 +127,8 @@ class Flow:
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
         self._failed_steps: set[str] = set()
+        self._outdated = {step.name: step.operator.outdates() for step in steps}
+        self._written = {step.name: step.operator.writes() for step in steps}
         self._changes = {"": Changed()}
         for step in steps:
             self._changes[step.name] = self._changes.get(step.source, Changed()).by(step.operator)
@@ -175,7 +177,7 @@ class Flow:
             return
         children = self._children[step.name]
         following = []
-        for i, new in enumerate(spread(step, row, outcome)):
+        for i, new in enumerate(spread(row, outcome, self._outdated[step.name])):
             place = (*order, i)
             batch.kept[step.name].append((place, new))
             for child in children:
@@ -206,7 +208,8 @@ class Flow:
         except Exception as error:
             return self._failure(step, row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
         rows = tuple(given) if isinstance(given, list) else (given,)
-        if wrong := _wrong_columns(step, rows):
+        if wrong := _wrong_columns(rows, self._written[step.name]):
+            wrong = f"the operator {step.operator.name} returned {wrong}"
             return self._failure(step, row_key, ledger, wrong, passing=True)
         ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
         return Outcome(rows=rows)
@@ -328,13 +331,12 @@ async def _paced(rows: Sequence[Row]) -> AsyncIterator[tuple[int, Row]]:
         yield index, row
 
 
-def _wrong_columns(step: FlowStep, rows: Sequence[Any]) -> str:
-    """Return what is wrong with what an operator returned for a row; nothing where it is right."""
-    known, where = step.operator.writes(), f"the operator {step.operator.name} returned"
+def _wrong_columns(rows: Sequence[Any], known: Mapping[str, Any]) -> str:
+    """Return what is wrong with what an operator returned for a row, given the columns it writes; nothing where it is right."""
     for row in rows:
         if not isinstance(row, Mapping):
-            return f"{where} {type(row).__name__}; return a dict of its columns, or a list of them"
+            return f"{type(row).__name__}; return a dict of its columns, or a list of them"
         unknown = [name for name in row if name not in known]
         if unknown:
-            return f"{where} `{unknown[0]}`, which `writes()` doesn't name; {suggest(unknown[0], known, 'columns it writes')}"
+            return f"`{unknown[0]}`, which `writes()` doesn't name; {suggest(unknown[0], known, 'columns it writes')}"
     return ""

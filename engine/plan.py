@@ -199,13 +199,13 @@ def _counted(
 ) -> PlannedStep:
     to_run = tally.total - tally.cached
     own = components if components is not None else resolver.row_components(step)
-    causes = []
-    if before is not None and own is not None:
-        skip = NOT_IN_ROWS if components is None else ()
-        causes = _described(change for change in changes(before, own) if change[0].split(".")[0] not in skip)
-    same = before is None or (own is not None and not changes(before, own))
-    new = "never run" if before is None and not tally.cached else "not done yet" if same else "new or changed rows"
-    why = "; ".join(causes) or new
+    changed = changes(before, own) if before is not None and own is not None else []
+    skip = NOT_IN_ROWS if components is None else ()
+    why = "; ".join(_described(change for change in changed if change[0].split(".")[0] not in skip))
+    if not why and before is None:
+        why = "not done yet" if tally.cached else "never run"
+    elif not why:
+        why = "new or changed rows" if changed or own is None else "not done yet"
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
     known = digest(components) if components is not None else None
     state = "partial" if tally.cached else "run"
