@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -34,7 +34,7 @@ ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_leng
 ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, min_length=1)]
 """An expression over columns of the input."""
 ANSWERS = ("revision", "response", "chosen")
-"""The columns an answer may be in; where none is named, the first of them that the rows have is meant."""
+"""The columns an answer may be in."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
 
@@ -290,6 +290,11 @@ class RowOperator(Operator[P]):
         """Return the input's columns but for those outdated, and the ones written."""
         (given,) = inputs.values()
         return given.without(self.outdates()).plus(self.writes())
+
+
+def answer_column(columns: Container[str]) -> str | None:
+    """Return the column an answer is in where none is named: the first of ANSWERS that is among these, None without any."""
+    return next((name for name in ANSWERS if name in columns), None)
 
 
 async def together(calls: Iterable[Awaitable[T]]) -> list[T]:

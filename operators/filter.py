@@ -21,6 +21,7 @@ from caiflow.engine.operator import (
     RowsRef,
     Strict,
     TableOperator,
+    answer_column,
 )
 from caiflow.operators.expression import ExpressionError, parse
 
@@ -285,7 +286,7 @@ def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[tuple[tuple[str | i
     fields: Any = getattr(rule, rule.kind)
     if isinstance(fields, Duplicates):
         return
-    looked_at = {"column": fields.column or next((name for name in ANSWERS if name in columns.types), None)}
+    looked_at = {"column": fields.column or answer_column(columns.types)}
     if isinstance(fields, Compared):
         looked_at["other"] = fields.other
         if looked_at["column"] == fields.other:

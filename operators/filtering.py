@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from caiflow.engine.operator import ANSWERS, ModelSource
+from caiflow.engine.operator import ANSWERS, ModelSource, answer_column
 from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.operators import rules
 from caiflow.operators.expression import parse
@@ -80,12 +80,11 @@ class Sieve:
         if rule.where is not None:
             return rules.Check(label, compiled(parse(rule.where)))
         if isinstance(fields, Duplicates):
-            answer = [name for name in ANSWERS if name in schema][:1]
-            default = [name for name in ("prompt", *answer) if name in schema]
+            default = [name for name in ("prompt", answer_column(schema)) if name and name in schema]
             return rules.duplicates(label, fields.columns or default, schema)
         if isinstance(fields, Length):
             return self._length(fields, label)
-        column = fields.column or next((name for name in ANSWERS if name in schema), ANSWERS[0])
+        column = fields.column or answer_column(schema) or ANSWERS[0]
         if isinstance(fields, Compared) and column == fields.other:
             raise ValueError(f"filter: {label} compares `{column}` with itself; name another `column` or `other`")
         made: Mapping[str, Callable[[], rules.Check]] = {

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from caiflow.engine.operator import ANSWERS, ColumnName, Columns, ColumnType, Job, Params, RowsRef, Strict, TableOperator
+from caiflow.engine.operator import (
+    ANSWERS,
+    ColumnName,
+    Columns,
+    ColumnType,
+    Job,
+    Params,
+    RowsRef,
+    Strict,
+    TableOperator,
+    answer_column,
+)
 
 if TYPE_CHECKING:
     from caiflow.engine.rows import RowsWriter
@@ -141,7 +152,7 @@ class Mix(TableOperator[MixParams]):
 
     def answer(self, name: str, columns: Columns) -> str | None:
         """Return the column an input's answers are in; None where its `messages` are taken as they are."""
-        return self._given_answer(name) or next((answer for answer in ANSWERS if answer in columns.types), None)
+        return self._given_answer(name) or answer_column(columns.types)
 
     def ratio(self, name: str) -> float | None:
         """Return an input's ratio; None where it takes part by number, or isn't an input."""
