@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import SPEED, Job, ModelRef, ModelSource
+from caiflow.engine.operator import Job, ModelRef, ModelSource
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
@@ -89,14 +89,10 @@ class RlParams(TrainingParams):
     """Weight of the value head's loss in ppo."""
     cliprange_value: float = Field(default=0.2, gt=0)
     """How far a value may move per rollout before its gradient is cut off, in ppo."""
-    use_vllm: bool = False
-    """Generate with vLLM on the training GPU instead of transformers."""
-    vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1, json_schema_extra=SPEED)
-    """Share of the GPU's memory that vLLM takes."""
 
     own_fields: ClassVar[frozenset[str]] = frozenset(
         {"beta", "max_completion_length", "temperature", "top_p", "top_k", "repetition_penalty", "epsilon"}
-        | {"steps_per_generation", "use_vllm", "vllm_gpu_memory_utilization"}
+        | {"steps_per_generation"}
     )
 
     @property
@@ -219,8 +215,6 @@ class Rl(TrainingOperator[RlParams]):
         }
         if source.revision or source.trust_remote_code:  # how the library loads the reference
             more["model_init_kwargs"] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-        if params.use_vllm:
-            more["vllm_mode"] = "colocate"
         rows = len(train) * generations * params.iterations
         config = configure(GRPOConfig if params.algorithm == "grpo" else RLOOConfig, params, job, rows=rows, **more)
         config.num_generations = generations  # the library's check wants two replies, which ppo doesn't need

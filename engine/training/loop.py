@@ -124,13 +124,13 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
 
 
 def quiet_libraries() -> None:
-    """Switch off the libraries' own progress bars and remarks: caiflow shows progress itself."""
-    import warnings
-
+    """Switch off the libraries' own progress bars and remarks, and TRL's way to vLLM; call before trainers are imported."""
     import datasets
     import transformers
+    from trl import import_utils
 
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # said on import, wanted or not
+    # rollouts are drawn by the model in training: TRL's own way to vLLM is made for older ones, and takes seconds to import
+    import_utils.is_vllm_available = lambda *_, **__: False
     os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

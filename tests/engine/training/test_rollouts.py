@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 
@@ -50,3 +53,17 @@ def test_watched_rates_are_told_and_don_t_count() -> None:
     replies = [[{"role": "assistant", "content": text}] for text in ("You are valued.", "No.")]
     assert length(completions=replies, completion_ids=[[9], [9]], log_metric=told.__setitem__) == [0.0, 0.0]
     assert told == {"hollow_rate": 0.5}
+
+
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+def test_the_trainers_of_replies_come_without_vllm_which_trl_would_import() -> None:
+    script = (
+        "import sys\n"
+        "from caiflow.engine.training.loop import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "import caiflow.engine.training.ppo\n"
+        "from trl import GRPOTrainer, RLOOTrainer\n"
+        "assert not any(name.partition('.')[0] == 'vllm' for name in sys.modules), 'vllm was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
