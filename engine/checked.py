@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
+from caiflow.engine.field_marks import Mark, marks_as_written
 from caiflow.engine.language import ModelEntry, Step
-from caiflow.engine.marks import Mark, marks_as_written
 from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.operator import Operator
 from caiflow.engine.overlay import Problems

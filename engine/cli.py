@@ -98,7 +98,7 @@ def _dispatch(given: list[str]) -> int:
         return DONE
     name = given[0]
     if name not in COMMANDS:
-        from caiflow.engine.names import suggest
+        from caiflow.engine.suggest import suggest
 
         return _say(f"caiflow: no command {name!r}; {suggest(name, COMMANDS, 'commands')}", WRONG, given)
     module = import_module(f"caiflow.engine.commands.{name}")

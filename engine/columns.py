@@ -12,9 +12,9 @@ from typing import Any
 from caiflow.engine import graph
 from caiflow.engine.checked import Checked
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.marks import Mark
-from caiflow.engine.names import suggest
+from caiflow.engine.field_marks import Mark
 from caiflow.engine.operator import Columns, Operator, Reference
+from caiflow.engine.suggest import suggest
 
 
 def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:

@@ -37,7 +37,6 @@ from typing import Any
 from caiflow.engine.constitution_file import dump, parse, parse_principle, rule_texts
 from caiflow.engine.constitution_formats import FormatError, read_data
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.names import nearest
 from caiflow.engine.principles import (
     STAGES,
     Constitution,
@@ -50,6 +49,7 @@ from caiflow.engine.principles import (
     merge,
     same_id,
 )
+from caiflow.engine.suggest import nearest
 
 __all__ = [
     "STAGES",

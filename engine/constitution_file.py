@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError, field_validator
 
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.llm.base import Message
-from caiflow.engine.names import suggest
 from caiflow.engine.nodes import Location, Node
 from caiflow.engine.principles import (
     STAGES,
@@ -25,6 +24,7 @@ from caiflow.engine.principles import (
     known,
     same_id,
 )
+from caiflow.engine.suggest import suggest
 
 _Loc = tuple[str | int, ...]
 _Wrong = list[tuple[_Loc, str]]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.field_marks import marks
 from caiflow.engine.file_identity import file_digest, folder_files
 from caiflow.engine.lock import LOCK, Drift, compare_locks, make_lock, read_lock
-from caiflow.engine.marks import marks
 
 if TYPE_CHECKING:
     from caiflow.engine.language import Spec

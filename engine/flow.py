@@ -16,10 +16,10 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
 from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.client import EngineClient
-from caiflow.engine.names import suggest
 from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
 from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa

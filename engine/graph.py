@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import SpecError
-from caiflow.engine.names import suggest
+from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.language import Spec, Step

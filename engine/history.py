@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.events import read_run
-from caiflow.engine.names import suggest
+from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.store import Store

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from caiflow.engine.marks import marks
+from caiflow.engine.field_marks import marks
 
 FORMAT = 1
 """Version of the key format; part of every digest that plan and run compare."""

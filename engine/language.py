@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.marks import Mark, marks
+from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.nodes import Node
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.names import suggest
 from caiflow.engine.nodes import Location, Node, Path_, dotted
+from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml_source import parse_yaml, read_yaml, scalar
 
 MAX_EXTENDS = 10

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from caiflow.engine.llm.base import Message
-from caiflow.engine.names import nearest
+from caiflow.engine.suggest import nearest
 
 Stage = Literal["critique", "revision", "judge"]
 STAGES: tuple[Stage, ...] = ("critique", "revision", "judge")

@@ -13,8 +13,8 @@ from pathlib import Path
 from caiflow.engine import check, matrix, registry
 from caiflow.engine.checked import Checked
 from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.field_marks import marks
 from caiflow.engine.language import ModelEntry, Spec, Step
-from caiflow.engine.marks import marks
 from caiflow.engine.nodes import Location, Node, Path_
 from caiflow.engine.overlay import Problems, assign, read_layers
 from caiflow.engine.structure import parse, parse_model, parse_step

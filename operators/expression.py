@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from caiflow.engine.names import nearest
+from caiflow.engine.suggest import nearest
 
 LONGEST = 2000
 """Longest expression, in characters."""

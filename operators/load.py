@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.names import suggest
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
+from caiflow.engine.suggest import suggest
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type

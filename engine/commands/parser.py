@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.names import suggest
+from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec import Spec

@@ -21,8 +21,8 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.load import load_error, load_renderer
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
-from caiflow.engine.names import nearest
 from caiflow.engine.operator import ModelSource
+from caiflow.engine.suggest import nearest
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process: no copy of every request and answer

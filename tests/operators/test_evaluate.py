@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.field_marks import marks
 from caiflow.engine.figures import can_draw
-from caiflow.engine.marks import marks
 from caiflow.engine.operator import Columns, Job, StepContext
 from caiflow.engine.prompts import user
 from caiflow.engine.rows import Rows, RowsWriter

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from caiflow.engine.marks import Mark, marks, marks_as_written
+from caiflow.engine.field_marks import Mark, marks, marks_as_written
 from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, Strict
 
 File = Annotated[str, Field(json_schema_extra={"x-path": "file"})]
