@@ -16,10 +16,10 @@ from caiflow.engine.columns import check_columns
 from caiflow.engine.errors import CaiflowError, SpecError
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.language import Step
-from caiflow.engine.nodes import Path_
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.overlay import split_path
 from caiflow.engine.suggest import suggest
+from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:")

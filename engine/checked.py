@@ -13,9 +13,9 @@ from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.field_marks import Mark, marks_as_written
 from caiflow.engine.language import ModelEntry, Step
-from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.operator import Operator
 from caiflow.engine.overlay import Problems
+from caiflow.engine.yaml.tree import Node, Path_
 
 
 class Checked(NamedTuple):

@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError, field_validator
 
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.llm.base import Message
-from caiflow.engine.nodes import Location, Node
 from caiflow.engine.principles import (
     STAGES,
     Constitution,
@@ -25,6 +24,7 @@ from caiflow.engine.principles import (
     same_id,
 )
 from caiflow.engine.suggest import suggest
+from caiflow.engine.yaml.tree import Location, Node
 
 _Loc = tuple[str | int, ...]
 _Wrong = list[tuple[_Loc, str]]
@@ -256,7 +256,7 @@ def _problems(wrong: _Wrong, file: str, text: str) -> tuple[Problem, ...]:
 
 def _tree(text: str, file: str) -> Node:
     """Return the text as a tree of values at their places, or one value at the start where it is none."""
-    from caiflow.engine.yaml_source import parse_yaml
+    from caiflow.engine.yaml.reader import parse_yaml
 
     try:
         return parse_yaml(text, file)

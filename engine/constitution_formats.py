@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import SpecError
-from caiflow.engine.yaml_source import parse_yaml
+from caiflow.engine.yaml.reader import parse_yaml
 
 Data = dict[str, Any]
 _ROLES = {"human": "user", "user": "user", "h": "user", "assistant": "assistant", "gpt": "assistant", "a": "assistant"}

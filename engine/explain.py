@@ -14,9 +14,9 @@ from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
 from caiflow.engine import registry, schema
-from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems
 from caiflow.engine.suggest import suggest
+from caiflow.engine.yaml.tree import Node, Path_
 
 KIND_NAMES = {
     "string": "text",

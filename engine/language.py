@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.field_marks import Mark, marks
-from caiflow.engine.nodes import Node
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
+from caiflow.engine.yaml.tree import Node
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"

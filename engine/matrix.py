@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from caiflow.engine import graph
 from caiflow.engine.language import Step
-from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems, assign, split_path
 from caiflow.engine.suggest import nearest, suggest
+from caiflow.engine.yaml.tree import Node, Path_
 
 Arm = tuple[tuple[str, str], ...]
 """One arm of each of some axes: ((axis, arm), ...), in the order of the axes."""

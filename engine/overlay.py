@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.nodes import Location, Node, Path_, dotted
 from caiflow.engine.suggest import suggest
-from caiflow.engine.yaml_source import parse_yaml, read_yaml, scalar
+from caiflow.engine.yaml.reader import parse_yaml, read_yaml, scalar
+from caiflow.engine.yaml.tree import Location, Node, Path_, dotted
 
 MAX_EXTENDS = 10
 COMMAND_LINE = "--set"

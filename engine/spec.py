@@ -15,9 +15,9 @@ from caiflow.engine.checked import Checked
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.field_marks import marks
 from caiflow.engine.language import ModelEntry, Spec, Step
-from caiflow.engine.nodes import Location, Node, Path_
 from caiflow.engine.overlay import Problems, assign, read_layers
 from caiflow.engine.structure import parse, parse_model, parse_step
+from caiflow.engine.yaml.tree import Location, Node, Path_
 
 __all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from caiflow.engine import registry
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.language import ModelEntry, SpecFile, Step
-from caiflow.engine.nodes import Node, Path_
 from caiflow.engine.overlay import Problems
+from caiflow.engine.yaml.tree import Node, Path_
 
 STEP_KEYS = ("op", "constitution")
 """Keys of a step that aren't its operator's parameters."""

@@ -19,7 +19,7 @@ from caiflow.engine.constitution import (
     merge,
 )
 from caiflow.engine.errors import SpecError
-from caiflow.engine.yaml_source import parse_yaml
+from caiflow.engine.yaml.reader import parse_yaml
 
 OWN = """\
 caiflow_constitution: 1

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.nodes import Location, dotted
-from caiflow.engine.yaml_source import parse_yaml, scalar
+from caiflow.engine.yaml.reader import parse_yaml, scalar
+from caiflow.engine.yaml.tree import Location, dotted
 
 
 @pytest.mark.parametrize(

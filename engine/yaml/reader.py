@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.nodes import Location, Node, dotted
+from caiflow.engine.yaml.tree import Location, Node, dotted
 
 MAX_BYTES = 1 << 20
 """Largest file read, in bytes."""
