@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.board import clean
 from caiflow.engine.changes import changes as component_changes
-from caiflow.engine.events import read_run
 from caiflow.engine.history import output_kind, read_metrics
 from caiflow.engine.resolver import COMPONENTS, TEXTS
+from caiflow.engine.store.journal import read_run
 
 if TYPE_CHECKING:
     import polars as pl

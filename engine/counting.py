@@ -16,9 +16,9 @@ from caiflow.engine.machine import cores
 from caiflow.engine.row_llm import Tally
 
 if TYPE_CHECKING:
-    from caiflow.engine.ledger import Ledger
     from caiflow.engine.operator import Row
     from caiflow.engine.rows import Rows
+    from caiflow.engine.store.ledger import Ledger
 
 ROWS_PER_PROCESS = 20_000
 """A process is worth its start only from about this many rows on."""

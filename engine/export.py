@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.field_marks import marks
-from caiflow.engine.file_identity import file_digest, folder_files
 from caiflow.engine.lock import LOCK, Drift, compare_locks, make_lock, read_lock
+from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
     from caiflow.engine.language import Spec
-    from caiflow.engine.store import Store
+    from caiflow.engine.store.artifacts import Store
 
 LIMIT_BYTES = 200_000_000
 """A larger file or folder isn't taken along."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.batches import Changed, rows_to_batch
 from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
-from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
 from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.events import read_run
+from caiflow.engine.store.journal import read_run
 from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
-    from caiflow.engine.store import Store
+    from caiflow.engine.store.artifacts import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def model_card(path: Path) -> dict[str, Any]:
     """Return what a trained model's folder says of itself: architecture, size, metrics, and its loss curve."""
-    from caiflow.engine.store import read_artifact
+    from caiflow.engine.store.artifacts import read_artifact
 
     config, adapter = (_read_json(path / name) for name in ("config.json", "adapter_config.json"))
     history = path / "_history.jsonl"

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.file_identity import file_digest, folder_manifest
 from caiflow.engine.identity import digest, identity_params
-from caiflow.engine.store import write_atomic
+from caiflow.engine.store.artifacts import write_atomic
+from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution

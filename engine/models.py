@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.file_identity import folder_manifest
 from caiflow.engine.identity import digest
 from caiflow.engine.operator import ModelSource
+from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.language import ModelEntry
-    from caiflow.engine.store import Artifact
+    from caiflow.engine.store.artifacts import Artifact
 
 BUNDLED = {"tiny": ("examples", "tiny", "model")}
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -20,9 +20,9 @@ from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolve
 if TYPE_CHECKING:
     from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
-    from caiflow.engine.ledger import Ledger
     from caiflow.engine.row_llm import Tally
-    from caiflow.engine.store import Artifact, Store
+    from caiflow.engine.store.artifacts import Artifact, Store
+    from caiflow.engine.store.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class _Ledgers:
 
     def __call__(self, namespace: str) -> Any:
         if namespace not in self._open:
-            from caiflow.engine.ledger import Ledger
+            from caiflow.engine.store.ledger import Ledger
 
             self._open[namespace] = Ledger(self._store.ledger_dir, namespace)
         return self._open[namespace]

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from caiflow.engine.board import Board, StepState, amount_text, clean, duration, notes_text, time_text
-from caiflow.engine.events import Event, Listener
 from caiflow.engine.lanes import lanes
+from caiflow.engine.store.journal import Event, Listener
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

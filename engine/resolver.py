@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
     from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
-    from caiflow.engine.store import Artifact, Store
+    from caiflow.engine.store.artifacts import Artifact, Store
 
 KEY_FORMAT = 1
 COMPONENTS = "components.json"

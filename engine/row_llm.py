@@ -13,10 +13,10 @@ from typing import Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
-from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowLLM
+from caiflow.engine.store.ledger import Ledger
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from caiflow.engine.operator import ColumnType
 from caiflow.engine.row_types import conform, declared, settled, value_bytes, widen
-from caiflow.engine.store import storing
+from caiflow.engine.store.artifacts import storing
 
 if TYPE_CHECKING:
     import pyarrow as pa

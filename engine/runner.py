@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
-from caiflow.engine.events import Event, Journal
 from caiflow.engine.export import portable
 from caiflow.engine.graph import chosen
 from caiflow.engine.identity import digest
@@ -27,7 +26,8 @@ from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.resolver import COMPONENTS, TEXTS, Components, Resolver
-from caiflow.engine.store import Artifact, Store, write_atomic
+from caiflow.engine.store.artifacts import Artifact, Store, write_atomic
+from caiflow.engine.store.journal import Event, Journal
 
 if TYPE_CHECKING:
     from caiflow.engine.cluster import Cluster, Finished

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caiflow.engine.errors import CaiflowError, StoreError
 from caiflow.engine.lock import LOCK, read_lock
-from caiflow.engine.store import Artifact, content_manifest, read_artifact
+from caiflow.engine.store.artifacts import Artifact, content_manifest, read_artifact
 
 
 @dataclass(frozen=True, slots=True)

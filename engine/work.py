@@ -168,8 +168,8 @@ class LedgeredLLMs(LLMs):
         ledger_dir: Path,
         report: Report,
     ) -> None:
-        from caiflow.engine.ledger import Ledger
         from caiflow.engine.row_llm import Tally
+        from caiflow.engine.store.ledger import Ledger
 
         self._step = step
         self._models = models
@@ -230,9 +230,9 @@ class FlowUnit:
 
     async def _run(self, report: Report) -> dict[str, StepResult]:
         from caiflow.engine.flow import Flow
-        from caiflow.engine.ledger import Ledger
         from caiflow.engine.llm.client import EngineClient
         from caiflow.engine.rows import Rows
+        from caiflow.engine.store.ledger import Ledger
 
         source = Rows(self.source)
         async with AsyncExitStack() as stack:

@@ -191,7 +191,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
 
 def _digest(path: Any) -> str:
-    from caiflow.engine.file_identity import file_digest
+    from caiflow.engine.store.file_digests import file_digest
 
     return file_digest(path)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.events import read_run
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows import Rows
+from caiflow.engine.store.journal import read_run
 from caiflow.operators.load import Load, LoadParams
 from support.kills import start
 from support.tables import run_table

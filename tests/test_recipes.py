@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.events import read_run
 from caiflow.engine.plan import make_plan
 from caiflow.engine.spec import load_spec
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.journal import read_run
 from support.kills import start
 
 ROOT = Path(__file__).parent.parent

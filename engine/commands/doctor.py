@@ -23,7 +23,7 @@ def execute(args: Namespace) -> int:
     import gc
 
     from caiflow.engine.doctor import examine
-    from caiflow.engine.store import default_home
+    from caiflow.engine.store.artifacts import default_home
 
     gc.enable()  # off since the start; the libraries that are tried here expect to be tidied up at the end
     findings = []

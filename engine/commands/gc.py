@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.commands.parser import open_store, print_json
 
 if TYPE_CHECKING:
-    from caiflow.engine.gc import Garbage
+    from caiflow.engine.store.cleaning import Garbage
 
 EXAMPLES = """\
   caiflow gc --dry-run     # what would go, and how large it is
@@ -26,7 +26,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Collect garbage."""
-    from caiflow.engine.gc import collect, find_garbage
+    from caiflow.engine.store.cleaning import collect, find_garbage
 
     store = open_store()
     found = find_garbage(store)

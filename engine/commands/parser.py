@@ -15,7 +15,7 @@ from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec import Spec
-    from caiflow.engine.store import Store
+    from caiflow.engine.store.artifacts import Store
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -119,7 +119,7 @@ def recipes() -> dict[str, Path]:
 
 def open_store() -> Store:
     """Return the store at $CAIFLOW_HOME (default ~/.cache/caiflow)."""
-    from caiflow.engine.store import Store
+    from caiflow.engine.store.artifacts import Store
 
     return Store()
 

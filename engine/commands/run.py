@@ -89,9 +89,9 @@ def print_end(run_dir: Path) -> None:
     from rich.text import Text
 
     from caiflow.engine.board import duration
-    from caiflow.engine.events import read_run
     from caiflow.engine.history import evaluations
     from caiflow.engine.report import figures, steps_table
+    from caiflow.engine.store.journal import read_run
 
     console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)
     console.print(steps_table(run))

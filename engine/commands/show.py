@@ -54,7 +54,7 @@ def execute(args: Namespace) -> int:
 
 def _show_run(run_dir: Path, args: Namespace) -> None:
     from caiflow.engine.commands.run import print_end
-    from caiflow.engine.events import read_run
+    from caiflow.engine.store.journal import read_run
 
     if args.json:
         print_json(read_run(run_dir))

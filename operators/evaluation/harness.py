@@ -37,7 +37,7 @@ def identity() -> dict[str, Any]:
     """Return what defines the tasks beside their names: the library's version and the content of the folder of others."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from caiflow.engine.file_identity import folder_manifest
+    from caiflow.engine.store.file_digests import folder_manifest
 
     try:
         installed: str | None = version("lm_eval")

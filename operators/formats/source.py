@@ -36,8 +36,8 @@ class FileSource(NamedTuple):
 
     def content(self) -> str:
         """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is."""
-        from caiflow.engine.file_identity import file_digest
-        from caiflow.engine.store import Store
+        from caiflow.engine.store.artifacts import Store
+        from caiflow.engine.store.file_digests import file_digest
 
         return file_digest(self.path, Store().files)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger
 
 RECORDS = 182_831 * 9
 """Rows of the largest published constitutional data set x calls a row."""

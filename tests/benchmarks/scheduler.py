@@ -21,12 +21,12 @@ from typing import Any
 from caiflow.engine.constitution import load_constitution
 from caiflow.engine.counting import count_known
 from caiflow.engine.flow import Flow, FlowStep
-from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.store.ledger import Ledger
 from caiflow.operators.generate import Generate
 from caiflow.operators.revise import Revise
 from support.scripted import ScriptedEngine

@@ -42,9 +42,9 @@ def streamed(host: EngineHost, work: Work) -> Answers:
     """Run as caiflow does: rows through three steps, with ledger and artifacts, on the engine's host."""
     from benchmarks.turns import flow_steps, write_source
     from caiflow.engine.flow import Flow
-    from caiflow.engine.ledger import Ledger
     from caiflow.engine.llm.client import EngineClient, LocalLink
     from caiflow.engine.rows import Rows, RowsWriter
+    from caiflow.engine.store.ledger import Ledger
 
     async def run(folder: Path) -> None:
         steps = flow_steps()

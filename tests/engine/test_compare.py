@@ -21,8 +21,8 @@ from caiflow.engine.compare import (
     excerpt,
     rows_diff,
 )
-from caiflow.engine.events import Journal
 from caiflow.engine.rows import RowsWriter
+from caiflow.engine.store.journal import Journal
 
 Rows = list[dict[str, Any]]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.events import Journal
 from caiflow.engine.history import evaluations, find_run, list_runs, model_card, output_kind, step_dir
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.journal import Journal
 
 
 def make_run(store: Store, folder: Path, name: str, status: str = "done") -> Path:

@@ -16,7 +16,7 @@ from caiflow.engine.changes import changes, describe
 from caiflow.engine.errors import SpecError
 from caiflow.engine.graph import chosen
 from caiflow.engine.spec import load_spec
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
 from caiflow.engine.training.loop import CHECKPOINTS, mark_complete
 from support.kills import ledger_records
 
@@ -197,7 +197,7 @@ def identities(folder: Path, edit: dict[str, str] | None = None, home: Path | No
     """Return what decides each step's output, in order, for the spec with some of its text replaced."""
     from caiflow.engine.resolver import Resolver
     from caiflow.engine.spec import load_spec
-    from caiflow.engine.store import Store
+    from caiflow.engine.store.artifacts import Store
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n', encoding="utf-8")

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from caiflow.engine.board import Board, StepState, clean, duration
-from caiflow.engine.events import Event
 from caiflow.engine.lanes import lanes
 from caiflow.engine.progress import JsonLines, LiveGraph, PlainLines, draw
+from caiflow.engine.store.journal import Event
 
 STARTED: Event = {
     "t": 100.0,

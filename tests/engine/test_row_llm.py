@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.ledger import Ledger
 from caiflow.engine.llm.base import Answer, Completion, Message, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.row_llm import LedgeredLLM, Tally, call_key
+from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine
 
 SAID: list[Message] = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from caiflow.engine.operator import ColumnType
 from caiflow.engine.rows import DROPPED, Rows, RowsWriter, arrow_type, column_type
-from caiflow.engine.store import content_manifest
+from caiflow.engine.store.artifacts import content_manifest
 
 TYPES: dict[str, ColumnType] = {
     "uid": "text",

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.events import read_events, read_run, true_status
 from caiflow.engine.plan import make_plan
 from caiflow.engine.rows import Rows
 from caiflow.engine.runner import run
 from caiflow.engine.spec import load_spec
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.journal import read_events, read_run, true_status
 from support.kills import ledger_records, leftovers, start, victims
 
 pytestmark = [pytest.mark.slow]

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 import caiflow.examples
 from caiflow.engine import serve
 from caiflow.engine.errors import PlanError
-from caiflow.engine.events import Journal
 from caiflow.engine.serve import server_command
+from caiflow.engine.store.journal import Journal
 
 TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
 QUESTION = [{"role": "user", "content": "How do I water the roses?"}]

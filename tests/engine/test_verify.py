@@ -6,7 +6,7 @@ import pytest
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.lock import LOCK
-from caiflow.engine.store import META, Store
+from caiflow.engine.store.artifacts import META, Store
 from caiflow.engine.verify import verify
 from tests.support.table_runs import run_tables, write_spec
 

@@ -10,7 +10,7 @@ from caiflow.engine.operator import Job, TableOperator
 from caiflow.engine.resolver import Resolver
 from caiflow.engine.rows import Rows, RowsWriter
 from caiflow.engine.spec import load_spec
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
 
 SPEC = """\
 caiflow: 1

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.gc import collect, find_garbage
-from caiflow.engine.ledger import Ledger
-from caiflow.engine.store import Store
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.cleaning import collect, find_garbage
+from caiflow.engine.store.ledger import Ledger
 from tests.support.table_runs import run_tables, write_spec
 
 
@@ -94,7 +94,7 @@ def test_unfinished_work_goes_once_nobody_wants_it(place: Path) -> None:
 def test_staged_folders_go_with_the_process_that_made_them(place: Path) -> None:
     store = Store()
     mine = store.stage("step")
-    code = "from caiflow.engine.store import Store; print(Store().stage('step'))"
+    code = "from caiflow.engine.store.artifacts import Store; print(Store().stage('step'))"
     dead = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
     elsewhere = dead.with_name(dead.name.replace(socket.gethostname(), "elsewhere"))
     elsewhere.mkdir()

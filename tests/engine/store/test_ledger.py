@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger
 
 
 def k(value: object) -> bytes:
@@ -80,7 +80,7 @@ def test_it_behaves_as_a_dict(
 ) -> None:
     home, model = tmp_path_factory.mktemp("ledger"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caiflow.engine.ledger_index._FRESH", fresh)  # a few records, so that sorted runs form and merge
+        patch.setattr("caiflow.engine.store.ledger_index._FRESH", fresh)  # a few records, so that sorted runs form and merge
         ledger = Ledger(home, "n")
         for number, value, operation in operations:
             if operation == "reopen":
@@ -188,7 +188,7 @@ def test_opening_writes_nothing(tmp_path: Path) -> None:
 APPENDER = """
 import hashlib, sys
 from pathlib import Path
-from caiflow.engine.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger
 home, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 ledger = Ledger(home, "n")
 for number in range(count):
@@ -248,7 +248,7 @@ import os, sys
 import numpy
 from pathlib import Path
 from caiflow.engine.errors import StoreError
-from caiflow.engine.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger
 if os.getuid() == 0:
     os.seteuid(65534)
 ledger = Ledger(Path(sys.argv[1]), "n")
@@ -269,7 +269,7 @@ except StoreError as error:
 
 
 def test_an_error_of_a_background_flush_comes_up_at_the_next_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caiflow.engine.ledger._FLUSH_S", 0.01)
+    monkeypatch.setattr("caiflow.engine.store.ledger._FLUSH_S", 0.01)
     ledger = Ledger(tmp_path, "n")
     ledger.append(k(1), {})
     deadline = time.monotonic() + 10

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.file_identity import FileCache, Manifest, folder_manifest
 from caiflow.engine.identity import digest
+from caiflow.engine.store.file_digests import FileCache, Manifest, folder_manifest
 
 ADAPTER = "adapter_config.json"
 META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder

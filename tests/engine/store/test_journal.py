@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.events import DEAD_AFTER_S, Event, Journal, read_events, read_run, true_status
+from caiflow.engine.store.journal import DEAD_AFTER_S, Event, Journal, read_events, read_run, true_status
 
 STEPS = [{"name": "red", "op": "load", "inputs": []}, {"name": "answer", "op": "generate", "inputs": ["red"]}]
 
@@ -70,7 +70,7 @@ def test_cut_last_line_is_left_out(tmp_path: Path) -> None:
 
 def test_killed_driver_is_interrupted_at_once(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys, time\nfrom caiflow.engine.events import Journal\n"
+        "import pathlib, sys, time\nfrom caiflow.engine.store.journal import Journal\n"
         "with Journal(pathlib.Path(sys.argv[1])) as j:\n"
         "    j.emit('run_started', name='cai', steps=[])\n    print('up', flush=True)\n    time.sleep(60)\n"
     )
@@ -91,7 +91,7 @@ def test_silent_driver_on_another_host_is_interrupted() -> None:
 
 
 def test_heartbeat_moves_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caiflow.engine.events.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("caiflow.engine.store.journal.HEARTBEAT_S", 0.05)
     with Journal(tmp_path) as journal:
         journal.emit("run_started", name="cai", steps=[])
         first = json.loads((tmp_path / "run.json").read_text())["heartbeat"]

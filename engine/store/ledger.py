@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.ledger_index import Index
-from caiflow.engine.ledger_segment import Segment, create, frame, payload_of
-from caiflow.engine.store import store_error, storing
+from caiflow.engine.store.artifacts import store_error, storing
+from caiflow.engine.store.ledger_index import Index
+from caiflow.engine.store.ledger_segment import Segment, create, frame, payload_of
 
 _FLUSH_S = 1.0
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.file_identity import FileCache, file_digest, folder_manifest
+from caiflow.engine.store.file_digests import FileCache, file_digest, folder_manifest
 
 
 @pytest.fixture
 def remembers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caiflow.engine.file_identity._RACY_NS", -1)
+    monkeypatch.setattr("caiflow.engine.store.file_digests._RACY_NS", -1)
 
 
 @pytest.mark.usefixtures("remembers_at_once")
@@ -63,7 +63,7 @@ def test_many_processes_share_the_cache(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number}").write_text(str(number))
     code = (
-        "import sys; from pathlib import Path; from caiflow.engine import file_identity as files; files._RACY_NS = -1\n"
+        "import sys; from pathlib import Path; from caiflow.engine.store import file_digests as files; files._RACY_NS = -1\n"
         "cache = files.FileCache(Path(sys.argv[1]) / 'home' / 'files.sqlite')\n"
         "for _ in range(3): print(files.folder_manifest(Path(sys.argv[1]), cache, keep=str.isdigit)['digest'])"
     )

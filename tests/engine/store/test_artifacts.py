@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store import META, Artifact, Store, content_manifest, default_home, write_atomic
+from caiflow.engine.store.artifacts import META, Artifact, Store, content_manifest, default_home, write_atomic
 
 DIGEST = "ab" + "0" * 62
 
@@ -106,7 +106,7 @@ def test_a_work_folder_survives_until_its_artifact_is_sealed(tmp_path: Path) -> 
 def test_a_claim_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> None:
     store = Store(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from caiflow.engine.store import Store\n"
+        "import sys, time; from pathlib import Path; from caiflow.engine.store.artifacts import Store\n"
         f"with Store(Path(sys.argv[1])).claim({DIGEST!r}) as held: print(held, flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

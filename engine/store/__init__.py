@@ -1,0 +1,1 @@
+"""What outlives a run: artifacts, the ledger of paid rows, each run's journal, all under one home. Its door is `artifacts`."""
