@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.rows import arrow_type
+from caiflow.engine.rows.folder import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,7 @@ from caiflow.engine.row_llm import Tally
 
 if TYPE_CHECKING:
     from caiflow.engine.operator import Row
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
     from caiflow.engine.store.ledger import Ledger
 
 ROWS_PER_PROCESS = 20_000

@@ -17,7 +17,7 @@ from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
 from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.suggest import suggest
 

@@ -18,7 +18,7 @@ from caiflow.engine.llm.base import Completion, Message, Sampling
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution import Constitution
-    from caiflow.engine.rows import Rows, RowsWriter
+    from caiflow.engine.rows.folder import Rows, RowsWriter
 
 Row = dict[str, Any]
 Kind = Literal["rows", "model", "metrics"]

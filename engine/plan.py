@@ -167,7 +167,7 @@ def _plan_chain(
 ) -> dict[str, PlannedStep]:
     """Count what the ledger holds for the steps of one chain, whose first step's input is made."""
     from caiflow.engine.counting import count_known
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
     root: Any = chain[0].params
     flow_steps = [resolver.flow_step(step, step.params.input) for step in chain]  # type: ignore[attr-defined]

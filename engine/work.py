@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from caiflow.engine.flow import FlowStep
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.row_llm import Tally
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
 Report = Callable[[dict[str, Any]], None]
 """Takes the fields of a `step_progress` or `sample` event, with its `step`."""
@@ -77,7 +77,7 @@ class TableUnit:
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
-        from caiflow.engine.rows import Rows, RowsWriter
+        from caiflow.engine.rows.folder import Rows, RowsWriter
 
         operator = self.step.operator()
         assert isinstance(operator, TableOperator)
@@ -105,7 +105,7 @@ class TrainUnit:
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
-        from caiflow.engine.rows import Rows
+        from caiflow.engine.rows.folder import Rows
 
         operator = self.step.operator()
         assert isinstance(operator, ModelOperator)
@@ -140,7 +140,7 @@ class MeasureUnit:
 
     async def _run(self, report: Report) -> dict[str, StepResult]:
         from caiflow.engine.llm.client import EngineClient
-        from caiflow.engine.rows import Rows
+        from caiflow.engine.rows.folder import Rows
 
         operator = self.step.operator()
         assert isinstance(operator, MetricsOperator)
@@ -231,7 +231,7 @@ class FlowUnit:
     async def _run(self, report: Report) -> dict[str, StepResult]:
         from caiflow.engine.flow import Flow
         from caiflow.engine.llm.client import EngineClient
-        from caiflow.engine.rows import Rows
+        from caiflow.engine.rows.folder import Rows
         from caiflow.engine.store.ledger import Ledger
 
         source = Rows(self.source)
@@ -246,7 +246,7 @@ class FlowUnit:
         return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.flow_steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:
-        from caiflow.engine.rows import RowsWriter
+        from caiflow.engine.rows.folder import RowsWriter
 
         known = {"": _columns(source)}
         writers = {}
@@ -283,7 +283,7 @@ def progress_fields(tally: Tally) -> dict[str, Any]:
 
 def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str, int]) -> dict[str, Any]:
     """Return what the operator makes of its finished rows, read back in batches."""
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
     if type(operator).metrics is RowOperator.metrics:
         return {}

@@ -14,7 +14,7 @@ from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.tokens import Tokens
 
 Loss = Literal[

@@ -26,7 +26,7 @@ from caiflow.engine.operator import (
 from caiflow.operators.expression import ExpressionError, parse
 
 if TYPE_CHECKING:
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
 ROLES = (
     "Human",

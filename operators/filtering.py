@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from caiflow.engine.operator import ANSWERS, ModelSource, answer_column
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators import rules
 from caiflow.operators.expression import parse
 from caiflow.operators.expression_polars import compiled

@@ -28,7 +28,7 @@ from caiflow.operators.sampling import fraction
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
     from caiflow.operators.formats.source import Source
 
 FormatName = Literal[

@@ -26,7 +26,7 @@ from caiflow.engine.operator import (
 )
 
 if TYPE_CHECKING:
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
 Make = Literal["messages", "preference", "prompts"]
 TAG = "source_step"

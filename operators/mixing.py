@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caiflow.engine.operator import Columns, Job
-from caiflow.engine.rows import RowsWriter, arrow_type
+from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.arrange import Arrange
 from caiflow.operators.conversations import with_answer
 from caiflow.operators.mix import Make, Mix, MixInput

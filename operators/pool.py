@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
 _BATCH = 16_384
 REASONS = ("", "incomplete", "held_out")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.tokens import Tokens
 
 RELIABILITY = "_reliability.json"

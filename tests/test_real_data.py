@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.operator import StepContext
-from caiflow.engine.rows import Rows
+from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.journal import read_run
 from caiflow.operators.load import Load, LoadParams
 from support.kills import start

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.commands.parser import one_of, open_store, print_json
 
 if TYPE_CHECKING:
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
 EXAMPLES = """\
   caiflow show last                                   # the steps and figures of the latest run
@@ -65,7 +65,7 @@ def _show_run(run_dir: Path, args: Namespace) -> None:
 def _show_rows(path: Path, args: Namespace) -> None:
     import json
 
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
     rows = Rows(path).dropped() if args.dropped else Rows(path)
     page, total = _page(rows, args)

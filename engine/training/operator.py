@@ -12,7 +12,7 @@ from caiflow.engine.training.params import TrainingParams
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.tokens import Tokens
 
 P = TypeVar("P", bound=TrainingParams)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
 IGNORED = -100
 """The label of a token that carries no loss."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from caiflow.engine.figures import draw_frontier
 from caiflow.engine.operator import Job, LLMs, Row
-from caiflow.engine.rows import RowsWriter
+from caiflow.engine.rows.folder import RowsWriter
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures

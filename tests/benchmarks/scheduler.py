@@ -25,7 +25,7 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import StepContext
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from caiflow.operators.generate import Generate
 from caiflow.operators.revise import Revise

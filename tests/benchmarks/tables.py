@@ -30,7 +30,7 @@ def make_data(folder: Path, rows: int) -> None:
     import numpy as np
     import polars as pl
 
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
     draw, dice = random.Random(7), np.random.default_rng(7)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
@@ -66,7 +66,7 @@ def ours(data: Path, out: Path) -> int:
     """Filter and mix with the operators; return the rows written."""
     from caiflow.engine.constitution import load_constitution
     from caiflow.engine.operator import Columns, Job, StepContext
-    from caiflow.engine.rows import Rows, RowsWriter
+    from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.operators.filter import Filter, FilterParams
     from caiflow.operators.mix import Mix, MixParams
 

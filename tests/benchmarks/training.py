@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.operator import Job, ModelSource, StepContext
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 
 ROWS = 600
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_train_epochs": 1, "seed": 3}

@@ -9,7 +9,7 @@ from benchmarks.chain import CALLS, Message, Work, first_turn, next_turn
 from caiflow.engine.flow import FlowStep
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, StepContext
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 
 
 class TurnParams(ModelRowParams):

@@ -43,7 +43,7 @@ def streamed(host: EngineHost, work: Work) -> Answers:
     from benchmarks.turns import flow_steps, write_source
     from caiflow.engine.flow import Flow
     from caiflow.engine.llm.client import EngineClient, LocalLink
-    from caiflow.engine.rows import Rows, RowsWriter
+    from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.engine.store.ledger import Ledger
 
     async def run(folder: Path) -> None:

@@ -21,7 +21,7 @@ from caiflow.engine.compare import (
     excerpt,
     rows_diff,
 )
-from caiflow.engine.rows import RowsWriter
+from caiflow.engine.rows.folder import RowsWriter
 from caiflow.engine.store.journal import Journal
 
 Rows = list[dict[str, Any]]

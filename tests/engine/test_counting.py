@@ -10,7 +10,7 @@ from caiflow.engine import counting
 from caiflow.engine.counting import count_known
 from caiflow.engine.flow import FlowStep
 from caiflow.engine.operator import ColumnType, Row, RowLLM, RowOperator, RowParams, StepContext
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 
 

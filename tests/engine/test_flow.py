@@ -16,7 +16,7 @@ from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator, StepContext
 from caiflow.engine.row_llm import Tally
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine, last_words
 

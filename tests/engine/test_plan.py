@@ -99,7 +99,7 @@ def test_what_comes_after_an_untrained_model_is_not_counted(project: Project) ->
 
 @pytest.mark.slow
 def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project) -> None:
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
     drew = [row["uid"] for row in Rows(project.folder / "first" / "steps" / "critique").pylist() if "p07" in row["principle"]]
     before = project.rules.read_text()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.plan import make_plan
-from caiflow.engine.rows import Rows
+from caiflow.engine.rows.folder import Rows
 from caiflow.engine.runner import run
 from caiflow.engine.spec import load_spec
 from caiflow.engine.store.artifacts import Store

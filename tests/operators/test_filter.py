@@ -15,7 +15,7 @@ from caiflow.engine.constitution import Constitution, CritiqueExample
 from caiflow.engine.few_shot import example_id
 from caiflow.engine.llm.load import load_tokenizer
 from caiflow.engine.operator import Columns, ModelSource, Row, StepContext
-from caiflow.engine.rows import Rows
+from caiflow.engine.rows.folder import Rows
 from caiflow.operators.filter import Filter, FilterParams
 from support.tables import ask, rows_of, run_table
 

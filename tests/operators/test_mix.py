@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from caiflow.engine.operator import Columns, Row, StepContext
-from caiflow.engine.rows import Rows
+from caiflow.engine.rows.folder import Rows
 from caiflow.operators import arrange
 from caiflow.operators.mix import Mix, MixParams
 from support.tables import ask, rows_of, run_table

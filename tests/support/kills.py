@@ -132,7 +132,7 @@ def ledger_records(home: Path) -> Iterator[tuple[str, bytes]]:
 
 def rows_by_step(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of every step of a run that has rows."""
-    from caiflow.engine.rows import Rows
+    from caiflow.engine.rows.folder import Rows
 
     steps = {path.name: Rows(path) for path in sorted((run_dir / "steps").iterdir())}
     return {name: rows.pylist() for name, rows in steps.items() if rows.files}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.operator import Job, ModelSource, Row
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.training.scratch import Scratch, random_model, train_tokenizer
 
 SHAPE = Scratch(hidden_size=64, num_hidden_layers=2, max_position_embeddings=512, tokenizer={"vocab_size": 400})

@@ -30,7 +30,7 @@ from caiflow.engine.operator import (
 )
 
 if TYPE_CHECKING:
-    from caiflow.engine.rows import RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
 
 class ReadParams(Params):

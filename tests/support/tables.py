@@ -9,7 +9,7 @@ from typing import Any
 
 from caiflow.engine.llm.base import Message
 from caiflow.engine.operator import Columns, Job, ModelSource, Row, TableOperator
-from caiflow.engine.rows import Rows, RowsWriter
+from caiflow.engine.rows.folder import Rows, RowsWriter
 
 
 def rows_of(folder: Path, rows: Sequence[Row]) -> Rows:

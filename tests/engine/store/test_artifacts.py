@@ -176,7 +176,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_no_artifact_and_says_what_to_do(small_disk: Path) -> None:
-    from caiflow.engine.rows import Rows, RowsWriter
+    from caiflow.engine.rows.folder import Rows, RowsWriter
 
     store = Store(small_disk)
     noise = [{"text": os.urandom(400).hex()} for _ in range(4000)]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.operator import ColumnType
-from caiflow.engine.rows import DROPPED, Rows, RowsWriter, arrow_type, column_type
+from caiflow.engine.rows.folder import DROPPED, Rows, RowsWriter, arrow_type, column_type
 from caiflow.engine.store.artifacts import content_manifest
 
 TYPES: dict[str, ColumnType] = {
@@ -269,7 +269,7 @@ def test_memory_stays_bounded_while_a_large_table_streams(tmp_path: Path) -> Non
 import resource, sys
 from pathlib import Path
 import pyarrow as pa
-from caiflow.engine.rows import RowsWriter
+from caiflow.engine.rows.folder import RowsWriter
 block = pa.table({"text": [f"{i} " + "abcdefgh" * 125 for i in range(8192)]})
 with RowsWriter(Path(sys.argv[1])) as writer:
     writer.write(block)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.operator import ColumnType
-from caiflow.engine.row_types import conform, declared, settled, value_bytes, widen
+from caiflow.engine.rows.types import conform, declared, settled, value_bytes, widen
 from caiflow.engine.store.artifacts import storing
 
 if TYPE_CHECKING:

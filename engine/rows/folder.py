@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from caiflow.engine.operator import ColumnType, Row
-from caiflow.engine.row_parts import BLOCK_ROWS, GROUP_ROWS, Parts
-from caiflow.engine.row_types import arrow_type, column_type, from_rows
+from caiflow.engine.rows.parts import BLOCK_ROWS, GROUP_ROWS, Parts
+from caiflow.engine.rows.types import arrow_type, column_type, from_rows
 
 if TYPE_CHECKING:
     import polars as pl

@@ -1,0 +1,1 @@
+"""Rows on disk: their columns, types and parts. Its door is `folder`."""
