@@ -190,7 +190,7 @@ class _Constitutions:
     def load(self, raw: Any, path: Path_) -> Any:
         """Return the constitution, or None where it is wrong."""
         if path not in self.loaded:
-            from caiflow.engine.constitution import load_constitution
+            from caiflow.engine.constitution.load import load_constitution
 
             self.loaded[path] = None
             at = self.checked.tree.nearest(path).at

@@ -112,7 +112,7 @@ def _local(spec: Spec, place: Place, value: Any) -> Path | None:
     if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
         return None
     if "constitution" in place:
-        from caiflow.engine.constitution import source_path
+        from caiflow.engine.constitution.load import source_path
 
         return source_path(value, spec.base_dir)
     if place[0] == "models":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from caiflow.engine.few_shot import FewShot
+from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.engine.probability import bounded, normalise
@@ -26,7 +26,7 @@ from caiflow.engine.prompts import (
 )
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution, JudgeExample
+    from caiflow.engine.constitution.load import Constitution, JudgeExample
 
 MOST_OPTIONS = 9
 """A list of options shown at once has (A) to (I) at the most."""

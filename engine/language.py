@@ -178,7 +178,7 @@ class Spec:
         value = self.constitution if step.constitution is None else step.constitution
         if value is None:
             return StepContext(self.seed, self.base_dir)
-        from caiflow.engine.constitution import load_constitution
+        from caiflow.engine.constitution.load import load_constitution
 
         return StepContext(self.seed, self.base_dir, load_constitution(value, self.base_dir))
 

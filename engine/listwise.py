@@ -13,7 +13,7 @@ from caiflow.engine.judging import MOST_OPTIONS, Instruction, OptionsJudge, Repl
 from caiflow.engine.operator import RowLLM, together
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import JudgeExample
+    from caiflow.engine.constitution.load import JudgeExample
 
 
 class ListVote(NamedTuple):

@@ -23,7 +23,7 @@ from caiflow.engine.store.artifacts import write_atomic
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.language import Step
     from caiflow.engine.resolver import Resolver
 

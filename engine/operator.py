@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from caiflow.engine.llm.base import Completion, Message, Sampling
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.rows.folder import Rows, RowsWriter
 
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from caiflow.engine.judging import Instruction, OptionsJudge
 from caiflow.engine.operator import RowLLM, together
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import JudgeExample
+    from caiflow.engine.constitution.load import JudgeExample
 
 
 class Vote(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.llm.base import Message
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import CritiqueExample, JudgeExample, Principle
+    from caiflow.engine.constitution.load import CritiqueExample, JudgeExample, Principle
 
 Prompt = str | Iterable[Message]
 """A conversation, or a plain text that is one user turn."""

@@ -16,7 +16,7 @@ from caiflow.engine.operator import ModelSource, Operator, RowOperator, RowParam
 from caiflow.engine.registry import operator as operator_type
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow import FlowStep
     from caiflow.engine.language import Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
@@ -60,7 +60,7 @@ class Resolver:
         if value is not None:
             kept_as = repr(value)
             if kept_as not in self._constitutions:
-                from caiflow.engine.constitution import load_constitution
+                from caiflow.engine.constitution.load import load_constitution
 
                 self._constitutions[kept_as] = load_constitution(value, self.spec.base_dir)
             constitution = self._constitutions[kept_as]

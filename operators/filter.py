@@ -249,7 +249,7 @@ class Filter(TableOperator[FilterParams]):
 
     def _examples(self) -> Mapping[str, Sequence[str]]:
         """Return the words of every few-shot example, by the name a row remembers it by."""
-        from caiflow.engine.few_shot import example_id
+        from caiflow.engine.constitution.few_shot import example_id
 
         return {
             example_id(example): [

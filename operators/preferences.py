@@ -30,7 +30,7 @@ from caiflow.operators.verdicts import (
 )
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.constitution.load import Constitution
     from caiflow.operators.judge import JudgeParams
 
 _ROUNDING = 1e-9

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from caiflow.engine.few_shot import FewShot
+from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.operator import Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_answer, revise_messages, revisions_so_far
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import CritiqueExample, Principle
+    from caiflow.engine.constitution.load import CritiqueExample, Principle
 
 _PREAMBLE = (
     r"(?i)^\s*(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[:!.]\s*)?"

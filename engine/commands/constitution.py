@@ -12,7 +12,7 @@ from caiflow.engine.commands.parser import print_json
 from caiflow.engine.errors import Problem, SpecError
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import Constitution
+    from caiflow.engine.constitution.load import Constitution
 
 EXAMPLES = """\
   caiflow constitution show                      # the bundled ones
@@ -35,7 +35,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Carry out the action."""
-    from caiflow.engine.constitution import bundled, load_constitution
+    from caiflow.engine.constitution.load import bundled, load_constitution
 
     if not args.source:
         if args.action != "show":
@@ -48,7 +48,7 @@ def execute(args: Namespace) -> int:
     parts = [_load(name) for name in args.source]
     constitution = parts[0] if len(parts) == 1 else load_constitution(args.source, Path())
     if args.action == "convert":
-        from caiflow.engine.constitution import dump
+        from caiflow.engine.constitution.load import dump
 
         print(dump(constitution), end="")
         return 0
@@ -57,7 +57,7 @@ def execute(args: Namespace) -> int:
 
 def _load(name: str) -> Constitution:
     """Return a constitution; problems begin with the name as it was given."""
-    from caiflow.engine.constitution import load_constitution
+    from caiflow.engine.constitution.load import load_constitution
 
     try:
         return load_constitution(name, Path())
@@ -67,7 +67,7 @@ def _load(name: str) -> Constitution:
 
 def _check(names: Sequence[str]) -> int:
     """Check each on its own, since alternatives may well have equal ids; raise what is wrong with any after the last."""
-    from caiflow.engine.constitution import findings
+    from caiflow.engine.constitution.load import findings
 
     problems: list[Problem] = []
     for name in names:

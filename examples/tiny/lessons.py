@@ -18,7 +18,14 @@ from random import Random
 from typing import Any
 
 from caiflow.engine import prompts
-from caiflow.engine.constitution import Constitution, CritiqueExample, JudgeExample, Principle, load_constitution, rule_texts
+from caiflow.engine.constitution.load import (
+    Constitution,
+    CritiqueExample,
+    JudgeExample,
+    Principle,
+    load_constitution,
+    rule_texts,
+)
 from caiflow.engine.llm.base import Message
 from caiflow.examples.tiny.world import (
     HERE,

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from caiflow.engine.constitution import load_constitution
+from caiflow.engine.constitution.load import load_constitution
 
 HERE = Path(__file__).parent
 SEED = 17

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.constitution import load_constitution
+from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.counting import count_known
 from caiflow.engine.flow import Flow, FlowStep
 from caiflow.engine.llm.base import Answer, Completion, Request

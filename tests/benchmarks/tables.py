@@ -64,7 +64,7 @@ def make_data(folder: Path, rows: int) -> None:
 
 def ours(data: Path, out: Path) -> int:
     """Filter and mix with the operators; return the rows written."""
-    from caiflow.engine.constitution import load_constitution
+    from caiflow.engine.constitution.load import load_constitution
     from caiflow.engine.operator import Columns, Job, StepContext
     from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.operators.filter import Filter, FilterParams
@@ -161,7 +161,7 @@ def _figure(name: str, key: str, runs: dict[str, list[dict[str, float]]], unit: 
 
 
 def _examples() -> dict[str, list[str]]:
-    from caiflow.engine.constitution import load_constitution
+    from caiflow.engine.constitution.load import load_constitution
 
     law = load_constitution("harmless", Path())
     return {

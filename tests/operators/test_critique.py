@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from caiflow.engine.constitution import Constitution, load_constitution
-from caiflow.engine.few_shot import example_id
+from caiflow.engine.constitution.few_shot import example_id
+from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.prompts import critique_messages, user
 from caiflow.operators.critique import Critique, CritiqueParams

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caiflow.engine.constitution import Constitution, CritiqueExample
-from caiflow.engine.few_shot import example_id
+from caiflow.engine.constitution.few_shot import example_id
+from caiflow.engine.constitution.load import Constitution, CritiqueExample
 from caiflow.engine.llm.load import load_tokenizer
 from caiflow.engine.operator import Columns, ModelSource, Row, StepContext
 from caiflow.engine.rows.folder import Rows

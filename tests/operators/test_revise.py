@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.constitution import Constitution, load_constitution
+from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.prompts import critique_messages, revise_messages, user
 from caiflow.operators.critique import Critique, CritiqueParams

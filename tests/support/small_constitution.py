@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caiflow.engine.constitution import Constitution, load_constitution
+from caiflow.engine.constitution.load import Constitution, load_constitution
 
 PRINCIPLES: list[dict[str, Any]] = [
     {"id": name, "critique": f"Criticise by {name}.", "revision": f"Rewrite by {name}.", "judge": f"Which is better by {name}?"}

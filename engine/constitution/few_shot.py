@@ -11,7 +11,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution import CritiqueExample, JudgeExample
+    from caiflow.engine.constitution.load import CritiqueExample, JudgeExample
 
 E = TypeVar("E", "CritiqueExample", "JudgeExample")
 

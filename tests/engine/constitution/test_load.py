@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.constitution import (
+from caiflow.engine.constitution.load import (
     STAGES,
     Constitution,
     Principle,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.constitution import Constitution, load_constitution, merge
+from caiflow.engine.constitution.load import Constitution, load_constitution, merge
 from caiflow.engine.errors import SpecError
 
 REQUESTS = {

@@ -10,9 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.llm.base import Message
-from caiflow.engine.principles import (
+from caiflow.engine.constitution.principles import (
     STAGES,
     Constitution,
     CritiqueExample,
@@ -23,6 +21,8 @@ from caiflow.engine.principles import (
     known,
     same_id,
 )
+from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.llm.base import Message
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Location, Node
 

@@ -34,10 +34,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.constitution_file import dump, parse, parse_principle, rule_texts
-from caiflow.engine.constitution_formats import FormatError, read_data
-from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.principles import (
+from caiflow.engine.constitution.foreign_formats import FormatError, read_data
+from caiflow.engine.constitution.own_format import dump, parse, parse_principle, rule_texts
+from caiflow.engine.constitution.principles import (
     STAGES,
     Constitution,
     CritiqueExample,
@@ -49,6 +48,7 @@ from caiflow.engine.principles import (
     merge,
     same_id,
 )
+from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.suggest import nearest
 
 __all__ = [
@@ -68,7 +68,7 @@ __all__ = [
 ]
 MAX_BYTES = 8_000_000
 """Largest constitution file that is read, in bytes."""
-_BUNDLED = Path(__file__).parent.parent / "constitutions"
+_BUNDLED = Path(__file__).parents[2] / "constitutions"
 
 
 def load_constitution(value: str | Sequence[Any] | Mapping[str, Any], base_dir: Path = Path()) -> Constitution:

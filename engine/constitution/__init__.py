@@ -1,0 +1,1 @@
+"""Principles and few-shot examples, from caiflow's own format or from others'. Its door is `load`."""
