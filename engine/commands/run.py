@@ -47,7 +47,7 @@ def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
     from caiflow.engine import runner
-    from caiflow.engine.progress import display
+    from caiflow.engine.display.progress import display
 
     with display(as_json=args.json) as listener:
         result = runner.run(
@@ -88,9 +88,9 @@ def print_end(run_dir: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from caiflow.engine.board import duration
+    from caiflow.engine.display.board import duration
+    from caiflow.engine.display.report import figures, steps_table
     from caiflow.engine.history import evaluations
-    from caiflow.engine.report import figures, steps_table
     from caiflow.engine.store.journal import read_run
 
     console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)

@@ -106,7 +106,7 @@ def _show_metrics(path: Path, args: Namespace) -> None:
         return
     from rich.console import Console
 
-    from caiflow.engine.report import figures
+    from caiflow.engine.display.report import figures
 
     for table in figures(metrics, args.step):
         Console().print(table)
@@ -122,7 +122,7 @@ def _show_model(path: Path, args: Namespace) -> None:
     from rich.console import Console
 
     from caiflow.engine.commands.tables import uncut
-    from caiflow.engine.report import card_table
+    from caiflow.engine.display.report import card_table
 
     console = Console()
     console.print(uncut(card_table(card)))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from caiflow.engine.board import clean, duration
-from caiflow.engine.lanes import lanes
-from caiflow.engine.progress import LOOKS
-from caiflow.engine.report import number, plain_table
+from caiflow.engine.display.board import clean, duration
+from caiflow.engine.display.progress import LOOKS
+from caiflow.engine.display.report import number, plain_table
+from caiflow.engine.display.step_graph import lanes
 
 if TYPE_CHECKING:
     from caiflow.engine.compare import Change, RowsDiff, RunsDiff

@@ -58,7 +58,7 @@ def _show(step: PlannedStep) -> None:
     from caiflow.engine.changes import changes
     from caiflow.engine.commands.tables import changes_table, short
     from caiflow.engine.compare import Change
-    from caiflow.engine.report import plain_table
+    from caiflow.engine.display.report import plain_table
 
     console = Console()
     console.print(f"{step.name}: {step.state}; {step.reason}", markup=False, highlight=False)

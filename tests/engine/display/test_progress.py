@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from caiflow.engine.board import Board, StepState, clean, duration
-from caiflow.engine.lanes import lanes
-from caiflow.engine.progress import JsonLines, LiveGraph, PlainLines, draw
+from caiflow.engine.display.board import Board, StepState, clean, duration
+from caiflow.engine.display.progress import JsonLines, LiveGraph, PlainLines, draw
+from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import Event
 
 STARTED: Event = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from caiflow.engine import report
+from caiflow.engine.display import report
 
 
 def text(*things: RenderableType, width: int = 140) -> str:

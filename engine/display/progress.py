@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from caiflow.engine.board import Board, StepState, amount_text, clean, duration, notes_text, time_text
-from caiflow.engine.lanes import lanes
+from caiflow.engine.display.board import Board, StepState, amount_text, clean, duration, notes_text, time_text
+from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import Event, Listener
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from caiflow.engine.board import clean, duration
-from caiflow.engine.lanes import lanes
-from caiflow.engine.progress import LOOKS
+from caiflow.engine.display.board import clean, duration
+from caiflow.engine.display.progress import LOOKS
+from caiflow.engine.display.step_graph import lanes
 
 HEADLINES = {
     "train_loss": "mean loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy",
