@@ -18,9 +18,9 @@ from caiflow.engine.machine import cores
 from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow import FlowStep
+    from caiflow.engine.flow.row_llm import Tally
+    from caiflow.engine.flow.stream import FlowStep
     from caiflow.engine.language import Spec, Step
-    from caiflow.engine.row_llm import Tally
     from caiflow.engine.store.artifacts import Artifact, Store
     from caiflow.engine.store.ledger import Ledger
 
@@ -166,7 +166,7 @@ def _plan_chain(
     resolver: Resolver, chain: Sequence[Step], ledgers: _Ledgers, previous: Mapping[str, Components]
 ) -> dict[str, PlannedStep]:
     """Count what the ledger holds for the steps of one chain, whose first step's input is made."""
-    from caiflow.engine.counting import count_known
+    from caiflow.engine.flow.counting import count_known
     from caiflow.engine.rows.folder import Rows
 
     root: Any = chain[0].params

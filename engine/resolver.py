@@ -17,7 +17,7 @@ from caiflow.engine.registry import operator as operator_type
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
-    from caiflow.engine.flow import FlowStep
+    from caiflow.engine.flow.stream import FlowStep
     from caiflow.engine.language import Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
 
@@ -136,7 +136,7 @@ class Resolver:
 
     def flow_step(self, step: Step, source: str) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
-        from caiflow.engine.flow import FlowStep
+        from caiflow.engine.flow.stream import FlowStep
 
         own = self.row_components(step)
         operator = self.operator(step)

@@ -31,9 +31,9 @@ from caiflow.engine.operator import (
 from caiflow.engine.registry import operator as operator_type
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow import FlowStep
+    from caiflow.engine.flow.row_llm import Tally
+    from caiflow.engine.flow.stream import FlowStep
     from caiflow.engine.llm.client import EngineClient, Link
-    from caiflow.engine.row_llm import Tally
     from caiflow.engine.rows.folder import RowsWriter
 
 Report = Callable[[dict[str, Any]], None]
@@ -168,7 +168,7 @@ class LedgeredLLMs(LLMs):
         ledger_dir: Path,
         report: Report,
     ) -> None:
-        from caiflow.engine.row_llm import Tally
+        from caiflow.engine.flow.row_llm import Tally
         from caiflow.engine.store.ledger import Ledger
 
         self._step = step
@@ -180,7 +180,7 @@ class LedgeredLLMs(LLMs):
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
-        from caiflow.engine.row_llm import LedgeredLLM
+        from caiflow.engine.flow.row_llm import LedgeredLLM
 
         client = self._clients[model]
         slots = asyncio.Semaphore(2 * client.capacity)
@@ -229,7 +229,7 @@ class FlowUnit:
         return asyncio.run(self._run(report))
 
     async def _run(self, report: Report) -> dict[str, StepResult]:
-        from caiflow.engine.flow import Flow
+        from caiflow.engine.flow.stream import Flow
         from caiflow.engine.llm.client import EngineClient
         from caiflow.engine.rows.folder import Rows
         from caiflow.engine.store.ledger import Ledger

@@ -41,7 +41,7 @@ def staged(llm: Any, work: Work) -> list[list[str]]:
 def streamed(host: EngineHost, work: Work) -> Answers:
     """Run as caiflow does: rows through three steps, with ledger and artifacts, on the engine's host."""
     from benchmarks.turns import flow_steps, write_source
-    from caiflow.engine.flow import Flow
+    from caiflow.engine.flow.stream import Flow
     from caiflow.engine.llm.client import EngineClient, LocalLink
     from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.engine.store.ledger import Ledger

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.counting import count_known
 from caiflow.engine.errors import EngineError
-from caiflow.engine.flow import Flow, FlowStep
+from caiflow.engine.flow.counting import count_known
+from caiflow.engine.flow.row_llm import Tally
+from caiflow.engine.flow.stream import Flow, FlowStep
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator, StepContext
-from caiflow.engine.row_llm import Tally
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine, last_words

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from caiflow.engine.flow import BATCH_ROWS, FlowStep, replay, spread
+from caiflow.engine.flow.row_llm import Tally
+from caiflow.engine.flow.stream import BATCH_ROWS, FlowStep, replay, spread
 from caiflow.engine.machine import cores
-from caiflow.engine.row_llm import Tally
 
 if TYPE_CHECKING:
     from caiflow.engine.operator import Row

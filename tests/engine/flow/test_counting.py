@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine import counting
-from caiflow.engine.counting import count_known
-from caiflow.engine.flow import FlowStep
+from caiflow.engine.flow import counting
+from caiflow.engine.flow.counting import count_known
+from caiflow.engine.flow.stream import FlowStep
 from caiflow.engine.operator import ColumnType, Row, RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.batches import Changed, rows_to_batch
 from caiflow.engine.errors import EngineError
+from caiflow.engine.flow.batches import Changed, rows_to_batch
+from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
-from caiflow.engine.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.suggest import suggest

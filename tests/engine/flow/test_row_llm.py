@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.flow.row_llm import LedgeredLLM, Tally, call_key
 from caiflow.engine.llm.base import Answer, Completion, Message, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.row_llm import LedgeredLLM, Tally, call_key
 from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine
 
