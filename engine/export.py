@@ -18,7 +18,7 @@ from caiflow.engine.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
-    from caiflow.engine.language import Spec
+    from caiflow.engine.spec.grammar import Spec
     from caiflow.engine.store.artifacts import Store
 
 LIMIT_BYTES = 200_000_000
@@ -54,7 +54,7 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
         SpecError: a file that the spec names is gone.
     """
     from caiflow.engine.resolver import Resolver
-    from caiflow.engine.spec import load_spec
+    from caiflow.engine.spec.load import load_spec
 
     if target.exists() and any(target.iterdir()):
         raise CaiflowError(f"{target}: not empty; name a new folder")

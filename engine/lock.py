@@ -24,8 +24,8 @@ from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
-    from caiflow.engine.language import Step
     from caiflow.engine.resolver import Resolver
+    from caiflow.engine.spec.grammar import Step
 
 LOCK = "caiflow.lock"
 Lock = dict[str, Any]

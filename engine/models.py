@@ -17,7 +17,7 @@ from caiflow.engine.operator import ModelSource
 from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:
-    from caiflow.engine.language import ModelEntry
+    from caiflow.engine.spec.grammar import ModelEntry
     from caiflow.engine.store.artifacts import Artifact
 
 BUNDLED = {"tiny": ("examples", "tiny", "model")}

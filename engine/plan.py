@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.changes import changes, describe
-from caiflow.engine.graph import chosen
 from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
 from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
+from caiflow.engine.spec.graph import chosen
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.row_llm import Tally
     from caiflow.engine.flow.stream import FlowStep
-    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.spec.grammar import Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
     from caiflow.engine.store.ledger import Ledger
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.graph import ancestors, topological, upstream_of
 from caiflow.engine.identity import digest, identity_params
 from caiflow.engine.models import resolve_model, trained_model
 from caiflow.engine.operator import ModelSource, Operator, RowOperator, RowParams, StepContext
 from caiflow.engine.registry import operator as operator_type
+from caiflow.engine.spec.graph import ancestors, topological, upstream_of
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow.stream import FlowStep
-    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.spec.grammar import Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
 
 KEY_FORMAT = 1

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.export import portable
-from caiflow.engine.graph import chosen
 from caiflow.engine.identity import digest
 from caiflow.engine.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.resolver import COMPONENTS, TEXTS, Components, Resolver
+from caiflow.engine.spec.graph import chosen
 from caiflow.engine.store.artifacts import Artifact, Store, write_atomic
 from caiflow.engine.store.journal import Event, Journal
 
 if TYPE_CHECKING:
     from caiflow.engine.cluster import Cluster, Finished
-    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.spec.grammar import Spec, Step
     from caiflow.engine.work import StepResult, StepWork, Unit
 
 POLL_S = 0.25

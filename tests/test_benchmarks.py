@@ -13,7 +13,7 @@ from benchmarks.contenders import LOADERS
 from benchmarks.streaming import Seat, rate, spread
 from benchmarks.whole import write_spec
 
-from caiflow.engine.spec import load_spec
+from caiflow.engine.spec.load import load_spec
 
 
 @pytest.fixture(scope="module")

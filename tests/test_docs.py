@@ -10,7 +10,7 @@ from typing import Any
 
 from caiflow.engine.llm.base import Completion
 from caiflow.engine.operator import RowLLM, RowOperator, StepContext
-from caiflow.engine.spec import load_spec
+from caiflow.engine.spec.load import load_spec
 
 ROOT = Path(__file__).parents[1]
 

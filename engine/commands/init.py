@@ -27,7 +27,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Copy the recipe; refuses to overwrite."""
-    from caiflow.engine import schema
+    from caiflow.engine.spec import schema
 
     known = recipes()
     recipe = known[one_of(args.recipe, known, "bundled recipes")]

@@ -23,7 +23,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """List operators, or describe one."""
-    from caiflow.engine import registry, schema
+    from caiflow.engine import registry
+    from caiflow.engine.spec import schema
 
     if args.op is not None:
         found = schema.describe(one_of(args.op, registry.names(), "operators"))

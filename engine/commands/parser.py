@@ -14,7 +14,7 @@ from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
-    from caiflow.engine.spec import Spec
+    from caiflow.engine.spec.load import Spec
     from caiflow.engine.store.artifacts import Store
 
 
@@ -88,7 +88,7 @@ def read_spec(args: argparse.Namespace) -> Spec:
     Raises:
         SpecError: all problems found.
     """
-    from caiflow.engine.spec import load_spec
+    from caiflow.engine.spec.load import load_spec
 
     spec = load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample)
     gc.enable()  # off since the start, see cli.main; work on a spec may be long

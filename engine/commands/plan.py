@@ -33,7 +33,7 @@ def execute(args: Namespace) -> int:
     from rich.console import Console
 
     from caiflow.engine.commands.tables import plan_notes, plan_table
-    from caiflow.engine.graph import edges
+    from caiflow.engine.spec.graph import edges
 
     console = Console()
     edges_of = edges(spec)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 
 if TYPE_CHECKING:
-    from caiflow.engine.spec import Spec
+    from caiflow.engine.spec.load import Spec
 
 EXAMPLES = """\
   caiflow run cai.yaml                              # what was done before isn't done again

@@ -19,7 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Print the schema."""
-    from caiflow.engine.schema import spec_schema
+    from caiflow.engine.spec.schema import spec_schema
 
     print_json(spec_schema())
     return 0

@@ -36,7 +36,7 @@ def execute(args: Namespace) -> int:
 
 def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
     """Return what to say of a spec without a problem, and its problems."""
-    from caiflow.engine.spec import load_spec
+    from caiflow.engine.spec.load import load_spec
 
     try:
         spec = load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample)

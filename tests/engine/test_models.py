@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.language import ModelEntry
 from caiflow.engine.models import resolve_model
+from caiflow.engine.spec.grammar import ModelEntry
 
 URL = "http://127.0.0.1:8000/v1"
 

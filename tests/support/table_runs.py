@@ -9,7 +9,7 @@ from caiflow.engine.lock import make_lock, write_lock
 from caiflow.engine.operator import Job, TableOperator
 from caiflow.engine.resolver import Resolver
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.engine.spec import load_spec
+from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 
 SPEC = """\

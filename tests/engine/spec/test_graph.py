@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.graph import cycles, order, reach
+from caiflow.engine.spec.graph import cycles, order, reach
 
 _NAMES = st.sampled_from("abcdefg")
 _EDGES = st.dictionaries(_NAMES, st.lists(_NAMES, max_size=3, unique=True).map(tuple), min_size=1)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from caiflow.engine import graph
-from caiflow.engine.language import Step
-from caiflow.engine.overlay import Problems, assign, split_path
+from caiflow.engine.spec import graph
+from caiflow.engine.spec.grammar import Step
+from caiflow.engine.spec.layers import Problems, assign, split_path
 from caiflow.engine.suggest import nearest, suggest
 from caiflow.engine.yaml.tree import Node, Path_
 

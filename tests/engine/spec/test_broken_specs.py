@@ -14,7 +14,7 @@ import pytest
 
 from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.spec import check_spec, load_spec
+from caiflow.engine.spec.load import check_spec, load_spec
 from support import small_operators
 
 DATA = "steps:\n  data: {op: read, source: data.jsonl}\n"

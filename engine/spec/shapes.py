@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from caiflow.engine import registry
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.language import ModelEntry, SpecFile, Step
-from caiflow.engine.overlay import Problems
+from caiflow.engine.spec.grammar import ModelEntry, SpecFile, Step
+from caiflow.engine.spec.layers import Problems
 from caiflow.engine.yaml.tree import Node, Path_
 
 STEP_KEYS = ("op", "constitution")
@@ -121,16 +121,16 @@ def _converted(given: Any, taken: Any) -> bool:
 
 def _explain(tree: Node, doubts: list[tuple[Path_, ValidationError | None]], problems: Problems) -> set[Path_]:
     """Add what is wrong to `problems`; return the models and steps that are."""
-    from caiflow.engine import explain
+    from caiflow.engine.spec import messages
 
     wrong: set[Path_] = set()
     try:
-        for path in explain.schema_problems(tree, problems):
+        for path in messages.schema_problems(tree, problems):
             wrong.add(path[:2])
     except CaiflowError as error:
         problems.at(tree.at, "", str(error))
     for path, refusal in doubts:
         if refusal is not None and not any(known[: len(path)] == path for known in wrong):
-            explain.model_problems(tree, path, refusal, problems)
+            messages.model_problems(tree, path, refusal, problems)
             wrong.add(path)
     return wrong

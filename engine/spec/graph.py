@@ -13,7 +13,7 @@ from caiflow.engine.errors import SpecError
 from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
-    from caiflow.engine.language import Spec, Step
+    from caiflow.engine.spec.grammar import Spec, Step
 
 Edges = Mapping[str, tuple[str, ...]]
 

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caiflow.engine import graph
-from caiflow.engine.checked import Checked
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.field_marks import Mark
 from caiflow.engine.operator import Columns, Operator, Reference
+from caiflow.engine.spec import graph
+from caiflow.engine.spec.findings import Checked
 from caiflow.engine.suggest import suggest
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from caiflow.engine import graph, registry
+from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
-from caiflow.engine.spec import Spec, check_spec, load_spec
+from caiflow.engine.spec import graph
+from caiflow.engine.spec.load import Spec, check_spec, load_spec
 from support import small_operators
 
 SPEC = """\
@@ -239,7 +240,7 @@ def test_loading_a_spec_imports_nothing_heavy() -> None:
         "  g: {op: generate, input: d, model: m}\n  c: {op: critique, input: g, model: m}\n"
     )
     code = (
-        "import sys; from caiflow.engine.spec import load_spec; load_spec('plain.yaml')\n"
+        "import sys; from caiflow.engine.spec.load import load_spec; load_spec('plain.yaml')\n"
         "heavy = {'numpy', 'pyarrow', 'polars', 'torch', 'ray', 'transformers', 'datasets', 'jsonschema'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -10,13 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from caiflow.engine import check, matrix, registry
-from caiflow.engine.checked import Checked
+from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.field_marks import marks
-from caiflow.engine.language import ModelEntry, Spec, Step
-from caiflow.engine.overlay import Problems, assign, read_layers
-from caiflow.engine.structure import parse, parse_model, parse_step
+from caiflow.engine.spec import checks, matrix
+from caiflow.engine.spec.findings import Checked
+from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
+from caiflow.engine.spec.layers import Problems, assign, read_layers
+from caiflow.engine.spec.shapes import parse, parse_model, parse_step
 from caiflow.engine.yaml.tree import Location, Node, Path_
 
 __all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
@@ -48,7 +49,7 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
         steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    check.check(Checked(tree, base_dir, number, models, steps, problems))
+    checks.check(Checked(tree, base_dir, number, models, steps, problems))
     if problems:
         raise SpecError(_in_order(problems))
     assert parsed.head is not None

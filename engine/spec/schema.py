@@ -1,7 +1,7 @@
 """The JSON Schema of the spec language (draft 2020-12), made from the operators' parameter models.
 
 Owns `schema.json`, which ships with caiflow so that editors and the validator needn't import every operator; `python -m
-caiflow.engine.schema` writes it anew. Each field's description is the docstring under it; the marks `x-ref`, `x-path`,
+caiflow.engine.spec.schema` writes it anew. Each field's description is the docstring under it; the marks `x-ref`, `x-path`,
 `x-column`, `x-expression` and `x-speed` stay in. Never validates anything itself.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from caiflow.engine import registry
-from caiflow.engine.language import SpecFile
+from caiflow.engine.spec.grammar import SpecFile
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from caiflow.engine.operator import Operator
 
 Schema = dict[str, Any]
-SHIPPED = Path(__file__).with_name("schema.json")
+SHIPPED = Path(__file__).parents[1] / "schema.json"
 _CONSTITUTION: Schema = {"type": ["string", "array", "object"]}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

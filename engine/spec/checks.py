@@ -10,14 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine import graph
-from caiflow.engine.checked import Checked
-from caiflow.engine.columns import check_columns
 from caiflow.engine.errors import CaiflowError, SpecError
 from caiflow.engine.field_marks import Mark, marks
-from caiflow.engine.language import Step
 from caiflow.engine.operator import Operator, StepContext
-from caiflow.engine.overlay import split_path
+from caiflow.engine.spec import graph
+from caiflow.engine.spec.column_flow import check_columns
+from caiflow.engine.spec.findings import Checked
+from caiflow.engine.spec.grammar import Step
+from caiflow.engine.spec.layers import split_path
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
 

@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 
 import caiflow.examples.tiny
 import caiflow.specs
-from caiflow.engine import registry, schema
+from caiflow.engine import registry
+from caiflow.engine.spec import schema
 from support import small_operators
 
 RECIPES = sorted(
@@ -22,7 +23,7 @@ RECIPES = sorted(
 
 def test_the_shipped_schema_is_fresh() -> None:
     fresh = schema.text(schema.generate(tuple(registry.BUILT_IN)))
-    assert schema.SHIPPED.read_text(encoding="utf-8") == fresh, "run python -m caiflow.engine.schema"
+    assert schema.SHIPPED.read_text(encoding="utf-8") == fresh, "run python -m caiflow.engine.spec.schema"
 
 
 def test_it_is_a_valid_schema_of_its_draft() -> None:

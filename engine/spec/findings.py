@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.field_marks import Mark, marks_as_written
-from caiflow.engine.language import ModelEntry, Step
 from caiflow.engine.operator import Operator
-from caiflow.engine.overlay import Problems
+from caiflow.engine.spec.grammar import ModelEntry, Step
+from caiflow.engine.spec.layers import Problems
 from caiflow.engine.yaml.tree import Node, Path_
 
 

@@ -13,8 +13,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
-from caiflow.engine import registry, schema
-from caiflow.engine.overlay import Problems
+from caiflow.engine import registry
+from caiflow.engine.spec import schema
+from caiflow.engine.spec.layers import Problems
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Node, Path_
 
