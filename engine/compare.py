@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from caiflow.engine.changes import changes as component_changes
 from caiflow.engine.display.board import clean
 from caiflow.engine.history import output_kind, read_metrics
-from caiflow.engine.resolver import COMPONENTS, TEXTS
+from caiflow.engine.plan.changes import changes as component_changes
+from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.store.journal import read_run
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.field_marks import marks
-from caiflow.engine.lock import LOCK, Drift, compare_locks, make_lock, read_lock
+from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
         CaiflowError: the target isn't empty, or the run has no lock.
         SpecError: a file that the spec names is gone.
     """
-    from caiflow.engine.resolver import Resolver
+    from caiflow.engine.plan.components import Resolver
     from caiflow.engine.spec.load import load_spec
 
     if target.exists() and any(target.iterdir()):
@@ -116,7 +116,7 @@ def _local(spec: Spec, place: Place, value: Any) -> Path | None:
 
         return source_path(value, spec.base_dir)
     if place[0] == "models":
-        from caiflow.engine.models import BUNDLED
+        from caiflow.engine.plan.model_identity import BUNDLED
 
         if value in BUNDLED:
             return None

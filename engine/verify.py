@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caiflow.engine.errors import CaiflowError, StoreError
-from caiflow.engine.lock import LOCK, read_lock
+from caiflow.engine.plan.lock import LOCK, read_lock
 from caiflow.engine.store.artifacts import Artifact, content_manifest, read_artifact
 
 

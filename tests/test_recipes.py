@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.plan import make_plan
+from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run

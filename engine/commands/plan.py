@@ -23,7 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Plan the spec; nothing is run."""
-    from caiflow.engine.plan import make_plan
+    from caiflow.engine.plan.plan import make_plan
 
     spec = read_spec(args)
     plan = make_plan(spec, open_store(), until=args.until).to_json()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.commands.parser import one_of, open_store, print_json, read_spec, spec_arguments
 
 if TYPE_CHECKING:
-    from caiflow.engine.plan import PlannedStep
+    from caiflow.engine.plan.plan import PlannedStep
 
 EXAMPLES = """\
   caiflow why cai.yaml sl_cai
@@ -25,7 +25,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Explain one step's state."""
-    from caiflow.engine.plan import make_plan
+    from caiflow.engine.plan.plan import make_plan
 
     spec = read_spec(args)
     one_of(args.step, spec.steps, "steps")
@@ -38,7 +38,7 @@ def execute(args: Namespace) -> int:
 
 
 def _as_json(step: PlannedStep) -> dict[str, object]:
-    from caiflow.engine.changes import changes
+    from caiflow.engine.plan.changes import changes
 
     found = changes(step.previous or {}, step.components or {}) if step.previous and step.components else []
     return {
@@ -55,10 +55,10 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
 def _show(step: PlannedStep) -> None:
     from rich.console import Console
 
-    from caiflow.engine.changes import changes
     from caiflow.engine.commands.tables import changes_table, short
     from caiflow.engine.compare import Change
     from caiflow.engine.display.report import plain_table
+    from caiflow.engine.plan.changes import changes
 
     console = Console()
     console.print(f"{step.name}: {step.state}; {step.reason}", markup=False, highlight=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.plan import make_plan
+from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.runner import run
 from caiflow.engine.spec.load import load_spec

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.lock import LOCK
+from caiflow.engine.plan.lock import LOCK
 from caiflow.engine.store.artifacts import META, Store
 from caiflow.engine.verify import verify
 from tests.support.table_runs import run_tables, write_spec

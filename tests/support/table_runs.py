@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from caiflow.engine.lock import make_lock, write_lock
 from caiflow.engine.operator import Job, TableOperator
-from caiflow.engine.resolver import Resolver
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.lock import make_lock, write_lock
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store

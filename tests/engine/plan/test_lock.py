@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.lock import LOCK, Lock, compare_locks, grade, make_lock, read_lock, refuse_drift
-from caiflow.engine.resolver import Resolver
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.lock import LOCK, Lock, compare_locks, grade, make_lock, read_lock, refuse_drift
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from tests.support.table_runs import run_tables, write_spec

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.models import resolve_model
+from caiflow.engine.plan.model_identity import resolve_model
 from caiflow.engine.spec.grammar import ModelEntry
 
 URL = "http://127.0.0.1:8000/v1"

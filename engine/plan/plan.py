@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.changes import changes, describe
 from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
-from caiflow.engine.resolver import COMPONENTS, NOT_IN_ROWS, Components, Resolver
+from caiflow.engine.plan.changes import changes, describe
+from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 from caiflow.engine.spec.graph import chosen
 
 if TYPE_CHECKING:

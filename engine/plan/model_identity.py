@@ -128,7 +128,7 @@ def _template(value: str | None, base_dir: Path) -> str | None:
 def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
     """Return (what `from_pretrained` takes, what identifies its contents)."""
     if source in BUNDLED:
-        return _folder(where, Path(__file__).parents[1].joinpath(*BUNDLED[source]))
+        return _folder(where, Path(__file__).parents[2].joinpath(*BUNDLED[source]))
     for folder in (base_dir / source, Path(source).expanduser()):
         if folder.is_dir():
             return _folder(where, folder.resolve())

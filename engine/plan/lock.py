@@ -24,7 +24,7 @@ from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
-    from caiflow.engine.resolver import Resolver
+    from caiflow.engine.plan.components import Resolver
     from caiflow.engine.spec.grammar import Step
 
 LOCK = "caiflow.lock"

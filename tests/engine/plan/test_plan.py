@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.changes import changes, describe
 from caiflow.engine.errors import SpecError
+from caiflow.engine.plan.changes import changes, describe
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
@@ -195,7 +195,7 @@ def test_a_change_that_shows_in_what_a_step_uses_is_named_once() -> None:
 
 def identities(folder: Path, edit: dict[str, str] | None = None, home: Path | None = None) -> list[Any]:
     """Return what decides each step's output, in order, for the spec with some of its text replaced."""
-    from caiflow.engine.resolver import Resolver
+    from caiflow.engine.plan.components import Resolver
     from caiflow.engine.spec.load import load_spec
     from caiflow.engine.store.artifacts import Store
 
