@@ -46,8 +46,8 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
-    from caiflow.engine import runner
     from caiflow.engine.display.progress import display
+    from caiflow.engine.run import runner
 
     with display(as_json=args.json) as listener:
         result = runner.run(

@@ -273,7 +273,7 @@ def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
 
 
 def test_a_second_ctrl_c_prints_how_to_go_on_too(place: Path) -> None:
-    code = "import sys, time\nfrom caiflow.engine import cli, runner\n"
+    code = "import sys, time\nfrom caiflow.engine import cli\nfrom caiflow.engine.run import runner\n"
     code += "def close(self): print('closing', file=sys.stderr, flush=True); time.sleep(60)\n"
     code += "runner._Execution.close = close\nsys.exit(cli.main())"
     command = [sys.executable, "-c", code, "run", "short.yaml", "--set", "seed=78", "--out", "stopped twice"]

@@ -30,9 +30,9 @@ from caiflow.engine.store.artifacts import Artifact, Store, write_atomic
 from caiflow.engine.store.journal import Event, Journal
 
 if TYPE_CHECKING:
-    from caiflow.engine.cluster import Cluster, Finished
+    from caiflow.engine.run.cluster import Cluster, Finished
+    from caiflow.engine.run.units import StepResult, StepWork, Unit
     from caiflow.engine.spec.grammar import Spec, Step
-    from caiflow.engine.work import StepResult, StepWork, Unit
 
 POLL_S = 0.25
 SETTLED = frozenset({"done", "cached", "failed", "skipped"})
@@ -227,13 +227,13 @@ class _Execution:
             return self._begin_training(step, cluster)
         if issubclass(kind, MetricsOperator):
             return self._begin_measure(step, cluster)
-        from caiflow.engine.work import TableUnit
+        from caiflow.engine.run.units import TableUnit
 
         unit = TableUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step))
         return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
-        from caiflow.engine.work import FlowUnit
+        from caiflow.engine.run.units import FlowUnit
 
         chain = [s for s in self.resolver.chain(step) if self.states.get(s.name) == "waiting"]
         flow_steps = [self.resolver.flow_step(s, s.params.input) for s in chain]  # type: ignore[attr-defined]
@@ -253,7 +253,7 @@ class _Execution:
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
     def _begin_measure(self, step: Step, cluster: Cluster) -> bool:
-        from caiflow.engine.work import MeasureUnit, namespace
+        from caiflow.engine.run.units import MeasureUnit, namespace
 
         sources = self._models(step)
         links = self._links(cluster, sources)
@@ -265,7 +265,7 @@ class _Execution:
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 
     def _begin_training(self, step: Step, cluster: Cluster) -> bool:
-        from caiflow.engine.work import TrainUnit
+        from caiflow.engine.run.units import TrainUnit
 
         name = digest(self.components[step.name])
         claim = ExitStack()
@@ -296,7 +296,7 @@ class _Execution:
     # ---------------------------------------------------------------------------------------- what units are made of
 
     def _work(self, step: Step) -> StepWork:
-        from caiflow.engine.work import StepWork
+        from caiflow.engine.run.units import StepWork
 
         return StepWork(step.name, step.op, step.params, self.resolver.context(step))
 
@@ -326,13 +326,13 @@ class _Execution:
         return links
 
     def _engine_keys(self, sources: Mapping[str, ModelSource | None]) -> list[str]:
-        from caiflow.engine.cluster import engine_key
+        from caiflow.engine.run.cluster import engine_key
 
         return list({engine_key(source) for source in sources.values() if source is not None})
 
     def _running_cluster(self) -> Cluster:
         if self._cluster is None:
-            from caiflow.engine.cluster import Cluster
+            from caiflow.engine.run.cluster import Cluster
 
             cluster = Cluster(self._address)
             cluster.on_event = self._relay

@@ -15,7 +15,7 @@ import pytest
 
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows
-from caiflow.engine.runner import run
+from caiflow.engine.run.runner import run
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_events, read_run, true_status

@@ -18,7 +18,7 @@ from caiflow.engine.llm.base import Answer, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import ModelSource
-from caiflow.engine.work import StepResult, Unit
+from caiflow.engine.run.units import StepResult, Unit
 
 REVIVE_S = 600.0
 """Longest wait for a lost engine to be loaded again."""

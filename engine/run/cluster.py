@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.actors import EngineActor, RayLink, Worker, first_line
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
 from caiflow.engine.operator import ModelSource
-from caiflow.engine.reaper import watch
-from caiflow.engine.work import Report, StepResult, Unit
+from caiflow.engine.run.actors import EngineActor, RayLink, Worker, first_line
+from caiflow.engine.run.reaper import watch
+from caiflow.engine.run.units import Report, StepResult, Unit
 
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""

@@ -7,7 +7,7 @@ import sys
 
 FAILING = """
 import os, sys
-from caiflow.engine.cluster import Cluster, _lock_out_others
+from caiflow.engine.run.cluster import Cluster, _lock_out_others
 from caiflow.engine.errors import PlanError
 _lock_out_others()
 import ray
@@ -31,7 +31,7 @@ finally:
 """
 """Stands in for a start of Ray that fails by chance, as where two take the same port: that can't be brought about."""
 TWICE = """
-from caiflow.engine.cluster import Cluster
+from caiflow.engine.run.cluster import Cluster
 for _ in range(2):
     cluster = Cluster()
     cluster.start()
@@ -60,12 +60,12 @@ def test_a_process_may_run_one_cluster_after_the_other() -> None:
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
-    script = "import ray\nfrom caiflow.engine.cluster import Cluster\nCluster().start()"
+    script = "import ray\nfrom caiflow.engine.run.cluster import Cluster\nCluster().start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert "PlanError: ray: it was imported before the run" in done.stderr
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
-    script = "from caiflow.engine.cluster import Cluster\nCluster('127.0.0.1:1').start()"
+    script = "from caiflow.engine.run.cluster import Cluster\nCluster('127.0.0.1:1').start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
     assert "PlanError: ray: can't reach 127.0.0.1:1: " in done.stderr
