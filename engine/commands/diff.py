@@ -23,8 +23,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Compare two runs; 0 whether or not they differ."""
-    from caiflow.engine.compare import compare
-    from caiflow.engine.history import find_run
+    from caiflow.engine.lookback.compare import compare
+    from caiflow.engine.lookback.history import find_run
 
     store = open_store()
     diff = compare(find_run(args.old, store), find_run(args.new, store), examples=args.examples)

@@ -21,8 +21,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Write the folder and say what it lacks."""
-    from caiflow.engine.export import export
-    from caiflow.engine.history import find_run
+    from caiflow.engine.lookback.export import export
+    from caiflow.engine.lookback.history import find_run
 
     store = open_store()
     made = export(find_run(args.run, store), args.dir, store)

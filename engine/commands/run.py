@@ -90,7 +90,7 @@ def print_end(run_dir: Path) -> None:
 
     from caiflow.engine.display.board import duration
     from caiflow.engine.display.report import figures, steps_table
-    from caiflow.engine.history import evaluations
+    from caiflow.engine.lookback.history import evaluations
     from caiflow.engine.store.journal import read_run
 
     console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)

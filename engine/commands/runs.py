@@ -24,7 +24,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """List runs, the latest last."""
-    from caiflow.engine.history import list_runs
+    from caiflow.engine.lookback.history import list_runs
 
     runs = list_runs(open_store())[-args.limit :]
     if args.json:

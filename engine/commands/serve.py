@@ -30,7 +30,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Become the server; never returns where that works."""
-    from caiflow.engine.history import find_run, output_kind, step_dir
+    from caiflow.engine.lookback.history import find_run, output_kind, step_dir
     from caiflow.engine.serve import make_hub_cache, server_command
 
     path = step_dir(find_run(args.run, open_store()), args.step)

@@ -35,7 +35,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Show a run or a step."""
-    from caiflow.engine.history import find_run, output_kind, step_dir
+    from caiflow.engine.lookback.history import find_run, output_kind, step_dir
 
     run_dir = find_run(args.run, open_store())
     if args.step is None:
@@ -98,7 +98,7 @@ def _page(rows: Rows, args: Namespace) -> tuple[list[dict[str, Any]], int]:
 
 
 def _show_metrics(path: Path, args: Namespace) -> None:
-    from caiflow.engine.history import read_metrics
+    from caiflow.engine.lookback.history import read_metrics
 
     metrics = read_metrics(path)
     if args.json:
@@ -113,7 +113,7 @@ def _show_metrics(path: Path, args: Namespace) -> None:
 
 
 def _show_model(path: Path, args: Namespace) -> None:
-    from caiflow.engine.history import model_card
+    from caiflow.engine.lookback.history import model_card
 
     card = model_card(path)
     if args.json:

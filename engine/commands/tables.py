@@ -20,8 +20,8 @@ from caiflow.engine.display.report import number, plain_table
 from caiflow.engine.display.step_graph import lanes
 
 if TYPE_CHECKING:
-    from caiflow.engine.compare import Change, RowsDiff, RunsDiff
-    from caiflow.engine.history import RunLine
+    from caiflow.engine.lookback.compare import Change, RowsDiff, RunsDiff
+    from caiflow.engine.lookback.history import RunLine
 
 PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
 EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "description", "resources")

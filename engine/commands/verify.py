@@ -21,8 +21,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Verify each step; 1 if any file isn't what it was."""
-    from caiflow.engine.history import find_run
-    from caiflow.engine.verify import verify
+    from caiflow.engine.lookback.history import find_run
+    from caiflow.engine.lookback.verify import verify
 
     verdicts = []
     for verdict in verify(find_run(args.run, open_store())):

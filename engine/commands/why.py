@@ -56,8 +56,8 @@ def _show(step: PlannedStep) -> None:
     from rich.console import Console
 
     from caiflow.engine.commands.tables import changes_table, short
-    from caiflow.engine.compare import Change
     from caiflow.engine.display.report import plain_table
+    from caiflow.engine.lookback.compare import Change
     from caiflow.engine.plan.changes import changes
 
     console = Console()

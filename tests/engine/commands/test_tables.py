@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from caiflow.engine.commands import tables
-from caiflow.engine.history import RunLine
+from caiflow.engine.lookback.history import RunLine
 
 
 def text(*things: RenderableType, width: int = 140) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.history import evaluations, find_run, list_runs, model_card, output_kind, step_dir
+from caiflow.engine.lookback.history import evaluations, find_run, list_runs, model_card, output_kind, step_dir
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import Journal
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.compare import (
+from caiflow.engine.lookback.compare import (
     ABSENT,
     EXCERPT,
     Change,

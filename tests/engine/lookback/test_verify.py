@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.lookback.verify import verify
 from caiflow.engine.plan.lock import LOCK
 from caiflow.engine.store.artifacts import META, Store
-from caiflow.engine.verify import verify
 from tests.support.table_runs import run_tables, write_spec
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.display.board import clean
-from caiflow.engine.history import output_kind, read_metrics
+from caiflow.engine.lookback.history import output_kind, read_metrics
 from caiflow.engine.plan.changes import changes as component_changes
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.store.journal import read_run
