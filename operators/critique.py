@@ -13,7 +13,7 @@ from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
-from caiflow.engine.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
+from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from caiflow.engine.operator import Columns, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
-from caiflow.engine.prompts import FORMAT_VERSION
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
@@ -34,9 +33,10 @@ from caiflow.operators.evaluation.params import (
     HarnessParams,
     PerplexityParams,
 )
+from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
-    from caiflow.engine.pairwise import PairJudge
+    from caiflow.operators.judging.pairwise import PairJudge
 
 Problem = tuple[tuple[str | int, ...], str, str]
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
@@ -157,7 +157,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
     def pair_judge(self, how: ComparisonParams) -> PairJudge:
         """Return the judge of a comparison."""
-        from caiflow.engine.pairwise import PairJudge
+        from caiflow.operators.judging.pairwise import PairJudge
 
         return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
 

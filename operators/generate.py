@@ -12,7 +12,7 @@ from pydantic import Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
-from caiflow.engine.prompts import conversation_text, turns, with_system
+from caiflow.operators.judging.prompts import conversation_text, turns, with_system
 
 ABOUT_AN_ANSWER = frozenset(
     {"messages", "responses", "sample", "truncated"}

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.judging import MOST_OPTIONS, Judging, OptionsJudge
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator
-from caiflow.engine.prompts import FORMAT_VERSION
+from caiflow.operators.judging.options import MOST_OPTIONS, Judging, OptionsJudge
+from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
-    from caiflow.operators.preferences import Preferences
+    from caiflow.operators.judging.preferences import Preferences
 
 _A: Mapping[ColumnType, str] = {
     "text": "one text",
@@ -161,7 +161,7 @@ class Judge(RowOperator[JudgeParams]):
 
     @cached_property
     def _preferences(self) -> Preferences:
-        from caiflow.operators.preferences import Preferences
+        from caiflow.operators.judging.preferences import Preferences
 
         return Preferences(self.params, self.context.constitution, self.context.seed)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine import prompts
 from caiflow.engine.constitution.load import load_constitution
 from caiflow.examples.tiny import lessons, world
 from caiflow.examples.tiny.world import HERE, Harm
 from caiflow.operators.evaluation.checks import STANDARD, compiled
+from caiflow.operators.judging import prompts
 
 SORTS: tuple[Harm, ...] = ("harmful", "harmless", "frightening")
 

@@ -1,8 +1,8 @@
 """The conversations that the bundled model learns from, in exactly the formats in which caiflow asks models.
 
 Owns the mixture: how often each kind of lesson occurs, and how many worked examples precede it. The sentences come from
-`world`, the wording of the questions from `caiflow.engine.prompts` and from the bundled constitution. Combinations that are
-held out for tests never occur.
+`world`, the wording of the questions from `caiflow.operators.judging.prompts` and from the bundled constitution. Combinations
+that are held out for tests never occur.
 
 Run `python -m caiflow.examples.tiny.lessons` to write `data/first_lessons.jsonl.gz` and `data/later_lessons.jsonl.gz`.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from caiflow.engine import prompts
 from caiflow.engine.constitution.load import (
     Constitution,
     CritiqueExample,
@@ -44,6 +43,7 @@ from caiflow.examples.tiny.world import (
     vocabulary,
     write_jsonl,
 )
+from caiflow.operators.judging import prompts
 
 STANCES: tuple[Stance, ...] = ("comply", "refuse", "evade")
 Record = dict[str, Any]

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
 from caiflow.engine.probability import normalise
-from caiflow.engine.prompts import user
 from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ChoicesParams
+from caiflow.operators.judging.prompts import user
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",

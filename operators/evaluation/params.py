@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.judging import Judging
 from caiflow.engine.operator import ColumnName, ModelRef, RowsRef, Strict
+from caiflow.operators.judging.options import Judging
 
 
 class ComparisonParams(Judging):

@@ -8,8 +8,8 @@ from typing import Any
 from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import Columns, Row, StepContext
-from caiflow.engine.prompts import critique_messages, user
 from caiflow.operators.critique import Critique, CritiqueParams
+from caiflow.operators.judging.prompts import critique_messages, user
 from support.row_llm import RuleLLM
 from support.small_constitution import small_constitution
 

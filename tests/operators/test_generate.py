@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import Columns, Row, StepContext
-from caiflow.engine.prompts import assistant, user
 from caiflow.operators.generate import Generate, GenerateParams
+from caiflow.operators.judging.prompts import assistant, user
 from support.row_llm import RuleLLM
 
 TALK = [user("hello"), assistant("hi"), user("and now?")]

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.operator import Columns, ColumnType, Row, RowDropped, StepContext
-from caiflow.engine.prompts import user
 from caiflow.operators.judge import Judge, JudgeParams
-from caiflow.operators.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
+from caiflow.operators.judging.prompts import user
+from caiflow.operators.judging.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 

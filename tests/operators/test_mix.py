@@ -236,7 +236,7 @@ def test_a_missing_answer_column_is_named(tmp_path: Path) -> None:
 def test_large_mixtures_go_over_the_disk_and_come_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mix = step({"r": 1, "h": 2}, 5)
     small, _ = mixed(tmp_path, mix, r=revisions(20_000), h=helpful(50_000))
-    monkeypatch.setattr(arrange, "PART_BYTES", 100_000)
+    monkeypatch.setattr(order, "PART_BYTES", 100_000)
     large, _ = mixed(tmp_path, mix, r=revisions(20_000), h=helpful(50_000))
     assert [file.name for file in large.files] == [file.name for file in small.files]
     assert [file.read_bytes() for file in large.files] == [file.read_bytes() for file in small.files]

@@ -9,8 +9,8 @@ import pytest
 
 from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import Columns, Row, StepContext
-from caiflow.engine.prompts import critique_messages, revise_messages, user
 from caiflow.operators.critique import Critique, CritiqueParams
+from caiflow.operators.judging.prompts import critique_messages, revise_messages, user
 from caiflow.operators.revise import Revise, ReviseParams, without_preamble
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution

@@ -16,7 +16,7 @@ from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.engine.probability import bounded, normalise
-from caiflow.engine.prompts import (
+from caiflow.operators.judging.prompts import (
     JUDGE_PREFILL,
     LETTERS,
     THOUGHT_END,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.judging import MOST_OPTIONS, Instruction, OptionsJudge, Reply
 from caiflow.engine.operator import RowLLM, together
+from caiflow.operators.judging.options import MOST_OPTIONS, Instruction, OptionsJudge, Reply
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import JudgeExample

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from caiflow.engine.listwise import Ranking
 from caiflow.engine.operator import Row
-from caiflow.engine.pairwise import Verdict
 from caiflow.engine.probability import binary_entropy
-from caiflow.engine.prompts import LETTERS
+from caiflow.operators.judging.listwise import Ranking
+from caiflow.operators.judging.pairwise import Verdict
+from caiflow.operators.judging.prompts import LETTERS
 
 TIE = "tie"
 TIE_FIRST = "tie: the first option in every order"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.judging import Instruction, OptionsJudge
 from caiflow.engine.operator import RowLLM, together
+from caiflow.operators.judging.options import Instruction, OptionsJudge
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import JudgeExample

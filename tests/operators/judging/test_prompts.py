@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from caiflow.engine import prompts
-from caiflow.engine.prompts import assistant, user
+from caiflow.operators.judging import prompts
+from caiflow.operators.judging.prompts import assistant, user
 from support.small_constitution import small_constitution
 
 LAW = small_constitution()

@@ -11,11 +11,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.identity import key
-from caiflow.engine.listwise import ListJudge, Ranking
 from caiflow.engine.operator import Row, RowDropped, RowLLM, together
-from caiflow.engine.pairwise import PairJudge, Verdict
 from caiflow.engine.probability import bounded
-from caiflow.operators.verdicts import (
+from caiflow.operators.judging.listwise import ListJudge, Ranking
+from caiflow.operators.judging.pairwise import PairJudge, Verdict
+from caiflow.operators.judging.verdicts import (
     TIE,
     UNPARSABLE,
     Evidence,

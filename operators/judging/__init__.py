@@ -1,0 +1,1 @@
+"""What judge and the judging measures of evaluate share: prompts, options, orders, preferences, verdicts."""
