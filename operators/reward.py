@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.figures import draw_reliability
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
+from caiflow.operators.measures.pictures import draw_reliability
 
 if TYPE_CHECKING:
     from datasets import Dataset

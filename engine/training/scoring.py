@@ -102,7 +102,7 @@ def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequen
     Accuracy counts the rows whose label isn't even. The margin is the mean difference of scores, chosen less rejected. Each
     pair counts in both orders for the calibration, so that it doesn't matter which reply is called chosen.
     """
-    from caiflow.engine.statistics import calibration
+    from caiflow.operators.measures.statistics import calibration
 
     margins = [left - right for left, right in zip(chosen, rejected, strict=True)]
     decided = [(margin, p) for margin, p in zip(margins, p_chosen, strict=True) if p != 0.5]

@@ -10,10 +10,10 @@ from typing import Any
 
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, Row, RowLLM, together
-from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
 from caiflow.operators.judging.prompts import turns, with_system
+from caiflow.operators.measures.statistics import wilson
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",

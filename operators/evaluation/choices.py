@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
-from caiflow.engine.probability import normalise
-from caiflow.engine.statistics import wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ChoicesParams
 from caiflow.operators.judging.prompts import user
+from caiflow.operators.measures.probability import normalise
+from caiflow.operators.measures.statistics import wilson
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",

@@ -10,10 +10,10 @@ from itertools import combinations
 from typing import Any
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
-from caiflow.engine.statistics import Comparison, elo_ratings, wilson
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ComparisonParams
 from caiflow.operators.judging.pairwise import PairJudge, Verdict
+from caiflow.operators.measures.statistics import Comparison, elo_ratings, wilson
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
-from caiflow.engine.probability import normalise
-from caiflow.engine.statistics import bootstrap_mean
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import HarmfulnessParams
 from caiflow.operators.judging.prompts import RATING_PREFILL, rating_message
+from caiflow.operators.measures.probability import normalise
+from caiflow.operators.measures.statistics import bootstrap_mean
 
 RATINGS = ("0", "1", "2", "3", "4")
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, Row, RowLLM
-from caiflow.engine.statistics import Z_95
 from caiflow.operators.evaluation.attempts import Ask, attempted, refuse_failures
 from caiflow.operators.evaluation.params import HarnessParams
+from caiflow.operators.measures.statistics import Z_95
 
 if TYPE_CHECKING:
     import asyncio  # it takes long to import, and a spec that is only checked needs none

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.figures import draw_frontier
 from caiflow.engine.operator import Job, LLMs, Row
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures
+from caiflow.operators.measures.pictures import draw_frontier
 
 FRONTIER_PICTURE = "_frontier.png"
 """The underscore keeps it out of the artifact's content, which is the same with and without matplotlib."""

@@ -11,10 +11,10 @@ from math import exp
 from typing import Any
 
 from caiflow.engine.operator import LLMs, Row, RowLLM
-from caiflow.engine.statistics import bootstrap_ratio
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import PerplexityParams
 from caiflow.operators.judging.prompts import turns
+from caiflow.operators.measures.statistics import bootstrap_ratio
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",

@@ -15,7 +15,6 @@ from pydantic import Field, field_validator, model_validator
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
-from caiflow.engine.probability import bounded, normalise
 from caiflow.operators.judging.prompts import (
     JUDGE_PREFILL,
     LETTERS,
@@ -24,6 +23,7 @@ from caiflow.operators.judging.prompts import (
     judge_messages,
     whole_instruction,
 )
+from caiflow.operators.measures.probability import bounded, normalise
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution, JudgeExample

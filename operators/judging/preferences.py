@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.identity import key
 from caiflow.engine.operator import Row, RowDropped, RowLLM, together
-from caiflow.engine.probability import bounded
 from caiflow.operators.judging.listwise import ListJudge, Ranking
 from caiflow.operators.judging.pairwise import PairJudge, Verdict
 from caiflow.operators.judging.verdicts import (
@@ -28,6 +27,7 @@ from caiflow.operators.judging.verdicts import (
     tie_kind,
     win_shares,
 )
+from caiflow.operators.measures.probability import bounded
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution

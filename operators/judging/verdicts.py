@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from caiflow.engine.operator import Row
-from caiflow.engine.probability import binary_entropy
 from caiflow.operators.judging.listwise import Ranking
 from caiflow.operators.judging.pairwise import Verdict
 from caiflow.operators.judging.prompts import LETTERS
+from caiflow.operators.measures.probability import binary_entropy
 
 TIE = "tie"
 TIE_FIRST = "tie: the first option in every order"

@@ -12,11 +12,11 @@ import pytest
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.field_marks import marks
-from caiflow.engine.figures import can_draw
 from caiflow.engine.operator import Columns, Job, StepContext
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.evaluate import Evaluate, EvaluateParams
 from caiflow.operators.judging.prompts import user
+from caiflow.operators.measures.pictures import can_draw
 from support.row_llm import Asked, RuleLLM, RuleLLMs
 from support.small_constitution import small_constitution
 

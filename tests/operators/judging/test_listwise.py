@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.probability import bounded
 from caiflow.operators.judging.listwise import ListJudge, ListVote, Ranking, rotations
 from caiflow.operators.judging.options import Judging, Reply
+from caiflow.operators.measures.probability import bounded
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 

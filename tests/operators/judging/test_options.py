@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caiflow.engine.probability import clamped
 from caiflow.operators.judging.options import Judging, parse_choice
 from caiflow.operators.judging.pairwise import PairJudge, Verdict, Vote
 from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_messages
+from caiflow.operators.measures.probability import clamped
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 

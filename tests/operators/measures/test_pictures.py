@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.figures import AHEAD, BEHIND, draw_frontier, draw_reliability
-from caiflow.engine.statistics import calibration
+from caiflow.operators.measures.pictures import AHEAD, BEHIND, draw_frontier, draw_reliability
+from caiflow.operators.measures.statistics import calibration
 
 POINTS: dict[str, Any] = {
     "base": {"helpfulness": 1.0, "harmlessness": 0.02, "on_frontier": True, "helpfulness_interval": [0.94, 1.0]},
@@ -60,9 +60,9 @@ def test_nothing_is_drawn_without_matplotlib(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "import importlib.util as u; found = u.find_spec\n"
-        "from caiflow.engine import figures\n"
-        "figures.find_spec = lambda name: None if name == 'matplotlib' else found(name)\n"
-        f"from pathlib import Path\nprint(figures.draw_frontier({DATA!r}, Path({str(tmp_path)!r}) / 'f.png'))"
+        "from caiflow.operators.measures import pictures\n"
+        "pictures.find_spec = lambda name: None if name == 'matplotlib' else found(name)\n"
+        f"from pathlib import Path\nprint(pictures.draw_frontier({DATA!r}, Path({str(tmp_path)!r}) / 'f.png'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.engine.probability import binary_entropy, normalise
-from caiflow.engine.statistics import (
+from caiflow.operators.measures.probability import binary_entropy, normalise
+from caiflow.operators.measures.statistics import (
     ELO_PER_NAT,
     Comparison,
     Estimate,
