@@ -23,7 +23,7 @@ from caiflow.engine.operator import (
     TableOperator,
     answer_column,
 )
-from caiflow.operators.expression import ExpressionError, parse
+from caiflow.operators.filtering.expression import ExpressionError, parse
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import RowsWriter
@@ -230,7 +230,7 @@ class Filter(TableOperator[FilterParams]):
         Raises:
             ValueError: an expression or column doesn't fit the rows.
         """
-        from caiflow.operators.filtering import Sieve
+        from caiflow.operators.filtering.sieve import Sieve
 
         name = self.params.input
         Sieve(self._rules(), self._examples, job.models).pour(name, job.inputs[name], out, job.log)
@@ -264,7 +264,7 @@ class Filter(TableOperator[FilterParams]):
 
 def _wrong_types(where: str, columns: Columns) -> str:
     """Return what an expression does that a column's type doesn't allow; nothing of one that is none, which `check` reports."""
-    from caiflow.operators.expression_types import check_types
+    from caiflow.operators.filtering.expression_types import check_types
 
     try:
         expression = parse(where)

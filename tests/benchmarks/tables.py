@@ -90,7 +90,7 @@ def theirs(data: Path, out: Path) -> int:
     """Filter and mix as a plain polars script does; return the rows written."""
     import polars as pl
 
-    from caiflow.operators.rules import word_ngrams
+    from caiflow.operators.filtering.rules import word_ngrams
 
     out.mkdir(parents=True)
     grams = sorted({f" {gram} " for texts in _examples().values() for text in texts for gram in word_ngrams(text, 8)})

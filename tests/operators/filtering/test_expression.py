@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.operator import ColumnType
-from caiflow.operators.expression import ExpressionError, parse
-from caiflow.operators.expression_polars import compiled
-from caiflow.operators.expression_types import check_types
+from caiflow.operators.filtering.expression import ExpressionError, parse
+from caiflow.operators.filtering.expression_polars import compiled
+from caiflow.operators.filtering.expression_types import check_types
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "last one"}]
 FRAME = pl.DataFrame(

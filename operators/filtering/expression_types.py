@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 
 from caiflow.engine.operator import ColumnType
-from caiflow.operators.expression import FUNCTIONS, Expression, ExpressionError, Kind
+from caiflow.operators.filtering.expression import FUNCTIONS, Expression, ExpressionError, Kind
 
 _KINDS: Mapping[Kind, str] = {
     "text": "a text",

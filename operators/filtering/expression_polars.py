@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from caiflow.operators.expression import Expression, ExpressionError
+from caiflow.operators.filtering.expression import Expression, ExpressionError
 
 if TYPE_CHECKING:
     import polars as pl

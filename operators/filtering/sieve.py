@@ -14,10 +14,10 @@ import polars as pl
 
 from caiflow.engine.operator import ANSWERS, ModelSource, answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.operators import rules
-from caiflow.operators.expression import parse
-from caiflow.operators.expression_polars import compiled
 from caiflow.operators.filter import Compared, Duplicates, Length, Rule
+from caiflow.operators.filtering import rules
+from caiflow.operators.filtering.expression import parse
+from caiflow.operators.filtering.expression_polars import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,1 @@
+"""What filter carries out: rules, expressions and the sieve that applies them."""
