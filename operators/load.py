@@ -19,11 +19,11 @@ from pydantic import Field
 
 from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
 from caiflow.engine.suggest import suggest
+from caiflow.operators.draws import fraction
 from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
-from caiflow.operators.sampling import fraction
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -137,7 +137,7 @@ class Mix(TableOperator[MixParams]):
         Raises:
             ValueError: an input has too few rows, nothing is left, or a held-out prompt is in an input.
         """
-        from caiflow.operators.mixing import Mixer
+        from caiflow.operators.mixing.mixer import Mixer
 
         Mixer(self, job).write(out)
 

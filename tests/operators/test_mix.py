@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from caiflow.engine.operator import Columns, Row, StepContext
 from caiflow.engine.rows.folder import Rows
-from caiflow.operators import arrange
 from caiflow.operators.mix import Mix, MixParams
+from caiflow.operators.mixing import order
 from support.tables import ask, rows_of, run_table
 
 ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)

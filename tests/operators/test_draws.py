@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from caiflow.operators.sampling import fraction, ranks
+from caiflow.operators.draws import fraction, ranks
 
 
 def test_ranks_are_the_same_on_every_machine() -> None:

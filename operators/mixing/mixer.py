@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from caiflow.engine.operator import Columns, Job
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
-from caiflow.operators.arrange import Arrange
-from caiflow.operators.conversations import with_answer
+from caiflow.operators.draws import ranks
 from caiflow.operators.mix import Make, Mix, MixInput
-from caiflow.operators.pool import REASONS, Pool, open_pool, prompt_keys
-from caiflow.operators.sampling import ranks
+from caiflow.operators.mixing.conversations import with_answer
+from caiflow.operators.mixing.order import Arrange
+from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
