@@ -119,7 +119,7 @@ class Dpo(TrainingOperator[DpoParams]):
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import configure, fit, quiet_libraries
         from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
-        from caiflow.engine.training.preference import SoftCollator, SoftDPO
+        from caiflow.operators.training.preference import SoftCollator, SoftDPO
 
         params = self.params
         quiet_libraries()
@@ -159,8 +159,8 @@ class Dpo(TrainingOperator[DpoParams]):
         return load_model(job.models[params.reference or params.model], params)
 
     def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
-        from caiflow.engine.training.preference import softened
         from caiflow.engine.training.tokens import preferences
+        from caiflow.operators.training.preference import softened
 
         params = self.params
         tokens = preferences(rows, renderer, max_length=params.max_length)
@@ -173,7 +173,7 @@ class Dpo(TrainingOperator[DpoParams]):
 
     def _check_soft(self, soft: bool) -> None:
         from caiflow.engine.errors import StepError
-        from caiflow.engine.training.preference import PER_PAIR_LOSSES
+        from caiflow.operators.training.preference import PER_PAIR_LOSSES
 
         odd = sorted(set(self.params.losses) - PER_PAIR_LOSSES)
         if soft and odd:

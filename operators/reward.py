@@ -73,7 +73,7 @@ class Reward(TrainingOperator[RewardParams]):
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import configure, fit, quiet_libraries, seed_of
         from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
-        from caiflow.engine.training.preference_model import SoftReward, SoftRewardCollator
+        from caiflow.operators.training.preference_model import SoftReward, SoftRewardCollator
 
         params = self.params
         quiet_libraries()
@@ -98,7 +98,7 @@ class Reward(TrainingOperator[RewardParams]):
 
     def _measure(self, job: Job, model: Any, data: Dataset, pad_id: int) -> None:
         """Put the model's quality on `data` into the metrics and its mean score into the model."""
-        from caiflow.engine.training.scoring import MEAN, pair_scores, quality
+        from caiflow.operators.training.scoring import MEAN, pair_scores, quality
 
         chosen, rejected = pair_scores(model, data, pad_id, self.params.per_device_eval_batch_size)
         found = quality(chosen, rejected, list(data["p_chosen"]), self.params.calibration_bins)

@@ -166,8 +166,8 @@ class Rl(TrainingOperator[RlParams]):
 
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.models import load_model, load_tokenizer, save_model
-        from caiflow.engine.training.ppo import remove_value_head
         from caiflow.engine.training.tokens import prompts
+        from caiflow.operators.training.ppo import remove_value_head
 
         params = self.params
         source = self._start(job)
@@ -203,8 +203,8 @@ class Rl(TrainingOperator[RlParams]):
 
         from caiflow.engine.training.loop import configure
         from caiflow.engine.training.models import lora_config
-        from caiflow.engine.training.ppo import PPO, VALUE_HEAD, Settings, add_value_head
-        from caiflow.engine.training.rollouts import Rollouts
+        from caiflow.operators.training.ppo import PPO, VALUE_HEAD, Settings, add_value_head
+        from caiflow.operators.training.rollouts import Rollouts
 
         params = self.params
         generations = params.generations
@@ -235,8 +235,8 @@ class Rl(TrainingOperator[RlParams]):
         return trainer
 
     def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
-        from caiflow.engine.training.rollouts import LengthControl, reward_functions
-        from caiflow.engine.training.scoring import load_reward
+        from caiflow.operators.training.rollouts import LengthControl, reward_functions
+        from caiflow.operators.training.scoring import load_reward
 
         params = self.params
         models = {name: load_reward(job.models[name]) for name in params.rewards}

@@ -1,8 +1,15 @@
-"""Test processes share the cores: each takes its part of the threads, and none spins while it waits."""
+"""Test processes share the cores: each takes its part of the threads, none spins while it waits. One small model for all."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from caiflow.engine.operator import ModelSource
 
 _SHARE = os.cpu_count() or 1
 if hasattr(os, "sched_getaffinity"):
@@ -11,3 +18,11 @@ _SHARE //= int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _SHARE)))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A random Llama on disk."""
+    from support.small_models import small_model
+
+    return small_model(Path(tmp_path_factory.mktemp("model")))

@@ -13,9 +13,9 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import Job, ModelSource, StepContext
 from caiflow.engine.training.models import load_plain
-from caiflow.engine.training.scoring import load_reward
 from caiflow.operators.measures.pictures import can_draw
 from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams
+from caiflow.operators.training.scoring import load_reward
 from support.small_models import job, preferences, small_model
 
 

@@ -17,7 +17,7 @@ from trl import RLOOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
-from caiflow.engine.training.rollouts import Rollouts
+from caiflow.operators.training.rollouts import Rollouts
 
 VALUE_HEAD = "value_head"
 

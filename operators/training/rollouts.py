@@ -14,7 +14,7 @@ from trl.trainer.utils import RepeatSampler
 
 from caiflow.engine.llm.base import Message, Request
 from caiflow.engine.training.loop import Quiet
-from caiflow.engine.training.scoring import RewardModel
+from caiflow.operators.training.scoring import RewardModel
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer

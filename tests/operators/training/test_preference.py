@@ -13,8 +13,8 @@ from trl import DPOConfig, DPOTrainer
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
-from caiflow.engine.training.preference import PER_PAIR_LOSSES, SoftCollator, SoftDPO, softened
 from caiflow.engine.training.tokens import preferences
+from caiflow.operators.training.preference import PER_PAIR_LOSSES, SoftCollator, SoftDPO, softened
 from support.small_models import preferences as rows
 from support.small_models import saved, small_model
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from caiflow.engine.training.rollouts import EpochSampler, LengthControl, reward_functions
+from caiflow.operators.training.rollouts import EpochSampler, LengthControl, reward_functions
 
 
 def sampler(count: int = 7, batch: int = 3) -> EpochSampler:

@@ -1,0 +1,1 @@
+"""Losses, rollouts and scores that the training operators add to TRL's trainers."""
