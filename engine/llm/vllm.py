@@ -198,7 +198,7 @@ def _defaults(source: ModelSource, *, on_cpu: bool) -> dict[str, Any]:
         "enable_prefix_caching": True, "disable_log_stats": True, "logits_processors": [_DRAWS],
     }  # fmt: skip
     if source.adapter:
-        chosen |= {"enable_lora": True, "max_lora_rank": _rank(source.adapter)}
+        chosen |= {"enable_lora": True, **_adapter_shape(source.adapter)}
     gpus = int(source.options.get("num_gpus") or 0)
     if gpus > 1:
         chosen["tensor_parallel_size"] = gpus
@@ -232,13 +232,19 @@ def _adapter(source: ModelSource) -> Any:
     return LoRARequest("adapter", 1, source.adapter)
 
 
-def _rank(adapter: str) -> int:
-    """Return the smallest rank vLLM can be set to that holds the adapter's."""
+def _adapter_shape(adapter: str) -> dict[str, Any]:
+    """Return vLLM's arguments for an adapter: the smallest rank it knows that holds the adapter's, and the layers it is for.
+
+    Unless told the layers, vLLM wraps the output head too, and then can't tell how likely a prompt is on a CPU.
+    """
     try:
-        rank = int(json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+        config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, layers = int(config["r"]), config.get("target_modules")
     except (OSError, ValueError, KeyError) as error:
         raise load_error(f"the adapter {adapter}", error) from error
-    return next((known for known in _LORA_RANKS if known >= rank), rank)
+    shape: dict[str, Any] = {"max_lora_rank": next((known for known in _LORA_RANKS if known >= rank), rank)}
+    plain = isinstance(layers, list) and all("." not in layer for layer in layers)  # neither a pattern nor whole paths
+    return shape | ({"lora_target_modules": layers} if plain else {})
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -105,8 +105,12 @@ def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engin
     get_peft_model(base, config).save_pretrained(tmp_path)
     adapted = source._replace(adapter=str(tmp_path))
     requests = [Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4)]
-    served = load_engine(adapted)
+    served, reference = load_engine(adapted), load_engine(adapted._replace(engine="transformers", options={}))
     try:
-        assert ask(served, requests) == ask(load_engine(adapted._replace(engine="transformers", options={})), requests)
+        assert ask(served, requests) == ask(reference, requests)
+        for mine, theirs in zip(ask(served, scored_requests()), ask(reference, scored_requests()), strict=True):
+            assert isinstance(mine, Completion)
+            assert isinstance(theirs, Completion)
+            assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
     finally:
         served.close()
