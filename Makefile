@@ -44,7 +44,7 @@ types: $(VENV)/.installed-dev build/typecheck/caiflow
 
 build/typecheck/caiflow: Makefile
 	mkdir -p $@
-	for part in engine operators constitutions specs examples; do ln -sfn ../../../$$part $@/$$part; done
+	for part in engine operators constitutions specs examples engine/door/__init__.py; do ln -sfn ../../../$$part $@/; done
 	touch $@
 
 benchmark: $(VENV)/.installed-dev
@@ -56,12 +56,12 @@ venv: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml engine/version.py | $(VENV)/bin/python
 	$(PIP) install --quiet '$(TORCH)' --editable '.[serve]'
 	$(COMPILE)
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml engine/version.py | $(VENV)/bin/python
 	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]'
 	$(if $(GPU),,$(PIP) uninstall --quiet --yes $(MISFITS))
 	$(COMPILE)

@@ -92,9 +92,9 @@ def _dispatch(given: list[str]) -> int:
         print(overview())
         return DONE if given else WRONG
     if given[0] in ("-V", "--version", "version"):
-        from importlib.metadata import version
+        from caiflow.engine.version import VERSION
 
-        print(f"caiflow {version('caiflow')}")
+        print(f"caiflow {VERSION}")
         return DONE
     name = given[0]
     if name not in COMMANDS:
