@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Na
 from pydantic import BaseModel, ConfigDict, Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.rows.folder import Rows, RowsWriter
 
-Row = dict[str, Any]
 Kind = Literal["rows", "model", "metrics"]
-ColumnType = Literal["text", "texts", "number", "numbers", "integer", "flag", "messages", "conversations", "json"]
 
 # How a field's meaning is declared: the marks travel in the JSON Schema, so whoever reads the schema sees them too.
 RowsRef = Annotated[str, Field(json_schema_extra={"x-ref": "rows"})]
@@ -109,25 +108,6 @@ class SamplingParams(Strict):
     def sampling(self) -> Sampling:
         """Return the engine's form of these fields."""
         return Sampling(**dict(self))
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The columns a step's rows have. `open` means that more may exist than are known here (a hub data set, say)."""
-
-    types: Mapping[str, ColumnType | None] = field(default_factory=dict)
-    open: bool = False
-
-    def __contains__(self, name: str) -> bool:
-        return self.open or name in self.types
-
-    def without(self, names: Collection[str]) -> Columns:
-        """Return these columns but for those of the given names."""
-        return Columns({name: kind for name, kind in self.types.items() if name not in names}, self.open)
-
-    def plus(self, types: Mapping[str, ColumnType | None]) -> Columns:
-        """Return these columns and `types`, which replace columns of the same name."""
-        return Columns({**self.types, **types}, self.open)
 
 
 class Reference(NamedTuple):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
 
 if TYPE_CHECKING:

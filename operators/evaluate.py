@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from caiflow.engine.operator import Columns, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
+from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
+from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (

@@ -13,7 +13,6 @@ from pydantic import ConfigDict, Field, model_validator
 from caiflow.engine.operator import (
     ANSWERS,
     ColumnName,
-    Columns,
     ExpressionText,
     Job,
     ModelRef,
@@ -23,6 +22,7 @@ from caiflow.engine.operator import (
     TableOperator,
     answer_column,
 )
+from caiflow.engine.rows.columns import Columns
 from caiflow.operators.filtering.expression import ExpressionError, parse
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnName, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.judging.prompts import conversation_text, turns, with_system
 
 ABOUT_AN_ANSWER = frozenset(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.operator import ColumnName, Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator
+from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.options import MOST_OPTIONS, Judging, OptionsJudge
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 

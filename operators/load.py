@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from caiflow.engine.operator import ColumnName, Columns, ColumnType, Job, Params, Strict, TableOperator
+from caiflow.engine.operator import ColumnName, Job, Params, Strict, TableOperator
+from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
 from caiflow.operators.formats.parse import FORMATS

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from caiflow.engine.operator import (
-    ANSWERS,
-    ColumnName,
-    Columns,
-    ColumnType,
-    Job,
-    Params,
-    RowsRef,
-    Strict,
-    TableOperator,
-    answer_column,
-)
+from caiflow.engine.operator import ANSWERS, ColumnName, Job, Params, RowsRef, Strict, TableOperator, answer_column
+from caiflow.engine.rows.columns import Columns, ColumnType
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import RowsWriter

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
-from caiflow.engine.operator import Columns, ColumnType, ModelRowParams, Row, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.prompts import (
     FORMAT_VERSION,
     critique_messages,

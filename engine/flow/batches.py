@@ -14,7 +14,8 @@ from caiflow.engine.rows.folder import arrow_type
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from caiflow.engine.operator import ColumnType, Row, RowOperator
+    from caiflow.engine.operator import RowOperator
+    from caiflow.engine.rows.columns import ColumnType, Row
 
 
 class Changed(NamedTuple):

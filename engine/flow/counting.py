@@ -16,7 +16,7 @@ from caiflow.engine.flow.stream import BATCH_ROWS, FlowStep, replay, spread
 from caiflow.engine.machine import cores
 
 if TYPE_CHECKING:
-    from caiflow.engine.operator import Row
+    from caiflow.engine.rows.columns import Row
     from caiflow.engine.rows.folder import Rows
     from caiflow.engine.store.ledger import Ledger
 

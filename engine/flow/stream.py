@@ -16,7 +16,8 @@ from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.client import EngineClient
-from caiflow.engine.operator import Row, RowDropped, RowOperator, RowParams
+from caiflow.engine.operator import RowDropped, RowOperator, RowParams
+from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.suggest import suggest

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from caiflow.engine.operator import ColumnType, Row
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.parts import BLOCK_ROWS, GROUP_ROWS, Parts
 from caiflow.engine.rows.types import arrow_type, column_type, from_rows
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.operator import ColumnType
+from caiflow.engine.rows.columns import ColumnType
 from caiflow.engine.rows.types import conform, declared, settled, value_bytes, widen
 from caiflow.engine.store.artifacts import storing
 

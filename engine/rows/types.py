@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.operator import ColumnType, Row
+from caiflow.engine.rows.columns import ColumnType, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa

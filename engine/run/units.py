@@ -23,12 +23,12 @@ from caiflow.engine.operator import (
     ModelSource,
     Operator,
     Params,
-    Row,
     RowOperator,
     StepContext,
     TableOperator,
 )
 from caiflow.engine.registry import operator as operator_type
+from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.row_llm import Tally
@@ -313,7 +313,7 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 
 def _columns(rows: Any) -> Any:
-    from caiflow.engine.operator import Columns
+    from caiflow.engine.rows.columns import Columns
 
     return Columns(dict(rows.columns))
 

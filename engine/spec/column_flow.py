@@ -11,7 +11,8 @@ from typing import Any
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.field_marks import Mark
-from caiflow.engine.operator import Columns, Operator, Reference
+from caiflow.engine.operator import Operator, Reference
+from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.suggest import suggest

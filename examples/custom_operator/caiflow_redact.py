@@ -2,7 +2,8 @@
 
 import re
 
-from caiflow.engine.operator import ColumnName, ColumnType, Row, RowLLM, RowOperator, RowParams
+from caiflow.engine.operator import ColumnName, RowLLM, RowOperator, RowParams
+from caiflow.engine.rows.columns import ColumnType, Row
 
 PRIVATE = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+|\+?\d[\d ()-]{7,}\d")
 

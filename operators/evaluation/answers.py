@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.operator import LLMs, Row, RowLLM, together
+from caiflow.engine.operator import LLMs, RowLLM, together
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
 from caiflow.operators.judging.prompts import turns, with_system

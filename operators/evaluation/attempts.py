@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import EngineError, StepError
-from caiflow.engine.operator import Row, RowLLM
+from caiflow.engine.operator import RowLLM
+from caiflow.engine.rows.columns import Row
 
 Ask = Callable[[Row, RowLLM], Awaitable[Row]]
 

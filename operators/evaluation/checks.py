@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import ColumnName, Row, Strict
+from caiflow.engine.operator import ColumnName, Strict
+from caiflow.engine.rows.columns import Row
 
 Test = Callable[[Row], bool]
 REPEATED_SHARE = 0.3

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ComparisonParams
 from caiflow.operators.judging.pairwise import PairJudge, Verdict

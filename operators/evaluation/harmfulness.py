@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import HarmfulnessParams
 from caiflow.operators.judging.prompts import RATING_PREFILL, rating_message

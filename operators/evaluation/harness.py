@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import Ask, attempted, refuse_failures
 from caiflow.operators.evaluation.params import HarnessParams
 from caiflow.operators.measures.statistics import Z_95

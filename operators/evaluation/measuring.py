@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.operator import Job, LLMs, Row
+from caiflow.engine.operator import Job, LLMs
+from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import PerplexityParams
 from caiflow.operators.judging.prompts import turns

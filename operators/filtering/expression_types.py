@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-from caiflow.engine.operator import ColumnType
+from caiflow.engine.rows.columns import ColumnType
 from caiflow.operators.filtering.expression import FUNCTIONS, Expression, ExpressionError, Kind
 
 _KINDS: Mapping[Kind, str] = {

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from caiflow.engine.operator import ColumnType
+from caiflow.engine.rows.columns import ColumnType
 
 if TYPE_CHECKING:
     import pyarrow as pa

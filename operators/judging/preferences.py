@@ -11,7 +11,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.identity import key
-from caiflow.engine.operator import Row, RowDropped, RowLLM, together
+from caiflow.engine.operator import RowDropped, RowLLM, together
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.judging.listwise import ListJudge, Ranking
 from caiflow.operators.judging.pairwise import PairJudge, Verdict
 from caiflow.operators.judging.verdicts import (

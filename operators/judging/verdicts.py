@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from caiflow.engine.operator import Row
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.judging.listwise import Ranking
 from caiflow.operators.judging.pairwise import Verdict
 from caiflow.operators.judging.prompts import LETTERS

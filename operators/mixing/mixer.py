@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caiflow.engine.operator import Columns, Job
+from caiflow.engine.operator import Job
+from caiflow.engine.rows.columns import Columns
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.draws import ranks
 from caiflow.operators.mix import Make, Mix, MixInput

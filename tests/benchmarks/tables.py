@@ -65,7 +65,8 @@ def make_data(folder: Path, rows: int) -> None:
 def ours(data: Path, out: Path) -> int:
     """Filter and mix with the operators; return the rows written."""
     from caiflow.engine.constitution.load import load_constitution
-    from caiflow.engine.operator import Columns, Job, StepContext
+    from caiflow.engine.operator import Job, StepContext
+    from caiflow.engine.rows.columns import Columns
     from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.operators.filter import Filter, FilterParams
     from caiflow.operators.mix import Mix, MixParams

@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.chain import CALLS, Message, Work, first_turn, next_turn
 from caiflow.engine.flow.stream import FlowStep
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowLLM, RowOperator, StepContext
+from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import Constitution, load_constitution
-from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.judging.prompts import critique_messages, user
 from support.row_llm import RuleLLM

@@ -12,7 +12,8 @@ import pytest
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.field_marks import marks
-from caiflow.engine.operator import Columns, Job, StepContext
+from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.rows.columns import Columns
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.evaluate import Evaluate, EvaluateParams
 from caiflow.operators.judging.prompts import user

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.llm.base import Completion, Sampling
-from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.generate import Generate, GenerateParams
 from caiflow.operators.judging.prompts import assistant, user
 from support.row_llm import RuleLLM

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.engine.operator import Columns, ColumnType, Row, RowDropped, StepContext
+from caiflow.engine.operator import RowDropped, StepContext
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judge import Judge, JudgeParams
 from caiflow.operators.judging.prompts import user
 from caiflow.operators.judging.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE

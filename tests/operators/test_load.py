@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.engine.operator import Row, StepContext
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.operators.load import Load, LoadParams, Split, side
 from support.tables import ask, run_table, write_jsonl

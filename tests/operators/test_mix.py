@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.operators.mix import Mix, MixParams
 from caiflow.operators.mixing import order

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.constitution.load import Constitution, load_constitution
-from caiflow.engine.operator import Columns, Row, StepContext
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.judging.prompts import critique_messages, revise_messages, user
 from caiflow.operators.revise import Revise, ReviseParams, without_preamble

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import LLMs, Row, RowLLM
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row
 
 
 @dataclass(frozen=True)

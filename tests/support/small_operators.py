@@ -10,8 +10,6 @@ from pydantic import Field, field_validator
 from caiflow.engine.operator import (
     SPEED,
     ColumnName,
-    Columns,
-    ColumnType,
     Job,
     LLMs,
     MetricsOperator,
@@ -20,7 +18,6 @@ from caiflow.engine.operator import (
     ModelRowParams,
     Operator,
     Params,
-    Row,
     RowLLM,
     RowOperator,
     RowsRef,
@@ -28,6 +25,7 @@ from caiflow.engine.operator import (
     Strict,
     TableOperator,
 )
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import RowsWriter

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.llm.base import Message
-from caiflow.engine.operator import Columns, Job, ModelSource, Row, TableOperator
+from caiflow.engine.operator import Job, ModelSource, TableOperator
+from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 
 

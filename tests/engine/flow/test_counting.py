@@ -9,7 +9,8 @@ import pytest
 from caiflow.engine.flow import counting
 from caiflow.engine.flow.counting import count_known
 from caiflow.engine.flow.stream import FlowStep
-from caiflow.engine.operator import ColumnType, Row, RowLLM, RowOperator, RowParams, StepContext
+from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 

@@ -15,7 +15,8 @@ from caiflow.engine.flow.stream import Flow, FlowStep
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.operator import ColumnType, ModelRowParams, Row, RowDropped, RowLLM, RowOperator, StepContext
+from caiflow.engine.operator import ModelRowParams, RowDropped, RowLLM, RowOperator, StepContext
+from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine, last_words

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caiflow.engine.operator import ColumnType
+from caiflow.engine.rows.columns import ColumnType
 from caiflow.engine.rows.folder import DROPPED, Rows, RowsWriter, arrow_type, column_type
 from caiflow.engine.store.artifacts import content_manifest
 

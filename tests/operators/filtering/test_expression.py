@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.engine.operator import ColumnType
+from caiflow.engine.rows.columns import ColumnType
 from caiflow.operators.filtering.expression import ExpressionError, parse
 from caiflow.operators.filtering.expression_polars import compiled
 from caiflow.operators.filtering.expression_types import check_types
