@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Na
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.llm.base import Completion, Message, ModelSource, Sampling
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
 if TYPE_CHECKING:
@@ -349,22 +349,3 @@ class MetricsOperator(Operator[P]):
     @abstractmethod
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return the figures that go into `metrics.json`."""
-
-
-class ModelSource(NamedTuple):
-    """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
-
-    `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers.
-    """
-
-    path: str
-    identity: str
-    revision: str | None = None
-    adapter: str | None = None
-    tokenizer: str | None = None
-    chat_template: str | None = None
-    dtype: str = "auto"
-    quantization: str | None = None
-    engine: str = "auto"
-    options: Mapping[str, Any] = {}
-    trust_remote_code: bool = False

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import Job, ModelRef, ModelSource
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from caiflow.engine.operator import ModelSource
+    from caiflow.engine.llm.base import ModelSource
 
 _SHARE = os.cpu_count() or 1
 if hasattr(os, "sched_getaffinity"):

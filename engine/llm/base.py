@@ -6,7 +6,7 @@ Owns the request and answer types and the small interface that every engine impl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from caiflow.engine.errors import EngineError
 
@@ -87,3 +87,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and processes; the engine is of no use afterwards."""
+
+
+class ModelSource(NamedTuple):
+    """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
+
+    `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers.
+    """
+
+    path: str
+    identity: str
+    revision: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    engine: str = "auto"
+    options: Mapping[str, Any] = {}
+    trust_remote_code: bool = False

@@ -19,7 +19,7 @@ from caiflow.engine.llm.base import Engine
 from caiflow.engine.llm.render import Renderer
 
 if TYPE_CHECKING:
-    from caiflow.engine.operator import ModelSource
+    from caiflow.engine.llm.base import ModelSource
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 _CPU_ROWS, _GPU_ROWS = 128, 64

@@ -27,7 +27,7 @@ from caiflow.engine.llm.pace import Budget, Pace
 if TYPE_CHECKING:
     import httpx
 
-    from caiflow.engine.operator import ModelSource
+    from caiflow.engine.llm.base import ModelSource
 
 _MOST_CALLS = 64
 _TRIES = 4

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.load import load_error, load_renderer
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.suggest import nearest
 
 _ENVIRONMENT = {

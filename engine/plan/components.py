@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.identity import digest, identity_params
-from caiflow.engine.operator import ModelSource, Operator, RowOperator, RowParams, StepContext
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Operator, RowOperator, RowParams, StepContext
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of

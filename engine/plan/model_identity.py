@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest
-from caiflow.engine.operator import ModelSource
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:

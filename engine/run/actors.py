@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import CaiflowError, EngineError, StepError
-from caiflow.engine.llm.base import Answer, Request
+from caiflow.engine.llm.base import Answer, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.run.units import StepResult, Unit
 
 REVIVE_S = 600.0

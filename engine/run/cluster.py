@@ -25,8 +25,8 @@ from typing import Any
 
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.run.actors import EngineActor, RayLink, Worker, first_line
 from caiflow.engine.run.reaper import watch
 from caiflow.engine.run.units import Report, StepResult, Unit

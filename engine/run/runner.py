@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.lookback.export import portable
-from caiflow.engine.operator import MetricsOperator, ModelOperator, ModelSource, RowOperator
+from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.registry import operator as operator_type

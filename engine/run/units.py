@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import (
     Job,
     LLMs,
     MetricsOperator,
     ModelOperator,
-    ModelSource,
     Operator,
     Params,
     RowOperator,

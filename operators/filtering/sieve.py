@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from caiflow.engine.operator import ANSWERS, ModelSource, answer_column
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import ANSWERS, answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.filter import Compared, Duplicates, Length, Rule
 from caiflow.operators.filtering import rules

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.llm.base import Message
-from caiflow.engine.operator import ModelSource
+from caiflow.engine.llm.base import Message, ModelSource
 from caiflow.engine.training.tokens import reply_ids
 
 if TYPE_CHECKING:

@@ -113,9 +113,9 @@ def load_one_by_one(model: str) -> Contender:
 
 def load_caiflow(kind: str, model: str) -> Contender:
     """Load caiflow's own engine on vLLM or on transformers."""
+    from caiflow.engine.llm.base import ModelSource
     from caiflow.engine.llm.host import EngineHost
     from caiflow.engine.llm.load import load_engine
-    from caiflow.engine.operator import ModelSource
 
     options = {"engine_args": {name: value for name, value in vllm_arguments(model).items() if name != "model"}}
     source = ModelSource(path=model, identity="m", engine=kind, options=options if kind == "vllm" else {})

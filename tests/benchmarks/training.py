@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.folder import Rows, RowsWriter
 
 ROWS = 600

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, StepContext
 from caiflow.operators.dpo import Dpo, DpoParams
 from support.small_models import job, preferences, small_model
 

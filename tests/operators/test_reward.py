@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.measures.pictures import can_draw
 from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams

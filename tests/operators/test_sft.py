@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.operator import Job, ModelSource, StepContext
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.operators.sft import Sft, SftParams
 from support.small_models import job, lessons, small_model

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.operator import Job, ModelSource
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.training.scratch import Scratch, random_model, train_tokenizer

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.llm.base import Message
-from caiflow.engine.operator import Job, ModelSource, TableOperator
+from caiflow.engine.llm.base import Message, ModelSource
+from caiflow.engine.operator import Job, TableOperator
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 

@@ -62,6 +62,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_source(tiny: Path):
     """The tiny model as engines are given it."""
-    from caiflow.engine.operator import ModelSource
+    from caiflow.engine.llm.base import ModelSource
 
     return ModelSource(str(tiny), identity="tiny", dtype="float32", engine="transformers")

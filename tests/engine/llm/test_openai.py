@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
+from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.operator import ModelSource
 from support.asking import ask, text
 from support.bad_server import BadServer, bad_server, said
 

@@ -17,9 +17,8 @@ import httpx
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Completion, Engine, Request, Sampling
+from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.operator import ModelSource
 from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = pytest.mark.slow

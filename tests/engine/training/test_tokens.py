@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.llm.base import Request
+from caiflow.engine.llm.base import ModelSource, Request
 from caiflow.engine.llm.render import Renderer
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_tokenizer
 from caiflow.engine.training.tokens import (
     IGNORED,

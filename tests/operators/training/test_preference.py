@@ -10,8 +10,8 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.render import Renderer
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.tokens import preferences
 from caiflow.operators.training.preference import PER_PAIR_LOSSES, SoftCollator, SoftDPO, softened

@@ -10,8 +10,8 @@ import torch
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.render import Renderer
-from caiflow.engine.operator import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.tokens import preferences
 from caiflow.operators.training.preference_model import SoftReward, SoftRewardCollator

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.operator import ModelSource
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.operators.training.scoring import load_reward, quality, raw_scores, sigmoid, soft_loss
 
