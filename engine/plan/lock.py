@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest, identity_params
-from caiflow.engine.store.artifacts import write_atomic
+from caiflow.engine.store.disk import write_atomic
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:

@@ -147,7 +147,7 @@ def _to_run(
 
 def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
     """Return the optimizer steps of a training that its checkpoints hold."""
-    from caiflow.engine.training.loop import steps_kept
+    from caiflow.engine.store.checkpoints import steps_kept
 
     return steps_kept(resolver.store.work / known[:32]) if step.operator_type().kind == "model" else 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from caiflow.engine.rows.columns import ColumnType
 from caiflow.engine.rows.types import conform, declared, settled, value_bytes, widen
-from caiflow.engine.store.artifacts import storing
+from caiflow.engine.store.disk import storing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,7 +27,8 @@ from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolv
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.spec.graph import chosen
-from caiflow.engine.store.artifacts import Artifact, Store, write_atomic
+from caiflow.engine.store.artifacts import Artifact, Store
+from caiflow.engine.store.disk import write_atomic
 from caiflow.engine.store.journal import Event, Journal
 
 if TYPE_CHECKING:

@@ -22,38 +22,11 @@ from typing import Any
 
 from caiflow.engine.errors import StoreError
 from caiflow.engine.identity import digest
+from caiflow.engine.store.disk import storing, sync, sync_tree, write_atomic
 from caiflow.engine.store.file_digests import FileCache, Manifest, folder_manifest
 
 ADAPTER = "adapter_config.json"
 META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder
-_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
-_REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
-
-
-@contextmanager
-def storing(where: Path) -> Iterator[None]:
-    """Turn errors of the file system into StoreError with what to do.
-
-    Raises:
-        StoreError: no space, no permission, or another error of the disk.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise store_error(where, error) from error
-
-
-def store_error(where: Path, error: OSError) -> StoreError:
-    """Say what an error of the file system means and what to do about it."""
-    # Arrow raises plain OSError with the number in its text only
-    number = error.errno or next((number for number in (*_FULL, *_REFUSED) if os.strerror(number) in str(error)), None)
-    if number in _FULL:
-        return StoreError(
-            f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again"
-        )
-    if number in _REFUSED:
-        return StoreError(f"{where}: {_REFUSED[number]} to write here; set CAIFLOW_HOME to a folder of yours")
-    return StoreError(f"{where}: can't read or write, got {error}; check the disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +137,7 @@ class Store:
         made = content_manifest(staged)
         record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
         (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
-        _sync_tree(staged)
+        sync_tree(staged)
         target = self.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -172,7 +145,7 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        _sync(target.parent)
+        sync(target.parent)
         return read_artifact(target)
 
     def artifacts(self) -> Iterator[Path]:
@@ -237,20 +210,6 @@ def read_artifact(path: Path) -> Artifact:
         raise StoreError(f"{path}: not a whole artifact, got {error!r}; remove the folder and run again") from error
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part; durable on return."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _read_run(path: Path) -> RunRecord | None:
     try:
         record = json.loads(path.read_bytes())
@@ -269,18 +228,3 @@ def _locked(descriptor: int, until: float, poll_s: float) -> bool:
             if time.monotonic() >= until:
                 return False
             time.sleep(poll_s)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from caiflow.engine.store.artifacts import Store, storing
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.disk import storing
 
 Kind = Literal["artifact", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0

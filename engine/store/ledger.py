@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store.artifacts import store_error, storing
+from caiflow.engine.store.disk import store_error, storing
 from caiflow.engine.store.ledger_index import Index
 from caiflow.engine.store.ledger_segment import Segment, create, frame, payload_of
 

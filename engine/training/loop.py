@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.operator import Job
+from caiflow.engine.store.checkpoints import CHECKPOINTS, steps_of, last_checkpoint, mark_complete
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ HISTORY = "_history.jsonl"
 """The loss curve, one JSON object per line, beside the saved model."""
 
 CHECKPOINT_S = 120.0
-CHECKPOINTS = "checkpoints"
-COMPLETE = "complete"
 CURVE_POINTS = 1000
 
 T = TypeVar("T")
@@ -84,22 +82,6 @@ def checkpoints(job: Job) -> Path:
     return folder
 
 
-def steps_kept(work_dir: Path) -> int:
-    """Return the optimizer steps that a training cut off before needn't do again."""
-    return _steps_in(last_checkpoint(work_dir / CHECKPOINTS, clean=False))
-
-
-def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
-    """Return the newest checkpoint that was written to its end; `clean` removes those that weren't."""
-    found: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            found.append((int(path.name.rpartition("-")[2]), path))
-        elif clean:
-            shutil.rmtree(path)
-    return max(found)[1] if found else None
-
-
 def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -> None:
     """Train to the end, from the last checkpoint if there is one; figures go to `job.metrics`, the loss curve to the output.
 
@@ -109,7 +91,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
     resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
-    started, first = time.monotonic(), _steps_in(resume)
+    started, first = time.monotonic(), steps_of(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
     if trainer.is_world_process_zero():
@@ -141,10 +123,6 @@ def _printer() -> Any:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
-
-
-def _steps_in(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
@@ -238,22 +216,6 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
                 job.log(done=state.global_step, total=state.max_steps, **told)
 
     return Watcher()
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Mark a checkpoint as written to its end; a kill before this leaves it unmarked, and it is never resumed from."""
-    for path in [*checkpoint.iterdir(), checkpoint]:
-        _sync(path)
-    (checkpoint / COMPLETE).touch()
-    _sync(checkpoint)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Quiet:

@@ -17,7 +17,7 @@ from caiflow.engine.plan.changes import changes, describe
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.training.loop import CHECKPOINTS, mark_complete
+from caiflow.engine.store.checkpoints import CHECKPOINTS, mark_complete
 from support.kills import ledger_records
 
 SPEC = """

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store.artifacts import META, Artifact, Store, content_manifest, default_home, write_atomic
+from caiflow.engine.store.artifacts import META, Artifact, Store, content_manifest, default_home
+from caiflow.engine.store.disk import write_atomic
 
 DIGEST = "ab" + "0" * 62
 

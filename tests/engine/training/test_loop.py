@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.operator import Job, StepContext
-from caiflow.engine.training.loop import COMPLETE, HISTORY, figures, last_checkpoint, total_steps
+from caiflow.engine.store.checkpoints import COMPLETE, last_checkpoint
+from caiflow.engine.training.loop import HISTORY, figures, total_steps
 from caiflow.operators.sft import Sft, SftParams
 from support.small_models import SHAPE, job, lessons
 

@@ -1,0 +1,41 @@
+"""Checkpoints of a training in its work folder: which are whole, and how far the last one got. Owns the mark of a whole one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from caiflow.engine.store.disk import sync
+
+CHECKPOINTS = "checkpoints"
+COMPLETE = "complete"
+"""The file that marks a checkpoint as written to its end."""
+
+
+def steps_kept(work_dir: Path) -> int:
+    """Return the optimizer steps that a training cut off before needn't do again."""
+    return steps_of(last_checkpoint(work_dir / CHECKPOINTS, clean=False))
+
+
+def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
+    """Return the newest checkpoint that was written to its end; `clean` removes those that weren't."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found.append((int(path.name.rpartition("-")[2]), path))
+        elif clean:
+            shutil.rmtree(path)
+    return max(found)[1] if found else None
+
+
+def steps_of(checkpoint: Path | None) -> int:
+    """Return the optimizer steps that a checkpoint holds; 0 for none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as written to its end; a kill before this leaves it unmarked, and it is never resumed from."""
+    for path in [*checkpoint.iterdir(), checkpoint]:
+        sync(path)
+    (checkpoint / COMPLETE).touch()
+    sync(checkpoint)

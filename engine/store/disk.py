@@ -1,0 +1,72 @@
+"""Writing to disk so that it lasts: atomic files, syncs, and what an error of the file system means. Knows no artifact."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from caiflow.engine.errors import StoreError
+
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
+_REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
+
+
+@contextmanager
+def storing(where: Path) -> Iterator[None]:
+    """Turn errors of the file system into StoreError with what to do.
+
+    Raises:
+        StoreError: no space, no permission, or another error of the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise store_error(where, error) from error
+
+
+def store_error(where: Path, error: OSError) -> StoreError:
+    """Say what an error of the file system means and what to do about it."""
+    # Arrow raises plain OSError with the number in its text only
+    number = error.errno or next((number for number in (*_FULL, *_REFUSED) if os.strerror(number) in str(error)), None)
+    if number in _FULL:
+        return StoreError(
+            f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again"
+        )
+    if number in _REFUSED:
+        return StoreError(f"{where}: {_REFUSED[number]} to write here; set CAIFLOW_HOME to a folder of yours")
+    return StoreError(f"{where}: can't read or write, got {error}; check the disk")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part; durable on return."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder's list of names durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder and all in it durable."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))
