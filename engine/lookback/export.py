@@ -1,29 +1,26 @@
 """A run as a folder that another person can run: spec, lock, constitution, and the local files that are small enough.
 
-Owns where a spec's local paths stand and how they move. Copies; never changes the run, and never takes hub files along.
+Copies; never changes the run, and never takes hub files along.
 """
 
 from __future__ import annotations
 
-import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.field_marks import marks
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
+from caiflow.engine.plan.relocate import as_yaml, relocated
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
-    from caiflow.engine.spec.grammar import Spec
     from caiflow.engine.store.artifacts import Store
 
 LIMIT_BYTES = 200_000_000
 """A larger file or folder isn't taken along."""
-Place = tuple[str | int, ...]
 
 _README = """\
 # {name}
@@ -62,66 +59,12 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
     spec = load_spec(run_dir / "spec.yaml")
     target.mkdir(parents=True, exist_ok=True)
     copier = _Copier(target, limit_bytes)
-    (target / "spec.yaml").write_text(_yaml(relocated(spec, copier.take)), encoding="utf-8")
+    (target / "spec.yaml").write_text(as_yaml(relocated(spec, copier.take)), encoding="utf-8")
     shutil.copyfile(run_dir / LOCK, target / LOCK)
     words = _README.format(name=spec.name, version=locked["packages"].get("caiflow", ""))
     (target / "README.md").write_text(words + copier.words(), encoding="utf-8")
     drift = compare_locks(locked, make_lock(Resolver(spec, store)))
     return Export(target, tuple(folder_files(target)), tuple(copier.left_out), tuple(d for d in drift if d.refused))
-
-
-def portable(spec: Spec) -> str:
-    """Return the resolved spec as YAML that loads from any folder of this machine: its local paths are absolute."""
-    return _yaml(relocated(spec, lambda path: None if _bundled(path) else str(path.resolve())))
-
-
-def relocated(spec: Spec, move: Callable[[Path], str | None]) -> dict[str, Any]:
-    """Return the resolved spec with each local file or folder it names replaced by `move(path)`; None leaves it."""
-    raw = copy.deepcopy(dict(spec.raw))
-    for place in _places(spec, raw):
-        path = _local(spec, place, _get(raw, place))
-        moved = move(path) if path is not None else None
-        if moved is not None:
-            _get(raw, place[:-1])[place[-1]] = moved
-    return raw
-
-
-def _places(spec: Spec, raw: dict[str, Any]) -> Iterator[Place]:
-    """Yield where a path may stand: parameters marked so, chat templates, and constitutions."""
-    for name, entry in spec.models.items():
-        yield from (("models", name, *mark.path) for mark in marks(entry, "x-path") if not mark.key)
-        yield ("models", name, "chat_template")
-    for name, step in spec.steps.items():
-        yield from (("steps", name, *mark.path) for mark in step.marks("x-path") if not mark.key)
-        yield from _in_constitution(_get(raw, ("steps", name, "constitution")), ("steps", name, "constitution"))
-    yield from _in_constitution(raw.get("constitution"), ("constitution",))
-
-
-def _in_constitution(value: Any, place: Place) -> Iterator[Place]:
-    if isinstance(value, str):
-        yield place
-    elif isinstance(value, dict) and "source" in value:
-        yield (*place, "source")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _in_constitution(item, (*place, index))
-
-
-def _local(spec: Spec, place: Place, value: Any) -> Path | None:
-    """Return the file or folder on this machine that a value names, if it does."""
-    if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
-        return None
-    if "constitution" in place:
-        from caiflow.engine.constitution.load import source_path
-
-        return source_path(value, spec.base_dir)
-    if place[0] == "models":
-        from caiflow.engine.plan.model_identity import BUNDLED
-
-        if value in BUNDLED:
-            return None
-    path = spec.base_dir / Path(value).expanduser()
-    return path if path.exists() else None
 
 
 class _Copier:
@@ -167,24 +110,3 @@ class _Copier:
         while (self._target / found).exists():
             found, number = place.parent / str(number) / place.name, number + 1
         return found
-
-
-def _bundled(path: Path) -> bool:
-    import caiflow.constitutions
-
-    return any(path.is_relative_to(folder) for folder in map(Path, caiflow.constitutions.__path__))
-
-
-def _get(value: Any, place: Place) -> Any:
-    for name in place:
-        try:
-            value = value[name]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
-
-
-def _yaml(raw: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=120)

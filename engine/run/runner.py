@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.lookback.export import portable
 from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
+from caiflow.engine.plan.relocate import portable
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.store.artifacts import Artifact, Store

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.operator import Job
-from caiflow.engine.store.checkpoints import CHECKPOINTS, steps_of, last_checkpoint, mark_complete
+from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 
 if TYPE_CHECKING:

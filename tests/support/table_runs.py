@@ -35,7 +35,7 @@ def write_spec(folder: Path, rows: int = 20) -> Path:
 
 def run_tables(spec_path: Path, run_dir: Path, store: Store) -> Resolver:
     """Carry out a spec of table steps and leave what a run leaves; return the resolver with all its artifacts."""
-    from caiflow.engine.lookback.export import portable
+    from caiflow.engine.plan.relocate import portable
 
     spec = load_spec(spec_path)
     resolver = Resolver(spec, store)

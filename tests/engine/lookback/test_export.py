@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from caiflow.engine.errors import CaiflowError, SpecError
-from caiflow.engine.lookback.export import export, portable, relocated
+from caiflow.engine.lookback.export import export
 from caiflow.engine.plan.lock import LOCK, grade, make_lock, read_lock
+from caiflow.engine.plan.relocate import portable, relocated
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from tests.support.table_runs import run_tables, write_spec
