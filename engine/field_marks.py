@@ -1,4 +1,4 @@
-"""What the values of a parameter model mean: which name a step, which a file, which columns.
+"""What the values of a parameter model mean: which name a step, which a file, which columns, and which change the output.
 
 Walks a validated model beside its type annotations and reports each text whose type carries a mark (`x-ref`, `x-path`,
 `x-column`, `x-expression`, see `operator.py`). Knows no operator, and never looks at a file.
@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from caiflow.engine.identity import plain
 
 KINDS = ("x-ref", "x-path", "x-column", "x-expression")
 
@@ -119,3 +121,39 @@ def _fits(kind: Any, value: Any) -> bool:
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def identity_params(params: BaseModel) -> dict[str, Any]:
+    """Return the parameters that change the output, as plain values.
+
+    Left out are fields that only affect speed, paths, and names of steps and models: the contents behind those count instead.
+    A mapping whose keys are such names becomes the list of its values in the written order, since an operator may heed it.
+    """
+    found = list(marks(params, "x-ref", "x-path"))
+    keyed = {mark.path for mark in found if mark.key}
+    gone = {mark.path for mark in found if not mark.key and mark.value}
+    kept: dict[str, Any] = plain(_kept(params, (), keyed, gone))
+    return kept
+
+
+_Places = set[tuple[str | int, ...]]
+
+
+def _kept(value: Any, at: tuple[str | int, ...], keyed: _Places, gone: _Places) -> Any:
+    """Return `value` without what is `gone`: fields go, items of lists and mappings leave a null behind."""
+    if isinstance(value, BaseModel):
+        names = {info.alias or name: name for name, info in type(value).model_fields.items() if not _speed(info)}
+        fields = {shown: getattr(value, name) for shown, name in names.items() if (*at, shown) not in gone}
+        return {shown: _kept(item, (*at, shown), keyed, gone) for shown, item in fields.items()}
+    if at in gone:
+        return None
+    if isinstance(value, Mapping):
+        kept = {name: _kept(item, (*at, name), keyed, gone) for name, item in value.items()}
+        return list(kept.values()) if any((*at, name) in keyed for name in value) else kept
+    if isinstance(value, (list, tuple)):
+        return [_kept(item, (*at, index), keyed, gone) for index, item in enumerate(value)]
+    return value
+
+
+def _speed(info: FieldInfo) -> bool:
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("x-speed"))

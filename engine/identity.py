@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from caiflow.engine.field_marks import marks
 
 FORMAT = 1
 """Version of the key format; part of every digest that plan and run compare."""
@@ -40,10 +37,10 @@ def canonical(value: Any) -> bytes:
     try:
         text = _encode(value)
     except (TypeError, ValueError):  # what JSON lacks: models, bytes, sets, infinities
-        text = _encode(_plain(value))
+        text = _encode(plain(value))
     else:
         if ".0" in text or "e+" in text:  # there may be whole floats; all else is right already, ten times faster
-            text = _encode(_plain(value))
+            text = _encode(plain(value))
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -67,35 +64,36 @@ def key(*parts: bytes | str) -> bytes:
     return hashlib.blake2b(framed, digest_size=16).digest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return `value` as JSON's own types, models as their fields; what `canonical` writes."""
     kind = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if kind is float:
         return _number(value)
     if kind is dict:
-        return {_name(name): _plain(item) for name, item in value.items()}
+        return {_name(name): plain(item) for name, item in value.items()}
     if kind is list or kind is tuple:
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _plain_other(value)
 
 
 def _plain_other(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {name: _plain(item) for name, item in dict(value).items()}
+        return {name: plain(item) for name, item in dict(value).items()}
     if isinstance(value, Mapping):
-        return {_name(name): _plain(item) for name, item in value.items()}
+        return {_name(name): plain(item) for name, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((_plain(item) for item in value), key=_encode)
+        return sorted((plain(item) for item in value), key=_encode)
     if isinstance(value, (bytes, bytearray)):
         return {"$bytes": bytes(value).hex()}
     if isinstance(value, str):
         return str.__str__(value)
     for base in (int, float):
         if isinstance(value, base):
-            return _plain(base(value))
+            return plain(base(value))
     if isinstance(value, Sequence) and not isinstance(value, os.PathLike):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     raise TypeError(
         f"identity: {type(value).__name__} has no canonical form, got {value!r}; give text, numbers, lists or mappings"
     )
@@ -111,44 +109,5 @@ def _name(name: Any) -> str:
     if isinstance(name, str):
         return str.__str__(name)
     if name is None or isinstance(name, (bool, int, float)):
-        return _encode(_plain(name))  # as JSON's own encoder does
+        return _encode(plain(name))  # as JSON's own encoder does
     raise TypeError(f"identity: a key must be text or a number, got {name!r}; rename it")
-
-
-# ---------------------------------------------------------------------------------------------------- parameters
-
-
-def identity_params(params: BaseModel) -> dict[str, Any]:
-    """Return the parameters that change the output, as plain values.
-
-    Left out are fields that only affect speed, paths, and names of steps and models: the contents behind those count instead.
-    A mapping whose keys are such names becomes the list of its values in the written order, since an operator may heed it.
-    """
-    found = list(marks(params, "x-ref", "x-path"))
-    keyed = {mark.path for mark in found if mark.key}
-    gone = {mark.path for mark in found if not mark.key and mark.value}
-    kept: dict[str, Any] = _plain(_kept(params, (), keyed, gone))
-    return kept
-
-
-_Places = set[tuple[str | int, ...]]
-
-
-def _kept(value: Any, at: tuple[str | int, ...], keyed: _Places, gone: _Places) -> Any:
-    """Return `value` without what is `gone`: fields go, items of lists and mappings leave a null behind."""
-    if isinstance(value, BaseModel):
-        names = {info.alias or name: name for name, info in type(value).model_fields.items() if not _speed(info)}
-        fields = {shown: getattr(value, name) for shown, name in names.items() if (*at, shown) not in gone}
-        return {shown: _kept(item, (*at, shown), keyed, gone) for shown, item in fields.items()}
-    if at in gone:
-        return None
-    if isinstance(value, Mapping):
-        kept = {name: _kept(item, (*at, name), keyed, gone) for name, item in value.items()}
-        return list(kept.values()) if any((*at, name) in keyed for name in value) else kept
-    if isinstance(value, (list, tuple)):
-        return [_kept(item, (*at, index), keyed, gone) for index, item in enumerate(value)]
-    return value
-
-
-def _speed(info: FieldInfo) -> bool:
-    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("x-speed"))

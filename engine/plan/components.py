@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.identity import digest, identity_params
+from caiflow.engine.field_marks import identity_params
+from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Operator, RowOperator, RowParams, StepContext
 from caiflow.engine.plan.model_identity import resolve_model, trained_model

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.identity import digest, identity_params
+from caiflow.engine.field_marks import identity_params
+from caiflow.engine.identity import digest
 from caiflow.engine.store.disk import write_atomic
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from caiflow.engine.identity import canonical, digest, identity_params, key
+from caiflow.engine.field_marks import identity_params
+from caiflow.engine.identity import canonical, digest, key
 from caiflow.engine.operator import SPEED, ModelRef, ModelRowParams, Resources, RowsRef, SamplingParams, Strict
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text()
