@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.plan.model_identity import adapter_base
+from caiflow.engine.llm.files import adapter_base
 
 Server = Literal["auto", "vllm", "transformers"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
-from caiflow.engine.llm.load import load_error, load_renderer
+from caiflow.engine.llm.files import load_error, load_renderer
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.suggest import nearest

@@ -5,7 +5,6 @@ Owns where models are looked for: the bundled one, folders, the hub's cache, the
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.files import adapter_base
 from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:
@@ -138,15 +138,6 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
     if snapshot is not None:
         return str(snapshot), f"hub:{source}@{snapshot.name}"
     return source, f"hub:{source}@{_hub_commit(where, source, revision)}"
-
-
-def adapter_base(folder: Path) -> tuple[str, str | None] | None:
-    """Return the name and revision of the model that a folder with nothing but an adapter is laid over; None for any other."""
-    config = folder / "adapter_config.json"
-    if not config.is_file() or (folder / "config.json").exists():
-        return None
-    named = json.loads(config.read_text(encoding="utf-8"))
-    return named["base_model_name_or_path"], named.get("revision")
 
 
 def _folder(where: str, folder: Path) -> tuple[str, str]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.load import refuse_reward_model
-from caiflow.engine.plan.model_identity import adapter_base
+from caiflow.engine.llm.files import adapter_base, refuse_reward_model
 from caiflow.engine.training.params import Lora, TrainingParams
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ class Sieve:
     def _length(self, fields: Length, label: str) -> rules.Check:
         if fields.unit == "characters":
             return rules.length_in_characters(label, fields.column, fields.min, fields.max)
-        from caiflow.engine.llm.load import load_tokenizer
+        from caiflow.engine.llm.files import load_tokenizer
 
         tokenizer = load_tokenizer(self._models[fields.model or ""])
         return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)

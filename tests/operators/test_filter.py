@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import Constitution, CritiqueExample
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.load import load_tokenizer
+from caiflow.engine.llm.files import load_tokenizer
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows

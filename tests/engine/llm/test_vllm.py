@@ -11,7 +11,8 @@ import pytest
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
-from caiflow.engine.llm.load import load_engine, load_model
+from caiflow.engine.llm.files import load_model
+from caiflow.engine.llm.load import load_engine
 from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]

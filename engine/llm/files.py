@@ -1,0 +1,150 @@
+"""What is loaded from a model's folder or the hub: tokenizer, renderer, weights with their adapter.
+
+Owns devices, dtypes and the errors of loading. Starts no engine, and imports torch and the libraries only where they load.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.render import Renderer
+
+
+def refuse_reward_model(source: ModelSource) -> None:
+    """Refuse a model that scores texts where one is to write them: the libraries would give it a head with random weights.
+
+    Raises:
+        EngineError: kind `load`: it is one.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError):
+        return  # an adapter alone, or nothing that can be read: loading it will tell
+    names = [name for name in found.architectures or () if name.endswith("ForSequenceClassification")]
+    if names:
+        raise EngineError(f"{source.path} is a reward model ({names[0]}), which writes no text; name another", kind="load")
+
+
+def load_renderer(source: ModelSource) -> Renderer:
+    """Return the renderer of `source`'s tokenizer and chat template, for generating, training and serving alike."""
+    return Renderer(load_tokenizer(source), template_text(source.chat_template))
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Load the tokenizer of `source`: its own, or the one it names, else the adapter's model's.
+
+    Raises:
+        EngineError: kind `load`: it can't be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    name = source.tokenizer or source.path
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=None if source.tokenizer else source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except Exception as error:
+        raise load_error(f"the tokenizer of {name}", error) from error
+
+
+def load_model(source: ModelSource, device: str = "auto") -> Any:
+    """Load the causal LM of `source`, its adapter on top, onto `device` (auto: cuda, mps or cpu).
+
+    `dtype: auto` is float32 on a CPU, where half precision is slow, and the checkpoint's own elsewhere.
+
+    Raises:
+        EngineError: kind `load`: files missing or unreadable, memory short, a dtype or quantization that isn't known.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = choose_device() if device == "auto" else device
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code,
+            dtype=_dtype(source.dtype, where), **_quantization(source.quantization, where),
+        )  # fmt: skip
+        if source.quantization is None:
+            model = model.to(where)
+        if source.adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, source.adapter)
+            model = model if source.quantization else model.merge_and_unload()
+    except EngineError:
+        raise
+    except Exception as error:
+        raise load_error(source.path + (f" with adapter {source.adapter}" if source.adapter else ""), error) from error
+    return model.eval()
+
+
+def choose_device() -> str:
+    """Return cuda, mps or cpu: the first one this machine has."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def template_text(value: str | None) -> str:
+    """Return a chat template's text, read from a file where `value` is the path of one; empty for None."""
+    if value and "{" not in value and Path(value).is_file():
+        return Path(value).read_text(encoding="utf-8")
+    return value or ""
+
+
+def load_error(what: str, error: Exception) -> EngineError:
+    """Return an EngineError that says in plain words why `what` couldn't be loaded."""
+    text = str(error).strip() or type(error).__name__
+    low = text.lower()
+    first = next((line for line in text.splitlines() if line.strip()), text)[:400]
+    if "out of memory" in low or isinstance(error, MemoryError):
+        hint = "the memory is too small for it; use a smaller model, a smaller dtype or quantization, or free the device"
+    elif isinstance(error, OSError) and not Path(what).exists():
+        hint = "give a folder in the Hugging Face layout or a hub id; without network, HF_HOME must hold the model already"
+    elif "trust_remote_code" in text:
+        hint = "the model brings its own code; it is run only with --trust-remote-code on the command line"
+    else:
+        hint = "see the message above for the cause"
+    return EngineError(f"can't load {what}: {first}; {hint}", kind="load")
+
+
+def _dtype(name: str, device: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    known = {"float32": torch.float32, "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise EngineError(f"unknown dtype, got {name!r}; use auto, float32, float16 or bfloat16", kind="load")
+    return known[name]
+
+
+def _quantization(name: str | None, device: str) -> dict[str, Any]:
+    """Return the keyword arguments that quantise while loading; checkpoints quantised already need none."""
+    if name is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    configs = {"bitsandbytes": {"load_in_4bit": True}, "4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
+    if name not in configs:
+        raise EngineError(
+            f"the transformers engine can't quantise to {name!r}; use bitsandbytes (4 bits), 8bit or a quantised checkpoint",
+            kind="load",
+        )
+    return {"quantization_config": BitsAndBytesConfig(**configs[name]), "device_map": {"": device}}
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None] | None:
+    """Return the name and revision of the model that a folder with nothing but an adapter is laid over; None for any other."""
+    config = folder / "adapter_config.json"
+    if not config.is_file() or (folder / "config.json").exists():
+        return None
+    named = json.loads(config.read_text(encoding="utf-8"))
+    return named["base_model_name_or_path"], named.get("revision")
