@@ -20,19 +20,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from caiflow.engine.operator import Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
+from caiflow.engine.operator import Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
-    ChoicesParams,
     ComparisonParams,
-    FrontierParams,
-    HarmfulnessParams,
-    HarnessParams,
-    PerplexityParams,
+    EvaluateParams,
 )
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
@@ -41,41 +35,6 @@ if TYPE_CHECKING:
 
 Problem = tuple[tuple[str | int, ...], str, str]
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
-
-
-class EvaluateParams(Params):
-    """Parameters of `evaluate`."""
-
-    models: tuple[ModelRef, ...] = Field(min_length=1)
-    """The models that are measured."""
-    inputs: dict[str, RowsRef] = Field(default_factory=dict)
-    """Sets of prompts, by the name they have in the figures."""
-    sampling: SamplingParams = SamplingParams()
-    """How the answers' tokens are drawn."""
-    samples: int = Field(default=1, ge=1, le=1024)
-    """Answers per prompt; rates average them, and intervals count prompts."""
-    system: str = ""
-    """System turn before every prompt; replaces the prompt's own."""
-    limit: int | None = Field(default=None, ge=1)
-    """Prompts per set, from its head; by default all."""
-    max_failed: int = Field(default=0, ge=0)
-    """Answers, and judgements of each kind, that may fail (too long, say) before the step does; figures leave them out."""
-    standard_checks: bool = True
-    """Whether refusal, explained_refusal, evasive_refusal, compliance and boilerplate are checked."""
-    checks: dict[str, PatternCheck] = Field(default_factory=dict)
-    """Further checks by name, or others in place of the standard ones."""
-    comparisons: dict[str, ComparisonParams] = Field(default_factory=dict)
-    """Comparisons of the models by a judge, by name (`helpfulness`, `harmlessness`)."""
-    harmfulness: HarmfulnessParams | None = None
-    """Ratings of the answers by a judge, 0 to 4."""
-    choices: dict[str, ChoicesParams] = Field(default_factory=dict)
-    """Multiple-choice questions, by name."""
-    perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)
-    """Given texts whose likelihood under each model is measured, by name; shows what training made a model forget."""
-    lm_eval: HarnessParams | None = None
-    """Tasks of the LM Evaluation Harness, through its own library."""
-    frontier: FrontierParams | None = None
-    """Helpfulness against harmlessness as one figure; `_frontier.png` where matplotlib is installed (the extra `plots`)."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -147,9 +106,10 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return the figures and write the rows behind them."""
-        from caiflow.operators.evaluation.measuring import Measuring
+        from caiflow.operators.evaluation.measuring import Asked, Measuring
 
-        return await Measuring(self, job, llms).figures()
+        asked = Asked(self.params, self.context.seed, self.named_checks, self.sources(), self.pair_judge)
+        return await Measuring(asked, job, llms).figures()
 
     @property
     def named_checks(self) -> dict[str, PatternCheck]:

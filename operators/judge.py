@@ -1,6 +1,6 @@
 """`judge`: asks a model which of several answers is better and makes preference pairs of its votes.
 
-Owns the parameters, the candidates and the calls that they take; what becomes of the votes is in `preferences`. Never trains.
+Owns the candidates and the calls that they take; what becomes of the votes is in `judging.preferences`. Never trains.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator
+from caiflow.engine.operator import RowLLM, RowOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
-from caiflow.operators.judging.options import MOST_OPTIONS, Judging, OptionsJudge
+from caiflow.operators.judging.options import MOST_OPTIONS, OptionsJudge
+from caiflow.operators.judging.params import JudgeParams
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -30,32 +29,6 @@ _A: Mapping[ColumnType, str] = {
     "messages": "a conversation",
     "conversations": "conversations",
 }
-
-
-class JudgeParams(ModelRowParams, Judging):
-    """Parameters of `judge`."""
-
-    candidates: ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=2, max_length=26)] = "responses"
-    """The column that holds a list of answers, or the columns that hold one each."""
-    listwise: bool = False
-    """Ask about all candidates (three to nine) in one question, in every cyclic order, instead of about two at a time.
-
-    A candidate's score is its mean share; of candidates with the same score a drawn one counts. `method: text` finds the best
-    this way, but tells nothing about those that are never picked.
-    """
-    pairs: Literal["best_worst", "all"] = "best_worst"
-    """With more than two candidates: one row of the best against the worst, or a row for each pair."""
-    labels: Literal["soft", "hard"] = "soft"
-    """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1.
-
-    Of more than two candidates, `best_worst` shares it out by their scores: that of the best against that of the worst.
-    """
-    ties: Literal["drop", "keep"] = "drop"
-    """What becomes of undecided pairs: left out, or kept with `p_chosen` 0.5 and the first candidate as `chosen`."""
-    tie_margin: float = Field(default=0.0, ge=0, lt=0.5)
-    """Probabilities at most this far from 0.5 are ties."""
-    unparsable: Literal["drop", "tie"] = "drop"
-    """A pair with an unreadable vote is left out, or that vote counts half for each side."""
 
 
 class Judge(RowOperator[JudgeParams]):

@@ -5,15 +5,18 @@ Owns their order and what of them stops the step; the layout of the figures is i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from caiflow.engine.operator import Job, LLMs
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
-from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
 from caiflow.operators.evaluation.attempts import refuse_failures
+from caiflow.operators.evaluation.checks import PatternCheck
+from caiflow.operators.evaluation.params import ComparisonParams, EvaluateParams
+from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.pictures import draw_frontier
 
 FRONTIER_PICTURE = "_frontier.png"
@@ -23,11 +26,21 @@ Groups = Mapping[tuple[str, str], Sequence[Row]]
 """The answers by model and set."""
 
 
+class Asked(NamedTuple):
+    """What a step asks for: its parameters, its checks by name, the files it reads, and how it makes a comparison's judge."""
+
+    params: EvaluateParams
+    seed: int
+    checks: Mapping[str, PatternCheck]
+    files: Mapping[str, Path]
+    pair_judge: Callable[[ComparisonParams], PairJudge]
+
+
 class Measuring:
     """The measures of one step."""
 
-    def __init__(self, step: Evaluate, job: Job, llms: LLMs) -> None:
-        self._step, self._params, self._seed = step, step.params, step.context.seed
+    def __init__(self, asked: Asked, job: Job, llms: LLMs) -> None:
+        self._asked, self._params, self._seed = asked, asked.params, asked.seed
         self._job, self._llms = job, llms
 
     async def figures(self) -> dict[str, Any]:
@@ -59,7 +72,7 @@ class Measuring:
         return figures
 
     def _rates(self, groups: Groups) -> dict[str, dict[str, Any]]:
-        tests = checks.compiled(self._step.named_checks)
+        tests = checks.compiled(self._asked.checks)
         found: dict[str, dict[str, Any]] = {model: {} for model in self._params.models}
         for (model, name), rows in groups.items():
             answers.mark(rows, tests)
@@ -78,7 +91,7 @@ class Measuring:
         found: dict[str, Any] = {}
         kept: list[Row] = []
         for name, how in self._params.comparisons.items():
-            rows = await comparisons.compare(name, how, groups, self._llms, self._step.pair_judge(how))
+            rows = await comparisons.compare(name, how, groups, self._llms, self._asked.pair_judge(how))
             anchor = how.anchor or how.against or self._params.models[0]
             found[name] = comparisons.figures(rows, anchor, how.prior, self._seed)
             refuse_failures(rows, f"comparisons for {name}", self._params.max_failed)
@@ -90,7 +103,7 @@ class Measuring:
     async def _choices(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         kept: list[Row] = []
-        files = self._step.sources()
+        files = self._asked.files
         for name, how in self._params.choices.items():
             rows = self._job.inputs[how.input].pylist() if how.input else list(choices.read(files[f"choices.{name}"]))
             for model in self._params.models:

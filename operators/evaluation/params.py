@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.operator import ColumnName, ModelRef, RowsRef, Strict
+from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, SamplingParams, Strict
+from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.judging.options import Judging
 
 
@@ -91,3 +92,38 @@ class FrontierParams(Strict):
     """What is drawn to the right; more is better."""
     harmlessness: str
     """What is drawn upwards; more is better."""
+
+
+class EvaluateParams(Params):
+    """Parameters of `evaluate`."""
+
+    models: tuple[ModelRef, ...] = Field(min_length=1)
+    """The models that are measured."""
+    inputs: dict[str, RowsRef] = Field(default_factory=dict)
+    """Sets of prompts, by the name they have in the figures."""
+    sampling: SamplingParams = SamplingParams()
+    """How the answers' tokens are drawn."""
+    samples: int = Field(default=1, ge=1, le=1024)
+    """Answers per prompt; rates average them, and intervals count prompts."""
+    system: str = ""
+    """System turn before every prompt; replaces the prompt's own."""
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts per set, from its head; by default all."""
+    max_failed: int = Field(default=0, ge=0)
+    """Answers, and judgements of each kind, that may fail (too long, say) before the step does; figures leave them out."""
+    standard_checks: bool = True
+    """Whether refusal, explained_refusal, evasive_refusal, compliance and boilerplate are checked."""
+    checks: dict[str, PatternCheck] = Field(default_factory=dict)
+    """Further checks by name, or others in place of the standard ones."""
+    comparisons: dict[str, ComparisonParams] = Field(default_factory=dict)
+    """Comparisons of the models by a judge, by name (`helpfulness`, `harmlessness`)."""
+    harmfulness: HarmfulnessParams | None = None
+    """Ratings of the answers by a judge, 0 to 4."""
+    choices: dict[str, ChoicesParams] = Field(default_factory=dict)
+    """Multiple-choice questions, by name."""
+    perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)
+    """Given texts whose likelihood under each model is measured, by name; shows what training made a model forget."""
+    lm_eval: HarnessParams | None = None
+    """Tasks of the LM Evaluation Harness, through its own library."""
+    frontier: FrontierParams | None = None
+    """Helpfulness against harmlessness as one figure; `_frontier.png` where matplotlib is installed (the extra `plots`)."""

@@ -15,10 +15,10 @@ import polars as pl
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import ANSWERS, answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.operators.filter import Compared, Duplicates, Length, Rule
 from caiflow.operators.filtering import rules
 from caiflow.operators.filtering.expression import parse
 from caiflow.operators.filtering.expression_polars import compiled
+from caiflow.operators.filtering.params import Compared, Duplicates, Length, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -32,7 +32,7 @@ from caiflow.operators.measures.probability import bounded
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
-    from caiflow.operators.judge import JudgeParams
+    from caiflow.operators.judging.params import JudgeParams
 
 _ROUNDING = 1e-9
 

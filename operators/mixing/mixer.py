@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caiflow.engine.operator import Job
-from caiflow.engine.rows.columns import Columns
+from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.draws import ranks
-from caiflow.operators.mix import Make, Mix, MixInput
 from caiflow.operators.mixing.conversations import with_answer
 from caiflow.operators.mixing.order import Arrange
+from caiflow.operators.mixing.params import Make, MixInput, MixParams
 from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class Mixer:
-    """One mixture in the making."""
+    """One mixture in the making; `types` are its columns."""
 
-    def __init__(self, mix: Mix, job: Job) -> None:
-        self._mix, self._params, self._seed, self._job = mix, mix.params, mix.context.seed, job
-        self._known = {name: Columns(job.inputs[name].columns) for name in mix.params.inputs}
-        self._make = mix.make(self._known)
+    def __init__(self, params: MixParams, types: Mapping[str, ColumnType | None], seed: int, job: Job) -> None:
+        self._params, self._types, self._seed, self._job = params, types, seed, job
+        self._known = {name: Columns(job.inputs[name].columns) for name in params.inputs}
+        self._make = params.form(self._known)
 
     def write(self, out: RowsWriter) -> None:
         """Look at what each input has, draw, and write the mixture in its order; rows unfit for it are kept beside.
@@ -69,7 +69,7 @@ class Mixer:
             ValueError: it lacks one.
         """
         columns = self._known[name]
-        answer = self._mix.answer(name, columns)
+        answer = self._params.answer_of(name, columns)
         messages = ("prompt", answer) if answer else ("messages",)
         wanted: Mapping[Make, tuple[str, ...]] = {
             "messages": messages,
@@ -111,7 +111,7 @@ class Mixer:
             raise ValueError(
                 f"mix: no row of {', '.join(empty)} is fit for the mixture; look at what was dropped, or leave it out"
             )
-        ratios = {name: ratio for name in fit if (ratio := self._mix.ratio(name)) is not None}
+        ratios = {name: ratio for name in fit if (ratio := self._params.ratio(name)) is not None}
         anchor = self._params.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
         wanted = []
         for name, share in self._params.inputs.items():
@@ -150,7 +150,7 @@ class Mixer:
         """Return the mixture's columns; a type without a name here is that of the first input that has it."""
         fields = []
         inputs = [self._job.inputs[step] for step in self._params.inputs]
-        for name, kind in self._mix.columns(self._known).types.items():
+        for name, kind in self._types.items():
             given = (rows.schema for rows in inputs if name in rows.columns)
             fields.append(pa.field(name, arrow_type(kind) if kind else next(given).field(name).type))
         return pa.schema(fields)
@@ -158,11 +158,11 @@ class Mixer:
     def _shaped(self, table: pa.Table, step: str, schema: pa.Schema) -> pa.Table:
         """Return rows of one input with the mixture's columns."""
         columns = dict(zip(table.column_names, table.columns, strict=True))
-        answer = self._mix.answer(step, self._known[step]) if self._make == "messages" else None
+        answer = self._params.answer_of(step, self._known[step]) if self._make == "messages" else None
         if answer:
             columns["messages"] = with_answer(columns["prompt"], columns[answer])
         if self._params.tag:
-            columns[self._params.tag] = pa.repeat(pa.scalar(self._mix.tags[step]), len(table))
+            columns[self._params.tag] = pa.repeat(pa.scalar(self._params.tags()[step]), len(table))
         if "rejected" in schema.names and "p_chosen" in schema.names:
             given = columns.get("p_chosen", pa.nulls(len(table), pa.float64()))
             columns["p_chosen"] = pc.fill_null(given, 1.0)

@@ -15,7 +15,8 @@ from caiflow.engine.field_marks import marks
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.operators.evaluate import Evaluate, EvaluateParams
+from caiflow.operators.evaluate import Evaluate
+from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import user
 from caiflow.operators.measures.pictures import can_draw
 from support.row_llm import Asked, RuleLLM, RuleLLMs

@@ -18,7 +18,8 @@ from caiflow.engine.llm.files import load_tokenizer
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows
-from caiflow.operators.filter import Filter, FilterParams
+from caiflow.operators.filter import Filter
+from caiflow.operators.filtering.params import FilterParams
 from support.tables import ask, rows_of, run_table
 
 COPIED = "write down what he owes and since when, then ask him in writing"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from caiflow.engine.operator import RowDropped, StepContext
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
-from caiflow.operators.judge import Judge, JudgeParams
+from caiflow.operators.judge import Judge
+from caiflow.operators.judging.params import JudgeParams
 from caiflow.operators.judging.prompts import user
 from caiflow.operators.judging.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
 from support.row_llm import Asked, RuleLLM

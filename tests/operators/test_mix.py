@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows
-from caiflow.operators.mix import Mix, MixParams
+from caiflow.operators.mix import Mix
 from caiflow.operators.mixing import order
+from caiflow.operators.mixing.params import MixParams
 from support.tables import ask, rows_of, run_table
 
 ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)

@@ -13,9 +13,9 @@ import pytest
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import StepContext
-from caiflow.operators.evaluate import Evaluate, EvaluateParams
+from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation.harness import FOLDER, figures, run_tasks, sampling
-from caiflow.operators.evaluation.params import HarnessParams
+from caiflow.operators.evaluation.params import EvaluateParams, HarnessParams
 from support.row_llm import Asked, RuleLLM, RuleLLMs
 
 INSTALLED = find_spec("lm_eval") is not None

@@ -1,0 +1,36 @@
+"""What a spec says of judge. Asks nothing; the votes are carried out by preferences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from caiflow.engine.operator import ColumnName, ModelRowParams
+from caiflow.operators.judging.options import Judging
+
+
+class JudgeParams(ModelRowParams, Judging):
+    """Parameters of `judge`."""
+
+    candidates: ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=2, max_length=26)] = "responses"
+    """The column that holds a list of answers, or the columns that hold one each."""
+    listwise: bool = False
+    """Ask about all candidates (three to nine) in one question, in every cyclic order, instead of about two at a time.
+
+    A candidate's score is its mean share; of candidates with the same score a drawn one counts. `method: text` finds the best
+    this way, but tells nothing about those that are never picked.
+    """
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """With more than two candidates: one row of the best against the worst, or a row for each pair."""
+    labels: Literal["soft", "hard"] = "soft"
+    """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1.
+
+    Of more than two candidates, `best_worst` shares it out by their scores: that of the best against that of the worst.
+    """
+    ties: Literal["drop", "keep"] = "drop"
+    """What becomes of undecided pairs: left out, or kept with `p_chosen` 0.5 and the first candidate as `chosen`."""
+    tie_margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probabilities at most this far from 0.5 are ties."""
+    unparsable: Literal["drop", "tie"] = "drop"
+    """A pair with an unreadable vote is left out, or that vote counts half for each side."""
