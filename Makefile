@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check lint types benchmark venv clean
+.PHONY: quickstart test check lint imports types benchmark venv clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,11 +32,15 @@ quickstart: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types
+check: lint imports types
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The order of the wings (pyproject.toml): a broken contract says which import, from where to where.
+imports: $(VENV)/.installed-dev build/typecheck/caiflow
+	PYTHONPATH=build/typecheck $(BIN)/lint-imports --no-logo
 
 # mypy finds no package behind setuptools' package-dir, so it is shown one made of links.
 types: $(VENV)/.installed-dev build/typecheck/caiflow

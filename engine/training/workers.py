@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from caiflow.engine.errors import CaiflowError, StepError
 from caiflow.engine.operator import Job
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from caiflow.engine.training.operator import TrainingOperator
+
+class Learner(Protocol):
+    """What learns in each process."""
+
+    def learn(self, job: Job) -> None:
+        """Train in this process, which may be one of several; the first one saves."""
 
 
 @contextlib.contextmanager
@@ -35,7 +40,7 @@ def first_before_others() -> Iterator[None]:
         yield
 
 
-def spread(operator: TrainingOperator[Any], job: Job, workers: int) -> None:
+def spread(operator: Learner, job: Job, workers: int) -> None:
     """Run `operator.learn` in several processes; the first failure ends them all.
 
     Raises:
@@ -84,7 +89,7 @@ def _follow(pipe: Connection, processes: list[SpawnProcess], job: Job) -> dict[s
             return figures
 
 
-def _work(operator: TrainingOperator[Any], job: Job, rank: int, workers: int, port: int, parent: int, pipe: Connection) -> None:
+def _work(operator: Learner, job: Job, rank: int, workers: int, port: int, parent: int, pipe: Connection) -> None:
     """Be one worker."""
     _die_with(parent)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_PORT": port}
