@@ -56,12 +56,12 @@ def load_engine(source: ModelSource) -> Engine:
     """
     kind = choose_kind(source)
     if kind == "openai":
-        from caiflow.engine.llm.openai import load_openai
+        from caiflow.engine.llm.served.openai import load_openai
 
         return load_openai(source)
     refuse_reward_model(source)
     if kind == "vllm":
-        from caiflow.engine.llm.vllm import load_vllm
+        from caiflow.engine.llm.vllm.engine import load_vllm
 
         return load_vllm(source)
     return _load_transformers(source)
@@ -69,7 +69,7 @@ def load_engine(source: ModelSource) -> Engine:
 
 def _load_transformers(source: ModelSource) -> Engine:
     """Load with transformers; heeds max_num_seqs, max_num_batched_tokens, max_model_len and device of `engine_args`."""
-    from caiflow.engine.llm.transformers import TransformersEngine
+    from caiflow.engine.llm.local.transformers import TransformersEngine
 
     args: Mapping[str, Any] = source.options.get("engine_args") or {}
     device = str(args.get("device") or "auto")

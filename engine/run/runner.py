@@ -40,7 +40,7 @@ POLL_S = 0.25
 SETTLED = frozenset({"done", "cached", "failed", "skipped"})
 TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")
 """What a training worker imports while the first rows are generated."""
-ENGINES = ("torch", "transformers", "caiflow.engine.llm.transformers")
+ENGINES = ("torch", "transformers", "caiflow.engine.llm.local.transformers")
 """What a spare engine process imports before its model is trained."""
 
 

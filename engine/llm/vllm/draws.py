@@ -14,7 +14,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.llm.sampler import draw
-from caiflow.engine.llm.vllm import FILTERS, SEED
+from caiflow.engine.llm.vllm.engine import FILTERS, SEED
 
 _Row = tuple[int, Sampling, list[int]]
 

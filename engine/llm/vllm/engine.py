@@ -34,7 +34,7 @@ _CPU_ROWS = 128
 _CPU_BLOCK = 32
 """Tokens per cache block on a CPU: vLLM's 128 there would keep shorter prompts from sharing anything."""
 _CPU_KV_BYTES = (1 << 30, 16 << 30)
-_DRAWS = "caiflow.engine.llm.vllm_draws:SeededDraws"
+_DRAWS = "caiflow.engine.llm.vllm.draws:SeededDraws"
 SEED, FILTERS = "caiflow_seed", "caiflow_filters"
 """Keys of `SamplingParams.extra_args` under which vllm_draws.py finds a row's seed and its top-k, top-p and min-p."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -10,7 +10,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model, load_renderer
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.llm.transformers import TransformersEngine
+from caiflow.engine.llm.local.transformers import TransformersEngine
 from support.asking import WORDS, ask, mixed_requests, scored_requests, text
 
 

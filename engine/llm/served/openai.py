@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.chat import Dialect
 from caiflow.engine.llm.files import load_renderer
-from caiflow.engine.llm.pace import Budget, Pace
+from caiflow.engine.llm.served.chat import Dialect
+from caiflow.engine.llm.served.pace import Budget, Pace
 
 if TYPE_CHECKING:
     import httpx

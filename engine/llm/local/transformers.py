@@ -19,9 +19,9 @@ from transformers import DynamicCache
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.kv import Slots
-from caiflow.engine.llm.likelihood import token_budget, token_logprobs
-from caiflow.engine.llm.prefixes import Prefix, Prefixes
+from caiflow.engine.llm.local.kv import Slots
+from caiflow.engine.llm.local.likelihood import token_budget, token_logprobs
+from caiflow.engine.llm.local.prefixes import Prefix, Prefixes
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops

@@ -1,0 +1,1 @@
+"""The engine on vLLM, with this project's own seeded draws."""
