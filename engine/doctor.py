@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.machine import cores
-from caiflow.engine.serve import missing_libraries
 
 Verdict = Literal["ok", "note", "broken"]
 

@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 
 import caiflow.examples
 from caiflow.engine import serve
+from caiflow.engine.commands.serve import server_command
 from caiflow.engine.errors import PlanError
-from caiflow.engine.serve import server_command
 from caiflow.engine.store.journal import Journal
 
 TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
@@ -112,7 +112,7 @@ def test_what_the_server_lacks_is_named_with_the_extra_that_has_it(monkeypatch: 
 
 
 def test_the_extra_has_all_that_the_server_imports() -> None:
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in ("serve", "dev"):
         named = {Requirement(line).name for line in extras["optional-dependencies"][extra]}
         assert set(serve.SERVER_LIBRARIES) <= named
