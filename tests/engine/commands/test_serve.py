@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import caiflow.examples
-from caiflow.engine import serve
+from caiflow.engine.commands import serve
 from caiflow.engine.commands.serve import server_command
 from caiflow.engine.errors import PlanError
 from caiflow.engine.store.journal import Journal

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine import doctor
-from caiflow.engine.doctor import Finding, examine
+from caiflow.engine.commands import doctor
+from caiflow.engine.commands.doctor import Finding, examine
 
 
 def examined(home: Path) -> dict[str, Finding]:
