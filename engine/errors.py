@@ -1,15 +1,63 @@
-"""The one tree of errors that caiflow raises on purpose.
+"""The one tree of errors that caiflow raises on purpose, and the forms in which a finding travels before it has a place.
 
-Every message reads `<where>: <what is wrong>, got <value>; <what to do>`. All of them pickle, since they cross Ray.
-This module imports nothing of caiflow and never prints.
+Every text reads `<where>: <what is wrong>, got <value>; <what to do>`: what is wrong and what to do are kept apart and joined
+here alone. All errors pickle, since they cross Ray. This module imports nothing of caiflow and never prints.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
-class CaiflowError(Exception):
+def joined(message: str, hint: str) -> str:
+    """Return what is wrong and what to do, as one text."""
+    return f"{message}; {hint}" if hint else message
+
+
+class Finding(NamedTuple):
+    """One thing wrong with a step's parameters: what an operator's `check()` and `check_columns()` yield.
+
+    `path` leads to the parameter, such as `("drop", 0)`, and is empty for the step itself; `hint` says what to do, or is empty.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+
+    def below(self, *path: str | int) -> Finding:
+        """Return the finding of a part of something at `path`."""
+        return self._replace(path=(*path, *self.path))
+
+
+class _Hinted(Exception):
+    """An error with a message and, apart from it, a hint at what to do (or none); its text is both."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return joined(self.message, self.hint)
+
+
+class WrongValue(_Hinted, ValueError):
+    """A value can't be taken: what operators and validators of parameters raise where there is something to advise."""
+
+
+def finding(error: Exception, path: tuple[str | int, ...] = ()) -> Finding:
+    """Return what an error says about the parameter at `path`."""
+    return Finding(path, error.message, error.hint) if isinstance(error, _Hinted) else Finding(path, str(error))
+
+
+def refusal(detail: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what one of pydantic's errors says is wrong and, where a validator's own error told, what to do."""
+    raised = detail.get("ctx", {}).get("error")
+    return finding(raised)[1:] if isinstance(raised, Exception) else (detail["msg"], "")
+
+
+class CaiflowError(_Hinted):
     """Base of everything caiflow raises on purpose; its text is meant for the user."""
 
 
@@ -27,19 +75,15 @@ class Problem(NamedTuple):
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.file}:{self.line}:{self.col}: {self.message}"
-        return f"{text}; {self.hint}" if self.hint else text
+        return joined(f"{self.file}:{self.line}:{self.col}: {self.message}", self.hint)
 
 
 class SpecError(CaiflowError):
     """A spec or a command line is wrong; `problems` holds every finding in order of place."""
 
-    def __init__(self, problems: tuple[Problem, ...] | str) -> None:
+    def __init__(self, problems: tuple[Problem, ...] | str, hint: str = "") -> None:
         self.problems = () if isinstance(problems, str) else tuple(problems)
-        super().__init__(problems if isinstance(problems, str) else "\n".join(map(str, self.problems)))
-
-    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[Problem, ...] | str]]:
-        return SpecError, (self.problems or str(self),)
+        super().__init__(problems if isinstance(problems, str) else "\n".join(map(str, self.problems)), hint)
 
 
 class PlanError(CaiflowError):
@@ -61,14 +105,7 @@ class EngineError(CaiflowError):
     `kind` is a stable word for the class of error, kept in tombstones: `overflow`, `timeout`, `refused`, `engine_lost`, ...
     """
 
-    def __init__(self, message: str, *, kind: str = "engine", retry: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, hint: str = "", *, kind: str = "engine", retry: bool = False) -> None:
+        super().__init__(message, hint)
         self.kind = kind
         self.retry = retry
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_engine_error, (str(self), self.kind, self.retry)
-
-
-def _rebuild_engine_error(message: str, kind: str, retry: bool) -> EngineError:
-    return EngineError(message, kind=kind, retry=retry)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Na
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Completion, Message, ModelSource, Sampling
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
@@ -160,7 +161,7 @@ class Operator(ABC, Generic[P]):
             ValueError: none was given; the validator says so before any run.
         """
         if self.context.constitution is None:
-            raise ValueError(f"{self.name}: no constitution; name one under `constitution:`")
+            raise WrongValue(f"{self.name}: no constitution", "name one under `constitution:`")
         return self.context.constitution
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -171,12 +172,12 @@ class Operator(ABC, Generic[P]):
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the output's columns, given those of each input step (by its name)."""
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        """Yield (path, message, hint) for what neither the schema nor the parameter model can see; reads no large file."""
+    def check(self) -> Iterator[Finding]:
+        """Yield what neither the schema nor the parameter model can see to be wrong; reads no large file."""
         yield from ()
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        """Yield (path, message, hint) for what the inputs' columns, by step, rule out; those that are needed are there."""
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield what the inputs' columns, by step, rule out; those that are needed are there."""
         yield from ()
 
     def identity(self) -> Mapping[str, Any]:

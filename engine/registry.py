@@ -90,7 +90,7 @@ def plugins() -> Mapping[str, EntryPoint]:
     for entry in entry_points(group=GROUP):
         other = "caiflow itself" if entry.name in BUILT_IN else found[entry.name].value if entry.name in found else ""
         if other:
-            raise CaiflowError(f"plugin {entry.value}: the operator name `{entry.name}` is taken by {other}; uninstall one")
+            raise CaiflowError(f"plugin {entry.value}: the operator name `{entry.name}` is taken by {other}", "uninstall one")
         found[entry.name] = entry
     return found
 
@@ -104,9 +104,9 @@ def _load(name: str) -> type[Operator[Any]]:
         found: Any = entry.load()
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        raise CaiflowError(f"plugin {entry.value}: it can't be imported, got {said}; fix or uninstall it") from error
+        raise CaiflowError(f"plugin {entry.value}: it can't be imported, got {said}", "fix or uninstall it") from error
     if not (isinstance(found, type) and issubclass(found, Operator)):
-        raise CaiflowError(f"plugin {entry.value}: it is not an operator, got {found!r}; subclass RowOperator or a sibling")
+        raise CaiflowError(f"plugin {entry.value}: it is not an operator, got {found!r}", "subclass RowOperator or a sibling")
     if getattr(found, "name", None) != name:
         raise CaiflowError(
             f"plugin {entry.value}: its class is named `{getattr(found, 'name', None)}`, got entry point `{name}`"

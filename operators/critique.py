@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
+from caiflow.engine.errors import Finding
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
@@ -50,16 +51,18 @@ class Critique(RowOperator[CritiqueParams]):
         """Return the critique, and what it was drawn from."""
         return {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what the constitution lacks."""
         given = self.context.constitution
         if given is None:
             return
         if not given.having("critique"):
-            yield (), f"constitution {given.name} has no critique requests", "add `critique` or `rule` to its principles"
+            yield Finding(
+                (), f"constitution {given.name} has no critique requests", "add `critique` or `rule` to its principles"
+            )
         if self.params.few_shot > len(given.few_shot_critique):
             have = len(given.few_shot_critique)
-            yield (
+            yield Finding(
                 ("few_shot",),
                 f"constitution {given.name} has {have} examples, got {self.params.few_shot}",
                 f"ask for at most {have}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
@@ -90,14 +91,16 @@ class DpoParams(TrainingParams):
     @model_validator(mode="after")
     def _consistent(self) -> DpoParams:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
-            raise ValueError(f"`loss_weights` has {len(self.loss_weights)} values for {len(self.losses)} losses; give one each")
+            raise WrongValue(
+                f"`loss_weights` has {len(self.loss_weights)} values for {len(self.losses)} losses", "give one each"
+            )
         if "exo_pair" in self.losses and not self.label_smoothing:
-            raise ValueError("`loss_type: exo_pair` needs `label_smoothing` above 0; its authors advise 0.001")
+            raise WrongValue("`loss_type: exo_pair` needs `label_smoothing` above 0", "its authors advise 0.001")
         if self.reference_free and (self.reference or self.sync_ref_model):
-            raise ValueError("`reference_free` uses no reference; leave `reference` and `sync_ref_model` out")
+            raise WrongValue("`reference_free` uses no reference", "leave `reference` and `sync_ref_model` out")
         if self.sync_ref_model and (self.lora or self.precompute_ref_log_probs):
-            raise ValueError(
-                "`sync_ref_model` needs a reference beside the model; leave `lora` and `precompute_ref_log_probs` out"
+            raise WrongValue(
+                "`sync_ref_model` needs a reference beside the model", "leave `lora` and `precompute_ref_log_probs` out"
             )
         return self
 
@@ -178,6 +181,6 @@ class Dpo(TrainingOperator[DpoParams]):
         odd = sorted(set(self.params.losses) - PER_PAIR_LOSSES)
         if soft and odd:
             raise StepError(
-                f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels; set `labels: hard`, "
-                "or use another loss"
+                f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels",
+                "set `labels: hard`, or use another loss",
             )

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.operator import Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
@@ -33,7 +34,6 @@ from caiflow.operators.judging.prompts import FORMAT_VERSION
 if TYPE_CHECKING:
     from caiflow.operators.judging.pairwise import PairJudge
 
-Problem = tuple[tuple[str | int, ...], str, str]
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
 
 
@@ -52,38 +52,35 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
 
-    def check(self) -> Iterator[Problem]:
+    def check(self) -> Iterator[Finding]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
         if not (p.inputs or p.choices or p.perplexity or p.lm_eval):
-            yield (), "nothing to measure", "give `inputs`, `choices`, `perplexity` or `lm_eval`"
+            yield Finding((), "nothing to measure", "give `inputs`, `choices`, `perplexity` or `lm_eval`")
         if p.lm_eval:
             from caiflow.operators.evaluation import harness
 
-            for message, hint in harness.problems():
-                yield ("lm_eval",), message, hint
+            yield from harness.problems()
         named = [("comparisons", name) for name in p.comparisons] + ([("harmfulness",)] if p.harmfulness else [])
         for path in named:
             group = p.comparisons[path[1]] if len(path) > 1 else p.harmfulness
             yield from self._set_problems(path, group.sets if group else ())
         for name, how in p.comparisons.items():
             yield from self._comparison_problems(name, how)
-        for name, message in checks.problems(self.named_checks):
-            yield ("checks", name), message, f"checks are {', '.join(self.named_checks)}"
+        yield from checks.problems(self.named_checks)
         if p.frontier:
             from caiflow.operators.evaluation import frontier
 
-            for axis, message in frontier.problems(p.frontier, p.comparisons, p.inputs, dict.fromkeys(self._check_names)):
-                yield ("frontier", axis), message, "write a comparison's name, or SET.CHECK"
+            yield from frontier.problems(p.frontier, p.comparisons, p.inputs, self._check_names)
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Problem]:
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield checks that search a column in which there are no texts."""
         for name, check in self.params.checks.items():
             kinds = {inputs[step].types.get(check.column) for step in self.params.inputs.values()}
             lists = check.column == "prompt" or not kinds.isdisjoint(("messages", "conversations", "texts", "numbers"))
             if lists and check.column != "response":
                 message = f"a check searches texts, and `{check.column}` holds none"
-                yield ("checks", name, "column"), message, "name a column of texts"
+                yield Finding(("checks", name, "column"), message, "name a column of texts")
 
     def identity(self) -> Mapping[str, Any]:
         """Return the names that stand in the figures, the standard checks, the files read and the judges' texts."""
@@ -134,21 +131,21 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
         return sorted({check.column for check in self.params.checks.values()} - set(COLUMNS))
 
-    def _set_problems(self, path: tuple[str | int, ...], sets: Sequence[str]) -> Iterator[Problem]:
+    def _set_problems(self, path: tuple[str | int, ...], sets: Sequence[str]) -> Iterator[Finding]:
         for i, name in enumerate(sets):
             if name not in self.params.inputs:
-                yield (*path, "sets", i), f"names no set of prompts, got {name!r}", f"sets are {', '.join(self.params.inputs)}"
+                sets_given = ", ".join(self.params.inputs)
+                yield Finding((*path, "sets", i), f"names no set of prompts, got {name!r}", f"sets are {sets_given}")
 
-    def _comparison_problems(self, name: str, how: ComparisonParams) -> Iterator[Problem]:
-        for path, message, hint in self.pair_judge(how).problems():
-            yield ("comparisons", name, *path), message, hint
+    def _comparison_problems(self, name: str, how: ComparisonParams) -> Iterator[Finding]:
+        yield from (wrong.below("comparisons", name) for wrong in self.pair_judge(how).problems())
         for field in ("against", "anchor"):
             value = getattr(how, field)
             if value is not None and value not in self.params.models:
                 message = f"isn't among the models that are measured, got {value!r}"
-                yield ("comparisons", name, field), message, f"models are {', '.join(self.params.models)}"
+                yield Finding(("comparisons", name, field), message, f"models are {', '.join(self.params.models)}")
         if len(self.params.models) < 2:
-            yield ("comparisons", name), "a comparison needs two models", "add one to `models`"
+            yield Finding(("comparisons", name), "a comparison needs two models", "add one to `models`")
 
 
 def _digest(path: Any) -> str:

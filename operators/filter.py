@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import Finding, finding
 from caiflow.engine.operator import (
     ANSWERS,
     Job,
@@ -54,36 +55,37 @@ class Filter(TableOperator[FilterParams]):
         (given,) = inputs.values()
         return given
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what is wrong with expressions, ranges and missing helpers of rules."""
         for place, rule in enumerate(self._rules()):
             at = ("drop", place) if isinstance(self.params.drop[place], str) else ("drop", place, rule.kind)
-            for path, message, hint in self._check_rule(rule):
-                yield (*at, *path), message, hint
+            yield from (wrong.below(*at) for wrong in self._check_rule(rule))
 
-    def _check_rule(self, rule: Rule) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def _check_rule(self, rule: Rule) -> Iterator[Finding]:
         if rule.where is not None:
             try:
                 parse(rule.where)
             except ExpressionError as error:
-                yield (), str(error), "write an expression such as `words(response) < 5 and p_chosen > 0.9`"
+                wrong = finding(error)
+                hint = wrong.hint or "write an expression such as `words(response) < 5 and p_chosen > 0.9`"
+                yield wrong._replace(hint=hint)
         if rule.few_shot_leak and self.context.constitution is None:
-            yield (), "few_shot_leak needs the constitution's few-shot examples", "name one under `constitution:`"
+            yield Finding((), "few_shot_leak needs the constitution's few-shot examples", "name one under `constitution:`")
         size = rule.length
         if size and size.max is not None and size.max < size.min:
-            yield ("max",), f"max must be at least min ({size.min}), got {size.max}", "raise it"
+            yield Finding(("max",), f"max must be at least min ({size.min}), got {size.max}", "raise it")
         if size and size.max is None and not size.min:
-            yield (), "a length without min and max keeps every row", "give one of them"
+            yield Finding((), "a length without min and max keeps every row", "give one of them")
         if size and (size.unit == "tokens") != (size.model is not None):
-            yield ("unit",), "tokens are counted by a model's tokenizer", "give `unit: tokens` and `model:` together"
+            yield Finding(("unit",), "tokens are counted by a model's tokenizer", "give `unit: tokens` and `model:` together")
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield expressions and rules that do with a column what its type doesn't allow, or compare one with itself."""
         columns = inputs[self.params.input]
         for place, rule in enumerate(self._rules()):
             named = not isinstance(self.params.drop[place], str)
-            for path, message, hint in _wrong_columns(rule, columns):
-                yield ("drop", place, *(path if named else ())), message, hint
+            for wrong in _wrong_columns(rule, columns):
+                yield wrong.below("drop", place) if named else wrong._replace(path=("drop", place))
 
     def identity(self) -> Mapping[str, Any]:
         """Return the texts of the few-shot examples where a rule goes by them."""
@@ -128,26 +130,23 @@ class Filter(TableOperator[FilterParams]):
         }
 
 
-def _wrong_types(where: str, columns: Columns) -> str:
-    """Return what an expression does that a column's type doesn't allow; nothing of one that is none, which `check` reports."""
+def _wrong_types(where: str, columns: Columns) -> Iterator[Finding]:
+    """Yield what an expression does that a column's type doesn't allow; nothing of one that is none, which `check` reports."""
     from caiflow.operators.filtering.expression_types import check_types
 
     try:
         expression = parse(where)
     except ExpressionError:
-        return ""
+        return
     try:
         check_types(expression, columns.types)
     except ExpressionError as error:
-        return str(error)
-    return ""
+        yield finding(error, ("where",))
 
 
-def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[Finding]:
     if rule.where is not None:
-        if wrong := _wrong_types(rule.where, columns):
-            message, _, hint = wrong.partition("; ")
-            yield ("where",), message, hint
+        yield from _wrong_types(rule.where, columns)
         return
     fields: Any = getattr(rule, rule.kind)
     if isinstance(fields, Duplicates):
@@ -157,13 +156,15 @@ def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[tuple[tuple[str | i
         looked_at["other"] = fields.other
         if looked_at["column"] == fields.other:
             message = f"`{rule.kind}` compares `{fields.other}` with itself, and would leave out every row"
-            yield (rule.kind,), message, "name another `column` or `other`, or filter after `revise`"
+            yield Finding((rule.kind,), message, "name another `column` or `other`, or filter after `revise`")
             return
     for field, name in looked_at.items():
         known = columns.types.get(name or "")
         if known not in (None, "text"):
             message = f"`{rule.kind}` looks at texts, and `{name}` holds {known}"
-            yield (rule.kind, *([field] if field in fields.model_fields_set else [])), message, "name a column of texts"
+            yield Finding(
+                (rule.kind, *([field] if field in fields.model_fields_set else [])), message, "name a column of texts"
+            )
 
 
 def _plain(name: RuleName, settings: type[Strict]) -> Rule:

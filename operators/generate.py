@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.rows.columns import ColumnType, Row
@@ -74,11 +75,11 @@ class Generate(RowOperator[GenerateParams]):
             columns["responses"] = "texts"
         return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield columns to be kept that aren't left out."""
         for place, name in enumerate(self.params.keep_columns):
             if name not in ABOUT_AN_ANSWER:
-                yield ("keep_columns", place), f"`{name}` stays anyway", "remove it"
+                yield Finding(("keep_columns", place), f"`{name}` stays anyway", "remove it")
 
     def outdates(self) -> Collection[str]:
         """Return what the input's rows may have about another answer than the one that is made here."""

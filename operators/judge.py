@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.operator import RowLLM, RowOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.options import MOST_OPTIONS, OptionsJudge
@@ -66,31 +67,31 @@ class Judge(RowOperator[JudgeParams]):
             "unparsable_votes": "integer",
         }
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what the constitution lacks, and candidates that have no letter."""
         columns = len(self._candidate_columns)
         for place, column in enumerate(self._candidate_columns):
             if column in self._candidate_columns[:place]:
-                yield ("candidates", place), f"`{column}` is a candidate already", "name another column"
+                yield Finding(("candidates", place), f"`{column}` is a candidate already", "name another column")
         if self.params.listwise and columns > MOST_OPTIONS:
             message = f"a list holds up to {MOST_OPTIONS} candidates, got {columns}"
-            yield ("candidates",), message, "leave `listwise` out to judge them in pairs"
+            yield Finding(("candidates",), message, "leave `listwise` out to judge them in pairs")
         if self.context.constitution is not None:
             yield from self._judge.problems()
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield a column that isn't what it is taken for: one holds a list of answers, several an answer each."""
         types = inputs[self.params.input].types
         if isinstance(self.params.candidates, str):
             found = types.get(self.params.candidates)
             if found not in (None, "texts", "json"):
                 hint = "name a column of lists (`generate` with `samples` makes one), or several columns in a list"
-                yield ("candidates",), f"`{self.params.candidates}` holds no list of answers, but {_A[found]}", hint
+                yield Finding(("candidates",), f"`{self.params.candidates}` holds no list of answers, but {_A[found]}", hint)
             return
         for place, column in enumerate(self.params.candidates):
             if types.get(column) in ("texts", "messages", "conversations"):
                 message = f"each of several candidates holds one answer, but `{column}` holds a list"
-                yield ("candidates", place), message, f"write `candidates: {column}`"
+                yield Finding(("candidates", place), message, f"write `candidates: {column}`")
 
     def identity(self) -> Mapping[str, Any]:
         """Return the version of the message format; the texts drawn are in the rows' identities."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import ColumnName, Job, Params, Strict, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.suggest import suggest
@@ -102,7 +103,7 @@ class Load(TableOperator[LoadParams]):
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
-        head = Head([], True) if isinstance(self._head, str) else self._head
+        head = self._head if isinstance(self._head, Head) else Head([], True)
         survey, layouts = Survey(), set()
         for row in head.rows:
             if not isinstance(row, BadRow):
@@ -115,44 +116,47 @@ class Load(TableOperator[LoadParams]):
         }
         return Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole))
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local text file."""
         first = next(iter(self._sources()), None)
         if isinstance(first, FileSource):
             yield from self._check_file(first)
         elif first is not None and not first.within_reach:
-            yield ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
-        if isinstance(self._head, str):
-            message, _, hint = self._head.partition("; ")
-            yield ("source",), message, hint or "name a file that can be read"
+            yield Finding(
+                ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
+            )
+        if isinstance(self._head, Finding):
+            yield self._head
         elif self._head.rows:
             found = [*self._check_names(self._head)]
             yield from found or self._check_rows(self._head)  # a wrong name explains why rows are bad
         elif [isinstance(one, FileSource) and one.is_text for one in self._sources()] == [True]:
-            yield ("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}'
+            yield Finding(("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}')
 
-    def _check_file(self, file: FileSource) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def _check_file(self, file: FileSource) -> Iterator[Finding]:
         given = self.params.source
         for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
-            yield (name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`"
+            yield Finding((name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`")
         if file.path.is_dir():
-            yield ("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`"
+            yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
         if given.startswith(BUNDLED) and not file.path.is_file():
             known = sorted(path.name for path in file.path.parent.glob("*.*"))
-            yield ("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files")
+            yield Finding(("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files"))
 
-    def _check_names(self, head: Head) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def _check_names(self, head: Head) -> Iterator[Finding]:
         """Yield what is named in `rename` and `split`, and none of the first records has."""
         for name in self.params.rename if len(self._sources()) == 1 else ():
             if name not in head.fields:
                 whose = "no record" if head.whole else f"none of the first {_SNIFFED} records"
-                yield ("rename", name), f"{whose} of {self.params.source} has `{name}`", suggest(name, head.fields, "fields")
+                yield Finding(
+                    ("rename", name), f"{whose} of {self.params.source} has `{name}`", suggest(name, head.fields, "fields")
+                )
         columns = dict.fromkeys(column for row in head.rows if not isinstance(row, BadRow) for column in row)
         split = self.params.split
         if columns and split is not None and split.column not in columns:
-            yield ("split", "by"), f"no column `{split.column}` to split by", suggest(split.column, columns, "columns")
+            yield Finding(("split", "by"), f"no column `{split.column}` to split by", suggest(split.column, columns, "columns"))
 
-    def _check_rows(self, head: Head) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def _check_rows(self, head: Head) -> Iterator[Finding]:
         """Yield why the first records are no rows, where none is."""
         bad = [row for row in head.rows if isinstance(row, BadRow)]
         if len(bad) < len(head.rows):
@@ -165,7 +169,7 @@ class Load(TableOperator[LoadParams]):
         elif blamed.parameter:
             hint = "give it a name that no other field has"
         how = "can be loaded" if blamed.parameter else f"reads as {self.params.format}"
-        yield where, f"no row of {self.params.source} {how}: {blamed.reason}", hint
+        yield Finding(where, f"no row of {self.params.source} {how}: {blamed.reason}", hint)
 
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
@@ -195,7 +199,7 @@ class Load(TableOperator[LoadParams]):
         out.metrics.update(counts)
         if not counts["rows"]:
             bad = f", but {counts['bad_rows']} that can't be read" if counts["bad_rows"] else ""
-            raise ValueError(f"{self.params.source}: it has no row to load{bad}; check the file, and `split` and `format`")
+            raise WrongValue(f"{self.params.source}: it has no row to load{bad}", "check the file, and `split` and `format`")
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
         return rows if self.params.sample else _limited(rows, self.params.limit)
@@ -211,13 +215,13 @@ class Load(TableOperator[LoadParams]):
             if isinstance(row, BadRow):
                 if self.params.on_bad_row == "fail":
                     hint = "mend it, or set `on_bad_row: quarantine`"
-                    raise ValueError(f"{row.place}: {row.reason}, got {row.text[:80]!r}; {hint}")
+                    raise WrongValue(f"{row.place}: {row.reason}, got {row.text[:80]!r}", hint)
                 yield row
             elif split is None or side(row, split) == split.part:
                 yield row
 
     @cached_property
-    def _head(self) -> Head | str:
+    def _head(self) -> Head | Finding:
         """What the first records of a local text file tell, or why it can't be read; nothing of other sources."""
         source = next(iter(self._sources()), None)
         if not isinstance(source, FileSource) or not source.is_text:
@@ -225,7 +229,8 @@ class Load(TableOperator[LoadParams]):
         try:
             return self._parser().head(source, _SNIFFED)
         except (ValueError, OSError) as error:
-            return str(error)
+            unreadable = finding(error, ("source",))
+            return unreadable._replace(hint=unreadable.hint or "name a file that can be read")
 
     def _sources(self) -> list[Source]:
         fields = self.params
@@ -243,7 +248,7 @@ def side(row: Row, split: Split) -> Literal["train", "test"]:
         ValueError: the row has no such column.
     """
     if row.get(split.column) is None:
-        raise ValueError(f"split by `{split.by}`: the row has none; it has {', '.join(row)}")
+        raise WrongValue(f"split by `{split.by}`: the row has none", f"it has {', '.join(row)}")
     value = row[split.column]
     if split.by == "opening":
         value = [next(turn for turn in value if turn["role"] == "user")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.operator import ANSWERS, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
@@ -42,28 +43,30 @@ class Mix(TableOperator[MixParams]):
             types[self.params.tag] = "text"
         return Columns(types, any(columns.open for columns in mixed.values()))
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that can't be."""
         for name, share in self.params.inputs.items():
             if isinstance(share, MixInput) and (share.ratio is None) == (share.rows is None):
-                yield ("inputs", name), "an input takes part by `ratio` or by `rows`", "give one of the two"
+                yield Finding(("inputs", name), "an input takes part by `ratio` or by `rows`", "give one of the two")
         anchor = self.params.anchor
         if anchor is not None and self.params.ratio(anchor) is None:
             given = ", ".join(name for name in self.params.inputs if self.params.ratio(name) is not None)
-            yield ("anchor",), f"the anchor must be an input with a ratio, got {anchor!r}", f"name one of {given}"
+            yield Finding(("anchor",), f"the anchor must be an input with a ratio, got {anchor!r}", f"name one of {given}")
         for place, name in enumerate(self.params.held_out):
             if name in self.params.inputs:
-                yield ("held_out", place), f"{name!r} is held out and an input at once", "remove it from one of the two"
+                yield Finding(
+                    ("held_out", place), f"{name!r} is held out and an input at once", "remove it from one of the two"
+                )
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield a tag that would take the place of a column."""
         tag = self.params.tag
         owners = [name for name in self.params.inputs if tag in inputs[name].types]
         made = {"messages": ("messages",), "preference": ("chosen", "rejected", "p_chosen"), "prompts": ()}
         if tag in ("uid", "prompt", *made[self.params.form({name: inputs[name] for name in self.params.inputs})]):
-            yield ("tag",), f"`{tag}` is a column of the mixture itself", "give the tag another name"
+            yield Finding(("tag",), f"`{tag}` is a column of the mixture itself", "give the tag another name")
         elif owners and tag != TAG:
-            yield ("tag",), f"`{owners[0]}` has a column `{tag}` already", "give the tag another name"
+            yield Finding(("tag",), f"`{owners[0]}` has a column `{tag}` already", "give the tag another name")
 
     def identity(self) -> Mapping[str, Any]:
         """Return the seed, and the step names where they become values of a column."""

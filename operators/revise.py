@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.prompts import (
@@ -87,26 +88,28 @@ class Revise(RowOperator[ReviseParams]):
             "revisions": "texts",
         }
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what the constitution lacks."""
         given = self.context.constitution
         if given is None:
             return
         if not given.having(*self._stages):
             wanted = " and ".join(f"`{stage}`" for stage in self._stages)
-            yield (), f"constitution {given.name} has no principle with {wanted}", "add these texts, or a `rule`"
+            yield Finding((), f"constitution {given.name} has no principle with {wanted}", "add these texts, or a `rule`")
         have, wanted_shots = len(given.few_shot_critique), self.params.few_shot or 0
         if wanted_shots > have:
-            yield ("few_shot",), f"constitution {given.name} has {have} examples, got {wanted_shots}", f"ask for at most {have}"
+            yield Finding(
+                ("few_shot",), f"constitution {given.name} has {have} examples, got {wanted_shots}", f"ask for at most {have}"
+            )
 
-    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield the principles under which a critique may have been made and no revision can be."""
         given = self.context.constitution
         criticised = self.params.critique and {"critique", "principle"} <= inputs[self.params.input].types.keys()
         lacking = [p.id for p in given.principles if p.critique and not p.revision] if given and criticised else []
         if lacking:
             message = f"the critiques may be drawn under {', '.join(lacking)}, which has no `revision` text"
-            yield (), message, "add it to the constitution, or give a `rule`"
+            yield Finding((), message, "add it to the constitution, or give a `rule`")
 
     def identity(self) -> Mapping[str, Any]:
         """Return the version of the message format; the texts drawn are in the rows' identities."""
@@ -184,9 +187,10 @@ class Revise(RowOperator[ReviseParams]):
         try:
             return self.constitution[principle]
         except KeyError:
-            raise ValueError(
+            raise WrongValue(
                 f"revise: the row was critiqued under principle {principle!r}, which constitution {self.constitution.name} "
-                "doesn't have; give both steps the same constitution"
+                "doesn't have",
+                "give both steps the same constitution",
             ) from None
 
     def _example_ids(self, row: Row) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
@@ -51,7 +52,7 @@ class RewardParams(TrainingParams):
     @model_validator(mode="after")
     def _whole(self) -> RewardParams:
         if not self.merge:
-            raise ValueError("a reward model is saved whole; leave `merge` out")
+            raise WrongValue("a reward model is saved whole", "leave `merge` out")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
@@ -120,11 +121,11 @@ class RlParams(TrainingParams):
     def _consistent(self) -> RlParams:
         for name in sorted(self.model_fields_set & set(ONLY)):
             if self.algorithm not in ONLY[name]:
-                raise ValueError(
-                    f"`{name}` is for {' and '.join(sorted(ONLY[name]))}, got `algorithm: {self.algorithm}`; leave it out"
+                raise WrongValue(
+                    f"`{name}` is for {' and '.join(sorted(ONLY[name]))}, got `algorithm: {self.algorithm}`", "leave it out"
                 )
         if self.algorithm != "ppo" and self.generations < 2:
-            raise ValueError(f"{self.algorithm} compares replies to one prompt; give `num_generations` of 2 or more")
+            raise WrongValue(f"{self.algorithm} compares replies to one prompt", "give `num_generations` of 2 or more")
         if self.per_device_train_batch_size * self.batches % self.generations:
             raise ValueError(
                 "`per_device_train_batch_size` times `steps_per_generation` must be a multiple of `num_generations`, got "
@@ -135,7 +136,7 @@ class RlParams(TrainingParams):
                 "`steps_per_generation` times `num_iterations` must be a multiple of `gradient_accumulation_steps`"
             )
         if self.algorithm == "ppo" and not self.merge:
-            raise ValueError("ppo trains a value head beside the adapters, so they can't be saved alone; leave `merge` out")
+            raise WrongValue("ppo trains a value head beside the adapters, so they can't be saved alone", "leave `merge` out")
         if self.max_completion_length >= self.max_length:
             raise ValueError("`max_completion_length` leaves no room for a prompt within `max_length`")
         return self

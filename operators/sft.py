@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
@@ -50,7 +51,7 @@ class SftParams(TrainingParams):
         if (self.model is None) == (self.scratch is None):
             raise ValueError("give either `model` (to train on) or `scratch` (to train from nothing)")
         if self.scratch and self.lora:
-            raise ValueError("`lora` trains beside given weights; with `scratch` there are none, so leave it out")
+            raise WrongValue("`lora` trains beside given weights", "with `scratch` there are none, so leave it out")
         return self
 
 

@@ -35,7 +35,7 @@ def execute(args: Namespace) -> int:
     files = needed_files(recipe)
     present = [path.name for path in files if (target / path.relative_to(recipe.parent)).exists()]
     if present:
-        raise CaiflowError(f"{target}: {', '.join(present)} would be overwritten; name another folder")
+        raise CaiflowError(f"{target}: {', '.join(present)} would be overwritten", "name another folder")
     for path in files:
         _copy(path, target / path.relative_to(recipe.parent))
     (target / SCHEMA).write_text(schema.text(schema.spec_schema()), encoding="utf-8")

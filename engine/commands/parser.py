@@ -60,7 +60,7 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     """
     known = list(known)
     if name not in known:
-        raise SpecError(f"caiflow: {name!r} is none of the {what}; {suggest(name, known, what)}")
+        raise SpecError(f"caiflow: {name!r} is none of the {what}", suggest(name, known, what))
     return name
 
 

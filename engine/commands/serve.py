@@ -58,7 +58,7 @@ def execute(args: Namespace) -> int:
 
     path = step_dir(find_run(args.run, open_store()), args.step)
     if (kind := output_kind(path)) != "model":
-        raise CaiflowError(f"{args.step}: its output is {kind}, not a model; name a step that trains one")
+        raise CaiflowError(f"{args.step}: its output is {kind}, not a model", "name a step that trains one")
     command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
     make_hub_cache()
     print(f"serving {args.step} at http://{args.host}:{args.port}/v1", file=sys.stderr, flush=True)
@@ -79,9 +79,9 @@ def server_command(
     if chosen == "vllm":
         return _vllm(model, where)
     if missing := missing_libraries():
-        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}; pip install 'caiflow[serve]'")
+        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}", "pip install 'caiflow[serve]'")
     if adapter_base(model):
-        raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load; train with `merge: true`")
+        raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load", "train with `merge: true`")
     program = "from transformers.cli.transformers import main; main()"
     # the server knows a model by the path it was given, so that must be the name that clients use
     return ServerCommand((sys.executable, "-c", program, "serve", model.name, *where), model.parent)
@@ -102,7 +102,7 @@ def make_hub_cache() -> None:
 
 def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
     if not find_spec("vllm"):
-        raise PlanError("serve: vLLM isn't installed; pip install 'caiflow[vllm]', or use --engine transformers")
+        raise PlanError("serve: vLLM isn't installed", "pip install 'caiflow[vllm]', or use --engine transformers")
     base, _ = adapter_base(model) or (None, None)
     loaded = ("--model", base or str(model), "--served-model-name", model.name if base is None else base)
     adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{model.name}={model}")

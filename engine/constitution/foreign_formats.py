@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.errors import SpecError
+from caiflow.engine.errors import SpecError, WrongValue
 from caiflow.engine.yaml.reader import parse_yaml
 
 Data = dict[str, Any]
@@ -32,12 +32,12 @@ _BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|c
 _OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
 
 
-class FormatError(ValueError):
+class FormatError(WrongValue):
     """A file can't be read as any constitution; `line` and `col` count from 1."""
 
-    def __init__(self, message: str, line: int = 1, col: int = 1, hint: str = "") -> None:
-        super().__init__(message)
-        self.line, self.col, self.hint = line, col, hint
+    def __init__(self, message: str, hint: str = "", *, line: int = 1, col: int = 1) -> None:
+        super().__init__(message, hint)
+        self.line, self.col = line, col
 
 
 def read_data(text: str, name: str, structured: bool = False) -> Data:
@@ -65,14 +65,14 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
 def _refusal(data: Any) -> FormatError:
     if isinstance(data, Mapping) and data.keys() & {"caiflow", "steps"}:
         return FormatError(
-            "this is a caiflow spec, not a constitution", hint="`caiflow validate` checks a spec and its constitution"
+            "this is a caiflow spec, not a constitution", "`caiflow validate` checks a spec and its constitution"
         )
     if isinstance(data, Mapping) and "principles" in data:
         said = "this has `principles`, but doesn't say that it is a constitution"
-        return FormatError(said, hint="add the line `caiflow_constitution: 1`")
+        return FormatError(said, "add the line `caiflow_constitution: 1`")
     known = "; ".join(str(convert.__doc__) for convert in FORMATS)
     shown = f": a mapping of {', '.join(list(map(str, data))[:5])}" if isinstance(data, Mapping) and data else ""
-    return FormatError(f"not a constitution{shown}", hint=f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
+    return FormatError(f"not a constitution{shown}", f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
 
 
 def _decode(text: str, structured: bool) -> Any:
@@ -81,7 +81,7 @@ def _decode(text: str, structured: bool) -> Any:
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            refused = FormatError(f"not valid JSON: {error.msg}", error.lineno, error.colno)
+            refused = FormatError(f"not valid JSON: {error.msg}", line=error.lineno, col=error.colno)
         try:
             return _yaml(text)
         except FormatError:
@@ -105,7 +105,7 @@ def _yaml(text: str) -> Any:
         return parse_yaml(text, "", aliases=False).plain()
     except SpecError as error:
         first = error.problems[0]
-        raise FormatError(first.message, first.line, first.col, first.hint) from None
+        raise FormatError(first.message, first.hint, line=first.line, col=first.col) from None
 
 
 def _requests(data: Any) -> Data | None:

@@ -48,7 +48,7 @@ from caiflow.engine.constitution.principles import (
     merge,
     same_id,
 )
-from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.errors import Problem, SpecError, finding
 from caiflow.engine.suggest import nearest
 
 __all__ = [
@@ -122,7 +122,7 @@ def _read(path: Path, _mtime_ns: int, size: int) -> Constitution:
     except UnicodeDecodeError as error:
         raise SpecError((Problem(str(path), 1, 1, "", f"not UTF-8 text: {error.reason} at byte {error.start}"),)) from None
     except FormatError as error:
-        raise SpecError((Problem(str(path), error.line, error.col, "", str(error), error.hint),)) from None
+        raise SpecError((Problem(str(path), error.line, error.col, "", error.message, error.hint),)) from None
     return parse(data, str(path), text)
 
 
@@ -151,7 +151,8 @@ def _ids(value: Mapping[str, Any], key: str, whole: Constitution) -> frozenset[s
         try:
             known(str(name), by_id)
         except ValueError as error:
-            raise _wrong(key, f"{whole.name}: {error}") from None
+            _, message, hint = finding(error)
+            raise _wrong(key, f"{whole.name}: {message}", hint) from None
     return frozenset(names)
 
 
@@ -169,7 +170,7 @@ def _from_list(value: Sequence[Any], base_dir: Path) -> Constitution:
         for principle in part.principles:
             if principle.id in seen:
                 path = f"{index}.id" if _is_principle(item) else str(index)
-                problems += _wrong(path, same_id(principle.id)).problems
+                problems += _wrong(path, *same_id(principle.id)).problems
             seen.add(principle.id)
     if problems:
         raise SpecError(tuple(problems))
@@ -194,5 +195,4 @@ def _from_item(item: Any, base_dir: Path) -> Constitution:
 
 
 def _wrong(path: str, message: str, hint: str = "") -> SpecError:
-    message, _, more = message.partition("; ")
-    return SpecError((Problem("", 1, 1, path, f"constitution: {message}", hint or more),))
+    return SpecError((Problem("", 1, 1, path, f"constitution: {message}", hint),))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from caiflow.engine.constitution.principles import (
     STAGES,
@@ -21,13 +22,12 @@ from caiflow.engine.constitution.principles import (
     known,
     same_id,
 )
-from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.errors import Finding, Problem, SpecError, WrongValue, finding, refusal
 from caiflow.engine.llm.base import Message
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Location, Node
 
 _Loc = tuple[str | int, ...]
-_Wrong = list[tuple[_Loc, str]]
 _Example = TypeVar("_Example", CritiqueExample, JudgeExample)
 
 
@@ -67,11 +67,11 @@ def parse(data: Mapping[str, Any], file: str = "", text: str = "") -> Constituti
     Raises:
         SpecError: every problem found, at its place.
     """
-    wrong: _Wrong = []
+    wrong: list[Finding] = []
     try:
         found = _File.model_validate(dict(data)).constitution(wrong)
     except ValidationError as error:
-        wrong += [(finding["loc"], _said(finding, data)) for finding in error.errors()]
+        wrong += [_finding(detail, data) for detail in error.errors()]
     if wrong:
         raise SpecError(_problems(wrong, file, text))
     return found
@@ -100,7 +100,7 @@ class _PrincipleEntry(Principle):
         if self.rule is not None:
             texts = {stage: texts[stage] or built for stage, built in rule_texts(self.rule).items()}
         if not any(texts.values()):
-            raise ValueError(f"principle {self.id!r} says nothing; give it a critique, revision or judge text, or a rule")
+            raise WrongValue(f"principle {self.id!r} says nothing", "give it a critique, revision or judge text, or a rule")
         return Principle.model_construct(id=self.id, guards=self.guards, weight=self.weight, **texts)
 
 
@@ -166,17 +166,17 @@ class _File(FileModel):
     principles: tuple[_PrincipleEntry, ...]
     few_shot: _FewShot = Field(default_factory=_FewShot)
 
-    def constitution(self, wrong: _Wrong) -> Constitution:
+    def constitution(self, wrong: list[Finding]) -> Constitution:
         """Return the constitution without what can't be built, which goes to `wrong` with its place."""
         principles: dict[str, Principle] = {}
         for index, entry in enumerate(self.principles):
             if entry.id in principles:
-                wrong.append((("principles", index, "id"), same_id(entry.id)))
+                wrong.append(Finding(("principles", index, "id"), *same_id(entry.id)))
                 continue
             try:
                 principles[entry.id] = entry.principle()
             except ValueError as error:
-                wrong.append((("principles", index), str(error)))
+                wrong.append(finding(error, ("principles", index)))
         if wrong:
             return Constitution(self.name, tuple(principles.values()))
         return Constitution(
@@ -189,14 +189,18 @@ class _File(FileModel):
 
 
 def _examples(
-    stage: str, builders: Iterable[Callable[[Mapping[str, Principle]], _Example]], by_id: Mapping[str, Principle], wrong: _Wrong
+    stage: str,
+    builders: Iterable[Callable[[Mapping[str, Principle]], _Example]],
+    by_id: Mapping[str, Principle],
+    wrong: list[Finding],
 ) -> tuple[_Example, ...]:
     found = []
     for index, build in enumerate(builders):
         try:
             found.append(build(by_id))
         except ValueError as error:
-            wrong.append((("few_shot", stage, index, "principle"), f"few_shot.{stage}.{index}: {error}"))
+            path, message, hint = finding(error, ("few_shot", stage, index, "principle"))
+            wrong.append(Finding(path, f"few_shot.{stage}.{index}: {message}", hint))
     return tuple(found)
 
 
@@ -210,26 +214,28 @@ _KEYS: Mapping[_Loc, type[FileModel]] = {
 """What stands where in a file, list positions left out."""
 
 
-def _said(finding: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Return a message of pydantic's in this project's words; a hint follows `; `."""
-    *above, last = finding["loc"] or ("",)
-    message = str(finding["msg"]).removeprefix("Value error, ")
-    where = _where(finding["loc"], data)
-    if finding["type"] == "extra_forbidden":
+def _finding(detail: ErrorDetails, data: Mapping[str, Any]) -> Finding:
+    """Return one of pydantic's errors in this project's words."""
+    path = detail["loc"]
+    *above, last = path or ("",)
+    where = _where(path, data)
+    if detail["type"] == "extra_forbidden":
         model = _KEYS.get(tuple(part for part in above if isinstance(part, str)))
         hint = suggest(str(last), model.model_fields, "keys") if model else ""
         if last == "source":
             hint = "only a spec takes principles from elsewhere: list both under its `constitution:`"
-        return f"{_where(above, data)}unknown key `{last}`; {hint}".removesuffix("; ")
-    if finding["type"] == "model_type":
-        return f"{where}a mapping is expected, got {finding['input']!r}"[:200]
-    if finding["type"] == "string_type":
-        return f"{where}a text is expected, got {finding['input']!r}"[:200] + "; put it in quotes, or write one text"
-    if finding["type"] == "string_too_short":
-        return f"{where}it is empty; write a text, or leave the key out"
-    if finding["type"] == "missing":
-        return f"{_where(above, data)}`{last}` is missing; add `{last}:`"
-    return f"{where}{message[:1].lower()}{message[1:]}"
+        return Finding(path, f"{_where(above, data)}unknown key `{last}`", hint)
+    if detail["type"] == "model_type":
+        return Finding(path, f"{where}a mapping is expected, got {detail['input']!r}"[:200])
+    if detail["type"] == "string_type":
+        message = f"{where}a text is expected, got {detail['input']!r}"[:200]
+        return Finding(path, message, "put it in quotes, or write one text")
+    if detail["type"] == "string_too_short":
+        return Finding(path, f"{where}it is empty", "write a text, or leave the key out")
+    if detail["type"] == "missing":
+        return Finding(path, f"{_where(above, data)}`{last}` is missing", f"add `{last}:`")
+    message, hint = refusal(detail)
+    return Finding(path, f"{where}{message[:1].lower()}{message[1:]}", hint)
 
 
 def _where(loc: Sequence[str | int], data: Mapping[str, Any]) -> str:
@@ -244,14 +250,10 @@ def _where(loc: Sequence[str | int], data: Mapping[str, Any]) -> str:
     return "".join(f"{part}: " for part in (*names, path) if part)
 
 
-def _problems(wrong: _Wrong, file: str, text: str) -> tuple[Problem, ...]:
+def _problems(wrong: list[Finding], file: str, text: str) -> tuple[Problem, ...]:
     tree = _tree(text, file)
-    found = []
-    for loc, said in wrong:
-        at = tree.nearest(loc).key
-        message, _, hint = said.partition("; ")
-        found.append(Problem(file, at.line, at.col, ".".join(map(str, loc)), message, hint))
-    return tuple(found)
+    places = ((finding, tree.nearest(finding.path).key) for finding in wrong)
+    return tuple(Problem(file, at.line, at.col, ".".join(map(str, path)), *rest) for (path, *rest), at in places)
 
 
 def _tree(text: str, file: str) -> Node:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
 from caiflow.engine.suggest import nearest
 
@@ -42,7 +43,7 @@ class Principle(FileModel):
     @classmethod
     def _one_word(cls, value: str) -> str:
         if len(value.split()) > 1:
-            raise ValueError(f"an id has no spaces; write `{'-'.join(value.split())}`")
+            raise WrongValue("an id has no spaces", f"write `{'-'.join(value.split())}`")
         return value
 
     @property
@@ -63,7 +64,7 @@ class Principle(FileModel):
         """
         text: str | None = getattr(self, stage)
         if text is None:
-            raise ValueError(f"principle {self.id}: no `{stage}` text; add one, or a `rule`")
+            raise WrongValue(f"principle {self.id}: no `{stage}` text", "add one, or a `rule`")
         return text
 
 
@@ -162,7 +163,7 @@ def merge(parts: Iterable[Constitution]) -> Constitution:
     principles = tuple(principle for part in parts for principle in part.principles)
     for name, times in Counter(principle.id for principle in principles).items():
         if times > 1:
-            raise ValueError(same_id(name))
+            raise WrongValue(*same_id(name))
     return Constitution(
         name="+".join(dict.fromkeys(part.name for part in parts)),
         description=" ".join(part.description for part in parts if part.description),
@@ -186,9 +187,9 @@ def findings(constitution: Constitution) -> Iterator[str]:
         yield "no few-shot examples for judging"
 
 
-def same_id(name: str) -> str:
-    """Return what is said of a second principle with that id."""
-    return f"two principles have the id {name!r}; ids must differ, since the draw goes by them"
+def same_id(name: str) -> tuple[str, str]:
+    """Return what is said of a second principle with that id, and what to do."""
+    return f"two principles have the id {name!r}", "ids must differ, since the draw goes by them"
 
 
 def known(name: str, principles: Mapping[str, Principle]) -> Principle:
@@ -196,7 +197,7 @@ def known(name: str, principles: Mapping[str, Principle]) -> Principle:
     if name in principles:
         return principles[name]
     near = nearest(name, principles)
-    raise ValueError(f"no principle {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+    raise WrongValue(f"no principle {name!r}", f"did you mean {near!r}?" if near else "")
 
 
 def _hash64(text: str) -> int:

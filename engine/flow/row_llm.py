@@ -103,14 +103,14 @@ class LedgeredLLM(RowLLM):
         prompt = messages if isinstance(messages, str) else tuple(messages)
         answer = await self._ask(Request(prompt, seed=self._seed(0), prefill=prefill, choices=tuple(choices)))
         if answer.logprobs is None:
-            raise EngineError("engine: answered without log-probabilities; use `method: text`", kind="no_logprobs")
+            raise EngineError("engine: answered without log-probabilities", "use `method: text`", kind="no_logprobs")
         return answer.logprobs
 
     async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
         """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
         answer = await self._ask(Request(prompt if isinstance(prompt, str) else tuple(prompt), prefill=prefill, score=True))
         if answer.prompt_logprobs is None:
-            raise EngineError("engine: answered without the prompt's log-probabilities; ask another", kind="no_logprobs")
+            raise EngineError("engine: answered without the prompt's log-probabilities", "ask another", kind="no_logprobs")
         return answer
 
     def _seed(self, sample: int) -> int:

@@ -65,7 +65,7 @@ class LocalLink:
 
     async def revive(self) -> None:
         """Refuse: an engine in this process doesn't come back."""
-        raise EngineError("engine: lost, and it runs in this process; start it again", kind="engine_lost")
+        raise EngineError("engine: lost, and it runs in this process", "start it again", kind="engine_lost")
 
 
 @dataclass(slots=True)

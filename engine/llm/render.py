@@ -87,7 +87,7 @@ class Renderer:
             rendered.mask[0] = 0  # nothing stands before it to predict it from
         if not any(rendered.mask):
             said = "says nothing by an assistant" if not isinstance(request.prompt, str) else "is too short"
-            raise EngineError(f"the text {said}: it has no token to score; leave it out", kind="empty")
+            raise EngineError(f"the text {said}: it has no token to score", "leave it out", kind="empty")
         return rendered
 
     def choices(self, request: Request) -> Mapping[str, int]:
@@ -139,7 +139,8 @@ class Renderer:
         chosen = template or self.chat_template
         if not chosen:
             raise EngineError(
-                "the tokenizer has no chat template; give `chat_template` in the model's entry, or ask for a raw completion",
+                "the tokenizer has no chat template",
+                "give `chat_template` in the model's entry, or ask for a raw completion",
                 kind="template",
             )
         try:
@@ -155,7 +156,7 @@ class Renderer:
         if raw and ids[: len(self._before)] != self._before:
             ids = [*self._before, *ids]
         if not ids:
-            raise EngineError("the prompt is empty; there is nothing to continue", kind="empty")
+            raise EngineError("the prompt is empty", "there is nothing to continue", kind="empty")
         self._check_bos(ids)
         return ids
 
@@ -163,7 +164,7 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos and bos != self.tokenizer.eos_token_id:
             raise EngineError(
-                f"the prompt begins with two BOS tokens ({self.tokenizer.bos_token!r}); "
+                f"the prompt begins with two BOS tokens ({self.tokenizer.bos_token!r})",
                 "the template or the prompt has one too many",
                 kind="double_bos",
             )
@@ -198,8 +199,8 @@ class Renderer:
         before, after = self._encode(text), self._encode(text + choice)
         if len(after) != len(before) + 1 or after[: len(before)] != before:
             raise EngineError(
-                f"the choice {choice!r} is not one token after {text[-24:]!r}; end the prefill where the tokenizer splits, "
-                "or use shorter choices",
+                f"the choice {choice!r} is not one token after {text[-24:]!r}",
+                "end the prefill where the tokenizer splits, or use shorter choices",
                 kind="choices",
             )
         return after[-1]
@@ -215,7 +216,8 @@ class Renderer:
             body = self._apply(messages[: index + 1], template, prompt=False)
             if not (body.startswith(head) and whole.startswith(body)):
                 raise EngineError(
-                    "the chat template rewrites earlier turns, so the assistant's words can't be told apart; use another",
+                    "the chat template rewrites earlier turns, so the assistant's words can't be told apart",
+                    "use another",
                     kind="template",
                 )
             spans.append((len(head), _end_of_turn(body, len(head), self.tokenizer.eos_token)))
@@ -231,7 +233,7 @@ class Renderer:
             coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         except NotImplementedError as error:
             raise EngineError(
-                "the tokenizer gives no character offsets; training needs a fast tokenizer", kind="template"
+                "the tokenizer gives no character offsets", "training needs a fast tokenizer", kind="template"
             ) from error
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
 

@@ -54,7 +54,7 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
     from caiflow.engine.spec.load import load_spec
 
     if target.exists() and any(target.iterdir()):
-        raise CaiflowError(f"{target}: not empty; name a new folder")
+        raise CaiflowError(f"{target}: not empty", "name a new folder")
     locked = read_lock(run_dir / LOCK)
     spec = load_spec(run_dir / "spec.yaml")
     target.mkdir(parents=True, exist_ok=True)

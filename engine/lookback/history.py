@@ -58,7 +58,7 @@ def find_run(name: str, store: Store) -> Path:
     if meant:
         return meant[-1]
     known = [word for line in reversed(runs) for word in (line.name, line.path.name)]
-    raise CaiflowError(f"{name}: no such run; {suggest(name, known, 'runs')}")
+    raise CaiflowError(f"{name}: no such run", suggest(name, known, "runs"))
 
 
 def step_dir(run_dir: Path, step: str) -> Path:
@@ -69,12 +69,12 @@ def step_dir(run_dir: Path, step: str) -> Path:
     """
     steps = read_run(run_dir)["steps"]
     if step not in steps:
-        raise CaiflowError(f"{run_dir}: no step {step!r} in this run; {suggest(step, steps, 'steps')}")
+        raise CaiflowError(f"{run_dir}: no step {step!r} in this run", suggest(step, steps, "steps"))
     path = run_dir / "steps" / step
     if not path.is_dir():
         status = steps[step]["status"]
         reason = f" ({steps[step]['error']})" if steps[step].get("error") else ""
-        raise CaiflowError(f"{step}: no output, the step is {status}{reason}; run the spec again")
+        raise CaiflowError(f"{step}: no output, the step is {status}{reason}", "run the spec again")
     return path
 
 

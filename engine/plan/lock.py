@@ -93,9 +93,9 @@ def read_lock(path: Path) -> Lock:
     try:
         lock = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: no readable lock, got {error}; a run leaves one in its folder") from error
+        raise PlanError(f"{path}: no readable lock, got {error}", "a run leaves one in its folder") from error
     if not isinstance(lock, dict) or lock.get("caiflow_lock") != 1:
-        raise PlanError(f"{path}: not a caiflow lock of version 1; use the caiflow that wrote it")
+        raise PlanError(f"{path}: not a caiflow lock of version 1", "use the caiflow that wrote it")
     return lock
 
 
@@ -116,7 +116,7 @@ def refuse_drift(locked: Lock, now: Lock, where: Path) -> None:
     found = [drift for drift in compare_locks(locked, now) if drift.refused]
     if found:
         listed = "\n".join(f"  {drift}" for drift in found)
-        raise PlanError(f"{where}: {len(found)} things differ from the lock; undo them, or run without --locked\n{listed}")
+        raise PlanError(f"{where}: {len(found)} things differ from the lock", f"undo them, or run without --locked\n{listed}")
 
 
 def grade(locked: Lock, now: Lock) -> Grade:

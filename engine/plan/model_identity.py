@@ -133,7 +133,7 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
         if folder.is_dir():
             return _folder(where, folder.resolve())
     if source.count("/") > 1 or source.startswith((".", "~")):
-        raise PlanError(f"{where}: no folder {source!r} beside the spec; give a folder, a hub id (org/name) or `tiny`")
+        raise PlanError(f"{where}: no folder {source!r} beside the spec", "give a folder, a hub id (org/name) or `tiny`")
     snapshot = hub_snapshot(source, revision)
     if snapshot is not None:
         return str(snapshot), f"hub:{source}@{snapshot.name}"
@@ -146,7 +146,7 @@ def _folder(where: str, folder: Path) -> tuple[str, str]:
         and not (folder / "adapter_config.json").exists()
         and not list(folder.glob("token*"))
     ):
-        raise PlanError(f"{where}: {folder} has no config.json; give a folder in the Hugging Face layout")
+        raise PlanError(f"{where}: {folder} has no config.json", "give a folder in the Hugging Face layout")
     return str(folder), str(folder_manifest(folder)["digest"])
 
 
@@ -168,7 +168,7 @@ def _hub_commit(where: str, repo: str, revision: str | None) -> str:
     if revision and _COMMIT.fullmatch(revision):
         return revision
     if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
-        raise PlanError(f"{where}: {repo!r} isn't in the hub's cache and HF_HUB_OFFLINE is set; download it or unset that")
+        raise PlanError(f"{where}: {repo!r} isn't in the hub's cache and HF_HUB_OFFLINE is set", "download it or unset that")
     from huggingface_hub import HfApi
 
     try:
@@ -176,6 +176,6 @@ def _hub_commit(where: str, repo: str, revision: str | None) -> str:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PlanError(
-            f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had from the hub ({reason}); "
-            "check the name, download it, or pin `revision` to a commit"
+            f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had from the hub ({reason})",
+            "check the name, download it, or pin `revision` to a commit",
         ) from error

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.rows.columns import ColumnType, Row
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def settled(tables: Sequence[pa.Table], columns: Mapping[str, ColumnType | None]
     try:
         found = pa.unify_schemas([pa.schema(declared), *(table.schema for table in tables)], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"rows: a column has two types, got {error}; give it one") from error
+        raise WrongValue(f"rows: a column has two types, got {error}", "give it one") from error
     return pa.schema([pa.field(field.name, _no_null(field.type)) for field in found])
 
 
@@ -147,7 +148,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table
     new = [name for name in table.column_names if schema.get_field_index(name) < 0]
     if new:
-        raise ValueError(f"rows: columns appear that the first rows lack, got {new}; have them in all rows, null where unknown")
+        raise WrongValue(
+            f"rows: columns appear that the first rows lack, got {new}", "have them in all rows, null where unknown"
+        )
     arrays = []
     for field in schema:
         at = table.schema.get_field_index(field.name)

@@ -163,7 +163,8 @@ class RayLink:
             raise LinkLost(first_line(error)) from None
         except ray_errors.ActorDiedError as error:
             raise EngineError(
-                f"engine: its process died too often ({first_line(error)}); it may be out of memory: see `caiflow doctor`",
+                f"engine: its process died too often ({first_line(error)})",
+                "it may be out of memory: see `caiflow doctor`",
                 kind="engine_lost",
             ) from None
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, SpecError
+from caiflow.engine.errors import CaiflowError, SpecError, finding
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.spec import graph
@@ -165,8 +165,8 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
             continue
         try:
             operator = kind(step.params, StepContext(checked.seed, checked.base_dir, loaded))
-            for found in operator.check():
-                checked.report(name, *found)
+            for wrong in operator.check():
+                checked.report(name, *wrong)
             made[name] = operator
         except (ValueError, CaiflowError, OSError) as error:
             checked.report_raised(name, error)
@@ -204,12 +204,7 @@ class _Constitutions:
                         place = self.checked.tree.nearest(below).key if problem.path else at
                         self.checked.problems.at(place, below, problem.message, problem.hint)
                 if not error.problems:
-                    self.checked.problems.at(at, path, *_split(str(error)))
+                    self.checked.problems.at(at, *finding(error, path))
             except (ValueError, OSError, CaiflowError) as error:
-                self.checked.problems.at(at, path, *_split(str(error)))
+                self.checked.problems.at(at, *finding(error, path))
         return self.loaded[path]
-
-
-def _split(text: str) -> tuple[str, str]:
-    message, _, hint = text.partition("; ")
-    return message, hint

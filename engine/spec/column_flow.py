@@ -32,8 +32,8 @@ def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], brok
         inputs = {ref.name: columns.get(ref.name, Columns(open=True)) for ref in refs}
         try:
             if not any(list(_missing_columns(checked, name, operators[name], refs, inputs))):
-                for found in operators[name].check_columns(inputs):
-                    checked.report(name, *found)
+                for wrong in operators[name].check_columns(inputs):
+                    checked.report(name, *wrong)
                 columns[name] = operators[name].columns(inputs)
         except (ValueError, OSError, CaiflowError) as error:
             checked.report_raised(name, error)

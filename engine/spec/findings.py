@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine import registry
-from caiflow.engine.errors import SpecError
+from caiflow.engine.errors import SpecError, finding
 from caiflow.engine.field_marks import Mark, marks_as_written
 from caiflow.engine.operator import Operator
 from caiflow.engine.spec.grammar import ModelEntry, Step
@@ -57,12 +57,11 @@ class Checked(NamedTuple):
         self.problems.at(node.key if key or not path else node.at, ("steps", step, *path), message, hint)
 
     def report_raised(self, step: str, error: Exception) -> None:
-        """Add what an operator raised about a step: its own findings, or its text as `what is wrong; what to do`."""
+        """Add what an operator raised about a step: its own findings, or what it says."""
         if isinstance(error, SpecError) and error.problems:
             self.problems.extend(error.problems)
         else:
-            message, _, hint = str(error).partition("; ")
-            self.report(step, (), message, hint)
+            self.report(step, *finding(error))
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Return the steps that each parsed step names, of those that were parsed."""

@@ -14,6 +14,7 @@ from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
 from caiflow.engine import registry
+from caiflow.engine.errors import refusal
 from caiflow.engine.spec import schema
 from caiflow.engine.spec.layers import Problems
 from caiflow.engine.suggest import suggest
@@ -55,8 +56,7 @@ def model_problems(tree: Node, path: Path_, error: ValidationError, problems: Pr
             node = tree.get(*where)
             if node is not None and node.child(part) is not None:
                 where.append(part)
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        message, _, hint = message.partition("; ")
+        message, hint = refusal(detail)
         node = tree.nearest(tuple(where))
         problems.at(node.key if len(where) == len(path) else node.at, tuple(where), message[:1].lower() + message[1:], hint)
 

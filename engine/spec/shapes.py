@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from caiflow.engine import registry
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, finding
 from caiflow.engine.spec.grammar import ModelEntry, SpecFile, Step
 from caiflow.engine.spec.layers import Problems
 from caiflow.engine.yaml.tree import Node, Path_
@@ -128,7 +128,7 @@ def _explain(tree: Node, doubts: list[tuple[Path_, ValidationError | None]], pro
         for path in messages.schema_problems(tree, problems):
             wrong.add(path[:2])
     except CaiflowError as error:
-        problems.at(tree.at, "", str(error))
+        problems.at(tree.at, *finding(error))
     for path, refusal in doubts:
         if refusal is not None and not any(known[: len(path)] == path for known in wrong):
             messages.model_problems(tree, path, refusal, problems)

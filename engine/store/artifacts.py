@@ -207,7 +207,7 @@ def read_artifact(path: Path) -> Artifact:
         given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}
         return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], **given)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a whole artifact, got {error!r}; remove the folder and run again") from error
+        raise StoreError(f"{path}: not a whole artifact, got {error!r}", "remove the folder and run again") from error
 
 
 def _read_run(path: Path) -> RunRecord | None:

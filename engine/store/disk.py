@@ -34,11 +34,11 @@ def store_error(where: Path, error: OSError) -> StoreError:
     number = error.errno or next((number for number in (*_FULL, *_REFUSED) if os.strerror(number) in str(error)), None)
     if number in _FULL:
         return StoreError(
-            f"{where}: {_FULL[number]}; free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again"
+            f"{where}: {_FULL[number]}", "free some (`caiflow gc`), or set CAIFLOW_HOME to another disk, and run again"
         )
     if number in _REFUSED:
-        return StoreError(f"{where}: {_REFUSED[number]} to write here; set CAIFLOW_HOME to a folder of yours")
-    return StoreError(f"{where}: can't read or write, got {error}; check the disk")
+        return StoreError(f"{where}: {_REFUSED[number]} to write here", "set CAIFLOW_HOME to a folder of yours")
+    return StoreError(f"{where}: can't read or write, got {error}", "check the disk")
 
 
 def write_atomic(path: Path, text: str) -> None:

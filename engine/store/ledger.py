@@ -146,7 +146,7 @@ class Ledger:
     def _begin(self) -> None:
         """Take a file to append to: one that no process holds and that ends well, or a new one."""
         if self._closed.is_set():
-            raise StoreError(f"{self.path}: the ledger is closed; open it again")
+            raise StoreError(f"{self.path}: the ledger is closed", "open it again")
         if self._failed:
             error, self._failed = self._failed, None
             raise error

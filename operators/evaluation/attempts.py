@@ -44,5 +44,5 @@ def refuse_failures(rows: Sequence[Row], what: str, allowed: int, hint: str = LE
     failed = [row for row in rows if row["failed"]]
     if len(failed) > allowed:
         raise StepError(
-            f"evaluate: {len(failed)} {what} failed, the first for row {failed[0]['uid']} ({failed[0]['failed']}); {hint}"
+            f"evaluate: {len(failed)} {what} failed, the first for row {failed[0]['uid']} ({failed[0]['failed']})", hint
         )

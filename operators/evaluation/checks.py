@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.operator import ColumnName, Strict
 from caiflow.engine.rows.columns import Row
 
@@ -108,16 +109,17 @@ def compiled(checks: Mapping[str, PatternCheck]) -> dict[str, Test]:
     return {name: _test(checks, check) for name, check in checks.items()}
 
 
-def problems(checks: Mapping[str, PatternCheck]) -> Iterator[tuple[str, str]]:
-    """Yield (check, message) for each `of` that leads nowhere or in a circle."""
+def problems(checks: Mapping[str, PatternCheck]) -> Iterator[Finding]:
+    """Yield each `of` that leads nowhere or in a circle."""
+    hint = f"checks are {', '.join(checks)}"
     for name, check in checks.items():
         seen, at = {name}, check.of
         while at:
             if at not in checks:
-                yield name, f"`of` names no check, got {at!r}"
+                yield Finding(("checks", name), f"`of` names no check, got {at!r}", hint)
                 break
             if at in seen:
-                yield name, f"`of` leads in a circle through {at!r}"
+                yield Finding(("checks", name), f"`of` leads in a circle through {at!r}", hint)
                 break
             seen.add(at)
             at = checks[at].of

@@ -5,9 +5,10 @@ Owns the data of that figure; its picture is drawn by `engine.figures`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from caiflow.engine.errors import Finding
 from caiflow.operators.evaluation.params import FrontierParams
 
 Spread = tuple[float, float]
@@ -25,14 +26,15 @@ def measures(figures: Mapping[str, Any], axis: str) -> dict[str, tuple[float, Sp
 
 
 def problems(
-    params: FrontierParams, comparisons: Mapping[str, Any], sets: Mapping[str, Any], checks: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    """Yield (axis, message) for each axis that nothing measures."""
+    params: FrontierParams, comparisons: Collection[str], sets: Collection[str], checks: Collection[str]
+) -> Iterator[Finding]:
+    """Yield each axis that nothing measures."""
     for axis in ("helpfulness", "harmlessness"):
         value = getattr(params, axis)
         name, _, check = value.partition(".")
         if value not in comparisons and (name not in sets or check not in checks):
-            yield axis, f"names neither a comparison nor SET.CHECK, got {value!r}"
+            message = f"names neither a comparison nor SET.CHECK, got {value!r}"
+            yield Finding(("frontier", axis), message, "write a comparison's name, or SET.CHECK")
 
 
 def frontier(figures: Mapping[str, Any], params: FrontierParams) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
@@ -28,10 +29,11 @@ FOLDER = "LM_EVAL_INCLUDE_PATH"
 _LONGEST_ANSWER = 256
 
 
-def problems() -> Iterator[tuple[str, str]]:
-    """Yield (message, hint) where the library isn't there."""
+def problems() -> Iterator[Finding]:
+    """Yield a finding where the library isn't there."""
     if find_spec("lm_eval") is None:
-        yield "the library `lm_eval` isn't installed", "run `pip install 'caiflow[lm-eval]'`, or leave `lm_eval` out"
+        hint = "run `pip install 'caiflow[lm-eval]'`, or leave `lm_eval` out"
+        yield Finding(("lm_eval",), "the library `lm_eval` isn't installed", hint)
 
 
 def identity() -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _evaluated(how: HarnessParams, model: str, llms: LLMs, loop: asyncio.Abstrac
         if task not in manager.all_tasks:
             near = get_close_matches(task, manager.all_tasks, n=1)
             hint = f"did you mean {near[0]}?" if near else f"`lm_eval ls tasks` lists them; {FOLDER} adds a folder"
-            raise ValueError(f"lm_eval.tasks: the harness has no task of that name, got {task!r}; {hint}")
+            raise WrongValue(f"lm_eval.tasks: the harness has no task of that name, got {task!r}", hint)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     results = simple_evaluate(
         _harness_model(model, llms, loop), tasks=list(how.tasks), num_fewshot=how.few_shot, limit=how.limit,

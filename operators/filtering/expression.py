@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.suggest import nearest
 
 LONGEST = 2000
@@ -55,7 +56,7 @@ _OTHERWISE = {"null": "None", "true": "True", "false": "False"}
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod)
 
 
-class ExpressionError(ValueError):
+class ExpressionError(WrongValue):
     """An expression says something that isn't part of the language; the text names it and what would do."""
 
 
@@ -80,12 +81,12 @@ def parse(text: str) -> Expression:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         foreign = re.search(r"[^=!<>]=[^=]|&&|\|\||!(?!=)", text)
-        hint = "; write `==` to compare, and `and`, `or`, `not` in words" if foreign else ""
-        raise ExpressionError(f"not an expression: {reason or type(error).__name__}, got {text[:80]!r}{hint}") from error
+        hint = "write `==` to compare, and `and`, `or`, `not` in words" if foreign else ""
+        raise ExpressionError(f"not an expression: {reason or type(error).__name__}, got {text[:80]!r}", hint) from error
     columns: dict[str, None] = {}
     _check(tree, columns, 0)
     if not isinstance(tree, (ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Name, ast.Call)):
-        raise ExpressionError(f"the whole must be true or false, got {text!r}; compare it with something")
+        raise ExpressionError(f"the whole must be true or false, got {text!r}", "compare it with something")
     return Expression(text, tree, tuple(columns))
 
 
@@ -98,11 +99,11 @@ def is_value(node: ast.expr) -> bool:
 
 def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
     if depth > _DEEPEST:
-        raise ExpressionError(f"nested more than {_DEEPEST} deep; split it into several rules")
+        raise ExpressionError(f"nested more than {_DEEPEST} deep", "split it into several rules")
     match node:
         case ast.Name(id=name):
             if name in _OTHERWISE:
-                raise ExpressionError(f"no column `{name}`; write {_OTHERWISE[name]}")
+                raise ExpressionError(f"no column `{name}`", f"write {_OTHERWISE[name]}")
             columns[name] = None
             return
         case ast.Constant(value=value):
@@ -125,7 +126,7 @@ def _check(node: ast.AST, columns: dict[str, None], depth: int) -> None:
             inner = list(node.elts)
         case _:
             raise ExpressionError(
-                f"`{ast.unparse(node)}` isn't allowed; use columns, values, comparisons, {', '.join(FUNCTIONS)}"
+                f"`{ast.unparse(node)}` isn't allowed", f"use columns, values, comparisons, {', '.join(FUNCTIONS)}"
             )
     for child in inner:
         if isinstance(child, (ast.List, ast.Tuple)) and not isinstance(node, ast.Compare):
@@ -138,7 +139,7 @@ def _check_call(node: ast.Call) -> None:
     if name not in FUNCTIONS:
         near = nearest(name, FUNCTIONS)
         hint = f"did you mean {near}?" if near else f"the functions are {', '.join(FUNCTIONS)}"
-        raise ExpressionError(f"no function `{name}`; {hint}")
+        raise ExpressionError(f"no function `{name}`", hint)
     least, most = FUNCTIONS[name].least, FUNCTIONS[name].most
     if node.keywords or any(isinstance(item, ast.Starred) for item in node.args) or not least <= len(node.args) <= most:
         takes = str(least) if least == most else f"{least} to {most}"
@@ -150,7 +151,7 @@ def _check_compare(node: ast.Compare) -> None:
         listed = isinstance(right, (ast.List, ast.Tuple))
         if isinstance(op, (ast.In, ast.NotIn)):
             if not listed or not all(map(is_value, right.elts)):  # type: ignore[attr-defined]
-                raise ExpressionError(f"`in` takes a list of values, got `{ast.unparse(node)}`; for texts use contains(a, b)")
+                raise ExpressionError(f"`in` takes a list of values, got `{ast.unparse(node)}`", "for texts use contains(a, b)")
         elif isinstance(op, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise ExpressionError(f"`is` is for None only, got `{ast.unparse(node)}`")

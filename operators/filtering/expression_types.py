@@ -35,7 +35,7 @@ def check_types(expression: Expression, types: Mapping[str, ColumnType | None]) 
     """
     whole = _kind(expression.tree, types)
     if whole not in ("flag", None):
-        raise ExpressionError(f"the whole must be true or false, got {_KINDS[whole]}; compare it with something")
+        raise ExpressionError(f"the whole must be true or false, got {_KINDS[whole]}", "compare it with something")
 
 
 def _kind(node: ast.expr, types: Mapping[str, ColumnType | None]) -> Kind | None:
@@ -50,10 +50,10 @@ def _kind(node: ast.expr, types: Mapping[str, ColumnType | None]) -> Kind | None
         if found is None or found in kinds:
             return
         text = ast.unparse(item)
-        hint = "; compare it with something" if "flag" in kinds else ""
+        hint = "compare it with something" if "flag" in kinds else ""
         if found == "conversation" and "text" in kinds:
-            hint = f"; write `last({text})` for its last message"
-        raise ExpressionError(f"{what} takes {' or '.join(_KINDS[k] for k in kinds)}, and `{text}` is {_KINDS[found]}{hint}")
+            hint = f"write `last({text})` for its last message"
+        raise ExpressionError(f"{what} takes {' or '.join(_KINDS[k] for k in kinds)}, and `{text}` is {_KINDS[found]}", hint)
 
     match node:
         case ast.Name(id=name):
@@ -102,4 +102,4 @@ def _check_pair(op: ast.cmpop, one: ast.expr, other: ast.expr, types: Mapping[st
     for found in right:
         if left is not None and left != found and {left, found} != {"number", "flag"}:
             said = f"`{ast.unparse(one)}` is {_KINDS[left]} and `{ast.unparse(other)}` {_KINDS[found] if found else ''}"
-            raise ExpressionError(f"{said}; compare like with like, as in `words(last(prompt)) > 3 and topic == 'home'`")
+            raise ExpressionError(said, "compare like with like, as in `words(last(prompt)) > 3 and topic == 'home'`")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import ANSWERS, answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
@@ -87,7 +88,7 @@ class Sieve:
             return self._length(fields, label)
         column = fields.column or answer_column(schema) or ANSWERS[0]
         if isinstance(fields, Compared) and column == fields.other:
-            raise ValueError(f"filter: {label} compares `{column}` with itself; name another `column` or `other`")
+            raise WrongValue(f"filter: {label} compares `{column}` with itself", "name another `column` or `other`")
         made: Mapping[str, Callable[[], rules.Check]] = {
             "few_shot_leak": lambda: rules.few_shot_leak(label, [column], self._examples(), fields.n, schema),
             "unchanged": lambda: rules.unchanged(label, column, fields.other),
@@ -126,7 +127,7 @@ def _refuse_values(flags: pl.DataFrame, checks: Sequence[rules.Check]) -> None:
     """Raise ValueError where a rule without a decision of its own says something other than true or false."""
     for check, kind in zip(checks, flags.dtypes, strict=True):
         if check.decide is None and kind != pl.Boolean:
-            raise ValueError(f"filter: the rule {check.label} must be true or false for each row; compare it with something")
+            raise WrongValue(f"filter: the rule {check.label} must be true or false for each row", "compare it with something")
 
 
 def _reasons(frame: pl.DataFrame, found: pl.DataFrame, checks: Sequence[rules.Check]) -> NDArray[np.int64]:

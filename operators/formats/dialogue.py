@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
 
 Turns = Literal["all", "first"]
@@ -159,7 +160,7 @@ def _message(item: object) -> Message:
         raise ValueError(f"a message must be a mapping, got {_kind(item)}")
     role = item.get("role") or item.get("from")
     if not isinstance(role, str) or role.lower() not in ROLES:
-        raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
+        raise WrongValue(f"unknown role {role!r}", f"expected one of {', '.join(ROLES)}")
     return Message(role=ROLES[role.lower()], content=_content(item.get("content", item.get("value"))))
 
 

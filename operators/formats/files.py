@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
+from caiflow.engine.errors import WrongValue
+
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
 SUFFIXES: Mapping[str, Kind] = {
@@ -49,7 +51,7 @@ def kind_of(path: Path) -> Kind:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise ValueError(f"{path.name}: unknown kind of file, got suffix {suffix!r}; use {known}, or any of these + .gz")
+        raise WrongValue(f"{path.name}: unknown kind of file, got suffix {suffix!r}", f"use {known}, or any of these + .gz")
     kind = SUFFIXES[suffix]
     return _json_kind(path) if kind in ("json", "jsonl") else kind
 
@@ -194,7 +196,7 @@ def _names(place: str, cells: list[str]) -> list[str]:
     for name, times in Counter(cells).items():
         if times > 1:
             which = f"are named `{name}`" if name else "have no name"
-            raise ValueError(f"{place}: {times} columns {which}; give each column its own name")
+            raise WrongValue(f"{place}: {times} columns {which}", "give each column its own name")
     return cells
 
 

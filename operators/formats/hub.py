@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from caiflow.engine.errors import WrongValue
 from caiflow.operators.formats.files import Line
 
 _COMMIT = r"[0-9a-f]{40}"
@@ -105,7 +106,7 @@ class HubSource:
             named = f"data set {self.repo}" + (f" with revision {self.revision!r}" if self.revision else "")
             why = f"the hub says: {str(cause).strip().splitlines()[0]}" if cause and str(cause).strip() else "offline"
             hint = "check the name, or fetch it while online"
-            raise ValueError(f"no {named} in the hub's cache, nor to be had ({why}); {hint}") from cause
+            raise WrongValue(f"no {named} in the hub's cache, nor to be had ({why})", hint) from cause
 
 
 def _offline() -> bool:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
 from caiflow.operators.formats.dialogue import (
     Turns,
@@ -150,7 +151,7 @@ def _present(record: Record, *names: str) -> Any:
     for name in names:
         if name in record:
             raise ValueError(f"`{name}` is null")
-    raise ValueError(f"no `{names[0]}`; it has {', '.join(f'`{name}`' for name in record) or 'nothing'}")
+    raise WrongValue(f"no `{names[0]}`", f"it has {', '.join(f'`{name}`' for name in record) or 'nothing'}")
 
 
 def _said(record: Record, name: str) -> Any:

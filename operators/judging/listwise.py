@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import MOST_OPTIONS, Instruction, OptionsJudge, Reply
 
@@ -63,7 +64,7 @@ class ListJudge(OptionsJudge):
             ValueError: there are more answers than letters.
         """
         if len(answers) > MOST_OPTIONS:
-            raise ValueError(f"a list holds up to {MOST_OPTIONS} different answers, got {len(answers)}; judge them in pairs")
+            raise WrongValue(f"a list holds up to {MOST_OPTIONS} different answers, got {len(answers)}", "judge them in pairs")
         if len(answers) < 2:
             return Ranking(())
         shown = self._shown(uid)

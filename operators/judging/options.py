@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from caiflow.engine.constitution.few_shot import FewShot
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.operators.judging.prompts import (
@@ -65,7 +66,7 @@ class Thinking(Strict):
     @model_validator(mode="after")
     def _differing(self) -> Thinking:
         if self.samples > 1 and self.sampling.temperature == 0:
-            raise ValueError("several samples at temperature 0 are all the same; raise the temperature or ask for one sample")
+            raise WrongValue("several samples at temperature 0 are all the same", "raise the temperature or ask for one sample")
         return self
 
 
@@ -121,17 +122,17 @@ class OptionsJudge:
         usable = [e for e in pool if e.thought or judging.chain_of_thought is None]
         self._few_shot: FewShot[JudgeExample] = FewShot(usable, judging.few_shot, judging.examples)
 
-    def problems(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        """Yield (path, message, hint) for what the constitution lacks."""
+    def problems(self) -> Iterator[Finding]:
+        """Yield what the constitution lacks."""
         given = self._constitution
         if given is None:
             if not self._instruction:
-                yield (), "judging needs a constitution or an instruction", "name one under `constitution:`"
+                yield Finding((), "judging needs a constitution or an instruction", "name one under `constitution:`")
             return
         having = len(given.having("judge"))
         wanted = self._how.principles if isinstance(self._how.principles, int) else 1
         if having < wanted and not self._instruction:
-            yield (
+            yield Finding(
                 ("principles",),
                 f"constitution {given.name} has {having} judging texts, got {wanted}",
                 "add `judge` or `rule`",
@@ -140,7 +141,7 @@ class OptionsJudge:
         if self._how.few_shot > usable:
             kind = "worked judgements with a thought" if self._how.chain_of_thought else "worked judgements"
             message = f"constitution {given.name} has {usable} {kind}, got {self._how.few_shot}"
-            yield ("few_shot",), message, f"ask for at most {usable}"
+            yield Finding(("few_shot",), message, f"ask for at most {usable}")
 
     def calls(self, orders: int = 2) -> int:
         """Return the calls it takes to judge one set of options in so many orders, or in one where orders aren't changed."""
@@ -217,7 +218,7 @@ class OptionsJudge:
 
     def _given(self) -> Constitution:
         if self._constitution is None:
-            raise ValueError("judging needs a constitution; name one under `constitution:`")
+            raise WrongValue("judging needs a constitution", "name one under `constitution:`")
         return self._constitution
 
 

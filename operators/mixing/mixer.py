@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Job
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
@@ -81,8 +82,8 @@ class Mixer:
             required = tuple(dict.fromkeys(("prompt", *required)))
         for column in required:
             if column not in columns.types:
-                raise ValueError(
-                    f"mix: input {name} has no column {column!r}, got {', '.join(columns.types)}; see `make` and `answer`"
+                raise WrongValue(
+                    f"mix: input {name} has no column {column!r}, got {', '.join(columns.types)}", "see `make` and `answer`"
                 )
         return required
 
@@ -95,9 +96,10 @@ class Mixer:
         if self._params.on_leak == "fail" and any(leaks.values()):
             pool = next(pool for pool in pools if leaks[pool.name])
             first = pool.uids[int((pool.states == REASONS.index("held_out")).argmax())]
-            raise ValueError(
+            raise WrongValue(
                 f"mix: prompts of {pool.name} are held out by {', '.join(self._params.held_out)}, got {leaks[pool.name]} rows, "
-                f"{first} the first; load both sides by one `split`, or set `on_leak: drop`"
+                f"{first} the first",
+                "load both sides by one `split`, or set `on_leak: drop`",
             )
 
     def _wanted(self, fit: Mapping[str, int]) -> list[int]:
@@ -108,8 +110,8 @@ class Mixer:
         """
         empty = [name for name, number in fit.items() if not number]
         if empty:
-            raise ValueError(
-                f"mix: no row of {', '.join(empty)} is fit for the mixture; look at what was dropped, or leave it out"
+            raise WrongValue(
+                f"mix: no row of {', '.join(empty)} is fit for the mixture", "look at what was dropped, or leave it out"
             )
         ratios = {name: ratio for name in fit if (ratio := self._params.ratio(name)) is not None}
         anchor = self._params.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
@@ -128,9 +130,9 @@ class Mixer:
             return number
         if self._params.on_short == "take_all":
             return fit
-        raise ValueError(
-            f"mix: {number} rows of {name} are asked for, got {fit}; lower its share, or let it repeat them or take all there "
-            "are (`on_short: oversample` or `take_all`)"
+        raise WrongValue(
+            f"mix: {number} rows of {name} are asked for, got {fit}",
+            "lower its share, or let it repeat them or take all there are (`on_short: oversample` or `take_all`)",
         )
 
     def _parts(self, pools: Sequence[Pool], wanted: Sequence[int]) -> list[_Part]:

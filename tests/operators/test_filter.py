@@ -312,3 +312,9 @@ def test_columns_of_any_name_are_kept(tmp_path: Path) -> None:
         tmp_path, [{"uid": "a", "response": "x", "flag0": 3, "_flag0": "y"}], {"length": {"column": "response", "min": 1}}
     )
     assert out.pylist() == [{"uid": "a", "response": "x", "flag0": 3, "_flag0": "y"}]
+
+
+def test_a_value_with_a_semicolon_is_no_advice() -> None:
+    (wrong,) = step({"where": 'response == "a; b" +'}).check()
+    assert wrong.message.endswith("got 'response == \"a; b\" +'")
+    assert wrong.hint.startswith("write an expression")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import (
     SPEED,
     ColumnName,
@@ -148,11 +149,11 @@ class Sift(TableOperator[SiftParams]):
         """Return the input's columns."""
         return inputs[self.params.input]
 
-    def check(self) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    def check(self) -> Iterator[Finding]:
         """Yield what is wrong with the bounds."""
         for place, rule in enumerate(self.params.drop):
             if isinstance(rule, LengthRule) and rule.length.min > rule.length.max:
-                yield ("drop", place, "length", "min"), f"min is above max, got {rule.length.min}", "lower it"
+                yield Finding(("drop", place, "length", "min"), f"min is above max, got {rule.length.min}", "lower it")
 
     def table(self, job: Job, out: RowsWriter) -> None:
         """Write all."""
@@ -169,7 +170,7 @@ class BlendParams(Params):
     @classmethod
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
         if not any(value.values()):
-            raise ValueError("at least one part must be above 0; raise one")
+            raise WrongValue("at least one part must be above 0", "raise one")
         return value
 
 

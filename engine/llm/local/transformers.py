@@ -106,7 +106,7 @@ class TransformersEngine:
         room = self._context - len(row.ids)
         if room < 1:
             raise EngineError(
-                f"the prompt has {len(row.ids)} tokens but the context holds {self._context}, answer included; "
+                f"the prompt has {len(row.ids)} tokens but the context holds {self._context}, answer included",
                 "shorten it, or use a model with a longer context",
                 kind="overflow",
             )

@@ -92,7 +92,7 @@ class Dialect:
         """Return the fields that have a server echo a prompt with its log-probabilities."""
         if self._renderer is None and (request.prefill or not isinstance(request.prompt, str)):
             raise EngineError(
-                "which tokens of a served model's text are the answer's is known from its tokenizer alone; "
+                "which tokens of a served model's text are the answer's is known from its tokenizer alone",
                 "give `tokenizer` in the model's entry",
                 kind="template",
             )
@@ -109,13 +109,13 @@ class Dialect:
         scored = self._renderer.scored(request) if self._renderer else plain
         size = len(scored.ids)
         if size == 1:
-            raise EngineError("the text is too short: it has no token to score; leave it out", kind="empty")
+            raise EngineError("the text is too short: it has no token to score", "leave it out", kind="empty")
         given = choice.get("logprobs")
         fields = given if isinstance(given, Mapping) else {}
         values, tops = ((fields.get(name) or [])[1:size] for name in ("token_logprobs", "top_logprobs"))
         if len(values) + 1 != size or any(value is None for value in values):
             raise EngineError(
-                "the server gives no log-probabilities of the prompt (`echo` with `logprobs` on /completions); "
+                "the server gives no log-probabilities of the prompt (`echo` with `logprobs` on /completions)",
                 "use a server that does, as vLLM's, or load the model here",
                 kind="no_logprobs",
             )
@@ -179,7 +179,9 @@ def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
         return {str(token): float(value) for token, value in entries}
     except (LookupError, TypeError, AttributeError) as error:
         raise EngineError(
-            "the server gives no log-probabilities; judge by text instead, or use a server that gives them", kind="no_logprobs"
+            "the server gives no log-probabilities",
+            "judge by text instead, or use a server that gives them",
+            kind="no_logprobs",
         ) from error
 
 

@@ -221,7 +221,7 @@ def load_openai(source: ModelSource) -> EndpointEngine:
     name = str(options.get("api_key_env") or "")
     if name and not os.environ.get(name):
         raise EngineError(
-            f"the environment variable {name} (api_key_env) isn't set; export the server's key in it", kind="load"
+            f"the environment variable {name} (api_key_env) isn't set", "export the server's key in it", kind="load"
         )
     endpoint = Endpoint(
         base_url=base_url,
@@ -263,7 +263,7 @@ def _served_model(endpoint: Endpoint) -> str:
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
             raise EngineError(
-                f"no server answers at {endpoint.base_url}: {error}; start it, or correct `base_url`", kind="load", retry=True
+                f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load", retry=True
             ) from error
         listed, response = [], None
     if response is not None and response.status_code in (401, 403):
@@ -272,7 +272,7 @@ def _served_model(endpoint: Endpoint) -> str:
         )
     if not endpoint.model and not listed:
         raise EngineError(
-            f"{endpoint.base_url} lists no models; give the model's name as `source` beside `base_url`", kind="load"
+            f"{endpoint.base_url} lists no models", "give the model's name as `source` beside `base_url`", kind="load"
         )
     return endpoint.model or listed[0]
 
@@ -293,16 +293,17 @@ def _final(status: int, said: str, text: str) -> EngineError:
     """Return the error for a refusal that won't pass."""
     low = text.lower()
     if status in (401, 403):
-        return EngineError(f"{said}; check the key in the variable that api_key_env names", kind="auth")
+        return EngineError(said, "check the key in the variable that api_key_env names", kind="auth")
     if status == 404:
-        return EngineError(f"{said}; check `base_url` (up to and with /v1) and the model's name", kind="refused")
+        return EngineError(said, "check `base_url` (up to and with /v1) and the model's name", kind="refused")
     if status in (400, 422) and "echo" in low:
         return EngineError(
-            f"{said}; the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
+            said,
+            "the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
             kind="no_logprobs",
         )
     if status in (400, 413, 422) and any(
         sign in low for sign in ("context length", "context_length", "maximum context", "too long")
     ):
-        return EngineError(f"{said}; shorten the prompt, or use a model with a longer context", kind="overflow")
+        return EngineError(said, "shorten the prompt, or use a model with a longer context", kind="overflow")
     return EngineError(said, kind="refused")

@@ -113,6 +113,7 @@ class Budget:
 
 def _capped(what: str, used: int, cap: int, name: str) -> EngineError:
     return EngineError(
-        f"the spending cap leaves no room for another call: {used} of {cap} {what} are used; raise {name} in the model's entry",
+        f"the spending cap leaves no room for another call: {used} of {cap} {what} are used",
+        f"raise {name} in the model's entry",
         kind="spending_cap",
     )
