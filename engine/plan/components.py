@@ -139,6 +139,7 @@ class Resolver:
     def flow_step(self, step: Step, source: str) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
         from caiflow.engine.flow.stream import FlowStep
+        from caiflow.engine.store.ledger import ledger_name
 
         own = self.row_components(step)
         operator = self.operator(step)
@@ -152,7 +153,7 @@ class Resolver:
             operator=operator,
             source=source,
             identity=digest(own),
-            namespace=f"{operator.name}-{identity[:16] or 'none'}",
+            namespace=ledger_name(operator.name, identity),
             model=name,
             model_identity=identity,
             seed=self.spec.seed,

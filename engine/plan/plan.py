@@ -149,7 +149,7 @@ def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
     """Return the optimizer steps of a training that its checkpoints hold."""
     from caiflow.engine.store.checkpoints import steps_kept
 
-    return steps_kept(resolver.store.work / known[:32]) if step.operator_type().kind == "model" else 0
+    return steps_kept(resolver.store.work_path(known)) if step.operator_type().kind == "model" else 0
 
 
 def _reason(components: Components, before: Components | None) -> str:

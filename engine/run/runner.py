@@ -255,14 +255,15 @@ class _Execution:
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
     def _begin_measure(self, step: Step, cluster: Cluster) -> bool:
-        from caiflow.engine.run.units import MeasureUnit, namespace
+        from caiflow.engine.run.units import MeasureUnit
+        from caiflow.engine.store.ledger import ledger_name
 
         sources = self._models(step)
         links = self._links(cluster, sources)
         if links is None:
             return False
         unit = MeasureUnit(self._work(step), self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
-        ledgers = [namespace(step.op, source.identity) for source in sources.values()]
+        ledgers = [ledger_name(step.op, source.identity) for source in sources.values()]
         self.store.record_run(self.spec.name, self.out_dir, ledgers=ledgers)
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 

@@ -169,14 +169,14 @@ class LedgeredLLMs(LLMs):
         report: Report,
     ) -> None:
         from caiflow.engine.flow.row_llm import Tally
-        from caiflow.engine.store.ledger import Ledger
+        from caiflow.engine.store.ledger import Ledger, ledger_name
 
         self._step = step
         self._models = models
         self._clients = clients
         self._report = report
         self._tally = Tally()
-        self._ledgers = {name: Ledger(ledger_dir, namespace(step.op, model.identity)) for name, model in models.items()}
+        self._ledgers = {name: Ledger(ledger_dir, ledger_name(step.op, model.identity)) for name, model in models.items()}
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
@@ -268,11 +268,6 @@ class FlowUnit:
 
 
 Unit = TableUnit | TrainUnit | MeasureUnit | FlowUnit
-
-
-def namespace(op: str, model_identity: str) -> str:
-    """Return the ledger namespace of an operator's calls to a model."""
-    return f"{op}-{model_identity[:16] or 'none'}"
 
 
 def progress_fields(tally: Tally) -> dict[str, Any]:

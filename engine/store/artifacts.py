@@ -64,6 +64,11 @@ def default_home() -> Path:
     return Path(os.environ.get("CAIFLOW_HOME") or "~/.cache/caiflow").expanduser().absolute()
 
 
+def short(digest: str) -> str:
+    """Return the name that a digest has where a folder or file is named after it: its first 128 bits."""
+    return digest[:32]
+
+
 class Store:
     """A folder of artifacts that many processes may use at once. Creating one touches no disk."""
 
@@ -91,17 +96,21 @@ class Store:
 
     def stage(self, digest: str) -> Path:
         """Return a new empty folder on the store's file system, for `seal`."""
-        path = self.staging_dir / f"{digest[:32]}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+        path = self.staging_dir / f"{short(digest)}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
         with storing(self.home):
             path.mkdir(parents=True)
         return path
 
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
-        path = self.work / digest[:32]
+        path = self.work_path(digest)
         with storing(self.home):
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def work_path(self, digest: str) -> Path:
+        """Return where the checkpoints of this step are or would be."""
+        return self.work / short(digest)
 
     @contextmanager
     def claim(self, digest: str, timeout_s: float = 0.0, poll_s: float = 0.2) -> Iterator[bool]:
@@ -110,7 +119,7 @@ class Store:
         The claim ends with the block or with the process, however it dies. Look for the artifact again once it is held:
         the process that had it before may have sealed it.
         """
-        path = self.work / f"{digest[:32]}.claim"
+        path = self.work / f"{short(digest)}.claim"
         with storing(self.home):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -130,7 +139,7 @@ class Store:
         with storing(self.home):
             present = self.artifact(digest) or self._move(digest, staged, meta)
             shutil.rmtree(staged, ignore_errors=True)
-            shutil.rmtree(self.work / digest[:32], ignore_errors=True)
+            shutil.rmtree(self.work_path(digest), ignore_errors=True)
             return present
 
     def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
@@ -155,7 +164,7 @@ class Store:
     def record_run(self, name: str, run_dir: Path, *, artifacts: Iterable[str] = (), ledgers: Iterable[str] = ()) -> None:
         """Remember that a run uses these artifacts and ledger namespaces; later calls for the same folder add to it."""
         run_dir = run_dir.absolute()
-        path = self.runs_dir / f"{digest(str(run_dir))[:32]}.json"
+        path = self.runs_dir / f"{short(digest(str(run_dir)))}.json"
         with storing(self.home):
             old = _read_run(path)
             record = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.artifacts import Store, short
 from caiflow.engine.store.disk import storing
 
 Kind = Literal["artifact", "ledger", "work", "staging", "run"]
@@ -40,7 +40,7 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S) -> list[Garbage]:
     runs = store.runs()
     artifacts = {digest for run in runs for digest in run.artifacts}
     ledgers = {name for run in runs for name in run.ledgers}
-    unfinished = {digest[:32] for digest in artifacts}
+    unfinished = {short(digest) for digest in artifacts}
     found = [
         *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in artifacts),
         *(("ledger", path) for path in _inside(store.ledger_dir) if path.name not in ledgers),

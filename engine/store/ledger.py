@@ -26,6 +26,14 @@ _FLUSH_S = 1.0
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
+def ledger_name(op: str, model_identity: str) -> str:
+    """Return the namespace of an operator's calls to a model, or of its rows where it asks none (an empty identity).
+
+    Another name for the same calls would lose all results that were paid for.
+    """
+    return f"{op}-{model_identity[:16] or 'none'}"
+
+
 class Ledger:
     """Records of one namespace: `key -> payload`, the last append wins.
 

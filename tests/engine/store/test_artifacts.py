@@ -29,6 +29,17 @@ def staged(store: Store, text: str = "rows", digest: str = DIGEST) -> Path:
     return folder
 
 
+def test_folders_are_where_earlier_versions_look_for_them(tmp_path: Path) -> None:
+    store, name = Store(tmp_path), DIGEST[:32]
+    assert store.work_path(DIGEST) == store.work_dir(DIGEST) == tmp_path / "work" / name
+    assert store.stage(DIGEST).name.split("~")[0] == name
+    with store.claim(DIGEST) as held:
+        assert held
+        assert (tmp_path / "work" / f"{name}.claim").exists()
+    store.record_run("first", Path("/runs/first"))
+    assert [path.name for path in store.runs_dir.iterdir()] == ["ecb49dc2ff6a257348da698c526cd32f.json"]
+
+
 def test_a_sealed_artifact_has_all_that_was_given(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.artifact(DIGEST) is None

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger, ledger_name
 
 
 def k(value: object) -> bytes:
@@ -32,6 +32,11 @@ def filled(home: Path, count: int) -> Path:
         for number in range(count):
             ledger.append(k(number), {"number": number, "text": "é" * number})
     return segment(home)
+
+
+def test_namespaces_are_those_that_results_were_paid_under() -> None:
+    assert ledger_name("critique", "0123456789abcdef" + "f" * 48) == "critique-0123456789abcdef"
+    assert ledger_name("filter", "") == "filter-none"
 
 
 def test_what_was_appended_is_found_at_once_and_after_reopening(tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_opening_writes_nothing(tmp_path: Path) -> None:
 APPENDER = """
 import hashlib, sys
 from pathlib import Path
-from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger, ledger_name
 home, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 ledger = Ledger(home, "n")
 for number in range(count):
@@ -248,7 +253,7 @@ import os, sys
 import numpy
 from pathlib import Path
 from caiflow.engine.errors import StoreError
-from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.ledger import Ledger, ledger_name
 if os.getuid() == 0:
     os.seteuid(65534)
 ledger = Ledger(Path(sys.argv[1]), "n")
