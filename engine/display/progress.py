@@ -181,14 +181,24 @@ def _visible(steps: list[StepState], height: int) -> list[StepState]:
 
 @contextmanager
 def display(*, as_json: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> Iterator[Listener]:
-    """Yield the listener that shows a run: JSON lines on `out`, else a live graph or plain lines on `err`."""
+    """Yield the listener that shows a run: JSON lines on `out`, else a live graph, or plain lines, on `err`."""
     out, err = out or sys.stdout, err or sys.stderr
     if as_json:
         yield JsonLines(out).handle
-    elif err.isatty():
+    elif err.isatty() or _in_notebook():
         from rich.console import Console
 
-        with LiveGraph(Console(file=err)) as live:
+        with LiveGraph(Console(file=err) if err.isatty() else Console()) as live:
             yield live.handle
     else:
         yield PlainLines(err).handle
+
+
+def _in_notebook() -> bool:
+    """Tell whether this is a notebook's kernel that can redraw in place; Rich needs ipywidgets for that."""
+    kernel = sys.modules.get("ipykernel.zmqshell")
+    if kernel is None or sys.modules["IPython"].get_ipython() is None:
+        return False
+    from importlib.util import find_spec
+
+    return find_spec("ipywidgets") is not None

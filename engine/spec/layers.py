@@ -40,13 +40,13 @@ class Layers(NamedTuple):
     """The names that could be chosen."""
 
 
-def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: Problems) -> Layers:
-    """Return the spec at `path` with its layers carried out.
+def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: Problems, text: str | None = None) -> Layers:
+    """Return the spec at `path` with its layers carried out; `text` is what it says, where it isn't in a file.
 
     Raises:
         SpecError: a file can't be read as YAML, or what it extends can't be found.
     """
-    tree = _extended(path, (), problems)
+    tree = _extended(path, (), problems, text)
     profiles = tree.child("profiles")
     names = tuple(name for name, _ in profiles.items()) if profiles else ()
     if profile is not None:
@@ -104,8 +104,8 @@ def split_path(text: str) -> Path_:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _extended(path: Path, seen: tuple[Path, ...], problems: Problems) -> Node:
-    tree = read_yaml(path)
+def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, text: str | None = None) -> Node:
+    tree = read_yaml(path) if text is None else parse_yaml(text, str(path))
     if not isinstance(tree.value, dict):
         what = "the file is empty" if tree.value is None else "a spec must be a mapping of keys to values"
         raise SpecError((Problem(str(path), tree.at.line, tree.at.col, "", what, "start with `caiflow: 1`"),))

@@ -23,9 +23,17 @@ from caiflow.engine.yaml.tree import Location, Node, Path_
 __all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
 
 
-def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None, sample: int | None = None) -> Spec:
+def load_spec(
+    path: str | Path,
+    *,
+    text: str | None = None,
+    sets: Sequence[str] = (),
+    profile: str | None = None,
+    sample: int | None = None,
+) -> Spec:
     """Read, resolve and check a spec.
 
+    `text` is the YAML of a spec that isn't in a file; `path` then only says what to call it and where its paths count from.
     `sets` are assignments `steps.NAME.FIELD=VALUE`; a path in them counts from the working folder if it leads somewhere from
     there, else from the spec's. `sample` makes a trial: every step that reads a source (one with a `limit` and no input) is
     limited to that many rows, and operators' own `trial` values are set where the spec gives none.
@@ -35,7 +43,7 @@ def load_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None
     """
     path = Path(path)
     problems = Problems()
-    tree, profiles = read_layers(path, sets, profile, problems)
+    tree, profiles = read_layers(path, sets, profile, problems, text)
     if sample is not None:
         tree = _sampled(tree, sample)
     parsed = parse(tree, problems)
