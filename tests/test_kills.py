@@ -69,6 +69,7 @@ def scores(run: Path) -> Any:
 
 @pytest.mark.kill
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_twenty_five_kills_leave_no_trace(tmp_path: Path) -> None:
     calm = undisturbed(tmp_path)

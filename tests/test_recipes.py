@@ -141,7 +141,10 @@ def shortened(path: Path, profile: str | None) -> list[str]:
     return [option for text in sets for option in ("--set", text)]
 
 
-TRIALS = [*((path, None) for path in RECIPES), (ROOT / "specs" / "paper.yaml", "thinking")]
+TRIALS = [
+    *(pytest.param(path, None, marks=[] if path.stem == "quickstart" else [pytest.mark.soak]) for path in RECIPES),
+    pytest.param(ROOT / "specs" / "paper.yaml", "thinking", marks=[pytest.mark.soak]),
+]
 
 
 @pytest.mark.slow
@@ -160,6 +163,7 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_quickstart_gives_the_same_figures_on_vllm(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     found = []

@@ -78,7 +78,7 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.soak])])
 def test_the_openai_client_gets_the_models_own_answer(run_dir: Path, tmp_path: Path, engine: str) -> None:
     from openai import OpenAI
 

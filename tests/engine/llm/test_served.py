@@ -106,6 +106,7 @@ def vllm_url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.mark.vllm
+@pytest.mark.soak
 @pytest.mark.parametrize("tokenizer", [False, True])
 def test_vllms_server_answers_what_the_model_answers_here(vllm_url: str, tiny: Path, local: Engine, tokenizer: bool) -> None:
     chat = ({"role": "user", "content": "How do I bake bread?"},)
@@ -131,6 +132,7 @@ def test_vllms_server_answers_what_the_model_answers_here(vllm_url: str, tiny: P
 
 
 @pytest.mark.vllm
+@pytest.mark.soak
 @pytest.mark.parametrize("tokenizer", [False, True])
 def test_vllms_server_scores_texts_as_the_model_does_here(vllm_url: str, tiny: Path, local: Engine, tokenizer: bool) -> None:
     requests = [
@@ -145,6 +147,7 @@ def test_vllms_server_scores_texts_as_the_model_does_here(vllm_url: str, tiny: P
 
 
 @pytest.mark.vllm
+@pytest.mark.soak
 def test_vllms_server_tells_an_overflow_and_serves_a_crowd(vllm_url: str, tiny: Path) -> None:
     with connected(vllm_url, tiny, True) as engine:
         crowd = [request for request in mixed_requests() if not request.choices]

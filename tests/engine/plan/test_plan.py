@@ -128,6 +128,7 @@ def test_an_edited_principle_reruns_only_the_rows_that_drew_it(project: Project)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_ten_percent_new_rows_are_all_that_runs(project: Project) -> None:
     project.write_prompts(ROWS + ROWS // 10)
     run = project.run("grown")

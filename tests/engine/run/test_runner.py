@@ -117,6 +117,7 @@ sys.exit(code)
     assert {step["status"] for step in read_run(out.parent / "again")["steps"].values()} == {"cached"}
 
 
+@pytest.mark.soak
 def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     spec, _, _ = calm
     home = tmp_path / "home"
@@ -127,6 +128,7 @@ def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, P
     assert len(set(ledger_records(home))) == len(list(ledger_records(home)))
 
 
+@pytest.mark.soak
 def test_steps_that_wait_for_room_leave_nothing_where_outputs_are_made(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "Paint?", "response": "Use a brush."}\n' * 4, encoding="utf-8")
     spec = "caiflow: 1\nmodels: {base: {source: tiny}}\nsteps:\n  data: {op: load, source: data.jsonl}\n"
@@ -168,7 +170,7 @@ def test_a_file_that_went_after_the_check_fails_its_step(tmp_path: Path) -> None
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_signal_stops_the_run_within_seconds_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
     spec, out, home = write_spec(tmp_path, rows=120), tmp_path / "run", tmp_path / "home"
     driver = start(spec, out, home)
@@ -229,6 +231,7 @@ def test_a_killed_driver_leaves_no_process_and_a_run_seen_as_interrupted(tmp_pat
     assert done["steps"]["response"]["cached"] > 0
 
 
+@pytest.mark.soak
 def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     spec, home = write_spec(tmp_path), tmp_path / "home"
     drivers = [start(spec, tmp_path / name, home) for name in ("one", "two")]
