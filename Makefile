@@ -5,6 +5,7 @@
 #   make test-soak    the long tests alone
 #   make check        the same without the tests
 #   make benchmark    measure; writes build/benchmarks.json
+#   make docs         build the site of documentation, strictly, into build/docs
 #   make venv         the environment alone, with everything for development
 # Outside a machine whose package index carries CPU builds of torch, save gigabytes of CUDA libraries with
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-soak test-all check lint imports types benchmark venv clean
+.PHONY: quickstart test test-soak test-all check lint imports types benchmark docs venv clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -63,6 +64,10 @@ build/typecheck/caiflow: Makefile
 benchmark: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m tests.benchmarks --out build/benchmarks.json
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_pages.py build
+	$(BIN)/zensical build --strict --clean --config-file build/zensical.toml
 
 venv: $(VENV)/.installed-dev
 

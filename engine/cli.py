@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from types import ModuleType
+
+    from caiflow.engine.commands.parser import Parser
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a run failed (what was done is kept); the spec or command line is wrong; Ctrl-C."""
@@ -101,18 +102,23 @@ def _dispatch(given: list[str]) -> int:
         from caiflow.engine.suggest import suggest
 
         return _say(f"caiflow: no command {name!r}; {suggest(name, COMMANDS, 'commands')}", WRONG, given)
-    module = import_module(f"caiflow.engine.commands.{name}")
-    code: int = module.execute(_parse(name, module, given[1:]))
+    code: int = _module(name).execute(command_parser(name).parse(given[1:]))
     return code
 
 
-def _parse(name: str, module: ModuleType, given: list[str]) -> Namespace:
+def _module(name: str) -> ModuleType:
+    return import_module(f"caiflow.engine.commands.{name}")
+
+
+def command_parser(name: str) -> Parser:
+    """Return the argument parser of a command."""
     from caiflow.engine.commands.parser import Parser
 
+    module = _module(name)
     parser = Parser(f"caiflow {name}", COMMANDS[name], module.EXAMPLES)
     module.arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    return parser.parse(given)
+    return parser
 
 
 def overview() -> str:
