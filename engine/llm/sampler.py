@@ -7,7 +7,7 @@ seed and how many tokens it has, never on what else is in the batch. Imported on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -27,18 +27,39 @@ def uniforms(seeds: Sequence[int], counts: Sequence[int]) -> np.ndarray:
 
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
-    """Return the next token of each row, [B] int64, from `logits` [B, V] float32; greedy rows cost one argmax together."""
-    tokens = logits.argmax(dim=-1)
+    """Return the next token of each row, [B] int64, from `logits` [B, V] float32; greedy rows cost one argmax together.
+
+    Never waits for the device: what decides a draw is known on the host and goes there in one copy.
+    """
     rows = [index for index, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not rows:
-        return tokens
-    chosen = [samplings[index] for index in rows]
-    where = torch.tensor(rows, device=logits.device)
-    scores = logits if len(rows) == len(samplings) else logits[where]
-    probs = torch.softmax(_filtered(scores / _column([s.temperature for s in chosen], scores), chosen), dim=-1)
-    wanted = uniforms([seeds[index] for index in rows], [counts[index] for index in rows])
-    tokens[where] = _inverse(probs, torch.as_tensor(wanted, dtype=torch.float32, device=logits.device))
-    return tokens
+        return logits.argmax(dim=-1)
+    whole = len(rows) == len(samplings)
+    where = on_device(np.array(rows), logits.device)
+    drawn = draw_rows(
+        logits if whole else logits[where], [samplings[i] for i in rows], [seeds[i] for i in rows], [counts[i] for i in rows]
+    )
+    return drawn if whole else logits.argmax(dim=-1).index_copy_(0, where, drawn)
+
+
+def draw_rows(
+    logits: torch.Tensor,
+    samplings: Sequence[Sampling],
+    seeds: Sequence[int],
+    counts: Sequence[int],
+    *,
+    scaled: bool = False,
+) -> torch.Tensor:
+    """Return the next token of each row as `draw` does, where none is greedy; `scaled`: the temperature was applied before."""
+    settings = _settings(samplings, uniforms(seeds, counts), logits.device)
+    scores = logits if scaled else logits / settings.temperature
+    return _inverse(torch.softmax(_filtered(scores, samplings, settings), dim=-1), settings.wanted[:, 0])
+
+
+def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor there; the copy to a GPU is queued, not waited for."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def penalised(logits: torch.Tensor, seen: torch.Tensor, penalties: Sequence[float]) -> torch.Tensor:
@@ -58,29 +79,61 @@ def _splitmix(state: np.ndarray) -> np.ndarray:
     return mixed
 
 
+class _Settings(NamedTuple):
+    """What decides the draws of a batch, on its device: [B, 1] float32 each."""
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    min_p: torch.Tensor
+    wanted: torch.Tensor
+
+
+def _settings(samplings: Sequence[Sampling], wanted: np.ndarray, device: torch.device) -> _Settings:
+    columns = [[s.temperature, s.top_p, s.top_k, s.min_p, u] for s, u in zip(samplings, wanted, strict=True)]
+    packed = on_device(np.array(columns, dtype=np.float32), device)
+    return _Settings(*(packed[:, place, None] for place in range(len(_Settings._fields))))
+
+
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return on_device(np.array(values, dtype=np.float32), like.device).to(like.dtype)[:, None]
 
 
-def _filtered(scores: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
-    """Return `scores` with what top-k, top-p and min-p leave out set to -inf; only rows that ask are sorted."""
-    rows = [i for i, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
-    if not rows:
-        return scores
-    where = torch.tensor(rows, device=scores.device)
-    asked = [samplings[index] for index in rows]
-    ordered, order = scores[where].sort(dim=-1, descending=True, stable=True)
-    probs = torch.softmax(ordered, dim=-1)
-    width = scores.shape[-1]
-    rank = torch.arange(width, device=scores.device)[None]
-    drop = rank >= torch.tensor([s.top_k or width for s in asked], device=scores.device)[:, None]
-    kept = torch.softmax(ordered.masked_fill(drop, -torch.inf), dim=-1)
-    drop = drop | (kept.cumsum(dim=-1) - kept >= _column([s.top_p for s in asked], scores))
-    drop = drop | (probs < probs[:, :1] * _column([s.min_p for s in asked], scores))
-    drop[:, 0] = False
-    scores = scores.clone()
-    scores[where] = scores[where].masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+def _filtered(scores: torch.Tensor, samplings: Sequence[Sampling], settings: _Settings) -> torch.Tensor:
+    """Return `scores` with what top-k, top-p and min-p leave out at -inf.
+
+    Rows with a top-k look at that many tokens alone, rows with min-p alone at the likeliest; only top-p alone needs all sorted.
+    """
+    vocabulary = scores.shape[-1]
+    few = [i for i, s in enumerate(samplings) if s.top_k > 0]
+    sorted_whole = [i for i, s in enumerate(samplings) if s.top_k == 0 and s.top_p < 1]
+    if few:
+        width = min(max(samplings[i].top_k for i in few), vocabulary)
+        scores = _without_tail(scores, few, width, settings)
+    if sorted_whole:
+        scores = _without_tail(scores, sorted_whole, vocabulary, settings)
+    if any(s.min_p > 0 and s.top_k == 0 and s.top_p == 1 for s in samplings):
+        probs = torch.softmax(scores, dim=-1)
+        scores = scores.masked_fill(probs < probs.amax(dim=-1, keepdim=True) * settings.min_p, -torch.inf)
     return scores
+
+
+def _without_tail(scores: torch.Tensor, rows: Sequence[int], width: int, settings: _Settings) -> torch.Tensor:
+    """Return `scores` with, in the given rows, all at -inf but what the filters keep of the `width` likeliest tokens."""
+    where = on_device(np.array(rows), scores.device)
+    asked = scores[where]
+    if width == scores.shape[-1]:
+        ordered, order = asked.sort(dim=-1, descending=True, stable=True)
+    else:
+        ordered, order = asked.topk(width, dim=-1)
+    top_k = settings.top_k[where]
+    drop = (torch.arange(width, device=scores.device)[None] >= top_k) & (top_k > 0)
+    kept = torch.softmax(ordered.masked_fill(drop, -torch.inf), dim=-1)
+    drop = drop | (kept.cumsum(dim=-1) - kept >= settings.top_p[where])
+    drop = drop | (torch.exp(ordered - ordered[:, :1]) < settings.min_p[where])
+    drop[:, 0] = False
+    tail = torch.full_like(asked, -torch.inf)
+    return scores.index_copy(0, where, tail.scatter(1, order, ordered.masked_fill(drop, -torch.inf)))
 
 
 def _inverse(probs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

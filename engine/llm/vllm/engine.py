@@ -21,6 +21,7 @@ from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.files import load_error, load_renderer
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
+from caiflow.engine.llm.vllm.seeds import PROCESSORS, seed_arguments
 from caiflow.engine.suggest import nearest
 
 _ENVIRONMENT = {
@@ -34,9 +35,6 @@ _CPU_ROWS = 128
 _CPU_BLOCK = 32
 """Tokens per cache block on a CPU: vLLM's 128 there would keep shorter prompts from sharing anything."""
 _CPU_KV_BYTES = (1 << 30, 16 << 30)
-_DRAWS = "caiflow.engine.llm.vllm.draws:SeededDraws"
-SEED, FILTERS = "caiflow_seed", "caiflow_filters"
-"""Keys of `SamplingParams.extra_args` under which vllm_draws.py finds a row's seed and its top-k, top-p and min-p."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _HINTS = {
     "max seq len": "lower max_model_len, or raise gpu_memory_utilization (GPU) or VLLM_CPU_KVCACHE_SPACE (CPU, GiB)",
@@ -140,10 +138,9 @@ class VLLMEngine:
                 output_kind=self._final, skip_clone=True,
             )  # fmt: skip
         sampling = request.sampling
-        drawn = sampling.temperature > 0
         return self._params_type(
             temperature=sampling.temperature, max_tokens=sampling.max_tokens, repetition_penalty=sampling.repetition_penalty,
-            extra_args={SEED: request.seed, FILTERS: (sampling.top_k, sampling.top_p, sampling.min_p)} if drawn else None,
+            extra_args=seed_arguments(request) if sampling.temperature > 0 else None,
             stop=list(sampling.stop) or None, detokenize=bool(sampling.stop), output_kind=self._final, skip_clone=True,
         )  # fmt: skip
 
@@ -183,7 +180,9 @@ def load_vllm(source: ModelSource) -> VLLMEngine:
     if current_platform.is_cpu() and arguments["enforce_eager"]:
         _forgo_compiling()
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        config = EngineArgs(**arguments).create_engine_config()
+        config.model_config.logits_processors = [PROCESSORS[2 if config.use_v2_model_runner else 1]]
+        engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
         raise _explained(source.path, error) from error
     return VLLMEngine(engine, load_renderer(source), _adapter(source))
@@ -194,7 +193,7 @@ def _defaults(source: ModelSource, *, on_cpu: bool) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "model": source.path, "revision": source.revision, "tokenizer": source.tokenizer, "dtype": source.dtype,
         "quantization": source.quantization, "trust_remote_code": source.trust_remote_code,
-        "enable_prefix_caching": True, "disable_log_stats": True, "logits_processors": [_DRAWS],
+        "enable_prefix_caching": True, "disable_log_stats": True,
     }  # fmt: skip
     if source.adapter:
         chosen |= {"enable_lora": True, **_adapter_shape(source.adapter)}

@@ -90,6 +90,12 @@ def connected(url: str, tiny: Path, tokenizer: bool) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
+def tiny_source(tiny: Path) -> ModelSource:
+    """The model that the servers here are given."""
+    return ModelSource(str(tiny), identity="tiny", dtype="float32", engine="transformers")
+
+
+@pytest.fixture(scope="module")
 def local(tiny_source: ModelSource) -> Engine:
     return load_engine(tiny_source)
 

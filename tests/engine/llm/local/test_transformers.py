@@ -16,7 +16,7 @@ from support.asking import WORDS, ask, mixed_requests, scored_requests, text
 
 @pytest.fixture(scope="module")
 def engine(tiny_source: ModelSource) -> Engine:
-    return load_engine(tiny_source._replace(options={"engine_args": {"max_num_seqs": 16}}))
+    return load_engine(tiny_source._replace(options={"engine_args": {"max_num_seqs": 16, "max_model_len": 512}}))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_text_without_a_token_to_score_fails_alone(engine: Engine) -> None:
 
 
 def test_scores_need_little_memory_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from caiflow.engine.llm import likelihood
+    from caiflow.engine.llm.local import likelihood
 
     whole = ask(engine, scored_requests())
     monkeypatch.setattr(likelihood, "_MOST_SCORES", 1)

@@ -16,7 +16,7 @@ from caiflow.engine.llm.load import load_engine
 from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
-ARGS = {"max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
+ARGS = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engin
     get_peft_model(base, config).save_pretrained(tmp_path)
     adapted = source._replace(adapter=str(tmp_path))
     requests = [Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4)]
-    served, reference = load_engine(adapted), load_engine(adapted._replace(engine="transformers", options={}))
+    served, reference = load_engine(adapted), load_engine(adapted._replace(engine="transformers"))
     try:
         assert ask(served, requests) == ask(reference, requests)
         for mine, theirs in zip(ask(served, scored_requests()), ask(reference, scored_requests()), strict=True):

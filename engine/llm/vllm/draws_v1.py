@@ -1,22 +1,27 @@
-"""Seeded sampling inside vLLM, drawn by this project's own sampler for the whole batch at once.
+"""Seeded sampling inside vLLM's first model runner, the one that serves where there is no Triton: on CPUs.
 
-vLLM's per-request seeds cost a random tensor per row and step, and fail on a CPU where a prompt is read in pieces. Here a row's
-draw depends on its seed and its number of tokens alone, as in the transformers engine: both give the same answers where their
-scores agree. Loaded by vLLM, by name, in each of its workers.
+A row's draw depends on its seed and its number of tokens alone, as in the transformers engine: both give the same answers where
+their scores agree. vLLM's own per-request seeds cost a random tensor per row and step, and fail on a CPU where a prompt is read
+in pieces. Loaded by vLLM, by name, in each of its workers.
+
+Whoever asks this runner for top-k log-probabilities must know: in a batch with requests for the log-probabilities of named
+tokens (`choices`), vLLM 0.32 overwrites them with `(0, -inf)` entries. The second runner is right.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.llm.sampler import draw
-from caiflow.engine.llm.vllm.engine import FILTERS, SEED
+from caiflow.engine.llm.sampler import draw_rows, on_device
+from caiflow.engine.llm.vllm.seeds import seeded
 
 _Row = tuple[int, Sampling, list[int]]
+"""Seed, filters, and the tokens so far."""
 
 
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
@@ -26,7 +31,7 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """Say yes, though it isn't: such processors run after the temperature, and only on rows that are sampled."""
+        """Say yes, though it isn't: this runner calls such processors alone after the temperature, on sampled rows only."""
         return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -37,9 +42,8 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
             self._rows.pop(index, None)
         for index, params, _, out in batch_update.added:
             self._rows.pop(index, None)
-            if SEED in (params.extra_args or {}):
-                top_k, top_p, min_p = params.extra_args[FILTERS]
-                self._rows[index] = (params.extra_args[SEED], Sampling(1.0, top_p, top_k, min_p), out)
+            if asked := seeded(params):
+                self._rows[index] = (*asked, out)
         for start, stop, way in batch_update.moved:
             moving, there = self._rows.pop(start, None), self._rows.pop(stop, None)
             if moving is not None:
@@ -51,10 +55,9 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
         """Return `logits` [B, V] with everything but the drawn token of each seeded row at -inf."""
         if not self._rows:
             return logits
-        places = list(self._rows)
         seeds, samplings, outs = zip(*self._rows.values(), strict=True)
-        where = torch.tensor(places, device=logits.device)
-        tokens = draw(logits[where], samplings, seeds, [len(out) for out in outs])
+        where = on_device(np.array(list(self._rows)), logits.device)
+        tokens = draw_rows(logits[where], samplings, seeds, [len(out) for out in outs], scaled=True)
         logits[where] = -torch.inf
         logits[where, tokens] = 0.0
         return logits

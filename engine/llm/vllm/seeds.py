@@ -1,0 +1,28 @@
+"""How a request's seed and filters travel through vLLM to the processor that draws, and which processor that is.
+
+Imports nothing of vLLM: its front end and its workers both come by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caiflow.engine.llm.base import Request, Sampling
+
+_SEED, _SAMPLING = "caiflow_seed", "caiflow_sampling"
+"""Keys of `SamplingParams.extra_args`."""
+PROCESSORS = {1: "caiflow.engine.llm.vllm.draws_v1:SeededDraws", 2: "caiflow.engine.llm.vllm.draws_v2:SeededDraws"}
+"""The logits processor for each of vLLM's model runners, by name: vLLM loads it in its workers."""
+
+
+def seed_arguments(request: Request) -> dict[str, Any]:
+    """Return the `extra_args` of a request whose tokens are drawn."""
+    sampling = request.sampling
+    filters = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+    return {_SEED: request.seed, _SAMPLING: filters}
+
+
+def seeded(params: Any) -> tuple[int, Sampling] | None:
+    """Return the seed and the sampling of a request, from vLLM's SamplingParams; None where nothing is drawn."""
+    arguments = params.extra_args or {}
+    return (arguments[_SEED], Sampling(*arguments[_SAMPLING])) if _SEED in arguments else None

@@ -1,0 +1,121 @@
+"""vLLM's second model runner, which serves on every GPU, here on a CPU with Triton's interpreter: the same answers as anywhere.
+
+A process for each way of scheduling, since what chooses the runner must be set before vLLM is imported; one start of an engine
+for all kinds of request, and one for an adapter.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
+from caiflow.engine.llm.files import load_model
+from caiflow.engine.llm.load import load_engine
+from support.asking import ask, mixed_requests, scored_requests
+
+TESTS = Path(__file__).parents[3]
+ARGS = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20, "max_num_batched_tokens": 512}
+SCARCE = {**ARGS, "max_num_seqs": 8, "kv_cache_memory_bytes": 20 * 32 * 4096, "max_num_batched_tokens": 64}
+"""A cache of 20 blocks for eight rows, and prompts read in pieces: rows are preempted and go on."""
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed"),
+    pytest.mark.skipif(not find_spec("triton"), reason="Triton, whose interpreter stands for a GPU, is not installed"),
+]
+
+
+def filtered_requests() -> list[Request]:
+    """Draws under every filter and under the penalty, alone and together."""
+    filters: list[dict[str, Any]] = [{"top_k": 20}, {"min_p": 0.05}, {"top_k": 5, "top_p": 0.8}]
+    filters.append({"top_p": 0.7, "min_p": 0.1, "repetition_penalty": 1.2})
+    asked = [Sampling(temperature=t, max_tokens=12, **how) for how in filters for t in (0.7, 1.3)]
+    return [Request(f"How do I bake {seed}", sampling, seed) for seed, sampling in enumerate(asked)]
+
+
+def odd_requests() -> list[Request]:
+    """A stop, a prompt too long, and an answer that the context cuts."""
+    stop = Request("Mix flour", Sampling(max_tokens=30, stop=("e",)))
+    return [stop, Request("bread " * 600), Request("bread " * 160, Sampling(temperature=1.0, max_tokens=600), seed=4)]
+
+
+def long_requests() -> list[Request]:
+    """More than a scarce cache holds at once."""
+    texts = [f"How do I bake {n} loaves of bread, {'and water the rose, ' * (5 + n)}please?" for n in range(16)]
+    return [Request(text, Sampling(temperature=0.8, max_tokens=40), seed=n) for n, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(load_model(tiny_source, "cpu"), config).save_pretrained(folder)
+    return tiny_source._replace(adapter=str(folder))
+
+
+@pytest.fixture(scope="module", params=["in step", "one step ahead"])
+def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: ModelSource, tmp_path_factory: Any) -> Any:
+    """What vLLM answers on its second runner: all kinds of request, rows that are preempted, and an adapter."""
+    folder = tmp_path_factory.mktemp("answers")
+
+    def on_vllm(source: ModelSource, args: dict[str, Any]) -> ModelSource:
+        return source._replace(engine="vllm", options={"engine_args": args})
+
+    kinds = [*mixed_requests(24), *filtered_requests(), *odd_requests(), *scored_requests()]
+    asked = [(on_vllm(tiny_source, ARGS), kinds), (on_vllm(tiny_source, SCARCE), long_requests())]
+    asked.append((on_vllm(adapted, ARGS), mixed_requests(8)))
+    (folder / "asked").write_bytes(pickle.dumps(asked))
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "support" / "second_runner"), str(TESTS)]),
+        "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "CAIFLOW_TEST_NO_WAITING": "1",
+        "CAIFLOW_TEST_ONE_STEP_AHEAD": "1" if request.param == "one step ahead" else "0",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "support.answering", str(folder / "asked"), str(folder / "answered")]
+    done = subprocess.run(command, env=environment, cwd=TESTS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = pickle.loads((folder / "answered").read_bytes())
+    assert {(one["runner"], one["ahead"]) for one in found} == {(2, request.param == "one step ahead")}
+    return {"kinds": (kinds, found[0]), "scarce": (long_requests(), found[1]), "adapter": (mixed_requests(8), found[2])}
+
+
+def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) -> None:
+    """Hold vLLM's answers against those of the transformers engine."""
+    for request, mine, theirs in zip(requests, found["answers"], ask(load_engine(source), requests), strict=True):
+        if isinstance(theirs, EngineError):
+            assert isinstance(mine, EngineError)
+            assert mine.kind == theirs.kind
+            continue
+        assert isinstance(mine, Completion)
+        if request.choices or request.score:
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
+            assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
+            assert mine.greedy == theirs.greedy
+        else:
+            assert mine == theirs
+
+
+def test_every_kind_of_request_is_answered_as_on_transformers(answered: Any, tiny_source: ModelSource) -> None:
+    same(tiny_source, *answered["kinds"])
+
+
+def test_rows_that_are_preempted_and_read_in_pieces_draw_the_same(answered: Any, tiny_source: ModelSource) -> None:
+    assert answered["scarce"][1]["preempted"] > 0
+    same(tiny_source, *answered["scarce"])
+
+
+def test_an_adapter_answers_as_on_transformers(answered: Any, adapted: ModelSource) -> None:
+    same(adapted, *answered["adapter"])
