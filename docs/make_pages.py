@@ -27,6 +27,7 @@ SPEED_NOTE = (
     "A ◇ marks fields that affect only speed, cost or messages: they are no part of a step's "
     "[identity](../ideas/identity.md), so changing one never makes work run again.\n"
 )
+SERVED_NOTE = "The one exception is `base_url`: a served model is known by its address and name.\n"
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
@@ -84,7 +85,7 @@ def spec_page(schema: Schema) -> str:
 def models_page(schema: Schema) -> str:
     """Return the page of an entry of `models`."""
     entry = schema["$defs"]["ModelEntry"]
-    text = f"# Models\n\n{entry['description']} Equal entries share one engine.\n\n{SPEED_NOTE}\n{TABLE_HEAD}"
+    text = f"# Models\n\n{entry['description']} Equal entries share one engine.\n\n{SPEED_NOTE}{SERVED_NOTE}\n{TABLE_HEAD}"
     return text + "".join(_fields(entry, schema["$defs"]))
 
 
