@@ -7,12 +7,12 @@ pairs from `p_a`.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.judging.listwise import Ranking
+from caiflow.operators.judging.options import MOST_OPTIONS
 from caiflow.operators.judging.pairwise import Verdict
 from caiflow.operators.judging.prompts import LETTERS
 from caiflow.operators.measures.probability import binary_entropy
@@ -22,7 +22,25 @@ TIE_FIRST = "tie: the first option in every order"
 TIE_SECOND = "tie: the second option in every order"
 TIE_EQUAL = "tie: equal answers"
 UNPARSABLE = "unparsable"
-_TIE_PLACE = r"tie: option ([A-I]) of (\d) in every order"
+
+
+class Stuck(NamedTuple):
+    """Where a judge's votes were in every order: the place of the option as shown, from 0, among so many."""
+
+    place: int
+    options: int
+
+
+def _list_reason(stuck: Stuck) -> str:
+    return f"tie: option {LETTERS[stuck.place]} of {stuck.options} in every order"
+
+
+STUCK: Mapping[str, Stuck] = {
+    TIE_FIRST: Stuck(0, 2),
+    TIE_SECOND: Stuck(1, 2),
+    **{_list_reason(stuck): stuck for n in range(2, MOST_OPTIONS + 1) for stuck in (Stuck(i, n) for i in range(n))},
+}
+"""What the drop reasons of rows tell whose votes were for one position; the ledger keeps the reason alone."""
 
 Extreme = Callable[[tuple[float, ...]], tuple[float, ...]]
 """Turns shares of 1 for one option and 0 for the others into what such a vote counts at the most."""
@@ -80,7 +98,7 @@ def _list_tie(ranking: Ranking) -> str:
     place = places.pop()
     if places or place is None or len(ranking.votes) < 2:
         return TIE
-    return f"tie: option {LETTERS[place]} of {len(ranking.votes[0].shown)} in every order"
+    return _list_reason(Stuck(place, len(ranking.votes[0].shown)))
 
 
 def favourite(shares: Sequence[float]) -> int | None:
@@ -162,19 +180,11 @@ def figures(kept: Sequence[Evidence], dropped: Mapping[str, int], *, swap: bool,
         "unparsable": (sum(e.unparsable for e in kept) + unreadable) / judged,
         "entropy_bits": sum(binary_entropy(e.p_chosen) for e in kept) / len(kept) if kept else 1.0,
     }
-    return {**found, **_position(kept, list(_stuck(ties)), extreme)} if swap else found
+    stuck = [STUCK[reason] for reason, count in ties.items() if reason in STUCK for _ in range(count)]
+    return {**found, **_position(kept, stuck, extreme)} if swap else found
 
 
-def _stuck(ties: Mapping[str, int]) -> Iterable[tuple[int, int]]:
-    """Yield (place, number of options) of each row whose votes were all for one position."""
-    for reason, count in ties.items():
-        if reason in (TIE_FIRST, TIE_SECOND):
-            yield from [(int(reason == TIE_SECOND), 2)] * count
-        elif found := re.fullmatch(_TIE_PLACE, reason):
-            yield from [(LETTERS.index(found[1]), int(found[2]))] * count
-
-
-def _position(kept: Sequence[Evidence], stuck: Sequence[tuple[int, int]], extreme: Extreme | None) -> dict[str, Any]:
+def _position(kept: Sequence[Evidence], stuck: Sequence[Stuck], extreme: Extreme | None) -> dict[str, Any]:
     """Return how the position counted, over the rows kept and the ties that it made."""
     excesses = [_excess([vote.shares for group in e.votes for vote in group]) for e in kept if e.votes]
     if extreme is not None:

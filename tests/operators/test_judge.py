@@ -17,7 +17,7 @@ from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judge import Judge
 from caiflow.operators.judging.params import JudgeParams
 from caiflow.operators.judging.prompts import user
-from caiflow.operators.judging.verdicts import TIE_FIRST, TIE_SECOND, UNPARSABLE
+from caiflow.operators.judging.verdicts import STUCK, TIE_FIRST, TIE_SECOND, UNPARSABLE
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 
@@ -371,3 +371,11 @@ def test_a_thought_s_sampling_keeps_its_own_defaults() -> None:
 
 def test_a_column_is_a_candidate_once() -> None:
     assert [path for path, *_ in step(candidates=["a", "b", "a"]).check()] == [("candidates", 2)]
+
+
+def test_the_reasons_that_earlier_runs_kept_still_tell_the_position() -> None:
+    assert STUCK["tie: the first option in every order"] == (0, 2)
+    assert STUCK["tie: the second option in every order"] == (1, 2)
+    assert STUCK["tie: option C of 4 in every order"] == (2, 4)
+    assert STUCK["tie: option I of 9 in every order"] == (8, 9)
+    assert len(STUCK) == 2 + sum(range(2, 10))
