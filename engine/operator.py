@@ -230,6 +230,8 @@ class RowOperator(Operator[P]):
     """One row in, the new columns of that row out, as a coroutine; the engine streams rows through chains of these."""
 
     kind = "rows"
+    chooses: ClassVar[bool] = False
+    """Whether its rows say which of two answers won (`chosen`, `rejected`), whatever they carried before."""
 
     @abstractmethod
     def writes(self) -> Mapping[str, ColumnType]:

@@ -38,6 +38,7 @@ class Judge(RowOperator[JudgeParams]):
     name = "judge"
     params_type = JudgeParams
     uses_constitution = True
+    chooses = True
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the columns of the conversation and its candidates."""

@@ -51,12 +51,12 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
     data = _decode(text, structured)
     if isinstance(data, Mapping) and "caiflow_constitution" in data:
         return dict(data)
-    for convert in FORMATS:
+    for what, convert in FORMATS.items():
         try:
             found = convert(data)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            what = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-            raise FormatError(f"this looks like {convert.__doc__}, but {what}") from None
+            why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+            raise FormatError(f"this looks like {what}, but {why}") from None
         if found is not None:
             return {"caiflow_constitution": 1, "name": name, "principles": [], **found}
     raise _refusal(data)
@@ -70,7 +70,7 @@ def _refusal(data: Any) -> FormatError:
     if isinstance(data, Mapping) and "principles" in data:
         said = "this has `principles`, but doesn't say that it is a constitution"
         return FormatError(said, "add the line `caiflow_constitution: 1`")
-    known = "; ".join(str(convert.__doc__) for convert in FORMATS)
+    known = "; ".join(FORMATS)
     shown = f": a mapping of {', '.join(list(map(str, data))[:5])}" if isinstance(data, Mapping) and data else ""
     return FormatError(f"not a constitution{shown}", f"begin it with `caiflow_constitution: 1`, or give one of: {known}")
 
@@ -109,7 +109,6 @@ def _yaml(text: str) -> Any:
 
 
 def _requests(data: Any) -> Data | None:
-    """Anthropic's critique and revision requests ({name: {prompt, edit_request}})"""
     if not (isinstance(data, Mapping) and data and all(isinstance(v, Mapping) and "edit_request" in v for v in data.values())):
         return None
     pairs = ((key, _clean(_first(value["prompt"])), _clean(_first(value["edit_request"]))) for key, value in data.items())
@@ -117,35 +116,30 @@ def _requests(data: Any) -> Data | None:
 
 
 def _critique_texts(data: Any) -> Data | None:
-    """Anthropic's critique and revision few-shots (a list of Human/Assistant/CritiqueRequest/... texts)"""
     if not _has_requests(data):
         return None
     return {"few_shot": {"critique": [_critique_text(text) for text in data]}}
 
 
 def _instructions(data: Any) -> Data | None:
-    """Anthropic's judging instructions (a list of texts that end `Options:`)"""
     if not _has_options(data):
         return None
     return {"principles": [{"id": f"judge{number}", "judge": _clean(text)} for number, text in enumerate(data)]}
 
 
 def _comparisons(data: Any) -> Data | None:
-    """Anthropic's judging few-shots (a list of {prompt, corrects, incorrects})"""
     if not _records(data, "prompt", "corrects", "incorrects"):
         return None
     return {"few_shot": {"judge": [_comparison(record) for record in data]}}
 
 
 def _thoughts(data: Any) -> Data | None:
-    """Anthropic's judging few-shots with a chain of thought (a list of {prompt})"""
     if not (_records(data, "prompt") and all(re.search(_ANSWER, str(record["prompt"])) for record in data)):
         return None
     return {"few_shot": {"judge": [_thought(record["prompt"]) for record in data]}}
 
 
 def _swarm(data: Any) -> Data | None:
-    """llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})"""
     if not (isinstance(data, Mapping) and "constitutions" in data):
         return None
     pairs = [(_clean(entry["critic"]), _clean(entry["revision"])) for entry in data["constitutions"]]
@@ -154,19 +148,16 @@ def _swarm(data: Any) -> Data | None:
 
 
 def _nemo(data: Any) -> Data | None:
-    """NeMo-Aligner's few-shots ({samples: [six {role, content} each]})"""
     if not (isinstance(data, Mapping) and "samples" in data):
         return None
     return {"few_shot": {"critique": [_chat(chat) for chat in data["samples"]]}}
 
 
 def _listed(data: Any) -> Data | None:
-    """a list of caiflow's principles ([{id, critique, revision, judge}])"""
     return {"principles": data} if _has_principles(data) else None
 
 
 def _rules(data: Any) -> Data | None:
-    """a list of rules ([be kind, be honest])"""
     if not _strings(data):
         return None
     names: list[str] = []
@@ -177,25 +168,25 @@ def _rules(data: Any) -> Data | None:
 
 
 def _plain_text(data: Any) -> Data | None:
-    """a plain text of rules (it becomes one judging instruction)"""
     if not (isinstance(data, str) and data.strip()) or "\0" in data:
         return None
     question = "Weigh the two responses by all of these rules. Which response keeps them better?"
     return {"principles": [{"id": "rules", "judge": f"{data.strip()}\n\n{question}"}]}
 
 
-FORMATS: tuple[Callable[[Any], Data | None], ...] = (
-    _requests,
-    _critique_texts,
-    _instructions,
-    _comparisons,
-    _thoughts,
-    _swarm,
-    _nemo,
-    _listed,
-    _rules,
-    _plain_text,
-)
+FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
+    "Anthropic's critique and revision requests ({name: {prompt, edit_request}})": _requests,
+    "Anthropic's critique and revision few-shots (a list of Human/Assistant/CritiqueRequest/... texts)": _critique_texts,
+    "Anthropic's judging instructions (a list of texts that end `Options:`)": _instructions,
+    "Anthropic's judging few-shots (a list of {prompt, corrects, incorrects})": _comparisons,
+    "Anthropic's judging few-shots with a chain of thought (a list of {prompt})": _thoughts,
+    "llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})": _swarm,
+    "NeMo-Aligner's few-shots ({samples: [six {role, content} each]})": _nemo,
+    "a list of caiflow's principles ([{id, critique, revision, judge}])": _listed,
+    "a list of rules ([be kind, be honest])": _rules,
+    "a plain text of rules (it becomes one judging instruction)": _plain_text,
+}
+"""The readers by what they read, in the order in which they are tried; each returns None for what is something else."""
 
 
 def _critique_text(text: str) -> Data:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from caiflow.engine import registry
 from caiflow.engine.display.board import clean
 from caiflow.engine.lookback.history import output_kind, read_metrics
 from caiflow.engine.plan.changes import changes as component_changes
@@ -26,8 +27,6 @@ TIMINGS = ("seconds", "per_second")
 """Ends of the names of figures that differ from run to run without meaning."""
 MADE = ("done", "cached")
 """Status of a step that has an output."""
-JUDGES = "judge"
-"""The operator whose rows say which of two answers won, whatever they carried before."""
 EXCERPT, LONG_EXCERPT = 80, 200
 """Characters shown of a changed value, and of a changed text of a row."""
 CUT = "..."
@@ -186,9 +185,14 @@ def _one_sided(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[OneSi
 
 
 def _judges(run_dir: Path, steps: Mapping[str, Any], step: str) -> bool:
-    """Tell whether a step chose between answers itself: as the judge, or where its inputs have no chosen answer yet."""
+    """Tell whether a step chose between answers itself: by its operator, or because its inputs have no chosen answer yet."""
     inputs = [run_dir / "steps" / name for name in steps[step].get("inputs", ())]
-    return steps[step]["op"] == JUDGES or (bool(inputs) and not any(map(_has_chosen, inputs)))
+    return _chooses(steps[step]["op"]) or (bool(inputs) and not any(map(_has_chosen, inputs)))
+
+
+def _chooses(op: str) -> bool:
+    """Tell whether the rows of an operator say which of two answers won; False of one that isn't installed any more."""
+    return registry.exists(op) and getattr(registry.operator(op), "chooses", False)
 
 
 def _has_chosen(path: Path) -> bool:

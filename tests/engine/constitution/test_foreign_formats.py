@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,16 @@ def test_a_list_of_texts_is_a_rule_each(tmp_path: Path, file: str) -> None:
 def test_prose_that_is_yaml_by_chance_stays_a_text(tmp_path: Path, text: str) -> None:
     (rules,) = load(tmp_path, text, "rules.txt").principles
     assert rules.text("judge").startswith(f"{text}\n\n")
+
+
+def test_a_refusal_names_the_formats_where_python_strips_docstrings() -> None:
+    code = (
+        "from caiflow.engine.constitution.foreign_formats import read_data\n"
+        'for text in (\'[1, 2]\', \'{"samples": [[{"role": "User", "content": "x"}]]}\'):\n'
+        "    try:\n        read_data(text, 'x', True)\n"
+        "    except ValueError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
+    assert "a list of rules ([be kind, be honest])" in done.stdout
+    assert "this looks like NeMo-Aligner's few-shots" in done.stdout
+    assert "None" not in done.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine import registry
 from caiflow.engine.lookback.compare import (
     ABSENT,
     EXCERPT,
@@ -23,8 +24,16 @@ from caiflow.engine.lookback.compare import (
 )
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.engine.store.journal import Journal
+from support.small_operators import Ask
 
 Rows = list[dict[str, Any]]
+
+
+class Pick(Ask):
+    """Say which of two answers is better."""
+
+    name = "pick"
+    chooses = True
 
 
 OPS = {"preference": "judge"}
@@ -132,13 +141,22 @@ def set_step(run_dir: Path, step: str, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "inputs", "judges"), [("critique", ["pairs"], False), ("load", [], False), ("mine", ["answer"], True)]
+    ("op", "inputs", "judges"),
+    [
+        ("critique", ["pairs"], False),
+        ("load", [], False),
+        ("gone", ["answer"], True),
+        ("gone", ["pairs"], False),
+        ("pick", ["pairs"], True),
+        ("judge", ["pairs"], True),
+    ],
 )
 def test_only_a_step_that_chooses_answers_has_flips(runs: tuple[Path, Path], op: str, inputs: list[str], judges: bool) -> None:
     for run in runs:
         set_step(run, "preference", op=op, inputs=inputs)
         (run / "steps" / "pairs").symlink_to("preference")
-    preference = compare(*runs).rows[1]
+    with registry.extra(Pick):
+        preference = compare(*runs).rows[1]
     assert (preference.pairs, preference.flips) == ((2, 1) if judges else (None, None))
 
 
