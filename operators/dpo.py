@@ -14,8 +14,11 @@ from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.saving import Measure
     from caiflow.engine.training.tokens import Tokens
 
 Loss = Literal[
@@ -121,7 +124,8 @@ class Dpo(TrainingOperator[DpoParams]):
 
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import configure, fit, quiet_libraries
-        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
+        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config
+        from caiflow.engine.training.saving import Trained, save
         from caiflow.operators.training.preference import SoftCollator, SoftDPO
 
         params = self.params
@@ -149,7 +153,15 @@ class Dpo(TrainingOperator[DpoParams]):
         )
         fit(trainer, params, job)
         if trainer.is_world_process_zero():
-            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+            measure = self._measure(train, trainer.state.global_step, tokenizer.pad_token_id)
+            save(Trained(trainer.model, tokenizer, source, measure), params, job)
+
+    def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
+        """Return the loss on the chosen replies of some pairs."""
+        from caiflow.engine.training.saving import loss_on, reply_rows, some_rows
+
+        pairs = some_rows(data, self.params, steps)
+        return loss_on(reply_rows(pairs, "chosen_ids"), pad_id, self.params.per_device_eval_batch_size)
 
     def _reference(self, job: Job) -> Any:
         """Return the reference, or None where the model itself serves: without its adapters, or before training."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.saving import Measure
     from caiflow.engine.training.tokens import Tokens
 
 RELIABILITY = "_reliability.json"
@@ -73,8 +74,10 @@ class Reward(TrainingOperator[RewardParams]):
 
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import configure, fit, quiet_libraries, seed_of
-        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config, save_model
+        from caiflow.engine.training.models import load_model, load_tokenizer, lora_config
+        from caiflow.engine.training.saving import Trained, save
         from caiflow.operators.training.preference_model import SoftReward, SoftRewardCollator
+        from caiflow.operators.training.scoring import MEAN
 
         params = self.params
         quiet_libraries()
@@ -94,18 +97,26 @@ class Reward(TrainingOperator[RewardParams]):
         )
         fit(trainer, params, job)
         if trainer.is_world_process_zero():
-            self._measure(job, trainer.model, train if held_out is None else held_out, tokenizer.pad_token_id)
-            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source, task="reward")
+            mean = self._quality(job, trainer.model, train if held_out is None else held_out, tokenizer.pad_token_id)
+            measure = self._measure(train, trainer.state.global_step, tokenizer.pad_token_id)
+            save(Trained(trainer.model, tokenizer, source, measure, "reward", {MEAN: mean}), params, job)
 
-    def _measure(self, job: Job, model: Any, data: Dataset, pad_id: int) -> None:
-        """Put the model's quality on `data` into the metrics and its mean score into the model."""
-        from caiflow.operators.training.scoring import MEAN, pair_scores, quality
+    def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
+        """Return the loss on some pairs."""
+        from caiflow.engine.training.saving import some_rows
+        from caiflow.operators.training.scoring import pair_loss
+
+        pairs = some_rows(data, self.params, steps)
+        return lambda model: pair_loss(model, pairs, pad_id, self.params.per_device_eval_batch_size)
+
+    def _quality(self, job: Job, model: Any, data: Dataset, pad_id: int) -> float:
+        """Put the model's quality on `data` into the metrics; return the score that becomes 0."""
+        from caiflow.operators.training.scoring import pair_scores, quality
 
         chosen, rejected = pair_scores(model, data, pad_id, self.params.per_device_eval_batch_size)
         found = quality(chosen, rejected, list(data["p_chosen"]), self.params.calibration_bins)
         bins = found.pop("bins")
         mean = sum(chosen + rejected) / (2 * len(data))
-        setattr(model.config, MEAN, mean if self.params.center else 0.0)
         text = json.dumps({"ece": found["ece"], "bins": bins}, indent=1)
         (job.out_dir / RELIABILITY).write_text(text, encoding="utf-8")
         draw_reliability(bins, found["ece"], job.out_dir / RELIABILITY_PICTURE)
@@ -114,6 +125,7 @@ class Reward(TrainingOperator[RewardParams]):
             "mean_reward": mean,
             "measured_on": "input" if self.params.eval_input is None else "eval_input",
         }
+        return mean if self.params.center else 0.0
 
     def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
         from caiflow.engine.training.tokens import preferences

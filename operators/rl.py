@@ -14,7 +14,10 @@ from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.training.saving import Measure
 
 ONLY: Mapping[str, frozenset[str]] = {
     "loss_type": frozenset({"grpo"}),
@@ -135,8 +138,6 @@ class RlParams(TrainingParams):
             raise ValueError(
                 "`steps_per_generation` times `num_iterations` must be a multiple of `gradient_accumulation_steps`"
             )
-        if self.algorithm == "ppo" and not self.merge:
-            raise WrongValue("ppo trains a value head beside the adapters, so they can't be saved alone", "leave `merge` out")
         if self.max_completion_length >= self.max_length:
             raise ValueError("`max_completion_length` leaves no room for a prompt within `max_length`")
         return self
@@ -167,7 +168,8 @@ class Rl(TrainingOperator[RlParams]):
         quiet_libraries()  # before the libraries are imported, which is when they speak
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.models import load_model, load_tokenizer, save_model
+        from caiflow.engine.training.models import load_model, load_tokenizer
+        from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import prompts
         from caiflow.operators.training.ppo import remove_value_head
 
@@ -182,7 +184,17 @@ class Rl(TrainingOperator[RlParams]):
         if trainer.is_world_process_zero():
             job.metrics |= _change(trainer.state.log_history)
             remove_value_head(trainer.model)
-            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+            measure = self._measure(train, trainer.state.global_step, renderer)
+            save(Trained(trainer.model, tokenizer, source, measure), params, job)
+
+    def _measure(self, data: Dataset, steps: int, renderer: Renderer) -> Measure:
+        """Return the loss on some prompts, since there are no right replies."""
+        from caiflow.engine.llm.base import Request
+        from caiflow.engine.training.saving import loss_on, some_rows
+
+        prompts = [renderer.ids(Request(tuple(row["prompt"]))) for row in some_rows(data, self.params, steps)]
+        pad_id = renderer.tokenizer.pad_token_id
+        return loss_on([(ids, ids) for ids in prompts], pad_id, self.params.per_device_eval_batch_size)
 
     def _start(self, job: Job) -> ModelSource:
         """Return the model to begin with as one whole folder: the libraries load the reference from there a second time."""

@@ -17,7 +17,10 @@ from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.scratch import Scratch
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from caiflow.engine.training.saving import Measure
 
 
 class SftParams(TrainingParams):
@@ -72,7 +75,8 @@ class Sft(TrainingOperator[SftParams]):
 
         from caiflow.engine.llm.render import Renderer
         from caiflow.engine.training.loop import Quiet, configure, fit, quiet_libraries
-        from caiflow.engine.training.models import lora_config, save_model
+        from caiflow.engine.training.models import lora_config
+        from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import conversations
 
         class QuietSFT(Quiet, SFTTrainer):  # type: ignore[misc]
@@ -96,7 +100,15 @@ class Sft(TrainingOperator[SftParams]):
         fit(trainer, params, job)
         if trainer.is_world_process_zero():
             source = job.models[params.model] if params.model else None
-            save_model(trainer.model, tokenizer, job.out_dir, params=params, source=source)
+            measure = self._measure(train, trainer.state.global_step, tokenizer.pad_token_id)
+            save(Trained(trainer.model, tokenizer, source, measure), params, job)
+
+    def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
+        """Return the loss on some rows as it is trained, without packing."""
+        from caiflow.engine.training.saving import loss_on, some_rows
+
+        rows = [(row["input_ids"], row["labels"]) for row in some_rows(data, self.params, steps)]
+        return loss_on(rows, pad_id, self.params.per_device_eval_batch_size)
 
     def _start(self, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from caiflow.engine.training.models import load_model, load_tokenizer

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.render import Renderer
+
+Task = Literal["causal", "reward"]
+"""What a model gives: the next token, or one score."""
 
 
 def refuse_reward_model(source: ModelSource) -> None:
@@ -54,33 +57,56 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def load_model(source: ModelSource, device: str = "auto") -> Any:
-    """Load the causal LM of `source`, its adapter on top, onto `device` (auto: cuda, mps or cpu).
+    """Load the causal LM of `source` to answer with, its adapter on top, onto `device` (auto: cuda, mps or cpu).
 
     `dtype: auto` is float32 on a CPU, where half precision is slow, and the checkpoint's own elsewhere.
 
     Raises:
         EngineError: kind `load`: files missing or unreadable, memory short, a dtype or quantization that isn't known.
     """
-    from transformers import AutoModelForCausalLM
-
     where = choose_device() if device == "auto" else device
+    options = {"dtype": _dtype(source.dtype, where), **_quantization(source.quantization, where)}
+    model = load_weights(source, fold=source.quantization is None, **options)
+    if source.quantization is None:
+        model = model.to(where)
+    return model.eval()
+
+
+def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = True, **options: Any) -> Any:
+    """Load weights with their adapter folded in, or laid on top; `options` are those of transformers' `from_pretrained`.
+
+    Raises:
+        EngineError: kind `load`: files missing or unreadable, memory short, a reward model where one is to write texts.
+    """
+    path, revision, adapter = base_and_adapter(source)
+    if task == "causal":
+        refuse_reward_model(source._replace(path=path, revision=revision))
+    else:
+        options["num_labels"] = 1
+    kind = _auto_class(task)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code,
-            dtype=_dtype(source.dtype, where), **_quantization(source.quantization, where),
-        )  # fmt: skip
-        if source.quantization is None:
-            model = model.to(where)
-        if source.adapter:
+        model = kind.from_pretrained(path, revision=revision, trust_remote_code=source.trust_remote_code, **options)
+        if adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, source.adapter)
-            model = model if source.quantization else model.merge_and_unload()
-    except EngineError:
-        raise
+            model = PeftModel.from_pretrained(model, adapter)
+            model = model.merge_and_unload() if fold else model
     except Exception as error:
-        raise load_error(source.path + (f" with adapter {source.adapter}" if source.adapter else ""), error) from error
-    return model.eval()
+        raise load_error(path + (f" with adapter {adapter}" if adapter else ""), error) from error
+    return model
+
+
+def _auto_class(task: Task) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
+
+
+def base_and_adapter(source: ModelSource) -> tuple[str, str | None, str | None]:
+    """Return (model, revision, adapter); a folder that holds only an adapter names its model itself."""
+    if source.adapter is None and (base := adapter_base(Path(source.path))):
+        return *base, source.path
+    return source.path, source.revision, source.adapter
 
 
 def choose_device() -> str:

@@ -61,8 +61,8 @@ def load_engine(source: ModelSource) -> Engine:
         from caiflow.engine.llm.served.openai import load_openai
 
         return load_openai(source)
-    refuse_reward_model(source)
     if kind == "vllm":
+        refuse_reward_model(source)
         from caiflow.engine.llm.vllm.engine import load_vllm
 
         return load_vllm(source)

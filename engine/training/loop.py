@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
+from caiflow.engine.training.quantization import is_quantised, train_in_float32
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -37,7 +38,6 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
     import torch
 
     gpu = torch.cuda.is_available()
-    bf16 = params.bf16 if params.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
     fields = {name: getattr(params, name) for name in TRAINER_FIELDS | params.own_fields}
     fields["lr_scheduler_kwargs"] = dict(params.lr_scheduler_kwargs) or None
     evaluates = params.eval_input is not None
@@ -46,7 +46,7 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "output_dir": str(checkpoints(job)),
         "seed": seed_of(job),
         "data_seed": seed_of(job),
-        "bf16": bool(bf16),
+        "bf16": in_bf16(params),
         "use_cpu": not gpu,
         "eval_strategy": params.eval_strategy if evaluates else "no",
         "logging_strategy": "steps",
@@ -60,6 +60,13 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "ddp_find_unused_parameters": False,  # there are none, and PPO's value head is used outside the forward pass
     }
     return kind(**{**settings, **more})
+
+
+def in_bf16(params: TrainingParams) -> bool:
+    """Say whether a step computes in bfloat16: what it asks for, by default whether a GPU has it."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported() if params.bf16 is None else params.bf16
 
 
 def seed_of(job: Job) -> int:
@@ -88,6 +95,8 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     A resumed run takes the same steps as an undisturbed one: rows in the same order, optimizer and random state as they were.
     Checkpoints are made at multiples of `cycle` steps only.
     """
+    if is_quantised(params):
+        train_in_float32(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
     resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.tokens import Tokens
 
+QUANTIZATION = 2
+"""Raised when training over quantised weights comes to other models."""
+
 P = TypeVar("P", bound=TrainingParams)
 
 
@@ -22,9 +25,10 @@ class TrainingOperator(ModelOperator[P]):
     """Base of the operators that train: `learn` runs in one process, or in each of `resources.workers` at the same time."""
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the number of workers where there are several: it multiplies the batch, and so changes the model."""
-        workers = self.params.resources.workers
-        return {"workers": workers} if workers > 1 else {}
+        """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""
+        workers, lora = self.params.resources.workers, self.params.lora
+        parts: dict[str, Any] = {"workers": workers} if workers > 1 else {}
+        return {**parts, "quantization": QUANTIZATION} if lora and lora.quantization else parts
 
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`, in as many processes as asked for."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
 
@@ -34,7 +34,7 @@ class Lora(Strict):
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get an adapter; `all-linear` takes every linear layer but the output head."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Hold the frozen weights in this many bits (QLoRA); needs a GPU and the bitsandbytes library."""
+    """Hold the frozen weights in this many bits (QLoRA), on a GPU or a CPU; needs the bitsandbytes library."""
 
 
 class TrainingParams(Params):
@@ -46,8 +46,12 @@ class TrainingParams(Params):
     """The step whose rows the loss is measured on during training; they never train."""
     lora: Lora | None = None
     """Train adapters of this shape; by default all weights are trained."""
-    merge: bool = True
-    """Fold the adapters into the weights when done; `false` saves the adapters alone."""
+    merge: bool | Literal["original"] = True
+    """Fold the adapters into the weights when done; `false` saves the adapters alone.
+
+    Quantised weights are folded into as they were in training, rounded, so that the saved model is the trained one; `original`
+    takes the weights as they were before, which the adapters weren't trained for. Figures tell the loss of both.
+    """
     num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
     max_steps: int = Field(default=-1, ge=-1)
@@ -99,6 +103,12 @@ class TrainingParams(Params):
 
     own_fields: ClassVar[frozenset[str]] = frozenset()
     """Subclasses name the further fields that the trainer's own configuration takes under the same name."""
+
+    @model_validator(mode="after")
+    def _rounded(self) -> Self:
+        if self.merge == "original" and not (self.lora and self.lora.quantization):
+            raise ValueError("`merge: original` is for `lora.quantization`, without which all weights are; leave it out")
+        return self
 
     def row_steps(self) -> tuple[str, ...]:
         """Return the steps whose rows are read, training rows first."""

@@ -95,6 +95,12 @@ def pair_scores(model: Any, data: Dataset, pad_id: int, batch_size: int = 16) ->
     return scores[: len(data)], scores[len(data) :]
 
 
+def pair_loss(model: Any, data: Dataset, pad_id: int, batch_size: int = 16) -> float:
+    """Return the mean cross-entropy in nats of the model's preferences against the labels of tokenised pairs."""
+    chosen, rejected = pair_scores(model, data, pad_id, batch_size)
+    return sum(map(soft_loss, (yes - no for yes, no in zip(chosen, rejected, strict=True)), data["p_chosen"])) / len(data)
+
+
 def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequence[float], bins: int = 10) -> dict[str, Any]:
     """Return how well scores agree with labels: accuracy, margin, cross-entropy, calibration error and the bins behind it.
 

@@ -133,7 +133,6 @@ def test_prompts_without_room_for_a_reply_are_named(tmp_path: Path, model: Model
         ({"algorithm": "ppo", "scale_rewards": "none"}, "`scale_rewards` is for grpo"),
         ({"algorithm": "rloo", "num_generations": 1}, "2 or more"),
         ({"algorithm": "grpo", "num_generations": 3}, "must be a multiple"),
-        ({"algorithm": "ppo", "merge": False}, "value head"),
         ({"algorithm": "ppo", "max_length": 16}, "no room"),
         ({"rewards": {}}, "at least 1"),
     ],

@@ -126,14 +126,6 @@ def test_what_can_t_be_learnt_is_named(tmp_path: Path, model: ModelSource) -> No
         train(tmp_path / "short", model, max_length=3)
 
 
-def test_quantised_weights_need_a_gpu(tmp_path: Path, model: ModelSource) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(StepError, match="needs a GPU"):
-        train(tmp_path, model, lora={"quantization": "4bit"})
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -13,6 +13,8 @@ from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.training.scratch import Scratch, random_model, train_tokenizer
 
 SHAPE = Scratch(hidden_size=64, num_hidden_layers=2, max_position_embeddings=512, tokenizer={"vocab_size": 400})
+EVEN = SHAPE.model_copy(update={"intermediate_size": 192})
+"""Widths that 32 divides throughout, which kernels for 4 bits on CPUs want in bfloat16."""
 VERBS = ("bake", "paint", "fix", "break", "steal", "plant")
 OBJECTS = ("cake", "wall", "car", "lock", "bike", "tree")
 TASKS = [(verb, thing) for verb in VERBS for thing in OBJECTS]
@@ -46,11 +48,11 @@ def preferences(labels: Sequence[float] = (1.0,)) -> list[Row]:
     ]
 
 
-def small_model(folder: Path, seed: int = 0) -> ModelSource:
-    """Save a random Llama of 0.15M parameters with a tokenizer of its own."""
+def small_model(folder: Path, seed: int = 0, shape: Scratch = SHAPE) -> ModelSource:
+    """Save a random Llama, of 0.15M parameters unless `shape` says otherwise, with a tokenizer of its own."""
     texts = [turn["content"] for row in lessons() for turn in row["messages"]] * 2
-    tokenizer = train_tokenizer(texts, SHAPE)
-    random_model(SHAPE, tokenizer, seed).save_pretrained(folder)
+    tokenizer = train_tokenizer(texts, shape)
+    random_model(shape, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return ModelSource(path=str(folder), identity=f"small-{seed}")
 

@@ -1,0 +1,178 @@
+"""Adapters over weights in 4 and 8 bits: every trainer, merged and kept, resumed; what is saved is what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from caiflow.engine.errors import StepError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.files import load_model
+from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.training.models import load_plain
+from caiflow.operators.sft import Sft, SftParams
+from support.small_models import EVEN, small_model
+from support.trainings import TRAINERS, reward_model, train
+
+pytest.importorskip("bitsandbytes")
+
+BITS = ("4bit", "8bit")
+KEPT_APART = [trainer for trainer in TRAINERS if trainer != "reward"]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, model: ModelSource) -> ModelSource:
+    return reward_model(tmp_path_factory.mktemp("judge"), model)
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A model all of whose widths 32 divides, as the kernels for bfloat16 on CPUs want it."""
+    return small_model(tmp_path_factory.mktemp("even"), shape=EVEN)
+
+
+def lora(bits: str) -> dict[str, Any]:
+    return {"rank": 4, "quantization": bits}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_is_merged_is_what_was_trained(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
+) -> None:
+    done = train(tmp_path, trainer, model, judge, lora=lora(bits))
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
+    config = json.loads((done.out_dir / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["dtype"] == "float32"
+    assert config.get("reward_mean", 0) == done.metrics.get("mean_reward", 0)
+    assert not list(done.out_dir.glob("adapter*"))
+    before = weights(Path(model.path))
+    assert set(weights(done.out_dir)) - {"score.weight"} == set(before)
+
+
+def learnt(done: Job, model: ModelSource) -> torch.Tensor:
+    """Return how many singular values of the change in one layer aren't 0."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change = weights(done.out_dir)[name] - weights(Path(model.path))[name]
+    return torch.linalg.matrix_rank(change, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_adapters_are_folded_into_the_original_weights_by_choice(tmp_path: Path, model: ModelSource, bits: str) -> None:
+    rounded = train(tmp_path / "rounded", "sft", model, lora=lora(bits))
+    original = train(tmp_path / "original", "sft", model, lora=lora(bits), merge="original")
+    assert learnt(original, model) == 4
+    assert learnt(rounded, model) > 4, "rounding touches all directions"
+    gaps = [abs(done.metrics["saved_loss"] - done.metrics["trained_loss"]) for done in (rounded, original)]
+    assert gaps[0] < gaps[1]
+    assert original.metrics["trained_loss"] == rounded.metrics["trained_loss"]
+
+
+def test_a_reward_model_in_the_original_weights_keeps_its_mean(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, "reward", model, lora=lora("4bit"), merge="original")
+    assert json.loads((done.out_dir / "config.json").read_text())["reward_mean"] == done.metrics["mean_reward"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "bits"),
+    [
+        pytest.param(trainer, bits, marks=() if (trainer, bits) in {("sft", "4bit"), ("ppo", "8bit")} else pytest.mark.soak)
+        for trainer in KEPT_APART
+        for bits in BITS
+    ],
+)
+def test_adapters_can_be_kept_apart(tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str) -> None:
+    done = train(tmp_path, trainer, model, judge, lora=lora(bits), merge=False)
+    assert not (done.out_dir / "model.safetensors").exists()
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.1)
+    network = load_model(ModelSource(path=model.path, adapter=str(done.out_dir), identity=""))
+    assert {name for name, _ in network.named_parameters()} == {name for name, _ in load_plain(model).named_parameters()}
+
+
+class Stop(Exception):
+    """Ends a run from within."""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "bits"),
+    [
+        pytest.param(trainer, bits, marks=() if (trainer, bits) == ("sft", "4bit") else pytest.mark.soak)
+        for trainer in TRAINERS
+        for bits in BITS
+    ],
+)
+def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
+) -> None:
+    fields = {"lora": lora(bits), "save_steps": 2, "logging_steps": 1}
+    undisturbed = train(tmp_path / "undisturbed", trainer, model, judge, **fields)
+    disturbed = tmp_path / "disturbed"
+
+    def stop(**_: Any) -> None:
+        if list(disturbed.glob("work/checkpoints/*/complete")):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(disturbed, trainer, model, judge, stop, **fields)
+    resumed = train(disturbed, trainer, model, judge, **fields)
+    history = [(done.out_dir / "_history.jsonl").read_text() for done in (undisturbed, resumed)]
+    assert history[0] == history[1]
+    ours, theirs = (weights(done.out_dir) for done in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_an_evaluation_on_the_way_changes_nothing(tmp_path: Path, even: ModelSource, bits: str) -> None:
+    alone = train(tmp_path / "alone", "sft", even, lora=lora(bits))
+    measured = train(
+        tmp_path / "measured", "sft", even, lora=lora(bits), eval_input="held", eval_strategy="steps", eval_steps=2
+    )
+    assert measured.metrics["train_loss"] == alone.metrics["train_loss"]
+    assert measured.metrics["final_loss"] == alone.metrics["final_loss"]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_it_computes_in_bfloat16_too(tmp_path: Path, even: ModelSource, bits: str) -> None:
+    done = train(tmp_path, "sft", even._replace(dtype="bfloat16"), lora=lora(bits), bf16=True, eval_input="held")
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
+
+
+def test_two_workers_hold_each_a_copy(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, "sft", model, lora=lora("4bit"), resources={"workers": 2})
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
+
+
+def test_without_the_library_it_says_what_to_install(
+    tmp_path: Path, model: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # how Python marks a module that can't be imported
+    with pytest.raises(StepError, match=r"4bit needs the bitsandbytes library; install caiflow\[qlora\]"):
+        train(tmp_path, "sft", model, lora=lora("4bit"))
+
+
+def test_original_weights_are_named_only_where_others_were_trained_over() -> None:
+    with pytest.raises(ValidationError, match="without which all weights are"):
+        SftParams.model_validate({"input": "rows", "model": "base", "lora": {}, "merge": "original"})
+
+
+def test_results_of_earlier_ways_to_train_over_rounded_weights_are_not_taken_for_these() -> None:
+    def identity(**more: Any) -> Any:
+        return Sft(SftParams.model_validate({"input": "rows", "model": "base", **more}), StepContext()).identity()
+
+    assert identity(lora={}) == {}
+    assert identity(lora={"quantization": "4bit"}) == {"quantization": 2}

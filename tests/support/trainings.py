@@ -1,0 +1,44 @@
+"""The six trainers with settings under which each ends in seconds and learns, for tests that go through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Job, StepContext
+from caiflow.operators.dpo import Dpo, DpoParams
+from caiflow.operators.reward import Reward, RewardParams
+from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.sft import Sft, SftParams
+from support.small_models import job, lessons, preferences
+
+_RL = {"rewards": {"judge": 1.0}, "max_completion_length": 8, "max_length": 96, "max_steps": 6}
+TRAINERS: Mapping[str, tuple[Any, Any, Mapping[str, Any]]] = {
+    "sft": (Sft, SftParams, {"num_train_epochs": 2}),
+    "dpo": (Dpo, DpoParams, {"num_train_epochs": 2}),
+    "reward": (Reward, RewardParams, {"num_train_epochs": 2}),
+    "grpo": (Rl, RlParams, {**_RL, "algorithm": "grpo", "num_generations": 4}),
+    "rloo": (Rl, RlParams, {**_RL, "algorithm": "rloo", "num_generations": 4}),
+    "ppo": (Rl, RlParams, {**_RL, "algorithm": "ppo", "num_iterations": 2}),
+}
+"""By name: operator, parameters, and fields beyond `input` and `model`."""
+
+
+def train(
+    folder: Path, trainer: str, model: ModelSource, judge: ModelSource | None = None, log: Any = None, **more: Any
+) -> Job:
+    """Train `model` by one of the trainers; a folder used before goes on where it stopped."""
+    kind, params_type, fields = TRAINERS[trainer]
+    rows = lessons() if trainer == "sft" else preferences((1.0, 0.8))
+    done = job(folder, {"rows": rows, "held": rows[:8]}, base=model, **({"judge": judge} if judge else {}))
+    done.log = log
+    settings = {"input": "rows", "model": "base", "learning_rate": 5e-3, **fields, **more}
+    kind(params_type.model_validate(settings), StepContext()).train(done)
+    return done
+
+
+def reward_model(folder: Path, model: ModelSource) -> ModelSource:
+    """Train a reward model on the preferences."""
+    return ModelSource(path=str(train(folder, "reward", model).out_dir), identity="judge")
