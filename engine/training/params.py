@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
 
 Scheduler = Literal[
@@ -107,7 +108,7 @@ class TrainingParams(Params):
     @model_validator(mode="after")
     def _rounded(self) -> Self:
         if self.merge == "original" and not (self.lora and self.lora.quantization):
-            raise ValueError("`merge: original` is for `lora.quantization`, without which all weights are; leave it out")
+            raise WrongValue("`merge: original` is for `lora.quantization`, without which all weights are", "leave it out")
         return self
 
     def row_steps(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def options(bits: str, *, in_bf16: bool) -> dict[str, Any]:
 def _require(bits: str, device: torch.device) -> None:
     if not find_spec("bitsandbytes"):
         raise StepError(
-            f"lora.quantization: {bits} needs the bitsandbytes library; install caiflow[qlora], or leave `quantization` out"
+            f"lora.quantization: {bits} needs the bitsandbytes library", "install caiflow[qlora], or leave `quantization` out"
         )
     import logging
 
@@ -53,7 +53,8 @@ def _require(bits: str, device: torch.device) -> None:
 
     if device.type not in bitsandbytes.supported_torch_devices:
         known = ", ".join(sorted(bitsandbytes.supported_torch_devices))
-        raise StepError(f"lora.quantization: {bits} needs a device that bitsandbytes runs on ({known}), got {device.type}")
+        what = f"lora.quantization: {bits} needs a device that bitsandbytes runs on, got {device.type}"
+        raise StepError(what, f"leave `quantization` out, or train on one of these: {known}")
 
 
 def hold_layout(model: Any) -> None:
