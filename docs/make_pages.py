@@ -112,7 +112,7 @@ def _rows(path: str, field: Schema, definitions: Schema, required: bool) -> Iter
     label = f"**`{path}`**" if required else f"`{path}`"
     mark = " ◇" if field.get("x-speed") else ""
     default = "" if "default" not in field else f"`{_short(field['default'])}`"
-    kind = " ".join([type_text(field, definitions), *_bounds(field)])
+    kind = ", ".join([type_text(field, definitions), *_bounds(field)])
     cells = (label + mark, _cell(kind), _cell(default), _cell(field.get("description", "")))
     yield f"| {' | '.join(cells)} |\n"
     for suffix, group in _groups(field, definitions):
@@ -136,7 +136,8 @@ def _groups(field: Schema, definitions: Schema, suffix: str = "") -> Iterator[tu
 def _bounds(field: Schema) -> Iterator[str]:
     """Yield the bounds of a number, also where it may be something else instead."""
     for option in (field, *field.get("anyOf", ())):
-        yield from (f"{words} {option[key]}" for key, words in BOUNDS.items() if key in option)
+        found = [f"{words} {option[key]}" for key, words in BOUNDS.items() if key in option]
+        yield from [" and ".join(found)] if found else []
 
 
 def _short(value: Any) -> str:
