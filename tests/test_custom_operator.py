@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.kills import without_token
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_operator"
 
@@ -38,7 +39,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def caiflow(plugin: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     home = {"CAIFLOW_HOME": str(plugin / "home"), "PYTHONPATH": str(plugin / "site")}
     command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
-    return subprocess.run(command, cwd=plugin, env={**os.environ, **home}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=plugin, env={**without_token(), **home}, capture_output=True, text=True, timeout=300)
 
 
 def test_spec_with_the_plugin_is_valid_only_with_it(plugin: Path) -> None:

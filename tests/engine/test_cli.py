@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.cli import COMMANDS, main
+from support.kills import without_token
 
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "polars", "numpy", "rich", "trl", "vllm", "httpx")
 SPEC = """\
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(place: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "CAIFLOW_HOME": str(place / "home"), "COLUMNS": "160", **more}
+    return {**without_token(), "CAIFLOW_HOME": str(place / "home"), "COLUMNS": "160", **more}
 
 
 def caiflow(place: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

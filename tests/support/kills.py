@@ -33,9 +33,14 @@ class Harvest:
     seconds: float = 0.0
 
 
+def without_token() -> dict[str, str]:
+    """Return this process's environment as users have it: a run gives its cluster a token itself."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+
+
 def start(spec: Path, out: Path, home: Path, *options: str) -> subprocess.Popen[bytes]:
     """Start `caiflow run` in a session of its own, its output in a file beside the run."""
-    environment = {**os.environ, "CAIFLOW_HOME": str(home)}
+    environment = {**without_token(), "CAIFLOW_HOME": str(home)}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "console.txt", "ab") as console:
         command = [sys.executable, "-m", "caiflow.engine.cli", "run", str(spec), "--out", str(out), *options]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -18,7 +17,7 @@ from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.checkpoints import CHECKPOINTS, mark_complete
-from support.kills import ledger_records
+from support.kills import ledger_records, without_token
 
 SPEC = """
 caiflow: 1
@@ -52,7 +51,7 @@ class Project:
         (self.folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def command(self, *arguments: str) -> str:
-        environment = {**os.environ, "CAIFLOW_HOME": str(self.home)}
+        environment = {**without_token(), "CAIFLOW_HOME": str(self.home)}
         command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False

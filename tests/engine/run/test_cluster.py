@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from support.kills import without_token
+
 FAILING = """
 import os, sys
 from caiflow.engine.run.cluster import Cluster, _lock_out_others
@@ -41,7 +43,9 @@ print("twice")
 
 
 def said_by(script: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=without_token(), timeout=200
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -61,11 +65,11 @@ def test_a_process_may_run_one_cluster_after_the_other() -> None:
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
     script = "import ray\nfrom caiflow.engine.run.cluster import Cluster\nCluster().start()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=200)
     assert "PlanError: ray: it was imported before the run" in done.stderr
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     script = "from caiflow.engine.run.cluster import Cluster\nCluster('127.0.0.1:1').start()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=20)
     assert "PlanError: ray: can't reach 127.0.0.1:1: " in done.stderr

@@ -107,7 +107,7 @@ def test_references_between_checks_must_lead_somewhere() -> None:
         "b": PatternCheck(pattern="x", of="a"),
         "c": PatternCheck(pattern="x", of="d"),
     }
-    assert dict(problems(loops)) == {
+    assert {found.path[-1]: found.message for found in problems(loops)} == {
         "a": "`of` leads in a circle through 'a'",
         "b": "`of` leads in a circle through 'b'",
         "c": "`of` names no check, got 'd'",

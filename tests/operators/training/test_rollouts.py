@@ -61,7 +61,7 @@ def test_the_trainers_of_replies_come_without_vllm_which_trl_would_import() -> N
         "import sys\n"
         "from caiflow.engine.training.loop import quiet_libraries\n"
         "quiet_libraries()\n"
-        "import caiflow.engine.training.ppo\n"
+        "import caiflow.operators.training.ppo\n"
         "from trl import GRPOTrainer, RLOOTrainer\n"
         "assert not any(name.partition('.')[0] == 'vllm' for name in sys.modules), 'vllm was imported'\n"
     )
