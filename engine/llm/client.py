@@ -81,10 +81,15 @@ class _Replica:
     link: Link
     in_flight: dict[int, _Asked] = field(default_factory=dict)
     room: int = 0
+    lost: EngineError | None = None
+    """Why it won't answer any more; None while it does."""
 
 
 class EngineClient:
     """Coroutines ask, the client batches: one per model and worker, used from one event loop.
+
+    A replica that is lost for good gets no more requests, and what it had goes to the others; only where none is left are
+    requests answered with the error.
 
     `calls`, `prompt_tokens` and `completion_tokens` count what was answered.
     """
@@ -143,11 +148,12 @@ class EngineClient:
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._pending:
-            index = max(range(len(self._replicas)), key=lambda i: self._replicas[i].room)
+            living = [index for index, replica in enumerate(self._replicas) if replica.lost is None]
+            index = max(living, key=lambda i: self._replicas[i].room)
             replica = self._replicas[index]
             if replica.room <= 0:
                 return
-            share = max(1, min(replica.room, -(-len(self._pending) // len(self._replicas))))
+            share = max(1, min(replica.room, -(-len(self._pending) // len(living))))
             batch: list[tuple[int, Request]] = []
             while self._pending and len(batch) < share:
                 priority, asked = heapq.heappop(self._pending)
@@ -165,11 +171,10 @@ class EngineClient:
         except LinkLost:
             return  # the receiving side sees the same loss and asks everything in flight again
         except EngineError as error:
-            for number, _ in batch:
-                self._finish(replica, number, error)
+            self._give_up(replica, error)
 
     async def _receive(self, replica: _Replica, busy: asyncio.Event) -> None:
-        while True:
+        while replica.lost is None:
             if not replica.in_flight:
                 busy.clear()
                 await busy.wait()
@@ -202,13 +207,19 @@ class EngineClient:
         await self._send(replica, [(number, replica.in_flight[number].request) for number in again])
 
     def _give_up(self, replica: _Replica, error: EngineError) -> None:
-        self._dead = error if len(self._replicas) == 1 else None
-        for number in list(replica.in_flight):
-            self._finish(replica, number, error)
-        if self._dead is not None:
+        """Take a replica out for good; its requests wait for another one, or fail where it was the last."""
+        replica.lost = replica.lost or error
+        left, replica.in_flight = replica.in_flight, {}
+        for asked in left.values():
+            heapq.heappush(self._pending, (asked.priority, asked))
+        if all(other.lost is not None for other in self._replicas):
+            self._dead = error
             for _, asked in self._pending:
-                asked.answer.set_result(error)
+                if not asked.answer.done():
+                    asked.answer.set_result(error)
             self._pending.clear()
+        elif left:
+            self._schedule_pump()
 
     def _finish(self, replica: _Replica, number: int, answer: Answer) -> None:
         asked = replica.in_flight.pop(number, None)

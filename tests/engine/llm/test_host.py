@@ -154,3 +154,48 @@ def test_no_request_is_lost_while_many_threads_ask() -> None:
             thread.join()
         for client, session in sessions.items():
             assert len(gathered(host, client, session, 300)) == 300
+
+
+class DyingLink(LocalLink):
+    """A link whose engine's process is gone for good after some requests, as Ray tells it."""
+
+    def __init__(self, host: EngineHost, *, takes: int) -> None:
+        super().__init__(host, "dying")
+        self._left = takes
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Take requests until there were too many."""
+        self._left -= len(requests)
+        if self._left < 0:
+            raise EngineError("engine: its process died too often", "look at its memory", kind="engine_lost")
+        await super().submit(requests)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Answer while the process lives."""
+        if self._left < 0:
+            raise EngineError("engine: its process died too often", "look at its memory", kind="engine_lost")
+        return await super().collect()
+
+
+@pytest.mark.parametrize("takes", [0, 7])
+def test_what_a_replica_had_that_died_for_good_is_answered_by_the_other(takes: int) -> None:
+    async def answers(host: EngineHost, other: EngineHost) -> list[Answer]:
+        async with EngineClient([DyingLink(host, takes=takes), LocalLink(other, "living")]) as client:
+            return await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(200)))
+
+    with hosted(ScriptedEngine()) as host, hosted(ScriptedEngine()) as other:
+        found = asyncio.run(answers(host, other))
+    assert [answer for answer in found if isinstance(answer, EngineError)] == []
+
+
+def test_where_every_replica_died_all_requests_say_so_and_none_waits() -> None:
+    async def answers(host: EngineHost, other: EngineHost) -> list[Answer]:
+        links = [DyingLink(host, takes=3), DyingLink(other, takes=9)]
+        async with EngineClient(links) as client:
+            first = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(200)))
+            return [*first, await client.ask(Request("later"))]
+
+    with hosted(ScriptedEngine()) as host, hosted(ScriptedEngine()) as other:
+        found = asyncio.run(asyncio.wait_for(answers(host, other), 30))
+    assert all(isinstance(answer, Completion) or "died too often" in str(answer) for answer in found)
+    assert isinstance(found[-1], EngineError)
