@@ -170,7 +170,8 @@ def test_a_file_that_went_after_the_check_fails_its_step(tmp_path: Path) -> None
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.soak
 def test_a_signal_stops_the_run_within_seconds_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
     spec, out, home = write_spec(tmp_path, rows=120), tmp_path / "run", tmp_path / "home"
     driver = start(spec, out, home)

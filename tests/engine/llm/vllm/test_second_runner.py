@@ -67,7 +67,7 @@ def adapted(tiny_source: ModelSource, tmp_path_factory: pytest.TempPathFactory) 
     return tiny_source._replace(adapter=str(folder))
 
 
-@pytest.fixture(scope="module", params=["in step", "one step ahead"])
+@pytest.fixture(scope="module", params=[pytest.param("in step", marks=pytest.mark.soak), "one step ahead"])
 def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: ModelSource, tmp_path_factory: Any) -> Any:
     """What vLLM answers on its second runner: all kinds of request, rows that are preempted, and an adapter."""
     folder = tmp_path_factory.mktemp("answers")
