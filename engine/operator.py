@@ -7,10 +7,10 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -287,15 +287,25 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
     return list(await asyncio.gather(*calls))
 
 
+Ask = Callable[[Row, RowLLM], Awaitable[Row]]
+"""Asks a model about one row and returns the columns of its answer."""
+
+
 class LLMs(ABC):
     """Models as a table of rows sees them: `map` runs a coroutine per row with ledger, retries and streaming."""
 
     @abstractmethod
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order.
 
         `label` names the work in the ledger and the progress display; `identity` is what decides the results beside the rows.
         """
+
+
+class Log(Protocol):
+    """Takes progress as it is to be shown: `log(done=3, total=10, loss=0.5)`."""
+
+    def __call__(self, **figures: Any) -> None: ...
 
 
 @dataclass(slots=True)
@@ -303,7 +313,7 @@ class Job:
     """What a table, model or metrics operator is given to work with.
 
     `inputs` and `models` are by the names the parameters use. `out_dir` is where files go; it becomes the artifact.
-    `metrics` ends up in run.json. `log` reports progress: `log(done=3, total=10, loss=0.5)`.
+    `metrics` ends up in run.json. `log` reports progress; None where nobody watches.
     """
 
     out_dir: Path
@@ -313,7 +323,7 @@ class Job:
     seed: int = 0
     work_dir: Path = Path()
     """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
-    log: Any = None
+    log: Log | None = None
 
 
 class TableOperator(Operator[P]):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import (
+    Ask,
     Job,
     LLMs,
     MetricsOperator,
@@ -178,7 +179,7 @@ class LedgeredLLMs(LLMs):
         self._tally = Tally()
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(step.op, model.identity)) for name, model in models.items()}
 
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
         from caiflow.engine.flow.row_llm import LedgeredLLM
 

@@ -5,14 +5,12 @@ Owns that one rule for all measures; how many may fail is the step's `max_failed
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import EngineError, StepError
-from caiflow.engine.operator import RowLLM
+from caiflow.engine.operator import Ask, RowLLM
 from caiflow.engine.rows.columns import Row
-
-Ask = Callable[[Row, RowLLM], Awaitable[Row]]
 
 
 def attempted(ask: Ask, blank: Mapping[str, Any]) -> Ask:

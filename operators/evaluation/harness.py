@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.operator import Ask, LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.evaluation.attempts import Ask, attempted, refuse_failures
+from caiflow.operators.evaluation.attempts import attempted, refuse_failures
 from caiflow.operators.evaluation.params import HarnessParams
 from caiflow.operators.measures.statistics import Z_95
 

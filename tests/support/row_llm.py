@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.operator import Ask, LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 
 
@@ -82,6 +82,6 @@ class RuleLLMs(LLMs):
     models: Mapping[str, RuleLLM]
     mapped: list[tuple[str, str, int]] = field(default_factory=list)
 
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Any, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
         self.mapped.append((label, model, len(rows)))
         return list(await gather(*(ask(row, self.models[model]) for row in rows)))
