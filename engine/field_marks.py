@@ -104,7 +104,7 @@ def _extra(note: Any) -> Mapping[str, Any]:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Say whether a validated value can have come from this member of a union."""
+    """Return whether a validated value can have come from this member of a union."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     origin = get_origin(kind)

@@ -50,12 +50,12 @@ def names() -> tuple[str, ...]:
 
 
 def is_built_in(name: str) -> bool:
-    """Say whether the operator comes with caiflow."""
+    """Return whether the operator comes with caiflow."""
     return name in BUILT_IN and name not in _extra
 
 
 def exists(name: str) -> bool:
-    """Say whether there is an operator of that name, without importing it."""
+    """Return whether there is an operator of that name, without importing it."""
     return name in BUILT_IN or name in _extra or name in plugins()
 
 

@@ -178,7 +178,7 @@ class Revise(RowOperator[ReviseParams]):
         return [self._named(row["principle"]), *drawn[1:]] if self._has_critique(row) else drawn
 
     def _has_critique(self, row: Row) -> bool:
-        """Tell whether the row's critique is about its present answer, not left over from an earlier round."""
+        """Return whether the row's critique is about its present answer, not left over from an earlier round."""
         if not self.params.critique or row.get("critique") is None or row.get("principle") is None:
             return False
         return (row.get("round") or 1) == len(revisions_so_far(row)) + 1

@@ -1,7 +1,7 @@
 """Constitution files of other systems, told apart by their content and turned into caiflow's own format.
 
 Owns the decoding of a file's text and the knowledge of each released format. Returns plain data in the format that
-`constitution` documents. Never looks at a file's name, never checks the result and never draws.
+`load` documents. Never looks at a file's name, never checks the result and never draws.
 
 A text that is YAML by chance (`Rules: be kind.`) stays a text, unless its file's name says YAML.
 """

@@ -1,7 +1,7 @@
 """Constitutions: the principles a spec follows, their few-shot examples, and which row draws which principle.
 
 Owns the documented YAML format below and what a spec may write under `constitution:`; formats of other systems are turned into
-this one by `constitution_formats`. Never asks a model and never writes a prompt: operators do.
+this one by `foreign_formats`. Never asks a model and never writes a prompt: operators do.
 
     caiflow_constitution: 1          # version of this format
     name: kind

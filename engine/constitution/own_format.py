@@ -1,6 +1,6 @@
 """caiflow's own constitution format: checking a file's data, and writing a constitution out again.
 
-Owns the format's keys and the place of each problem in a file. `constitution` documents the format. Never opens a file.
+Owns the format's keys and the place of each problem in a file. `load` documents the format. Never opens a file.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def display(*, as_json: bool = False, out: TextIO | None = None, err: TextIO | N
 
 
 def _in_notebook() -> bool:
-    """Tell whether this is a notebook's kernel that can redraw in place; Rich needs ipywidgets for that."""
+    """Return whether this is a notebook's kernel that can redraw in place; Rich needs ipywidgets for that."""
     kernel = sys.modules.get("ipykernel.zmqshell")
     if kernel is None or sys.modules["IPython"].get_ipython() is None:
         return False

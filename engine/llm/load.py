@@ -96,7 +96,7 @@ def _context(model: Any, tokenizer: Any) -> int:
 
 
 def _has_cuda() -> bool:
-    """Say whether a CUDA GPU is here, without importing torch where the driver's own files tell."""
+    """Return whether a CUDA GPU is here, without importing torch where the driver's own files tell."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return False
     if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists() and os.name == "posix":

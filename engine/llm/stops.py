@@ -18,7 +18,7 @@ class Stops:
         self._pieces: dict[int, str] = {}
 
     def may_end(self, token: int, stops: Sequence[str]) -> bool:
-        """Say whether a stop sequence may end within this token; errs towards yes."""
+        """Return whether a stop sequence may end within this token; errs towards yes."""
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self._renderer.decode([token])

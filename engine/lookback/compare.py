@@ -185,13 +185,13 @@ def _one_sided(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[OneSi
 
 
 def _judges(run_dir: Path, steps: Mapping[str, Any], step: str) -> bool:
-    """Tell whether a step chose between answers itself: by its operator, or because its inputs have no chosen answer yet."""
+    """Return whether a step chose between answers itself: by its operator, or because its inputs have no chosen answer yet."""
     inputs = [run_dir / "steps" / name for name in steps[step].get("inputs", ())]
     return _chooses(steps[step]["op"]) or (bool(inputs) and not any(map(_has_chosen, inputs)))
 
 
 def _chooses(op: str) -> bool:
-    """Tell whether the rows of an operator say which of two answers won; False of one that isn't installed any more."""
+    """Return whether the rows of an operator say which of two answers won; False of one that isn't installed any more."""
     return registry.exists(op) and getattr(registry.operator(op), "chooses", False)
 
 

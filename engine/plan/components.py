@@ -193,11 +193,11 @@ class Resolver:
         return list(members.values())
 
     def _joins_late(self, step: Step, members: Mapping[str, Step]) -> bool:
-        """Tell whether the step takes more than its `input` from the chain itself (a second edge has to wait)."""
+        """Return whether the step takes more than its `input` from the chain itself (a second edge has to wait)."""
         return sum(1 for r in step.references() if r.name in members) > 1
 
     def is_row_step(self, name: str) -> bool:
-        """Tell whether a step streams rows."""
+        """Return whether a step streams rows."""
         return self._is_row_step(self.spec.steps[name])
 
     def _is_row_step(self, step: Step) -> bool:

@@ -60,7 +60,7 @@ def _missing_columns(
 
 
 def _names(mark: Mark, column: str) -> bool:
-    """Say whether a text of the spec is the column's name, or an expression that has it."""
+    """Return whether a text of the spec is the column's name, or an expression that has it."""
     return mark.value == column or (mark.kind == "x-expression" and column in re.findall(r"\w+", mark.value))
 
 

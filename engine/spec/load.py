@@ -1,7 +1,7 @@
 """From a YAML file to a frozen, validated spec.
 
-Owns the order of things: read and lay over (`overlay`), validate (`structure`), carry the matrix out (`matrix`), check what
-needs the whole (`check`). All findings come in one SpecError. Nothing here runs a step, and no spec can name code to import.
+Owns the order of things: read and lay over (`layers`), validate (`shapes`), carry the matrix out (`matrix`), check what
+needs the whole (`checks`). All findings come in one SpecError. Nothing here runs a step, and no spec can name code to import.
 """
 
 from __future__ import annotations

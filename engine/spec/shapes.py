@@ -109,7 +109,7 @@ def _validated(model: type[Any], given: Any, path: Path_, doubts: list[tuple[Pat
 
 
 def _converted(given: Any, taken: Any) -> bool:
-    """Say whether a scalar was turned into another type, such as the text "5" into a number."""
+    """Return whether a scalar was turned into another type, such as the text "5" into a number."""
     if isinstance(given, Mapping) and isinstance(taken, Mapping):
         return any(_converted(value, taken[key]) for key, value in given.items() if key in taken)
     if isinstance(given, list) and isinstance(taken, list):

@@ -110,7 +110,7 @@ def _remove(store: Store, item: Garbage) -> bool:
 
 
 def _abandoned(staged: Path) -> bool:
-    """Tell whether the process that staged a folder is gone: it is dead here, or was elsewhere and left it for a week."""
+    """Return whether the process that staged a folder is gone: it is dead here, or was elsewhere and left it for a week."""
     _, host, pid, _ = staged.name.removeprefix(".doomed-").split("~")
     if host != socket.gethostname():
         return _newest(staged) < time.time() - ELSEWHERE_S

@@ -82,7 +82,7 @@ class Segment:
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def whole(self) -> bool:
-        """Say whether the file ends with a good record."""
+        """Return whether the file ends with a good record."""
         return len(MAGIC) <= self.end == os.fstat(self.descriptor).st_size
 
     def write(self, record: bytes) -> int:
@@ -134,5 +134,5 @@ def _good(data: bytes, at: int, keys: bytearray, offsets: array[int]) -> int:
 
 
 def _cut(data: bytes, asked: int) -> bool:
-    """Say whether `data` is full and ends within its first record, so that more of the file may complete it."""
+    """Return whether `data` is full and ends within its first record, so that more of the file may complete it."""
     return len(data) == asked and _HEAD.size + int.from_bytes(data[:4], "little") > len(data)

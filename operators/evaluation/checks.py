@@ -156,7 +156,7 @@ def repeated_share(text: str, n: int = 4) -> float:
 
 
 def is_repetitive(row: Row) -> bool:
-    """Tell whether an answer goes round in circles, by words or by one character (an emoji) over and over."""
+    """Return whether an answer goes round in circles, by words or by one character (an emoji) over and over."""
     text = str(row.get("response") or "")
     return repeated_share(text) >= REPEATED_SHARE or re.search(r"([^\s.\-_=*#])(?:\s*\1){11}", text) is not None
 

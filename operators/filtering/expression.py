@@ -91,7 +91,7 @@ def parse(text: str) -> Expression:
 
 
 def is_value(node: ast.expr) -> bool:
-    """Tell whether a part of a tree is a plain value, such as 3, -3, "text" or None."""
+    """Return whether a part of a tree is a plain value, such as 3, -3, "text" or None."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     return isinstance(node, ast.Constant)

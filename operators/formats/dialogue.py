@@ -26,7 +26,7 @@ _MARKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|System):")
 
 
 def is_transcript(text: object) -> bool:
-    """Say whether `text` begins as a transcript does: with `Human:` or `System:` as its first word."""
+    """Return whether `text` begins as a transcript does: with `Human:` or `System:` as its first word."""
     return isinstance(text, str) and text.lstrip().startswith(("Human:", "System:"))
 
 
@@ -78,7 +78,7 @@ def parse_messages(value: object) -> list[Message]:
 
 
 def is_message_list(value: object) -> bool:
-    """Say whether `value` can be read by `parse_messages`."""
+    """Return whether `value` can be read by `parse_messages`."""
     try:
         parse_messages(value)
     except ValueError:

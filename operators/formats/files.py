@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 def has_data_suffix(name: str) -> bool:
-    """Say whether `name` ends as a data file's name does, with or without `.gz`."""
+    """Return whether `name` ends as a data file's name does, with or without `.gz`."""
     return Path(name.removesuffix(".gz")).suffix in SUFFIXES
 
 

@@ -1,7 +1,7 @@
 """Preference pairs made of a row's answers: each is judged, tied, left out or labelled as the step's parameters say.
 
-Owns ties, unreadable answers and labels; how a vote is asked and averaged is in `engine.judging`, `engine.pairwise` and
-`engine.listwise`, what many votes amount to in `verdicts`.
+Owns ties, unreadable answers and labels; how a vote is asked and averaged is in `options`, `pairwise` and
+`listwise`, what many votes amount to in `verdicts`.
 """
 
 from __future__ import annotations

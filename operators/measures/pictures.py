@@ -18,7 +18,7 @@ _SMALLEST, _LARGEST = 20.0, 220.0
 
 
 def can_draw() -> bool:
-    """Tell whether pictures can be drawn here (`pip install 'caiflow[plots]'`)."""
+    """Return whether pictures can be drawn here (`pip install 'caiflow[plots]'`)."""
     return find_spec("matplotlib") is not None
 
 

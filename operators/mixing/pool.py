@@ -142,7 +142,7 @@ def _empty(texts: pa.Array) -> pa.Array:
 
 
 def _may_be_null(rows: Rows, column: str) -> bool:
-    """Say whether the files' statistics leave room for nulls in a column."""
+    """Return whether the files' statistics leave room for nulls in a column."""
     import pyarrow.parquet as pq
 
     for file in rows.files:
