@@ -305,7 +305,8 @@ class LLMs(ABC):
 class Log(Protocol):
     """Takes progress as it is to be shown: `log(done=3, total=10, loss=0.5)`."""
 
-    def __call__(self, **figures: Any) -> None: ...
+    def __call__(self, **figures: Any) -> None:
+        """Report these figures."""
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def ranks(uids: Sequence[str], seed: int, purpose: str) -> NDArray[np.uint64]:
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014), element by element."""
+    """Return what the finaliser of splitmix64 (Steele et al. 2014) makes of each element."""
     import numpy as np
 
     state = state + np.uint64(0x9E3779B97F4A7C15)

@@ -51,8 +51,10 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """One answer. `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per
-    scored token of the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
+    """One answer.
+
+    `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per scored token of
+    the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 
     `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
     """

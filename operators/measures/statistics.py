@@ -36,6 +36,7 @@ def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
     """Return a binomial rate with its Wilson score interval; without any trial the interval is all of 0..1.
 
     `successes` may be a fraction: a tie counts half.
+
     Raises:
         ValueError: `successes` outside 0..n.
     Source: E. B. Wilson, Probable inference, JASA 22 (1927).
@@ -85,6 +86,7 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     """Return the ratio of two sums over the same units with its 95% percentile bootstrap interval; units are drawn whole.
 
     A loss per token over texts of different lengths is such a ratio: its tokens aren't independent, its texts are.
+
     Raises:
         ValueError: different numbers of them, none, or a denominator that isn't positive.
     """
@@ -131,6 +133,7 @@ def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e
     """Return maximum-likelihood log-strengths [..., M] float64 of zero mean from wins [..., M, M] (row beat column).
 
     `prior` adds that many virtual wins each way to every pair that met, which keeps a player who never lost finite.
+
     Raises:
         ValueError: a player lost or won every comparison (or met nobody) and `prior` is 0: no finite maximum exists.
     Source: D. R. Hunter, MM algorithms for generalized Bradley-Terry models, Annals of Statistics 32 (2004), eq. 3.
@@ -164,6 +167,7 @@ def elo_ratings(
 
     Players keep the order of their first appearance; only those that met others (through any chain of comparisons with the
     anchor) get meaningful differences.
+
     Raises:
         ValueError: the anchor took part in no comparison.
     """
@@ -225,6 +229,7 @@ def calibration(predicted: Sequence[float], outcomes: Sequence[float], *, bins: 
     """Return the expected calibration error over bins of equal width: the mean gap of prediction and outcome, weighted by size.
 
     `outcomes` are 0 or 1, or soft labels between. A prediction of exactly 1 belongs to the last bin.
+
     Raises:
         ValueError: different lengths, no predictions, or a prediction outside 0..1.
     Source: Guo et al., On calibration of modern neural networks, ICML 2017, eq. 3.
