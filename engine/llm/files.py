@@ -6,6 +6,7 @@ Owns devices, dtypes and the errors of loading. Starts no engine, and imports to
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +127,11 @@ def template_text(value: str | None) -> str:
 
 
 def load_error(what: str, error: Exception) -> EngineError:
-    """Return an EngineError that says in plain words why `what` couldn't be loaded."""
+    """Return an EngineError that says in plain words why `what` couldn't be loaded.
+
+    Where nothing is to be advised, the hint is the whole chain of causes, whose last line the message has.
+    """
+    cause = _root(error)
     text = str(error).strip() or type(error).__name__
     low = text.lower()
     first = next((line for line in text.splitlines() if line.strip()), text)[:400]
@@ -137,8 +142,18 @@ def load_error(what: str, error: Exception) -> EngineError:
     elif "trust_remote_code" in text:
         hint = "the model brings its own code; it is run only with --trust-remote-code on the command line"
     else:
-        hint = "see the message above for the cause"
+        first = (str(cause).strip().splitlines() or [""])[-1][:400] or type(cause).__name__
+        hint = "the cause as a whole:\n" + "".join(traceback.format_exception(error)).rstrip()
     return EngineError(f"can't load {what}: {first}", hint, kind="load")
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the error at the beginning of a chain: what the ones raised from it, or while it was handled, hide."""
+    seen = {id(error)}
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) and id(before) not in seen:
+        seen.add(id(before))
+        error = before
+    return error
 
 
 def _dtype(name: str, device: str) -> Any:

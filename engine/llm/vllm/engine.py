@@ -133,6 +133,8 @@ class VLLMEngine:
                 max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._final, skip_clone=True
             )
         if choices:
+            # Ask for no top-k `logprobs` in this or any other request: where they share a batch with `logprob_token_ids`,
+            # vLLM's first model runner overwrites them with (0, -inf). Its second one is right.
             return self._params_type(
                 max_tokens=1, temperature=0.0, logprob_token_ids=list(choices.values()), detokenize=False,
                 output_kind=self._final, skip_clone=True,
@@ -246,6 +248,10 @@ def _adapter_shape(adapter: str) -> dict[str, Any]:
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    if given.get("speculative_config"):  # several rows a request then, which the second runner's draws would mistake
+        raise EngineError(
+            "vLLM can't speculate and draw by seeds, got speculative_config", "leave it out of engine_args", kind="load"
+        )
     for name in given:
         if name not in known:
             near = nearest(name, known)

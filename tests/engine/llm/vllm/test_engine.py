@@ -13,6 +13,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model
 from caiflow.engine.llm.load import load_engine
+from support.agreement import assert_agree
 from support.asking import ask, mixed_requests, scored_requests, text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
@@ -33,14 +34,7 @@ def engine(source: ModelSource) -> Iterator[Engine]:
 
 def test_vllm_answers_what_transformers_answers_seeds_and_choices_included(engine: Engine, tiny_source: ModelSource) -> None:
     requests = mixed_requests()
-    reference = load_engine(tiny_source)
-    for request, mine, theirs in zip(requests, ask(engine, requests), ask(reference, requests), strict=True):
-        assert isinstance(mine, Completion)
-        assert isinstance(theirs, Completion)
-        if request.choices:
-            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
-        else:
-            assert mine == theirs
+    assert_agree(tiny_source, requests, ask(engine, requests), ask(load_engine(tiny_source), requests))
 
 
 def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, tiny_source: ModelSource) -> None:
@@ -85,6 +79,11 @@ def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
 def test_an_argument_vllm_does_not_know_is_named_with_the_nearest(source: ModelSource) -> None:
     with pytest.raises(EngineError, match="got 'max_num_seq'; did you mean max_num_seqs"):
         load_engine(source._replace(options={"engine_args": {"max_num_seq": 3}}))
+
+
+def test_speculation_is_refused_since_seeded_draws_would_go_wrong(source: ModelSource) -> None:
+    with pytest.raises(EngineError, match="speculative_config; leave it out"):
+        load_engine(source._replace(options={"engine_args": {"speculative_config": {"method": "ngram"}}}))
 
 
 def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: Engine) -> None:
