@@ -1,7 +1,7 @@
 """`caiflow doctor`: is this machine fit for runs, and if not, what to do.
 
 Looks at Python, libraries, engines, accelerators, Ray, the store and the hub's cache. Reads only, except for one small file
-written to the store and removed again. Never installs, never starts Ray or an engine.
+written to the store and removed again. Never installs; starts an engine, a training or Ray only with `--try` (trials/).
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
+from caiflow.engine.commands.findings import Finding
 from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
+from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.machine import cores
 from caiflow.engine.store.artifacts import default_home
 
 EXAMPLES = """\
   caiflow doctor
   CAIFLOW_HOME=/data/caiflow caiflow doctor --json
+  caiflow doctor --try                 # engines, trainings and Ray on this machine's devices: a minute or two
+  caiflow doctor --try vllm spread     # some of it
 """
-Verdict = Literal["ok", "note", "broken"]
 
 TIGHT_BYTES = 5 * 2**30
 """Below this much free space the store is worth a note."""
@@ -34,19 +38,11 @@ TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that break `import transformers` where they were built for another torch; caiflow needs none of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `broken` means that runs will fail; `hint` says what to do."""
-
-    what: str
-    verdict: Verdict
-    detail: str
-    hint: str = ""
-
-
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    told = f"also try here what runs do: all of it, or some of {', '.join(NAMES)}"
+    parser.add_argument("--try", dest="trials", metavar="TRIAL", nargs="*", help=told)
 
 
 def execute(args: Namespace) -> int:
@@ -54,16 +50,31 @@ def execute(args: Namespace) -> int:
     import gc
 
     gc.enable()  # off since the start; the libraries that are tried here expect to be tidied up at the end
+    trials = None if args.trials is None else chosen(args.trials)
     findings = []
-    for finding in examine(default_home()):
+    for finding in chain(examine(default_home()), () if trials is None else try_out(trials)):
         findings.append(finding)
         if not args.json:
-            mark = {"ok": "✓", "note": "·", "broken": "✗"}[finding.verdict]
-            hint = f"\n  {'':<13} {finding.hint}" if finding.hint else ""
-            print(f"{mark} {finding.what:<13} {finding.detail}{hint}", flush=True)
+            print(finding, flush=True)
     if args.json:
         print_json([asdict(finding) for finding in findings])
     return 1 if any(finding.verdict == "broken" for finding in findings) else 0
+
+
+def try_out(trials: Sequence[Trial]) -> Iterator[Finding]:
+    """Make the trials one after the other; what they wrote stays only where something is broken."""
+    from caiflow.engine.commands.trials.bench import make
+
+    folder = Path(tempfile.mkdtemp(prefix="caiflow-doctor-"))
+    broken = False
+    try:
+        for trial in trials:
+            for finding in make(trial, folder / trial.name):
+                broken |= finding.verdict == "broken"
+                yield finding
+    finally:
+        if not broken:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def examine(home: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import (
@@ -268,7 +268,11 @@ class FlowUnit:
         return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts)
 
 
-Unit = TableUnit | TrainUnit | MeasureUnit | FlowUnit
+class Unit(Protocol):
+    """What a worker can carry out: one of the above, or anything else that pickles."""
+
+    def run(self, report: Report) -> Mapping[str, StepResult]:
+        """Carry it out; results by step."""
 
 
 def progress_fields(tally: Tally) -> dict[str, Any]:
