@@ -56,6 +56,7 @@ def save(trained: Trained, params: TrainingParams, job: Job) -> None:
     device = trained.model.device
     job.out_dir.mkdir(parents=True, exist_ok=True)
     if hasattr(trained.model, "merge_and_unload") and not params.merge:
+        _settle_order(trained.model)
         trained.model.save_pretrained(job.out_dir)
     else:
         _whole(trained, params, job).save_pretrained(job.out_dir)
@@ -63,6 +64,14 @@ def save(trained: Trained, params: TrainingParams, job: Job) -> None:
     (job.out_dir / "README.md").unlink(missing_ok=True)
     if before is not None:
         job.metrics |= {"trained_loss": before, "saved_loss": trained.measure(_loaded(trained, job.out_dir).to(device))}
+
+
+def _settle_order(model: Any) -> None:
+    """Put the sets of an adapter's settings in order: written as they come, equal adapters have other digests each time."""
+    for config in model.peft_config.values():
+        for name, value in list(vars(config).items()):
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
 
 
 def _whole(trained: Trained, params: TrainingParams, job: Job) -> Any:

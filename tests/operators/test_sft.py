@@ -89,6 +89,8 @@ def test_adapters_can_be_kept_apart(tmp_path: Path, model: ModelSource) -> None:
     apart = train(tmp_path / "apart", model, lora={"rank": 4}, merge=False).out_dir
     merged = train(tmp_path / "merged", model, lora={"rank": 4}).out_dir
     assert not (apart / "model.safetensors").exists()
+    layers = json.loads((apart / "adapter_config.json").read_text())["target_modules"]
+    assert layers == sorted(layers), "the order of a set differs in each process, and with it the adapter's identity"
     sources = [
         ModelSource(path=str(apart), identity=""),
         ModelSource(path=model.path, adapter=str(apart), identity=""),
