@@ -35,8 +35,9 @@ quickstart: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
 
+# SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS) $(SOAK)
 
 # One after the other, even with -j: both fill the machine.
 test-all: test
