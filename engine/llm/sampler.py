@@ -29,7 +29,7 @@ def uniforms(seeds: Sequence[int], counts: Sequence[int]) -> np.ndarray:
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
     """Return the next token of each row, [B] int64, from `logits` [B, V] float32; greedy rows cost one argmax together.
 
-    Never waits for the device: what decides a draw is known on the host and goes there in one copy.
+    Never waits for the device: what decides a draw is known on the host and goes there in copies that are queued.
     """
     rows = [index for index, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not rows:
@@ -51,9 +51,15 @@ def draw_rows(
     scaled: bool = False,
 ) -> torch.Tensor:
     """Return the next token of each row as `draw` does, where none is greedy; `scaled`: the temperature was applied before."""
-    settings = _settings(samplings, uniforms(seeds, counts), logits.device)
+    wanted = on_device(uniforms(seeds, counts).astype(np.float32), logits.device)
+    return _inverse(probabilities(logits, samplings, scaled=scaled), wanted)
+
+
+def probabilities(logits: torch.Tensor, samplings: Sequence[Sampling], *, scaled: bool = False) -> torch.Tensor:
+    """Return how likely each token is to be drawn, [B, V] float32, under each row's temperature, top-k, top-p and min-p."""
+    settings = _settings(samplings, logits.device)
     scores = logits if scaled else logits / settings.temperature
-    return _inverse(torch.softmax(_filtered(scores, samplings, settings), dim=-1), settings.wanted[:, 0])
+    return torch.softmax(_filtered(scores, samplings, settings), dim=-1)
 
 
 def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -80,17 +86,16 @@ def _splitmix(state: np.ndarray) -> np.ndarray:
 
 
 class _Settings(NamedTuple):
-    """What decides the draws of a batch, on its device: [B, 1] float32 each."""
+    """How the rows of a batch are drawn, on its device: [B, 1] float32 each."""
 
     temperature: torch.Tensor
     top_p: torch.Tensor
     top_k: torch.Tensor
     min_p: torch.Tensor
-    wanted: torch.Tensor
 
 
-def _settings(samplings: Sequence[Sampling], wanted: np.ndarray, device: torch.device) -> _Settings:
-    columns = [[s.temperature, s.top_p, s.top_k, s.min_p, u] for s, u in zip(samplings, wanted, strict=True)]
+def _settings(samplings: Sequence[Sampling], device: torch.device) -> _Settings:
+    columns = [[s.temperature, s.top_p, s.top_k, s.min_p] for s in samplings]
     packed = on_device(np.array(columns, dtype=np.float32), device)
     return _Settings(*(packed[:, place, None] for place in range(len(_Settings._fields))))
 

@@ -13,7 +13,7 @@ import torch
 
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.files import load_model, load_renderer
-from caiflow.engine.llm.sampler import _filtered, _settings, penalised, uniforms
+from caiflow.engine.llm.sampler import penalised, probabilities, uniforms
 
 TOLERANCE = 1e-4
 """How far a probability may be off, and a score of a greedy answer: float32 kernels differ by about a hundredth of it."""
@@ -63,9 +63,7 @@ def _admissible(model: Any, ids: list[int], path: list[int], request: Request) -
     wanted = uniforms([request.seed], [len(path)])[0]
     found: set[int] = set()
     for top_p in {min(1.0, sampling.top_p + shift) for shift in (-TOLERANCE, 0, TOLERANCE)} if sampling.top_p < 1 else {1.0}:
-        near = [sampling._replace(top_p=top_p)]
-        settings = _settings(near, uniforms([request.seed], [len(path)]), logits.device)
-        probs = torch.softmax(_filtered(logits / settings.temperature, near, settings), dim=-1)[0].double()
+        probs = probabilities(logits, [sampling._replace(top_p=top_p)])[0].double()
         above = probs.cumsum(0)
         hit = (above - probs - TOLERANCE <= wanted) & (wanted <= above + TOLERANCE) & (probs > 0)
         found |= set(torch.nonzero(hit)[:, 0].tolist())
