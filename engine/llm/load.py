@@ -1,6 +1,6 @@
 """Which engine a model runs on here, and how it is loaded.
 
-Owns the choice between the engines and the loading of tokenizer, weights and adapter. `ModelSource.options` may hold
+Owns the choice between the engines and what each is started with; files.py loads what they need. `ModelSource.options` may hold
 `num_gpus`, `engine_args` (vLLM's own names; the transformers engine heeds those named in `_load_transformers` and ignores the
 others, which only affect speed) and what openai.py names for served models. Imports torch and the libraries only inside the
 functions that load.

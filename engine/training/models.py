@@ -42,7 +42,7 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
     """
     if params.lora and not params.merge and base_and_adapter(source)[2] is not None:
         raise StepError(
-            "merge: false on a model that is a kept adapter itself; let one of the two fold its adapter in (`merge: true`)"
+            "merge: false on a model that is a kept adapter itself", "let one of the two fold its adapter in (`merge: true`)"
         )
     options: dict[str, Any] = {"dtype": _dtype(source, params), "attn_implementation": params.attn_implementation}
     bits = params.lora.quantization if params.lora else None
@@ -55,7 +55,7 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
 
 
 def load_plain(source: ModelSource, dtype: torch.dtype | str = "auto", task: Task = "causal") -> PreTrainedModel:
-    """Return a model as it is, any adapter folded in; to read from, or to fold an adapter into."""
+    """Return a model as it is, any adapter folded in; to read from."""
     return _trainable(load_weights(source, task, dtype=dtype))
 
 

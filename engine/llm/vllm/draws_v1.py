@@ -3,9 +3,6 @@
 A row's draw depends on its seed and its number of tokens alone, as in the transformers engine: both give the same answers where
 their scores agree. vLLM's own per-request seeds cost a random tensor per row and step, and fail on a CPU where a prompt is read
 in pieces. Loaded by vLLM, by name, in each of its workers.
-
-Whoever asks this runner for top-k log-probabilities must know: in a batch with requests for the log-probabilities of named
-tokens (`choices`), vLLM 0.32 overwrites them with `(0, -inf)` entries. The second runner is right.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class VLLMEngine:
         choices = self._renderer.choices(request) if request.choices else {}
         if len(ids) >= self._context:
             raise EngineError(
-                f"the prompt has {len(ids)} tokens but the context holds {self._context}, answer included; "
+                f"the prompt has {len(ids)} tokens but the context holds {self._context}, answer included",
                 "shorten it, use a model with a longer context, or raise max_model_len",
                 kind="overflow",
             )
@@ -167,6 +167,8 @@ class VLLMEngine:
 def load_vllm(source: ModelSource) -> VLLMEngine:
     """Start vLLM for `source`; `options["engine_args"]` goes to vLLM under its own names and wins over what is chosen here.
 
+    Which logits processor draws is no choice of a spec's: it goes by the model runner that vLLM will use.
+
     Raises:
         EngineError: kind `load`: an argument vLLM doesn't know, files missing or unreadable, or memory short.
     """
@@ -174,6 +176,7 @@ def load_vllm(source: ModelSource) -> VLLMEngine:
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     given = dict(source.options.get("engine_args") or {})
@@ -182,9 +185,9 @@ def load_vllm(source: ModelSource) -> VLLMEngine:
     if current_platform.is_cpu() and arguments["enforce_eager"]:
         _forgo_compiling()
     try:
-        config = EngineArgs(**arguments).create_engine_config()
+        config = EngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
         config.model_config.logits_processors = [PROCESSORS[2 if config.use_v2_model_runner else 1]]
-        engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        engine = LLMEngine.from_vllm_config(config, disable_log_stats=arguments["disable_log_stats"])
     except Exception as error:
         raise _explained(source.path, error) from error
     return VLLMEngine(engine, load_renderer(source), _adapter(source))
@@ -256,7 +259,7 @@ def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else "see vLLM's engine arguments"
-            raise EngineError(f"vLLM has no engine argument of that name, got {name!r}; {hint}", kind="load")
+            raise EngineError(f"vLLM has no engine argument of that name, got {name!r}", hint, kind="load")
 
 
 def _explained(what: str, error: Exception) -> EngineError:
@@ -265,5 +268,5 @@ def _explained(what: str, error: Exception) -> EngineError:
     for sign, hint in _HINTS.items():
         if sign in text.lower():
             line = next((line for line in text.splitlines() if sign in line.lower()), text)
-            return EngineError(f"vLLM can't start with {what}: {line.strip()[:400]}; {hint}", kind="load")
+            return EngineError(f"vLLM can't start with {what}: {line.strip()[:400]}", hint, kind="load")
     return load_error(f"{what} into vLLM", error)
