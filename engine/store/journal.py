@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
+StepStatus = Literal["waiting", "running", "done", "cached", "failed", "skipped"]
 
 HEARTBEAT_S = 2.0
 """How often a running driver rewrites run.json."""

@@ -1,0 +1,160 @@
+"""What a run leaves behind as it goes: each step's status, the events, links to the artifacts, and what `gc` must keep for it.
+
+Owns the statuses: a step's status changes here and nowhere else, and each change is written down. Decides none: that is the
+runner's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caiflow.engine.identity import digest
+from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
+from caiflow.engine.plan.relocate import portable
+from caiflow.engine.store.artifacts import Artifact
+from caiflow.engine.store.disk import write_atomic
+from caiflow.engine.store.journal import Journal, StepStatus
+
+if TYPE_CHECKING:
+    from caiflow.engine.run.units import StepResult
+    from caiflow.engine.spec.grammar import Step
+
+UNMADE: tuple[StepStatus, ...] = ("failed", "skipped")
+SETTLED: tuple[StepStatus, ...] = ("done", "cached", *UNMADE)
+
+
+class RunFolder:
+    """The folder of one run, and the status of every step it is to settle."""
+
+    def __init__(self, resolver: Resolver, out_dir: Path, journal: Journal, steps: Sequence[Step]) -> None:
+        self.status: dict[str, StepStatus] = {step.name: "waiting" for step in steps}
+        self.components: dict[str, Components] = {}
+        self._resolver = resolver
+        self._out_dir = out_dir
+        self._journal = journal
+        self._steps = steps
+        self._started: dict[str, float] = {}
+
+    def open(self) -> None:
+        """Write what is known before the first step."""
+        spec = self._resolver.spec
+        (self._out_dir / "steps").mkdir(parents=True, exist_ok=True)
+        (self._out_dir / "spec.yaml").write_text(portable(spec), encoding="utf-8")
+        (self._out_dir / TEXTS).write_text(json.dumps(self._resolver.texts(), indent=1, ensure_ascii=False), encoding="utf-8")
+        self._keep_reached()
+        steps = [
+            {"name": s.name, "op": s.op, "kind": s.operator_type().kind, "inputs": list(self._resolver.edges(s))}
+            for s in self._steps
+        ]
+        self._journal.emit("run_started", name=spec.name, spec=digest(spec.raw), seed=spec.seed, steps=steps)
+
+    def unsettled(self) -> list[Step]:
+        """Return the steps that wait or run."""
+        return [step for step in self._steps if self.status[step.name] not in SETTLED]
+
+    def all_made(self) -> bool:
+        """Return whether no step failed or was skipped."""
+        return not any(status in UNMADE for status in self.status.values())
+
+    def lost_an_input(self, step: Step) -> bool:
+        """Return whether something that the step needs will not be made by this run."""
+        return any(self.status.get(name) in UNMADE for name in self._resolver.edges(step))
+
+    def has_inputs(self, step: Step) -> bool:
+        """Return whether all that the step needs has settled."""
+        return all(self.status[name] in SETTLED for name in self._resolver.edges(step))
+
+    def keep(self, *, artifacts: Iterable[str] = (), ledgers: Iterable[str] = ()) -> None:
+        """Have `gc` keep these for this run."""
+        self._resolver.store.record_run(self._resolver.spec.name, self._out_dir, artifacts=artifacts, ledgers=ledgers)
+
+    def start(self, step: Step) -> None:
+        """Note that the step runs now."""
+        self.status[step.name] = "running"
+        self._started[step.name] = time.monotonic()
+        self._journal.emit("step_started", step=step.name)
+
+    def cache(self, step: Step, artifact: Artifact) -> None:
+        """Settle a step whose artifact was there."""
+        self._settle(step, "cached", artifact, {"cached": artifact.rows_out})
+
+    def seal(self, step: Step, result: StepResult) -> None:
+        """Settle a step by making its staged output an artifact."""
+        components = self._resolver.components(step)
+        assert components is not None, step.name
+        assert result.staged is not None, step.name
+        self.components[step.name] = components
+        meta = {
+            "kind": step.operator_type().kind,
+            "op": step.op,
+            "components": components,
+            "metrics": dict(result.metrics),
+            "rows_in": result.rows_in,
+            "rows_out": result.rows_out,
+            "counts": dict(result.counts),
+            "seconds": self._seconds(step),
+        }
+        artifact = self._resolver.store.seal(digest(components), result.staged, meta)
+        self._resolver.artifacts[step.name] = artifact
+        self._settle(step, "done", artifact, result.counts)
+
+    def skip(self, step: Step) -> None:
+        """Settle a step that lost an input."""
+        self._settle(step, "skipped")
+
+    def fail(self, step: Step, reason: str, counts: Mapping[str, int] | None = None) -> None:
+        """Settle a step by what ended it: the whole in a log of its own, the first line in the event."""
+        log = self._out_dir / "logs" / f"{step.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(reason + "\n", encoding="utf-8")
+        first = reason.strip().splitlines()[0].removeprefix(f"{step.name}: ") if reason.strip() else "failed"
+        self._settle(step, "failed", counts=counts, error=f"{first}; the whole report is in {log}")
+
+    def _settle(
+        self,
+        step: Step,
+        status: StepStatus,
+        artifact: Artifact | None = None,
+        counts: Mapping[str, int | None] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.status[step.name] = status
+        if artifact is not None:
+            _link(self._out_dir / "steps" / step.name, artifact.path)
+        self._keep_reached()
+        shown = ("cached", "dropped", "failed", "calls", "reused_calls")
+        self._journal.emit(
+            "step_done",
+            step=step.name,
+            status=status,
+            digest=artifact.digest if artifact else None,
+            rows_in=artifact.rows_in if artifact else None,
+            rows_out=artifact.rows_out if artifact else None,
+            seconds=self._seconds(step),
+            metrics=dict(artifact.metrics) if artifact else None,
+            error=error,
+            **{name: (counts or {}).get(name) for name in shown},
+        )
+
+    def _seconds(self, step: Step) -> float:
+        begun = self._started.get(step.name)
+        return round(time.monotonic() - begun, 3) if begun else 0.0
+
+    def _keep_reached(self) -> None:
+        """Keep what this run reaches where `gc`, `runs` and the next plan look for it."""
+        if self.components:
+            write_atomic(self._out_dir / COMPONENTS, json.dumps(self.components, indent=1, default=str) + "\n")
+        self.keep(artifacts=[artifact.digest for artifact in self._resolver.artifacts.values()])
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point `link` at an artifact, replacing an earlier link."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target, target_is_directory=True)
+    os.replace(fresh, link)
