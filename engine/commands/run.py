@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
+from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments, trust_argument
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
@@ -37,9 +37,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--locked", metavar="LOCK", nargs="?", const="", help="refuse what differs from this lock (default: that beside SPEC)"
     )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="let model repositories run their own code on this machine (off)"
-    )
+    trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on standard output")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.spec.engine_args import counted
 from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
     template = _template(entry.chat_template, base_dir)
     if template:
         parts["chat_template"] = digest(template)
+    options = _options(entry)
+    if counting := counted(options["engine_args"]):
+        parts["engine_args"] = counting
     return ModelSource(
         path=path,
         identity=digest(parts),
@@ -55,9 +60,23 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
         dtype=entry.dtype,
         quantization=entry.quantization,
         engine=entry.engine,
-        options=_options(entry),
+        options=options,
         trust_remote_code=trust_remote_code,
     )
+
+
+def refuse_untrusted(models: Mapping[str, ModelEntry]) -> None:
+    """Raise for what only a user who trusts the spec lets it do.
+
+    Raises:
+        PlanError: a model has engine arguments beyond those that a spec may set by itself.
+    """
+    for name, entry in models.items():
+        if entry.other_engine_args:
+            raise PlanError(
+                f"models.{name}.other_engine_args: {', '.join(entry.other_engine_args)} may run code or read files here",
+                "leave them out, or say --trust-remote-code if you trust this spec",
+            )
 
 
 def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
@@ -69,14 +88,16 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     if named := adapter_base(artifact.path):
         adapter = path
         path = base.path if base else named[0]
+    options = {} if base is None or base.engine == "openai" else base.options
+    counting = counted(options.get("engine_args") or {})
     return ModelSource(
         path=path,
-        identity=artifact.content,
+        identity=digest({"weights": artifact.content, "engine_args": counting}) if counting else artifact.content,
         adapter=adapter,
         tokenizer=str(artifact.path),
         dtype=base.dtype if base else "auto",
         engine=base.engine if base and base.engine != "openai" else "auto",
-        options={} if base is None or base.engine == "openai" else base.options,
+        options=options,
         trust_remote_code=base.trust_remote_code if base else False,
     )
 
@@ -115,7 +136,8 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
         "concurrency",
     )
     options = {name: getattr(entry, name, None) for name in names}
-    return {**{name: value for name, value in options.items() if value is not None}, "engine_args": dict(entry.engine_args)}
+    arguments = {**entry.engine_args.model_dump(mode="json", exclude_none=True), **entry.other_engine_args}
+    return {**{name: value for name, value in options.items() if value is not None}, "engine_args": arguments}
 
 
 def _template(value: str | None, base_dir: Path) -> str | None:

@@ -21,6 +21,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
+from caiflow.engine.plan.model_identity import refuse_untrusted
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
@@ -65,6 +66,8 @@ def run(
         PlanError: a model can't be found, something differs from the lock, or the cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
+    if not trust_remote_code:
+        refuse_untrusted(spec.models)
     wanted = chosen(spec, only or until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
     if locked is not None:

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
+from caiflow.engine.spec.engine_args import EngineArgs
 from caiflow.engine.yaml.tree import Node
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
@@ -54,8 +55,10 @@ class ModelEntry(Strict):
     """How the engine quantises the weights, by the engine's own name (`fp8`, `awq`, `bitsandbytes`)."""
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
     """What runs the model; auto takes openai for a server, else vLLM where it suits the machine, else transformers."""
-    engine_args: dict[str, Any] = Field(default_factory=dict, json_schema_extra=SPEED)
-    """Arguments handed to vLLM under its own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
+    engine_args: EngineArgs = EngineArgs()
+    """Settings of the engine under vLLM's own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
+    other_engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments for vLLM, unchecked, which may name code to run: they need `--trust-remote-code`."""
     num_gpus: float | None = Field(default=None, ge=0, json_schema_extra=SPEED)
     """GPUs per replica; by default 1 where there is one."""
     num_cpus: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from caiflow.engine.plan.model_identity import resolve_model
+from caiflow.engine.errors import PlanError
+from caiflow.engine.plan.model_identity import refuse_untrusted, resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
 
 URL = "http://127.0.0.1:8000/v1"
@@ -43,3 +46,39 @@ def test_what_lies_under_an_adapter_is_part_of_what_decides_its_answers(tmp_path
     assert resolve_model("m", ModelEntry(source="adapter"), tmp_path).identity == before.identity
     (tmp_path / "base" / "model.safetensors").write_bytes(b"second one")
     assert resolve_model("m", ModelEntry(source="adapter"), tmp_path).identity != before.identity
+
+
+def identity(tmp_path: Path, **entry: Any) -> str:
+    return resolve_model("m", ModelEntry(source="tiny", **entry), tmp_path).identity
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"kv_cache_dtype": "fp8"}, {"hf_overrides": {"rope_theta": 5e5}}, {"attention_backend": "TRITON_ATTN"}]
+)
+def test_an_engine_argument_that_can_change_answers_is_part_of_the_identity(arguments: dict[str, Any], tmp_path: Path) -> None:
+    assert identity(tmp_path, engine_args=arguments) != identity(tmp_path)
+
+
+def test_an_engine_argument_about_speed_leaves_the_identity_as_it_is(tmp_path: Path) -> None:
+    assert identity(tmp_path, engine_args={"max_num_seqs": 4, "gpu_memory_utilization": 0.5}) == identity(tmp_path)
+
+
+def test_every_unchecked_engine_argument_is_part_of_the_identity(tmp_path: Path) -> None:
+    assert identity(tmp_path, other_engine_args={"seed": 1}) != identity(tmp_path)
+
+
+def test_what_is_trained_answers_under_the_engine_arguments_of_its_base(tmp_path: Path) -> None:
+    artifact = SimpleNamespace(path=tmp_path, content="weights")
+    plain, cached = (
+        resolve_model("m", ModelEntry(source="tiny", engine_args=arguments), tmp_path)
+        for arguments in ({}, {"kv_cache_dtype": "fp8"})
+    )
+    assert trained_model(artifact, plain).identity == "weights"
+    assert trained_model(artifact, cached).identity != "weights"
+    assert trained_model(artifact, cached).options["engine_args"] == {"kv_cache_dtype": "fp8"}
+
+
+def test_only_who_trusts_a_spec_lets_it_hand_anything_to_the_engine() -> None:
+    with pytest.raises(PlanError, match=r"models\.m\.other_engine_args: worker_cls may run code.*--trust-remote-code"):
+        refuse_untrusted({"m": ModelEntry(source="tiny", other_engine_args={"worker_cls": "theirs.Worker"})})
+    refuse_untrusted({"m": ModelEntry(source="tiny", engine_args={"max_num_seqs": 4})})

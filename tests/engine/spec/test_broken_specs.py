@@ -92,6 +92,21 @@ BROKEN = [
         "caiflow: 1\nmodels: {m: {source: x, engine: openai, base_url: 'http://x/v1', api_key_env: »sk-123}}\n" + DATA,
         [("`api_key_env` must match", "never the secret itself")],
     ),
+    Broken(
+        "engine_argument_misspelt",
+        "caiflow: 1\nmodels: {m: {source: tiny, engine_args: {»max_model_length: 64}}}\n" + DATA,
+        [("unknown key `max_model_length`", "did you mean `max_model_len`?")],
+    ),
+    Broken(
+        "engine_argument_that_names_code",
+        "caiflow: 1\nmodels: {m: {source: tiny, engine_args: {»worker_extension_cls: theirs.Worker}}}\n" + DATA,
+        [("unknown key `worker_extension_cls`", "")],
+    ),
+    Broken(
+        "engine_argument_of_code_by_name",
+        "caiflow: 1\nmodels: {m: {source: tiny, engine_args: {distributed_executor_backend: »theirs.Executor}}}\n" + DATA,
+        [("must be `mp`, `ray` or `uni`", "allowed")],
+    ),
     Broken("no_server", "caiflow: 1\nmodels: {»m: {source: a, engine: openai}}\n" + DATA, [("has no server", "base_url")]),
     Broken("missing_folder", "caiflow: 1\nmodels: {m: {source: »./nets/one}}\n" + DATA, [("no such file", "no folder")]),
     Broken("model_and_step", steps("  »base: {op: ask, input: data, model: base}\n"), [("also the name of a model", "rename")]),

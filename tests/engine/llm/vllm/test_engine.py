@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model
 from caiflow.engine.llm.load import load_engine
+from caiflow.engine.spec.engine_args import EngineArgs
 from support.agreement import assert_agree
 from support.asking import ask, mixed_requests, scored_requests, text
 
@@ -79,6 +81,12 @@ def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
 def test_an_argument_vllm_does_not_know_is_named_with_the_nearest(source: ModelSource) -> None:
     with pytest.raises(EngineError, match="got 'max_num_seq'; did you mean max_num_seqs"):
         load_engine(source._replace(options={"engine_args": {"max_num_seq": 3}}))
+
+
+def test_vllm_has_every_argument_that_a_spec_may_set() -> None:
+    from vllm.engine.arg_utils import EngineArgs as Theirs
+
+    assert set(EngineArgs.model_fields) - {"device"} <= {field.name for field in dataclasses.fields(Theirs)}
 
 
 def test_speculation_is_refused_since_seeded_draws_would_go_wrong(source: ModelSource) -> None:
