@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class Worker:
     """Runs in a process of its own; one unit at a time, polled from another thread."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        self._events: deque[dict[str, Any]] = deque()
         self._imports = threading.Lock()
         self._worked = False
 
@@ -53,8 +54,7 @@ class Worker:
 
     def poll(self) -> list[dict[str, Any]]:
         """Return the progress since the last call."""
-        events, self._events[:] = list(self._events), []
-        return events
+        return [self._events.popleft() for _ in range(len(self._events))]
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -99,11 +99,6 @@ class EngineActor:
     def collect(self, client: str, session: str, timeout_s: float) -> list[tuple[int, Answer]]:
         """Wait for answers."""
         return self._loaded().collect(client, session, timeout_s)
-
-    def close(self) -> None:
-        """Free the engine."""
-        if self._host is not None:
-            self._host.close()
 
     def _loaded(self) -> EngineHost:
         if self._host is None:

@@ -91,6 +91,7 @@ class _Running:
     reference: Any
     pool: str
     gpus: float
+    cpus: float | None
     engines: list[str]
     tries: int = 1
     error: Exception | None = None
@@ -210,7 +211,7 @@ class Cluster:
         actor = self._take_worker(pool, gpus, cpus)
         for name in engines:
             self._engines[name].users += 1
-        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, list(engines)))
+        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines)))
         return True
 
     def busy(self) -> bool:
@@ -277,7 +278,7 @@ class Cluster:
         except ray_errors.RayError as failure:
             if running.tries < WORKER_TRIES:
                 running.tries += 1
-                running.actor = self._take_worker(running.pool, running.gpus, None)
+                running.actor = self._take_worker(running.pool, running.gpus, running.cpus)
                 running.reference = running.actor.run.remote(running.unit)
                 self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {first_line(failure)}"})
                 return None
@@ -316,7 +317,7 @@ class Cluster:
     def _worker(self, pool: str, gpus: float, threads: int) -> Any:
         import ray
 
-        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": pool}}
+        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}
         return ray.remote(Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
 
     def _engine_gpus(self, source: ModelSource) -> float:
@@ -344,7 +345,7 @@ class Cluster:
     def _new_engine(self, gpus: float, threads: int) -> Any:
         import ray
 
-        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads), "CAIFLOW_WORKER": "engine"}}
+        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}
         options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
         return ray.remote(EngineActor).options(runtime_env=environment, **options).remote()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from support.kills import without_token
 
@@ -40,6 +43,28 @@ for _ in range(2):
     cluster.close()
 print("twice")
 """
+DYING = """
+import os
+from pathlib import Path
+from caiflow.engine.run.cluster import Cluster
+
+class Dying:
+    def run(self, report):
+        notes = Path(os.environ["NOTES"])
+        with notes.open("a") as file:
+            file.write(os.environ["OMP_NUM_THREADS"] + " ")
+        if len(notes.read_text().split()) == 1:
+            os._exit(1)
+        return {}
+
+cluster = Cluster()
+cluster.start()
+cluster.submit(Dying(), "train", cpus=3)
+while cluster.busy():
+    for finished in cluster.wait(1.0):
+        print(finished.error)
+cluster.close()
+"""
 
 
 def said_by(script: str, *arguments: str) -> str:
@@ -61,6 +86,12 @@ def test_a_start_that_always_fails_says_why() -> None:
 
 def test_a_process_may_run_one_cluster_after_the_other() -> None:
     assert said_by(TWICE) == "twice"
+
+
+def test_work_that_goes_on_in_another_process_keeps_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTES", str(tmp_path / "threads"))
+    assert said_by(DYING).endswith("None")
+    assert (tmp_path / "threads").read_text().split() == ["3", "3"]
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
