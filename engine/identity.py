@@ -15,9 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-FORMAT = 1
-"""Version of the key format; part of every digest that plan and run compare."""
-
 _EXACT = 2.0**53  # whole floats below this are written as integers, so that 1 and 1.0 are the same
 _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("engine", "operators", "constitutions", "specs", "examples")
-MOST_MODULES, MOST_OF_THE_ENGINES_OWN = 15, 10
+MOST_MODULES, MOST_OF_THE_ENGINES_OWN, MOST_LINES = 15, 10, 400
 
 
 def modules(folder: Path) -> list[Path]:
@@ -23,6 +23,12 @@ def test_no_folder_holds_more_modules_than_a_reader_takes_in() -> None:
     crowded = {path.relative_to(ROOT).as_posix(): len(modules(path)) for path in folders if len(modules(path)) > MOST_MODULES}
     assert set(crowded) <= {"engine/commands"}  # a file a command
     assert len(modules(ROOT / "engine")) <= MOST_OF_THE_ENGINES_OWN
+
+
+def test_no_file_is_longer_than_a_reader_takes_in() -> None:
+    files = [path for part in ("engine", "operators") for path in (ROOT / part).rglob("*.py")]
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: number for name, number in lines.items() if number > MOST_LINES} == {}
 
 
 def test_every_wing_says_what_it_is_for() -> None:

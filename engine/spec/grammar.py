@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.field_marks import Mark, marks
-from caiflow.engine.operator import SPEED, Operator, Params, Reference, StepContext, Strict
+from caiflow.engine.operator import SPEED, Operator, Params, Reference, Strict
 from caiflow.engine.spec.engine_args import EngineArgs
 from caiflow.engine.yaml.tree import Node
 
@@ -170,22 +170,3 @@ class Spec:
         import yaml
 
         return yaml.safe_dump(dict(self.raw), sort_keys=False, allow_unicode=True, width=120)
-
-    def context(self, name: str) -> StepContext:
-        """Return what a step's operator may know of this spec; its constitution is read here.
-
-        Raises:
-            SpecError: the constitution can't be read.
-        """
-        step = self.steps[name]
-        value = self.constitution if step.constitution is None else step.constitution
-        if value is None:
-            return StepContext(self.seed, self.base_dir)
-        from caiflow.engine.constitution.load import load_constitution
-
-        return StepContext(self.seed, self.base_dir, load_constitution(value, self.base_dir))
-
-    def operator(self, name: str) -> Operator[Any]:
-        """Return a step's operator, ready to work."""
-        step = self.steps[name]
-        return step.operator_type()(step.params, self.context(name))

@@ -111,12 +111,3 @@ def chosen(spec: Spec, last: str | None) -> set[str]:
     if not ends:
         raise SpecError(f"caiflow: {last!r} is none of the steps", suggest(last, spec.steps, "steps"))
     return set(ends).union(*(ancestors(spec, name) for name in ends))
-
-
-def downstream(spec: Spec, name: str) -> set[str]:
-    """Return every step that needs `name`, however far; without itself."""
-    users: dict[str, tuple[str, ...]] = dict.fromkeys(spec.steps, ())
-    for step, needs in edges(spec).items():
-        for need in needs:
-            users[need] = (*users[need], step)
-    return reach([name], users) - {name}

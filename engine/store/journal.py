@@ -1,4 +1,4 @@
-"""The journal of a run: events.jsonl, run.json with its heartbeat, and reading both back.
+"""The journal of a run: events.jsonl, run.json with its heartbeat, and reading the latter back.
 
 Everything that happens in a run is one event, a flat dict with `t` (unix seconds) and `event`. The journal appends it to
 events.jsonl, folds it into run.json, and hands it to one listener (a display). It never renders and never starts work.
@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -118,19 +118,6 @@ def _new_step(step: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": {},
     }
     return {"op": step["op"], **empty, **{k: v for k, v in step.items() if k in ("inputs", "digest")}}
-
-
-def read_events(run_dir: Path) -> Iterator[Event]:
-    """Yield the events of a run in order; a last line cut by a crash is left out."""
-    path = run_dir / "events.jsonl"
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

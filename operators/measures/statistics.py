@@ -103,11 +103,6 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     return Mean(float(total[0] / total[1]), size, float(low), float(high))
 
 
-def win_probability(difference: float) -> float:
-    """Return the chance to win with `difference` Elo points more than the other side."""
-    return 1 / (1 + 10 ** (-difference / 400))
-
-
 class Rating(NamedTuple):
     """A player's Elo rating relative to the anchor, its 95% bootstrap interval, and the comparisons it took part in."""
 

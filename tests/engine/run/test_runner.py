@@ -18,7 +18,8 @@ from caiflow.engine.rows.folder import Rows
 from caiflow.engine.run.runner import run
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.journal import read_events, read_run, true_status
+from caiflow.engine.store.journal import read_run, true_status
+from support.events import read_events
 from support.kills import ledger_records, leftovers, start, victims
 
 pytestmark = [pytest.mark.slow]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.store.journal import DEAD_AFTER_S, Event, Journal, read_events, read_run, true_status
+from caiflow.engine.store.journal import DEAD_AFTER_S, Event, Journal, read_run, true_status
+from support.events import read_events
 
 STEPS = [{"name": "red", "op": "load", "inputs": []}, {"name": "answer", "op": "generate", "inputs": ["red"]}]
 
