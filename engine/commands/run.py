@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments, trust_argument
 
 if TYPE_CHECKING:
+    from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.spec.load import Spec
 
 EXAMPLES = """\
@@ -38,6 +39,10 @@ def arguments(parser: ArgumentParser) -> None:
         "--locked", metavar="LOCK", nargs="?", const="", help="refuse what differs from this lock (default: that beside SPEC)"
     )
     trust_argument(parser)
+    parser.add_argument(
+        "--allow-env", metavar="VARIABLE=HOST", action="append", type=_key_sent, default=[],
+        help="let the key in an environment variable be sent to a server; a terminal is asked, and the answer kept",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on standard output")
 
 
@@ -47,6 +52,8 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.display.progress import display
     from caiflow.engine.run import runner
 
+    if sys.stdin.isatty() and sys.stderr.isatty() and not args.json:
+        _ask(spec, args.allow_env)
     with display(as_json=args.json) as listener:
         result = runner.run(
             spec,
@@ -57,6 +64,7 @@ def execute(args: Namespace) -> int:
             address=args.address,
             on_event=listener,
             trust_remote_code=args.trust_remote_code,
+            allowed=args.allow_env,
             locked=_lock_path(spec, args.locked),
         )
     if not args.json:
@@ -64,6 +72,29 @@ def execute(args: Namespace) -> int:
     if result.exit_code == 130:
         print(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
     return result.exit_code
+
+
+def _key_sent(text: str) -> KeySent:
+    from caiflow.engine.plan.consent import parse_key_sent
+
+    try:
+        return parse_key_sent(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _ask(spec: Spec, allowed: list[KeySent]) -> None:
+    """Ask for each key that the spec has sent somewhere whether it may be, and keep the answer where it is yes."""
+    from caiflow.engine.plan.consent import remember, unallowed
+
+    for key, name in unallowed(spec.models, allowed).items():
+        print(
+            f"models.{name} sends the key in {key.variable} to {key.host}. Allow it, now and later? [y/N] ",
+            end="",
+            file=sys.stderr,
+        )
+        if input().strip().lower() in ("y", "yes"):
+            remember(key)
 
 
 def default_out(spec: Spec) -> Path:

@@ -53,12 +53,14 @@ def run(
     until: str | None = None,
     address: str | None = None,
     trust_remote_code: bool = False,
+    allow_env: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Run:
     """Validate, plan and run a spec, and return the finished run; what was done before isn't done again.
 
     `out` is the run's folder (by default runs/NAME/TIMESTAMP), `set` changes values by their dotted paths, `sample` takes that
-    many rows of every source, `address` is a Ray cluster's. Ctrl-C stops it within seconds; the same call goes on.
+    many rows of every source, `address` is a Ray cluster's. `allow_env` lets keys be sent to servers: variable -> host. Ctrl-C
+    stops it within seconds; the same call goes on.
 
     Raises:
         SpecError: the spec is wrong; `problems` has every finding.
@@ -72,6 +74,7 @@ def run(
     from caiflow.engine.commands.run import default_out
     from caiflow.engine.display.progress import display
     from caiflow.engine.lookback.opened import Run
+    from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.run import runner
     from caiflow.engine.store.artifacts import Store
 
@@ -80,6 +83,7 @@ def run(
         result = runner.run(
             loaded, Store(), Path(out) if out is not None else default_out(loaded),
             only=only, until=until, address=address, on_event=listener, trust_remote_code=trust_remote_code,
+            allowed=[KeySent(*pair) for pair in (allow_env or {}).items()],
         )  # fmt: skip
     if result.status == "interrupted":
         raise KeyboardInterrupt(f"everything done is kept in {result.run_dir}; the same call goes on")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,20 +62,6 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
         options=options,
         trust_remote_code=trust_remote_code,
     )
-
-
-def refuse_untrusted(models: Mapping[str, ModelEntry]) -> None:
-    """Raise for what only a user who trusts the spec lets it do.
-
-    Raises:
-        PlanError: a model has engine arguments beyond those that a spec may set by itself.
-    """
-    for name, entry in models.items():
-        if entry.other_engine_args:
-            raise PlanError(
-                f"models.{name}.other_engine_args: {', '.join(entry.other_engine_args)} may run code or read files here",
-                "leave them out, or say --trust-remote-code if you trust this spec",
-            )
 
 
 def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.consent import KeySent, refuse_unallowed, servers
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
-from caiflow.engine.plan.model_identity import refuse_untrusted
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
@@ -56,24 +56,27 @@ def run(
     address: str | None = None,
     on_event: Callable[[Event], None] | None = None,
     trust_remote_code: bool = False,
+    allowed: Collection[KeySent] = (),
     locked: Path | None = None,
 ) -> RunResult:
     """Carry out a spec and leave the run's folder behind; SIGINT and SIGTERM stop it within seconds.
 
-    `locked` names a lock that the run must not differ from.
+    `locked` names a lock that the run must not differ from; `allowed` keys may be sent beside those of the user's own file.
 
     Raises:
-        PlanError: a model can't be found, something differs from the lock, or the cluster is short of what the spec asks for.
+        PlanError: the spec wants what its user didn't allow, a model can't be found, something differs from the lock, or the
+            cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
-    if not trust_remote_code:
-        refuse_untrusted(spec.models)
+    refuse_unallowed(spec.models, allowed, trust_remote_code=trust_remote_code)
     wanted = chosen(spec, only or until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
     with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
         folder = RunFolder(resolver, out_dir, journal, [step for step in resolver.order if step.name in wanted])
+        for host, names in servers(spec.models).items():
+            journal.emit("log", text=f"{host} is asked for {', '.join(names)}")
         execution = _Execution(resolver, folder, journal, address, interrupted, only)
         try:
             status = execution.run()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,35 @@ def test_an_unforeseen_error_leaves_its_traceback_in_a_file(place: Path) -> None
     log = Path(done.stderr.split("the traceback is in ")[1].split(" ")[0])
     assert "in fail" in log.read_text()
     log.unlink()
+
+
+JUDGED = "caiflow: 1\nmodels: {judge: {source: large, base_url: 'http://api.example.invalid/v1', api_key_env: JUDGE_KEY}}\n"
+
+
+def test_a_key_is_sent_nowhere_before_its_user_was_asked(place: Path) -> None:
+    (place / "judged.yaml").write_text(JUDGED + SPEC.removeprefix("caiflow: 1\n"))
+    variables = {"XDG_CONFIG_HOME": str(place / "config"), "JUDGE_KEY": "secret"}
+    refused = caiflow(place, "run", "judged.yaml", **variables)
+    assert refused.returncode == 1
+    assert "JUDGE_KEY would be sent to api.example.invalid" in refused.stderr
+    assert "--allow-env JUDGE_KEY=api.example.invalid" in refused.stderr
+    assert caiflow(place, "run", "judged.yaml", "--allow-env", "JUDGE_KEY=api.example.invalid", **variables).returncode == 0
+    assert in_a_terminal(place, ["run", "judged.yaml"], "n\n", **variables) == 1
+    assert in_a_terminal(place, ["run", "judged.yaml"], "y\n", **variables) == 0
+    assert caiflow(place, "run", "judged.yaml", **variables).returncode == 0
+
+
+def in_a_terminal(place: Path, arguments: list[str], typed: str, **more: str) -> int:
+    """Give the command in a terminal of its own, type at its first question, and return its exit code."""
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
+    with subprocess.Popen(command, cwd=place, env=environment(place, **more), stdin=its, stdout=its, stderr=its) as run:
+        os.close(its)
+        seen = b""
+        with suppress(OSError):  # a terminal whose last program has ended gives an error, not an end
+            while part := os.read(ours, 4096):
+                if b"[y/N]" in (seen := seen + part) and typed:
+                    os.write(ours, typed.encode())
+                    typed = ""
+        os.close(ours)
+        return run.wait(timeout=60)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.errors import PlanError
-from caiflow.engine.plan.model_identity import refuse_untrusted, resolve_model, trained_model
+from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
 
 URL = "http://127.0.0.1:8000/v1"
@@ -76,9 +75,3 @@ def test_what_is_trained_answers_under_the_engine_arguments_of_its_base(tmp_path
     assert trained_model(artifact, plain).identity == "weights"
     assert trained_model(artifact, cached).identity != "weights"
     assert trained_model(artifact, cached).options["engine_args"] == {"kv_cache_dtype": "fp8"}
-
-
-def test_only_who_trusts_a_spec_lets_it_hand_anything_to_the_engine() -> None:
-    with pytest.raises(PlanError, match=r"models\.m\.other_engine_args: worker_cls may run code.*--trust-remote-code"):
-        refuse_untrusted({"m": ModelEntry(source="tiny", other_engine_args={"worker_cls": "theirs.Worker"})})
-    refuse_untrusted({"m": ModelEntry(source="tiny", engine_args={"max_num_seqs": 4})})

@@ -1,0 +1,138 @@
+"""What a spec asks of its user's trust before it may run: keys sent to servers, and engine arguments that may run code.
+
+A spec names the variable that holds a key and the server that gets it, so whoever wrote it could have any secret of the machine
+sent anywhere. Hence a variable goes to a host only after the user said so: on the command line, in answer to a question, or in
+their own file, which this module reads and adds to. Servers of this machine itself need no such word. Runs nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from caiflow.engine.errors import PlanError
+from caiflow.engine.store.disk import write_atomic
+
+if TYPE_CHECKING:
+    from caiflow.engine.spec.grammar import ModelEntry
+
+_HEAD = "# Which keys caiflow may send to which servers: VARIABLE: [HOST, ...]\n"
+
+
+class KeySent(NamedTuple):
+    """The environment variable `variable` would be sent to `host` (with its port where the address has one)."""
+
+    variable: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.variable}={self.host}"
+
+
+def keys_sent(models: Mapping[str, ModelEntry]) -> dict[KeySent, str]:
+    """Return the keys that would leave this machine, each with the first model that has it sent."""
+    found: dict[KeySent, str] = {}
+    for name, entry in models.items():
+        host = _host(entry.base_url or entry.source)
+        if entry.api_key_env and not _is_here(host):
+            found.setdefault(KeySent(entry.api_key_env, host), name)
+    return found
+
+
+def servers(models: Mapping[str, ModelEntry]) -> dict[str, list[str]]:
+    """Return the servers beyond this machine that are asked, each with the models it answers for."""
+    found: dict[str, list[str]] = {}
+    for name, entry in models.items():
+        address = entry.base_url or entry.source
+        if address.startswith(("http://", "https://")) and not _is_here(_host(address)):
+            found.setdefault(_host(address), []).append(name)
+    return found
+
+
+def parse_key_sent(text: str) -> KeySent:
+    """Return what `VARIABLE=HOST` says.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    variable, _, host = text.partition("=")
+    if not variable or not host or "/" in host:
+        raise ValueError(f"{text!r} isn't VARIABLE=HOST, such as JUDGE_KEY=api.example.com")
+    return KeySent(variable, host.lower())
+
+
+def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySent], *, trust_remote_code: bool) -> None:
+    """Raise for what only the user's own word lets a spec do; `allowed` adds to the user's file.
+
+    Raises:
+        PlanError: an engine argument that may run code, or a key for a host that the user didn't name.
+    """
+    for name, entry in models.items():
+        if entry.other_engine_args and not trust_remote_code:
+            raise PlanError(
+                f"models.{name}.other_engine_args: {', '.join(entry.other_engine_args)} may run code or read files here",
+                "leave them out, or say --trust-remote-code if you trust this spec",
+            )
+    for key, name in unallowed(models, allowed).items():
+        raise PlanError(
+            f"models.{name}.api_key_env: the key in {key.variable} would be sent to {key.host}, which you haven't allowed",
+            f"say --allow-env {key} if that is what you want; {allowances()} holds what you allow for good",
+        )
+
+
+def unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySent] = ()) -> dict[KeySent, str]:
+    """Return the keys that would be sent where the user didn't say they may, each with its model."""
+    wanted = keys_sent(models)
+    known = {*allowed, *_remembered()} if wanted else set()
+    return {key: name for key, name in wanted.items() if key not in known}
+
+
+def remember(key: KeySent) -> None:
+    """Add a permission to the user's file."""
+    import yaml
+
+    kept: dict[str, list[str]] = {}
+    for variable, host in sorted({*_remembered(), key}):
+        kept.setdefault(variable, []).append(host)
+    path = allowances()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, _HEAD + yaml.safe_dump({"api_keys": kept}))
+
+
+def allowances() -> Path:
+    """Return the user's file of permissions: `allow.yaml` in $XDG_CONFIG_HOME/caiflow (default ~/.config/caiflow)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "caiflow" / "allow.yaml"
+
+
+def _remembered() -> Iterator[KeySent]:
+    import yaml
+
+    path = allowances()
+    if not path.is_file():
+        return
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for variable, hosts in held["api_keys"].items():
+            yield from (KeySent(str(variable), str(host).lower()) for host in ([hosts] if isinstance(hosts, str) else hosts))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: can't be read: {error}", "write `api_keys: {VARIABLE: [HOST]}`") from error
+
+
+def _host(address: str) -> str:
+    """Return the host with its port, without a name and password before it."""
+    return urlsplit(address).netloc.rpartition("@")[2].lower()
+
+
+def _is_here(host: str) -> bool:
+    """Return whether the host is this machine by its loopback address or name."""
+    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
