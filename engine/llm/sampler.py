@@ -1,7 +1,9 @@
 """How the next token of each row of a batch is drawn.
 
 Owns the arithmetic of temperature, top-k, top-p, min-p and repetition penalty. A row's draw depends on its own scores, its
-seed and how many tokens it has, never on what else is in the batch. Imported on workers only, since it imports torch.
+seed and how many tokens it has, never on what else is in the batch, to the bit: tokens are compared by their scores, and masses
+are added up as whole numbers, whose sum is the same in any order (a GPU orders sums by the batch's size). Imported on workers
+only, since it imports torch.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import Sampling
 
 _MASK64 = (1 << 64) - 1
+_TOP_MASS = 1 << 40
+"""Mass of the likeliest token: a vocabulary of 2^22 adds up below 2^62, and what is less likely by 2^-41 is never drawn."""
+_PART_BITS = 31
+"""Bits of a number in [0, 1) by which a mass is multiplied."""
 
 
 def uniforms(seeds: Sequence[int], counts: Sequence[int]) -> np.ndarray:
@@ -51,15 +57,17 @@ def draw_rows(
     scaled: bool = False,
 ) -> torch.Tensor:
     """Return the next token of each row as `draw` does, where none is greedy; `scaled`: the temperature was applied before."""
-    wanted = on_device(uniforms(seeds, counts).astype(np.float32), logits.device)
-    return _inverse(probabilities(logits, samplings, scaled=scaled), wanted)
+    wanted = on_device(_parts(uniforms(seeds, counts)), logits.device)
+    scores = _left(logits, samplings, scaled=scaled)
+    total = _masses(scores).cumsum(dim=-1)
+    found = torch.searchsorted(total, _part_of(total[:, -1:], wanted[:, None]), right=True)[:, 0]
+    return found.clamp(max=scores.shape[-1] - 1)  # scores that are no numbers have no mass to find
 
 
 def probabilities(logits: torch.Tensor, samplings: Sequence[Sampling], *, scaled: bool = False) -> torch.Tensor:
     """Return how likely each token is to be drawn, [B, V] float32, under each row's temperature, top-k, top-p and min-p."""
-    settings = _settings(samplings, logits.device)
-    scores = logits if scaled else logits / settings.temperature
-    return torch.softmax(_filtered(scores, samplings, settings), dim=-1)
+    masses = _masses(_left(logits, samplings, scaled=scaled))
+    return masses / masses.sum(dim=-1, keepdim=True)
 
 
 def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -86,29 +94,31 @@ def _splitmix(state: np.ndarray) -> np.ndarray:
 
 
 class _Settings(NamedTuple):
-    """How the rows of a batch are drawn, on its device: [B, 1] float32 each."""
+    """How the rows of a batch are drawn, on its device: [B, 1] each, float32, `top_p` in whole parts."""
 
     temperature: torch.Tensor
-    top_p: torch.Tensor
     top_k: torch.Tensor
     min_p: torch.Tensor
+    top_p: torch.Tensor
 
 
 def _settings(samplings: Sequence[Sampling], device: torch.device) -> _Settings:
-    columns = [[s.temperature, s.top_p, s.top_k, s.min_p] for s in samplings]
-    packed = on_device(np.array(columns, dtype=np.float32), device)
-    return _Settings(*(packed[:, place, None] for place in range(len(_Settings._fields))))
+    packed = on_device(np.array([[s.temperature, s.top_k, s.min_p] for s in samplings], dtype=np.float32), device)
+    top_p = on_device(_parts(np.array([s.top_p for s in samplings])), device)
+    return _Settings(*(packed[:, place, None] for place in range(3)), top_p[:, None])
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return on_device(np.array(values, dtype=np.float32), like.device).to(like.dtype)[:, None]
 
 
-def _filtered(scores: torch.Tensor, samplings: Sequence[Sampling], settings: _Settings) -> torch.Tensor:
-    """Return `scores` with what top-k, top-p and min-p leave out at -inf.
+def _left(logits: torch.Tensor, samplings: Sequence[Sampling], *, scaled: bool) -> torch.Tensor:
+    """Return the scores after the temperature, with what top-k, top-p and min-p leave out at -inf.
 
     Rows with a top-k look at that many tokens alone, rows with min-p alone at the likeliest; only top-p alone needs all sorted.
     """
+    settings = _settings(samplings, logits.device)
+    scores = logits if scaled else logits / settings.temperature
     vocabulary = scores.shape[-1]
     few = [i for i, s in enumerate(samplings) if s.top_k > 0]
     sorted_whole = [i for i, s in enumerate(samplings) if s.top_k == 0 and s.top_p < 1]
@@ -118,33 +128,45 @@ def _filtered(scores: torch.Tensor, samplings: Sequence[Sampling], settings: _Se
     if sorted_whole:
         scores = _without_tail(scores, sorted_whole, vocabulary, settings)
     if any(s.min_p > 0 and s.top_k == 0 and s.top_p == 1 for s in samplings):
-        probs = torch.softmax(scores, dim=-1)
-        scores = scores.masked_fill(probs < probs.amax(dim=-1, keepdim=True) * settings.min_p, -torch.inf)
+        relative = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+        scores = scores.masked_fill(relative < settings.min_p, -torch.inf)
     return scores
 
 
 def _without_tail(scores: torch.Tensor, rows: Sequence[int], width: int, settings: _Settings) -> torch.Tensor:
-    """Return `scores` with, in the given rows, all at -inf but what the filters keep of the `width` likeliest tokens."""
+    """Return `scores` with, in the given rows, all at -inf but what the filters keep of the `width` likeliest tokens.
+
+    Tokens as likely as the last one kept are kept too, as transformers and vLLM do with top-k: which of them came first in an
+    order would depend on the kernel that sorts.
+    """
     where = on_device(np.array(rows), scores.device)
     asked = scores[where]
     if width == scores.shape[-1]:
-        ordered, order = asked.sort(dim=-1, descending=True, stable=True)
+        ordered = asked.sort(dim=-1, descending=True).values
     else:
-        ordered, order = asked.topk(width, dim=-1)
+        ordered = asked.topk(width, dim=-1).values
     top_k = settings.top_k[where]
     drop = (torch.arange(width, device=scores.device)[None] >= top_k) & (top_k > 0)
-    kept = torch.softmax(ordered.masked_fill(drop, -torch.inf), dim=-1)
-    drop = drop | (kept.cumsum(dim=-1) - kept >= settings.top_p[where])
+    mass = _masses(ordered.masked_fill(drop, -torch.inf))
+    total = mass.cumsum(dim=-1)
+    bound = _part_of(total[:, -1:], settings.top_p[where])
+    drop = drop | (total - mass >= bound)
     drop = drop | (torch.exp(ordered - ordered[:, :1]) < settings.min_p[where])
     drop[:, 0] = False
-    tail = torch.full_like(asked, -torch.inf)
-    return scores.index_copy(0, where, tail.scatter(1, order, ordered.masked_fill(drop, -torch.inf)))
+    last = ordered.gather(1, (~drop).sum(dim=-1, keepdim=True) - 1)
+    return scores.index_copy(0, where, asked.masked_fill(asked < last, -torch.inf))
 
 
-def _inverse(probs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return per row the first token whose cumulative probability exceeds `wanted` [B]; never one of probability 0."""
-    total = probs.cumsum(dim=-1)
-    target = wanted[:, None] * total[:, -1:]
-    found = torch.searchsorted(total, target, right=True)[:, 0]
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(dim=-1)
-    return torch.minimum(found, last)
+def _masses(scores: torch.Tensor) -> torch.Tensor:
+    """Return how likely tokens are to be drawn, as whole numbers in proportion, [B, V] int64."""
+    return (torch.exp(scores - scores.amax(dim=-1, keepdim=True)) * _TOP_MASS).long()
+
+
+def _parts(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1) as whole ones, in units of 2^-31."""
+    return (numbers * (1 << _PART_BITS)).astype(np.int64)
+
+
+def _part_of(total: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+    """Return the whole part of `total` times `parts` [B, 1], in units of 2^-31, without leaving 64 bits."""
+    return (total >> _PART_BITS) * parts + ((total & ((1 << _PART_BITS) - 1)) * parts >> _PART_BITS)

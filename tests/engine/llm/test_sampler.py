@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from caiflow.engine.llm.base import Sampling
-from caiflow.engine.llm.sampler import draw, penalised, uniforms
+from caiflow.engine.llm.sampler import draw, penalised, probabilities, uniforms
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 
@@ -61,6 +61,30 @@ def test_a_row_draws_the_same_whatever_stands_beside_it() -> None:
         draw(logits[i : i + 1], samplings[i : i + 1], [[9, 8, 7, 6, 5, 4][i]], [i + 1]).item() for i in range(6)
     ]  # fmt: skip
     assert together == alone
+
+
+def test_what_a_row_may_draw_is_the_same_to_the_bit_whatever_stands_beside_it() -> None:
+    # scores of half precision, among which there are many ties, and filters that look at the best 3, 40 or all of them
+    torch.manual_seed(3)
+    logits = (torch.randn(24, 3000) * 3).bfloat16().float()
+    filters = [{"top_k": 3}, {"top_k": 40, "top_p": 0.9}, {"top_p": 0.8}, {"top_k": 7, "min_p": 0.2}, {"min_p": 0.01}, {}]
+    samplings = [Sampling(temperature=0.7, **filters[i % 6]) for i in range(24)]
+    together = probabilities(logits, samplings)
+    for i in range(24):
+        assert torch.equal(together[i], probabilities(logits[i : i + 1], samplings[i : i + 1])[0]), samplings[i]
+
+
+def test_tokens_as_likely_as_the_last_one_kept_are_kept_too() -> None:
+    tied = torch.log(torch.tensor([[0.4, 0.2, 0.2, 0.2]]))
+    for filters in ({"top_k": 2}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.6}):
+        kept = probabilities(tied, [Sampling(temperature=1, **filters)])
+        assert kept.tolist()[0] == pytest.approx([0.4, 0.2, 0.2, 0.2])
+
+
+def test_scores_that_are_no_numbers_draw_a_token_all_the_same() -> None:
+    broken = torch.full((2, 7), torch.nan)
+    tokens = draw(broken, [Sampling(temperature=1), Sampling(temperature=1, top_p=0.5)], [1, 2], [0, 0])
+    assert ((tokens >= 0) & (tokens < 7)).all()
 
 
 def test_the_penalty_matches_transformers() -> None:
