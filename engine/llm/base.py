@@ -91,6 +91,15 @@ class Engine(Protocol):
         """Free memory and processes; the engine is of no use afterwards."""
 
 
+Draws = Literal["caiflow", "vllm"]
+"""Who draws tokens by a request's seed: this project's sampler, or vLLM's own."""
+
+
+def only_vllm_gives(exact: bool, draws: Draws) -> dict[str, str]:
+    """Return what a model asks for that no other engine has, as a spec says it."""
+    return {**({"exact": "true"} if exact else {}), **({"draws": draws} if draws != "caiflow" else {})}
+
+
 class ModelSource(NamedTuple):
     """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
 
@@ -106,5 +115,7 @@ class ModelSource(NamedTuple):
     dtype: str = "auto"
     quantization: str | None = None
     engine: str = "auto"
+    exact: bool = False
+    draws: Draws = "caiflow"
     options: Mapping[str, Any] = {}
     trust_remote_code: bool = False

@@ -142,7 +142,8 @@ def load_error(what: str, error: Exception) -> EngineError:
     elif "trust_remote_code" in text:
         hint = "the model brings its own code; it is run only with --trust-remote-code on the command line"
     else:
-        first = (str(cause).strip().splitlines() or [""])[-1][:400] or type(cause).__name__
+        lines = [line.strip() for line in str(cause).strip().splitlines() if "For further information visit" not in line]
+        first = (lines or [""])[-1][:400] or type(cause).__name__
         hint = "the cause as a whole:\n" + "".join(traceback.format_exception(error)).rstrip()
     return EngineError(f"can't load {what}: {first}", hint, kind="load")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Engine
+from caiflow.engine.llm.base import Engine, only_vllm_gives
 from caiflow.engine.llm.files import load_model, load_renderer, refuse_reward_model
 
 if TYPE_CHECKING:
@@ -57,13 +57,20 @@ def load_engine(source: ModelSource) -> Engine:
         EngineError: kind `load`: the files are missing or unreadable, or memory is short.
     """
     kind = choose_kind(source)
+    if kind != "vllm" and (asked := only_vllm_gives(source.exact, source.draws)):
+        told = " and ".join(f"`{name}: {value}`" for name, value in asked.items())
+        raise EngineError(
+            f"{source.path} asks for {told}, which vLLM alone gives, and would run on {kind} here",
+            "leave it out, or run where vLLM does: engine: vllm, or a machine with a GPU and caiflow[vllm]",
+            kind="load",
+        )
     if kind == "openai":
         from caiflow.engine.llm.served.openai import load_openai
 
         return load_openai(source)
     if kind == "vllm":
         refuse_reward_model(source)
-        from caiflow.engine.llm.vllm.engine import load_vllm
+        from caiflow.engine.llm.vllm.start import load_vllm
 
         return load_vllm(source)
     return _load_transformers(source)

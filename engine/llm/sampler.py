@@ -105,7 +105,7 @@ class _Settings(NamedTuple):
 def _settings(samplings: Sequence[Sampling], device: torch.device) -> _Settings:
     packed = on_device(np.array([[s.temperature, s.top_k, s.min_p] for s in samplings], dtype=np.float32), device)
     top_p = on_device(_parts(np.array([s.top_p for s in samplings])), device)
-    return _Settings(*(packed[:, place, None] for place in range(3)), top_p[:, None])
+    return _Settings(packed[:, 0, None], packed[:, 1, None], packed[:, 2, None], top_p[:, None])
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
@@ -141,10 +141,7 @@ def _without_tail(scores: torch.Tensor, rows: Sequence[int], width: int, setting
     """
     where = on_device(np.array(rows), scores.device)
     asked = scores[where]
-    if width == scores.shape[-1]:
-        ordered = asked.sort(dim=-1, descending=True).values
-    else:
-        ordered = asked.topk(width, dim=-1).values
+    ordered = (asked.sort(dim=-1, descending=True) if width == scores.shape[-1] else asked.topk(width, dim=-1)).values
     top_k = settings.top_k[where]
     drop = (torch.arange(width, device=scores.device)[None] >= top_k) & (top_k > 0)
     mass = _masses(ordered.masked_fill(drop, -torch.inf))

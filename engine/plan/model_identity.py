@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest
-from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.files import adapter_base
 from caiflow.engine.spec.engine_args import counted
 from caiflow.engine.store.file_digests import folder_manifest
@@ -31,11 +31,12 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
     Raises:
         PlanError: no such folder, and no such repository in the hub's cache or on the hub.
     """
-    if entry.engine == "openai" or entry.base_url or entry.source.startswith(("http://", "https://")):
+    if entry.served:
         return _endpoint(name, entry, base_dir)
     where = f"models.{name}"
     path, weights = _locate(where, entry.source, entry.revision, base_dir)
     parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
+    parts |= only_vllm_gives(entry.exact, entry.draws)
     if base := adapter_base(Path(path)):
         parts["base"] = _locate(f"{where}.source", *base, base_dir)[1]
     adapter = tokenizer = None
@@ -59,6 +60,8 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
         dtype=entry.dtype,
         quantization=entry.quantization,
         engine=entry.engine,
+        exact=entry.exact,
+        draws=entry.draws,
         options=options,
         trust_remote_code=trust_remote_code,
     )
@@ -67,6 +70,7 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
 def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     """Return the loadable form of a trained step; engine settings are those of the model it was trained from.
 
+    How the engine computes and who draws are part of its identity, as of its model's.
     A kept adapter (`adapter_config.json` without weights of its own) is loaded on top of the model it names.
     """
     path, adapter = str(artifact.path), None
@@ -74,14 +78,18 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
         adapter = path
         path = base.path if base else named[0]
     options = {} if base is None or base.engine == "openai" else base.options
-    counting = counted(options.get("engine_args") or {})
+    settings: dict[str, Any] = dict(only_vllm_gives(base.exact, base.draws)) if base else {}
+    if counting := counted(options.get("engine_args") or {}):
+        settings["engine_args"] = counting
     return ModelSource(
         path=path,
-        identity=digest({"weights": artifact.content, "engine_args": counting}) if counting else artifact.content,
+        identity=digest({"weights": artifact.content, **settings}) if settings else artifact.content,
         adapter=adapter,
         tokenizer=str(artifact.path),
         dtype=base.dtype if base else "auto",
         engine=base.engine if base and base.engine != "openai" else "auto",
+        exact=base.exact if base else False,
+        draws=base.draws if base else "caiflow",
         options=options,
         trust_remote_code=base.trust_remote_code if base else False,
     )

@@ -259,6 +259,8 @@ def shortages(spec: Spec) -> list[str]:
     for name, entry in spec.models.items():
         if (getattr(entry, "num_gpus", None) or 0) > gpus:
             found.append(f"models.{name}: asks for {entry.num_gpus:g} GPUs, this machine has {gpus}")
+        if entry.exact and not gpus:
+            found.append(f"models.{name}: asks for exact answers, which need an NVIDIA GPU; this machine has none")
         if (entry.num_cpus or 0) > cpus:
             found.append(f"models.{name}: asks for {entry.num_cpus} CPUs, this machine has {cpus}")
     return found

@@ -12,11 +12,12 @@ from typing import Any
 
 from caiflow.engine.errors import CaiflowError, SpecError, finding
 from caiflow.engine.field_marks import Mark, marks
+from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.column_flow import check_columns
 from caiflow.engine.spec.findings import Checked
-from caiflow.engine.spec.grammar import Step
+from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import split_path
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
@@ -117,6 +118,18 @@ def _check_models(checked: Checked) -> None:
         elif remote and entry.engine in ("transformers", "vllm"):
             at = checked.tree.nearest((*path, "engine")).at
             checked.problems.at(at, (*path, "engine"), f"a served model can't run on {entry.engine}", "write `engine: openai`")
+        _check_engine_has(checked, path, entry)
+
+
+def _check_engine_has(checked: Checked, path: Path_, entry: ModelEntry) -> None:
+    """Report what vLLM alone gives and the named engine doesn't; for `auto` the engine's start tells."""
+    if not entry.served and entry.engine != "transformers":
+        return
+    engine = "a server" if entry.served else "the transformers engine"
+    for field, value in only_vllm_gives(entry.exact, entry.draws).items():
+        at = checked.tree.nearest((*path, field)).key
+        told = f"{engine} can't give `{field}: {value}`, which vLLM alone does"
+        checked.problems.at(at, (*path, field), told, "leave it out, or use engine: vllm")
 
 
 def _check_files(checked: Checked) -> None:

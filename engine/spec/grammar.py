@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.field_marks import Mark, marks
+from caiflow.engine.llm.base import Draws
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, Strict
 from caiflow.engine.spec.engine_args import EngineArgs
 from caiflow.engine.yaml.tree import Node
@@ -55,6 +56,10 @@ class ModelEntry(Strict):
     """How the engine quantises the weights, by the engine's own name (`fp8`, `awq`, `bitsandbytes`)."""
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
     """What runs the model; auto takes openai for a server, else vLLM where it suits the machine, else transformers."""
+    exact: bool = False
+    """Whether answers depend on nothing else in the batch, to the bit (vLLM's batch-invariant mode; slower, on newer GPUs)."""
+    draws: Draws = "caiflow"
+    """Who draws tokens by a row's seed: caiflow, alike on every engine, or vLLM's sampler, where its second runner serves."""
     engine_args: EngineArgs = EngineArgs()
     """Settings of the engine under vLLM's own names (`max_model_len`, `gpu_memory_utilization`, ...)."""
     other_engine_args: dict[str, Any] = Field(default_factory=dict)
@@ -77,6 +82,11 @@ class ModelEntry(Strict):
     """Seconds until a call to the server counts as lost."""
     concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)
     """Most calls to the server at once; 0 finds it by trying."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a server is asked, rather than weights loaded."""
+        return self.engine == "openai" or bool(self.base_url) or self.source.startswith(("http://", "https://"))
 
 
 class SpecFile(Strict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caiflow.engine.llm.base import Request, Sampling
+from caiflow.engine.llm.base import Draws, Request, Sampling
 
 _SEED, _SAMPLING = "caiflow_seed", "caiflow_sampling"
 """Keys of `SamplingParams.extra_args`."""
@@ -15,11 +15,13 @@ PROCESSORS = {1: "caiflow.engine.llm.vllm.draws_v1:SeededDraws", 2: "caiflow.eng
 """The logits processor for each of vLLM's model runners, by name: vLLM loads it in its workers."""
 
 
-def seed_arguments(request: Request) -> dict[str, Any]:
-    """Return the `extra_args` of a request whose tokens are drawn."""
+def seed_arguments(request: Request, draws: Draws) -> dict[str, Any]:
+    """Return what vLLM's SamplingParams takes for a request whose tokens are drawn, by our processor or by vLLM itself."""
     sampling = request.sampling
+    if draws == "vllm":
+        return {"seed": request.seed, "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p}
     filters = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-    return {_SEED: request.seed, _SAMPLING: filters}
+    return {"extra_args": {_SEED: request.seed, _SAMPLING: filters}}
 
 
 def seeded(params: Any) -> tuple[int, Sampling] | None:

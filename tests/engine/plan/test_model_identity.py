@@ -9,6 +9,7 @@ import pytest
 
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
+from caiflow.engine.store.artifacts import Artifact
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -75,3 +76,15 @@ def test_what_is_trained_answers_under_the_engine_arguments_of_its_base(tmp_path
     assert trained_model(artifact, plain).identity == "weights"
     assert trained_model(artifact, cached).identity != "weights"
     assert trained_model(artifact, cached).options["engine_args"] == {"kv_cache_dtype": "fp8"}
+
+
+def test_exactness_and_who_draws_are_part_of_what_decides_the_answers_of_a_model_and_of_what_is_trained_from_it(
+    tmp_path: Path,
+) -> None:
+    ways: list[dict[str, Any]] = [{}, {"exact": True}, {"draws": "vllm"}, {"exact": True, "draws": "vllm"}]
+    models = [resolve_model("m", ModelEntry(source="tiny", **way), tmp_path) for way in ways]
+    assert len({model.identity for model in models}) == 4
+    trained = [trained_model(Artifact(tmp_path, "step", "weights"), model) for model in models]
+    assert trained[0].identity == "weights"
+    assert len({model.identity for model in trained}) == 4
+    assert [(model.exact, model.draws) for model in trained] == [(model.exact, model.draws) for model in models]

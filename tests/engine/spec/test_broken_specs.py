@@ -108,6 +108,16 @@ BROKEN = [
         [("must be `mp`, `ray` or `uni`", "allowed")],
     ),
     Broken("no_server", "caiflow: 1\nmodels: {»m: {source: a, engine: openai}}\n" + DATA, [("has no server", "base_url")]),
+    Broken(
+        "exact_on_transformers",
+        "caiflow: 1\nmodels: {m: {source: tiny, engine: transformers, »exact: true}}\n" + DATA,
+        [("the transformers engine can't give `exact: true`", "engine: vllm")],
+    ),
+    Broken(
+        "draws_of_a_server",
+        "caiflow: 1\nmodels: {m: {source: x, base_url: 'http://x/v1', »exact: true, »draws: vllm}}\n" + DATA,
+        [("a server can't give `exact: true`", "leave it out"), ("a server can't give `draws: vllm`", "leave it out")],
+    ),
     Broken("missing_folder", "caiflow: 1\nmodels: {m: {source: »./nets/one}}\n" + DATA, [("no such file", "no folder")]),
     Broken("model_and_step", steps("  »base: {op: ask, input: data, model: base}\n"), [("also the name of a model", "rename")]),
     # a step's keys and values

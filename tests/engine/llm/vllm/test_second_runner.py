@@ -43,6 +43,12 @@ def filtered_requests() -> list[Request]:
     return [Request(f"How do I bake {seed}", sampling, seed) for seed, sampling in enumerate(asked)]
 
 
+def own_requests() -> list[Request]:
+    """Draws for vLLM's own sampler, without top-k and top-p, whose kernel Triton's interpreter can't run."""
+    asked = [Sampling(temperature=t, min_p=p, max_tokens=12) for t in (0.8, 1.3) for p in (0.0, 0.02, 0.05)]
+    return [Request(f"How do I bake {seed}", sampling, seed) for seed, sampling in enumerate(asked)]
+
+
 def odd_requests() -> list[Request]:
     """A stop, a prompt too long, and an answer that the context cuts."""
     stop = Request("Mix flour", Sampling(max_tokens=30, stop=("e",)))
@@ -78,6 +84,8 @@ def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: 
     kinds = [*mixed_requests(24), *filtered_requests(), *odd_requests(), *scored_requests()]
     asked = [(on_vllm(tiny_source, ARGS), kinds), (on_vllm(tiny_source, SCARCE), long_requests())]
     asked.append((on_vllm(adapted, ARGS), mixed_requests(8)))
+    own = on_vllm(tiny_source, ARGS)._replace(draws="vllm")
+    asked += [(own, own_requests()), (own, own_requests()[::-1][:3])]
     (folder / "asked").write_bytes(pickle.dumps(asked))
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "support" / "second_runner"), str(TESTS)]),
@@ -89,7 +97,10 @@ def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: 
     assert done.returncode == 0, done.stderr[-4000:]
     found = pickle.loads((folder / "answered").read_bytes())
     assert {(one["runner"], one["ahead"]) for one in found} == {(2, request.param == "one step ahead")}
-    return {"kinds": (kinds, found[0]), "scarce": (long_requests(), found[1]), "adapter": (mixed_requests(8), found[2])}
+    return {
+        "kinds": (kinds, found[0]), "scarce": (long_requests(), found[1]), "adapter": (mixed_requests(8), found[2]),
+        "own draws": (found[3]["answers"], found[4]["answers"]),
+    }  # fmt: skip
 
 
 def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) -> None:
@@ -119,3 +130,10 @@ def test_rows_that_are_preempted_and_read_in_pieces_draw_the_same(answered: Any,
 
 def test_an_adapter_answers_as_on_transformers(answered: Any, adapted: ModelSource) -> None:
     same(adapted, *answered["adapter"])
+
+
+def test_vllms_own_draws_follow_the_seed_alone_and_are_others(answered: Any, tiny_source: ModelSource) -> None:
+    crowded, few = answered["own draws"]
+    assert few == crowded[::-1][:3]
+    ours = ask(load_engine(tiny_source), own_requests())
+    assert sum(one == other for one, other in zip(crowded, ours, strict=True)) < len(ours) / 2
