@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
+from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 from caiflow.engine.training.quantization import is_quantised, train_in_float32
 
@@ -54,6 +55,7 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "save_strategy": "no",
         "save_total_limit": 2,
         "report_to": "none",
+        "logging_nan_inf_filter": False,  # it would hide what `Finite` is to see
         "disable_tqdm": True,
         "log_level": "error",
         "dataloader_pin_memory": gpu,
@@ -135,9 +137,10 @@ def _printer() -> Any:
 
 
 def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
-    """Write the loss curve beside the model."""
+    """Write the loss curve beside the model; a figure that is no finite number becomes null."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(point, sort_keys=True) + "\n" for point in history)
+    points = [{name: value if _finite(value) else None for name, value in point.items()} for point in history]
+    lines = "".join(json.dumps(point, sort_keys=True, allow_nan=False) + "\n" for point in points)
     (out_dir / HISTORY).write_text(lines, encoding="utf-8")
 
 
@@ -184,7 +187,7 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):  # type: ignore[misc]
-        """Reports progress and decides when a checkpoint is due."""
+        """Reports progress, decides when a checkpoint is due, and lets no weight by that isn't finite."""
 
         def __init__(self) -> None:
             self.saved_at = time.monotonic()
@@ -193,6 +196,10 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.saved_step = state.global_step
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not math.isfinite(value := largest(kwargs["model"])):
+                raise no_number("a weight is", value, state.global_step + 1, kwargs["lr_scheduler"].get_last_lr()[0])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             if state.global_step >= state.max_steps:
@@ -215,11 +222,13 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
             self.saved_at, self.saved_step = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+            if not math.isfinite(value := (logs or {}).get("eval_loss", 0.0)):
+                raise no_number("the loss on `eval_input` is", value, state.global_step, _last_rate(state))
             now = time.monotonic()
             last = state.global_step >= state.max_steps
             if job.log is None or not state.is_world_process_zero or (now - self.told_at < 0.2 and not last):
                 return
-            told = {name: logs[name] for name in ("loss", "eval_loss", "reward", "kl") if logs and name in logs}
+            told = {name: logs[name] for name in ("loss", "eval_loss", "reward", "kl") if logs and _finite(logs.get(name))}
             if told:
                 self.told_at = now
                 job.log(done=state.global_step, total=state.max_steps, **told)
@@ -227,7 +236,11 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
     return Watcher()
 
 
-class Quiet:
+def _last_rate(state: Any) -> float:
+    return next((float(point["learning_rate"]) for point in reversed(state.log_history) if "learning_rate" in point), math.nan)
+
+
+class Quiet(Finite):
     """Mixed into the libraries' trainers: they send nothing anywhere and write no model card."""
 
     def _send_telemetry(self) -> None:

@@ -34,8 +34,9 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal") -> PreTrainedModel:
     """Return the weights to train: any adapter of the source folded in, frozen weights quantised where QLoRA asks for it.
 
-    All weights are trained in float32 unless the model's entry names another dtype; under adapters the frozen weights keep
-    the dtype they are stored in on a GPU, and are float32 on a CPU.
+    All weights are trained in float32 unless the model's entry names bfloat16: in float16 the steps of usual optimizers
+    overflow. Under adapters the frozen weights have the dtype of the entry, by default the one they are stored in on a GPU, and
+    float32 on a CPU.
 
     Raises:
         StepError: an adapter would be kept apart over another one, which no engine could load again.
@@ -69,7 +70,7 @@ def _trainable(model: PreTrainedModel) -> PreTrainedModel:
 def _dtype(source: ModelSource, params: TrainingParams) -> torch.dtype | str:
     import torch
 
-    if source.dtype != "auto":
+    if source.dtype != "auto" and (params.lora or source.dtype not in ("float16", "half")):
         return source.dtype
     return "auto" if params.lora and torch.cuda.is_available() else torch.float32
 

@@ -104,8 +104,8 @@ def pair_loss(model: Any, data: Dataset, pad_id: int, batch_size: int = 16) -> f
 def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequence[float], bins: int = 10) -> dict[str, Any]:
     """Return how well scores agree with labels: accuracy, margin, cross-entropy, calibration error and the bins behind it.
 
-    Accuracy counts the rows whose label isn't even. The margin is the mean difference of scores, chosen less rejected. Each
-    pair counts in both orders for the calibration, so that it doesn't matter which reply is called chosen.
+    Accuracy counts the rows whose label isn't even; None where there are none. The margin is the mean difference of scores,
+    chosen less rejected. Each pair counts in both orders for the calibration, so that it doesn't matter which is called chosen.
     """
     from caiflow.operators.measures.statistics import calibration
 
@@ -115,7 +115,7 @@ def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequen
     predicted = [sigmoid(margin) for margin in margins]
     found = calibration([*predicted, *(1 - q for q in predicted)], [*p_chosen, *(1 - p for p in p_chosen)], bins=bins)
     return {
-        "accuracy": right / len(decided) if decided else math.nan,
+        "accuracy": right / len(decided) if decided else None,
         "margin": sum(margins) / len(margins),
         "cross_entropy": sum(soft_loss(margin, p) for margin, p in zip(margins, p_chosen, strict=True)) / len(margins),
         "ece": found.error,

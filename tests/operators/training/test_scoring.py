@@ -27,6 +27,10 @@ def test_quality_by_hand() -> None:
     assert found["ece"] == pytest.approx((5 * gap + 3 * other) / 8)
 
 
+def test_without_a_decided_pair_there_is_no_accuracy() -> None:
+    assert quality([2.0, 1.0], [0.0, 1.0], [0.5, 0.5])["accuracy"] is None
+
+
 def test_a_perfect_model_is_calibrated() -> None:
     labels = [0.1, 0.3, 0.6, 0.95]
     margins = [math.log(p / (1 - p)) for p in labels]

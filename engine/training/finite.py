@@ -1,0 +1,58 @@
+"""Ends a training at the first loss, gradient or weight that is no finite number, before anything of it is saved.
+
+Owns what is looked at in each step, and the error. Never mends anything.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from caiflow.engine.errors import StepError
+
+ADVICE = "lower `learning_rate`, give it `warmup_steps`, or hold gradients down with `max_grad_norm`"
+
+
+def no_number(what: str, value: float, step: int, rate: float) -> StepError:
+    """Return the error of a training that came to no finite number at `step` (from 1), which was taken at this rate."""
+    return StepError(f"training step {step}, learning rate {rate:g}: {what} not finite, got {value}", ADVICE)
+
+
+def largest(model: Any) -> float:
+    """Return the greatest absolute value among the weights that are trained: NaN or infinite where one of them is."""
+    import torch
+
+    weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    return float(torch.stack([norm.float() for norm in torch._foreach_norm(weights, math.inf)]).max())
+
+
+class Finite:
+    """Mixed into the libraries' trainers: each step is taken only from a finite loss and finite gradients."""
+
+    state: Any
+    lr_scheduler: Any
+
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        """Return the loss of one batch.
+
+        Raises:
+            StepError: it isn't finite, or replies can't be drawn since the model's probabilities aren't.
+        """
+        try:
+            loss = super().training_step(*args, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise self._no_number("the model's probabilities are", math.nan) from error
+        if not math.isfinite(value := float(loss)):
+            raise self._no_number("the loss is", value)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **options)  # type: ignore[misc]
+        if not math.isfinite(value := float(norm)):
+            raise self._no_number("the norm of the gradients is", value)
+        return norm
+
+    def _no_number(self, what: str, value: float) -> StepError:
+        return no_number(what, value, self.state.global_step + 1, self.lr_scheduler.get_last_lr()[0])
