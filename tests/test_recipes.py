@@ -165,7 +165,6 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
 @pytest.mark.slow
 @pytest.mark.soak
 def test_the_quickstart_gives_the_same_figures_on_vllm(home: Path, tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     found = []
     for engine in ("transformers", "vllm"):
         out = tmp_path / engine

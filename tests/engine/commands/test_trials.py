@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,6 @@ def test_engines_trainings_and_ray_are_tried_on_this_machine_in_one_command(shor
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
 def test_vllm_is_held_against_transformers_in_every_kind_of_request(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, "vllm")
     (trial,) = chosen(["vllm"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import find_spec
 
 import pytest
 
@@ -55,7 +54,7 @@ def test_watched_rates_are_told_and_don_t_count() -> None:
     assert told == {"hollow_rate": 0.5}
 
 
-@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+@pytest.mark.vllm
 def test_the_trainers_of_replies_come_without_vllm_which_trl_would_import() -> None:
     script = (
         "import sys\n"

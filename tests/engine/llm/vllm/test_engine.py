@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from caiflow.engine.spec.engine_args import EngineArgs
 from support.agreement import assert_agree
 from support.asking import ask, mixed_requests, scored_requests, text
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ARGS = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
 
 

@@ -30,7 +30,6 @@ SCARCE = {**ARGS, "max_num_seqs": 8, "kv_cache_memory_bytes": 20 * 32 * 4096, "m
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed"),
     pytest.mark.skipif(not find_spec("triton"), reason="Triton, whose interpreter stands for a GPU, is not installed"),
 ]
 
