@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -19,7 +19,6 @@ def test_ranks_are_the_same_on_every_machine() -> None:
     assert ranks([], 7, "draw").tolist() == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, unique=True), st.integers())
 def test_a_rank_hangs_on_its_own_uid_alone(uids: list[str], seed: int) -> None:
     alone = [int(ranks([uid], seed, "x")[0]) for uid in uids]

@@ -161,7 +161,7 @@ def test_repetition(tmp_path: Path, text: str | None, gone: bool) -> None:
     assert ("r1" in left_out(tmp_path, rows, "repetition")) is gone
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=12), min_size=1, max_size=8), st.integers(1, 4))
 def test_repetition_is_the_share_of_repeated_ngrams(tmp_path: Path, texts: list[list[str]], n: int) -> None:
     def share(words: list[str]) -> float:
@@ -252,7 +252,7 @@ def test_identity_has_the_examples_only_where_they_count() -> None:
     assert COPIED in str(step("few_shot_leak").identity())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=30)), max_size=30))
 def test_no_row_is_lost_whatever_the_texts(tmp_path: Path, texts: list[str | None]) -> None:
     rows = answers(*texts) or answers("one")

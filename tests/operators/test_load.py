@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.operator import StepContext
@@ -100,7 +100,6 @@ def test_split_sides_share_no_prompt_and_miss_no_row(prompts: Path) -> None:
     assert test
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_prompt_is_on_one_side_however_it_is_written(text: str, share: float, seed: int) -> None:
     split = Split(test=share, part="train", seed=seed)
@@ -111,7 +110,6 @@ def test_a_prompt_is_on_one_side_however_it_is_written(text: str, share: float, 
     assert side({"prompt": ask(text)}, opening) == side({"prompt": longer}, opening)
 
 
-@settings(deadline=None)
 @given(st.floats(0.05, 0.95))
 def test_a_growing_share_moves_prompts_one_way(share: float) -> None:
     rows = [{"prompt": ask(f"q{n}")} for n in range(50)]

@@ -19,7 +19,7 @@ from caiflow.operators.mixing import order
 from caiflow.operators.mixing.params import MixParams
 from support.tables import ask, rows_of, run_table
 
-ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 
 
 def step(inputs: dict[str, Any], seed: int = 0, **fields: Any) -> Mix:

@@ -40,7 +40,7 @@ def said(text: str, *, tokens: int = 10, **choice: Any) -> Reply:
 
 @contextlib.contextmanager
 def bad_server() -> Iterator[BadServer]:
-    """Serve until the block ends. A reply `truncated` breaks off in the body, `drip` sends bytes slowly, `drop` hangs up."""
+    """Serve until the block ends. A reply `truncated` breaks off in the body, `drip` never ends, `drop` hangs up."""
     state = BadServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,13 +64,13 @@ def bad_server() -> Iterator[BadServer]:
                 state.most_at_once = max(state.most_at_once, state.at_once)
             try:
                 reply = state.reply(body, number)
-                if isinstance(reply, str):
-                    self.misbehave(reply)
-                else:
-                    self.answer(*reply)
-            finally:
+            finally:  # before the answer goes out, after which its client may ask anew at once
                 with state.lock:
                     state.at_once -= 1
+            if isinstance(reply, str):
+                self.misbehave(reply)
+            else:
+                self.answer(*reply)
 
         def answer(self, status: int, headers: dict[str, str], text: str) -> None:
             payload = text.encode()
@@ -85,13 +85,13 @@ def bad_server() -> Iterator[BadServer]:
             if how == "drop":
                 return
             self.send_response(200)
-            self.send_header("Content-Length", "1000")
+            self.send_header("Content-Length", "1000000")
             self.end_headers()
             if how == "truncated":
                 self.wfile.write(b'{"choices": [{"te')
                 return
             with contextlib.suppress(OSError):
-                for _ in range(1000):
+                while True:
                     self.wfile.write(b" ")
                     self.wfile.flush()
                     time.sleep(0.05)

@@ -18,12 +18,13 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^( *)(?:<!-- ([^\n]*?) -->\n\1)?```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
@@ -104,7 +105,7 @@ def run_page(page: Path, folder: Path) -> Sequence[str]:
     outputs.mkdir()
     script, expected = _script(blocks(page), outputs)
     path = folder / "page.sh"
-    path.write_text(script.replace(_PORT, str(_free_port())), encoding="utf-8")
+    path.write_text(script.replace(_PORT, str(free_port())), encoding="utf-8")
     bin_ = Path(sys.executable).parent
     env = {**os.environ, "CAIFLOW_HOME": str(folder / "store"), "COLUMNS": "110", "PATH": f"{bin_}:{os.environ['PATH']}"}
     with (folder / "log").open("wb") as log:
@@ -139,13 +140,6 @@ def _missed(output: Path, shown: str) -> str:
     said = re.sub(r"[ \t]+", " ", output.read_text(encoding="utf-8")).strip()
     pattern = ".*?".join(map(re.escape, re.sub(r"[ \t]+", " ", shown).split("...")))
     return "" if re.fullmatch(pattern, said.replace(" \n", "\n"), re.DOTALL) else f"shown:\n{shown}\nprinted:\n{said}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _end(group: int) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from caiflow.engine.commands import serve
 from caiflow.engine.commands.serve import server_command
 from caiflow.engine.errors import PlanError
 from caiflow.engine.store.journal import Journal
+from support.ports import free_port
 
 TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
 QUESTION = [{"role": "user", "content": "How do I water the roses?"}]
@@ -45,9 +45,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(run_dir: Path, engine: str, **variables: str) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), "tuned"]
     command += ["--engine", engine, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **variables}
@@ -82,8 +80,6 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 def test_the_openai_client_gets_the_models_own_answer(run_dir: Path, tmp_path: Path, engine: str) -> None:
     from openai import OpenAI
 
-    if engine == "vllm" and not find_spec("vllm"):
-        pytest.skip("vLLM is not installed")
     hub = tmp_path / "hugging" / "face"
     with serving(run_dir, engine, HF_HOME=str(hub)) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)

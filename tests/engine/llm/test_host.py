@@ -46,7 +46,7 @@ def text(answer: Answer) -> str:
 def gathered(host: EngineHost, client: str, session: str, count: int) -> dict[int, str]:
     """Collect a client's answers until there are `count`."""
     found: dict[int, str] = {}
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while len(found) < count and time.monotonic() < until:
         found |= {number: text(answer) for number, answer in host.collect(client, session, 0.2)}
     return found

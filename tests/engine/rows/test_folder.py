@@ -139,7 +139,7 @@ def test_equal_rows_are_equal_bytes_however_they_were_cut(
     assert Rows(tmp_path / "other").scan().collect().equals(frame)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.fixed_dictionaries(

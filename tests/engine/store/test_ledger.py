@@ -73,7 +73,7 @@ def test_the_last_append_wins(tmp_path: Path) -> None:
         assert len(ledger) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     operations=st.lists(
         st.tuples(st.integers(0, 40), st.integers(0, 9), st.sampled_from(["append", "append", "append", "reopen"]))
@@ -101,7 +101,7 @@ def test_it_behaves_as_a_dict(
         ledger.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.floats(0, 1), tail=st.binary(max_size=60))
 def test_a_torn_tail_costs_only_the_records_in_it(tmp_path_factory: pytest.TempPathFactory, cut: float, tail: bytes) -> None:
     home = tmp_path_factory.mktemp("ledger")
@@ -127,7 +127,7 @@ def test_a_torn_tail_costs_only_the_records_in_it(tmp_path_factory: pytest.TempP
         assert all(ledger.get(k(number))["number"] == number for number in range(12))  # type: ignore[index]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_a_flipped_byte_never_yields_a_wrong_payload(tmp_path_factory: pytest.TempPathFactory, where: int, flip: int) -> None:
     home = tmp_path_factory.mktemp("ledger")

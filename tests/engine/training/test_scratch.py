@@ -20,7 +20,7 @@ def tokenizer() -> Any:
     return train_tokenizer(texts, SHAPE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text())
 def test_any_text_survives(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.rows.columns import ColumnType
@@ -122,16 +122,14 @@ def test_refusals(text: str, message: str) -> None:
         parse(text)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_refused_or_compiled_quickly(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: other work on the machine doesn't count
     with contextlib.suppress(ExpressionError):
         compiled(parse(text))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-100, 100), st.floats(-1e6, 1e6)), min_size=1, max_size=20))
 def test_arithmetic_is_that_of_python(pairs: list[tuple[int, float]]) -> None:
     frame = pl.DataFrame({"a": [a for a, _ in pairs], "b": [b for _, b in pairs]})

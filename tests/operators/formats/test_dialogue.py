@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.operators.formats.dialogue import answer_text, cut, parse_messages, parse_prompt, parse_transcript
@@ -22,7 +22,6 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
 
 
-@settings(deadline=None)
 @given(st.lists(line, min_size=1, max_size=8))
 def test_a_transcript_gives_back_every_turn(contents: list[str]) -> None:
     text = "".join(f"\n\n{('Human', 'Assistant')[place % 2]}: {content}" for place, content in enumerate(contents))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.operators.formats.shapes import MESSAGES, ListOf, Struct, arrow_type, column_type, fit, merge, shape_of
@@ -59,7 +59,6 @@ def test_plain_values_of_several_kinds_are_text_as_json_writes_them() -> None:
     assert column_type(shape) == "text"
 
 
-@settings(deadline=None)
 @given(st.lists(anything, min_size=1, max_size=5))
 def test_any_json_comes_back(values: list[Any]) -> None:
     shape = reduce(merge, map(shape_of, values))

@@ -33,7 +33,6 @@ def test_wilson_by_hand() -> None:
     assert found.high == pytest.approx(1 / 1.4 + 2 * 0.026**0.5 / 1.4)
 
 
-@settings(deadline=None)
 @given(counts)
 def test_wilson_agrees_with_scipy(case: tuple[int, int]) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")
@@ -185,7 +184,7 @@ def test_elo_groups_are_drawn_together() -> None:
     assert wide.high - wide.low > narrow.high - narrow.low
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc"), st.floats(0, 1)), min_size=4, max_size=20))
 def test_elo_doesnt_depend_on_who_is_named_first(games: list[tuple[str, str, float]]) -> None:
     given_order = [Comparison(f, s, score, str(i)) for i, (f, s, score) in enumerate(games) if f != s]
