@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from caiflow.engine.version import VERSION
+from support.kills import without_token
 from support.source_tree import ROOT, copy_source, source_files
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
@@ -20,12 +23,18 @@ NOT_SHIPPED = ("examples/custom_operator/",)
 """Installed as a package of its own, by its own pyproject.toml."""
 
 
+BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    """Return a wheel built from the source alone, as a fresh clone builds it."""
+    """Return a wheel built from the source distribution of a fresh clone, so that a file that either lacks is missed."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
-    subprocess.run(command, cwd=copy_source(folder / "source"), check=True, capture_output=True, text=True)
+    build = [sys.executable, "-c", BUILD_SDIST, str(folder)]
+    subprocess.run(build, cwd=copy_source(folder / "source"), check=True, capture_output=True, text=True)
+    (packed,) = folder.glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(packed)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     (built,) = folder.glob("*.whl")
     return ZipFile(built)
 
@@ -48,6 +57,28 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(wheel: ZipFile) -
 
 def test_a_wheel_has_the_version_that_the_code_says(wheel: ZipFile) -> None:
     assert Path(str(wheel.filename)).name == f"caiflow-{VERSION}-py3-none-any.whl"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_wheel_runs_the_quickstart_from_an_empty_environment(wheel: ZipFile, tmp_path: Path) -> None:
+    """With the torch that is here, of which plain `pip install caiflow` might take a newer one."""
+    variables = {**without_token(), "CAIFLOW_HOME": str(tmp_path / "home"), "PATH": os.defpath}
+
+    def ran(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python, caiflow = str(tmp_path / "empty" / "bin" / "python"), str(tmp_path / "empty" / "bin" / "caiflow")
+    ran(sys.executable, "-m", "venv", "empty")
+    ran(python, "-m", "pip", "install", "--quiet", f"torch=={version('torch').partition('+')[0]}", str(wheel.filename))
+    assert ran(python, "-c", "import caiflow; print(caiflow.__file__)").startswith(str(tmp_path / "empty"))
+    ran(caiflow, "run", "quickstart", "--out", "run")
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["steps"]["scores"]["metrics"]["models"]
+    rates = {model: {kind: found[model][kind]["compliance"]["rate"] for kind in ("harmful", "helpful")} for model in found}
+    assert rates["base"] == {"harmful": 1, "helpful": 1}
+    assert rates["rl_cai"] == {"harmful": 0, "helpful": 1}
 
 
 def test_every_folder_of_code_is_a_package() -> None:
