@@ -1,7 +1,7 @@
 """What makes two pieces of work the same: canonical JSON, digests and row keys.
 
-Owns the one way in which values become digests; those of files are in `file_identity`. Never decides what belongs to a step's
-identity beyond its parameters, and never reads a spec.
+Owns the one way in which values become digests; those of files are in `store/file_digests.py`. What may be written otherwise in
+the next process is refused: a digest of it would find nothing again. Never decides what belongs to an identity.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -20,16 +23,19 @@ _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True
 ).encode
 
-_encode_plain = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True, default=str
-).encode
+_ALWAYS_THE_SAME_TEXT = (date, time, timedelta, Decimal, UUID, bytes)
+"""What tables hold beyond JSON's types."""
+
+
+class NoIdentityError(TypeError):
+    """A value that has no form which is the same in every process."""
 
 
 def canonical(value: Any) -> bytes:
     """Return the one JSON text of `value`: sorted keys, tuples as lists, whole floats as integers, models as their fields.
 
     Raises:
-        TypeError: a value JSON has no form for, a path included: paths never belong to an identity.
+        NoIdentityError: a value JSON has no form for, a path included: paths never belong to an identity.
     """
     try:
         text = _encode(value)
@@ -42,11 +48,28 @@ def canonical(value: Any) -> bytes:
 
 
 def compact(value: Any) -> bytes:
-    """Return the JSON text of rows and calls, fast: plain values only, sorted keys, numbers as they are.
+    """Return the JSON text of rows and calls, fast: sorted keys, numbers as they are, times and the like as their text.
 
     For keys on the hot path, where types come from a schema; `canonical` is for what people write.
+
+    Raises:
+        NoIdentityError: a value of another type.
     """
-    return _encode_plain(value).encode("utf-8", "surrogatepass")
+    try:
+        return _encode_row(value).encode("utf-8", "surrogatepass")
+    except TypeError as error:
+        raise _refusal(value, _encode_row, error) from None
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, _ALWAYS_THE_SAME_TEXT):
+        return str(value)
+    raise TypeError(_no_form(value))
+
+
+_encode_row = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True, default=_as_text
+).encode
 
 
 def digest(value: Any) -> str:
@@ -61,39 +84,48 @@ def key(*parts: bytes | str) -> bytes:
     return hashlib.blake2b(framed, digest_size=16).digest()
 
 
-def plain(value: Any) -> Any:
-    """Return `value` as JSON's own types, models as their fields; what `canonical` writes."""
+def plain(value: Any, place: str = "") -> Any:
+    """Return `value` as JSON's own types, models as their fields; what `canonical` writes.
+
+    Raises:
+        NoIdentityError: there is no such form; `place` says where the value stands.
+    """
+    try:
+        return _plain(value)
+    except TypeError as error:
+        raise _refusal(value, _plain, error, place) from None
+
+
+def _plain(value: Any) -> Any:
     kind = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if kind is float:
         return _number(value)
     if kind is dict:
-        return {_name(name): plain(item) for name, item in value.items()}
+        return {_name(name): _plain(item) for name, item in value.items()}
     if kind is list or kind is tuple:
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return _plain_other(value)
 
 
 def _plain_other(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {name: plain(item) for name, item in dict(value).items()}
+        return {name: _plain(item) for name, item in dict(value).items()}
     if isinstance(value, Mapping):
-        return {_name(name): plain(item) for name, item in value.items()}
+        return {_name(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=_encode)
+        return sorted((_plain(item) for item in value), key=_encode)
     if isinstance(value, (bytes, bytearray)):
         return {"$bytes": bytes(value).hex()}
     if isinstance(value, str):
         return str.__str__(value)
     for base in (int, float):
         if isinstance(value, base):
-            return plain(base(value))
+            return _plain(base(value))
     if isinstance(value, Sequence) and not isinstance(value, os.PathLike):
-        return [plain(item) for item in value]
-    raise TypeError(
-        f"identity: {type(value).__name__} has no canonical form, got {value!r}; give text, numbers, lists or mappings"
-    )
+        return [_plain(item) for item in value]
+    raise TypeError(_no_form(value))
 
 
 def _number(value: float) -> Any:
@@ -106,5 +138,30 @@ def _name(name: Any) -> str:
     if isinstance(name, str):
         return str.__str__(name)
     if name is None or isinstance(name, (bool, int, float)):
-        return _encode(plain(name))  # as JSON's own encoder does
-    raise TypeError(f"identity: a key must be text or a number, got {name!r}; rename it")
+        return _encode(_plain(name))  # as JSON's own encoder does
+    raise TypeError(f"a key must be text or a number, got {name!r}; rename it")
+
+
+def _no_form(value: Any) -> str:
+    return f"{type(value).__name__} has no form that is always the same, got {value!r}; give text, numbers, lists or mappings"
+
+
+def _refusal(value: Any, write: Callable[[Any], Any], error: TypeError, place: str = "") -> NoIdentityError:
+    """Return the error with the place where `write` fails, dotted."""
+    where = ".".join(filter(None, (place, *_place(value, write))))
+    return NoIdentityError(f"identity: {where}: {error}" if where else f"identity: {error}")
+
+
+def _place(value: Any, write: Callable[[Any], Any]) -> Iterator[str]:
+    inner: Any = ()
+    if isinstance(value, (Mapping, BaseModel)):
+        inner = dict(value).items()
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    for name, item in inner:
+        try:
+            write(item)
+        except TypeError:
+            yield str(name)
+            yield from _place(item, write)
+            return

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally
-from caiflow.engine.identity import compact, key
+from caiflow.engine.identity import NoIdentityError, compact, key
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowDropped, RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
@@ -52,8 +52,15 @@ class FlowStep:
         return seen
 
     def row_key(self, view: Row) -> bytes:
-        """Return the ledger key of this step's result for a row."""
-        return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))
+        """Return the ledger key of this step's result for a row.
+
+        Raises:
+            StepError: the row holds, or the operator says, what may be written otherwise in the next process.
+        """
+        try:
+            return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))
+        except NoIdentityError as error:
+            raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.field_marks import identity_params
-from caiflow.engine.identity import digest
+from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Operator, RowOperator, RowParams, StepContext
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
@@ -170,7 +170,7 @@ class Resolver:
             components = self.components(step)
         except OSError as error:
             raise StepError(f"{step.name}: can't read {error.filename or 'a file'}: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, NoIdentityError) as error:
             raise StepError(f"{step.name}: {error}") from error
         artifact = self.store.artifact(digest(components)) if components is not None else None
         if artifact is not None:
@@ -225,7 +225,7 @@ def _flat(prefix: str, value: Any) -> Components:
         return flat
     if isinstance(value, (list, tuple)) and any(isinstance(inner, (Mapping, list, tuple)) for inner in value):
         return _flat(prefix, {str(place): inner for place, inner in enumerate(value)})
-    return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {prefix: plain(value, prefix)}
 
 
 def example_texts(constitution: Constitution) -> list[dict[str, Any]]:

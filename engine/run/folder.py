@@ -148,7 +148,7 @@ class RunFolder:
     def _keep_reached(self) -> None:
         """Keep what this run reaches where `gc`, `runs` and the next plan look for it."""
         if self.components:
-            write_atomic(self._out_dir / COMPONENTS, json.dumps(self.components, indent=1, default=str) + "\n")
+            write_atomic(self._out_dir / COMPONENTS, json.dumps(self.components, indent=1) + "\n")
         self.keep(artifacts=[artifact.digest for artifact in self._resolver.artifacts.values()])
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from caiflow.engine.field_marks import identity_params
-from caiflow.engine.identity import canonical, digest, key
+from caiflow.engine.identity import NoIdentityError, canonical, compact, digest, key
 from caiflow.engine.operator import SPEED, ModelRef, ModelRowParams, Resources, RowsRef, SamplingParams, Strict
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text()
@@ -91,8 +93,32 @@ def test_a_digest_never_changes_between_versions() -> None:
 
 @pytest.mark.parametrize("value", [Path("/tmp"), object(), {(1, 2): 1}, lambda: 0])
 def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="identity"):
+    with pytest.raises(NoIdentityError, match="identity"):
         canonical(value)
+
+
+@pytest.mark.parametrize("value", [Path("/tmp"), object(), {2, 1}, frozenset("ab"), Strict(), lambda: 0])
+def test_a_row_key_refuses_what_the_next_process_may_write_otherwise(value: Any) -> None:
+    with pytest.raises(NoIdentityError, match=rf"^identity: turns\.1\.by: {type(value).__name__} has no form"):
+        compact({"uid": "1", "turns": [{"by": 1}, {"by": value}]})
+
+
+def test_what_is_refused_is_named_with_its_place() -> None:
+    class Held(Strict):
+        folder: Any
+
+    with pytest.raises(NoIdentityError, match=r"^identity: held\.0\.folder: PosixPath has no form .* got PosixPath\('/tmp'\)"):
+        digest({"held": [Held(folder=Path("/tmp"))]})
+    with pytest.raises(NoIdentityError, match=r"^identity: by: a key must be text or a number, got \(1, 2\)"):
+        digest({"by": {(1, 2): 1}})
+    with pytest.raises(NoIdentityError, match=r"^identity: by: keys must be str"):
+        compact({"by": {(1, 2): 1}})
+
+
+def test_a_row_key_never_changes_between_versions() -> None:
+    held = {"uid": "é\ud800", "n": 1.0, "when": datetime(2026, 1, 2, tzinfo=UTC), "cost": Decimal("1.50"), "raw": b"\x00"}
+    written = b'{"cost":"1.50","n":1.0,"raw":"b\'\\\\x00\'","uid":"\xc3\xa9\xed\xa0\x80","when":"2026-01-02 00:00:00+00:00"}'
+    assert compact(held) == written
 
 
 def test_keys_tell_where_parts_end() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.counting import count_known
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import Flow, FlowStep
@@ -291,3 +291,19 @@ def test_outdated_columns_are_gone_from_there_on(tmp_path: Path) -> None:
     assert set(out["noted"].columns) == {"uid", "question", "topic", "answer", "note"}
     assert [row["uid"] for row in out["again"].pylist()] == ["one?"]
     assert set(out["again"].dropped().columns) >= {"question", "old", "note"}
+
+
+class Unstable(Ask):
+    """Says what is written otherwise in every process."""
+
+    def row_identity(self, row: Row) -> Any:
+        return {"principles": {"be kind", "be brief"}}
+
+
+def test_a_row_without_a_stable_identity_is_refused_by_run_and_plan(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", ["one"])
+    said = r"^one: row u0: identity: principles: set has no form that is always the same, got {.*}; give text"
+    with pytest.raises(StepError, match=said):
+        run(tmp_path, [step("one", Unstable(params()), "source")], source, ScriptedEngine(last_words))
+    with pytest.raises(StepError, match=said):
+        count_known([step("one", Unstable(params()), "source")], source, lambda name: Ledger(tmp_path / "ledger", name))

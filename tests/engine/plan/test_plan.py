@@ -241,3 +241,25 @@ def test_what_only_affects_speed_or_names_keeps_the_identity(tmp_path: Path, edi
 @pytest.mark.parametrize("edit", OTHER.values(), ids=OTHER)
 def test_what_changes_the_output_changes_the_identity(tmp_path: Path, edit: dict[str, str]) -> None:
     assert identities(tmp_path / "a", edit) != identities(tmp_path / "b")
+
+
+def test_a_step_without_a_stable_identity_is_refused_with_the_place(tmp_path: Path) -> None:
+    from caiflow.engine import registry
+    from caiflow.engine.errors import StepError
+    from caiflow.engine.plan.plan import make_plan
+    from caiflow.engine.spec.load import load_spec
+    from caiflow.engine.store.artifacts import Store
+    from support.small_operators import Read
+
+    class Unstable(Read):
+        name = "unstable"
+
+        def identity(self) -> dict[str, Any]:
+            return {"folders": [tmp_path]}
+
+    (tmp_path / "prompts.jsonl").write_text("{}\n")
+    (tmp_path / "spec.yaml").write_text("caiflow: 1\nsteps:\n  first: {op: unstable, source: prompts.jsonl}\n")
+    with registry.extra(Unstable):
+        spec = load_spec(tmp_path / "spec.yaml")
+        with pytest.raises(StepError, match=r"^first: identity: uses\.folders\.0: PosixPath has no form"):
+            make_plan(spec, Store(tmp_path / "home"))
