@@ -136,7 +136,7 @@ class Resolver:
                 components[f"models.{place}"] = source.identity
         return components
 
-    def flow_step(self, step: Step, source: str) -> FlowStep | None:
+    def flow_step(self, step: Step) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
         from caiflow.engine.flow.stream import FlowStep
         from caiflow.engine.store.ledger import ledger_name
@@ -151,7 +151,7 @@ class Resolver:
         return FlowStep(
             name=step.name,
             operator=operator,
-            source=source,
+            source=step.input,
             identity=digest(own),
             namespace=ledger_name(operator.name, identity),
             model=name,
@@ -185,8 +185,7 @@ class Resolver:
         members = {step.name: step}
         before = ancestors(self.spec, step.name)
         for other in self.order:
-            source = getattr(other.params, "input", None)
-            if other.name in members or source not in members or not self._is_row_step(other):
+            if other.name in members or other.input not in members or not self._is_row_step(other):
                 continue
             if all(name in members or name in before for name in self.edges(other)) and not self._joins_late(other, members):
                 members[other.name] = other

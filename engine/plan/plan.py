@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from caiflow.engine.store.ledger import Ledger
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStep:
     """What will become of one step. `rows` is None while nobody can know; `to_run` counts rows, or 1 for a step without rows.
 
@@ -84,7 +84,7 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
             components, artifact = resolver.settle(step)
             if artifact is not None:
                 planned[step.name] = _cached(step, artifact, components, before)
-            elif resolver.is_row_step(step.name) and step.params.input in resolver.artifacts:  # type: ignore[attr-defined]
+            elif resolver.is_row_step(step.name) and step.input in resolver.artifacts:
                 chain = resolver.chain(step)
                 segments.append(tuple(member.name for member in chain))
                 planned.update(_plan_chain(resolver, chain, ledgers, previous))
@@ -124,8 +124,28 @@ def _cached(step: Step, artifact: Artifact, components: Components | None, befor
     reason = (
         "unchanged" if before is None or before == components else "done by an earlier run than the last, which had another"
     )
+    return _planned(step, "cached", reason, components, before, rows=rows, cached=rows or 0, to_run=0, calls=0, tokens=0)
+
+
+def _planned(
+    step: Step,
+    state: str,
+    reason: str,
+    components: Components | None,
+    previous: Components | None,
+    cached: int = 0,
+    **counts: int | None,
+) -> PlannedStep:
     return PlannedStep(
-        step.name, step.op, "cached", rows, rows or 0, 0, reason, digest(components), components, before, calls=0, tokens=0
+        name=step.name,
+        op=step.op,
+        state=state,
+        reason=reason,
+        digest=digest(components) if components is not None else None,
+        components=components,
+        previous=previous,
+        cached=cached,
+        **counts,
     )
 
 
@@ -138,11 +158,9 @@ def _to_run(
     if components is None and own is not None and before is not None:
         changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
         reason = "; ".join([*_described(changed), reason])
-    known = digest(components) if components is not None else None
-    if known is not None and (steps := _steps_kept(resolver, step, known)):
-        reason = f"cut off before; goes on after {steps} optimizer steps"
-        return PlannedStep(step.name, step.op, "partial", None, 0, None, reason, known, components, before)
-    return PlannedStep(step.name, step.op, "run", None, 0, None, reason, known, components, before)
+    if components is not None and (steps := _steps_kept(resolver, step, digest(components))):
+        return _planned(step, "partial", f"cut off before; goes on after {steps} optimizer steps", components, before)
+    return _planned(step, "run", reason, components, before)
 
 
 def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
@@ -169,8 +187,7 @@ def _plan_chain(
     from caiflow.engine.flow.counting import count_known
     from caiflow.engine.rows.folder import Rows
 
-    root: Any = chain[0].params
-    flow_steps = [resolver.flow_step(step, step.params.input) for step in chain]  # type: ignore[attr-defined]
+    flow_steps = [resolver.flow_step(step) for step in chain]
     known: list[FlowStep] = []
     uncounted: set[str] = set()
     for step, flow_step in zip(chain, flow_steps, strict=True):
@@ -178,7 +195,7 @@ def _plan_chain(
             uncounted.add(step.name)
         else:
             known.append(flow_step)
-    tallies = count_known(known, Rows(resolver.artifacts[root.input].path), ledgers)
+    tallies = count_known(known, Rows(resolver.artifacts[chain[0].input].path), ledgers)
     namespaces = {flow_step.name: flow_step.namespace for flow_step in known}
     planned = {}
     for step in chain:
@@ -188,9 +205,8 @@ def _plan_chain(
             per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(namespaces[step.name]))
             planned[step.name] = _counted(resolver, step, tally, components, before, per_row)
         else:
-            source = step.params.input  # type: ignore[attr-defined]
-            after = f"after {source}" if source in uncounted else "after its model"
-            planned[step.name] = PlannedStep(step.name, step.op, "run", None, 0, None, after, None, components, before)
+            after = f"after {step.input}" if step.input in uncounted else "after its model"
+            planned[step.name] = _planned(step, "run", after, components, before)
     return planned
 
 
@@ -207,23 +223,10 @@ def _counted(
     elif not why:
         why = "new or changed rows" if changed or own is None else "not done yet"
     reason = f"{to_run} of {tally.total} rows: {why}" if to_run else "all rows are in the ledger"
-    known = digest(components) if components is not None else None
     state = "partial" if tally.cached else "run"
     tokens = round(per_row * to_run) if per_row or not to_run else None
-    return PlannedStep(
-        step.name,
-        step.op,
-        state,
-        tally.total,
-        tally.cached,
-        to_run,
-        reason,
-        known,
-        components,
-        before,
-        calls=tally.calls,
-        tokens=tokens,
-    )
+    counts = {"rows": tally.total, "to_run": to_run, "calls": tally.calls, "tokens": tokens}
+    return _planned(step, state, reason, components, before, tally.cached, **counts)
 
 
 def _usual_tokens(ledger: Ledger) -> float:

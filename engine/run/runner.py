@@ -233,7 +233,7 @@ class _Execution:
         from caiflow.engine.run.units import FlowUnit
 
         chain = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
-        flow_steps = [self.resolver.flow_step(s, s.params.input) for s in chain]  # type: ignore[attr-defined]
+        flow_steps = [self.resolver.flow_step(s) for s in chain]
         sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
         links = self._links(cluster, sources)
         if links is None:
@@ -241,7 +241,7 @@ class _Execution:
         unit = FlowUnit(
             steps=[self._work(s) for s in chain],
             flow_steps=[s for s in flow_steps if s is not None],
-            source=self.resolver.artifacts[step.params.input].path,  # type: ignore[attr-defined]
+            source=self.resolver.artifacts[step.input].path,
             links=links,
             staged={s.name: self._stage(s) for s in chain},
             ledger_dir=self.store.ledger_dir,

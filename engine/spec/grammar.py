@@ -134,6 +134,11 @@ class Step:
         """The arm of the matrix this copy belongs to; empty for a step that no arm changes."""
         return self.name.partition("@")[2]
 
+    @property
+    def input(self) -> str:
+        """The step whose rows this one reads in order; empty where there is no such one."""
+        return getattr(self.params, "input", None) or ""
+
     def references(self) -> tuple[Reference, ...]:
         """Return the edges into this step: each parameter that names a step or a model, in field order."""
         return self._references
@@ -157,7 +162,7 @@ class Step:
         return registry.operator(self.op)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """A validated spec. `raw` is the resolved file as plain dicts: extends, profile, overrides and matrix carried out."""
 

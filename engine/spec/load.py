@@ -63,9 +63,18 @@ def load_spec(
     assert parsed.head is not None
     name = parsed.head.name or path.stem
     raw = {"caiflow": 1, "name": name, **{key: value for key, value in tree.plain().items() if key not in ("caiflow", "name")}}
-    constitution = raw.get("constitution")
     return Spec(
-        name, parsed.head.description, parsed.head.seed, path, base_dir, constitution, models, steps, raw, tree, profiles
+        name=name,
+        description=parsed.head.description,
+        seed=parsed.head.seed,
+        path=path,
+        base_dir=base_dir,
+        constitution=raw.get("constitution"),
+        models=models,
+        steps=steps,
+        raw=raw,
+        source=tree,
+        profiles=profiles,
     )
 
 
