@@ -3,8 +3,11 @@
 #   make test         lint, format, order of imports, types, and the tests but for the long ones
 #   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
 #   make test-soak    the long tests alone
+#   make test-newest  whether what we use of vLLM, transformers, TRL, PEFT and Ray is in their newest releases allowed
+#   make test-gpu     what needs an NVIDIA GPU
 #   make check        the same without the tests
 #   make benchmark    measure; writes build/benchmarks.json
+#   make benchmark-gpu  measure on a GPU, with random weights of a real size
 #   make docs         build the site of documentation, strictly, into build/docs
 #   make venv         the environment alone, with everything for development
 # PyPI's torch for Linux brings gigabytes of CUDA libraries, GPU or not; its CPU build is spared them:
@@ -13,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-soak test-all check lint imports types benchmark docs venv clean
+.PHONY: quickstart test test-soak test-all test-newest test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
 
 # The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -38,11 +41,18 @@ quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not soak and not newest" $(PYTEST_ARGS)
 
 # SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS) $(SOAK)
+
+test-newest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m newest tests/test_newest.py
+
+# One after the other: each takes the devices whole.
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
 
 # One after the other, even with -j: both fill the machine.
 test-all: test
@@ -70,6 +80,9 @@ build/typecheck/caiflow: Makefile
 benchmark: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m tests.benchmarks --out build/benchmarks.json
+
+benchmark-gpu: $(VENV)/.installed-dev
+	cd tests && $(BIN)/python -m benchmarks.gpu
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_pages.py build

@@ -7,10 +7,9 @@ in pieces. Loaded by vLLM, by name, in each of its workers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from caiflow.engine.llm.base import Sampling
@@ -24,7 +23,7 @@ _Row = tuple[int, Sampling, list[int]]
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each seeded row the one token its seed draws; vLLM has applied temperature and penalties before."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:

@@ -7,11 +7,11 @@ for the device: slots, lengths, seeds and settings are all on the host, and go t
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.llm.sampler import draw_rows, on_device
@@ -21,11 +21,11 @@ from caiflow.engine.llm.vllm.seeds import seeded
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each seeded row the one token its seed draws."""
 
-    def __init__(self, vllm_config: Any, req_states: Any) -> None:
+    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         self._slots: dict[int, tuple[int, Sampling]] = {}
         self._prompt_sizes = req_states.prompt_len.np
 
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take note of the request that has a slot from now on; return whether its tokens are drawn here."""
         asked = seeded(sampling_params)
         self._slots.pop(req_idx, None)

@@ -11,13 +11,19 @@ import dataclasses
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Draws, Request
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.llm.vllm.seeds import seed_arguments
+
+if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +43,9 @@ class VLLMEngine:
     With `adapter`, every request goes through that LoRA. `draws` says whether our processor draws or vLLM itself.
     """
 
-    def __init__(self, engine: Any, renderer: Renderer, adapter: Any = None, draws: Draws = "caiflow") -> None:
+    def __init__(
+        self, engine: LLMEngine, renderer: Renderer, adapter: LoRARequest | None = None, draws: Draws = "caiflow"
+    ) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -126,15 +134,16 @@ class VLLMEngine:
             stop=list(sampling.stop) or None, detokenize=bool(sampling.stop), output_kind=self._final, skip_clone=True,
         )  # fmt: skip
 
-    def _answer(self, output: Any) -> tuple[int, Answer]:
+    def _answer(self, output: RequestOutput) -> tuple[int, Answer]:
         asked = self._asked.pop(output.request_id)
+        best: CompletionOutput
         (best,) = output.outputs
         if best.finish_reason not in ("stop", "length"):
             error = EngineError(f"vLLM ended the request early, got {best.finish_reason!r}", kind="refused", retry=True)
             return asked.number, error
         size = len(asked.ids)
         if asked.scored:
-            found_here = [of[token] for token, of in zip(asked.ids[1:], output.prompt_logprobs[1:], strict=True)]
+            found_here: list[Logprob] = [of[token] for token, of in zip(asked.ids[1:], output.prompt_logprobs[1:], strict=True)]
             return asked.number, scored_completion(asked.scored, [(one.logprob, one.rank == 1) for one in found_here])
         if asked.choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}

@@ -5,9 +5,12 @@ Imports nothing of vLLM: its front end and its workers both come by.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.llm.base import Draws, Request, Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 _SEED, _SAMPLING = "caiflow_seed", "caiflow_sampling"
 """Keys of `SamplingParams.extra_args`."""
@@ -24,7 +27,7 @@ def seed_arguments(request: Request, draws: Draws) -> dict[str, Any]:
     return {"extra_args": {_SEED: request.seed, _SAMPLING: filters}}
 
 
-def seeded(params: Any) -> tuple[int, Sampling] | None:
+def seeded(params: SamplingParams) -> tuple[int, Sampling] | None:
     """Return the seed and the sampling of a request, from vLLM's SamplingParams; None where nothing is drawn."""
     arguments = params.extra_args or {}
     return (arguments[_SEED], Sampling(*arguments[_SAMPLING])) if _SEED in arguments else None
