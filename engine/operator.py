@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -152,6 +152,10 @@ class Operator(ABC, Generic[P]):
     def __init__(self, params: P, context: StepContext) -> None:
         self.params = params
         self.context = context
+
+    def __reduce__(self) -> tuple[type[Self], tuple[P, StepContext]]:
+        """Have it made again in another process, without what it has worked out in this one."""
+        return type(self), (self.params, self.context)
 
     @property
     def constitution(self) -> Constitution:

@@ -12,9 +12,8 @@ from caiflow.engine.errors import StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.operator import Operator, RowOperator, RowParams, StepContext
+from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
-from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of
 
 if TYPE_CHECKING:
@@ -46,27 +45,6 @@ class Resolver:
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
         self._entries: dict[str, ModelSource] = {}
-        self._operators: dict[str, Operator[Any]] = {}
-        self._constitutions: dict[str, Any] = {}
-
-    def operator(self, step: Step) -> Operator[Any]:
-        """Return the step's operator, made once."""
-        if step.name not in self._operators:
-            self._operators[step.name] = operator_type(step.op)(step.params, self.context(step))
-        return self._operators[step.name]
-
-    def context(self, step: Step) -> StepContext:
-        """Return what the operator may know of the spec."""
-        value = step.constitution if step.constitution is not None else self.spec.constitution
-        constitution = None
-        if value is not None:
-            kept_as = repr(value)
-            if kept_as not in self._constitutions:
-                from caiflow.engine.constitution.load import load_constitution
-
-                self._constitutions[kept_as] = load_constitution(value, self.spec.base_dir)
-            constitution = self._constitutions[kept_as]
-        return StepContext(seed=self.spec.seed, base_dir=self.spec.base_dir, constitution=constitution)
 
     def model(self, name: str) -> ModelSource | None:
         """Return a model by the name parameters use; None for a step that isn't trained yet."""
@@ -101,8 +79,8 @@ class Resolver:
                 if artifact is None:
                     return None
                 components[f"inputs.{place}"] = artifact.content
-        constitution = self.operator(step).context.constitution
-        if constitution is not None and self.operator(step).uses_constitution:
+        constitution = self.spec.operators[step.name].context.constitution
+        if constitution is not None and self.spec.operators[step.name].uses_constitution:
             for principle in constitution.principles:
                 components[f"principles.{principle.id}"] = digest(principle)
             components["few_shot"] = digest(example_texts(constitution))
@@ -112,15 +90,15 @@ class Resolver:
         """Return the principles and few-shot examples of all steps, by the digests that stand for them in their components."""
         found: dict[str, Any] = {}
         for step in self.order:
-            constitution = self.operator(step).context.constitution
-            if constitution is not None and self.operator(step).uses_constitution:
+            constitution = self.spec.operators[step.name].context.constitution
+            if constitution is not None and self.spec.operators[step.name].uses_constitution:
                 found |= {digest(principle): principle.model_dump() for principle in constitution.principles}
                 found[digest(example_texts(constitution))] = example_texts(constitution)
         return found
 
     def row_components(self, step: Step) -> Components | None:
         """Return the part of the components that each row's key holds: not the input, not the principles it didn't draw."""
-        operator = self.operator(step)
+        operator = self.spec.operators[step.name]
         components: Components = {
             "format": KEY_FORMAT,
             "operator": f"{operator.name}@{operator.version}",
@@ -142,7 +120,7 @@ class Resolver:
         from caiflow.engine.store.ledger import ledger_name
 
         own = self.row_components(step)
-        operator = self.operator(step)
+        operator = self.spec.operators[step.name]
         if own is None or not isinstance(operator, RowOperator):
             return None
         name = getattr(step.params, "model", None)
@@ -200,7 +178,7 @@ class Resolver:
         return self._is_row_step(self.spec.steps[name])
 
     def _is_row_step(self, step: Step) -> bool:
-        return issubclass(operator_type(step.op), RowOperator)
+        return isinstance(self.spec.operators[step.name], RowOperator)
 
 
 def _numbered(step: Step) -> Iterator[tuple[str, Any]]:

@@ -157,7 +157,7 @@ def _constitutions(resolver: Resolver) -> dict[str, Any]:
     """Return each constitution in use under its name, or with its step's where two of one name differ."""
     found: dict[str, Any] = {}
     for step in resolver.order:
-        constitution = resolver.context(step).constitution
+        constitution = resolver.spec.operators[step.name].context.constitution
         if constitution is None:
             continue
         pinned = _texts(constitution)
@@ -180,7 +180,7 @@ def _sources(resolver: Resolver) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what pins each source; those of a step whose sources can't be read, which fails for it, are left out."""
     for step in resolver.order:
         with suppress(OSError, ValueError):
-            found = resolver.operator(step).sources()
+            found = resolver.spec.operators[step.name].sources()
             yield from [(f"{step.name}.{label}", _source(source, resolver)) for label, source in found.items()]
 
 

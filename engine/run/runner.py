@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
+from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.consent import KeySent, refuse_unallowed, servers
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
-from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.store.artifacts import Store
@@ -31,7 +30,7 @@ from caiflow.engine.store.journal import Event, Journal, RunStatus
 if TYPE_CHECKING:
     from caiflow.engine.run.cluster import Cluster, Finished
     from caiflow.engine.run.head_start import HeadStart
-    from caiflow.engine.run.units import StepWork, Unit
+    from caiflow.engine.run.units import Unit
     from caiflow.engine.spec.grammar import Spec, Step
 
 POLL_S = 0.25
@@ -138,7 +137,7 @@ class _Execution:
         only: str | None = None,
     ) -> None:
         self.resolver = resolver
-        self.store = resolver.store
+        self.spec, self.store = resolver.spec, resolver.store
         self.folder = folder
         self.client = f"run-{uuid.uuid4().hex[:12]}"
         self._journal = journal
@@ -217,16 +216,19 @@ class _Execution:
         if self._only not in (None, step.name, step.base):
             raise StepError(f"{step.name}: isn't in the store, and --only runs {self._only} alone; use --until {self._only}")
         cluster = self._running_cluster()
-        kind = operator_type(step.op)
-        if issubclass(kind, RowOperator):
-            return self._begin_chain(step, cluster)
-        if issubclass(kind, ModelOperator):
-            return self._begin_training(step, cluster)
-        if issubclass(kind, MetricsOperator):
-            return self._begin_measure(step, cluster)
+        operator = self.spec.operators[step.name]
+        if isinstance(operator, ModelOperator):
+            return self._begin_training(step, operator, cluster)
+        if isinstance(operator, MetricsOperator):
+            return self._begin_measure(step, operator, cluster)
+        if isinstance(operator, TableOperator):
+            return self._begin_table(step, operator, cluster)
+        return self._begin_chain(step, cluster)
+
+    def _begin_table(self, step: Step, operator: TableOperator[Any], cluster: Cluster) -> bool:
         from caiflow.engine.run.units import TableUnit
 
-        unit = TableUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step))
+        unit = TableUnit(step.name, operator, self._inputs(step), self._models(step), self._stage(step))
         return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
@@ -239,17 +241,16 @@ class _Execution:
         if links is None:
             return False
         unit = FlowUnit(
-            steps=[self._work(s) for s in chain],
-            flow_steps=[s for s in flow_steps if s is not None],
+            steps=[s for s in flow_steps if s is not None],
             source=self.resolver.artifacts[step.input].path,
             links=links,
             staged={s.name: self._stage(s) for s in chain},
             ledger_dir=self.store.ledger_dir,
         )
-        self.folder.keep(ledgers=[s.namespace for s in unit.flow_steps])
+        self.folder.keep(ledgers=[s.namespace for s in unit.steps])
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
-    def _begin_measure(self, step: Step, cluster: Cluster) -> bool:
+    def _begin_measure(self, step: Step, operator: MetricsOperator[Any], cluster: Cluster) -> bool:
         from caiflow.engine.run.units import MeasureUnit
         from caiflow.engine.store.ledger import ledger_name
 
@@ -257,11 +258,11 @@ class _Execution:
         links = self._links(cluster, sources)
         if links is None:
             return False
-        unit = MeasureUnit(self._work(step), self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
+        unit = MeasureUnit(step.name, operator, self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
         self.folder.keep(ledgers=[ledger_name(step.op, source.identity) for source in sources.values()])
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 
-    def _begin_training(self, step: Step, cluster: Cluster) -> bool:
+    def _begin_training(self, step: Step, operator: ModelOperator[Any], cluster: Cluster) -> bool:
         from caiflow.engine.run.units import TrainUnit
 
         name = digest(self.folder.components[step.name])
@@ -271,7 +272,9 @@ class _Execution:
             return False  # another run trains the very same; its artifact will be ours
         wanted = step.params.resources
         gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
-        unit = TrainUnit(self._work(step), self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name))
+        unit = TrainUnit(
+            step.name, operator, self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name)
+        )
         begun = self._submit(cluster, unit, [step], "train", gpus=gpus, cpus=wanted.num_cpus)
         if begun:
             self.folder.keep(artifacts=[name])  # so that `gc` keeps its checkpoints
@@ -289,11 +292,6 @@ class _Execution:
         return True
 
     # ---------------------------------------------------------------------------------------- what units are made of
-
-    def _work(self, step: Step) -> StepWork:
-        from caiflow.engine.run.units import StepWork
-
-        return StepWork(step.name, step.op, step.params, self.resolver.context(step))
 
     def _stage(self, step: Step) -> Path:
         """Return the folder for a step's output; one that waits for room is asked for it again and again."""

@@ -22,13 +22,9 @@ from caiflow.engine.operator import (
     LLMs,
     MetricsOperator,
     ModelOperator,
-    Operator,
-    Params,
     RowOperator,
-    StepContext,
     TableOperator,
 )
-from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
@@ -54,24 +50,11 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class StepWork:
-    """An operator as it travels: made again in the worker from its name."""
-
-    name: str
-    op: str
-    params: Params
-    context: StepContext
-
-    def operator(self) -> Operator[Any]:
-        """Return the operator."""
-        return operator_type(self.op)(self.params, self.context)
-
-
-@dataclass(frozen=True, slots=True)
 class TableUnit:
     """One table operator: `inputs` maps step names to the folders of their rows."""
 
-    step: StepWork
+    step: str
+    operator: TableOperator[Any]
     inputs: Mapping[str, Path]
     models: Mapping[str, ModelSource]
     staged: Path
@@ -80,25 +63,24 @@ class TableUnit:
         """Carry it out."""
         from caiflow.engine.rows.folder import Rows, RowsWriter
 
-        operator = self.step.operator()
-        assert isinstance(operator, TableOperator)
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
         known = {name: _columns(rows) for name, rows in inputs.items()}
-        out = RowsWriter(self.staged, dict(operator.columns(known).types))
-        job = Job(self.staged, inputs, self.models, seed=self.step.context.seed, log=_log(report, self.step.name))
-        operator.table(job, out)
+        out = RowsWriter(self.staged, dict(self.operator.columns(known).types))
+        job = Job(self.staged, inputs, self.models, seed=self.operator.context.seed, log=_log(report, self.step))
+        self.operator.table(job, out)
         out.close()
         rows_in = sum(rows.num_rows for rows in inputs.values()) if inputs else None
         metrics = {**job.metrics, **out.metrics}
         counts = {"dropped": out.num_dropped}
-        return {self.step.name: StepResult(self.staged, rows_in, out.num_rows, metrics, counts)}
+        return {self.step: StepResult(self.staged, rows_in, out.num_rows, metrics, counts)}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainUnit:
     """One model operator."""
 
-    step: StepWork
+    step: str
+    operator: ModelOperator[Any]
     inputs: Mapping[str, Path]
     models: Mapping[str, ModelSource]
     staged: Path
@@ -108,27 +90,26 @@ class TrainUnit:
         """Carry it out."""
         from caiflow.engine.rows.folder import Rows
 
-        operator = self.step.operator()
-        assert isinstance(operator, ModelOperator)
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
         job = Job(
             self.staged,
             inputs,
             self.models,
-            seed=self.step.context.seed,
+            seed=self.operator.context.seed,
             work_dir=self.work_dir,
-            log=_log(report, self.step.name),
+            log=_log(report, self.step),
         )
-        operator.train(job)
+        self.operator.train(job)
         rows_in = sum(rows.num_rows for rows in inputs.values())
-        return {self.step.name: StepResult(self.staged, rows_in, None, dict(job.metrics))}
+        return {self.step: StepResult(self.staged, rows_in, None, dict(job.metrics))}
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureUnit:
     """One metrics operator, with links to the engines of the models it asks."""
 
-    step: StepWork
+    step: str
+    operator: MetricsOperator[Any]
     inputs: Mapping[str, Path]
     models: Mapping[str, ModelSource]
     links: Mapping[str, Sequence[Link]]
@@ -143,19 +124,17 @@ class MeasureUnit:
         from caiflow.engine.llm.client import EngineClient
         from caiflow.engine.rows.folder import Rows
 
-        operator = self.step.operator()
-        assert isinstance(operator, MetricsOperator)
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
-        job = Job(self.staged, inputs, self.models, seed=self.step.context.seed, log=_log(report, self.step.name))
+        job = Job(self.staged, inputs, self.models, seed=self.operator.context.seed, log=_log(report, self.step))
         async with AsyncExitStack() as stack:
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
-            llms = LedgeredLLMs(self.step, self.models, clients, self.ledger_dir, report)
+            llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
             stack.callback(llms.close)
-            measured = await operator.measure(job, llms)
+            measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
         rows_in = sum(rows.num_rows for rows in inputs.values())
-        return {self.step.name: StepResult(self.staged, rows_in, None, {**job.metrics, **measured})}
+        return {self.step: StepResult(self.staged, rows_in, None, {**job.metrics, **measured})}
 
 
 class LedgeredLLMs(LLMs):
@@ -163,21 +142,21 @@ class LedgeredLLMs(LLMs):
 
     def __init__(
         self,
-        step: StepWork,
+        operator: MetricsOperator[Any],
         models: Mapping[str, ModelSource],
         clients: Mapping[str, EngineClient],
         ledger_dir: Path,
-        report: Report,
+        log: Callable[..., None],
     ) -> None:
         from caiflow.engine.flow.row_llm import Tally
         from caiflow.engine.store.ledger import Ledger, ledger_name
 
-        self._step = step
+        self._operator = operator
         self._models = models
         self._clients = clients
-        self._report = report
+        self._log = log
         self._tally = Tally()
-        self._ledgers = {name: Ledger(ledger_dir, ledger_name(step.op, model.identity)) for name, model in models.items()}
+        self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
@@ -193,15 +172,15 @@ class LedgeredLLMs(LLMs):
                     client,
                     self._ledgers[model],
                     uid=str(row["uid"]),
-                    operator=f"{self._step.op}:{label}",
-                    seed=self._step.context.seed,
+                    operator=f"{self._operator.name}:{label}",
+                    seed=self._operator.context.seed,
                     model_identity=self._models[model].identity,
                     tally=self._tally,
                 )
                 answer: Row = await ask(row, llm)
             self._tally.done += 1
             if self._tally.done % 16 == 0:
-                self._report({"step": self._step.name, **progress_fields(self._tally)})
+                self._log(**progress_fields(self._tally))
             return answer
 
         async with asyncio.TaskGroup() as group:
@@ -218,8 +197,7 @@ class LedgeredLLMs(LLMs):
 class FlowUnit:
     """A chain of row steps: `source` is the folder of the rows it starts from, `staged` a folder per step."""
 
-    steps: Sequence[StepWork]
-    flow_steps: Sequence[FlowStep]
+    steps: Sequence[FlowStep]
     source: Path
     links: Mapping[str, Sequence[Link]]
     staged: Mapping[str, Path]
@@ -237,21 +215,21 @@ class FlowUnit:
 
         source = Rows(self.source)
         async with AsyncExitStack() as stack:
-            namespaces = {step.namespace for step in self.flow_steps}
+            namespaces = {step.namespace for step in self.steps}
             ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name)) for name in namespaces}
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
-            flow = Flow(self.flow_steps, ledgers, clients, writers)
+            flow = Flow(self.steps, ledgers, clients, writers)
             stack.push_async_callback(_stop, asyncio.create_task(_watch(flow.tallies, report)))
             tallies = await flow.run(source)
-        return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.flow_steps}
+        return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:
         from caiflow.engine.rows.folder import RowsWriter
 
         known = {"": _columns(source)}
         writers = {}
-        for step in self.flow_steps:
+        for step in self.steps:
             given = known.get(step.source, known[""])
             known[step.name] = step.operator.columns({step.source: given})
             writers[step.name] = RowsWriter(self.staged[step.name], dict(known[step.name].types))

@@ -30,8 +30,8 @@ MANY_PROBLEMS = 100
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}
 
 
-def check(checked: Checked) -> None:
-    """Add everything wrong with the parts taken together to the list of problems."""
+def check(checked: Checked) -> dict[str, Operator[Any]]:
+    """Add everything wrong with the parts taken together to the list of problems; return the operators that could be made."""
     _check_names(checked)
     broken = _check_references(checked)
     broken |= _check_cycles(checked)
@@ -39,6 +39,7 @@ def check(checked: Checked) -> None:
     _check_files(checked)
     operators = _build_operators(checked)
     check_columns(checked, operators, broken)
+    return operators
 
 
 def _check_names(checked: Checked) -> None:

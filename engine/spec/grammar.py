@@ -174,6 +174,8 @@ class Spec:
     constitution: Any
     models: Mapping[str, ModelEntry]
     steps: Mapping[str, Step]
+    operators: Mapping[str, Operator[Any]] = field(repr=False, compare=False)
+    """What each step does, made when the spec was checked; its constitution is read."""
     raw: Mapping[str, Any]
     source: Node = field(repr=False, compare=False)
     """The resolved file with the place of each value, for messages."""

@@ -57,7 +57,7 @@ def load_spec(
         steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    checks.check(Checked(tree, base_dir, number, models, steps, problems))
+    operators = checks.check(Checked(tree, base_dir, number, models, steps, problems))
     if problems:
         raise SpecError(_in_order(problems))
     assert parsed.head is not None
@@ -72,6 +72,7 @@ def load_spec(
         constitution=raw.get("constitution"),
         models=models,
         steps=steps,
+        operators=operators,
         raw=raw,
         source=tree,
         profiles=profiles,

@@ -45,7 +45,7 @@ def run_tables(spec_path: Path, run_dir: Path, store: Store) -> Resolver:
         components, artifact = resolver.settle(step)
         status = "cached" if artifact else "done"
         if artifact is None:
-            operator = resolver.operator(step)
+            operator = spec.operators[step.name]
             assert isinstance(operator, TableOperator)
             staged = store.stage(step.name)
             inputs = {name: Rows(resolver.artifacts[name].path) for name in resolver.edges(step)}

@@ -1,0 +1,36 @@
+"""What travels to a worker."""
+
+from __future__ import annotations
+
+import pickle
+from functools import cached_property
+
+from caiflow.engine.flow.stream import FlowStep
+from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
+from caiflow.engine.rows.columns import ColumnType, Row
+
+
+class Worked(RowOperator[RowParams]):
+    """Works something out that can't travel."""
+
+    name = "worked"
+    params_type = RowParams
+
+    @cached_property
+    def worked_out(self) -> object:
+        return lambda: self.context.seed
+
+    def writes(self) -> dict[str, ColumnType]:
+        return {"answer": "text"}
+
+    async def row(self, row: Row, llm: RowLLM) -> Row:
+        return {"answer": str(self.worked_out)}
+
+
+def test_an_operator_is_made_again_where_it_arrives() -> None:
+    operator = Worked(RowParams(input="rows"), StepContext(seed=7))
+    assert operator.worked_out
+    sent = FlowStep("step", operator, "rows", identity="id", namespace="worked-none")
+    arrived = pickle.loads(pickle.dumps(sent)).operator
+    assert (type(arrived), arrived.params, arrived.context) == (Worked, operator.params, operator.context)
+    assert "worked_out" not in vars(arrived)
