@@ -98,6 +98,10 @@ class StoreError(CaiflowError):
     """The store can't be read or written: no space, no permission, a corrupt artifact."""
 
 
+class DamagedError(StoreError):
+    """A sealed artifact isn't as it was sealed: files are missing or changed."""
+
+
 class EngineError(CaiflowError):
     """An engine couldn't start or answer.
 

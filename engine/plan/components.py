@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import StepError
+from caiflow.engine.errors import DamagedError, StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
@@ -35,13 +35,15 @@ Components = dict[str, Any]
 class Resolver:
     """Answers, for the steps of one spec, what they depend on, as far as their inputs are already made.
 
-    `artifacts` holds the output of every step settled so far; the run adds to it as steps finish.
+    `artifacts` holds the output of every step settled so far; the run adds to it as steps finish. `damaged` says of steps what
+    is wrong with their output in the store, which then counts as not made.
     """
 
     def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool = False) -> None:
         self.spec = spec
         self.store = store
         self.artifacts: dict[str, Artifact] = {}
+        self.damaged: dict[str, str] = {}
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
         self._entries: dict[str, ModelSource] = {}
@@ -150,10 +152,17 @@ class Resolver:
             raise StepError(f"{step.name}: can't read {error.filename or 'a file'}: {error.strerror or error}") from error
         except (ValueError, NoIdentityError) as error:
             raise StepError(f"{step.name}: {error}") from error
-        artifact = self.store.artifact(digest(components)) if components is not None else None
+        artifact = self._made(step, digest(components)) if components is not None else None
         if artifact is not None:
             self.artifacts[step.name] = artifact
         return components, artifact
+
+    def _made(self, step: Step, name: str) -> Artifact | None:
+        try:
+            return self.store.artifact(name)
+        except DamagedError as error:
+            self.damaged[step.name] = error.message
+            return None
 
     def chain(self, step: Step) -> list[Step]:
         """Return the step and the row steps that stream behind it, in topological order.

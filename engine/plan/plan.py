@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,8 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
                 if resolver.is_row_step(step.name) and not any(step.name in segment for segment in segments):
                     segments.append(tuple(m.name for m in resolver.chain(step) if m.name not in planned))
                 planned[step.name] = _to_run(resolver, step, components, before, planned)
+    for name, damage in resolver.damaged.items():
+        planned[name] = replace(planned[name], reason=f"{damage}; {planned[name].reason}")
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)))

@@ -185,7 +185,10 @@ class _Execution:
             if artifact is not None:
                 self.folder.cache(step, artifact)
                 return True
-            return self._begin(step)
+            begun = self._begin(step)
+            if begun and (damage := self.resolver.damaged.get(step.name)):
+                self._journal.emit("log", text=f"{step.name} is made anew: {damage}")
+            return begun
         except (CaiflowError, ValueError, OSError) as error:
             self.folder.fail(step, str(error))
             return True

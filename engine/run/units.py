@@ -217,6 +217,9 @@ class FlowUnit:
         async with AsyncExitStack() as stack:
             namespaces = {step.namespace for step in self.steps}
             ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name)) for name in namespaces}
+            for name in (name for name, ledger in ledgers.items() if ledger.damaged):
+                said = "records in the ledger were damaged; what they held is made again"
+                report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)

@@ -15,15 +15,15 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import StoreError
+from caiflow.engine.errors import DamagedError
 from caiflow.engine.identity import digest
 from caiflow.engine.store.disk import storing, sync, sync_tree, write_atomic
-from caiflow.engine.store.file_digests import FileCache, Manifest, folder_manifest
+from caiflow.engine.store.file_digests import FileCache, Manifest, Stamp, file_digest, folder_manifest, stamp
 
 ADAPTER = "adapter_config.json"
 META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder
@@ -45,6 +45,8 @@ class Artifact:
     """All that was given to `seal`, the fields above included."""
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every file by relative path, those that begin with `_` included."""
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    """Size and time of every file when it was sealed; empty in an artifact of an early version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Store:
         self.home = (home or default_home()).absolute()
         self.artifacts_dir = self.home / "artifacts"
         self.staging_dir = self.home / "staging"
+        self.damaged_dir = self.home / "damaged"
         self.work = self.home / "work"
         self.ledger_dir = self.home / "ledger"
         self.runs_dir = self.home / "runs"
@@ -88,11 +91,39 @@ class Store:
     def artifact(self, digest: str) -> Artifact | None:
         """Return the sealed artifact, or None where there is none.
 
+        A file that has its size and time of then counts as unchanged (`verify` hashes all); any other is hashed.
+
         Raises:
-            StoreError: it is there but unreadable.
+            DamagedError: it is there, but not as it was sealed.
         """
         path = self.path(digest)
-        return read_artifact(path) if path.is_dir() else None
+        if not path.is_dir():
+            return None
+        artifact = read_artifact(path)
+        for name, sha256 in artifact.files.items():
+            if said := self._difference(path / name, sha256, artifact.stamps.get(name)):
+                raise DamagedError(f"{path}: {name} {said}", "run again, which makes it anew")
+        return artifact
+
+    def _difference(self, file: Path, sha256: str, sealed: Stamp | None) -> str:
+        """Return in what a file isn't as it was sealed; nothing where it is."""
+        try:
+            now = stamp(file)
+            if now == sealed:
+                return ""
+            if sealed is not None and now.size != sealed.size:
+                return f"has {now.size} bytes, not {sealed.size}"
+            return "" if file_digest(file, self.files) == sha256 else "has changed"
+        except FileNotFoundError:
+            return "is missing"
+
+    def set_aside(self, digest: str) -> Path:
+        """Move a damaged artifact out of the way, and return where it is now; `gc` removes it."""
+        path = self.damaged_dir / f"{short(digest)}~{uuid.uuid4().hex[:8]}"
+        with storing(self.home), suppress(FileNotFoundError):  # another process was first
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.path(digest), path)
+        return path
 
     def stage(self, digest: str) -> Path:
         """Return a new empty folder on the store's file system, for `seal`."""
@@ -137,13 +168,22 @@ class Store:
             StoreError: no space or no permission; no half-made artifact is left.
         """
         with storing(self.home):
-            present = self.artifact(digest) or self._move(digest, staged, meta)
+            present = self._whole(digest) or self._move(digest, staged, meta)
             shutil.rmtree(staged, ignore_errors=True)
             shutil.rmtree(self.work_path(digest), ignore_errors=True)
             return present
 
+    def _whole(self, digest: str) -> Artifact | None:
+        """Return the artifact where it is there and whole; a damaged one gives way."""
+        try:
+            return self.artifact(digest)
+        except DamagedError:
+            self.set_aside(digest)
+            return None
+
     def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
         made = content_manifest(staged)
+        made["stamps"] = {name: stamp(staged / name) for name in made["files"]}
         record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
         (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
         sync_tree(staged)
@@ -208,15 +248,16 @@ def read_artifact(path: Path) -> Artifact:
     """Read a sealed folder's own record.
 
     Raises:
-        StoreError: the record is missing or damaged.
+        DamagedError: the record is missing or damaged.
     """
     try:
         record = json.loads((path / META).read_bytes())
         meta = record["meta"]
         given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}
-        return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], **given)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a whole artifact, got {error!r}", "remove the folder and run again") from error
+        stamps = {name: Stamp(*values) for name, values in record.get("stamps", {}).items()}
+        return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], stamps=stamps, **given)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}: not a whole artifact, got {error!r}", "run again, which makes it anew") from error
 
 
 def _read_run(path: Path) -> RunRecord | None:

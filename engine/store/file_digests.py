@@ -11,11 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from caiflow.engine.identity import digest
 
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again within the clock's grain: not remembered
+
+
+class Stamp(NamedTuple):
+    """What a look at a file without reading it tells: `size` in bytes, `mtime_ns` since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+def stamp(file: Path) -> Stamp:
+    """Return a file's size and time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    found = file.stat()
+    return Stamp(found.st_size, found.st_mtime_ns)
 
 
 class Manifest(TypedDict):

@@ -37,7 +37,7 @@ def ledger_name(op: str, model_identity: str) -> str:
 class Ledger:
     """Records of one namespace: `key -> payload`, the last append wins.
 
-    Reading needs no permission to write. A record cut off by a crash, and all behind it in the same file, count as absent.
+    Reading needs no permission to write. A record cut off by a crash, or damaged since, counts as absent.
     """
 
     def __init__(self, home: Path, namespace: str) -> None:
@@ -60,6 +60,11 @@ class Ledger:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def damaged(self) -> int:
+        """The number of places in its files at which records were damaged; those count as absent."""
+        return sum(segment.damaged for segment in self._segments)
 
     def __len__(self) -> int:
         with self._lock:

@@ -1,7 +1,7 @@
 """One file of a ledger: its frames, its unbroken beginning, and the one process that may append to it.
 
-A frame is payload size, crc32 of key and payload, the key of 16 bytes, and the payload. What follows a frame that isn't whole
-counts as absent.
+A frame is payload size, crc32 of key and payload, the key of 16 bytes, and the payload. A frame that isn't whole counts as
+absent; good ones behind it are found again, unless a process is still writing the file.
 """
 
 from __future__ import annotations
@@ -40,19 +40,25 @@ class Segment:
         self.path = path
         self.number = number
         self.end = 0
+        self.damaged = 0
+        """Places where what once was whole is damaged."""
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def scan(self) -> tuple[bytes, array[int]]:
         """Return the keys, joined, and the offsets of the good records behind those already seen."""
         keys, offsets = bytearray(), array("Q")
         if self.end == 0:
-            self.end = len(MAGIC) if os.pread(self.descriptor, len(MAGIC), 0) == MAGIC else 0
+            self.end = len(MAGIC)
+            self.damaged += os.pread(self.descriptor, len(MAGIC), 0) != MAGIC
         size = _CHUNK
-        while self.end and (data := os.pread(self.descriptor, size, self.end)):
+        while data := os.pread(self.descriptor, size, self.end):
             done = _good(data, self.end, keys, offsets)
-            self.end += done
             if not done and not _cut(data, size):
-                break
+                done = _next_good(data) if self._abandoned() else 0
+                self.damaged += bool(done)
+                if not done and len(data) < size:
+                    break
+            self.end += done
             size = _CHUNK if done else 4 * size
         return bytes(keys), offsets
 
@@ -61,6 +67,15 @@ class Segment:
         head = os.pread(self.descriptor, 4096, offset)
         size = _HEAD.size + int.from_bytes(head[:4], "little")
         return head[:size] if size <= len(head) else head + os.pread(self.descriptor, size - len(head), offset + len(head))
+
+    def _abandoned(self) -> bool:
+        """Return whether no process appends here: the end of a file that is being written isn't damaged but unfinished."""
+        with open(self.path, "rb") as probe:
+            try:
+                fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
 
     def hold(self) -> bool:
         """Become the one that appends, if no process is and writing is allowed."""
@@ -82,8 +97,8 @@ class Segment:
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def whole(self) -> bool:
-        """Return whether the file ends with a good record."""
-        return len(MAGIC) <= self.end == os.fstat(self.descriptor).st_size
+        """Return whether all records of the file are good, up to its end."""
+        return not self.damaged and len(MAGIC) <= self.end == os.fstat(self.descriptor).st_size
 
     def write(self, record: bytes) -> int:
         """Append one record and return where it begins; a part written to a full disk is taken back."""
@@ -131,6 +146,17 @@ def _good(data: bytes, at: int, keys: bytearray, offsets: array[int]) -> int:
             offsets.append(at + start)
             start = end
     return start
+
+
+def _next_good(data: bytes) -> int:
+    """Return where the first good record behind the damaged one at the beginning of `data` is, or 0 where there is none."""
+    unpack, head, crc32, size = _HEAD.unpack_from, _HEAD.size, zlib.crc32, len(data)
+    with memoryview(data) as view:
+        for start in range(1, size - head + 1):
+            length, crc, _ = unpack(view, start)
+            if length <= size - head - start and crc32(view[start + 8 : start + head + length]) == crc:
+                return start
+    return 0
 
 
 def _cut(data: bytes, asked: int) -> bool:

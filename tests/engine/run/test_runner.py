@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,32 @@ sys.exit(code)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
     assert {step["status"] for step in read_run(out.parent / "again")["steps"].values()} == {"cached"}
+
+
+def test_a_damaged_artifact_is_made_anew_without_asking_again(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    spec, out, home = calm
+    damaged = shutil.copytree(home, tmp_path / "home")
+    kept = Rows(out / "steps/critique").pylist()
+    (file,) = (damaged / (out / "steps/critique").resolve().relative_to(home.resolve())).glob("*.parquet")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    (ledger,) = (damaged / "ledger").glob("revise-*/*.seg")
+    with ledger.open("r+b") as segment:
+        segment.seek(200)
+        segment.write(b"\0")
+    planned = {step.name: step for step in make_plan(load_spec(spec), Store(damaged)).steps}
+    assert planned["response"].state == "cached"
+    assert "part-00000.parquet has changed" in planned["critique"].reason
+    again = finish(spec, tmp_path / "again", damaged)
+    assert Rows(tmp_path / "again/steps/critique").pylist() == kept
+    assert again["steps"]["critique"]["status"] == "done"
+    assert again["steps"]["critique"].get("calls", 0) == 0
+    assert Rows(tmp_path / "again/steps/clean").pylist() == Rows(out / "steps/clean").pylist()
+    assert again["steps"]["revision"].get("calls", 0) <= 1
+    said = [event["text"] for event in read_events(tmp_path / "again") if event["event"] == "log"]
+    assert any(text.startswith("critique is made anew: ") for text in said)
+    assert any("records in the ledger were damaged" in text for text in said)
 
 
 @pytest.mark.soak

@@ -3,17 +3,18 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from caiflow.engine.errors import StoreError
+from caiflow.engine.errors import DamagedError, StoreError
 from caiflow.engine.store.artifacts import META, Artifact, Store, content_manifest, default_home
 from caiflow.engine.store.disk import write_atomic
 
@@ -135,11 +136,59 @@ def test_a_claim_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> Non
         assert not again
 
 
-def test_a_damaged_artifact_is_named(tmp_path: Path) -> None:
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda file: file.unlink(),
+    "truncated": lambda file: os.truncate(file, 3),
+    "grown": lambda file: file.write_bytes(file.read_bytes() + b"!"),
+    "one byte": lambda file: file.write_bytes(b"R" + file.read_bytes()[1:]),
+    "emptied": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "sub/more.bin", "_history.jsonl", META])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_artifact_is_told_and_gives_way_to_a_new_one(
+    tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
     store = Store(tmp_path)
     artifact = store.seal(DIGEST, staged(store), {})
-    (artifact.path / META).write_text("{")
-    with pytest.raises(StoreError, match=DIGEST):
+    damage(artifact.path / name)
+    if name == META and json_of(artifact.path / META) is not None:
+        return  # it says the same as before
+    with pytest.raises(DamagedError, match=DIGEST) as caught:
+        store.artifact(DIGEST)
+    assert name == META or name in str(caught.value)
+    made = store.seal(DIGEST, staged(store, "new"), {})
+    assert (made.path / "part-00000.parquet").read_text() == "new"
+    assert store.artifact(DIGEST) == made
+    assert len(list(store.damaged_dir.iterdir())) == 1
+
+
+def json_of(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def test_an_artifact_that_was_only_copied_or_touched_is_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "one")
+    artifact = store.seal(DIGEST, staged(store), {})
+    os.utime(artifact.path / "part-00000.parquet", (1, 1))
+    assert store.artifact(DIGEST) == artifact
+    shutil.copytree(tmp_path / "one", tmp_path / "other", copy_function=shutil.copyfile)
+    assert Store(tmp_path / "other").artifact(DIGEST) is not None
+
+
+def test_an_artifact_sealed_before_sizes_were_kept_is_whole_or_damaged_by_its_digests(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = store.seal(DIGEST, staged(store), {})
+    record = json.loads((artifact.path / META).read_text())
+    del record["stamps"]
+    (artifact.path / META).write_text(json.dumps(record))
+    assert store.artifact(DIGEST) is not None
+    (artifact.path / "part-00000.parquet").write_text("cows")
+    with pytest.raises(DamagedError, match="has changed"):
         store.artifact(DIGEST)
 
 
