@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from caiflow.engine.operator import ColumnName, Job, Params, Strict, TableOperat
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
-from caiflow.operators.formats.parse import FORMATS
+from caiflow.operators.formats.parse import FORMATS, overlooked
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from caiflow.operators.formats.source import Source
 
 FormatName = Literal[
-    "auto", "messages", "prompt", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference", "ultrachat",
-    "preference", "table",
+    "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
+    "ultrachat", "preference", "table",
 ]  # fmt: skip
+_MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
+_SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
 _IN_MEMORY = 20_000
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
@@ -147,7 +149,7 @@ class Load(TableOperator[LoadParams]):
         """Yield what is named in `rename` and `split`, and none of the first records has."""
         for name in self.params.rename if len(self._sources()) == 1 else ():
             if name not in head.fields:
-                whose = "no record" if head.whole else f"none of the first {_SNIFFED} records"
+                whose = "no record" if head.whole else f"none of the first {head.number} records"
                 yield Finding(
                     ("rename", name), f"{whose} of {self.params.source} has `{name}`", suggest(name, head.fields, "fields")
                 )
@@ -157,9 +159,11 @@ class Load(TableOperator[LoadParams]):
             yield Finding(("split", "by"), f"no column `{split.column}` to split by", suggest(split.column, columns, "columns"))
 
     def _check_rows(self, head: Head) -> Iterator[Finding]:
-        """Yield why the first records are no rows, where none is."""
+        """Yield why the first records are no rows: where none is, or where one that isn't fails the step."""
         bad = [row for row in head.rows if isinstance(row, BadRow)]
         if len(bad) < len(head.rows):
+            if bad and self.params.on_bad_row == "fail" and self.params.limit is None:
+                yield Finding(bad[0].parameter or ("source",), f"{_counted(bad, head)}: {bad[0].reason}", _MEND)
             return
         blamed = next((row for row in bad if row.parameter), bad[0])
         where = blamed.parameter or ("source" if self.params.format == "auto" else "format",)
@@ -196,10 +200,18 @@ class Load(TableOperator[LoadParams]):
                 drawn.offer(row["uid"])
         chosen = (row for row in reading if isinstance(row, BadRow) or row["uid"] in drawn)
         counts = _write(_limited(chosen, self.params.limit), survey, out)
-        out.metrics.update(counts)
+        out.metrics.update(counts, **self._told(survey))
+        if job.log is not None:
+            job.log(note="; ".join([f"read as {self._reading.format_name}", *out.metrics.get("notes", ())]))
         if not counts["rows"]:
             bad = f", but {counts['bad_rows']} that can't be read" if counts["bad_rows"] else ""
             raise WrongValue(f"{self.params.source}: it has no row to load{bad}", "check the file, and `split` and `format`")
+
+    def _told(self, survey: Survey) -> dict[str, Any]:
+        """Return for the record which format was taken and why, and which columns seem to say something that no model sees."""
+        notes = overlooked(name for name, shape in survey.shapes.items() if shape != "null")
+        found = {"format": self._reading.format_name, "format_because": self._reading.why}
+        return {**found, "notes": notes} if notes and self._reading.format_name != "table" else found
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
         return rows if self.params.sample else _limited(rows, self.params.limit)
@@ -211,11 +223,11 @@ class Load(TableOperator[LoadParams]):
             ValueError: a bad row, unless those are set aside.
         """
         parser, split = self._parser(), self.params.split
+        self._reading = parser
         for row in chain.from_iterable(map(parser.rows, self._sources())):
             if isinstance(row, BadRow):
                 if self.params.on_bad_row == "fail":
-                    hint = "mend it, or set `on_bad_row: quarantine`"
-                    raise WrongValue(f"{row.place}: {row.reason}, got {row.text[:80]!r}", hint)
+                    raise WrongValue(f"{row.place}: {row.reason}, got {row.text[:80]!r}", _MEND)
                 yield row
             elif split is None or side(row, split) == split.part:
                 yield row
@@ -227,7 +239,7 @@ class Load(TableOperator[LoadParams]):
         if not isinstance(source, FileSource) or not source.is_text:
             return Head([], True)
         try:
-            return self._parser().head(source, _SNIFFED)
+            return self._parser().head(source, _SMALL_ROWS if source.path.stat().st_size <= _SMALL_BYTES else _SNIFFED)
         except (ValueError, OSError) as error:
             unreadable = finding(error, ("source",))
             return unreadable._replace(hint=unreadable.hint or "name a file that can be read")
@@ -263,6 +275,12 @@ def _said(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(turn, dict) and "content" in turn for turn in value):
         return " ".join(turn["content"] for turn in value)
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _counted(bad: Sequence[BadRow], head: Head) -> str:
+    """Return where the first of the bad rows is, and how many there are."""
+    of = f"the {head.number} records" if head.whole else f"the first {head.number} records"
+    return f"{bad[0].place} ({len(bad)} of {of} can't be read)"
 
 
 def _limited(rows: Iterable[Row | BadRow], limit: int | None) -> Iterator[Row | BadRow]:

@@ -30,6 +30,7 @@ class StepState:
     started: float | None = None
     seconds: float | None = None
     rows_out: int | None = None
+    note: str = ""
     error: str = ""
 
     def elapsed_s(self, now: float) -> float | None:
@@ -76,7 +77,19 @@ def _announced(step: Mapping[str, Any]) -> StepState:
 
 
 def _advance(step: StepState, event: Mapping[str, Any]) -> None:
-    for name in ("done", "total", "cached", "dropped", "failed", "tokens_per_second", "loss", "seconds", "rows_out", "error"):
+    for name in (
+        "done",
+        "total",
+        "cached",
+        "dropped",
+        "failed",
+        "tokens_per_second",
+        "loss",
+        "seconds",
+        "rows_out",
+        "note",
+        "error",
+    ):
         if event.get(name) is not None:
             setattr(step, name, event[name])
     if event["event"] in ("step_started", "step_progress"):
@@ -122,6 +135,8 @@ def notes_text(step: StepState) -> str:
         counts.append(f"{step.tokens_per_second:,.0f} tokens/s")
     if step.loss is not None:
         counts.append(f"{'last ' if step.status == 'done' else ''}loss {step.loss:.3f}")
+    if step.note:
+        counts.append(clean(step.note))
     if step.error:
         counts.append(clean(step.error))
     return ", ".join(counts)

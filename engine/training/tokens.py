@@ -73,6 +73,10 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
             return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
         if name == "text" or column:
             return value
+    if row.get("label") in (False, "false", "False"):
+        raise StepError(
+            "its `label` is false, so its reply isn't to be learnt; filter such rows out before: `drop: [{where: not label}]`"
+        )
     raise StepError(f"nothing to train on, looked for {', '.join(names)}; filter such rows out before")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from caiflow.engine.errors import WrongValue
@@ -22,12 +22,26 @@ ROLES: Mapping[str, str] = {
 }
 """What data sets call the three roles, lower-cased, and what caiflow calls them."""
 
-_MARKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|System):")
+_TOOLS = frozenset(
+    ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response", "ipython")
+)
+_NO_TOOLS = "tool calls aren't read: leave such conversations out, or set `on_bad_row: quarantine`"
+
+_MARKER = re.compile(r"(?:(?:\A|\n\n)\s*(?=[HA])|\A\s*)(Human|Assistant|System):")
+"""Where a turn begins; a system turn only at the head, since further on it is what somebody says."""
+_ASSISTANT = re.compile(r"\n\n\s*Assistant:")
 
 
 def is_transcript(text: object) -> bool:
     """Return whether `text` begins as a transcript does: with `Human:` or `System:` as its first word."""
     return isinstance(text, str) and text.lstrip().startswith(("Human:", "System:"))
+
+
+def are_transcripts(texts: Iterable[object]) -> bool:
+    """Return whether most of these texts are transcripts: a turn's name alone, as in "Human: a noun?", makes none."""
+    given = [text for text in texts if isinstance(text, str) and text.strip()]
+    whole = [text for text in given if is_transcript(text) and (text.startswith("\n\n") or _ASSISTANT.search(unix_lines(text)))]
+    return 2 * len(whole) > len(given)
 
 
 def shorten(value: object) -> str:
@@ -62,6 +76,47 @@ def parse_transcript(text: object) -> list[Message]:
     return turns
 
 
+def parse_transcripts(chosen: object, rejected: object) -> tuple[list[Message], list[Message]]:
+    """Return the turns of two transcripts of one dialogue with different ends.
+
+    A transcript ends with the assistant's reply: a human turn that nobody answers is something this reply says.
+
+    Raises:
+        ValueError: as `parse_transcript` does.
+    """
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return parse_transcript(chosen), parse_transcript(rejected)
+    texts = unix_lines(chosen), unix_lines(rejected)
+    last = _last_shared(*texts) if any(text.rfind("\n\nHuman:") > text.rfind("\n\nAssistant:") for text in texts) else None
+    if last is None or any(_ASSISTANT.search(text, last.end()) for text in texts):
+        return parse_transcript(chosen), parse_transcript(rejected)
+    shared = parse_transcript(texts[0][: last.start()])
+    better, worse = (Message(role="assistant", content=text[last.end() :].strip()) for text in texts)
+    return [*shared, better], [*shared, worse]
+
+
+def decode(value: Any) -> Any:
+    """Return a text as it is, unless the whole of it is the JSON of a message list: then that list.
+
+    Raises:
+        ValueError: a message has half of a character.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return _from_json(value) if isinstance(items, list) and any(map(_role, items)) else value
+
+
+def decode_answers(*values: Any) -> Sequence[Any]:
+    """Return texts as they are, unless each is the JSON of a message list that ends with the assistant: then those lists."""
+    found = [decode(value) if isinstance(value, str) else None for value in values]
+    whole = all(isinstance(one, list) and _role(one[-1]) == "assistant" for one in found)
+    return found if whole else values
+
+
 def parse_messages(value: object) -> list[Message]:
     """Return a message list in caiflow's form from `{role, content}` or `{from, value}` items, or from their JSON text.
 
@@ -77,28 +132,18 @@ def parse_messages(value: object) -> list[Message]:
     return [_message(item) for item in value]
 
 
-def is_message_list(value: object) -> bool:
-    """Return whether `value` can be read by `parse_messages`."""
-    try:
-        parse_messages(value)
-    except ValueError:
-        return False
-    return True
-
-
 def parse_prompt(value: object) -> list[Message]:
-    """Return a prompt from a plain text (one user turn, kept as it is), a transcript or messages; it ends with a user turn.
+    """Return a prompt from a plain text (one user turn, kept as it is) or messages; it ends with a user turn.
 
     Raises:
         ValueError: empty, of another type, or without a user turn.
     """
-    if isinstance(value, str) and not value.lstrip().startswith("[{"):
-        if not value.strip():
-            raise ValueError("the prompt must not be empty")
-        turns = parse_transcript(value) if is_transcript(value) else [Message(role="user", content=value)]
-    else:
-        turns = parse_messages(value)
-    return cut(turns, "all")[0]
+    value = decode(value)
+    if not isinstance(value, str):
+        return cut(parse_messages(value), "all")[0]
+    if not value.strip():
+        raise ValueError("the prompt must not be empty")
+    return [Message(role="user", content=value)]
 
 
 def cut(turns: Sequence[Message], which: Turns) -> tuple[list[Message], str | None]:
@@ -116,7 +161,7 @@ def cut(turns: Sequence[Message], which: Turns) -> tuple[list[Message], str | No
 
 
 def answer_text(value: object) -> str:
-    """Return an answer given as text, or as a message list whose last turn is the assistant's.
+    """Return an answer given as text (kept as it is), or as a message list whose last turn is the assistant's.
 
     Raises:
         ValueError: neither of these.
@@ -142,7 +187,10 @@ def half_character(text: str) -> str | None:
 
 
 def _from_json(text: str) -> Any:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("a list nested too deep to be messages") from error
     half = half_character(json.dumps(value, ensure_ascii=False)) if "\\" in text else None
     if half is not None:
         raise ValueError(f"a message has {half}, which is half of a character")
@@ -155,21 +203,69 @@ def _append(turns: list[Message], role: str, content: str) -> None:
     turns.append(Message(role=role, content=content))
 
 
+def is_turns(value: object) -> bool:
+    """Return whether `value` has the form of a message list, whatever the roles are and what is said."""
+    value = decode(value)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    return all(isinstance(item, Mapping) and isinstance(item.get("role") or item.get("from"), str) for item in value)
+
+
+def _last_shared(left: str, right: str) -> re.Match[str] | None:
+    """Return the last "Assistant:" up to which two transcripts are the same."""
+    differ = next(
+        (at for at, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
+    )
+    *_, last = (None, *_ASSISTANT.finditer(left, 0, differ))
+    return last
+
+
+def _role(item: object) -> str | None:
+    """Return caiflow's word for the role of what has the form of a message."""
+    if not isinstance(item, Mapping) or not ("content" in item or "value" in item):
+        return None
+    role = item.get("role") or item.get("from")
+    return ROLES.get(role.lower()) if isinstance(role, str) else None
+
+
 def _message(item: object) -> Message:
     if not isinstance(item, Mapping):
         raise ValueError(f"a message must be a mapping, got {_kind(item)}")
     role = item.get("role") or item.get("from")
+    if isinstance(role, str) and role.lower() in _TOOLS:
+        raise WrongValue(f"a message is a tool's turn (role {role!r})", _NO_TOOLS)
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise WrongValue(f"unknown role {role!r}", f"expected one of {', '.join(ROLES)}")
-    return Message(role=ROLES[role.lower()], content=_content(item.get("content", item.get("value"))))
+    for name in ("tool_calls", "function_call"):
+        if item.get(name):
+            raise WrongValue(f"a message calls a tool (`{name}`)", _NO_TOOLS)
+    ours = ROLES[role.lower()]
+    if ours == "assistant" and item.get("weight") == 0:
+        raise WrongValue(
+            "a message has `weight: 0`", "each reply of a conversation is learnt, so cut it before, or drop the field"
+        )
+    return Message(role=ours, content=_content(item.get("content", item.get("value"))))
 
 
 def _content(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)
+    if isinstance(value, list) and all(isinstance(part, (str, Mapping)) for part in value):
+        return "".join(map(_part, value))
     raise ValueError(f"a message's content must be text, got {_kind(value)}")
+
+
+def _part(part: str | Mapping[str, Any]) -> str:
+    """Return the text of one part of a message's content.
+
+    Raises:
+        ValueError: it is an image or the like.
+    """
+    text = part if isinstance(part, str) else part.get("text", part.get("value"))
+    kind = "text" if isinstance(part, str) else part.get("type", "text")
+    if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+        raise WrongValue(f"a message has a part that isn't text, of type {kind!r}", "only text is read")
+    return text
 
 
 def _kind(value: object) -> str:

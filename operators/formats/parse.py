@@ -6,7 +6,7 @@ Owns every format's field names. Never reads files; a bad record is a ValueError
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
@@ -15,14 +15,20 @@ from caiflow.operators.formats.dialogue import (
     Turns,
     answer_text,
     cut,
-    is_message_list,
+    decode_answers,
     is_transcript,
+    is_turns,
     parse_messages,
     parse_prompt,
     parse_transcript,
+    parse_transcripts,
     shorten,
     unix_lines,
 )
+
+_CONVERSATIONS = ("conversations", "conversation", "items")
+_CHATS = ("messages", *_CONVERSATIONS)
+_SYSTEM = ("system", "system_prompt")
 
 Record = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -49,31 +55,62 @@ def _dialogue(turns: Sequence[Message], which: Turns) -> Fields:
 
 
 def _messages(record: Record, which: Turns) -> Fields:
-    return _dialogue(parse_messages(_present(record, "messages")), which)
-
-
-def _sharegpt(record: Record, which: Turns) -> Fields:
-    turns = parse_messages(_present(record, "conversations", "conversation", "items"))
-    system = record.get("system")
-    if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
-        turns.insert(0, Message(role="system", content=system))
+    turns = _opened(parse_messages(_present(record, "messages")), record)
+    if turns[-1]["role"] == "user" and record.get("completion"):
+        turns = [*turns, Message(role="assistant", content=answer_text(_answer(record, "completion")))]
     return _dialogue(turns, which)
 
 
+def _sharegpt(record: Record, which: Turns) -> Fields:
+    return _dialogue(_opened(parse_messages(_present(record, *_CONVERSATIONS)), record), which)
+
+
+def _opened(turns: list[Message], record: Record) -> list[Message]:
+    """Return turns with the system turn that the record has beside them.
+
+    Raises:
+        ValueError: they begin with another one.
+    """
+    name, text = next(((name, record[name]) for name in _SYSTEM if isinstance(record.get(name), str)), ("", ""))
+    if not text.strip():
+        return turns
+    if turns[0]["role"] != "system":
+        return [Message(role="system", content=text), *turns]
+    if turns[0]["content"].strip() != text.strip():
+        raise WrongValue(f"`{name}` and the first message are system turns, and differ", f"drop or rename `{name}`")
+    return turns
+
+
 def _prompt(record: Record, which: Turns) -> Fields:
-    prompt = parse_prompt(_said(record, "prompt"))
+    prompt = _opened(parse_prompt(_with_input(_said(record, "prompt"), record)), record)
     fields: Fields = {"prompt": cut(prompt, which)[0]}
     if record.get("completion") is not None:
-        fields["response"] = answer_text(_said(record, "completion"))
+        answer = answer_text(*decode_answers(_answer(record, "completion")))
+        fields |= {"response": None, "rejected": answer} if _is_bad(record.get("label")) else {"response": answer}
     return fields
 
 
+def _with_input(prompt: Any, record: Record) -> Any:
+    """Return a text with what its `input` adds to it."""
+    given = record.get("input")
+    return f"{prompt}\n\n{given}" if isinstance(prompt, str) and isinstance(given, str) and given.strip() else prompt
+
+
+def _is_bad(label: object) -> bool:
+    """Return whether a completion's label says that it isn't to be learnt: false, also as a table writes it."""
+    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+
+
+def _alpaca(record: Record, which: Turns) -> Fields:
+    prompt, answer = _present(record, "instruction"), _present(record, "output")
+    return _prompt({**record, "prompt": prompt, "completion": answer, "label": None}, which)
+
+
 def _hh(record: Record, which: Turns) -> Fields:
-    chosen, rejected = parse_transcript(_present(record, "chosen")), parse_transcript(_present(record, "rejected"))
-    return _pair(chosen, rejected, which)
+    return _pair(*parse_transcripts(_present(record, "chosen"), _present(record, "rejected")), which)
 
 
-def _pair(chosen: Sequence[Message], rejected: Sequence[Message], which: Turns) -> Fields:
+def _pair(chosen: Sequence[Message], rejected: Sequence[Message], which: Turns, share: float = 1.0) -> Fields:
     """Cut two dialogues; they are a pair only where both answer the same prompt, each in its own words."""
     prompt, better = cut(chosen, which)
     other, worse = cut(rejected, which)
@@ -83,7 +120,7 @@ def _pair(chosen: Sequence[Message], rejected: Sequence[Message], which: Turns) 
         "response": better,
         "chosen": better if same else None,
         "rejected": worse if same else None,
-        "p_chosen": 1.0 if same else None,
+        "p_chosen": share if same else None,
     }
 
 
@@ -93,31 +130,60 @@ def _red_team(record: Record, which: Turns) -> Fields:
 
 
 def _preference(record: Record, which: Turns) -> Fields:
-    chosen, rejected = _said(record, "chosen"), _said(record, "rejected")
-    plain = isinstance(chosen, str) and not chosen.lstrip().startswith("[")
-    if record.get("prompt") is None and not plain:
-        return _pair(parse_messages(chosen), parse_messages(rejected), which)
-    prompt = cut(parse_prompt(_said(record, "prompt")), which)[0]
-    if not plain and prompt[0]["role"] != "system":  # which only the conversations may have
-        prompt = [*(turn for turn in parse_messages(chosen)[:1] if turn["role"] == "system"), *prompt]
-    share = record.get("p_chosen")
-    return {
-        "prompt": prompt,
-        "chosen": answer_text(chosen),
-        "rejected": answer_text(rejected),
-        "p_chosen": 1.0 if share is None else _share(share),
-    }
+    answers = decode_answers(_answer(record, "chosen"), _answer(record, "rejected"))
+    share = 1.0 if record.get("p_chosen") is None else _share(record["p_chosen"])
+    given = next((name for name in ("prompt", *_CHATS) if record.get(name) is not None), "prompt")
+    if given != "prompt" and all(isinstance(answer, list) and len(answer) > 1 for answer in answers):
+        given = "prompt"  # the answers are whole conversations, and this one is yet another
+    if record.get("prompt") is None and given == "prompt" and not isinstance(answers[0], str):
+        sides = [_opened(parse_messages(answer), record) for answer in answers]
+        return _pair(sides[0], sides[1], which, share)
+    asked = parse_prompt(_with_input(_said(record, given), record))
+    if any(isinstance(answer, str) for answer in answers):
+        return _replies(cut(_opened(asked, record), which)[0], answer_text(answers[0]), answer_text(answers[1]), share)
+    sides = [_opened(_continued(asked, parse_messages(answer)), record) for answer in answers]
+    fields = _pair(sides[0], sides[1], which, share)
+    del fields["response"]
+    return fields
+
+
+def _replies(prompt: list[Message], better: str, worse: str, share: float) -> Fields:
+    """Return two replies to a prompt; the same one twice is no pair."""
+    if better == worse:
+        return {"prompt": prompt, "chosen": None, "rejected": None, "p_chosen": None}
+    return {"prompt": prompt, "chosen": better, "rejected": worse, "p_chosen": share}
+
+
+def _continued(prompt: list[Message], turns: list[Message]) -> list[Message]:
+    """Return the whole conversation: `turns` with the prompt before them, or as they are where they begin with it.
+
+    Raises:
+        ValueError: they begin with something else.
+    """
+    said = [turn for turn in turns if turn["role"] != "system"]
+    if [turn["role"] for turn in said] == ["assistant"]:
+        return [*prompt, *said]
+    asked = [turn for turn in prompt if turn["role"] != "system"]
+    if [_words(turn) for turn in said[: len(asked)]] != [_words(turn) for turn in asked]:
+        raise WrongValue("the answers are conversations that don't begin with `prompt`", "drop or rename `prompt`")
+    lead = [turn for turn in (*prompt[:1], *turns[:1]) if turn["role"] == "system"][:1]
+    return [*lead, *asked, *said[len(asked) :]]
+
+
+def _words(turn: Message) -> tuple[str, list[str]]:
+    return turn["role"], turn["content"].split()
 
 
 def _cai_conversation(record: Record, which: Turns) -> Fields:
     fields: Fields = {"prompt": parse_prompt(_said(record, "init_prompt"))}
+    _present(record, "revision_response")
     names = {"response": "init_response", "critique": "critic_response", "revision": "revision_response"}
     fields |= {ours: _text(record, theirs) for ours, theirs in names.items()}
     if record.get("messages"):
         fields["messages"] = parse_messages(record["messages"])
     if record.get("chosen") and record.get("rejected"):
-        answers = {name: answer_text(_said(record, name)) for name in ("chosen", "rejected")}
-        fields |= {**answers, "p_chosen": 1.0}
+        answers = decode_answers(_answer(record, "chosen"), _answer(record, "rejected"))
+        fields |= _replies(fields["prompt"], answer_text(answers[0]), answer_text(answers[1]), 1.0)
     return fields
 
 
@@ -162,6 +228,12 @@ def _said(record: Record, name: str) -> Any:
     return value
 
 
+def _answer(record: Record, name: str) -> Any:
+    """Return an answer: a text, a message list, or the list of the one message that is given."""
+    value = _present(record, name)
+    return [value] if isinstance(value, Mapping) and is_turns([value]) else _said(record, name)
+
+
 def _text(record: Record, name: str) -> str | None:
     value = record.get(name)
     if value is not None and not isinstance(value, str):
@@ -180,7 +252,7 @@ def _share(value: Any) -> float:
 
 
 def _sharegpt_fits(record: Record) -> bool:
-    return any(is_message_list(record.get(name)) for name in ("conversations", "conversation", "items"))
+    return any(is_turns(record.get(name)) for name in _CONVERSATIONS)
 
 
 def _format(
@@ -201,7 +273,7 @@ FORMATS: Mapping[str, Format] = {
             "cai_conversation",
             "init_prompt, init_response, critic_response, revision_response, chosen, rejected",
             "init_prompt init_response critic_response revision_response prompt messages chosen rejected",
-            _has("init_prompt", "revision_response"),
+            lambda record: _has("init_prompt")(record) and "revision_response" in record,
             _cai_conversation,
         ),
         _format("red_team", "transcript and its ratings", "transcript", _has("transcript"), _red_team),
@@ -223,21 +295,21 @@ FORMATS: Mapping[str, Format] = {
             "ultrachat",
             "prompt, prompt_id, messages",
             "prompt messages",
-            lambda record: _has("prompt_id", "messages")(record) and is_message_list(record["messages"]),
+            lambda record: _has("prompt_id", "messages")(record) and is_turns(record["messages"]),
             _messages,
         ),
         _format(
             "messages",
             "messages: [{role, content}]",
             "messages",
-            lambda record: is_message_list(record.get("messages")),
+            lambda record: is_turns(record.get("messages")),
             _messages,
         ),
         _format(
             "nemo",
             "system, conversations: [{from, value, label}], mask",
             "conversations system",
-            lambda record: "mask" in record and is_message_list(record.get("conversations")),
+            lambda record: "mask" in record and is_turns(record.get("conversations")),
             _sharegpt,
         ),
         _format(
@@ -246,6 +318,13 @@ FORMATS: Mapping[str, Format] = {
             "conversations conversation items system",
             _sharegpt_fits,
             _sharegpt,
+        ),
+        _format(
+            "alpaca",
+            "instruction, input, output",
+            "instruction input output",
+            _has("instruction", "output"),
+            _alpaca,
         ),
         _format(
             "prompt",
@@ -268,20 +347,38 @@ FORMATS: Mapping[str, Format] = {
 """Every format by name, the most telling first: detection takes the first that fits."""
 
 
-def detect(records: Sequence[Record]) -> Format:
-    """Return the format that fits the most of `records`; among equals the more telling one. Without records: `table`.
+_MEANT = re.compile(
+    r"(?i)(input|context_?(str|string)?s?|passages?|documents?|history|tools|functions|images?|audio|videos?|label|weight)"
+)
+
+
+def overlooked(columns: Iterable[str]) -> list[str]:
+    """Return a note for each further column that, by its name, says something that `prompt` and the replies don't have."""
+    return [
+        f"`{name}` is kept as a column, and no part of `prompt` or of a reply" for name in columns if _MEANT.fullmatch(name)
+    ]
+
+
+class Detected(NamedTuple):
+    """The format that records are in, and why it was taken."""
+
+    format: Format
+    why: str
+
+
+def detect(records: Sequence[Record]) -> Detected:
+    """Return the first format that at least half of `records` fit, or else that the most do. Without records: `table`.
 
     Lists under a name that conversations have are taken for some, even where they are broken.
     """
-
-    def fitting(entry: Format) -> int:
-        return sum(map(entry.fits, records))
-
-    telling = [entry for entry in FORMATS.values() if entry.name != "table"]
-    best = max(telling, key=fitting)
-    if fitting(best):
-        return best
+    fitting = {name: sum(map(entry.fits, records)) for name, entry in FORMATS.items() if name != "table"}
+    telling = (name for name, fit in fitting.items() if fit and 2 * fit >= len(records))
+    name, seen = next(telling, max(fitting, key=fitting.__getitem__)), f"of the first {len(records)} records"
+    if fitting[name]:
+        return Detected(FORMATS[name], f"{fitting[name]} {seen} have {FORMATS[name].describe}")
     for name, column in (("messages", "messages"), ("sharegpt", "conversations")):
         if records and all(isinstance(record.get(column), list) for record in records):
-            return FORMATS[name]  # which will say what is wrong with them
-    return FORMATS["table"]
+            return Detected(
+                FORMATS[name], f"{len(records)} {seen} have lists of `{column}`"
+            )  # and what is wrong with them is told
+    return Detected(FORMATS["table"], f"none {seen} has the fields of another format")

@@ -12,7 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.operators.formats.dialogue import Turns, half_character, parse_messages
+from caiflow.operators.formats.dialogue import (
+    Turns,
+    are_transcripts,
+    half_character,
+    is_transcript,
+    parse_messages,
+    parse_transcript,
+)
 from caiflow.operators.formats.files import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _DETECTED_BY = 20
+_PROMPTS = ("prompt", "init_prompt")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str).encode
 
 
@@ -48,16 +56,18 @@ class _Misnamed(ValueError):
 
 
 class Head(NamedTuple):
-    """What the first records of a source tell: a row of each kind they have, whether they are all there is, their fields."""
+    """What the first records of a source tell: a row of each kind they have, whether they are all, their fields and number."""
 
     rows: list[Row | BadRow]
     whole: bool
     fields: Collection[str] = ()
+    number: int = 0
 
 
 class Parser:
     """Turns records into rows; holds what makes their uids unique, so use one per reading.
 
+    `format` is the records' format and `why` says why, once some are read.
     `uid_field` names a field that has the uids; otherwise they follow from the source's label and the record.
     """
 
@@ -72,8 +82,15 @@ class Parser:
         self.rename = rename or {}
         self.uid_field = uid_field
         self.format = None if format_name == "auto" else FORMATS[format_name]
+        self.why = "the step says so"
+        self._transcripts: frozenset[str] | None = None
         self._seen: set[str] = set()
         self._again: Counter[str] = Counter()
+
+    @property
+    def format_name(self) -> str:
+        """The name of the format, `auto` before any record is read."""
+        return self.format.name if self.format else "auto"
 
     def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
         """Yield a row or a bad row per record (per two records, where the format joins them), of the first `most` records."""
@@ -100,14 +117,18 @@ class Parser:
             fields |= dict.fromkeys(_joined(group, layout.group))
             if not isinstance(row, BadRow) and None not in look:
                 seen.add(look)
-        return Head(rows, number < most, fields)
+        return Head(rows, number < most, fields, number)
 
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
         """Yield the records of each row, and how they are laid out."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
+        records = [self._renamed(line.data) for line in head if line.data is not None]
         if self.format is None:
-            self.format = detect([self._renamed(line.data) for line in head if line.data is not None])
+            self.format, self.why = detect(records)
+        if self._transcripts is None:
+            named = [name for name in _PROMPTS if name in self.format.takes]
+            self._transcripts = frozenset(name for name in named if are_transcripts(record.get(name) for record in records))
         for group in _groups(chain(head, lines), self.format.group):
             yield group, self.format
 
@@ -134,8 +155,13 @@ class Parser:
         if half_character(text) is not None:
             raise ValueError(_halved(record))
         uid = self._uid(record, f"{label}\x1f{text}")
-        fields = layout.parse(record, self.turns)
+        fields = layout.parse(self._in_turns(record), self.turns)
         return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
+
+    def _in_turns(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the record with the turns of its transcripts, where the file's prompts are some."""
+        found = {name: record[name] for name in self._transcripts or () if is_transcript(record.get(name))}
+        return {**record, **{name: parse_transcript(text) for name, text in found.items()}} if found else record
 
     def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {self.rename.get(name, name): value for name, value in record.items()} if self.rename else record

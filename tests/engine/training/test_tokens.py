@@ -80,6 +80,8 @@ def test_a_revision_is_learnt_before_what_it_revises() -> None:
     assert conversation_of({"text": "plain"}) == "plain"
     with pytest.raises(StepError, match="nothing to train on"):
         conversation_of({"uid": "1", "prompt": "p"})
+    with pytest.raises(StepError, match="its `label` is false"):
+        conversation_of({"uid": "1", "prompt": "p", "rejected": "bad", "label": False})
 
 
 @pytest.mark.parametrize("revision", ["", " \n", [], [*TALK[:-1], {"role": "assistant", "content": ""}]])

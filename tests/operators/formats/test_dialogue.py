@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_transcript_keeps_colons_and_blank_lines_within_turns() -> None:
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_lines_of_a_transcript_end_as_on_any_system(end: str) -> None:
     text = "\n\nHuman: a\nb\n\nAssistant: c\n\nand d\n\nHuman: e".replace("\n", end)
-    assert parse_transcript(text) == parse_prompt(text) == turns("a\nb", "c\n\nand d", "e")
+    assert parse_transcript(text) == turns("a\nb", "c\n\nand d", "e")
 
 
 def test_neighbours_of_one_role_become_one_turn() -> None:
@@ -59,6 +60,7 @@ def test_what_is_no_transcript_is_refused(text: Any) -> None:
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
         [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
         [{"from": "User", "value": "a"}, {"from": "Assistant", "value": "b", "label": None}],
+        [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": [{"type": "text", "value": "b"}]}],
         [{"role": "human", "content": "a"}, {"role": "gpt", "content": [{"type": "text", "text": "b"}]}],
         '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
     ],
@@ -72,7 +74,11 @@ def test_message_lists_of_all_spellings(value: Any) -> None:
     [
         ([], "must not be empty"),
         ("text", "must be a list, got str"),
-        ([{"role": "tool", "content": "x"}], "unknown role 'tool'"),
+        ([{"role": "tool", "content": "x"}], "a tool's turn \\(role 'tool'\\); tool calls aren't read"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{"id": "c"}]}], "calls a tool \\(`tool_calls`\\)"),
+        ([{"role": "assistant", "content": "x", "weight": 0}], "`weight: 0`"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}], "isn't text, of type 'image_url'"),
+        ([{"role": "nobody", "content": "x"}], "unknown role 'nobody'"),
         ([{"role": "user", "content": 3}], "content must be text, got int"),
         (["text"], "a message must be a mapping"),
     ],
@@ -93,7 +99,15 @@ def test_cut_takes_all_turns_or_the_first() -> None:
 
 def test_prompts_in_all_forms() -> None:
     assert parse_prompt("  as it is\n") == turns("  as it is\n")
-    assert parse_prompt("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:") == turns("a", "b", "c")
+    for text in (
+        "Human: a noun?",
+        "System: slow",
+        "[{1}] is it JSON?",
+        '[{"role": "user", "content": "hi"}] too?',
+        "[" * 99_999,
+    ):
+        assert parse_prompt(text) == turns(text)
+    assert parse_prompt(json.dumps(turns("a", "b", "c"))) == turns("a", "b", "c")
     assert parse_prompt(turns("a", "b", "c")) == turns("a", "b", "c")
     with pytest.raises(ValueError, match="must not be empty"):
         parse_prompt(" ")

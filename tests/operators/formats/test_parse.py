@@ -38,6 +38,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "dataset": "d",
     },
     "preference": {"prompt": "q", "chosen": "good", "rejected": "bad"},
+    "alpaca": {"instruction": "q", "input": "", "output": "a"},
     "prompt": {"prompt": "q", "topic": "t"},
     "table": {"text": "anything"},
 }
@@ -45,12 +46,12 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_formats_are_recognised_by_content(name: str) -> None:
-    assert detect([RECORDS[name]]).name == name
+    assert detect([RECORDS[name]]).format.name == name
 
 
 def test_detection_goes_by_the_most_records() -> None:
-    assert detect([{"broken": 1}, RECORDS["hh"], RECORDS["hh"]]).name == "hh"
-    assert detect([]).name == "table"
+    assert detect([{"broken": 1}, RECORDS["hh"], RECORDS["hh"]]).format.name == "hh"
+    assert detect([]).format.name == "table"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ def test_detection_goes_by_the_most_records() -> None:
             },
         ),
         ("preference", {"prompt": ASKED, "chosen": "good", "rejected": "bad", "p_chosen": 1.0}),
+        ("alpaca", {"prompt": ASKED, "response": "a"}),
         ("prompt", {"prompt": ASKED}),
         ("table", {}),
     ],
@@ -159,6 +161,6 @@ def test_a_share_that_is_none_is_told_by_its_name(share: Any, shown: str) -> Non
 
 def test_broken_conversations_are_not_taken_for_a_table() -> None:
     wrong = [{"messages": [{"role": "usr", "content": "Hi"}]}, {"messages": [{"role": "user", "text": "Hi"}]}]
-    assert detect(wrong).name == "messages"
-    assert detect([{"conversations": [{"from": "nobody", "value": "Hi"}]}]).name == "sharegpt"
-    assert detect([{"messages": 3}]).name == "table"
+    assert detect(wrong).format.name == "messages"
+    assert detect([{"conversations": [{"from": "nobody", "value": "Hi"}]}]).format.name == "sharegpt"
+    assert detect([{"messages": 3}]).format.name == "table"

@@ -1,0 +1,235 @@
+"""Nothing is silently wrong: any text comes through `load` unchanged, one odd row decides nothing, and no field is dropped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from caiflow.engine.operator import StepContext
+from caiflow.engine.rows.columns import Row
+from caiflow.operators.formats.parse import FORMATS, overlooked
+from caiflow.operators.load import Load, LoadParams
+from support.tables import ask, run_table, write_jsonl
+
+KINDS = ("jsonl", "json", "csv", "parquet")
+TEMPTING = (
+    "[Your Name]\nDear Ann,", "[1, 2]", "[]", "[[[", '{"a": 1}', '[{"name": "Ann"}] as a sentence', '[{"role": 1}]',
+    "System: Windows 11 is slow.", "Human: a noun?", "Assistant: who?", "[INST] hello [/INST]", "null", "a\n\nSystem: b",
+)  # fmt: skip
+
+texts = st.one_of(
+    st.sampled_from(TEMPTING),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    st.builds("{}{}".format, st.sampled_from(("[", "[{", "System:", "Human:", "\n\nHuman:", "{", "- ")), st.text(max_size=20)),
+).filter(lambda text: bool(text.strip()) and "\x00" not in text and text.isprintable() | ("\n" in text))
+"""What people ask and answer, most of it looking like something else."""
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, records[0])
+            rows.writeheader()
+            rows.writerows(records)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    else:
+        write_jsonl(path, records)
+    return path
+
+
+def load(path: Path, **fields: Any) -> tuple[list[Row], dict[str, Any]]:
+    step = Load(LoadParams(source=path.name, **fields), StepContext(base_dir=path.parent))
+    rows, metrics = run_table(step, path.parent / f"out{len(list(path.parent.glob('out*')))}")
+    return rows.pylist(), metrics
+
+
+def loaded(records: list[dict[str, Any]], kind: str = "jsonl", **fields: Any) -> list[Row]:
+    with TemporaryDirectory() as folder:
+        return load(write(Path(folder) / f"some.{kind}", records), **fields)[0]
+
+
+def said(text: str, role: str = "user") -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(texts, min_size=2, max_size=5))
+def test_any_text_is_a_prompt_as_it_stands(kind: str, prompts: list[str]) -> None:
+    records = [{"prompt": text, "n": 1} for text in ["What is it?"] * len(prompts) + prompts]
+    assert [row["prompt"][0]["content"] for row in loaded(records, kind)] == [record["prompt"] for record in records]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4))
+def test_any_text_is_an_answer_as_it_stands(kind: str, triples: list[tuple[str, str, str]]) -> None:
+    plain = ("What is it?", "A pot.", "No.")
+    triples = [plain] * (len(triples) + 1) + [(one, yes, no) for one, yes, no in triples if yes != no]
+    pairs = [{"prompt": prompt, "chosen": yes, "rejected": no} for prompt, yes, no in triples]
+    found = loaded(pairs, kind)
+    assert [(row["prompt"][0]["content"], row["chosen"], row["rejected"]) for row in found] == triples
+    answers = loaded([{"prompt": prompt, "completion": yes} for prompt, yes, _ in triples], kind)
+    assert [row["response"] for row in answers] == [yes for _, yes, _ in triples]
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts, texts, texts)
+def test_any_text_is_a_turn_as_it_stands(asked: str, answer: str, other: str) -> None:
+    assume(not asked.startswith("\n\nHuman:"))  # of a single row, this is a transcript
+    chat = [*said(asked), *said(answer, "assistant")]
+    forms: list[dict[str, Any]] = [
+        {"messages": chat},
+        {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]},
+        {"messages": json.dumps(chat)},
+        {"messages": said(asked), "completion": answer},
+        {"instruction": asked, "input": "", "output": answer},
+        {"messages": said(asked), "chosen": said(answer, "assistant")[0], "rejected": said(other + "!", "assistant")[0]},
+        {"prompt": asked, "chosen": chat, "rejected": [*said(asked), *said(other + "!", "assistant")]},
+        {"init_prompt": asked, "init_response": answer, "critic_response": other, "revision_response": other + "!"},
+    ]
+    for record in forms:
+        (row,) = loaded([record])
+        found = row.get("response") or row.get("chosen")
+        if answer != other + "!":
+            assert (row["prompt"][0]["content"], found) == (asked, answer), record
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from(("x", "System: Windows 11", "Memory: 8 GB", "Human: Who am I?", "Robot: You")), min_size=1, max_size=5
+    )
+)
+def test_a_reply_keeps_lines_that_look_like_turns(paragraphs: list[str]) -> None:
+    reply = "Here:\n\n" + "\n\n".join(paragraphs)
+    start = "\n\nHuman: What is it?\n\nAssistant: "
+    records = [{"chosen": start + "Yes.", "rejected": start + "No."}, {"chosen": start + reply, "rejected": start + "No."}]
+    assert [(row["prompt"], row["chosen"]) for row in loaded(records)] == [
+        (ask("What is it?"), "Yes."),
+        (ask("What is it?"), reply),
+    ]
+
+
+def test_a_file_of_transcripts_is_read_as_turns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", [{"prompt": f"\n\nHuman: a{n}\n\nAssistant: b\n\nHuman: c\n\nAssistant:"} for n in range(3)]
+    )
+    assert [[turn["content"] for turn in row["prompt"]] for row in load(path)[0]] == [[f"a{n}", "b", "c"] for n in range(3)]
+
+
+ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cai_conversation": (
+        {
+            "init_prompt": "q",
+            "init_response": "a",
+            "critic_response": "c",
+            "revision_response": "r",
+            "chosen": "r",
+            "rejected": "a",
+        },
+        {"revision_response": None},
+    ),
+    "hh": ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, {"rejected": "nothing"}),
+    "preference": ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"rejected": None}),
+    "ultrachat": ({"prompt": "q", "prompt_id": "x", "messages": said("q")}, {"messages": [{"role": "tool", "content": "x"}]}),
+    "messages": ({"messages": said("q"), "prompt": "q"}, {"messages": [*said("q"), {"role": "tool", "content": "x"}]}),
+    "alpaca": ({"instruction": "q", "output": "a", "prompt": "q"}, {"output": None}),
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(sorted(ODD)), st.integers(1, 30), st.data())
+def test_one_odd_row_is_the_bad_one_wherever_it_is(name: str, good: int, data: st.DataObject) -> None:
+    fine, odd = ODD[name]
+    place = data.draw(st.integers(0, good))
+    records = [{**fine, "n": n, **(odd if n == place else {})} for n in range(good + 1)]
+    with TemporaryDirectory() as folder:
+        rows, metrics = load(write(Path(folder) / "a.jsonl", records), on_bad_row="quarantine")
+    assert (metrics["format"], metrics["rows"], metrics["bad_rows"]) == (name, good, 1)
+    assert {row["n"] for row in rows} == set(range(good + 1)) - {place}
+
+
+def test_the_format_and_its_reason_are_recorded(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3)
+    assert load(path)[1]["format_because"] == "3 of the first 3 records have prompt, chosen, rejected as text or messages"
+    assert load(path, format="table")[1]["format_because"] == "the step says so"
+
+
+REPLIES: list[dict[str, Any]] = [
+    {"messages": [*said("q"), *said("a", "assistant")]},
+    {"conversations": [*said("q"), *said("a", "assistant")]},
+    {"prompt": "q", "completion": "a"},
+    {"prompt": "q", "chosen": "a", "rejected": "b"},
+    {"chosen": [*said("q"), *said("a", "assistant")], "rejected": [*said("q"), *said("b", "assistant")]},
+    {"instruction": "q", "output": "a"},
+]
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("record", REPLIES, ids=lambda record: " ".join(record))
+def test_a_system_text_beside_is_the_first_turn(record: dict[str, Any], name: str) -> None:
+    (row,) = loaded([{**record, name: "Be brief."}])
+    assert row["prompt"] == [*said("Be brief.", "system"), *said("q")]
+    assert loaded([{**record, name: " "}])[0]["prompt"] == said("q")
+    if "messages" in record:
+        assert row["messages"][0] == said("Be brief.", "system")[0]
+        twice = {**record, "messages": [*said("Be rude.", "system"), *record["messages"]], name: "Be brief."}
+        with pytest.raises(ValueError, match=f"`{name}` and the first message are system turns, and differ"):
+            loaded([twice])
+
+
+def test_an_input_is_part_of_the_prompt() -> None:
+    assert loaded([{"instruction": "Sort.", "input": "3 1", "output": "1 3"}])[0]["prompt"] == said("Sort.\n\n3 1")
+    renamed = loaded([{"instruction": "Sort.", "input": "3 1", "output": "1 3"}], rename={"instruction": "prompt"})
+    assert renamed[0]["prompt"] == said("Sort.\n\n3 1")
+
+
+@pytest.mark.parametrize(("label", "bad"), [(True, False), (False, True), ("False", True), (None, False)])
+def test_what_is_labelled_bad_is_no_response(label: Any, bad: bool) -> None:
+    (row,) = loaded([{"prompt": "q", "completion": "a", "label": label}])
+    assert (row["response"], row.get("rejected")) == ((None, "a") if bad else ("a", None))
+
+
+def test_turns_between_the_prompt_and_the_answers_are_kept() -> None:
+    shared = [*said("q"), *said("a", "assistant"), *said("r")]
+    pair = {"chosen": [*shared, *said("x", "assistant")], "rejected": [*shared, *said("y", "assistant")]}
+    (row,) = loaded([{"prompt": " q\n", **pair}])
+    assert ([turn["content"] for turn in row["prompt"]], row["chosen"], row["rejected"]) == ([" q\n", "a", "r"], "x", "y")
+    with pytest.raises(ValueError, match="conversations that don't begin with `prompt`"):
+        loaded([{"prompt": "else", **pair}])
+
+
+@pytest.mark.parametrize("record", REPLIES[3:5], ids=["text", "messages"])
+def test_the_same_answer_twice_is_no_pair_in_any_format(record: dict[str, Any]) -> None:
+    (row,) = loaded([{**record, "rejected": record["chosen"]}])
+    assert (row["chosen"], row["rejected"], row["p_chosen"]) == (None, None, None)
+    assert loaded([{**record, "p_chosen": 0.7}])[0]["p_chosen"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["context", "ContextString", "history", "images", "tools", "documents"])
+def test_a_column_that_no_format_understands_is_noted(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", name: "something", "topic": "t"}])
+    assert load(path)[1]["notes"] == [f"`{name}` is kept as a column, and no part of `prompt` or of a reply"]
+    assert "notes" not in load(path, format="table")[1]
+    assert not overlooked(FORMATS)
+
+
+def test_half_a_bad_file_does_not_validate(tmp_path: Path) -> None:
+    good = [{"messages": said(f"q{n}")} for n in range(300)]
+    path = write(tmp_path / "a.jsonl", [*good, {"messages": [*said("q"), {"role": "tool", "content": "12"}]}])
+    (found,) = Load(LoadParams(source=path.name), StepContext(base_dir=tmp_path)).check()
+    assert "a.jsonl:301 (1 of the 301 records can't be read): a message is a tool's turn" in found.message
+    assert not list(Load(LoadParams(source=path.name, on_bad_row="quarantine"), StepContext(base_dir=tmp_path)).check())
