@@ -7,8 +7,9 @@ values. Names of copies are `step@arm`, with `+` between the arms of several axe
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from caiflow.engine.spec import graph
@@ -108,6 +109,9 @@ class _Expansion:
 
     def carry_out(self) -> tuple[Node, dict[str, Step]]:
         """Return the tree and the steps, with the copies in the places of the originals."""
+        touching = {name: self._touching(name) for name in self.steps}
+        if self._too_many([*touching.values(), *self.model_axes.values()]):
+            return self.tree, dict(self.steps)
         variants = {name: list(self._variants(name, step)) for name, step in self.steps.items()}
         needs = {name: tuple(ref.name for step in found for ref in step.references()) for name, found in variants.items()}
         try:
@@ -119,14 +123,22 @@ class _Expansion:
             own = self._own(name)
             self.step_axes[name] = tuple(axis for axis in self.axes if axis in given or axis in own)
         self._report_idle_axes()
-        copies = {name: self._arms_of(self.step_axes.get(name, ())) for name, _ in _section(self.tree, "steps")}
-        if sum(map(len, copies.values())) > MAX_COPIES:
-            self.problems.at(self.tree.at, "matrix", f"the matrix makes more than {MAX_COPIES} steps", "use fewer arms")
+        if self._too_many(self.step_axes.values()):
             return self.tree, dict(self.steps)
+        copies = {name: self._arms_of(self.step_axes.get(name, ())) for name, _ in _section(self.tree, "steps")}
         models = self._copied_models()
         nodes, parsed = self._copied_steps(copies)
         tree = assign(self.tree, ("steps",), Node(nodes, *_place(self.tree, "steps")))
         return (assign(tree, ("models",), Node(models, *_place(self.tree, "models"))) if models else tree), parsed
+
+    def _too_many(self, copied: Iterable[tuple[str, ...]]) -> bool:
+        """Report a matrix that makes more copies than anybody means, before any is made; each tuple is one thing's axes."""
+        number = sum(math.prod(len(self.axes[axis]) for axis in axes) for axes in copied)
+        if number > MAX_COPIES:
+            said = f"the matrix makes {number:,} copies of steps and models, more than {MAX_COPIES:,}"
+            first = next(change for arms in self.axes.values() for changes in arms.values() for change in changes)
+            self.problems.at(first.node.key, "matrix", said, "use fewer arms")
+        return number > MAX_COPIES
 
     def _touching(self, owner: str) -> tuple[str, ...]:
         return tuple(

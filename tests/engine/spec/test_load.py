@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,23 @@ def test_a_star_gathers_every_arm() -> None:
     assert spec.steps["score"].params.models == ("base", "tuned@1", "tuned@2")  # type: ignore[attr-defined]
     assert spec.raw["steps"]["both"]["inputs"] == {"good@1": 1, "good@2": 1, "ask": 2.5}
     assert load(text).steps["score"].params.models == ("base", "tuned")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [f"ask.sampling.{name}" for name in ("top_k", "max_tokens", "temperature", "min_p")],
+        [f"models.base.{name}" for name in ("max_calls", "num_cpus", "timeout_s", "replicas")],
+    ],
+)
+def test_a_matrix_that_makes_too_many_copies_is_refused_before_it_makes_any(fields: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC + yaml.safe_dump({"matrix": {field: list(range(1, 200)) for field in fields}}))
+    began = time.process_time()
+    (problem,) = check_spec(path)
+    assert time.process_time() - began < 5
+    assert "more than 2,000" in problem.message
+    assert problem.line > len(SPEC.splitlines())
 
 
 def test_a_matrix_may_change_a_model() -> None:
