@@ -165,13 +165,13 @@ class Dpo(TrainingOperator[DpoParams]):
 
     def _reference(self, job: Job) -> Any:
         """Return the reference, or None where the model itself serves: without its adapters, or before training."""
-        from caiflow.engine.training.models import load_model
+        from caiflow.engine.training.models import load_alike
 
         params = self.params
         itself = params.lora is not None or params.precompute_ref_log_probs
         if params.reference_free or (params.reference is None and itself):
             return None
-        return load_model(job.models[params.reference or params.model], params)
+        return load_alike(job.models[params.reference or params.model], params)
 
     def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
         from caiflow.engine.training.tokens import preferences

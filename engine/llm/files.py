@@ -91,10 +91,26 @@ def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = Tru
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-            model = model.merge_and_unload() if fold else model
+            model = folded(model) if fold else model
     except Exception as error:
         raise load_error(path + (f" with adapter {adapter}" if adapter else ""), error) from error
     return model
+
+
+def folded(model: Any) -> Any:
+    """Fold a model's adapters into its weights.
+
+    A weight that is both token embedding and output head becomes two where an adapter is on either: folded into the one they
+    share, what was learnt for the one would change the other too.
+    """
+    base = model.get_base_model()
+    layers = [layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer is not None]
+    plain = [getattr(layer, "base_layer", layer) for layer in layers]
+    if plain != layers and len(plain) == 2 and plain[0].weight is plain[1].weight:
+        plain[1].weight = type(plain[1].weight)(plain[1].weight.detach().clone(), requires_grad=plain[1].weight.requires_grad)
+        for config in {id(config): config for config in (base.config, base.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+    return model.merge_and_unload()
 
 
 def _auto_class(task: Task) -> Any:

@@ -73,17 +73,20 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     How the engine computes and who draws are part of its identity, as of its model's.
     A kept adapter (`adapter_config.json` without weights of its own) is loaded on top of the model it names.
     """
-    path, adapter = str(artifact.path), None
+    path, revision, adapter = str(artifact.path), None, None
     if named := adapter_base(artifact.path):
         adapter = path
-        path = base.path if base else named[0]
+        path, revision = (base.path, base.revision) if base else named
     options = {} if base is None or base.engine == "openai" else base.options
     settings: dict[str, Any] = dict(only_vllm_gives(base.exact, base.draws)) if base else {}
     if counting := counted(options.get("engine_args") or {}):
         settings["engine_args"] = counting
+    if revision:
+        settings["revision"] = revision
     return ModelSource(
         path=path,
         identity=digest({"weights": artifact.content, **settings}) if settings else artifact.content,
+        revision=revision,
         adapter=adapter,
         tokenizer=str(artifact.path),
         dtype=base.dtype if base else "auto",

@@ -105,6 +105,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     started, first = time.monotonic(), steps_of(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
+    _forget_optimizer(trainer)
     if trainer.is_world_process_zero():
         history = [_figures_of(point) for point in trainer.state.log_history if "train_runtime" not in point]
         write_history(job.out_dir, history)
@@ -114,6 +115,13 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
             share = (trainer.state.global_step - first) / trainer.state.global_step
             seen = job.metrics["tokens"] * (trainer.state.epoch or 0.0) * share
             job.metrics["tokens_per_second"] = round(seen / seconds, 1)
+
+
+def _forget_optimizer(trainer: Trainer) -> None:
+    """Free what only further steps would need: saving wants the device's memory for the saved model."""
+    for holder in (trainer, trainer.callback_handler):
+        holder.optimizer = holder.lr_scheduler = None
+    trainer.accelerator.free_memory()
 
 
 def quiet_libraries() -> None:

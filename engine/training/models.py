@@ -32,11 +32,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal") -> PreTrainedModel:
-    """Return the weights to train: any adapter of the source folded in, frozen weights quantised where QLoRA asks for it.
-
-    All weights are trained in float32 unless the model's entry names bfloat16: in float16 the steps of usual optimizers
-    overflow. Under adapters the frozen weights have the dtype of the entry, by default the one they are stored in on a GPU, and
-    float32 on a CPU.
+    """Return the weights to train, as `load_alike` loads them.
 
     Raises:
         StepError: an adapter would be kept apart over another one, which no engine could load again.
@@ -45,6 +41,16 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
         raise StepError(
             "merge: false on a model that is a kept adapter itself", "let one of the two fold its adapter in (`merge: true`)"
         )
+    return load_alike(source, params, task)
+
+
+def load_alike(source: ModelSource, params: TrainingParams, task: Task = "causal") -> PreTrainedModel:
+    """Return a model in the form in which it is trained: any adapter folded in, weights quantised where QLoRA asks for it.
+
+    All weights are trained in float32 unless the model's entry names bfloat16: in float16 the steps of usual optimizers
+    overflow. Under adapters the frozen weights have the dtype of the entry, by default the one they are stored in on a GPU, and
+    float32 on a CPU.
+    """
     options: dict[str, Any] = {"dtype": _dtype(source, params), "attn_implementation": params.attn_implementation}
     bits = params.lora.quantization if params.lora else None
     if bits:

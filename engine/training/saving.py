@@ -1,6 +1,7 @@
-"""Saving what a training came to, in the Hugging Face layout, and measuring what was saved beside what was trained.
+"""Saving what a training came to, in the Hugging Face layout, and holding what was saved to what was trained.
 
-Owns which weights adapters are folded into, and in what dtype. Never trains.
+Owns which weights adapters are folded into, in what dtype, and how far the saved model's loss may be from the trained one's.
+Never trains.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.files import Task, base_and_adapter, load_weights
+from caiflow.engine.llm.files import Task, base_and_adapter, folded, load_weights
 from caiflow.engine.operator import Job
+from caiflow.engine.training.loop import in_bf16
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.quantization import dequantised, is_quantised
 from caiflow.engine.training.tokens import IGNORED
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 """The folder beside the checkpoints where adapters lie while they are folded in."""
+
+EXACT, ROUNDED = 0.002, 0.03
+"""How far the saved model's loss may be from the trained one's, as a share of it: in float32, and in fewer digits."""
 
 Measure = Callable[[Any], float]
 """From a loaded model to its loss on some of the rows that it was trained on."""
@@ -50,25 +56,52 @@ class Trained:
 def save(trained: Trained, params: TrainingParams, job: Job) -> None:
     """Save a trained model and its tokenizer into the step's output: adapters folded in unless `merge` is off.
 
-    Over quantised weights, where the two can differ, figures tell the loss of the trained model and of the saved one.
+    Figures tell the loss of the trained model on some of its rows, and that of the saved one, loaded as its users load it.
+
+    Raises:
+        StepError: the two losses differ, though the saved model is to be the trained one.
     """
-    before = trained.measure(trained.model) if is_quantised(params) else None
+    before = trained.measure(trained.model)
     device = trained.model.device
     job.out_dir.mkdir(parents=True, exist_ok=True)
     if hasattr(trained.model, "merge_and_unload") and not params.merge:
-        _settle_order(trained.model)
+        _settle(trained.model, trained.source)
         trained.model.save_pretrained(job.out_dir)
     else:
         _whole(trained, params, job).save_pretrained(job.out_dir)
     trained.tokenizer.save_pretrained(job.out_dir)
     (job.out_dir / "README.md").unlink(missing_ok=True)
-    if before is not None:
-        job.metrics |= {"trained_loss": before, "saved_loss": trained.measure(_loaded(trained, job.out_dir).to(device))}
+    trained.model.to("cpu")  # so that a device never holds both
+    saved = trained.measure(_loaded(trained, job.out_dir).to(device))
+    job.metrics |= {"trained_loss": before, "saved_loss": saved}
+    if not is_quantised(params) or params.merge is True:
+        _hold_together(before, saved, _tolerance(trained, params), params)
 
 
-def _settle_order(model: Any) -> None:
-    """Put the sets of an adapter's settings in order: written as they come, equal adapters have other digests each time."""
+def _hold_together(before: float, saved: float, tolerance: float, params: TrainingParams) -> None:
+    if not abs(saved - before) <= tolerance * max(1.0, abs(before)):  # nor where either is NaN
+        hint = (
+            "see the adapters' `targets`, or keep them apart (`merge: false`)" if params.lora else "see the model's own dtype"
+        )
+        losses = f"loss {before:.4f} on some rows at the end of training, {saved:.4f} as loaded"
+        raise StepError(f"the saved model isn't the trained one: {losses}", hint)
+
+
+def _tolerance(trained: Trained, params: TrainingParams) -> float:
+    """Return how far apart the two losses may be, as a share of the loss: more where either is computed in few digits."""
+    import torch
+
+    plain = trained.source is None or (_stored_dtype(trained.source) == torch.float32 and not is_quantised(params))
+    return EXACT if plain and not in_bf16(params) else ROUNDED
+
+
+def _settle(model: Any, source: ModelSource | None) -> None:
+    """Have an adapter's settings name its model with its revision, and put their sets in order.
+
+    Written as they come, equal adapters have other digests each time.
+    """
     for config in model.peft_config.values():
+        config.revision = source.revision if source else None
         for name, value in list(vars(config).items()):
             if isinstance(value, set):
                 setattr(config, name, sorted(value))
@@ -77,7 +110,7 @@ def _settle_order(model: Any) -> None:
 def _whole(trained: Trained, params: TrainingParams, job: Job) -> Any:
     model = _over_rounded(trained, params, job) if is_quantised(params) else trained.model
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = folded(model)
     model.config.update(dict(trained.entries))
     return model if trained.source is None else model.to(_stored_dtype(trained.source))
 

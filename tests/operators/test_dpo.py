@@ -13,6 +13,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, StepContext
 from caiflow.operators.dpo import Dpo, DpoParams
 from support.small_models import job, preferences, small_model
+from support.trainings import train as train_by
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,11 @@ def test_losses_over_whole_batches_take_certain_labels_only(tmp_path: Path, mode
 def test_contradictions_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DpoParams.model_validate({"input": "rows", "model": "base", **fields})
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_kept_adapter_can_be_the_reference(tmp_path: Path, model: ModelSource, merge: bool) -> None:
+    kept = train_by(tmp_path / "kept", "sft", model, lora={"rank": 4}, merge=False)
+    source = ModelSource(path=model.path, adapter=str(kept.out_dir), identity="kept")
+    done = train(tmp_path / "dpo", model, (1.0,), _other=source, reference="other", lora={"rank": 4}, merge=merge)
+    assert done.metrics["rewards_margins"] > 0

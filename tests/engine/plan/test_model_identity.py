@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.store.artifacts import Artifact
@@ -88,3 +89,17 @@ def test_exactness_and_who_draws_are_part_of_what_decides_the_answers_of_a_model
     assert trained[0].identity == "weights"
     assert len({model.identity for model in trained}) == 4
     assert [(model.exact, model.draws) for model in trained] == [(model.exact, model.draws) for model in models]
+
+
+def kept_adapter(folder: Path) -> Artifact:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/model", "revision": "v1"}))
+    return Artifact(folder, "step", "weights")
+
+
+def test_a_kept_adapter_lies_over_the_revision_that_it_was_trained_over(tmp_path: Path) -> None:
+    artifact = kept_adapter(tmp_path / "adapter")
+    over = [trained_model(artifact, ModelSource("org/model", "", revision=revision)) for revision in ("v1", "v2", None)]
+    assert [source.revision for source in over] == ["v1", "v2", None]
+    assert len({source.identity for source in over}) == 3, "other answers than over another revision"
+    assert trained_model(artifact, None).revision == "v1"

@@ -1,0 +1,82 @@
+"""The saved model is the trained one: every trainer, whole, folded in and kept apart; and where it isn't, nothing is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.errors import StepError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.training.models import load_plain, load_tokenizer
+from caiflow.engine.training.saving import Trained, loss_on, save
+from caiflow.operators.sft import SftParams
+from support.small_models import SHAPE, job, small_model
+from support.trainings import TRAINERS, reward_model, train
+
+WAYS = {"whole": {}, "folded": {"lora": {"rank": 4}}, "apart": {"lora": {"rank": 4}, "merge": False}}
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, model: ModelSource) -> ModelSource:
+    return reward_model(tmp_path_factory.mktemp("judge"), model)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "way"), [(trainer, way) for trainer in TRAINERS for way in WAYS if (trainer, way) != ("reward", "apart")]
+)
+def test_both_losses_are_told_and_are_one(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, way: str
+) -> None:
+    done = train(tmp_path, trainer, model, judge, **WAYS[way])
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "v_proj"], ".*(q_proj|embed_tokens)"])
+def test_adapters_on_tied_embeddings_are_folded_in_as_they_were_trained(
+    tmp_path: Path, model: ModelSource, targets: Any, merge: bool
+) -> None:
+    done = train(tmp_path, "sft", model, lora={"rank": 4, "targets": targets}, merge=merge, learning_rate=5e-2)
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+    again = train(
+        tmp_path / "again",
+        "sft",
+        ModelSource(path=str(done.out_dir), tokenizer=model.path, identity=""),
+        learning_rate=0,
+        max_steps=1,
+    )
+    assert again.metrics["trained_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("trainer", ["dpo", "reward", "ppo"])
+def test_so_they_are_by_the_other_trainers(tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str) -> None:
+    lora = {"rank": 4, "targets": ["embed_tokens", "v_proj"]}
+    done = train(tmp_path, trainer, model, judge, lora=lora, learning_rate=1e-2)
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+
+
+def test_embeddings_that_aren_t_tied_stay_as_they_are(tmp_path: Path) -> None:
+    parted = small_model(tmp_path / "model", shape=SHAPE.model_copy(update={"tie_word_embeddings": False}))
+    done = train(tmp_path, "sft", parted, lora={"rank": 4, "targets": ["embed_tokens"]})
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-4)
+
+
+def test_a_model_that_isn_t_saved_as_it_was_trained_is_refused(tmp_path: Path, model: ModelSource) -> None:
+    trained, tokenizer = load_plain(model), load_tokenizer(model)
+    trained.lm_head.register_forward_hook(lambda module, inputs, logits: logits * 3)  # a part that no file holds
+    rows = [(list(range(5, 25)), list(range(5, 25)))]
+    params = SftParams.model_validate({"input": "rows", "model": "base"})
+    with pytest.raises(StepError, match=r"isn't the trained one: loss \d.* at the end of training, \d.* as loaded"):
+        save(Trained(trained, tokenizer, model, loss_on(rows, 0, 8)), params, job(tmp_path, {}))
+
+
+@pytest.mark.parametrize("trainer", ["sft", "dpo", "grpo"])
+def test_a_kept_adapter_names_the_revision_that_it_was_trained_over(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str
+) -> None:
+    done = train(tmp_path, trainer, model._replace(revision="v1"), judge, lora={"rank": 4}, merge=False)
+    config = json.loads((done.out_dir / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (model.path, "v1")
