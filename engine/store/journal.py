@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from caiflow.engine.version import VERSION
+
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
@@ -46,7 +48,7 @@ class Journal:
         self._events: TextIO = (run_dir / "events.jsonl").open("w", encoding="utf-8")
         now = round(time.time(), 3)
         self._run: dict[str, Any] = {
-            "status": "running", "name": run_dir.name, "started": now, "finished": None, "seconds": None,
+            "caiflow": VERSION, "status": "running", "name": run_dir.name, "started": now, "finished": None, "seconds": None,
             "heartbeat": now, "pid": os.getpid(), "host": socket.gethostname(), "steps": {},
         }  # fmt: skip
         self._write_run()

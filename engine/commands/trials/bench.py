@@ -1,7 +1,7 @@
-"""Makes a trial in a process of its own, and turns whatever becomes of that process into findings.
+"""Makes a trial in a process of its own, and turns whatever becomes of that process into diagnoses.
 
-Owns the process, its time limit, its log and the lines it reports. A crash, a hang or an exit is a finding like any other; what
-was started is gone afterwards. Knows no trial.
+Owns the process, its time limit, its log and the lines it reports. A crash, a hang or an exit gives a diagnosis like any other;
+what was started is gone afterwards. Knows no trial.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from caiflow.engine.commands.findings import Finding
+from caiflow.engine.commands.diagnosis import Diagnosis
 from caiflow.engine.commands.trials.table import Trial
 from caiflow.engine.errors import CaiflowError
 
@@ -42,8 +42,8 @@ class Check(NamedTuple):
     run: Callable[[], str]
 
 
-def make(trial: Trial, folder: Path) -> Iterator[Finding]:
-    """Make a trial in a process of its own and yield a finding for each of its parts as it comes.
+def make(trial: Trial, folder: Path) -> Iterator[Diagnosis]:
+    """Make a trial in a process of its own and yield a diagnosis for each of its parts as it comes.
 
     `folder` is the trial's own; the process's output stays there in `log`.
     """
@@ -56,9 +56,9 @@ def make(trial: Trial, folder: Path) -> Iterator[Finding]:
         timer.start()
         try:
             for line in lines:
-                finding = Finding(**json.loads(line))
-                waiting.remove(finding.what)
-                yield finding
+                diagnosis = Diagnosis(**json.loads(line))
+                waiting.remove(diagnosis.what)
+                yield diagnosis
                 if not waiting:
                     return  # however it ends, it has said all
             process.wait()
@@ -77,17 +77,17 @@ def serve(body: str, folder: Path, out: TextIO) -> None:
         out.flush()
 
 
-def _judged(check: Check, log: Path) -> Finding:
+def _judged(check: Check, log: Path) -> Diagnosis:
     began = time.monotonic()
     try:
         seen = check.run()
     except SkippedError as reason:
-        return Finding(check.what, "skipped", str(reason))
+        return Diagnosis(check.what, "skipped", str(reason))
     except Exception as error:
         traceback.print_exc()
         name = "" if isinstance(error, CaiflowError | AssertionError) else f"{type(error).__name__}: "
-        return Finding(check.what, "broken", f"{name}{_short(str(error))}", f"the whole output is in {log}")
-    return Finding(check.what, "ok", f"{seen} ({time.monotonic() - began:.1f} s)")
+        return Diagnosis(check.what, "broken", f"{name}{_short(str(error))}", f"the whole output is in {log}")
+    return Diagnosis(check.what, "ok", f"{seen} ({time.monotonic() - began:.1f} s)")
 
 
 @contextlib.contextmanager
@@ -128,15 +128,15 @@ def _ending(code: int) -> str:
     return f"its process was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
-def _unreported(parts: list[str], ended: str, log: Path) -> Iterator[Finding]:
-    """Yield the findings of parts that the process never came to: the first bears the blame."""
+def _unreported(parts: list[str], ended: str, log: Path) -> Iterator[Diagnosis]:
+    """Yield the diagnoses of parts that the process never came to: the first bears the blame."""
     for place, part in enumerate(parts):
         if place:
-            yield Finding(part, "skipped", f"{parts[0]} is broken")
+            yield Diagnosis(part, "skipped", f"{parts[0]} is broken")
         else:
             said = _last_words(log)
             cause = (ended or "its process never came to it") + (f": {said}" if said else "")
-            yield Finding(part, "broken", cause, f"the whole output is in {log}")
+            yield Diagnosis(part, "broken", cause, f"the whole output is in {log}")
 
 
 def _last_words(log: Path) -> str:

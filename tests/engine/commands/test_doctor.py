@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.commands import doctor
-from caiflow.engine.commands.doctor import Finding, examine
+from caiflow.engine.commands.doctor import Diagnosis, examine
 
 
-def examined(home: Path) -> dict[str, Finding]:
-    return {finding.what: finding for finding in examine(home)}
+def examined(home: Path) -> dict[str, Diagnosis]:
+    return {diagnosis.what: diagnosis for diagnosis in examine(home)}
 
 
 def test_everything_a_run_needs_is_looked_at(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from caiflow.engine.commands.findings import Finding
+from caiflow.engine.commands.diagnosis import Diagnosis
 from caiflow.engine.commands.trials import engines, runs, trainings
 from caiflow.engine.commands.trials.bench import make
 from caiflow.engine.commands.trials.table import TRIALS, Trial, chosen
@@ -35,18 +35,18 @@ def doctor(home: Path, *trials: str, path: str = "") -> tuple[int, dict[str, dic
     home.mkdir(exist_ok=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout, done.stderr
-    return done.returncode, {finding["what"]: finding for finding in json.loads(done.stdout)}
+    return done.returncode, {diagnosis["what"]: diagnosis for diagnosis in json.loads(done.stdout)}
 
 
 def tried(
     body: str, parts: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float = 120
-) -> list[Finding]:
+) -> list[Diagnosis]:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     return list(make(Trial(body, f"support.planted_trials:{body}", tuple(parts), limit_s), folder))
 
 
-def verdicts(found: Sequence[Finding]) -> list[str]:
-    return [finding.verdict for finding in found]
+def verdicts(found: Sequence[Diagnosis]) -> list[str]:
+    return [diagnosis.verdict for diagnosis in found]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_broken_vllm_is_named_with_its_cause_and_makes_the_command_fail(tmp_pa
 def test_each_part_has_its_own_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = ("fine", "absent", "wrong", "fine again")
     found = tried("mixed", parts, tmp_path, monkeypatch)
-    assert [finding.what for finding in found] == list(parts)
+    assert [diagnosis.what for diagnosis in found] == list(parts)
     assert verdicts(found) == ["ok", "skipped", "broken", "ok"]
     assert found[1].detail == "there is none here"
     assert found[2].detail == "ZeroDivisionError: division by zero"

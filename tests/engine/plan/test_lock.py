@@ -11,6 +11,7 @@ from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.lock import LOCK, Lock, compare_locks, grade, make_lock, read_lock, refuse_drift
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.version import VERSION
 from tests.support.table_runs import run_tables, write_spec
 
 
@@ -36,6 +37,7 @@ def test_a_lock_pins_what_decides_the_results_and_no_path(place: Path) -> None:
     lock = read_lock(place / "run" / LOCK)
     assert lock["sources"]["red.source"]["file"] == "red.jsonl"
     assert len(lock["sources"]["red.source"]["sha256"]) == 64
+    assert lock["packages"]["caiflow"] == VERSION
     assert lock["packages"]["pyarrow"]
     assert lock["hardware"]["cores"]
     assert lock["python"]

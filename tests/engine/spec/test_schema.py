@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import caiflow.examples.tiny
 import caiflow.specs
 from caiflow.engine import registry
 from caiflow.engine.spec import schema
+from caiflow.engine.version import VERSION
 from support import small_operators
 
 RECIPES = sorted(
@@ -24,6 +26,10 @@ RECIPES = sorted(
 def test_the_shipped_schema_is_fresh() -> None:
     fresh = schema.text(schema.generate(tuple(registry.BUILT_IN)))
     assert schema.SHIPPED.read_text(encoding="utf-8") == fresh, "run python -m caiflow.engine.spec.schema"
+
+
+def test_it_says_which_caiflow_it_is_of() -> None:
+    assert json.loads(schema.SHIPPED.read_text())["x-caiflow-version"] == VERSION
 
 
 def test_it_is_a_valid_schema_of_its_draft() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.store.journal import DEAD_AFTER_S, Event, Journal, read_run, true_status
+from caiflow.engine.version import VERSION
 from support.events import read_events
 
 STEPS = [{"name": "red", "op": "load", "inputs": []}, {"name": "answer", "op": "generate", "inputs": ["red"]}]
@@ -29,7 +30,7 @@ def test_run_json_holds_what_the_events_said(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         finish(journal)
     run = read_run(tmp_path)
-    assert (run["name"], run["spec"], run["status"]) == ("cai", "abc", "failed")
+    assert (run["caiflow"], run["name"], run["spec"], run["status"]) == (VERSION, "cai", "abc", "failed")
     assert run["steps"]["red"] == {
         "op": "load", "digest": "d1", "status": "done", "rows_in": 0, "rows_out": 3, "seconds": 0.5,
         "metrics": {"files": 1}, "inputs": [],

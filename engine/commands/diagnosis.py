@@ -11,7 +11,7 @@ _WIDTH = 14
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing looked at. `broken` means that runs will fail, `skipped` that it wasn't tried; `hint` says what to do."""
 
     what: str
