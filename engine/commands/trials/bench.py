@@ -100,12 +100,19 @@ def _started(trial: Trial, folder: Path, log: TextIO) -> Iterator[tuple[subproce
         command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writing,), start_new_session=True
     )
     os.close(writing)
+    threading.Thread(target=_end_with, args=(process,), daemon=True).start()
     try:
         with os.fdopen(reading, encoding="utf-8") as lines:
             yield process, lines
     finally:
         _end(process)
         process.wait()
+
+
+def _end_with(process: subprocess.Popen[bytes]) -> None:
+    """End what a process leaves behind as soon as it has ended itself: until then its lines have no end."""
+    process.wait()
+    _end(process)
 
 
 def _expire(process: subprocess.Popen[bytes], expired: threading.Event) -> None:

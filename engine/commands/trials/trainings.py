@@ -87,7 +87,8 @@ def _losses(job: Job) -> list[float]:
     from caiflow.engine.training.loop import HISTORY
 
     points = map(json.loads, (job.out_dir / HISTORY).read_text(encoding="utf-8").splitlines())
-    return [point["loss"] for point in points if "loss" in point]
+    losses = [point["loss"] for point in points if "loss" in point]
+    return [math.nan if loss is None else loss for loss in losses]  # what isn't finite is kept as null
 
 
 def _lessons(folder: Path) -> Any:
