@@ -32,7 +32,7 @@ steps:
   critique: {op: critique, input: response, model: base, sampling: {max_tokens: 16}}
   revision: {op: revise, input: critique, model: base, sampling: {max_tokens: 16}}
 """
-ROWS = 500
+ROWS = 200
 
 
 class Project:

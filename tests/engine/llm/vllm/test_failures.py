@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from caiflow.engine.llm.vllm.failures import printed_errors
 from caiflow.engine.llm.vllm.seeds import PROCESSORS
 
 ARGS = {"max_num_seqs": 4, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -86,6 +85,7 @@ def test_a_cause_that_only_a_process_of_vllms_printed_is_in_the_message_and_whol
     assert "weights were not initialized" in "".join(capfd.readouterr()), "what is kept is let through"
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("in_processes")
 def test_advice_is_found_for_a_cause_that_only_a_process_of_vllms_printed(source: ModelSource) -> None:
     error = failure(source._replace(options={"engine_args": {**ARGS, "kv_cache_memory_bytes": 1 << 18}}))
