@@ -84,7 +84,7 @@ class Critique(RowOperator[CritiqueParams]):
         answer = await llm.chat(messages, self.params.sampling.sampling(), sample=done)
         return {"principle": principle.id, "critique": answer.text.strip(), "few_shot": ids, "round": done + 1}
 
-    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+    def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return how many rows drew each principle."""
         drawn: dict[str, int] = {}
         for row in rows:

@@ -107,7 +107,7 @@ class Generate(RowOperator[GenerateParams]):
         several = {"responses": texts} if len(texts) > 1 else {}
         return {"response": texts[0], "truncated": any(cut), **several, **kept}
 
-    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+    def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
         count = cut = chars = 0
         for row in rows:

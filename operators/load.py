@@ -103,7 +103,7 @@ class Load(TableOperator[LoadParams]):
     version = 2
     params_type = LoadParams
 
-    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+    def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
         head = self._head if isinstance(self._head, Head) else Head([], True)
         survey, layouts = Survey(), set()

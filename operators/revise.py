@@ -54,6 +54,15 @@ class ReviseParams(ModelRowParams):
     """`last` keeps one row with the last revision; `each` makes a row of every round (training on revisions of all rounds)."""
 
 
+class _Given(NamedTuple):
+    """What a round begins with; without a critique, it is made where the parameters want one."""
+
+    prompt: Any
+    answer: str
+    principle: Principle
+    critique: str | None
+
+
 class _Round(NamedTuple):
     principle: str
     critique: str | None
@@ -134,14 +143,14 @@ class Revise(RowOperator[ReviseParams]):
         answer, done = current_answer(row), len(revisions_so_far(row))
         new: list[_Round] = []
         for i, principle in enumerate(self._principles(row)):
-            given = row["critique"] if i == 0 and self._has_critique(row) else None
-            new.append(await self._round(row["prompt"], answer, principle, given, shown, llm, done + i))
+            given = _Given(row["prompt"], answer, principle, row["critique"] if i == 0 and self._has_critique(row) else None)
+            new.append(await self._round(given, shown, llm, done + i))
             answer = new[-1].revision
         if self.params.rows == "each":
             return [_columns(row, new[: i + 1]) for i in range(len(new))]
         return _columns(row, new)
 
-    def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
+    def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the share of rows whose last round changed nothing, and the mean length in characters."""
         count = same = chars = 0
         for row in rows:
@@ -150,16 +159,8 @@ class Revise(RowOperator[ReviseParams]):
             count, same, chars = count + 1, same + (texts[-1] == before), chars + len(texts[-1])
         return {"unchanged": same / count, "mean_chars": chars / count} if count else {}
 
-    async def _round(
-        self,
-        prompt: Any,
-        answer: str,
-        principle: Principle,
-        critique: str | None,
-        shown: Sequence[CritiqueExample],
-        llm: RowLLM,
-        number: int,
-    ) -> _Round:
+    async def _round(self, given: _Given, shown: Sequence[CritiqueExample], llm: RowLLM, number: int) -> _Round:
+        prompt, answer, principle, critique = given
         sampling = self.params.sampling.sampling()
         if self.params.critique and critique is None:
             asked = critique_messages(prompt, answer, principle, shown)

@@ -178,13 +178,13 @@ class Rl(TrainingOperator[RlParams]):
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
         room = params.max_length - params.max_completion_length
-        train, held_out = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room))
-        trainer = self._trainer(job, source, load_model(source, params), renderer, train, held_out)
+        data = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room))
+        trainer = self._trainer(job, source, load_model(source, params), renderer, data)
         fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():
             job.metrics |= _change(trainer.state.log_history)
             remove_value_head(trainer.model)
-            measure = self._measure(train, trainer.state.global_step, renderer)
+            measure = self._measure(data[0], trainer.state.global_step, renderer)
             save(Trained(trainer.model, tokenizer, source, measure), params, job)
 
     def _measure(self, data: Dataset, steps: int, renderer: Renderer) -> Measure:
@@ -213,7 +213,7 @@ class Rl(TrainingOperator[RlParams]):
                 (folder / "complete").touch()
         return source._replace(path=str(folder), adapter=None, revision=None, tokenizer=None)
 
-    def _trainer(self, job: Job, source: ModelSource, model: Any, renderer: Renderer, train: Any, held_out: Any) -> Any:
+    def _trainer(self, job: Job, source: ModelSource, model: Any, renderer: Renderer, data: tuple[Any, Any]) -> Any:
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
         from caiflow.engine.training.loop import configure
@@ -221,6 +221,7 @@ class Rl(TrainingOperator[RlParams]):
         from caiflow.operators.training.ppo import PPO, VALUE_HEAD, Settings, add_value_head
         from caiflow.operators.training.rollouts import Rollouts
 
+        train, held_out = data
         params = self.params
         generations = params.generations
         more: dict[str, Any] = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, RowLLM, together
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
+from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import turns, with_system
 from caiflow.operators.measures.statistics import wilson
 
@@ -31,13 +31,12 @@ COLUMNS: Mapping[str, Any] = {
 """The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met."""
 
 
-async def ask_models(
-    llms: LLMs, models: Sequence[str], sets: Mapping[str, Sequence[Row]], sampling: Sampling, samples: int, system: str
-) -> list[Row]:
+async def ask_models(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequence[Row]]) -> list[Row]:
     """Return every model's answers to every prompt, one row each, in the order of models, sets, prompts, samples."""
+    sampling, samples = params.sampling.sampling(), params.samples
 
     async def ask(row: Row, llm: RowLLM) -> Row:
-        prompt = with_system(turns(row["prompt"]), system)
+        prompt = with_system(turns(row["prompt"]), params.system)
         return {"answers": await together(answer({"prompt": prompt, "sample": i}, llm) for i in range(samples))}
 
     async def once(row: Row, llm: RowLLM) -> Row:
@@ -46,7 +45,7 @@ async def ask_models(
 
     answer = attempted(once, {"response": "", "truncated": False})
     found: list[Row] = []
-    for model in models:  # one after the other: they may not fit beside each other
+    for model in params.models:  # one after the other: they may not fit beside each other
         given = await together(llms.map("answers", model, rows, ask) for rows in sets.values())
         for (name, rows), answers in zip(sets.items(), given, strict=True):
             pairs = zip(rows, answers, strict=True)

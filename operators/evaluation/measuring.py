@@ -51,7 +51,7 @@ class Measuring:
         """
         p = self._params
         sets = {name: self._job.inputs[step].pylist(limit=p.limit) for name, step in p.inputs.items()}
-        rows = await answers.ask_models(self._llms, p.models, sets, p.sampling.sampling(), p.samples, p.system)
+        rows = await answers.ask_models(self._llms, p, sets)
         refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
         figures: dict[str, Any] = {"models": self._rates(groups)}

@@ -61,7 +61,7 @@ def length_in_tokens(label: str, column: str, least: int, most: int | None, toke
     import numpy as np
     import polars as pl
 
-    def decide(frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
+    def decide(frame: pl.DataFrame, _flags: pl.Series, alive: Flags) -> Flags:
         texts = [text or "" for text in frame[column].to_list()]
         sizes = np.zeros(len(texts), np.int64)
         asked = np.flatnonzero(alive)
@@ -98,7 +98,7 @@ def repetition(label: str, column: str, n: int, most: float) -> Check:
 
     tokens = pl.col(column).fill_null("").str.to_lowercase().str.extract_all(_TOKEN)
 
-    def decide(frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
+    def decide(_frame: pl.DataFrame, flags: pl.Series, _alive: Flags) -> Flags:
         return _repeated_share(flags, n) > most
 
     return Check(label, tokens, decide)
@@ -111,7 +111,7 @@ def duplicates(label: str, columns: Sequence[str], schema: Mapping[str, pl.DataT
     parts = [_as_text(name, schema[name]).fill_null("\x00") for name in columns]
     seen = _Seen()
 
-    def decide(frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
+    def decide(_frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
         return seen.again(flags.to_numpy(), alive)
 
     return Check(label, pl.concat_str(parts, separator="\x1f").hash(), decide)

@@ -174,7 +174,7 @@ def _words(turn: Message) -> tuple[str, list[str]]:
     return turn["role"], turn["content"].split()
 
 
-def _cai_conversation(record: Record, which: Turns) -> Fields:
+def _cai_conversation(record: Record, _which: Turns) -> Fields:
     fields: Fields = {"prompt": parse_prompt(_said(record, "init_prompt"))}
     _present(record, "revision_response")
     names = {"response": "init_response", "critique": "critic_response", "revision": "revision_response"}
@@ -202,7 +202,7 @@ def _nemo_preference(record: Record, which: Turns) -> Fields:
     return _pair(_nemo_turns(_present(record, "chosen")), _nemo_turns(_present(record, "rejected")), which)
 
 
-def _table(record: Record, which: Turns) -> Fields:
+def _table(_record: Record, _which: Turns) -> Fields:
     return {}
 
 
@@ -255,93 +255,86 @@ def _sharegpt_fits(record: Record) -> bool:
     return any(is_turns(record.get(name)) for name in _CONVERSATIONS)
 
 
-def _format(
-    name: str,
-    describe: str,
-    takes: str,
-    fits: Callable[[Record], bool],
-    parse: Callable[[Record, Turns], Fields],
-    group: int = 1,
-) -> Format:
-    return Format(name, describe, frozenset(takes.split()), fits, parse, group)
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 FORMATS: Mapping[str, Format] = {
     entry.name: entry
     for entry in (
-        _format(
+        Format(
             "cai_conversation",
             "init_prompt, init_response, critic_response, revision_response, chosen, rejected",
-            "init_prompt init_response critic_response revision_response prompt messages chosen rejected",
+            _names("init_prompt init_response critic_response revision_response prompt messages chosen rejected"),
             lambda record: _has("init_prompt")(record) and "revision_response" in record,
             _cai_conversation,
         ),
-        _format("red_team", "transcript and its ratings", "transcript", _has("transcript"), _red_team),
-        _format(
+        Format("red_team", "transcript and its ratings", _names("transcript"), _has("transcript"), _red_team),
+        Format(
             "hh",
             "chosen and rejected transcripts of Human and Assistant turns",
-            "chosen rejected",
+            _names("chosen rejected"),
             lambda record: is_transcript(record.get("chosen")) and is_transcript(record.get("rejected")),
             _hh,
         ),
-        _format(
+        Format(
             "preference",
             "prompt, chosen, rejected as text or messages",
-            "prompt chosen rejected p_chosen",
+            _names("prompt chosen rejected p_chosen"),
             _has("chosen", "rejected"),
             _preference,
         ),
-        _format(
+        Format(
             "ultrachat",
             "prompt, prompt_id, messages",
-            "prompt messages",
+            _names("prompt messages"),
             lambda record: _has("prompt_id", "messages")(record) and is_turns(record["messages"]),
             _messages,
         ),
-        _format(
+        Format(
             "messages",
             "messages: [{role, content}]",
-            "messages",
+            _names("messages"),
             lambda record: is_turns(record.get("messages")),
             _messages,
         ),
-        _format(
+        Format(
             "nemo",
             "system, conversations: [{from, value, label}], mask",
-            "conversations system",
+            _names("conversations system"),
             lambda record: "mask" in record and is_turns(record.get("conversations")),
             _sharegpt,
         ),
-        _format(
+        Format(
             "sharegpt",
             "conversations: [{from, value}] or [{role, content}]",
-            "conversations conversation items system",
+            _names("conversations conversation items system"),
             _sharegpt_fits,
             _sharegpt,
         ),
-        _format(
+        Format(
             "alpaca",
             "instruction, input, output",
-            "instruction input output",
+            _names("instruction input output"),
             _has("instruction", "output"),
             _alpaca,
         ),
-        _format(
+        Format(
             "prompt",
             "prompt as text, transcript or messages; completion where there is one",
-            "prompt completion",
+            _names("prompt completion"),
             _has("prompt"),
             _prompt,
         ),
-        _format(
+        Format(
             "nemo_preference",
             "alternating lines of {text}: chosen, rejected",
-            "chosen rejected",
-            lambda record: False,
+            _names("chosen rejected"),
+            lambda _: False,
             _nemo_preference,
             group=2,
         ),
-        _format("table", "any columns, kept as they are", "", lambda record: True, _table),
+        Format("table", "any columns, kept as they are", frozenset(), lambda _: True, _table),
     )
 }
 """Every format by name, the most telling first: detection takes the first that fits."""

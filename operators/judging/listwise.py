@@ -6,15 +6,15 @@ question is asked and read is in `judging`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import RowLLM, together
-from caiflow.operators.judging.options import MOST_OPTIONS, Instruction, OptionsJudge, Reply
+from caiflow.operators.judging.options import MOST_OPTIONS, Case, Instruction, OptionsJudge, Reply
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution.load import JudgeExample
+    pass
 
 
 class ListVote(NamedTuple):
@@ -67,23 +67,16 @@ class ListJudge(OptionsJudge):
             raise WrongValue(f"a list holds up to {MOST_OPTIONS} different answers, got {len(answers)}", "judge them in pairs")
         if len(answers) < 2:
             return Ranking(())
-        shown = self._shown(uid)
+        case = Case(prompt, self._shown(uid), llm)
         orders = rotations(tuple(answers)) if self._how.swap else [tuple(answers)]
         asked = [(i, order) for i in self.instructions(uid) for order in orders]
-        votes = (self._list_vote(n, i, order, prompt, answers, shown, llm) for n, (i, order) in enumerate(asked))
+        votes = (self._list_vote(n, i, order, answers, case) for n, (i, order) in enumerate(asked))
         return Ranking(tuple(await together(votes)))
 
     async def _list_vote(
-        self,
-        number: int,
-        instruction: Instruction,
-        order: tuple[int, ...],
-        prompt: Any,
-        answers: Mapping[int, str],
-        shown: Sequence[tuple[JudgeExample, str]],
-        llm: RowLLM,
+        self, number: int, instruction: Instruction, order: tuple[int, ...], answers: Mapping[int, str], case: Case
     ) -> ListVote:
-        reply = await self._reply(number, instruction, prompt, [answers[i] for i in order], shown, llm)
+        reply = await self._reply(number, instruction, [answers[i] for i in order], case)
         return ListVote(instruction.id, order, reply)
 
 

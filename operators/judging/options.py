@@ -107,6 +107,15 @@ class Reply(NamedTuple):
     thought: str = ""
 
 
+class Case(NamedTuple):
+    """What all questions about one row share."""
+
+    prompt: Any
+    shown: Sequence[tuple[JudgeExample, str]]
+    """The worked judgements shown before it, each with its instruction."""
+    llm: RowLLM
+
+
 class OptionsJudge:
     """A judge with its principles and examples chosen: says which of lettered options is best.
 
@@ -164,23 +173,15 @@ class OptionsJudge:
         drawn = given.draw(self._seed, uid, "judge", int(self._how.principles), stage="judge")
         return [Instruction(p.id, p.text("judge")) for p in drawn]
 
-    async def _reply(
-        self,
-        number: int,
-        instruction: Instruction,
-        prompt: Any,
-        options: Sequence[str],
-        shown: Sequence[tuple[JudgeExample, str]],
-        llm: RowLLM,
-    ) -> Reply:
+    async def _reply(self, number: int, instruction: Instruction, options: Sequence[str], case: Case) -> Reply:
         """Return the answer to one question; `number` counts a row's questions and keeps their seeds apart."""
         thinking = self._how.chain_of_thought
-        messages = judge_messages(prompt, instruction.text, options, shown, thoughts=thinking is not None)
+        messages = judge_messages(case.prompt, instruction.text, options, case.shown, thoughts=thinking is not None)
         letters = LETTERS[: len(options)]
         if thinking is None:
-            return await self._ask(messages, JUDGE_PREFILL, letters, llm, number)
+            return await self._ask(messages, JUDGE_PREFILL, letters, case.llm, number)
         samples = range(number * thinking.samples, (number + 1) * thinking.samples)
-        replies = await together(self._think(messages, thinking, letters, llm, s) for s in samples)
+        replies = await together(self._think(messages, thinking, letters, case.llm, s) for s in samples)
         read = [bounded(reply.shares, thinking.clamp) for reply in replies if reply.parsed]
         mean = tuple(sum(shares) / len(read) for shares in zip(*read, strict=True)) if read else _alike(letters)
         return Reply(mean, bool(read), None, "\n\n".join(reply.thought for reply in replies))

@@ -7,14 +7,13 @@ do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.operator import RowLLM, together
-from caiflow.operators.judging.options import Instruction, OptionsJudge
+from caiflow.operators.judging.options import Case, Instruction, OptionsJudge
 
 if TYPE_CHECKING:
-    from caiflow.engine.constitution.load import JudgeExample
+    pass
 
 
 class Vote(NamedTuple):
@@ -60,23 +59,14 @@ class PairJudge(OptionsJudge):
         """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal."""
         if pair[0] == pair[1]:
             return Verdict(())
-        shown = self._shown(uid)
+        case = Case(prompt, self._shown(uid), llm)
         orders = (False, True) if self._how.swap else (False,)
         asked = [(i, swapped) for i in self.instructions(uid) for swapped in orders]
-        votes = (self._vote(number, i, s, prompt, pair, shown, llm) for number, (i, s) in enumerate(asked))
+        votes = (self._vote(number, i, s, pair, case) for number, (i, s) in enumerate(asked))
         return Verdict(tuple(await together(votes)))
 
-    async def _vote(
-        self,
-        number: int,
-        instruction: Instruction,
-        swapped: bool,
-        prompt: Any,
-        pair: tuple[str, str],
-        shown: Sequence[tuple[JudgeExample, str]],
-        llm: RowLLM,
-    ) -> Vote:
+    async def _vote(self, number: int, instruction: Instruction, swapped: bool, pair: tuple[str, str], case: Case) -> Vote:
         options = (pair[1], pair[0]) if swapped else pair
-        reply = await self._reply(number, instruction, prompt, options, shown, llm)
+        reply = await self._reply(number, instruction, options, case)
         logprobs = None if reply.logprobs is None else (reply.logprobs[0], reply.logprobs[1])
         return Vote(instruction.id, swapped, reply.shares[0], reply.parsed, logprobs, reply.thought)

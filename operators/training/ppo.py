@@ -105,7 +105,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         model.base_model.register_forward_hook(self._keep_hidden)
         super().__init__(model=model, **options)
 
-    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
+    def _keep_hidden(self, _module: Any, _inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -193,7 +193,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         mine: Tensor = total[first : first + len(prompts)]
         return mine
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _compute_loss(self, _model: Any, inputs: dict[str, Tensor]) -> Tensor:
         mode = "train" if self.model.training else "eval"
         mask = inputs["completion_mask"]
         logps, values, entropies = self._read(inputs)
