@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -27,8 +26,8 @@ from support.asking import ask, mixed_requests, scored_requests
 from support.small_models import EVEN, small_model
 from support.source_tree import ROOT
 from support.trainings import TRAINERS, reward_model, train
+from support.vllm_process import answered
 
-TESTS = Path(__file__).parent
 GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")]
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
@@ -39,17 +38,6 @@ def capability() -> tuple[int, int]:
     import torch
 
     return torch.cuda.get_device_capability()
-
-
-def answered(folder: Path, source: ModelSource, *asked: list[Request], **variables: str) -> list[dict[str, Any]]:
-    """Have one vLLM after the other answer each list of requests, in a process of its own."""
-    (folder / "asked").write_bytes(pickle.dumps([(source, requests) for requests in asked]))
-    command = [sys.executable, "-m", "support.answering", str(folder / "asked"), str(folder / "answered")]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), **variables}
-    done = subprocess.run(command, env=environment, cwd=TESTS, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[dict[str, Any]] = pickle.loads((folder / "answered").read_bytes())
-    return found
 
 
 @pytest.fixture
@@ -87,7 +75,7 @@ def test_vllm_answers_on_its_second_runner_what_transformers_answers(
     tmp_path: Path, on_vllm: ModelSource, tiny_source: ModelSource
 ) -> None:
     requests = mixed_requests(24)
-    (found,) = answered(tmp_path, on_vllm, requests, CAIFLOW_TEST_NO_WAITING="1")
+    (found,) = answered(tmp_path, [(on_vllm, requests)], CAIFLOW_TEST_NO_WAITING="1")
     assert (found["runner"], found["ahead"]) == (2, True)
     assert_agree(tiny_source, requests, found["answers"], ask(load_engine(tiny_source), requests))
 
@@ -96,8 +84,9 @@ def test_vllm_answers_on_its_second_runner_what_transformers_answers(
 def test_exact_answers_are_the_same_to_the_bit_alone_in_a_crowd_and_again(tmp_path: Path, on_vllm: ModelSource) -> None:
     if capability() < (8, 0):
         pytest.skip("needs a GPU of compute capability 8.0 or higher")
+    exact = on_vllm._replace(exact=True, dtype="bfloat16")
     crowd = [*mixed_requests(40), *scored_requests()]
-    found = answered(tmp_path, on_vllm._replace(exact=True, dtype="bfloat16"), crowd, crowd[::-1], crowd[3:4], crowd[-1:])
+    found = answered(tmp_path, [(exact, asked) for asked in (crowd, crowd[::-1], crowd[3:4], crowd[-1:])])
     once, reversed_, third, last = (one["answers"] for one in found)
     assert once == reversed_[::-1]
     assert (once[3], once[-1]) == (third[0], last[0])
@@ -108,7 +97,7 @@ def test_exact_answers_are_the_same_to_the_bit_alone_in_a_crowd_and_again(tmp_pa
 def test_two_gpus_give_the_answers_of_one(tmp_path: Path, on_vllm: ModelSource, tiny_source: ModelSource) -> None:
     requests = mixed_requests(24)
     two = on_vllm._replace(options={"engine_args": ARGS, "num_gpus": 2})
-    (found,) = answered(tmp_path, two, requests)
+    (found,) = answered(tmp_path, [(two, requests)])
     assert_agree(tiny_source, requests, found["answers"], ask(load_engine(tiny_source), requests))
 
 
@@ -116,7 +105,8 @@ def test_two_gpus_give_the_answers_of_one(tmp_path: Path, on_vllm: ModelSource, 
 def test_vllms_own_draws_follow_the_seed_alone_under_every_filter(tmp_path: Path, on_vllm: ModelSource) -> None:
     ways: list[dict[str, Any]] = [{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}]
     requests = [Request("How do I bake", Sampling(temperature=1.2, max_tokens=12, **way), n) for n in range(4) for way in ways]
-    crowded, few = answered(tmp_path, on_vllm._replace(draws="vllm"), requests, requests[5:8])
+    own = on_vllm._replace(draws="vllm")
+    crowded, few = answered(tmp_path, [(own, requests), (own, requests[5:8])])
     assert few["answers"] == crowded["answers"][5:8]
     assert len({_text(answer) for answer in crowded["answers"]}) > len(requests) / 2
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +138,41 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from caiflow.engine.llm.base import ModelSource
+from support.trainings import train
+model, judge = (ModelSource(path=path, identity=path) for path in sys.argv[4:6])
+train(Path(sys.argv[2]), sys.argv[3], model, judge, lora={"rank": 4, "quantization": "4bit"}, save_steps=2, logging_steps=1)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.kill
+@pytest.mark.parametrize("trainer", ["sft", "dpo", "ppo"])
+def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str
+) -> None:
+    fields = {"lora": lora("4bit"), "save_steps": 2, "logging_steps": 1}
+    undisturbed = train(tmp_path / "undisturbed", trainer, model, judge, **fields)
+    disturbed = tmp_path / "disturbed"
+    arguments = [str(Path(__file__).parents[1]), str(disturbed), trainer, model.path, judge.path]
+    child = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
+    while not list(disturbed.glob("work/checkpoints/*/complete")):
+        assert child.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (disturbed / "out" / "model.safetensors").exists()
+    resumed = train(disturbed, trainer, model, judge, **fields)
+    history = [(done.out_dir / "_history.jsonl").read_text() for done in (undisturbed, resumed)]
+    assert history[0] == history[1]
+    ours, theirs = (weights(done.out_dir) for done in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_an_evaluation_on_the_way_changes_nothing(tmp_path: Path, even: ModelSource, bits: str) -> None:
     alone = train(tmp_path / "alone", "sft", even, lora=lora(bits))
@@ -158,8 +197,6 @@ def test_two_workers_hold_each_a_copy(tmp_path: Path, model: ModelSource) -> Non
 def test_without_the_library_it_says_what_to_install(
     tmp_path: Path, model: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # how Python marks a module that can't be imported
     with pytest.raises(StepError, match=r"4bit needs the bitsandbytes library; install caiflow\[qlora\]"):
         train(tmp_path, "sft", model, lora=lora("4bit"))

@@ -1,7 +1,7 @@
 """A process of its own that loads an engine and answers: `python -m support.answering IN OUT`, pickled both.
 
 IN is a list of (source, requests); OUT has, for each, the answers in order, which runner vLLM took, whether it planned ahead,
-and how often a row was preempted.
+how often a row was preempted, and how many steps had something to compute.
 With CAIFLOW_TEST_NO_WAITING, whatever would wait for a device raises while tokens are drawn.
 """
 
@@ -51,6 +51,21 @@ def counted(owner: Any, name: str) -> list[None]:
     return calls
 
 
+def steps_with_work(scheduler: Any) -> list[None]:
+    """Return a list that grows by one with each step that computes a token."""
+    steps: list[None] = []
+    schedule = scheduler.schedule
+
+    def counted_schedule(*args: Any, **options: Any) -> Any:
+        planned = schedule(*args, **options)
+        if planned.total_num_scheduled_tokens:
+            steps.append(None)
+        return planned
+
+    scheduler.schedule = counted_schedule
+    return steps
+
+
 def main(given: str, out: str) -> None:
     """Answer what the file asks."""
     from caiflow.engine.llm.load import load_engine
@@ -64,9 +79,10 @@ def main(given: str, out: str) -> None:
         config = engine._engine.vllm_config
         runner = 2 if config.use_v2_model_runner else 1
         ahead = bool(config.scheduler_config.async_scheduling)
-        preempted = counted(engine._engine.engine_core.engine_core.scheduler, "_preempt_request")
-        answers = ask(engine, requests)
-        answered.append({"answers": answers, "runner": runner, "ahead": ahead, "preempted": len(preempted)})
+        scheduler = engine._engine.engine_core.engine_core.scheduler
+        preempted, steps = counted(scheduler, "_preempt_request"), steps_with_work(scheduler)
+        found = {"answers": ask(engine, requests), "runner": runner, "ahead": ahead}
+        answered.append({**found, "preempted": len(preempted), "steps": len(steps)})
         engine.close()
     Path(out).write_bytes(pickle.dumps(answered))
 

@@ -133,9 +133,10 @@ def _defaults(source: ModelSource, *, on_cpu: bool) -> dict[str, Any]:
 
 
 def _forgo_compiling() -> None:
-    """Keep torch from compiling in this process: the first request for log-probabilities would wait seconds for it."""
+    """Keep torch from compiling, in vLLM's processes too: the first request for log-probabilities would wait seconds for it."""
     import torch._dynamo
 
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     torch._dynamo.config.disable = True
 
 

@@ -6,23 +6,20 @@ for all kinds of request, and one for an adapter.
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
+from caiflow.engine.llm.base import ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model
 from caiflow.engine.llm.load import load_engine
+from support.agreement import assert_agree
 from support.asking import ask, mixed_requests, scored_requests
+from support.vllm_process import answered as answers
+from support.vllm_process import second_runner
 
-TESTS = Path(__file__).parents[3]
 ARGS = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20, "max_num_batched_tokens": 512}
 SCARCE = {**ARGS, "max_num_seqs": 8, "kv_cache_memory_bytes": 20 * 32 * 4096, "max_num_batched_tokens": 64}
 """A cache of 20 blocks for eight rows, and prompts read in pieces: rows are preempted and go on."""
@@ -85,17 +82,9 @@ def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: 
     asked.append((on_vllm(adapted, ARGS), mixed_requests(8)))
     own = on_vllm(tiny_source, ARGS)._replace(draws="vllm")
     asked += [(own, own_requests()), (own, own_requests()[::-1][:3])]
-    (folder / "asked").write_bytes(pickle.dumps(asked))
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "support" / "second_runner"), str(TESTS)]),
-        "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "CAIFLOW_TEST_NO_WAITING": "1",
-        "CAIFLOW_TEST_ONE_STEP_AHEAD": "1" if request.param == "one step ahead" else "0",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "support.answering", str(folder / "asked"), str(folder / "answered")]
-    done = subprocess.run(command, env=environment, cwd=TESTS, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = pickle.loads((folder / "answered").read_bytes())
-    assert {(one["runner"], one["ahead"]) for one in found} == {(2, request.param == "one step ahead")}
+    ahead = request.param == "one step ahead"
+    found = answers(folder, asked, **second_runner(ahead=ahead), CAIFLOW_TEST_NO_WAITING="1")
+    assert {(one["runner"], one["ahead"]) for one in found} == {(2, ahead)}
     return {
         "kinds": (kinds, found[0]), "scarce": (long_requests(), found[1]), "adapter": (mixed_requests(8), found[2]),
         "own draws": (found[3]["answers"], found[4]["answers"]),
@@ -103,19 +92,17 @@ def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: 
 
 
 def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) -> None:
-    """Hold vLLM's answers against those of the transformers engine."""
-    for request, mine, theirs in zip(requests, found["answers"], ask(load_engine(source), requests), strict=True):
-        if isinstance(theirs, EngineError):
+    """Hold vLLM's answers against those of the transformers engine; what both refuse, for the same kind of reason."""
+    theirs = ask(load_engine(source), requests)
+    right = [not isinstance(answer, EngineError) for answer in theirs]
+    for mine, answer in zip(found["answers"], theirs, strict=True):
+        if isinstance(answer, EngineError):
             assert isinstance(mine, EngineError)
-            assert mine.kind == theirs.kind
-            continue
-        assert isinstance(mine, Completion)
-        if request.choices or request.score:
-            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
-            assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
-            assert mine.greedy == theirs.greedy
-        else:
-            assert mine == theirs
+            assert mine.kind == answer.kind
+    asked, ours, others = (
+        [one for one, ok in zip(of, right, strict=True) if ok] for of in (requests, found["answers"], theirs)
+    )
+    assert_agree(source, asked, ours, others)
 
 
 def test_every_kind_of_request_is_answered_as_on_transformers(answered: Any, tiny_source: ModelSource) -> None:
