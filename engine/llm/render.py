@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from caiflow.engine.llm.base import Completion, Message, Request
 
 T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
+_PROBE_TURNS: tuple[Message, ...] = ({"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Quite."})
 _SEGMENTS = 16_384
 _TAIL = 48
 
@@ -53,6 +54,20 @@ class Renderer:
         self._splitter = self._find_splitter()
         self._choice_ids: dict[tuple[str, tuple[str, ...], str], Mapping[str, int]] = {}
         self.keeps_space = self.decode(self._encode_text("x y")[1:]).startswith(" ")
+
+    @cached_property
+    def end_of_turn(self) -> str | None:
+        """The token with which the chat template ends an assistant's turn; the tokenizer's EOS where it has none of its own."""
+        try:
+            said = self._apply(_PROBE_TURNS, "", prompt=False)
+        except EngineError:
+            return self.tokenizer.eos_token  # type: ignore[no-any-return]
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        closing = said[said.rfind(_PROBE_TURNS[-1]["content"]) :]
+        found = [
+            (closing.find(token.content), -len(token.content), token.content) for token in added if token.content in closing
+        ]
+        return min(found)[2] if found else self.tokenizer.eos_token
 
     def text(self, request: Request) -> str:
         """Return the text that the model continues: the templated conversation, or the plain prompt, and the prefill.
@@ -120,18 +135,21 @@ class Renderer:
         whole = self._decode_ids([*tail, *ids])
         return whole[len(head) :] if whole.startswith(head) else self._decode_ids(ids)
 
-    def conversation(self, messages: Sequence[Message], template: str = "") -> Rendered:
+    def conversation(self, messages: Sequence[Message], template: str = "", *, last: bool = False) -> Rendered:
         """Return a finished conversation with the mask of the assistant's tokens; an end-of-turn token is added if missing.
+
+        With `last`, only the last turn is marked, which templates that rewrite earlier ones allow too.
 
         Raises:
             EngineError: the template is missing, refuses the conversation, or rewrites earlier turns when later ones follow.
         """
-        text, spans = self._spans(messages, template)
+        text, spans = self._spans(messages, template, last)
         ids, offsets = self._encode_with_offsets(text)
         mask = [int(any(start < b and a < end for a, b in spans)) for start, end in offsets]
-        eos = self.tokenizer.eos_token_id
-        if spans and spans[-1][1] == len(text) and eos is not None and eos not in ids[_last_zero(mask) :]:
-            ids, mask = [*ids, eos], [*mask, 1]
+        if spans and spans[-1][1] == len(text) and self.end_of_turn is not None:
+            ending = self.tokenizer.convert_tokens_to_ids(self.end_of_turn)
+            if ending not in ids[_last_begins(mask) :]:
+                ids, mask = [*ids, ending], [*mask, 1]
         self._check_bos(ids)
         return Rendered(ids, mask)
 
@@ -205,22 +223,24 @@ class Renderer:
             )
         return after[-1]
 
-    def _spans(self, messages: Sequence[Message], template: str) -> tuple[str, list[tuple[int, int]]]:
-        """Return the conversation's text and where in it (characters) the assistant's turns are."""
+    def _spans(self, messages: Sequence[Message], template: str, last: bool) -> tuple[str, list[tuple[int, int]]]:
+        """Return the conversation's text and where in it (characters) the assistant's turns, or only the last one, are."""
         whole = self._apply(messages, template, prompt=False)
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or (last and index < len(messages) - 1):
                 continue
             head = self._apply(messages[:index], template, prompt=True) if index else self._opening(messages, template)
             body = self._apply(messages[: index + 1], template, prompt=False)
             if not (body.startswith(head) and whole.startswith(body)):
+                if last:  # the prompt as serving has it, and what the model is to say then
+                    return head + message["content"], [(len(head), len(head + message["content"]))]
                 raise EngineError(
                     "the chat template rewrites earlier turns, so the assistant's words can't be told apart",
-                    "use another",
+                    "use another, or learn the last reply alone (`loss_on: completion` in sft)",
                     kind="template",
                 )
-            spans.append((len(head), _end_of_turn(body, len(head), self.tokenizer.eos_token)))
+            spans.append((len(head), _end_of_turn(body, len(head), self.end_of_turn)))
         return whole, spans
 
     def _opening(self, messages: Sequence[Message], template: str) -> str:
@@ -238,14 +258,15 @@ class Renderer:
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
 
 
-def _end_of_turn(body: str, start: int, eos: str | None) -> int:
+def _end_of_turn(body: str, start: int, token: str | None) -> int:
     """Return where the assistant's turn ends: after its end-of-turn token, without the template's white space behind it."""
-    found = body.rfind(eos, start) if eos else -1
-    return found + len(eos) if eos and found >= 0 else len(body)
+    found = body.rfind(token, start) if token else -1
+    return found + len(token) if token and found >= 0 else len(body)
 
 
-def _last_zero(mask: Sequence[int]) -> int:
-    return max((index for index, value in enumerate(mask) if not value), default=0)
+def _last_begins(mask: Sequence[int]) -> int:
+    """Return where the ones at the end of a mask begin."""
+    return max((index + 1 for index, value in enumerate(mask) if not value), default=0)
 
 
 def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:

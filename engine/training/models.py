@@ -11,6 +11,7 @@ from caiflow.engine.errors import StepError
 from caiflow.engine.llm import files
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.files import Task, base_and_adapter, load_weights
+from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training import quantization
 from caiflow.engine.training.loop import in_bf16
 from caiflow.engine.training.params import Lora, TrainingParams
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with the chat template of its entry and a pad token."""
+    """Return the tokenizer of a model, with the chat template of its entry, a pad token, and the turn's own end as EOS.
+
+    Training teaches to end a turn with that token, so whoever loads the tokenizer with the trained model is to stop there.
+    """
     tokenizer: PreTrainedTokenizerBase = files.load_tokenizer(source)
     if source.chat_template:
         tokenizer.chat_template = source.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.eos_token = Renderer(tokenizer).end_of_turn
     return tokenizer
 
 

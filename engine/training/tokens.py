@@ -106,14 +106,17 @@ def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
 
 def reply_ids(renderer: Renderer, prompt: Sequence[Message], reply: Message) -> tuple[list[int], list[int]]:
     """Return the ids of the prompt exactly as serving renders it, and the ids of the reply up to its end of turn."""
-    head, _, tail = _rendered(renderer, [*prompt, reply])
+    head, _, tail = _rendered(renderer, [*prompt, reply], last=True)
     return head, tail
 
 
-def _rendered(renderer: Renderer, content: Sequence[Message]) -> tuple[list[int], list[int], list[int]]:
-    """Return the prompt's ids, which of them (1) the assistant wrote in earlier turns, and the ids of the last reply."""
+def _rendered(renderer: Renderer, content: Sequence[Message], *, last: bool) -> tuple[list[int], list[int], list[int]]:
+    """Return the prompt's ids, which of them (1) the assistant wrote in earlier turns, and the ids of the last reply.
+
+    With `last`, none of the prompt's ids are marked.
+    """
     head = renderer.ids(Request(tuple(content[:-1])))
-    whole = renderer.conversation(content)
+    whole = renderer.conversation(content, last=last)
     if whole.ids[: len(head)] == head:
         end = len(whole.mask) - whole.mask[::-1].index(1) if 1 in whole.mask else len(head)
         return head, whole.mask[: len(head)], whole.ids[len(head) : end]
@@ -133,7 +136,7 @@ def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) 
         return ids, list(ids)
     if not content or content[-1]["role"] != "assistant":
         raise StepError("a conversation to train on must end with the assistant's turn; give the reply a column and name it")
-    head, earlier, reply = _rendered(renderer, content)
+    head, earlier, reply = _rendered(renderer, content, last=loss_on == "completion")
     if loss_on == "all":
         return head + reply, head + reply
     counts = [bit == 1 and loss_on == "assistant" for bit in earlier]

@@ -10,10 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
+from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.operators.sft import Sft, SftParams
+from support.asking import ask
 from support.small_models import job, lessons, small_model
 
 
@@ -146,3 +148,23 @@ def test_needs_name_what_may_be_learnt() -> None:
     params = SftParams.model_validate({"input": "rows", "model": "base", "eval_input": "held"})
     wanted = ["revision|messages|response|text"]
     assert Sft(params, StepContext()).needs() == {"rows": wanted, "held": wanted}
+
+
+OWN_END = (
+    "{% for m in messages %}<|user|>{{ m['role'] }}\n{{ m['content'] }}<|system|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_answers_stop_at_the_end_of_turn_that_the_template_has(tmp_path: Path, model: ModelSource, apart: bool) -> None:
+    fields = {"lora": {"rank": 16}, "merge": False} if apart else {}
+    source = model._replace(chat_template=OWN_END)
+    done = train(tmp_path, source, num_train_epochs=24, learning_rate=2e-2 if apart else 5e-3, **fields)
+    over = {"path": model.path, "adapter": str(done.out_dir)} if apart else {"path": str(done.out_dir)}
+    engine = load_engine(ModelSource(**over, tokenizer=str(done.out_dir), identity="", engine="transformers"))
+    requests = [Request(tuple(row["messages"][:1]), Sampling(max_tokens=60)) for row in lessons()[:6]]
+    for answer in ask(engine, requests):
+        assert isinstance(answer, Completion)
+        assert answer.finish == "stop", answer
+        assert answer.text == answer.text.strip(), "nothing was learnt after the end of turn"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.errors import StepError
+from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import ModelSource, Request
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.models import load_tokenizer
@@ -18,6 +18,7 @@ from caiflow.engine.training.tokens import (
     labelled,
     preference_of,
     preferences,
+    reply_ids,
 )
 from support.small_models import saved
 
@@ -159,3 +160,59 @@ def test_both_replies_follow_the_served_prompt(renderer: Renderer, tmp_path: Pat
     decode = renderer.tokenizer.decode
     assert (decode(row["chosen_ids"]), decode(row["rejected_ids"])) == ("Bake it.<|end|>", "No.<|end|>")
     assert row["p_chosen"] == 0.75
+
+
+OWN_END = (  # as Qwen2.5's base models: turns end with another token than the tokenizer's EOS, and a new line
+    "{% for m in messages %}<|user|>{{ m['role'] }}\n{{ m['content'] }}<|system|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+)
+THOUGHTS = (  # as Qwen3's: what was thought is kept in the last turn only, and one without thoughts gets empty ones
+    "{% for m in messages %}<|user|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}(thoughts)\n{{ m['content'] }}"
+    "{% else %}{{ m['content'].split(')')[-1] }}{% endif %}<|system|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+)
+COUNTED = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+NO_END = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TWO_ENDS = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}<|system|><|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>{% endif %}"
+)
+
+
+def over(model: ModelSource, template: str) -> Renderer:
+    return Renderer(load_tokenizer(model._replace(chat_template=template)))
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        *((template, "<|system|>") for template in (OWN_END, THOUGHTS, COUNTED, TWO_ENDS)),
+        *((template, "<|end|>") for template in (NO_END, MULTI_LINE, "")),
+    ],
+)
+def test_the_turn_s_own_end_is_learnt_and_nothing_after_it(model: ModelSource, template: str, end: str) -> None:
+    renderer = over(model, template)
+    assert renderer.tokenizer.eos_token == end, "so that generation stops there"
+    assert renderer.tokenizer.pad_token == "<|pad|>"
+    ids, labels = labelled(renderer, TALK, "completion")  # type: ignore[arg-type]
+    said = learnt(renderer, ids, labels)
+    assert said.endswith(f"Bake it.{end}") or (template == NO_END and said == f"Bake it.\n{end}")
+    prompt, reply = reply_ids(renderer, TALK[:-1], TALK[-1])  # type: ignore[arg-type,type-var]
+    assert prompt == renderer.ids(Request(tuple(TALK[:-1])))  # type: ignore[arg-type]
+    assert prompt + reply == ids
+
+
+def test_earlier_turns_teach_to_stop_too(model: ModelSource) -> None:
+    said = learnt(over(model, OWN_END), *labelled(over(model, OWN_END), TALK, "assistant"))  # type: ignore[arg-type]
+    assert said == "Find the cake.<|system|>Bake it.<|system|>"
+
+
+@pytest.mark.parametrize("template", [THOUGHTS, COUNTED])
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_where_earlier_turns_are_learnt_they_may_not_be_rewritten(model: ModelSource, template: str, loss_on: Any) -> None:
+    with pytest.raises(EngineError, match=r"rewrites earlier turns.*loss_on: completion"):
+        labelled(over(model, template), TALK, loss_on)  # type: ignore[arg-type]
