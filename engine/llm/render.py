@@ -58,16 +58,17 @@ class Renderer:
     @cached_property
     def end_of_turn(self) -> str | None:
         """The token with which the chat template ends an assistant's turn; the tokenizer's EOS where it has none of its own."""
+        eos: str | None = self.tokenizer.eos_token
         try:
             said = self._apply(_PROBE_TURNS, "", prompt=False)
         except EngineError:
-            return self.tokenizer.eos_token  # type: ignore[no-any-return]
+            return eos
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         closing = said[said.rfind(_PROBE_TURNS[-1]["content"]) :]
         found = [
             (closing.find(token.content), -len(token.content), token.content) for token in added if token.content in closing
         ]
-        return min(found)[2] if found else self.tokenizer.eos_token
+        return min(found)[2] if found else eos
 
     def text(self, request: Request) -> str:
         """Return the text that the model continues: the templated conversation, or the plain prompt, and the prefill.
