@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from benchmarks import gpu
+from benchmarks import draws, gpu
 from benchmarks.chain import CALLS, LONGEST, make_work, save_model
 from benchmarks.contenders import LOADERS
 from benchmarks.streaming import Seat, rate, spread
@@ -60,6 +60,15 @@ def test_contenders_on_vllm_answer_orders_and_count_steps(model: Path) -> None:
     longest = [max(row[stage] for row in make_work(8, "long_tailed").lengths) for stage in range(CALLS)]
     assert sum(longest) <= staged["steps"] <= sum(longest) + 2 * CALLS
     assert 0 < ours["steps"] < staged["steps"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.soak
+def test_draws_are_measured_for_each_way_of_sampling() -> None:
+    lines = draws.measure(repeats=1)
+    assert len(lines) == len(draws.WAYS)
+    assert all(line["ours"] > 0 and line["ratio"] == round(line["ours"] / line["theirs"], 2) for line in lines)
 
 
 def test_the_spec_of_whole_processes_is_valid(model: Path, tmp_path: Path) -> None:

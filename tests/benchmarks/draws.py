@@ -1,13 +1,17 @@
 """Measures seeded draws inside vLLM against vLLM's own per-request seeds: one engine, the same requests, in turns.
 
-CPU time, since a busy machine stretches the clock; the ratio is of the medians. On vLLM's first model runner, where there is no
-GPU. Run `python -m benchmarks.draws` within tests/.
+CPU time, since a busy machine stretches the clock; the ratio is of the medians. Threads wait as in caiflow's workers, asleep:
+spinning ones would be counted too. On vLLM's first model runner, where there is no GPU. Run `python -m benchmarks.draws` within
+tests/.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 from caiflow.engine.llm.base import Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.plan.model_identity import resolve_model
+from caiflow.engine.run.cluster import WORKER_ENV
 from caiflow.engine.spec.grammar import ModelEntry
 
 ROWS, TOKENS, REPEATS = 128, 48, 9
@@ -44,6 +49,15 @@ def measure(repeats: int = REPEATS) -> list[dict[str, Any]]:
     """Return a line for each way of sampling; none where vLLM isn't installed."""
     if not find_spec("vllm"):
         return []
+    environment = {**os.environ, **WORKER_ENV, "OMP_NUM_THREADS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    command = [sys.executable, "-m", "benchmarks.draws", str(repeats)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=True)
+    lines: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return lines
+
+
+def measure_here(repeats: int) -> list[dict[str, Any]]:
+    """Measure in this process, whose threads wait as its environment says."""
     entry = ModelEntry(source="tiny", engine="vllm", dtype="float32", engine_args=ARGS)
     engine = load_engine(resolve_model("tiny", entry, Path()))
     lines = []
@@ -65,4 +79,7 @@ def measure(repeats: int = REPEATS) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    if len(sys.argv) > 1:
+        print(json.dumps(measure_here(int(sys.argv[1]))))
+    else:
+        print(json.dumps(measure(), indent=1))

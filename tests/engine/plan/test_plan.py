@@ -13,6 +13,7 @@ import pytest
 
 from caiflow.engine.errors import SpecError
 from caiflow.engine.plan.changes import changes, describe
+from caiflow.engine.plan.plan import shortages
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
@@ -263,3 +264,12 @@ def test_a_step_without_a_stable_identity_is_refused_with_the_place(tmp_path: Pa
         spec = load_spec(tmp_path / "spec.yaml")
         with pytest.raises(StepError, match=r"^first: identity: uses\.folders\.0: PosixPath has no form"):
             make_plan(spec, Store(tmp_path / "home"))
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="a GPU is here")
+def test_a_plan_tells_that_exact_answers_need_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "How?"}\n')
+    (tmp_path / "rules.yaml").write_text("- Be kind.\n")
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("engine: transformers", "engine: vllm, exact: true"))
+    (told,) = shortages(load_spec(tmp_path / "spec.yaml"))
+    assert told == "models.base: asks for exact answers, which need an NVIDIA GPU; this machine has none"
