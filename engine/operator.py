@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Na
 from pydantic import BaseModel, ConfigDict, Field
 
 from caiflow.engine.errors import Finding, WrongValue
+from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
 from caiflow.engine.llm.base import Completion, Message, ModelSource, Sampling
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
@@ -66,6 +67,11 @@ class Params(Strict):
     """A remark for the reader; no effect."""
     resources: Resources = Field(default=Resources(), json_schema_extra=SPEED)
     """CPUs, GPUs and workers to ask for; affects speed only."""
+    require: dict[str, Annotated[str, Field(pattern=BOUND)]] = Field(default_factory=dict, json_schema_extra=SPEED)
+    """Bounds on `rows`, on `dropped` (a share) and on the step's health measures, such as `{rows: ">= 100", circles: "< 0.1"}`.
+
+    They are checked when the step is done; steps behind one that fails them don't begin. Never changes what is made.
+    """
 
 
 class RowParams(Params):
@@ -187,6 +193,18 @@ class Operator(ABC, Generic[P]):
     def identity(self) -> Mapping[str, Any]:
         """Return what, beside the parameters, changes the output: prompts, few-shot texts, digests of source files (JSON)."""
         return {}
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with the step's output, each with the bound within which it is healthy."""
+        return ()
+
+    def all_measures(self) -> list[Measure]:
+        """Return the operator's own measures, and those of every step that makes rows."""
+        return [*self.measures(), *([NONE_LEFT] if self.kind == "rows" else [])]
+
+    def readings(self) -> list[str]:
+        """Return the names that `require` may bound."""
+        return [*([ROWS, DROPPED] if self.kind == "rows" else []), *(measure.name for measure in self.measures())]
 
     def sources(self) -> Mapping[str, Path | str]:
         """Return local files and hub ids this step reads, by a name for the lock and the export."""
@@ -318,7 +336,7 @@ class Job:
     """What a table, model or metrics operator is given to work with.
 
     `inputs` and `models` are by the names the parameters use. `out_dir` is where files go; it becomes the artifact.
-    `metrics` ends up in run.json. `log` reports progress; None where nobody watches.
+    `metrics` ends up in run.json. `log` reports progress; None where nobody watches. `uids` names rows to look at, by measure.
     """
 
     out_dir: Path
@@ -329,6 +347,7 @@ class Job:
     work_dir: Path = Path()
     """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
     log: Log | None = None
+    uids: dict[str, list[str]] = field(default_factory=dict)
 
 
 class TableOperator(Operator[P]):

@@ -13,9 +13,11 @@ from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
+from caiflow.operators.measures import answers
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
@@ -91,9 +93,33 @@ class Critique(RowOperator[CritiqueParams]):
             drawn[row["principle"]] = drawn.get(row["principle"], 0) + 1
         return {"principles": dict(sorted(drawn.items()))}
 
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with critiques."""
+        few_shot = f"show the model how it is done (`few_shot`, now {self.params.few_shot})"
+        means = "they say nothing about the answer, and revisions that follow them won't help"
+        examples = "show others (`examples: drawn`), or fewer"
+        return [
+            *answers.common("critiques", _critique),
+            answers.truncated("critiques", answers.cut_calls),
+            answers.copies("answer", "critiques", _critique, lambda row: [current_answer(row)], means, few_shot),
+            answers.copies("example", "critiques", _critique, self._shown, means, examples),
+            answers.copies("principle", "critiques", _critique, self._request, means, few_shot),
+        ]
+
+    def _shown(self, row: Row) -> list[str]:
+        """Return what the examples shown to a finished row say."""
+        return [text for e in self._few_shot.named(row["few_shot"]) for text in (e.response, e.critique, e.revision)]
+
+    def _request(self, row: Row) -> list[str]:
+        return [self.constitution[row["principle"]].critique_request]
+
     @cached_property
     def _few_shot(self) -> FewShot[CritiqueExample]:
         return FewShot(self.constitution.few_shot_critique, self.params.few_shot, self.params.examples)
 
     def _principle(self, row: Row) -> Principle:
         return self.constitution.draw(self.context.seed, row["uid"], len(revisions_so_far(row)), stage="critique")[0]
+
+
+def _critique(row: Row) -> Sequence[str]:
+    return [row["critique"]]

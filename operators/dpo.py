@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, Job, ModelRef
+from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
@@ -113,6 +114,7 @@ class Dpo(TrainingOperator[DpoParams]):
 
     name = "dpo"
     params_type = DpoParams
+    watched = (health.falling_loss, health.preferences)
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""

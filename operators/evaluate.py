@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
@@ -107,6 +108,12 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
         asked = Asked(self.params, self.context.seed, self.named_checks, self.sources(), self.pair_judge)
         return await Measuring(asked, job, llms).figures()
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with the figures: checks that nothing meets, models that can't be told apart."""
+        from caiflow.operators.evaluation import health
+
+        return health.measures(self.params.checks)
 
     @property
     def named_checks(self) -> dict[str, PatternCheck]:

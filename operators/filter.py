@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding, finding
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import (
     ANSWERS,
     Job,
@@ -30,6 +31,7 @@ from caiflow.operators.filtering.params import (
     RolePrefixes,
     Rule,
     RuleName,
+    labels,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +103,11 @@ class Filter(TableOperator[FilterParams]):
         from caiflow.operators.filtering.sieve import Sieve
 
         name = self.params.input
-        Sieve(self._rules(), self._examples, job.models).pour(name, job.inputs[name], out, job.log)
+        Sieve(self._rules(), self._examples, job).pour(name, job.inputs[name], out)
+
+    def measures(self) -> Sequence[Measure]:
+        """Return the share of rows that each rule leaves out."""
+        return [_dropped_by(label) for label in labels([rule.kind for rule in self._rules()])]
 
     def _rules(self) -> list[Rule]:
         settings: dict[str, type[Strict]] = {
@@ -128,6 +134,16 @@ class Filter(TableOperator[FilterParams]):
             ]
             for example in self.constitution.few_shot_critique
         }
+
+
+def _dropped_by(label: str) -> Measure:
+    def share(metrics: Mapping[str, Any]) -> float | None:
+        return metrics["dropped"][label] / metrics["rows_in"] if metrics.get("rows_in") else None
+
+    return Measure(
+        f"dropped_{label}", "<= 0.5", f"rows left out by `{label}`", "more were paid for than are used",
+        "look at the notes of the steps that made them, or loosen the rule", figure=share,
+    )  # fmt: skip
 
 
 def _wrong_types(where: str, columns: Columns) -> Iterator[Finding]:

@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caiflow.engine.errors import Finding
+from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.judging.prompts import conversation_text, turns, with_system
+from caiflow.operators.measures import answers, texts
 
 ABOUT_AN_ANSWER = frozenset(
     {"messages", "responses", "sample", "truncated"}
@@ -96,16 +98,16 @@ class Generate(RowOperator[GenerateParams]):
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the answers to one prompt."""
         prompt = _kept(turns(row["prompt"]), self.params.keep)
-        answers = await together(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
-        texts = [self.params.prefill + a.text for a in answers]
+        given = await together(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
+        made = [self.params.prefill + a.text for a in given]
         kept = {} if self.params.keep == "all" else {"prompt": prompt}
-        cut = [a.finish == "length" for a in answers]
+        cut = [a.finish == "length" for a in given]
         if self.params.samples_as == "rows":
             return [
-                {"response": t, "truncated": c, "sample": i, **kept} for i, (t, c) in enumerate(zip(texts, cut, strict=True))
+                {"response": t, "truncated": c, "sample": i, **kept} for i, (t, c) in enumerate(zip(made, cut, strict=True))
             ]
-        several = {"responses": texts} if len(texts) > 1 else {}
-        return {"response": texts[0], "truncated": any(cut), **several, **kept}
+        several = {"responses": made} if len(made) > 1 else {}
+        return {"response": made[0], "truncated": any(cut), **several, **kept}
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
@@ -113,6 +115,20 @@ class Generate(RowOperator[GenerateParams]):
         for row in rows:
             count, cut, chars = count + 1, cut + bool(row["truncated"]), chars + len(row["response"])
         return {"truncated": cut / count, "mean_chars": chars / count} if count else {}
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with answers: each of several samples counts."""
+        cut = answers.truncated("answers", answers.each(lambda row: [""], lambda _, row: bool(row["truncated"])))
+        echoes = answers.copies(
+            "prompt", "answers", _answers, lambda row: [answers.last_turn(row["prompt"])],
+            "a model trained on them learns to echo", "look at `mode`: a model without chat training needs `transcript`",
+        )  # fmt: skip
+        equal = Measure(
+            "equal_samples", "<= 0.5", "prompts whose samples are all equal", "there is nothing to choose between",
+            "raise the temperature, and see that the server heeds it", _all_equal,
+        )  # fmt: skip
+        found = [*answers.common("answers", _answers), cut, echoes, answers.other_language("answers", _answers)]
+        return [*found, equal] if len(self._samplings()) > 1 else found
 
     async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
         p = self.params
@@ -130,6 +146,16 @@ class Generate(RowOperator[GenerateParams]):
         merged = [{**dict(p.sampling), **{name: getattr(s, name) for name in s.model_fields_set}} for s in given]
         stop = ("\n\nHuman:",) if p.mode == "transcript" else ()
         return [Sampling(**{**fields, "stop": fields["stop"] or stop}) for fields in merged]
+
+
+def _answers(row: Row) -> Sequence[str]:
+    """Return all answers of a finished row."""
+    return row.get("responses") or [row["response"]]
+
+
+def _all_equal(passed: Passed) -> float | None:
+    found = [text for row in passed.made for text in _answers(row)]
+    return float(all(texts.same(text, found[0]) for text in found[1:])) if len(found) > 1 else None
 
 
 def plain_text(messages: Sequence[Message], mode: Literal["transcript", "raw"]) -> str:

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import RowLLM, RowOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.options import MOST_OPTIONS, OptionsJudge
@@ -130,6 +131,12 @@ class Judge(RowOperator[JudgeParams]):
         `order_flips` alone.
         """
         return self._preferences.figures(rows, dropped)
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with judgements."""
+        from caiflow.operators.judging.health import measures
+
+        return measures(swap=self.params.swap)
 
     @cached_property
     def _judge(self) -> OptionsJudge:

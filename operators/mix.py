@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import ANSWERS, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
@@ -83,6 +84,28 @@ class Mix(TableOperator[MixParams]):
         types = self.columns({name: Columns(job.inputs[name].columns) for name in self.params.inputs}).types
         Mixer(self.params, types, self.context.seed, job).write(out)
 
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with the mixture: rows that repeat, inputs that fall short of their share."""
+        repeated = Measure(
+            "repeated", "<= 0.5", "rows of the input that ran out first that are there before", "they count more than once",
+            "load more of it, or lower its share", figure=_repeated,
+        )  # fmt: skip
+        short = Measure(
+            "short", "<= 0.1", "part of its share that an input lacks", "the mixture isn't the one that was asked for",
+            "load more of it, or lower its share", figure=self._short,
+        )  # fmt: skip
+        return [repeated, short]
+
+    def _short(self, metrics: Mapping[str, Any]) -> float | None:
+        """Return the greatest part of its ratio or number that an input has fewer rows than."""
+        rows = {name: found["rows"] for name, found in metrics["mixture"].items()}
+        shares = {name: rows[name] / ratio for name in rows if (ratio := self.params.ratio(name))}
+        most = max(shares.values(), default=0.0)
+        given = {name: share.rows for name, share in self.params.inputs.items() if isinstance(share, MixInput)}
+        lacks = [1 - share / most for share in shares.values() if most]
+        lacks += [1 - rows[name] / number for name, number in given.items() if isinstance(number, int)]
+        return max(lacks, default=None)
+
     def _needed(self, name: str) -> list[str]:
         answer = self.params.answer_given(name)
         if self.params.make == "preference":
@@ -90,6 +113,11 @@ class Mix(TableOperator[MixParams]):
         if self.params.held_out or answer or self.params.make == "prompts":
             return ["prompt", *([answer] if answer else [])]
         return ["prompt|messages", "|".join((*ANSWERS, "messages"))] if self.params.make == "messages" else ["prompt|messages"]
+
+
+def _repeated(metrics: Mapping[str, Any]) -> float | None:
+    """Return the greatest share of an input's rows in the mixture that were drawn before."""
+    return max((1 - min(1.0, m["available"] / m["rows"]) for m in metrics["mixture"].values() if m["rows"]), default=None)
 
 
 def _types(inputs: Sequence[Columns]) -> dict[str, ColumnType | None]:

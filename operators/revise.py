@@ -15,6 +15,7 @@ from pydantic import Field
 
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.prompts import (
@@ -24,6 +25,7 @@ from caiflow.operators.judging.prompts import (
     revise_messages,
     revisions_so_far,
 )
+from caiflow.operators.measures import answers, texts
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
@@ -154,10 +156,41 @@ class Revise(RowOperator[ReviseParams]):
         """Return the share of rows whose last round changed nothing, and the mean length in characters."""
         count = same = chars = 0
         for row in rows:
-            texts = row["revisions"]
-            before = texts[-2] if len(texts) > 1 else row.get("response")
-            count, same, chars = count + 1, same + (texts[-1] == before), chars + len(texts[-1])
+            count, same, chars = count + 1, same + (row["revision"] == _before(row)), chars + len(row["revision"])
         return {"unchanged": same / count, "mean_chars": chars / count} if count else {}
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with revisions."""
+        means = "a model trained on them learns to say this in place of an answer"
+        few_shot = "show the model how it is done (`few_shot`), and drop them with `copies` in `filter`"
+        unchanged = Measure(
+            "unchanged", "<= 0.5", "revisions that say what the answer before said", "the critiques had no effect",
+            "look at the critiques, and drop these rows with `unchanged` in `filter`",
+            answers.each(_revision, lambda text, row: texts.same(text, _before(row) or "")),
+        )  # fmt: skip
+        announced = Measure(
+            "preamble", "<= 0.05", "revisions that announce themselves", "a model trained on them learns to say so as well",
+            "set `strip_preamble: true`", answers.each(_revision, lambda text, _: texts.announces(text)),
+        )  # fmt: skip
+        return [
+            *answers.common("revisions", _revision),
+            answers.truncated("revisions", answers.cut_calls),
+            answers.copies("critique", "revisions", _revision, lambda row: [row["critique"] or ""], means, few_shot),
+            answers.copies("example", "revisions", _revision, self._shown, means, "drop them with `few_shot_leak` in `filter`"),
+            answers.copies("principle", "revisions", _revision, self._requests, means, few_shot),
+            unchanged,
+            announced,
+            answers.other_language("revisions", _revision),
+        ]
+
+    def _shown(self, row: Row) -> list[str]:
+        """Return what the examples shown to a finished row say."""
+        shown = map(self._few_shot.by_id.get, self._example_ids(row))
+        return [text for e in shown if e is not None for text in (e.response, e.critique, e.revision)]
+
+    def _requests(self, row: Row) -> list[str]:
+        principle = self._named(row["principle"])
+        return [text for text in (principle.critique, principle.revision) if text]
 
     async def _round(self, given: _Given, shown: Sequence[CritiqueExample], llm: RowLLM, number: int) -> _Round:
         prompt, answer, principle, critique = given
@@ -206,6 +239,16 @@ class Revise(RowOperator[ReviseParams]):
     @property
     def _stages(self) -> tuple[Literal["critique", "revision"], ...]:
         return ("critique", "revision") if self.params.critique else ("revision",)
+
+
+def _revision(row: Row) -> Sequence[str]:
+    return [row["revision"]]
+
+
+def _before(row: Row) -> str | None:
+    """Return the answer that the last round of a finished row rewrote."""
+    revisions = row["revisions"]
+    return revisions[-2] if len(revisions) > 1 else row.get("response")
 
 
 def without_preamble(text: str) -> str:

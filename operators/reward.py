@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Job, ModelRef
+from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 from caiflow.operators.measures.pictures import draw_reliability
@@ -62,6 +63,7 @@ class Reward(TrainingOperator[RewardParams]):
 
     name = "reward"
     params_type = RewardParams
+    watched = (health.falling_loss, health.preferences)
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, ModelRef
+from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
@@ -156,6 +157,7 @@ class Rl(TrainingOperator[RlParams]):
     name = "rl"
     version = 2
     params_type = RlParams
+    watched = (health.policy,)
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the prompt."""

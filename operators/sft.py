@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
+from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.scratch import Scratch
@@ -63,6 +64,7 @@ class Sft(TrainingOperator[SftParams]):
 
     name = "sft"
     params_type = SftParams
+    watched = (health.falling_loss,)
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the column with what is to be learnt."""

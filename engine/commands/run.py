@@ -113,12 +113,12 @@ def again() -> str:
 
 
 def print_end(run_dir: Path) -> None:
-    """Print the steps of a finished run and the figures of its evaluations."""
+    """Print the steps of a finished run, the figures of its evaluations, and the notes on what its steps made."""
     from rich.console import Console
     from rich.text import Text
 
     from caiflow.engine.display.board import duration
-    from caiflow.engine.display.report import figures, steps_table
+    from caiflow.engine.display.report import figures, notes_text, steps_table
     from caiflow.engine.lookback.history import evaluations
     from caiflow.engine.store.journal import read_run
 
@@ -128,7 +128,9 @@ def print_end(run_dir: Path) -> None:
         for table in figures(metrics, step):
             console.print()
             console.print(table)
-    style = "green" if run["status"] == "done" else "bold red"
+    for n, note in enumerate(notes_text(run)):
+        console.print(Text("\n" * (not n)) + note)
+    style = "bold red" if run["status"] != "done" else "yellow" if run.get("notes") else "green"
     console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}: {run_dir}"))
 
 

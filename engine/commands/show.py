@@ -49,6 +49,8 @@ def execute(args: Namespace) -> int:
         _show_metrics(path, args)
     else:
         _show_model(path, args)
+    if not args.json:
+        _show_notes(run_dir, args.step)
     return 0
 
 
@@ -60,6 +62,17 @@ def _show_run(run_dir: Path, args: Namespace) -> None:
         print_json(read_run(run_dir))
     else:
         print_end(run_dir)
+
+
+def _show_notes(run_dir: Path, step: str) -> None:
+    from rich.console import Console
+
+    from caiflow.engine.display.report import notes_text
+    from caiflow.engine.store.journal import read_run
+
+    console = Console()
+    for note in notes_text(read_run(run_dir), step):
+        console.print(note)
 
 
 def _show_rows(path: Path, args: Namespace) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from caiflow.engine.lookback.history import RunLine
 
 PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
-EVERYWHERE = ("max_failed", "retries", "concurrency", "constitution", "description", "resources")
+EVERYWHERE = ("max_failed", "retries", "concurrency", "require", "constitution", "description", "resources")
 """Parameters that most operators share; they come last in a list of parameters."""
 
 
@@ -51,6 +51,9 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
     for segment in plan.get("segments", ()):
         if len(segment) > 1:
             yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")
+    for step, bounds in plan.get("require", {}).items():
+        required = ", ".join(f"{name} {bound}" for name, bound in bounds.items())
+        yield Text(f"{step} must have {required} before the steps behind it begin", style="dim")
     for shortage in plan.get("resources", ()):
         yield Text(f"short: {shortage}", style="bold red")
 
@@ -102,13 +105,14 @@ def _examples_table(rows: RowsDiff, old: str, new: str) -> Table:
 
 def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
     """Return the list of runs, the latest last."""
-    table = plain_table("run", "status", "steps", "n:time", "n:ago", "folder")
+    table = plain_table("run", "status", "steps", "n:notes", "n:time", "n:ago", "folder")
     for run in runs:
         symbol, style = LOOKS.get(run.status, ("?", ""))
         steps = ", ".join(f"{count} {status}" for status, count in run.steps.items())
         ago = duration(max(0.0, (time.time() if now is None else now) - run.started))
         taken = duration(run.seconds) if run.seconds is not None else ""
-        table.add_row(Text(run.name), Text(f"{symbol} {run.status}", style=style), steps, taken, ago, Text(str(run.path)))
+        status, notes = Text(f"{symbol} {run.status}", style=style), Text(number(run.notes or None), style="yellow")
+        table.add_row(Text(run.name), status, steps, notes, taken, ago, Text(str(run.path)))
     return table
 
 

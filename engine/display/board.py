@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,12 @@ class StepState:
     rows_out: int | None = None
     note: str = ""
     error: str = ""
+    notes: tuple[Mapping[str, Any], ...] = ()
+    """What is wrong with what it made, once it is done."""
+
+    def look(self) -> str:
+        """Return the status, or `noted` for a step that is done and has notes."""
+        return "noted" if self.notes and self.status in ("done", "cached") else self.status
 
     def elapsed_s(self, now: float) -> float | None:
         """Return the seconds this step took, or has taken up to `now`."""
@@ -97,6 +103,7 @@ def _advance(step: StepState, event: Mapping[str, Any]) -> None:
         step.started = step.started or event["t"]
     elif event["event"] == "step_done":
         step.status = event["status"]
+        step.notes = tuple(event.get("notes", ()))
 
 
 def clean(text: str) -> str:
@@ -137,9 +144,22 @@ def notes_text(step: StepState) -> str:
         counts.append(f"{'last ' if step.status == 'done' else ''}loss {step.loss:.3f}")
     if step.note:
         counts.append(clean(step.note))
+    if step.notes:
+        counts.append(counted_notes(step.notes))
     if step.error:
         counts.append(clean(step.error))
     return ", ".join(counts)
+
+
+def counted_notes(notes: Sequence[Mapping[str, Any]]) -> str:
+    """Return `1 note`, `2 notes`."""
+    return f"{len(notes)} note{'s' * (len(notes) > 1)}"
+
+
+def note_text(note: Mapping[str, Any]) -> str:
+    """Return a note on one line: its sentence and the rows to look at."""
+    rows = f" (rows {', '.join(note['uids'])})" if note["uids"] else ""
+    return clean(f"{note['message']}{rows}")
 
 
 def time_text(step: StepState, now: float) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from caiflow.engine.display.board import Board, StepState, amount_text, clean, duration, notes_text, time_text
+from caiflow.engine.display.board import Board, StepState, amount_text, clean, duration, note_text, notes_text, time_text
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import Event, Listener
 
@@ -30,13 +30,14 @@ LOOKS = {
     "waiting": ("·", "dim"),
     "running": ("●", "bold yellow"),
     "done": ("✓", "green"),
+    "noted": ("▲", "yellow"),
     "cached": ("≡", "cyan"),
     "failed": ("✗", "bold red"),
     "skipped": ("-", "magenta"),
     "interrupted": ("!", "yellow"),
     "not run": ("·", "dim"),
 }
-"""Symbol and style of a step's status."""
+"""Symbol and style of a step's status; `noted` is done with notes."""
 
 
 class JsonLines:
@@ -79,7 +80,8 @@ class PlainLines:
         if kind == "step_started":
             return f"{step.name}: started ({step.op})"
         parts = [step.status, amount_text(step, named=True), notes_text(step), time_text(step, event["t"])]
-        return f"{step.name}: " + "; ".join(part for part in parts if part)
+        lines = [f"{step.name}: " + "; ".join(part for part in parts if part)]
+        return "\n  ".join([*lines, *(note_text(note) for note in event.get("notes", ()))])
 
 
 def log_text(event: Event) -> str:
@@ -162,7 +164,7 @@ def _steps(board: Board, drawn_lanes: Mapping[str, str], now: float, height: int
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for step in _visible(list(board.steps.values()), height):
-        symbol, style = LOOKS.get(step.status, ("?", ""))
+        symbol, style = LOOKS.get(step.look(), ("?", ""))
         name = Text(f"{symbol} {step.name}", style=style)
         bar = ProgressBar(total=step.total, completed=step.done, width=12) if step.status == "running" and step.total else ""
         graph = drawn_lanes.get(step.name, "")

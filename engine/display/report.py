@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from caiflow.engine.display.board import clean, duration
+from caiflow.engine.display.board import clean, counted_notes, duration, note_text
 from caiflow.engine.display.progress import LOOKS
 from caiflow.engine.display.step_graph import lanes
 
@@ -44,20 +44,36 @@ def plain_table(*columns: str, title: str = "") -> Table:
 
 def steps_table(run: Mapping[str, Any]) -> Table:
     """Return the steps of a run (content of run.json), as a graph with what became of each."""
-    steps = run["steps"]
+    steps, noted = run["steps"], notes_by_step(run)
     drawn = lanes({name: step.get("inputs", ()) for name, step in steps.items()})
     table = plain_table("1:", "1:step", "1:op", "n:in", "n:out", "n:time", "")
     for name, step in steps.items():
         taken = "" if step.get("seconds") is None or step["status"] == "cached" else duration(step["seconds"])
-        symbol, style = LOOKS.get(step["status"], ("?", ""))
+        found = noted.get(name, ()) if step["status"] in ("done", "cached") else ()
+        symbol, style = LOOKS.get("noted" if found else step["status"], ("?", ""))
         label = Text(f"{symbol} {name}", style=style)
         table.add_row(
-            drawn[name], label, step["op"], number(step["rows_in"]), number(step["rows_out"]), taken, _step_note(step)
+            drawn[name], label, step["op"], number(step["rows_in"]), number(step["rows_out"]), taken, _remark(step, found)
         )
     return table
 
 
-def _step_note(step: Mapping[str, Any]) -> Text:
+def notes_by_step(run: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return a run's notes (content of run.json) by step."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for note in run.get("notes", ()):
+        found.setdefault(note["step"], []).append(note)
+    return found
+
+
+def notes_text(run: Mapping[str, Any], step: str | None = None) -> Iterator[Text]:
+    """Yield the notes of a run, or of one of its steps, a paragraph each."""
+    for name, found in notes_by_step(run).items():
+        for note in found if step in (None, name) else ():
+            yield Text.assemble(("▲ ", "yellow"), (f"{name} ", "bold"), note_text(note))
+
+
+def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text:
     if step.get("error"):
         return Text(clean(step["error"]), style="red")
     if step["status"] not in ("done", "cached"):
@@ -68,7 +84,8 @@ def _step_note(step: Mapping[str, Any]) -> Text:
     parts += [
         f"{short} {number(metrics[name])}" for name, short in HEADLINES.items() if isinstance(metrics.get(name), int | float)
     ]
-    return Text(", ".join(parts[:3]), style="dim")
+    text = Text(", ".join(parts[:3]), style="dim")
+    return Text(", ").join(filter(None, (Text(counted_notes(notes), style="yellow") if notes else Text(), text)))
 
 
 def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:

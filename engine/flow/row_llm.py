@@ -79,6 +79,8 @@ class LedgeredLLM(RowLLM):
         self._stage = stage
         self._retries = retries
         self.tokens = 0
+        self.cut = 0
+        """Answers that ended at `max_tokens`, those from the ledger included."""
 
     async def chat(
         self,
@@ -117,6 +119,11 @@ class LedgeredLLM(RowLLM):
         return int.from_bytes(key(*self._seed_parts, self._uid, str(sample))[:4], "little") >> 1
 
     async def _ask(self, request: Request) -> Completion:
+        answer = await self._kept_or_asked(request)
+        self.cut += answer.finish == "length" and not (request.choices or request.score)
+        return answer
+
+    async def _kept_or_asked(self, request: Request) -> Completion:
         if self._ledger is None:
             return await self._ask_engine(request)
         kept_as = call_key(self._model_identity, request)
@@ -150,6 +157,7 @@ class NoLLM(RowLLM):
     """Stands for the model of a step that names none."""
 
     tokens = 0
+    cut = 0
 
     def __init__(self, step: str) -> None:
         self._step = step

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally
+from caiflow.engine.health import Meter, Passed
 from caiflow.engine.identity import NoIdentityError, compact, key
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowDropped, RowOperator, RowParams
@@ -72,6 +73,8 @@ class Outcome:
     failed: str = ""
     cached: bool = False
     tokens: int = 0
+    cut: int | None = None
+    """Answers behind it that ended at `max_tokens`; None where the ledger doesn't tell."""
 
 
 def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
@@ -83,7 +86,7 @@ def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
         return Outcome(dropped=kept["dropped"], cached=True)
     if "failed" in kept:
         return Outcome(failed=kept["failed"], cached=True)
-    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])
+    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"], cut=kept.get("cut"))
 
 
 def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[Row]:
@@ -122,6 +125,7 @@ class Flow:
     ) -> None:
         self.steps = list(steps)
         self.tallies = {step.name: Tally() for step in steps}
+        self.meters = {step.name: Meter(step.operator.all_measures()) for step in steps}
         self._ledgers = ledgers
         self._clients = clients
         self._writers = writers
@@ -180,12 +184,15 @@ class Flow:
         if outcome is None:
             return
         self._count(step, row, outcome)
+        made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
+        if not outcome.failed:
+            self.meters[step.name].add(order, str(row["uid"]), Passed(made, outcome.dropped, outcome.cut))
         if outcome.dropped or outcome.failed:
             batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
             return
         children = self._children[step.name]
         following = []
-        for i, new in enumerate(spread(row, outcome, self._outdated[step.name])):
+        for i, new in enumerate(made):
             place = (*order, i)
             batch.kept[step.name].append((place, new))
             for child in children:
@@ -219,8 +226,8 @@ class Flow:
         if wrong := _wrong_columns(rows, self._written[step.name]):
             wrong = f"the operator {step.operator.name} returned {wrong}"
             return self._failure(step, row_key, ledger, wrong, passing=True)
-        ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
-        return Outcome(rows=rows)
+        ledger.append(row_key, {"out": rows, "tokens": llm.tokens, "cut": llm.cut})
+        return Outcome(rows=rows, cut=llm.cut)
 
     def _failure(self, step: FlowStep, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
         if not passing:

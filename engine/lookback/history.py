@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunLine:
-    """One run in the list of runs; `steps` counts its steps by status."""
+    """One run in the list of runs; `steps` counts its steps by status, `notes` what is wrong with what they made."""
 
     name: str
     path: Path
@@ -27,6 +27,7 @@ class RunLine:
     started: float
     seconds: float | None
     steps: Mapping[str, int]
+    notes: int = 0
 
 
 def list_runs(store: Store) -> list[RunLine]:
@@ -40,7 +41,7 @@ def _line(run_dir: Path) -> RunLine | None:
     except (OSError, ValueError, KeyError):
         return None
     counts = Counter(step["status"] for step in run["steps"].values())
-    return RunLine(run["name"], run_dir, run["status"], run["started"], run["seconds"], dict(counts))
+    return RunLine(run["name"], run_dir, run["status"], run["started"], run["seconds"], dict(counts), len(run.get("notes", ())))
 
 
 def find_run(name: str, store: Store) -> Path:

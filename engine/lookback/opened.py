@@ -103,6 +103,11 @@ class Step:
         return dict(self._record.get("metrics") or {})
 
     @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What is wrong with what the step made, as in run.json: measure, value, threshold, message, uids."""
+        return [note for note in read_run(self._run_dir).get("notes", ()) if note["step"] == self.name]
+
+    @property
     def path(self) -> Path:
         """The folder of what the step made; of a model, what `from_pretrained` and `models:` take.
 

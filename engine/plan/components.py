@@ -167,12 +167,15 @@ class Resolver:
     def chain(self, step: Step) -> list[Step]:
         """Return the step and the row steps that stream behind it, in topological order.
 
-        A row step joins its input's chain when whatever else it waits for is made before the chain starts.
+        A row step joins its input's chain when whatever else it waits for is made before the chain starts. Behind a step that
+        requires something of its rows nothing begins before they are all there.
         """
         members = {step.name: step}
         before = ancestors(self.spec, step.name)
         for other in self.order:
             if other.name in members or other.input not in members or not self._is_row_step(other):
+                continue
+            if members[other.input].params.require:
                 continue
             if all(name in members or name in before for name in self.edges(other)) and not self._joins_late(other, members):
                 members[other.name] = other

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,15 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a whole spec. `segments` are the groups of steps that stream together; `resources` says what is short."""
+    """The plan of a whole spec. `segments` are the groups of steps that stream together; `resources` says what is short.
+
+    `require` has the bounds that each step's output must be within before the steps behind it begin.
+    """
 
     steps: tuple[PlannedStep, ...]
     segments: tuple[tuple[str, ...], ...] = ()
     resources: tuple[str, ...] = ()
+    require: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
@@ -61,6 +65,7 @@ class Plan:
             "steps": [{name: getattr(step, name) for name in names} for step in self.steps],
             "segments": [list(segment) for segment in self.segments],
             "resources": list(self.resources),
+            "require": {name: dict(bounds) for name, bounds in self.require.items()},
         }
 
 
@@ -96,7 +101,8 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
         planned[name] = replace(planned[name], reason=f"{damage}; {planned[name].reason}")
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
-    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)))
+    require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
+    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require)
 
 
 class _Ledgers:

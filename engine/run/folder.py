@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.health import DROPPED, ROWS, Reading, notes, unmet
 from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.relocate import portable
@@ -81,7 +82,7 @@ class RunFolder:
 
     def cache(self, step: Step, artifact: Artifact) -> None:
         """Settle a step whose artifact was there."""
-        self._settle(step, "cached", artifact, {"cached": artifact.rows_out})
+        self._accept(step, "cached", artifact, {"cached": artifact.rows_out})
 
     def seal(self, step: Step, result: StepResult) -> None:
         """Settle a step by making its staged output an artifact."""
@@ -97,11 +98,24 @@ class RunFolder:
             "rows_in": result.rows_in,
             "rows_out": result.rows_out,
             "counts": dict(result.counts),
+            "readings": {name: reading._asdict() for name, reading in result.readings.items()},
             "seconds": self._seconds(step),
         }
         artifact = self._resolver.store.seal(digest(components), result.staged, meta)
         self._resolver.artifacts[step.name] = artifact
-        self._settle(step, "done", artifact, result.counts)
+        self._accept(step, "done", artifact, result.counts)
+
+    def _accept(self, step: Step, status: StepStatus, artifact: Artifact, counts: Mapping[str, int | None]) -> None:
+        """Settle a step whose output is there: as failed where that isn't what the step requires of it."""
+        wrong = unmet(step.params.require, _values(artifact))
+        if not wrong:
+            self._settle(step, status, artifact, counts)
+            return
+        reason = (
+            f"{'; '.join(wrong)}; the steps behind it don't begin, all that was made is kept: look at it with "
+            f"`caiflow show {self._out_dir} {step.name}`, then change what made it, or its `require`, and run again"
+        )
+        self._settle(step, "failed", artifact, counts, error=reason)
 
     def skip(self, step: Step) -> None:
         """Settle a step that lost an input."""
@@ -128,6 +142,7 @@ class RunFolder:
             _link(self._out_dir / "steps" / step.name, artifact.path)
         self._keep_reached()
         shown = ("cached", "dropped", "failed", "calls", "reused_calls")
+        found = notes(self._resolver.operator(step).all_measures(), _readings(artifact)) if artifact else []
         self._journal.emit(
             "step_done",
             step=step.name,
@@ -137,6 +152,7 @@ class RunFolder:
             rows_out=artifact.rows_out if artifact else None,
             seconds=self._seconds(step),
             metrics=dict(artifact.metrics) if artifact else None,
+            notes=[{"step": step.name, **note} for note in found] or None,
             error=error,
             **{name: (counts or {}).get(name) for name in shown},
         )
@@ -150,6 +166,22 @@ class RunFolder:
         if self.components:
             write_atomic(self._out_dir / COMPONENTS, json.dumps(self.components, indent=1) + "\n")
         self.keep(artifacts=[artifact.digest for artifact in self._resolver.artifacts.values()])
+
+
+def _readings(artifact: Artifact) -> dict[str, Reading]:
+    """Return the readings that were sealed with an artifact; none of one from before there were any."""
+    return {name: Reading(**reading) for name, reading in artifact.meta.get("readings", {}).items()}
+
+
+def _values(artifact: Artifact) -> dict[str, float]:
+    """Return what a step may require bounds of, by name."""
+    found = {name: reading.value for name, reading in _readings(artifact).items()}
+    if artifact.rows_out is not None:
+        found[ROWS] = artifact.rows_out
+    if artifact.rows_in:
+        counts: Mapping[str, Any] = artifact.meta.get("counts", {})
+        found[DROPPED] = (counts.get("dropped") or 0) / artifact.rows_in
+    return found
 
 
 def _link(link: Path, target: Path) -> None:

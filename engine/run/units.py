@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from caiflow.engine.health import Meter, Reading
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import (
     Ask,
@@ -22,6 +23,7 @@ from caiflow.engine.operator import (
     LLMs,
     MetricsOperator,
     ModelOperator,
+    Operator,
     RowOperator,
     TableOperator,
 )
@@ -46,6 +48,7 @@ class StepResult:
     rows_out: int | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
     error: str = ""
 
 
@@ -72,7 +75,8 @@ class TableUnit:
         rows_in = sum(rows.num_rows for rows in inputs.values()) if inputs else None
         metrics = {**job.metrics, **out.metrics}
         counts = {"dropped": out.num_dropped}
-        return {self.step: StepResult(self.staged, rows_in, out.num_rows, metrics, counts)}
+        readings = _readings(self.operator, metrics, job, rows_in=rows_in, rows_out=out.num_rows)
+        return {self.step: StepResult(self.staged, rows_in, out.num_rows, metrics, counts, readings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ class TrainUnit:
         )
         self.operator.train(job)
         rows_in = sum(rows.num_rows for rows in inputs.values())
-        return {self.step: StepResult(self.staged, rows_in, None, dict(job.metrics))}
+        readings = _readings(self.operator, job.metrics, job, rows_in=rows_in)
+        return {self.step: StepResult(self.staged, rows_in, None, dict(job.metrics), readings=readings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,9 @@ class MeasureUnit:
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
         rows_in = sum(rows.num_rows for rows in inputs.values())
-        return {self.step: StepResult(self.staged, rows_in, None, {**job.metrics, **measured})}
+        metrics = {**job.metrics, **measured}
+        readings = _readings(self.operator, metrics, job, rows_in=rows_in)
+        return {self.step: StepResult(self.staged, rows_in, None, metrics, readings=readings)}
 
 
 class LedgeredLLMs(LLMs):
@@ -225,7 +232,7 @@ class FlowUnit:
             flow = Flow(self.steps, ledgers, clients, writers)
             stack.push_async_callback(_stop, asyncio.create_task(_watch(flow.tallies, report)))
             tallies = await flow.run(source)
-        return {step.name: self._result(step, tallies[step.name], writers[step.name]) for step in self.steps}
+        return {s.name: self._result(s, tallies[s.name], writers[s.name], flow.meters[s.name]) for s in self.steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:
         from caiflow.engine.rows.folder import RowsWriter
@@ -238,15 +245,16 @@ class FlowUnit:
             writers[step.name] = RowsWriter(self.staged[step.name], dict(known[step.name].types))
         return writers
 
-    def _result(self, step: FlowStep, tally: Tally, writer: RowsWriter) -> StepResult:
+    def _result(self, step: FlowStep, tally: Tally, writer: RowsWriter, meter: Meter) -> StepResult:
         counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "calls", "reused_calls")}
         counts |= {name: getattr(tally, name) for name in ("prompt_tokens", "completion_tokens")}
         if tally.error:
-            return StepResult(None, tally.total, None, {}, counts, tally.error)
+            return StepResult(None, tally.total, None, {}, counts, error=tally.error)
         writer.close()
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
         metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
-        return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts)
+        readings = meter.readings({**metrics, "rows_in": tally.total, "rows_out": tally.rows_out})
+        return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings)
 
 
 class Unit(Protocol):
@@ -260,6 +268,11 @@ def progress_fields(tally: Tally) -> dict[str, Any]:
     """Return the fields of a `step_progress` event."""
     fields = ("done", "total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
     return {name: getattr(tally, name) for name in fields}
+
+
+def _readings(operator: Operator[Any], metrics: Mapping[str, Any], job: Job, **rows: int | None) -> dict[str, Reading]:
+    """Return the readings of an operator whose measures go by its metrics."""
+    return Meter(operator.all_measures()).readings({**metrics, **rows}, job.uids)
 
 
 def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str, int]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ own `columns()` and `check()` read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, SpecError, finding
+from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.operator import Operator, StepContext
@@ -179,12 +180,21 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
             continue
         try:
             operator = kind(step.params, StepContext(checked.seed, checked.base_dir, loaded))
-            for wrong in operator.check():
+            for wrong in (*operator.check(), *_check_require(operator)):
                 checked.report(name, *wrong)
             made[name] = operator
         except (ValueError, CaiflowError, OSError) as error:
             checked.report_raised(name, error)
     return made
+
+
+def _check_require(operator: Operator[Any]) -> Iterator[Finding]:
+    """Yield requirements on what the step has no reading of."""
+    known = operator.readings()
+    for name in operator.params.require:
+        if name not in known:
+            hint = suggest(name, known, "readings") if known else "remove it"
+            yield Finding(("require", name), f"`{operator.name}` has no reading `{name}`", hint)
 
 
 class _Constitutions:

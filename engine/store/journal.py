@@ -49,7 +49,7 @@ class Journal:
         now = round(time.time(), 3)
         self._run: dict[str, Any] = {
             "caiflow": VERSION, "status": "running", "name": run_dir.name, "started": now, "finished": None, "seconds": None,
-            "heartbeat": now, "pid": os.getpid(), "host": socket.gethostname(), "steps": {},
+            "heartbeat": now, "pid": os.getpid(), "host": socket.gethostname(), "steps": {}, "notes": [],
         }  # fmt: skip
         self._write_run()
         self._thread = threading.Thread(target=self._beat, name="caiflow-heartbeat", daemon=True)
@@ -107,6 +107,8 @@ def fold(run: dict[str, Any], event: Mapping[str, Any]) -> bool:
         step.update({name: event[name] for name in STEP_FIELDS if name in event})
         if kind == "step_started":
             step["status"] = "running"
+        elif kind == "step_done":
+            run["notes"] = [*run.get("notes", ()), *event.get("notes", ())]
     return kind in ("run_started", "run_done", "step_started", "step_done")
 
 

@@ -153,7 +153,7 @@ def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
 
 
 def figures(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean and last training loss, and the last of every figure that the trainer logged.
+    """Return the mean, first and last training loss, and the last of every figure that the trainer logged.
 
     The mean weighs each point by the steps it stands for.
     """
@@ -163,6 +163,7 @@ def figures(history: list[dict[str, Any]]) -> dict[str, float]:
         if "loss" in point:
             total += point["loss"] * (point["step"] - steps)
             steps = point["step"]
+            result.setdefault("first_loss", point["loss"])
             result["final_loss"] = point["loss"]
         result |= {
             _plain(name): value

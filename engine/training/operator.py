@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import Job, ModelOperator
+from caiflow.engine.training import health
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
@@ -24,11 +26,18 @@ P = TypeVar("P", bound=TrainingParams)
 class TrainingOperator(ModelOperator[P]):
     """Base of the operators that train: `learn` runs in one process, or in each of `resources.workers` at the same time."""
 
+    watched: ClassVar[tuple[Callable[[], list[Measure]], ...]] = ()
+    """Groups of health measures beside those of every training."""
+
     def identity(self) -> Mapping[str, Any]:
         """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""
         workers, lora = self.params.resources.workers, self.params.lora
         parts: dict[str, Any] = {"workers": workers} if workers > 1 else {}
         return {**parts, "quantization": QUANTIZATION} if lora and lora.quantization else parts
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with the training."""
+        return [measure for group in (health.training, *self.watched) for measure in group()]
 
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`, in as many processes as asked for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -153,3 +155,10 @@ class FilterParams(Params):
     """The step whose rows are read."""
     drop: tuple[RuleName | Rule, ...] = Field(min_length=1)
     """Rules in the order they speak: a name, or a name with settings. The first that finds fault with a row is its reason."""
+
+
+def labels(kinds: Sequence[str]) -> list[str]:
+    """Return the rules' names, numbered from the second of a kind on."""
+    counters: dict[str, Iterator[int]] = {}
+    numbers = [next(counters.setdefault(kind, count(1))) for kind in kinds]
+    return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]

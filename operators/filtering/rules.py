@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from caiflow.operators.measures.texts import PREAMBLE
+
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
@@ -17,12 +19,6 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
     Decide = Callable[[pl.DataFrame, pl.Series, Flags], Flags]
 
-_PREAMBLE = (
-    r"(?i)^\W*(?:(?:sure|certainly|of course|absolutely|okay|ok|alright)\b[\s,.!:]*)?(?:"
-    r"here(?:['’]s| is| are)\b[^\n.]{0,60}\b(?:revis|rewrit|rewrote|improv|updat|edit|modif|rephras|version|alternative)\w*"
-    r"|(?:the |my |a |an )?(?:revised|rewritten|improved|updated|edited|rephrased) (?:response|answer|version|reply)\b"
-    r"|i(?:['’]ve| have)? (?:revised|rewritten|rewrote|edited|modified|rephrased|updated)\b)"
-)
 _TOKEN = r"[\p{L}\p{N}'’]+|[^\s\p{L}\p{N}]"
 
 
@@ -85,7 +81,7 @@ def preamble(label: str, column: str, phrases: Sequence[str]) -> Check:
     """Flag texts that begin by announcing a revision, or with one of `phrases` (in any case)."""
     import polars as pl
 
-    flag = pl.col(column).str.contains(_PREAMBLE)
+    flag = pl.col(column).str.contains(PREAMBLE)
     if phrases:
         start = "|".join(re.escape(phrase) for phrase in phrases)
         flag = flag | pl.col(column).str.contains(rf"(?i)^\s*(?:{start})")

@@ -5,21 +5,20 @@ Owns the order in which rules speak, their names in the figures, and the way fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from caiflow.engine.errors import WrongValue
-from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.operator import ANSWERS, answer_column
+from caiflow.engine.health import SHOWN_UIDS
+from caiflow.engine.operator import ANSWERS, Job, answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.filtering import rules
 from caiflow.operators.filtering.expression import parse
 from caiflow.operators.filtering.expression_polars import compiled
-from caiflow.operators.filtering.params import Compared, Duplicates, Length, Rule
+from caiflow.operators.filtering.params import Compared, Duplicates, Length, Rule, labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,18 +30,18 @@ _BATCH = 16_384
 class Sieve:
     """The rules of one step.
 
-    `examples` gives the words of the few-shot examples by name; `models` has those whose tokenizers count.
+    `examples` gives the words of the few-shot examples by name; `job` has the models whose tokenizers count.
     """
 
     def __init__(
         self,
         given: Sequence[Rule],
         examples: Callable[[], Mapping[str, Sequence[str]]],
-        models: Mapping[str, ModelSource],
+        job: Job,
     ) -> None:
-        self._rules, self._examples, self._models = given, examples, models
+        self._rules, self._examples, self._job = given, examples, job
 
-    def pour(self, name: str, rows: Rows, out: RowsWriter, log: Callable[..., None] | None) -> None:
+    def pour(self, name: str, rows: Rows, out: RowsWriter) -> None:
         """Write the rows of a step that no rule finds fault with, keep the others beside, and count each rule's.
 
         Raises:
@@ -53,7 +52,7 @@ class Sieve:
         dropped = np.zeros(len(checks), np.int64)
         names = _free_names(len(checks), schema)
         flags = [check.flag.alias(name) for name, check in zip(names, checks, strict=True)]
-        labels = pl.Series([check.label for check in checks])
+        names_of = pl.Series([check.label for check in checks])
         try:
             for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
                 found = frame.select(names)
@@ -64,17 +63,25 @@ class Sieve:
                 out.write(frame if alive.all() else frame.filter(pl.Series(alive)))
                 if not alive.all():
                     gone = reasons[~alive]
-                    out.drop(frame.filter(pl.Series(~alive)), labels.gather(gone))
+                    lost = frame.filter(pl.Series(~alive))
+                    self._remember(lost["uid"], gone, names_of)
+                    out.drop(lost, names_of.gather(gone))
                     dropped += np.bincount(gone, minlength=len(checks))
-                if log:
-                    log(done=out.num_rows + out.num_dropped)
+                if self._job.log:
+                    self._job.log(done=out.num_rows + out.num_dropped)
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"filter: a rule doesn't fit the columns of {name}: {error}") from error
         out.metrics["dropped"] = {check.label: int(number) for check, number in zip(checks, dropped, strict=True)}
 
+    def _remember(self, uids: pl.Series, rules_of: NDArray[np.int64], names: pl.Series) -> None:
+        """Name the first rows that each rule leaves out, for the step's notes."""
+        for rule in np.unique(rules_of):
+            kept = self._job.uids.setdefault(f"dropped_{names[int(rule)]}", [])
+            kept += uids.gather(np.flatnonzero(rules_of == rule)[: SHOWN_UIDS - len(kept)]).to_list()
+
     def _checks(self, schema: Schema) -> list[rules.Check]:
-        labels = _labels([rule.kind for rule in self._rules])
-        return [self._made(rule, label, schema) for rule, label in zip(self._rules, labels, strict=True)]
+        names = labels([rule.kind for rule in self._rules])
+        return [self._made(rule, label, schema) for rule, label in zip(self._rules, names, strict=True)]
 
     def _made(self, rule: Rule, label: str, schema: Schema) -> rules.Check:
         """Return one rule made ready for rows with these columns."""
@@ -104,15 +111,8 @@ class Sieve:
             return rules.length_in_characters(label, fields.column, fields.min, fields.max)
         from caiflow.engine.llm.files import load_tokenizer
 
-        tokenizer = load_tokenizer(self._models[fields.model or ""])
+        tokenizer = load_tokenizer(self._job.models[fields.model or ""])
         return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)
-
-
-def _labels(kinds: Sequence[str]) -> list[str]:
-    """Return the rules' names, numbered from the second of a kind on."""
-    counters: dict[str, Iterator[int]] = {}
-    numbers = [next(counters.setdefault(kind, count(1))) for kind in kinds]
-    return [kind if number == 1 else f"{kind}_{number}" for kind, number in zip(kinds, numbers, strict=True)]
 
 
 def _free_names(count: int, taken: Container[str]) -> list[str]:

@@ -91,6 +91,7 @@ def test_the_mean_loss_weighs_each_point_by_its_steps() -> None:
     found = figures(history)
     assert found == {
         "train_loss": (4.0 * 10 + 1.0 * 5) / 15,
+        "first_loss": 4.0,
         "final_loss": 1.0,
         "eval_loss": 1.5,
         "grad_norm": 2.0,

@@ -1,0 +1,85 @@
+"""Health measures of trainings: rows cut, a loss that doesn't fall, preferences not learned, a policy that runs away.
+
+Owns their bounds and sentences; they read what the trainers' figures hold anyway, and compute nothing on rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from caiflow.engine.health import FigureValue, Measure
+
+_DRIFT = "raise `beta`, lower `learning_rate`, or take fewer steps"
+
+
+def training() -> list[Measure]:
+    """Return the measures of every training."""
+    return [
+        Measure(
+            "rows_cut", "<= 0.1", "rows cut at max_length", "their ends aren't learned, which is where answers stop",
+            "raise `max_length`, or leave out long rows with `length` in `filter`", figure=_over("rows_cut", "rows"),
+        ),
+        Measure(
+            "rows_left_out", "<= 0.1", "rows that are too long to learn from", "the model never sees them",
+            "raise `max_length`", figure=_over("rows_left_out", "rows"),
+        ),
+    ]  # fmt: skip
+
+
+def falling_loss() -> list[Measure]:
+    """Return the measure of a loss that should be lower over the training than where it began."""
+    return [
+        Measure(
+            "loss_fall", ">= 0", "part of its first value by which the loss fell, on the mean", "the training taught nothing",
+            "look at the curve with `caiflow show RUN STEP`, and try another `learning_rate`", figure=_fall,
+        )
+    ]  # fmt: skip
+
+
+def preferences() -> list[Measure]:
+    """Return the measures of trainings on pairs."""
+    return [
+        Measure(
+            "pair_accuracy", "> 0.55", "pairs in which the chosen reply scores higher", "that is near chance",
+            "look at the judge's notes, take more pairs, or another `learning_rate`", figure=_accuracy,
+        )
+    ]  # fmt: skip
+
+
+def policy() -> list[Measure]:
+    """Return the measures of a policy trained on its own replies."""
+    return [
+        Measure(
+            "kl_end", "<= 0.5", "divergence from the model before", "rewards that rise from here on are mostly exploits",
+            _DRIFT, figure=lambda metrics: metrics.get("kl_end"), unit="nats a token",
+        ),
+        Measure(
+            "length_growth", "<= 2", "length of the last replies over that of the first", "long replies may be all it learned",
+            "set `length_penalty`, or look at what the reward model likes", figure=_over("length_end", "length_start"),
+            unit="times",
+        ),
+        Measure(
+            "boilerplate", "<= 0.3", "last replies with phrases of comfort or disclaimer", "over-training looks like this",
+            _DRIFT, figure=lambda metrics: metrics.get("boilerplate_rate_end"),
+        ),
+        Measure(
+            "equal_rewards", "<= 0.5", "prompts whose replies all score alike", "the replies have collapsed, or teach nothing",
+            "raise the temperature, or `beta`", figure=lambda metrics: metrics.get("frac_reward_zero_std"),
+        ),
+    ]  # fmt: skip
+
+
+def _over(part: str, whole: str) -> FigureValue:
+    return lambda metrics: metrics[part] / metrics[whole] if part in metrics and metrics.get(whole) else None
+
+
+def _fall(metrics: Mapping[str, Any]) -> float | None:
+    first, mean = metrics.get("first_loss"), metrics.get("train_loss")
+    return None if not first or mean is None else (first - mean) / abs(first)
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> float | None:
+    """Return the accuracy on held-out pairs where there are some, else on those learned from."""
+    names = ("eval_rewards_accuracies", "accuracy", "rewards_accuracies")
+    return next((metrics[name] for name in names if metrics.get(name) is not None), None)

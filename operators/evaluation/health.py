@@ -1,0 +1,53 @@
+"""Health measures of an evaluation: checks that no answer meets, and intervals that can't tell the models apart.
+
+Owns their bounds and sentences; reads the figures of metrics.json alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from caiflow.engine.health import Measure
+
+
+def measures(own_checks: Iterable[str]) -> list[Measure]:
+    """Return the measures, one for each of the spec's own checks: the standard ones may well be met by nobody."""
+    return [*map(_never_met, own_checks), _APART]
+
+
+def _never_met(check: str) -> Measure:
+    def highest(metrics: Mapping[str, Any]) -> float | None:
+        return max((rates[check]["rate"] for rates in _groups(metrics) if rates.get(check, {}).get("n")), default=None)
+
+    return Measure(
+        f"met_{check}", "> 0", f"answers of any model to any set that meet `{check}`",
+        "it tells nothing, or its pattern is wrong", "try the pattern on answers that should meet it", figure=highest,
+    )  # fmt: skip
+
+
+def _undecided(metrics: Mapping[str, Any]) -> float | None:
+    """Return the share of rates, by set and check, at which no two models' intervals are apart; equal rates don't count."""
+    places: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for sets in (metrics.get("models") or {}).values():
+        for name, rates in sets.items():
+            for check, rate in rates.items():
+                places.setdefault((name, check), []).append(rate)
+    differ = [rates for rates in places.values() if len({rate["rate"] for rate in rates}) > 1]
+    return sum(not _apart(rates) for rates in differ) / len(differ) if differ else None
+
+
+def _apart(rates: Iterable[Mapping[str, Any]]) -> bool:
+    return any(a["low"] > b["high"] or b["low"] > a["high"] for a, b in combinations(rates, 2))
+
+
+def _groups(metrics: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for sets in (metrics.get("models") or {}).values():
+        yield from sets.values()
+
+
+_APART = Measure(
+    "undecided", "< 1", "rates at which no two models' intervals are apart", "the figures say nothing about which is better",
+    "measure on more prompts", figure=_undecided,
+)  # fmt: skip

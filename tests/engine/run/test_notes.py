@@ -1,0 +1,123 @@
+"""What runs say of bad rows, the same whatever they come from, and what stops on a requirement: real runs on a real Ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.cli import main
+from caiflow.engine.rows.folder import Rows
+from caiflow.engine.store.journal import read_run
+from support.kills import start
+
+pytestmark = [pytest.mark.slow]
+
+SPEC = """
+caiflow: 1
+name: noted
+seed: 5
+constitution: harmless
+models:
+  base: {source: tiny, engine: transformers}
+steps:
+  prompts:  {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 12}
+  response: {op: generate, input: prompts, model: base, sampling: {max_tokens: 3}}
+  critique: {op: critique, input: response, model: base, few_shot: 1, sampling: {max_tokens: 4}}
+  clean:    {op: filter, input: critique, drop: [{where: "words(response) < 99"}]}
+"""
+
+
+def finish(spec: Path, out: Path, home: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    found = start(spec, out, home, *options).wait(timeout=300)
+    assert found == code, (out / "console.txt").read_text()
+    return read_run(out)
+
+
+def found(run: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(note["step"], note["measure"]) for note in run["notes"]}
+
+
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """One run with notes: (spec, run folder, home)."""
+    base = tmp_path_factory.mktemp("noted")
+    spec = base / "noted.yaml"
+    spec.write_text(SPEC, encoding="utf-8")
+    finish(spec, base / "run", base / "home")
+    return spec, base / "run", base / "home"
+
+
+def test_bad_rows_are_in_run_json_with_figure_and_rows(noted: tuple[Path, Path, Path]) -> None:
+    run = read_run(noted[1])
+    assert {("response", "truncated"), ("critique", "truncated"), ("clean", "dropped_where"), ("clean", "no_rows")} <= found(
+        run
+    )
+    note = next(note for note in run["notes"] if note["step"] == "response")
+    uids = [row["uid"] for row in Rows(noted[1] / "steps" / "response").pylist()]
+    assert note["value"] > note["threshold"] == 0.2
+    assert len(note["uids"]) == 3
+    assert set(note["uids"]) <= set(uids)
+    left_out = next(note for note in run["notes"] if note["measure"] == "dropped_where")
+    assert left_out["uids"] == uids[:3]
+
+
+def test_they_are_said_while_it_runs_at_its_end_and_afterwards(
+    noted: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = next(note for note in read_run(noted[1])["notes"] if note["step"] == "response")
+    console = (noted[1] / "console.txt").read_text(encoding="utf-8")
+    assert console.count(note["message"]) == 2  # as the step is done, and at the end
+    assert "▲ response" in console
+    assert "✓ prompts" in console
+    main(["show", str(noted[1])])
+    main(["show", str(noted[1]), "response", "--limit", "1"])
+    assert " ".join(capsys.readouterr().out.split()).count(note["message"]) == 2
+
+
+def test_a_cached_run_and_one_from_the_ledger_have_the_same_notes(noted: tuple[Path, Path, Path]) -> None:
+    spec, out, home = noted
+    again = finish(spec, out.parent / "again", home)
+    assert {step["status"] for step in again["steps"].values()} == {"cached"}
+    bare = out.parent / "bare"
+    shutil.copytree(home / "ledger", bare / "ledger")
+    replayed = finish(spec, out.parent / "replayed", bare)
+    assert replayed["steps"]["critique"]["cached"] == 12
+    first = read_run(out)["notes"]
+    for other in (again, replayed):
+        assert sorted(other["notes"], key=str) == sorted(first, key=str)
+
+
+def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: tuple[Path, Path, Path]) -> None:
+    spec, out, _ = noted
+    home = out.parent / "strict"
+    require = 'steps.response.require={rows: ">= 5", truncated: "< 50%"}'
+    run = finish(spec, out.parent / "stopped", home, "--set", require, code=1)
+    response = run["steps"]["response"]
+    assert response["status"] == "failed"
+    assert "required < 0.5" in response["error"]
+    assert "caiflow show" in response["error"]
+    assert run["steps"]["critique"]["status"] == "skipped"
+    assert Rows(out.parent / "stopped" / "steps" / "response").num_rows == 12
+    assert not any("critique" in path.name for path in (home / "ledger").iterdir())
+    still = finish(spec, out.parent / "still", home, "--set", require, code=1)
+    assert still["steps"]["response"]["cached"] == 12
+    loose = finish(spec, out.parent / "loose", home, "--set", 'steps.response.require={rows: ">= 5"}')
+    assert loose["steps"]["response"]["status"] == "cached"
+    assert loose["status"] == "done"
+    assert found(loose) == found(read_run(out))
+    same = [Rows(folder / "steps" / "critique").pylist() for folder in (out.parent / "loose", out)]
+    assert same[0] == same[1]  # a requirement that holds changes nothing
+
+
+def test_plan_lists_requirements_and_validate_refuses_unknown_ones(
+    noted: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = noted[0]
+    assert main(["plan", str(spec), "--set", 'steps.response.require={truncated: "< 50%"}']) == 0
+    assert "response must have truncated < 50% before" in " ".join(capsys.readouterr().out.split())
+    assert main(["validate", str(spec), "--set", 'steps.response.require={truncatd: "< 50%"}']) == 2
+    assert "did you mean `truncated`" in capsys.readouterr().err
+    assert main(["validate", str(spec), "--set", 'steps.response.require={truncated: "few"}']) == 2
