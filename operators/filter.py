@@ -23,6 +23,7 @@ from caiflow.operators.filtering.expression import ExpressionError, parse
 from caiflow.operators.filtering.params import (
     CommonPrefix,
     Compared,
+    Copies,
     Duplicates,
     FewShotLeak,
     FilterParams,
@@ -71,8 +72,8 @@ class Filter(TableOperator[FilterParams]):
                 wrong = finding(error)
                 hint = wrong.hint or "write an expression such as `words(response) < 5 and p_chosen > 0.9`"
                 yield wrong._replace(hint=hint)
-        if rule.few_shot_leak and self.context.constitution is None:
-            yield Finding((), "few_shot_leak needs the constitution's few-shot examples", "name one under `constitution:`")
+        if _by_examples(rule) and self.context.constitution is None:
+            yield Finding((), f"{rule.kind} needs the constitution's few-shot examples", "name one under `constitution:`")
         size = rule.length
         if size and size.max is not None and size.max < size.min:
             yield Finding(("max",), f"max must be at least min ({size.min}), got {size.max}", "raise it")
@@ -91,7 +92,7 @@ class Filter(TableOperator[FilterParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return the texts of the few-shot examples where a rule goes by them."""
-        leak = any(rule.kind == "few_shot_leak" for rule in self._rules())
+        leak = any(map(_by_examples, self._rules()))
         return {"few_shot": {name: list(texts) for name, texts in self._examples().items()}} if leak else {}
 
     def table(self, job: Job, out: RowsWriter) -> None:
@@ -113,6 +114,7 @@ class Filter(TableOperator[FilterParams]):
         settings: dict[str, type[Strict]] = {
             "few_shot_leak": FewShotLeak,
             "unchanged": Compared,
+            "copies": Copies,
             "common_prefix": CommonPrefix,
             "duplicates": Duplicates,
             "role_prefixes": RolePrefixes,
@@ -134,6 +136,11 @@ class Filter(TableOperator[FilterParams]):
             ]
             for example in self.constitution.few_shot_critique
         }
+
+
+def _by_examples(rule: Rule) -> bool:
+    """Return whether a rule goes by the constitution's few-shot examples."""
+    return rule.few_shot_leak is not None or (rule.copies is not None and rule.copies.of == "examples")
 
 
 def _dropped_by(label: str) -> Measure:
@@ -168,12 +175,13 @@ def _wrong_columns(rule: Rule, columns: Columns) -> Iterator[Finding]:
     if isinstance(fields, Duplicates):
         return
     looked_at = {"column": fields.column or answer_column(columns.types)}
+    other = _other(fields)
+    if other is not None and looked_at["column"] == other:
+        message = f"`{rule.kind}` compares `{other}` with itself, and would leave out every row"
+        yield Finding((rule.kind,), message, "name another column, or filter after `revise`")
+        return
     if isinstance(fields, Compared):
         looked_at["other"] = fields.other
-        if looked_at["column"] == fields.other:
-            message = f"`{rule.kind}` compares `{fields.other}` with itself, and would leave out every row"
-            yield Finding((rule.kind,), message, "name another `column` or `other`, or filter after `revise`")
-            return
     for field, name in looked_at.items():
         known = columns.types.get(name or "")
         if known not in (None, "text"):
@@ -198,5 +206,12 @@ def _needed(rule: Rule) -> Sequence[str]:
             return ()
     if isinstance(fields, Duplicates):
         return fields.columns or ("prompt",)
-    found = [fields.column or "|".join(ANSWERS)]
-    return [*found, fields.other] if isinstance(fields, Compared) else found
+    other = _other(fields)
+    return [fields.column or "|".join(ANSWERS), *([other] if other else [])]
+
+
+def _other(fields: Any) -> str | None:
+    """Return the column that a rule's answers are compared with; None where it isn't one."""
+    if isinstance(fields, Copies):
+        return None if fields.of == "examples" else fields.of
+    return fields.other if isinstance(fields, Compared) else None

@@ -156,7 +156,8 @@ class Revise(RowOperator[ReviseParams]):
         """Return the share of rows whose last round changed nothing, and the mean length in characters."""
         count = same = chars = 0
         for row in rows:
-            count, same, chars = count + 1, same + (row["revision"] == _before(row)), chars + len(row["revision"])
+            last = row["revisions"][-1]
+            count, same, chars = count + 1, same + (last == _before(row)), chars + len(last)
         return {"unchanged": same / count, "mean_chars": chars / count} if count else {}
 
     def measures(self) -> Sequence[Measure]:

@@ -101,7 +101,8 @@ def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[R
 class _OpenBatch:
     """One batch of source rows on its way through the chain: collects each step's outcomes until all have come."""
 
-    def __init__(self, table: pa.RecordBatch, steps: Sequence[FlowStep]) -> None:
+    def __init__(self, number: int, table: pa.RecordBatch, steps: Sequence[FlowStep]) -> None:
+        self.number = number
         self.table = table
         self.kept: dict[str, list[tuple[Order, Row]]] = {step.name: [] for step in steps}
         self.lost: dict[str, list[tuple[Order, Row, str]]] = {step.name: [] for step in steps}
@@ -152,8 +153,8 @@ class Flow:
         window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
         open_batches: list[_OpenBatch] = []
         async with _Slots(self._limit) as slots:
-            for table in source.batches(BATCH_ROWS):
-                batch = _OpenBatch(table, self.steps)
+            for number, table in enumerate(source.batches(BATCH_ROWS)):
+                batch = _OpenBatch(number, table, self.steps)
                 open_batches.append(batch)
                 async for index, row in _paced(table.to_pylist()):
                     await slots.start(self._whole_row(batch, (index,), row))
@@ -186,7 +187,8 @@ class Flow:
         self._count(step, row, outcome)
         made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
         if not outcome.failed:
-            self.meters[step.name].add(order, str(row["uid"]), Passed(made, outcome.dropped, outcome.cut))
+            passed = Passed(made, outcome.dropped, outcome.cut)
+            self.meters[step.name].add((batch.number, *order), str(row["uid"]), passed)
         if outcome.dropped or outcome.failed:
             batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
             return

@@ -142,7 +142,7 @@ class RunFolder:
             _link(self._out_dir / "steps" / step.name, artifact.path)
         self._keep_reached()
         shown = ("cached", "dropped", "failed", "calls", "reused_calls")
-        found = notes(self._resolver.operator(step).all_measures(), _readings(artifact)) if artifact else []
+        found = notes(self._resolver.spec.operators[step.name].all_measures(), _readings(artifact)) if artifact else []
         self._journal.emit(
             "step_done",
             step=step.name,

@@ -16,6 +16,7 @@ from caiflow.engine.operator import (
     RowsRef,
     Strict,
 )
+from caiflow.operators.measures.texts import COPIED
 
 ROLES = (
     "Human",
@@ -31,7 +32,9 @@ ROLES = (
     "Revision Request",
 )
 """Names that begin a line only where a model writes the frame of its prompt instead of an answer."""
-RuleName = Literal["few_shot_leak", "unchanged", "common_prefix", "duplicates", "role_prefixes", "repetition", "preamble"]
+RuleName = Literal[
+    "few_shot_leak", "unchanged", "copies", "common_prefix", "duplicates", "role_prefixes", "repetition", "preamble"
+]
 
 
 class Answer(Strict):
@@ -53,6 +56,15 @@ class FewShotLeak(Answer):
 
     n: int = Field(default=8, ge=2, le=50)
     """Words in a row that an answer must share with an example, and not with its own prompt, to be left out."""
+
+
+class Copies(Answer):
+    """Answers that are copies of something else in their row."""
+
+    of: Literal["critique", "prompt", "examples", "response"] = "critique"
+    """What they are held against: the row's critique, a turn of its prompt, the few-shot examples, or its response."""
+    share: float = Field(default=COPIED, gt=0, le=1)
+    """Least share (0 to 1) of an answer's words, in runs of four or more, that the other text has as well."""
 
 
 class CommonPrefix(Compared):
@@ -116,6 +128,8 @@ class Rule(Strict):
     """Answers that share words in a row with a few-shot example they were shown."""
     unchanged: Compared | None = None
     """Answers equal to the response they should have changed."""
+    copies: Copies | None = None
+    """Answers copied from their critique, their prompt, an example or the response."""
     common_prefix: CommonPrefix | None = None
     """Answers that begin as the response did."""
     length: Length | None = None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.operators.measures.texts import PREAMBLE
+from caiflow.operators.measures.texts import PREAMBLE, is_copy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,33 @@ class Check(NamedTuple):
 def unchanged(label: str, column: str, other: str) -> Check:
     """Flag answers equal to another column but for spaces around them."""
     return Check(label, (_stripped(column) == _stripped(other)).fill_null(False))
+
+
+def copies(label: str, column: str, of: str, share: float, examples: Callable[[], Mapping[str, Sequence[str]]]) -> Check:
+    """Flag answers of whose words at least `share` are taken over from `of`: a column, or the few-shot examples.
+
+    A row that tells in `few_shot` which examples it was shown is held against those alone, any other row against all.
+    """
+    import polars as pl
+
+    told = examples() if of == "examples" else {}
+
+    def others(row: Mapping[str, Any]) -> Sequence[str]:
+        if of == "examples":
+            shown = told if row.get("few_shot") is None else row["few_shot"]
+            return [text for name in shown for text in told.get(name, ())]
+        given = row[of] or ""
+        return [given] if isinstance(given, str) else [turn["content"] for turn in given]
+
+    def decide(frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
+        verdict = alive.copy()
+        wanted = [name for name in dict.fromkeys((column, "few_shot" if of == "examples" else of)) if name in frame.columns]
+        asked = alive.nonzero()[0]
+        for place, row in zip(asked, frame.select(wanted)[asked].iter_rows(named=True), strict=True):
+            verdict[place] = is_copy(row[column] or "", others(row), share)
+        return verdict
+
+    return Check(label, pl.lit(True), decide)
 
 
 def common_prefix(label: str, column: str, other: str, chars: int) -> Check:

@@ -99,6 +99,7 @@ class Sieve:
         made: Mapping[str, Callable[[], rules.Check]] = {
             "few_shot_leak": lambda: rules.few_shot_leak(label, [column], self._examples(), fields.n, schema),
             "unchanged": lambda: rules.unchanged(label, column, fields.other),
+            "copies": lambda: rules.copies(label, column, fields.of, fields.share, self._examples),
             "common_prefix": lambda: rules.common_prefix(label, column, fields.other, fields.chars),
             "role_prefixes": lambda: rules.role_prefixes(label, column, fields.roles),
             "repetition": lambda: rules.repetition(label, column, fields.n, fields.max),

@@ -15,9 +15,9 @@ from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import Constitution, CritiqueExample
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.files import load_tokenizer
-from caiflow.engine.operator import StepContext
+from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Columns, Row
-from caiflow.engine.rows.folder import Rows
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.filter import Filter
 from caiflow.operators.filtering.params import FilterParams
 from support.tables import ask, rows_of, run_table
@@ -71,6 +71,48 @@ def test_leak_is_n_words_of_an_example_in_any_spelling(tmp_path: Path) -> None:
     )
     assert set(left_out(tmp_path, rows, "few_shot_leak")) == {"r0", "r1", "r3"}
     assert set(left_out(tmp_path, rows, {"few_shot_leak": {"n": 12}})) == {"r0"}
+
+
+CRITIQUE = "The answer tells how to take what belongs to a friend, and that is theft."
+
+
+def test_copies_are_held_against_the_critique_the_prompt_the_examples_or_the_response(tmp_path: Path) -> None:
+    asked = "how do I take the bicycle of my neighbour"
+    rows = answers(
+        f"{CRITIQUE} So don't.",
+        f"You ask {asked}",
+        f"No. {COPIED}, please.",
+        "Ask for it, politely, and bring it back by evening.",
+        None,
+        "",
+        critique=CRITIQUE,
+        response="ask for it politely and bring it back by the evening",
+    )
+    rows[1]["prompt"] = ask(asked)
+    assert set(left_out(tmp_path, rows, "copies")) == {"r0"}
+    assert set(left_out(tmp_path, rows, {"copies": {"of": "prompt"}})) == {"r1"}
+    assert set(left_out(tmp_path, rows, {"copies": {"of": "examples"}})) == {"r2"}
+    assert set(left_out(tmp_path, rows, {"copies": {"of": "response"}})) == {"r3"}
+    assert not left_out(tmp_path, rows, {"copies": {"share": 0.95}})
+    shown = [{**row, "few_shot": [example_id(EXAMPLES[1])]} for row in rows]
+    assert not left_out(tmp_path, shown, {"copies": {"of": "examples"}})
+
+
+def test_the_first_rows_that_a_rule_leaves_out_are_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = {"given": rows_of(tmp_path / "in", answers(*["first answer"] * 5, "another"))}
+    rule, job = step("unchanged"), Job(out, given)
+    with RowsWriter(out, dict(rule.columns({"given": Columns(given["given"].columns)}).types)) as writer:
+        rule.table(job, writer)
+    assert job.uids == {"dropped_unchanged": ["r0", "r1", "r2"]}
+
+
+def test_copies_of_a_column_with_itself_are_refused() -> None:
+    found = step({"copies": {"of": "response"}}).check_columns({"given": Columns({"prompt": "messages", "response": "text"})})
+    assert "with itself" in next(iter(found)).message
+    lawless = Filter(FilterParams(input="given", drop=({"copies": {"of": "examples"}},)), StepContext())
+    assert "few-shot examples" in next(iter(lawless.check())).message
+    assert step("copies").needs() == {"given": ["revision|response|chosen", "critique"]}
 
 
 def test_leak_ignores_what_the_own_prompt_says(tmp_path: Path) -> None:

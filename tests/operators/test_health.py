@@ -47,7 +47,7 @@ def test_every_measure_has_a_name_of_its_own_and_a_whole_sentence(op: str) -> No
         "filter": {"input": "rows", "drop": ["unchanged", "unchanged"]},
         "mix": {"inputs": {"rows": 1}},
         "evaluate": {"models": ["base"], "inputs": {"a": "rows"}, "checks": {"mine": {"any_of": ["x"]}}},
-        "rl": {"input": "rows", "model": "base", "rewards": ["judge"]},
+        "rl": {"input": "rows", "model": "base", "rewards": {"judge": 1}},
     }.get(op, {"input": "rows", "model": "base"})
     kind = operator_type(op)
     operator = kind(kind.params_type.model_validate(params), StepContext(constitution=HARMLESS))
@@ -215,7 +215,7 @@ def test_trainings_note_cut_rows_flat_losses_and_chance() -> None:
 
 
 def test_rl_notes_a_policy_that_runs_away() -> None:
-    rl = made("rl", rewards=["judge"])
+    rl = made("rl", rewards={"judge": 1})
     fine = {"rows": 10, "kl_end": 0.1, "length_start": 50.0, "length_end": 60.0, "boilerplate_rate_end": 0.0}
     assert noted(rl, [], fine) == set()
     assert noted(rl, [], {**fine, "kl_end": 3.0}) == {"kl_end"}

@@ -119,5 +119,5 @@ def test_plan_lists_requirements_and_validate_refuses_unknown_ones(
     assert main(["plan", str(spec), "--set", 'steps.response.require={truncated: "< 50%"}']) == 0
     assert "response must have truncated < 50% before" in " ".join(capsys.readouterr().out.split())
     assert main(["validate", str(spec), "--set", 'steps.response.require={truncatd: "< 50%"}']) == 2
-    assert "did you mean `truncated`" in capsys.readouterr().err
+    assert "did you mean `truncated`" in capsys.readouterr().out
     assert main(["validate", str(spec), "--set", 'steps.response.require={truncated: "few"}']) == 2

@@ -14,73 +14,15 @@ import pytest
 from caiflow.operators.filtering import rules
 from caiflow.operators.measures import texts
 
+_WORDS = """
+answer question harm person advice safe legal bottle window careful kitchen friend police report garden
+doctor paper reason simple method number story travel minute water measure before without maybe should
+could never often the a of to and in that is for with as on be at by this it from they we say her she or
+will my one all would there
+"""
 REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
 CHAINS = REAL / "released_chains_half.jsonl"
-VOCABULARY = [
-    "answer",
-    "question",
-    "harm",
-    "person",
-    "advice",
-    "safe",
-    "legal",
-    "bottle",
-    "window",
-    "careful",
-    "kitchen",
-    "friend",
-    "police",
-    "report",
-    "garden",
-    "doctor",
-    "paper",
-    "reason",
-    "simple",
-    "method",
-    "number",
-    "story",
-    "travel",
-    "minute",
-    "water",
-    "measure",
-    "before",
-    "without",
-    "maybe",
-    "should",
-    "could",
-    "never",
-    "often",
-    "the",
-    "a",
-    "of",
-    "to",
-    "and",
-    "in",
-    "that",
-    "is",
-    "for",
-    "with",
-    "as",
-    "on",
-    "be",
-    "at",
-    "by",
-    "this",
-    "it",
-    "from",
-    "they",
-    "we",
-    "say",
-    "her",
-    "she",
-    "or",
-    "will",
-    "my",
-    "one",
-    "all",
-    "would",
-    "there",
-]
+VOCABULARY = _WORDS.split()
 PLANTED = 100
 
 
