@@ -1,30 +1,34 @@
 """Counting what the ledger holds for a chain of row steps, without asking any model: the plan's half of the flow.
 
-Replays rows exactly as the run does (the same keys, the same `replay`); large tables are counted by several processes.
+Replays rows exactly as the run does (the same keys, the same `replay`); large tables are counted by several processes, each
+started afresh: a fork would copy the locks that threads of pyarrow or polars hold at that moment, for good.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
+from caiflow.engine.errors import CaiflowError
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import BATCH_ROWS, FlowStep, replay, spread
 from caiflow.engine.machine import cores
+from caiflow.engine.rows.columns import Row
+from caiflow.engine.rows.folder import Rows
+from caiflow.engine.store.ledger import Ledger
 
-if TYPE_CHECKING:
-    from caiflow.engine.rows.columns import Row
-    from caiflow.engine.rows.folder import Rows
-    from caiflow.engine.store.ledger import Ledger
-
-ROWS_PER_PROCESS = 20_000
-"""A process is worth its start only from about this many rows on."""
+ROWS_PER_PROCESS = 50_000
+"""Such rows take seconds, a process's start and its ledgers about one."""
 _COUNTED = ("total", "cached", "rows_out", "tokens", "calls")
 
-LedgerOf = Callable[[str], "Ledger"]
+LedgerOf = Callable[[str], Ledger]
 
 
 def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) -> dict[str, Tally]:
@@ -32,26 +36,49 @@ def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) ->
 
     A row that must run counts once in `total` of every step after it, since it may come there.
     """
-    for step in steps:
-        ledger_of(step.namespace)  # opened before any fork: the index is shared, not read again
     processes = max(1, min(cores(), source.num_rows // ROWS_PER_PROCESS))
     if processes == 1:
         return _Counter(steps, ledger_of).count(_rows(source, 0, 1))
-    global _forked
-    _forked = (_Counter(steps, ledger_of), source)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        parts = list(pool.map(_count_share, [(i, processes) for i in range(processes)]))
-    _forked = None
+    ledgers = {step.namespace: ledger_of(step.namespace).path for step in steps}
+    shares = [_Share(steps, source.dir, ledgers, i, processes) for i in range(processes)]
+    with ThreadPoolExecutor(processes) as pool:
+        parts = list(pool.map(_counted_elsewhere, shares))
     return {step.name: _sum([part[step.name] for part in parts]) for step in steps}
 
 
-_forked: tuple[_Counter, Rows] | None = None
+class _Share(NamedTuple):
+    """What one of `of` processes counts."""
+
+    steps: Sequence[FlowStep]
+    source: Path
+    ledgers: Mapping[str, Path]
+    number: int
+    of: int
 
 
-def _count_share(share: tuple[int, int]) -> dict[str, Tally]:
-    assert _forked is not None
-    counter, source = _forked
-    return counter.count(_rows(source, *share))
+def _counted_elsewhere(share: _Share) -> dict[str, Tally]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    sent = pickle.dumps(tuple(share))
+    done = subprocess.run([sys.executable, "-m", __name__], input=sent, stdout=subprocess.PIPE, env=environment, check=True)
+    counted: dict[str, Tally] | CaiflowError = pickle.loads(done.stdout)
+    if isinstance(counted, CaiflowError):
+        raise counted
+    return counted
+
+
+def _serve() -> None:
+    """Count the share on standard input, and write the tallies, or the error, on standard output."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what operators print
+    share = _Share(*pickle.load(sys.stdin.buffer))
+    ledgers = {name: Ledger(path.parent, name) for name, path in share.ledgers.items()}
+    counted: dict[str, Tally] | CaiflowError
+    try:
+        counted = _Counter(share.steps, ledgers.__getitem__).count(_rows(Rows(share.source), share.number, share.of))
+    except CaiflowError as error:
+        counted = error
+    with answer:
+        pickle.dump(counted, answer)
 
 
 def _sum(parts: Sequence[Tally]) -> Tally:
@@ -106,3 +133,7 @@ class _Counter:
             tally.rows_out += len(outcome.rows)
             for new in spread(row, outcome, self._outdated[step.name]) if outcome.rows and following else ():
                 self._row(following, new, coming, tallies)
+
+
+if __name__ == "__main__":
+    _serve()
