@@ -84,7 +84,9 @@ def test_vllm_answers_on_its_second_runner_what_transformers_answers(
 def test_exact_answers_are_the_same_to_the_bit_alone_in_a_crowd_and_again(tmp_path: Path, on_vllm: ModelSource) -> None:
     if capability() < (8, 0):
         pytest.skip("needs a GPU of compute capability 8.0 or higher")
-    exact = on_vllm._replace(exact=True, dtype="bfloat16")
+    small_steps = {**ARGS, "max_num_batched_tokens": 128}  # so that prompts are read in pieces, at other places each time
+    options = {"engine_args": small_steps, "num_gpus": 1}
+    exact = on_vllm._replace(exact=True, dtype="bfloat16", options=options)
     crowd = [*mixed_requests(40), *scored_requests()]
     found = answered(tmp_path, [(exact, asked) for asked in (crowd, crowd[::-1], crowd[3:4], crowd[-1:])])
     once, reversed_, third, last = (one["answers"] for one in found)
