@@ -28,6 +28,7 @@ class Tally:
     cached: int = 0
     dropped: int = 0
     failed: int = 0
+    may_pass: int = 0
     rows_out: int = 0
     calls: int = 0
     reused_calls: int = 0

@@ -71,6 +71,8 @@ class Outcome:
     rows: tuple[Row, ...] = ()
     dropped: str = ""
     failed: str = ""
+    may_pass: bool = False
+    """Whether it failed for a reason that may pass, so that the ledger holds nothing and the next run asks again."""
     cached: bool = False
     tokens: int = 0
     cut: int | None = None
@@ -234,7 +236,7 @@ class Flow:
     def _failure(self, step: FlowStep, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
         if not passing:
             ledger.append(row_key, {"failed": reason})
-        return Outcome(failed=reason)
+        return Outcome(failed=reason, may_pass=passing)
 
     def _llm(self, step: FlowStep, uid: str, ledger: Ledger) -> LedgeredLLM | NoLLM:
         client = self._clients.get(step.model or "")
@@ -259,6 +261,7 @@ class Flow:
             tally.drop_reasons[outcome.dropped] += 1
         elif outcome.failed:
             tally.failed += 1
+            tally.may_pass += outcome.may_pass
             if tally.failed > (step.params.max_failed if step.params else 0):
                 tally.error = tally.error or f"row {row['uid']}: {outcome.failed}"
                 self._failed_steps.add(step.name)

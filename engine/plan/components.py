@@ -35,15 +35,15 @@ Components = dict[str, Any]
 class Resolver:
     """Answers, for the steps of one spec, what they depend on, as far as their inputs are already made.
 
-    `artifacts` holds the output of every step settled so far; the run adds to it as steps finish. `damaged` says of steps what
-    is wrong with their output in the store, which then counts as not made.
+    `artifacts` holds the output of every step settled so far; the run adds to it as steps finish. `remade` says of steps
+    why their output in the store doesn't count.
     """
 
     def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool = False) -> None:
         self.spec = spec
         self.store = store
         self.artifacts: dict[str, Artifact] = {}
-        self.damaged: dict[str, str] = {}
+        self.remade: dict[str, str] = {}
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
         self._entries: dict[str, ModelSource] = {}
@@ -159,10 +159,14 @@ class Resolver:
 
     def _made(self, step: Step, name: str) -> Artifact | None:
         try:
-            return self.store.artifact(name)
+            artifact = self.store.artifact(name)
         except DamagedError as error:
-            self.damaged[step.name] = error.message
+            self.remade[step.name] = error.message
             return None
+        if artifact is not None and (why := _unfinished(step, artifact)):
+            self.remade[step.name] = why
+            return None
+        return artifact
 
     def chain(self, step: Step) -> list[Step]:
         """Return the step and the row steps that stream behind it, in topological order.
@@ -191,6 +195,14 @@ class Resolver:
 
     def _is_row_step(self, step: Step) -> bool:
         return isinstance(self.spec.operators[step.name], RowOperator)
+
+
+def _unfinished(step: Step, artifact: Artifact) -> str:
+    """Return why a row step's sealed output isn't the last word: rows that may yet succeed, or more failed than may."""
+    failed, may_pass, allowed = artifact.failed, artifact.may_pass, getattr(step.params, "max_failed", 0)
+    if may_pass:
+        return f"{may_pass} of its rows failed for a reason that may pass"
+    return f"{failed} of its rows failed, and max_failed is {allowed}" if failed > allowed else ""
 
 
 def _numbered(step: Step) -> Iterator[tuple[str, Any]]:

@@ -97,8 +97,8 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
                 if resolver.is_row_step(step.name) and not any(step.name in segment for segment in segments):
                     segments.append(tuple(m.name for m in resolver.chain(step) if m.name not in planned))
                 planned[step.name] = _to_run(resolver, step, components, before, planned)
-    for name, damage in resolver.damaged.items():
-        planned[name] = replace(planned[name], reason=f"{damage}; {planned[name].reason}")
+    for name, why in resolver.remade.items():
+        planned[name] = replace(planned[name], reason=f"{why}; {planned[name].reason}")
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}

@@ -82,7 +82,7 @@ class RunFolder:
 
     def cache(self, step: Step, artifact: Artifact) -> None:
         """Settle a step whose artifact was there."""
-        self._accept(step, "cached", artifact, {"cached": artifact.rows_out})
+        self._accept(step, "cached", artifact, {"cached": artifact.rows_out, "failed": artifact.failed})
 
     def seal(self, step: Step, result: StepResult) -> None:
         """Settle a step by making its staged output an artifact."""

@@ -186,8 +186,8 @@ class _Execution:
                 self.folder.cache(step, artifact)
                 return True
             begun = self._begin(step)
-            if begun and (damage := self.resolver.damaged.get(step.name)):
-                self._journal.emit("log", text=f"{step.name} is made anew: {damage}")
+            if begun and (why := self.resolver.remade.get(step.name)):
+                self._journal.emit("log", text=f"{step.name} is made anew: {why}")
             return begun
         except (CaiflowError, ValueError, OSError) as error:
             self.folder.fail(step, str(error))

@@ -246,8 +246,8 @@ class FlowUnit:
         return writers
 
     def _result(self, step: FlowStep, tally: Tally, writer: RowsWriter, meter: Meter) -> StepResult:
-        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "calls", "reused_calls")}
-        counts |= {name: getattr(tally, name) for name in ("prompt_tokens", "completion_tokens")}
+        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", "calls")}
+        counts |= {name: getattr(tally, name) for name in ("reused_calls", "prompt_tokens", "completion_tokens")}
         if tally.error:
             return StepResult(None, tally.total, None, {}, counts, error=tally.error)
         writer.close()

@@ -48,6 +48,16 @@ class Artifact:
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
     """Size and time of every file when it was sealed; empty in an artifact of an early version."""
 
+    @property
+    def failed(self) -> int:
+        """The number of rows that failed and were set aside."""
+        return int(self.meta.get("counts", {}).get("failed") or 0)
+
+    @property
+    def may_pass(self) -> int:
+        """The number of those that failed for a reason that may pass; all of them in an artifact of an early version."""
+        return int(self.meta.get("counts", {}).get("may_pass", self.failed))
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -78,7 +88,7 @@ class Store:
         self.home = (home or default_home()).absolute()
         self.artifacts_dir = self.home / "artifacts"
         self.staging_dir = self.home / "staging"
-        self.damaged_dir = self.home / "damaged"
+        self.aside_dir = self.home / "aside"
         self.work = self.home / "work"
         self.ledger_dir = self.home / "ledger"
         self.runs_dir = self.home / "runs"
@@ -118,8 +128,8 @@ class Store:
             return "is missing"
 
     def set_aside(self, digest: str) -> Path:
-        """Move a damaged artifact out of the way, and return where it is now; `gc` removes it."""
-        path = self.damaged_dir / f"{short(digest)}~{uuid.uuid4().hex[:8]}"
+        """Move an artifact that is to be made anew out of the way, and return where it is now; `gc` removes it."""
+        path = self.aside_dir / f"{short(digest)}~{uuid.uuid4().hex[:8]}"
         with storing(self.home), suppress(FileNotFoundError):  # another process was first
             path.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.path(digest), path)
@@ -168,18 +178,25 @@ class Store:
             StoreError: no space or no permission; no half-made artifact is left.
         """
         with storing(self.home):
-            present = self._whole(digest) or self._move(digest, staged, meta)
+            present = self._lasting(digest, staged, meta) or self._move(digest, staged, meta)
             shutil.rmtree(staged, ignore_errors=True)
             shutil.rmtree(self.work_path(digest), ignore_errors=True)
             return present
 
-    def _whole(self, digest: str) -> Artifact | None:
-        """Return the artifact where it is there and whole; a damaged one gives way."""
+    def _lasting(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact | None:
+        """Return the artifact where it is there and stays; a damaged one gives way, and one whose failed rows came out anew."""
         try:
-            return self.artifact(digest)
+            present = self.artifact(digest)
         except DamagedError:
             self.set_aside(digest)
             return None
+        if present is None or not present.may_pass:
+            return present
+        same = present.may_pass == meta.get("counts", {}).get("may_pass")
+        if same and present.content == content_manifest(staged)["content"]:
+            return present
+        self.set_aside(digest)
+        return None
 
     def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
         made = content_manifest(staged)

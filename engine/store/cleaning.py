@@ -19,7 +19,7 @@ from typing import Literal
 from caiflow.engine.store.artifacts import Store, short
 from caiflow.engine.store.disk import storing
 
-Kind = Literal["artifact", "damaged", "ledger", "work", "staging", "run"]
+Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
 """What changed more recently than this is left alone: a run may just have made it and not yet said so."""
 ELSEWHERE_S = 7 * 86400.0
@@ -36,14 +36,14 @@ class Garbage:
 
 
 def find_garbage(store: Store, *, grace_s: float = GRACE_S) -> list[Garbage]:
-    """Return what no kept run reaches: artifacts, ledgers, unfinished work, records of runs gone, and damaged artifacts."""
+    """Return what no kept run reaches: artifacts, ledgers, unfinished work, records of runs gone, and results set aside."""
     runs = store.runs()
     artifacts = {digest for run in runs for digest in run.artifacts}
     ledgers = {name for run in runs for name in run.ledgers}
     unfinished = {short(digest) for digest in artifacts}
     found = [
         *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in artifacts),
-        *(("damaged", path) for path in _inside(store.damaged_dir)),
+        *(("aside", path) for path in _inside(store.aside_dir)),
         *(("ledger", path) for path in _inside(store.ledger_dir) if path.name not in ledgers),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
         *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),

@@ -161,7 +161,7 @@ def test_a_damaged_artifact_is_told_and_gives_way_to_a_new_one(
     made = store.seal(DIGEST, staged(store, "new"), {})
     assert (made.path / "part-00000.parquet").read_text() == "new"
     assert store.artifact(DIGEST) == made
-    assert len(list(store.damaged_dir.iterdir())) == 1
+    assert len(list(store.aside_dir.iterdir())) == 1
 
 
 def json_of(path: Path) -> object:
