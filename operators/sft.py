@@ -36,9 +36,12 @@ class SftParams(TrainingParams):
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """Tokens that carry loss: every turn of the assistant, its last turn only, or all tokens."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length` tokens without letting them see each other; less padding."""
+    """Put several rows into one sequence of `max_length` tokens: less padding. In `wrapped` packing they see each other."""
     packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = "bfd"
-    """How rows are packed: best fit and cut, best fit and carry over, or cut anywhere."""
+    """How rows are packed: best fit and cut (`bfd`), best fit and carry over (`bfd_split`), or end to end and cut anywhere.
+
+    In that last one, `wrapped`, rows of one sequence see each other, and the loss is another one; with the others they don't.
+    """
     loss_type: Literal["nll", "dft"] = "nll"
     """Negative log-likelihood, or dynamic fine-tuning, which weighs each token by its probability."""
     neftune_noise_alpha: float | None = Field(default=None, gt=0)

@@ -5,10 +5,10 @@ Owns which columns of a row make a conversation or a preference, and what of it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Message, Request
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that carries no loss."""
 
+T = TypeVar("T")
+
 LossOn = Literal["assistant", "completion", "all"]
 
 
@@ -32,16 +34,27 @@ class Counts:
     rows: int = 0
     cut: int = 0
     left_out: int = 0
+    """All that don't train, those below included."""
+    blank: int = 0
+    """Rows left out since a text in them is empty."""
+    equal: int = 0
+    """Pairs left out since both replies are the same, as they stand or as they are cut."""
     tokens: int = 0
 
     def metrics(self, prefix: str = "") -> dict[str, int]:
         """Return the counts under the names they have in run.json."""
+        reasons = {f"{prefix}rows_{reason}": getattr(self, reason) for reason in ("blank", "equal") if getattr(self, reason)}
         return {
             f"{prefix}rows": self.rows,
             f"{prefix}rows_cut": self.cut,
             f"{prefix}rows_left_out": self.left_out,
+            **reasons,
             f"{prefix}tokens": self.tokens,
         }
+
+
+class Blank(StepError):
+    """A row whose text to learn, or to reply to, is empty: it is left out and counted, in every trainer."""
 
 
 @dataclass(slots=True)
@@ -59,14 +72,15 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
     `revision` as the reply to `prompt`, `messages`, `response` as the reply to `prompt`, `text`.
 
     Raises:
-        StepError: the row has none of them, or the one it has is empty or no such thing.
+        Blank: the one it has is empty; what comes after it isn't learnt in its place.
+        StepError: the row has none of them, or the one it has is no such thing.
     """
     names = (column,) if column else ("revision", "messages", "response", "text")
     for name in names:
         value = row.get(name)
         if value is None:
             continue
-        _refuse_empty(name, value)
+        _refuse_unfit(name, value)
         if not isinstance(value, str):
             return list(value)
         if row.get("prompt"):
@@ -80,23 +94,26 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
     raise StepError(f"nothing to train on, looked for {', '.join(names)}; filter such rows out before")
 
 
-def _refuse_empty(name: str, value: Any) -> None:
+def _refuse_unfit(name: str, value: Any) -> None:
     if not isinstance(value, str) and not all(isinstance(turn, Mapping) for turn in value):
         raise StepError(f"`{name}` holds several texts, not one reply or conversation; name another `column`")
-    reply = value if isinstance(value, str) else value[-1]["content"] if value else ""
-    if not reply.strip():
-        raise StepError(f"`{name}` is empty, and an empty reply teaches to say nothing; filter such rows out before")
+    if _is_blank(value):
+        raise Blank(f"`{name}` is empty, and an empty reply teaches to say nothing")
+
+
+def _is_blank(value: Any) -> bool:
+    """Say whether a text, or the last turn of a conversation, has nothing but white space."""
+    text = value if isinstance(value, str) else value[-1]["content"] if value else ""
+    return not text.strip()
 
 
 def contents(rows: Rows, column: str | None = None) -> Iterator[list[Message] | str]:
-    """Yield what each row teaches.
+    """Yield what each row teaches, those that are blank left out.
 
     Raises:
         StepError: a row teaches nothing; it is named.
     """
-    for row in row_dicts(rows):
-        with _at(row):
-            yield conversation_of(row, column)
+    yield from _each(rows, Counts(), lambda row: conversation_of(row, column))
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -148,16 +165,14 @@ def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: L
     counts = Counts()
 
     def encoded() -> Iterator[dict[str, list[int]]]:
-        for row in _each(rows, counts):
-            with _at(row):
-                ids, labels = labelled(renderer, conversation_of(row, column), loss_on)
+        for ids, labels in _each(rows, counts, lambda row: labelled(renderer, conversation_of(row, column), loss_on)):
             counts.cut += len(ids) > max_length
-            labels = labels[:max_length]
-            if all(label == IGNORED for label in labels[1:]):
+            kept = labels[:max_length]
+            if all(label == IGNORED for label in kept[1:]):
                 counts.left_out += 1
                 continue
-            counts.tokens += len(labels)
-            yield {"input_ids": ids[:max_length], "labels": labels}
+            counts.tokens += len(kept)
+            yield {"input_ids": ids[:max_length], "labels": kept}
 
     return Tokens(_dataset(encoded(), {"input_ids": "int32s", "labels": "int32s"}), counts)
 
@@ -169,11 +184,14 @@ def preference_of(row: Mapping[str, Any]) -> tuple[list[Message], Message, Messa
     where `prompt` is absent. A missing `p_chosen` means 1.
 
     Raises:
+        Blank: a reply is empty.
         StepError: a reply is missing or isn't a single turn after the common prompt, or `p_chosen` is outside 0 to 1.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    if not chosen or not rejected:
+    if chosen is None or rejected is None:
         raise StepError("a preference needs `chosen` and `rejected`; filter rows without them out before")
+    if _is_blank(chosen) or _is_blank(rejected):
+        raise Blank("a reply is empty")
     prompt = as_messages(row["prompt"]) if row.get("prompt") else _common(chosen, rejected)
     p = 1.0 if row.get("p_chosen") is None else float(row["p_chosen"])
     if not 0.0 <= p <= 1.0:
@@ -205,38 +223,41 @@ def _reply(prompt: list[Message], value: Any) -> Message:
 def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
     """Tokenise preference rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `p_chosen`.
 
-    Rows whose prompt alone fills `max_length` are left out; longer replies are cut.
+    Replies are cut to `max_length` together with their prompt. Rows whose prompt alone fills it are left out, and those whose
+    replies are empty or, as they are cut, the same.
     """
     counts = Counts()
 
     def encoded() -> Iterator[dict[str, Any]]:
-        for row in _each(rows, counts):
-            with _at(row):
-                prompt, chosen, rejected, p = preference_of(row)
-                head, yes = reply_ids(renderer, prompt, chosen)
-                no = reply_ids(renderer, prompt, rejected)[1]
+        for head, yes, no, p in _each(rows, counts, lambda row: _pair_ids(renderer, *preference_of(row))):
             room = max_length - len(head)
-            if room <= 0:
+            same = yes[: max(0, room)] == no[: max(0, room)]
+            if room <= 0 or same:
                 counts.left_out += 1
+                counts.equal += room > 0
                 continue
             counts.cut += max(len(yes), len(no)) > room
-            yes, no = yes[:room], no[:room]
-            counts.tokens += 2 * len(head) + len(yes) + len(no)
-            yield {"prompt_ids": head, "chosen_ids": yes, "rejected_ids": no, "p_chosen": p}
+            record = {"prompt_ids": head, "chosen_ids": yes[:room], "rejected_ids": no[:room], "p_chosen": p}
+            counts.tokens += 2 * len(head) + len(record["chosen_ids"]) + len(record["rejected_ids"])
+            yield record
 
     kinds = {"prompt_ids": "int32s", "chosen_ids": "int32s", "rejected_ids": "int32s", "p_chosen": "float"}
     return Tokens(_dataset(encoded(), kinds), counts)
 
 
+def _pair_ids(
+    renderer: Renderer, prompt: list[Message], chosen: Message, rejected: Message, p: float
+) -> tuple[list[int], list[int], list[int], float]:
+    head, yes = reply_ids(renderer, prompt, chosen)
+    return head, yes, reply_ids(renderer, prompt, rejected)[1], p
+
+
 def prompts(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
-    """Gather prompts as conversations: column `prompt`. Those longer than `max_length` tokens are left out."""
+    """Gather prompts as conversations: column `prompt`. Empty ones and those beyond `max_length` tokens are left out."""
     from datasets import Dataset
 
     counts, kept = Counts(), []
-    for row in _each(rows, counts):
-        prompt = as_messages(row["prompt"])
-        with _at(row):
-            length = len(renderer.ids(Request(tuple(prompt))))
+    for prompt, length in _each(rows, counts, lambda row: _prompt_of(renderer, row)):
         if length > max_length:
             counts.left_out += 1
             continue
@@ -245,6 +266,14 @@ def prompts(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
     if not kept:
         raise StepError("no prompts are left to train on; see the counts of rows that were left out, and `max_length`")
     return Tokens(Dataset.from_list(kept), counts)
+
+
+def _prompt_of(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[Message], int]:
+    """Return a prompt's turns and its length in tokens."""
+    if _is_blank(row["prompt"] or ""):
+        raise Blank("the prompt is empty")
+    prompt = as_messages(row["prompt"])
+    return prompt, len(renderer.ids(Request(tuple(prompt))))
 
 
 def row_dicts(rows: Rows, size: int = 1024) -> Iterator[dict[str, Any]]:
@@ -258,14 +287,24 @@ def _at(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in whatever is wrong with it."""
     try:
         yield
+    except Blank:
+        raise
     except (StepError, EngineError) as error:
         raise StepError(f"row {row.get('uid', '?')}: {error}") from error
 
 
-def _each(rows: Rows, counts: Counts) -> Iterator[dict[str, Any]]:
+def _each(rows: Rows, counts: Counts, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+    """Yield what is read from each row; those that are blank are counted and left out."""
     for row in row_dicts(rows):
         counts.rows += 1
-        yield row
+        try:
+            with _at(row):
+                value = read(row)
+        except Blank:
+            counts.blank += 1
+            counts.left_out += 1
+            continue
+        yield value
 
 
 def _dataset(records: Iterable[Mapping[str, Any]], kinds: Mapping[str, str]) -> Dataset:

@@ -168,3 +168,15 @@ def test_answers_stop_at_the_end_of_turn_that_the_template_has(tmp_path: Path, m
         assert isinstance(answer, Completion)
         assert answer.finish == "stop", answer
         assert answer.text == answer.text.strip(), "nothing was learnt after the end of turn"
+
+
+@pytest.mark.parametrize(("strategy", "apart"), [("bfd", True), ("bfd_split", True), ("wrapped", False)])
+def test_packed_rows_see_each_other_only_where_it_is_said(
+    tmp_path: Path, model: ModelSource, strategy: str, apart: bool
+) -> None:
+    fields = {"learning_rate": 0, "max_steps": 1, "max_length": 2048}
+    plain = train(tmp_path / "plain", model, per_device_train_batch_size=36, **fields).metrics["train_loss"]
+    packed = train(
+        tmp_path / "packed", model, packing=True, packing_strategy=strategy, per_device_train_batch_size=1, **fields
+    ).metrics["train_loss"]
+    assert (packed == pytest.approx(plain, abs=1e-4)) == apart

@@ -13,11 +13,13 @@ from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.models import load_tokenizer
 from caiflow.engine.training.tokens import (
     IGNORED,
+    Blank,
     conversation_of,
     conversations,
     labelled,
     preference_of,
     preferences,
+    prompts,
     reply_ids,
 )
 from support.small_models import saved
@@ -88,10 +90,40 @@ def test_a_revision_is_learnt_before_what_it_revises() -> None:
 @pytest.mark.parametrize("revision", ["", " \n", [], [*TALK[:-1], {"role": "assistant", "content": ""}]])
 def test_an_empty_reply_is_never_learnt_nor_what_it_revises(revision: Any, renderer: Renderer, tmp_path: Path) -> None:
     row = {"uid": "7", "prompt": TALK[1:2], "response": "harmful", "revision": revision}
-    with pytest.raises(StepError, match="`revision` is empty"):
+    with pytest.raises(Blank, match="`revision` is empty"):
         conversation_of(row)
-    with pytest.raises(StepError, match=r"row 7: `revision` is empty, .*; filter such rows out"):
-        conversations(saved(tmp_path, [{**row, "revision": ""}]), renderer, max_length=99, loss_on="all")
+    good = {"uid": "8", "prompt": TALK[1:2], "response": "harmful", "revision": "kind"}
+    found = conversations(saved(tmp_path, [{**row, "revision": " "}, good]), renderer, max_length=99, loss_on="completion")
+    assert [renderer.tokenizer.decode(ids)[-11:] for ids in found.data["input_ids"]] == ["kind<|end|>"]
+    assert (found.counts.rows, found.counts.blank, found.counts.left_out) == (2, 1, 1)
+
+
+BLANK = {"chosen": "", "rejected": "No."}, {"chosen": " \n", "rejected": "No."}, {"chosen": "Yes.", "rejected": ""}
+
+
+@pytest.mark.parametrize("blank", BLANK)
+def test_a_pair_with_an_empty_reply_is_left_out_and_counted(renderer: Renderer, tmp_path: Path, blank: Any) -> None:
+    good = {"uid": "1", "prompt": "How?", "chosen": "Yes.", "rejected": "No."}
+    found = preferences(saved(tmp_path, [good, {**good, **blank}]), renderer, max_length=99)
+    assert len(found.data) == 1
+    assert found.counts.metrics("eval_") | {"eval_tokens": 0} == {
+        "eval_rows": 2, "eval_rows_cut": 0, "eval_rows_left_out": 1, "eval_rows_blank": 1, "eval_tokens": 0
+    }  # fmt: skip
+
+
+def test_an_empty_prompt_is_left_out_and_counted(renderer: Renderer, tmp_path: Path) -> None:
+    found = prompts(saved(tmp_path, [{"uid": "1", "prompt": "How?"}, {"uid": "2", "prompt": " "}]), renderer, max_length=99)
+    assert (len(found.data), found.counts.blank, found.counts.left_out) == (1, 1, 1)
+
+
+def test_pairs_that_are_equal_or_become_so_are_left_out_and_counted_apart(renderer: Renderer, tmp_path: Path) -> None:
+    good = {"uid": "1", "prompt": "How?", "chosen": "Yes.", "rejected": "No."}
+    same = {**good, "uid": "2", "rejected": "Yes."}
+    late = {**good, "uid": "3", "chosen": "a b c d e f g", "rejected": "a b c d e f h"}
+    room = len(renderer.ids(Request(({"role": "user", "content": "How?"},)))) + 4
+    found = preferences(saved(tmp_path, [good, same, late]), renderer, max_length=room)
+    assert len(found.data) == 1
+    assert (found.counts.equal, found.counts.blank, found.counts.left_out) == (2, 0, 2)
 
 
 def test_several_texts_are_no_reply() -> None:
@@ -148,7 +180,7 @@ def test_a_row_that_can_t_be_read_is_named(renderer: Renderer, tmp_path: Path) -
     rows = saved(tmp_path / "talk", [{"uid": "7", "messages": TALK[:2]}])
     with pytest.raises(StepError, match="row 7: a conversation to train on must end with the assistant"):
         conversations(rows, renderer, max_length=99, loss_on="all")
-    rows = saved(tmp_path / "pair", [{"uid": "8", "prompt": "p", "chosen": "yes", "rejected": ""}])
+    rows = saved(tmp_path / "pair", [{"uid": "8", "prompt": "p", "chosen": "yes", "rejected": None}])
     with pytest.raises(StepError, match="row 8: a preference needs"):
         preferences(rows, renderer, max_length=99)
 
