@@ -237,7 +237,7 @@ def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
                 counts.equal += room > 0
                 continue
             counts.cut += max(len(yes), len(no)) > room
-            record = {"prompt_ids": head, "chosen_ids": yes[:room], "rejected_ids": no[:room], "p_chosen": p}
+            record: dict[str, Any] = {"prompt_ids": head, "chosen_ids": yes[:room], "rejected_ids": no[:room], "p_chosen": p}
             counts.tokens += 2 * len(head) + len(record["chosen_ids"]) + len(record["rejected_ids"])
             yield record
 
