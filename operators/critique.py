@@ -5,6 +5,7 @@ Owns the draw and what is kept of it (principle, few-shot examples, round). Neve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +15,11 @@ from pydantic import Field
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.llm.base import Completion, Sampling
+from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.operators import accepting
+from caiflow.operators.accepting import AcceptParams
 from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
 from caiflow.operators.measures import answers
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
 
 
-class CritiqueParams(ModelRowParams):
+class CritiqueParams(AcceptParams):
     """Parameters of `critique`."""
 
     sampling: SamplingParams = SamplingParams()
@@ -51,10 +55,12 @@ class Critique(RowOperator[CritiqueParams]):
 
     def writes(self) -> Mapping[str, ColumnType]:
         """Return the critique, and what it was drawn from."""
-        return {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
+        own: dict[str, ColumnType] = {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
+        return {**own, **accepting.writes(self.params)}
 
     def check(self) -> Iterator[Finding]:
-        """Yield what the constitution lacks."""
+        """Yield what the constitution lacks, and checks of critiques that can't be."""
+        yield from accepting.problems(self.params, self.measures(), [self.params.sampling.sampling()])
         given = self.context.constitution
         if given is None:
             return
@@ -83,15 +89,29 @@ class Critique(RowOperator[CritiqueParams]):
         principle, done = self._principle(row), len(revisions_so_far(row))
         ids = self._few_shot.ids(self.context.seed, row["uid"])
         messages = critique_messages(row["prompt"], current_answer(row), principle, self._few_shot.named(ids))
-        answer = await llm.chat(messages, self.params.sampling.sampling(), sample=done)
-        return {"principle": principle.id, "critique": answer.text.strip(), "few_shot": ids, "round": done + 1}
+
+        async def ask(sampling: Sampling, further: int) -> Completion:
+            return await llm.chat(messages, sampling, sample=done + further)
+
+        def finished(answer: Completion) -> Row:
+            return {**row, "principle": principle.id, "critique": answer.text.strip(), "few_shot": ids}
+
+        drawn = await accepting.draw(self.params, self._checks, ask, self.params.sampling.sampling(), finished)
+        made = {name: finished(drawn.answer)[name] for name in ("principle", "critique", "few_shot")}
+        return {**made, "round": done + 1, **accepting.columns(self.params, [drawn])}
+
+    def calls(self) -> int:
+        """Return all draws of the critique."""
+        return self.params.most_draws
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
-        """Return how many rows drew each principle."""
-        drawn: dict[str, int] = {}
+        """Return how many rows drew each principle, and what `accept` came to."""
+        counts: Counter[str] = Counter()
+        draws = accepting.Count()
         for row in rows:
-            drawn[row["principle"]] = drawn.get(row["principle"], 0) + 1
-        return {"principles": dict(sorted(drawn.items()))}
+            counts[row["principle"]] += 1
+            draws.see(row)
+        return {"principles": dict(sorted(counts.items())), **draws.figures()}
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with critiques."""
@@ -112,6 +132,10 @@ class Critique(RowOperator[CritiqueParams]):
 
     def _request(self, row: Row) -> list[str]:
         return [self.constitution[row["principle"]].critique_request]
+
+    @cached_property
+    def _checks(self) -> list[Measure]:
+        return accepting.checks(self.params, self.measures())
 
     @cached_property
     def _few_shot(self) -> FewShot[CritiqueExample]:

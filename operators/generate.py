@@ -6,6 +6,7 @@ Owns what is sent for an answer: system turn, which turns are kept, chat or plai
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,19 +14,21 @@ from pydantic import Field
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnName, ModelRowParams, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.operator import ColumnName, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.operators import accepting
+from caiflow.operators.accepting import AcceptParams, Drawn
 from caiflow.operators.judging.prompts import conversation_text, turns, with_system
 from caiflow.operators.measures import answers, texts
 
 ABOUT_AN_ANSWER = frozenset(
-    {"messages", "responses", "sample", "truncated"}
+    {"messages", "responses", "sample", "truncated", *accepting.COLUMNS}
     | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
 )
 """Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote."""
 
 
-class GenerateParams(ModelRowParams):
+class GenerateParams(AcceptParams):
     """Parameters of `generate`."""
 
     sampling: SamplingParams = SamplingParams()
@@ -75,10 +78,12 @@ class Generate(RowOperator[GenerateParams]):
             columns["sample"] = "integer"
         elif len(self._samplings()) > 1:
             columns["responses"] = "texts"
+        columns |= accepting.writes(self.params)
         return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
 
     def check(self) -> Iterator[Finding]:
-        """Yield columns to be kept that aren't left out."""
+        """Yield columns to be kept that aren't left out, and checks of answers that can't be."""
+        yield from accepting.problems(self.params, self.measures(), self._samplings())
         for place, name in enumerate(self.params.keep_columns):
             if name not in ABOUT_AN_ANSWER:
                 yield Finding(("keep_columns", place), f"`{name}` stays anyway", "remove it")
@@ -92,29 +97,34 @@ class Generate(RowOperator[GenerateParams]):
         return {"samplings": [sampling._asdict() for sampling in self._samplings()]}
 
     def calls(self) -> int:
-        """Return the number of answers."""
-        return len(self._samplings())
+        """Return the number of answers, each with all its draws."""
+        return len(self._samplings()) * self.params.most_draws
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the answers to one prompt."""
         prompt = _kept(turns(row["prompt"]), self.params.keep)
-        given = await together(self._answer(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
-        made = [self.params.prefill + a.text for a in given]
+        drawn = await together(self._drawn(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
+        made = [self.params.prefill + d.answer.text for d in drawn]
         kept = {} if self.params.keep == "all" else {"prompt": prompt}
-        cut = [a.finish == "length" for a in given]
+        cut = [d.answer.finish == "length" for d in drawn]
         if self.params.samples_as == "rows":
+            each = [accepting.columns(self.params, [d]) for d in drawn]
             return [
-                {"response": t, "truncated": c, "sample": i, **kept} for i, (t, c) in enumerate(zip(made, cut, strict=True))
+                {"response": t, "truncated": c, "sample": i, **kept, **more}
+                for i, (t, c, more) in enumerate(zip(made, cut, each, strict=True))
             ]
+        kept |= accepting.columns(self.params, drawn)
         several = {"responses": made} if len(made) > 1 else {}
         return {"response": made[0], "truncated": any(cut), **several, **kept}
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
+        draws = accepting.Count(1 if self.params.samples_as == "rows" else len(self._samplings()))
         count = cut = chars = 0
         for row in rows:
             count, cut, chars = count + 1, cut + bool(row["truncated"]), chars + len(row["response"])
-        return {"truncated": cut / count, "mean_chars": chars / count} if count else {}
+            draws.see(row)
+        return {"truncated": cut / count, "mean_chars": chars / count, **draws.figures()} if count else {}
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with answers: each of several samples counts."""
@@ -129,6 +139,20 @@ class Generate(RowOperator[GenerateParams]):
         )  # fmt: skip
         found = [*answers.common("answers", _answers), cut, echoes, answers.other_language("answers", _answers)]
         return [*found, equal] if len(self._samplings()) > 1 else found
+
+    async def _drawn(self, prompt: list[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Drawn:
+        async def ask(sampling: Sampling, further: int) -> Completion:
+            return await self._answer(prompt, llm, sample + further, sampling)
+
+        def finished(answer: Completion) -> Row:
+            text = self.params.prefill + answer.text
+            return {"prompt": prompt, "response": text, "truncated": answer.finish == "length"}
+
+        return await accepting.draw(self.params, self._checks, ask, sampling, finished)
+
+    @cached_property
+    def _checks(self) -> list[Measure]:
+        return accepting.checks(self.params, self.measures())
 
     async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
         p = self.params

@@ -16,8 +16,11 @@ from pydantic import Field
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, SamplingParams
+from caiflow.engine.llm.base import Completion, Sampling
+from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
+from caiflow.operators import accepting
+from caiflow.operators.accepting import AcceptParams, Drawn
 from caiflow.operators.judging.prompts import (
     FORMAT_VERSION,
     critique_messages,
@@ -37,7 +40,7 @@ _PREAMBLE = (
 )
 
 
-class ReviseParams(ModelRowParams):
+class ReviseParams(AcceptParams):
     """Parameters of `revise`."""
 
     sampling: SamplingParams = SamplingParams()
@@ -56,19 +59,11 @@ class ReviseParams(ModelRowParams):
     """`last` keeps one row with the last revision; `each` makes a row of every round (training on revisions of all rounds)."""
 
 
-class _Given(NamedTuple):
-    """What a round begins with; without a critique, it is made where the parameters want one."""
-
-    prompt: Any
-    answer: str
-    principle: Principle
-    critique: str | None
-
-
 class _Round(NamedTuple):
     principle: str
     critique: str | None
     revision: str
+    drawn: Drawn
 
 
 class Revise(RowOperator[ReviseParams]):
@@ -97,10 +92,12 @@ class Revise(RowOperator[ReviseParams]):
             "principles": "texts",
             "critiques": "texts",
             "revisions": "texts",
+            **accepting.writes(self.params),
         }
 
     def check(self) -> Iterator[Finding]:
-        """Yield what the constitution lacks."""
+        """Yield what the constitution lacks, and checks of revisions that can't be."""
+        yield from accepting.problems(self.params, self.measures(), [self.params.sampling.sampling()])
         given = self.context.constitution
         if given is None:
             return
@@ -131,8 +128,8 @@ class Revise(RowOperator[ReviseParams]):
         return [[[p.critique, p.revision] for p in self._principles(row)], self._example_ids(row)]
 
     def calls(self) -> int:
-        """Return the calls of all rounds."""
-        return self.params.rounds * (2 if self.params.critique else 1)
+        """Return the calls of all rounds: each revision with all its draws, and the critiques."""
+        return self.params.rounds * (self.params.most_draws + self.params.critique)
 
     def calls_for(self, row: Row, coming: Collection[str] = ()) -> int:
         """Return the calls of all rounds, less one where the first round's critique is there or will be."""
@@ -141,24 +138,22 @@ class Revise(RowOperator[ReviseParams]):
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the revision of the last round, or a row for each."""
-        shown = self._few_shot.named(self._example_ids(row))
-        answer, done = current_answer(row), len(revisions_so_far(row))
         new: list[_Round] = []
-        for i, principle in enumerate(self._principles(row)):
-            given = _Given(row["prompt"], answer, principle, row["critique"] if i == 0 and self._has_critique(row) else None)
-            new.append(await self._round(given, shown, llm, done + i))
-            answer = new[-1].revision
+        for principle in self._principles(row):
+            new.append(await self._round(row, new, principle, llm))
         if self.params.rows == "each":
-            return [_columns(row, new[: i + 1]) for i in range(len(new))]
-        return _columns(row, new)
+            return [{**_columns(row, new[: i + 1]), **accepting.columns(self.params, [r.drawn])} for i, r in enumerate(new)]
+        return {**_columns(row, new), **accepting.columns(self.params, [r.drawn for r in new])}
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the share of rows whose last round changed nothing, and the mean length in characters."""
+        draws = accepting.Count(1 if self.params.rows == "each" else self.params.rounds)
         count = same = chars = 0
         for row in rows:
             last = row["revisions"][-1]
             count, same, chars = count + 1, same + (last == _before(row)), chars + len(last)
-        return {"unchanged": same / count, "mean_chars": chars / count} if count else {}
+            draws.see(row)
+        return {"unchanged": same / count, "mean_chars": chars / count, **draws.figures()} if count else {}
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with revisions."""
@@ -193,15 +188,31 @@ class Revise(RowOperator[ReviseParams]):
         principle = self._named(row["principle"])
         return [text for text in (principle.critique, principle.revision) if text]
 
-    async def _round(self, given: _Given, shown: Sequence[CritiqueExample], llm: RowLLM, number: int) -> _Round:
-        prompt, answer, principle, critique = given
-        sampling = self.params.sampling.sampling()
+    async def _round(self, row: Row, before: Sequence[_Round], principle: Principle, llm: RowLLM) -> _Round:
+        """Return the round after those before: its critique, where it has one of its own, and its revision."""
+        sampling, number = self.params.sampling.sampling(), len(revisions_so_far(row)) + len(before)
+        answer, shown = before[-1].revision if before else current_answer(row), self._few_shot.named(self._example_ids(row))
+        critique = row["critique"] if not before and self._has_critique(row) else None
         if self.params.critique and critique is None:
-            asked = critique_messages(prompt, answer, principle, shown)
+            asked = critique_messages(row["prompt"], answer, principle, shown)
             critique = (await llm.chat(asked, sampling, sample=2 * number)).text.strip()
-        asked = revise_messages(prompt, answer, principle, critique, shown)
-        text = (await llm.chat(asked, sampling, sample=2 * number + 1)).text.strip()
-        return _Round(principle.id, critique, without_preamble(text) if self.params.strip_preamble else text)
+        asked = revise_messages(row["prompt"], answer, principle, critique, shown)
+
+        async def ask(sampling: Sampling, further: int) -> Completion:
+            return await llm.chat(asked, sampling, sample=2 * number + 1 + further)
+
+        def made(answer: Completion) -> _Round:
+            text = answer.text.strip()
+            return _Round(principle.id, critique, without_preamble(text) if self.params.strip_preamble else text, Drawn(answer))
+
+        drawn = await accepting.draw(
+            self.params, self._checks, ask, sampling, lambda answer: {**row, **_columns(row, [*before, made(answer)])}
+        )
+        return made(drawn.answer)._replace(drawn=drawn)
+
+    @cached_property
+    def _checks(self) -> list[Measure]:
+        return accepting.checks(self.params, self.measures())
 
     def _principles(self, row: Row) -> list[Principle]:
         """Return the principle of each round: the row's own first where its critique is used, else drawn."""
