@@ -61,7 +61,7 @@ The store is $CAIFLOW_HOME (default ~/.cache/caiflow)."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error never shows a traceback unless `--traceback` asks for it."""
-    from caiflow.engine import startup
+    from caiflow.engine.commands import startup
 
     startup.begin()
     from caiflow.engine.errors import CaiflowError, SpecError

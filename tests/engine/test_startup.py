@@ -33,7 +33,7 @@ def test_to_check_a_spec_only_what_checks_it_is_imported() -> None:
 def test_other_names_of_the_module_that_finds_plugins_are_still_there() -> None:
     assert (
         printed(
-            "from caiflow.engine import startup",
+            "from caiflow.engine.commands import startup",
             "startup.begin()",
             "import pydantic.plugin",
             "from pydantic.plugin._loader import PYDANTIC_ENTRY_POINT_GROUP as group, get_plugins",
@@ -46,7 +46,7 @@ def test_other_names_of_the_module_that_finds_plugins_are_still_there() -> None:
 def test_models_are_checked_as_ever_after_a_quick_start() -> None:
     assert (
         printed(
-            "from caiflow.engine import startup",
+            "from caiflow.engine.commands import startup",
             "startup.begin()",
             "from pydantic import ValidationError",
             "from caiflow.engine.operator import Resources",
