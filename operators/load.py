@@ -22,6 +22,7 @@ from caiflow.engine.operator import ColumnName, Job, Params, Strict, TableOperat
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
+from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.parse import FORMATS, overlooked
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
@@ -67,8 +68,8 @@ class LoadParams(Params):
     """Fields of `load`."""
 
     source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
-    """A file relative to the spec (jsonl, json, csv, tsv, parquet, each also as .gz), a pattern for several (`shards/*.jsonl`),
-    a hub data set's id, or `tiny:NAME` for a bundled file."""
+    """A file relative to the spec (jsonl, json, csv, tsv, parquet, txt with a prompt a line; each also as .gz), a pattern for
+    several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` for a bundled file."""
     format: FormatName = "auto"
     """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
     name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""
@@ -141,6 +142,8 @@ class Load(TableOperator[LoadParams]):
             yield Finding((name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`")
         if file.path.is_dir():
             yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
+        if not file.is_text and file.path.is_file() and is_pointer(file.path):
+            yield Finding(("source",), f"{given} is a Git LFS pointer, not the data", "fetch the file: `git lfs pull`")
         if given.startswith(BUNDLED) and not file.path.is_file():
             known = sorted(path.name for path in file.path.parent.glob("*.*"))
             yield Finding(("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files"))

@@ -1,10 +1,11 @@
-"""Records of local files with the place each came from: jsonl, json, csv, tsv and parquet, plain or gzipped.
+"""Records of local files with the place each came from: jsonl, json, csv, tsv, parquet and lines of text, plain or gzipped.
 
 Knows no format of dialogues. A record that can't be read is yielded with its error: the caller decides what becomes of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 from caiflow.engine.errors import WrongValue
 
-Kind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
 
 SUFFIXES: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
@@ -23,9 +24,11 @@ SUFFIXES: Mapping[str, Kind] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".txt": "text",
 }
 _CHUNK = 1 << 20
 _WIDEST_CELL = 1 << 28
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Line(NamedTuple):
@@ -62,11 +65,19 @@ def read_lines(path: Path) -> Iterator[Line]:
     Raises:
         ValueError: an unknown suffix, or the file can't be read further (a json array that breaks off, a truncated gzip).
     """
-    readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
+    readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "text": _text}
+    if is_pointer(path):
+        raise WrongValue(f"{path.name}: a Git LFS pointer, not the data that it stands for", "fetch the file: `git lfs pull`")
     try:
         yield from readers[kind_of(path)](path)
     except (EOFError, OSError) as error:  # a bad gzip file is an OSError
         raise ValueError(f"{path.name}: can't be read: {error}") from error
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether the file only says where Git LFS has the data."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -97,14 +108,28 @@ def _json_kind(path: Path) -> Kind:
     return "jsonl" if more and more[0].strip() else "json"
 
 
+def _text(path: Path) -> Iterator[Line]:
+    """Yield each line that isn't blank as a prompt."""
+    with _open(path) as file:
+        for place, raw in enumerate(file, 1):
+            try:
+                text = raw.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield Line(place, None, f"not UTF-8: {error.reason} at byte {error.start}", raw.decode("utf-8", "replace"))
+                continue
+            if text.strip():
+                yield Line(place, {"prompt": text})
+
+
 def _jsonl(path: Path) -> Iterator[Line]:
+    record = _Records()
     with _open(path) as file:
         for place, raw in enumerate(file, 1):
             text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
             if not text:
                 continue
             try:
-                yield _line(place, json.loads(text.removeprefix(b"\xef\xbb\xbf")))
+                yield record(place, json.loads(text.removeprefix(b"\xef\xbb\xbf")))
             except ValueError as error:
                 yield Line(place, None, f"not JSON: {_reason(error)}", text.decode("utf-8", "replace"))
 
@@ -125,7 +150,7 @@ def _json(path: Path) -> Iterator[Line]:
 
 def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
     """Yield the items of an array whose `[` has been read, holding one item and one chunk at a time."""
-    decode, ended = json.JSONDecoder().raw_decode, False
+    decode, record, ended = json.JSONDecoder().raw_decode, _Records(), False
     while True:
         body = buffer.lstrip(", \t\r\n")
         line += buffer[: len(buffer) - len(body)].count("\n")
@@ -140,7 +165,7 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
                 raise ValueError(f"{name}:{line}: the array breaks off here: {getattr(error, 'msg', error)}") from error
             whole = False
         if whole:
-            yield _line(line, item)
+            yield record(line, item)
             line, buffer = line + body[:end].count("\n"), body[end:]
             continue
         more = file.read(max(_CHUNK, len(body)))
@@ -148,17 +173,41 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
 
 
 def _object(document: Any) -> Iterator[Line]:
-    """Yield the rows of one object: its only list of objects, or its values where all are objects, or itself."""
+    """Yield the rows of one object: its only list of objects, or its values where all are objects, or itself.
+
+    A conversation is one row. An object of columns, each with its values by the rows' numbers, is turned into these rows.
+    """
+    record = _Records()
     if not isinstance(document, dict):
-        yield _line(1, document)
+        yield record(1, document)
         return
+    columns = _by_number(document)
     lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1:
-        yield from (_line(number, item) for number, item in enumerate(lists[0], 1))
+    if columns:
+        numbers = dict.fromkeys(number for values in columns.values() for number in values)
+        rows = ({name: values.get(number) for name, values in columns.items()} for number in numbers)
+        yield from (record(place, row) for place, row in enumerate(rows, 1))
+    elif len(lists) == 1 and not _is_conversation(lists[0]):
+        yield from (record(place, item) for place, item in enumerate(lists[0], 1))
     elif document and all(isinstance(value, dict) for value in document.values()):
-        yield from (_line(number, {"key": name, **value}) for number, (name, value) in enumerate(document.items(), 1))
+        yield from (record(place, {"key": name, **value}) for place, (name, value) in enumerate(document.items(), 1))
     else:
-        yield _line(1, document)
+        yield record(1, document)
+
+
+def _by_number(document: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the columns of what pandas' `to_json` writes: `{column: {row number: value}}`, or as lists; nothing of others."""
+    if document.keys() == {"columns", "index", "data"} and all(isinstance(part, list) for part in document.values()):
+        rows = [dict(zip(document["columns"], row, strict=False)) for row in document["data"]]
+        return {name: {str(number): row.get(name) for number, row in enumerate(rows)} for name in document["columns"]}
+    numbered = all(isinstance(values, dict) and values and all(map(str.isdecimal, values)) for values in document.values())
+    return document if numbered else {}
+
+
+def _is_conversation(items: list[Any]) -> bool:
+    return all(
+        isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys()) for item in items
+    )
 
 
 def _csv(path: Path) -> Iterator[Line]:
@@ -211,17 +260,34 @@ def _parquet(path: Path) -> Iterator[Line]:
         file = pq.ParquetFile(source)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path.name}: not a parquet file: {error}") from error
-    place = 0
+    place, binary = 0, any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
     for batch in file.iter_batches(1024):
         for data in batch.to_pylist():
             place += 1
-            yield Line(place, data)
+            yield Line(place, {name: _decoded(value) for name, value in data.items()} if binary else data)
 
 
-def _line(place: int, data: Any) -> Line:
-    if isinstance(data, dict):
-        return Line(place, data)
-    return Line(place, None, f"expected an object with named fields, got {type(data).__name__}", json.dumps(data))
+def _decoded(value: Any) -> Any:
+    """Return bytes as the text that they are, where they are one."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else value
+    return value
+
+
+class _Records:
+    """Makes lines of JSON values: objects are records, and where the first value is a text, texts are prompts."""
+
+    def __init__(self) -> None:
+        self._texts: bool | None = None
+
+    def __call__(self, place: int, data: Any) -> Line:
+        """Return the line of a value."""
+        if self._texts is None:
+            self._texts = isinstance(data, str)
+        if isinstance(data, str if self._texts else dict):
+            return Line(place, {"prompt": data} if self._texts else data)
+        wanted = "a text, as the first is" if self._texts else "an object with named fields"
+        return Line(place, None, f"expected {wanted}, got {type(data).__name__}", json.dumps(data))
 
 
 def _reason(error: ValueError) -> str:

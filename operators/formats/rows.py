@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from caiflow.engine.errors import WrongValue
 from caiflow.operators.formats.dialogue import (
     Turns,
     are_transcripts,
@@ -32,7 +33,20 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _DETECTED_BY = 20
 _PROMPTS = ("prompt", "init_prompt")
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str).encode
+
+
+def _written(value: Any) -> str:
+    """Return the text of a value that JSON doesn't know, a date or the like.
+
+    Raises:
+        ValueError: it has bytes, which no text can stand for.
+    """
+    if isinstance(value, bytes):
+        raise ValueError("it has bytes that aren't text (an image?)")
+    return str(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=_written).encode
 
 
 class BadRow(NamedTuple):
@@ -141,7 +155,7 @@ class Parser:
             return self._parsed(given, layout, source.label)
         except ValueError as error:
             parameter = error.parameter if isinstance(error, _Misnamed) else ()
-            return BadRow(source.place(group[0]), str(error), _writable(_encode(given)), parameter)
+            return BadRow(source.place(group[0]), str(error), _writable(_shown(given)), parameter)
 
     def _parsed(self, given: Mapping[str, Any], layout: Format, label: str) -> Row:
         """Return the row of a record.
@@ -151,7 +165,7 @@ class Parser:
         """
         self._refuse_collision(given)
         record = self._renamed(given)
-        text = _encode(record)
+        text = _as_json(record)
         if half_character(text) is not None:
             raise ValueError(_halved(record))
         uid = self._uid(record, f"{label}\x1f{text}")
@@ -278,6 +292,27 @@ def _is_canonical(value: Any, shape: Shape) -> bool:
             return False
         return True
     return isinstance(value, str) if shape == "text" else isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _as_json(record: Mapping[str, Any]) -> str:
+    """Return the record's JSON, which its uid follows from.
+
+    Raises:
+        ValueError: a field has bytes; it is named.
+    """
+    try:
+        return _encode(record)
+    except ValueError as error:
+        for name, value in record.items():
+            try:
+                _encode(value)
+            except ValueError:
+                raise WrongValue(f"`{name}`: {error}", "make it text, or leave the column out of the file") from error
+        raise
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
 
 
 def _halved(record: Mapping[str, Any]) -> str:

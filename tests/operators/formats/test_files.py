@@ -6,12 +6,19 @@ import csv
 import gzip
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caiflow.operators.formats.files import Line, read_lines
+from caiflow.operators.formats.rows import BadRow, Parser
+from caiflow.operators.formats.source import FileSource
 
 RECORDS = [{"prompt": f'ask {n}:\n"quoted", ünïcode 🦊', "note": "x" * n} for n in range(5)]
 
@@ -63,6 +70,64 @@ def test_objects_that_hold_rows(tmp_path: Path) -> None:
     assert data(path) == [{"key": "x", "a": 1}, {"key": "y", "a": 2}]
     path.write_text(json.dumps({"a": 1}, indent=1))
     assert data(path) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("turn", [{"role": "user", "content": "q"}, {"from": "human", "value": "q"}])
+@pytest.mark.parametrize("more", [{}, {"id": "x"}, {"system": "s"}])
+def test_one_conversation_is_one_record(tmp_path: Path, turn: dict[str, str], more: dict[str, str]) -> None:
+    path = tmp_path / "a.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps({"messages": [turn, turn], **more}, indent=indent))
+        assert data(path) == [{"messages": [turn, turn], **more}]
+
+
+plain = st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text(), max_size=2))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["columns", "split", "records", "index"]), st.lists(st.tuples(plain, plain), min_size=1, max_size=4))
+def test_what_pandas_writes_is_its_rows(orient: Any, rows: list[tuple[Any, Any]]) -> None:
+    frame = pandas.DataFrame({"prompt": [row[0] for row in rows], "kind": [row[1] for row in rows]}, dtype=object)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(frame.to_json(orient=orient))
+        found = [{name: line[name] for name in ("prompt", "kind")} for line in data(path)]  # type: ignore[index]
+    assert found == [{"prompt": one, "kind": two} for one, two in rows]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt", "a.jsonl.gz"])
+def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    with pytest.raises(ValueError, match=r"a Git LFS pointer, .*; fetch the file: `git lfs pull`"):
+        read(path)
+
+
+def test_texts_are_prompts(tmp_path: Path) -> None:
+    texts = ["Where is the tea?", "[1, 2]", ' "quoted" ']
+    for name, content in (
+        ("a.json", json.dumps(texts)),
+        ("a.jsonl", "\n".join(map(json.dumps, texts))),
+        ("a.txt", "\ufeff" + "\r\n\n".join(texts) + "\n"),
+    ):
+        (tmp_path / name).write_bytes(content.encode())
+        assert data(tmp_path / name) == [{"prompt": text} for text in texts]
+    (tmp_path / "a.jsonl").write_text('"one"\n{"prompt": "two"}\n')
+    assert read(tmp_path / "a.jsonl")[1].error == "expected a text, as the first is, got dict"
+
+
+def test_bytes_are_text_where_they_are_some(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"prompt": [b"q", "ü".encode()], "n": [1, 2], "image": [b"x", b"\xff\xd8"]}), tmp_path / "a.parquet"
+    )
+    assert data(tmp_path / "a.parquet") == [
+        {"prompt": "q", "n": 1, "image": "x"},
+        {"prompt": "ü", "n": 2, "image": b"\xff\xd8"},
+    ]
+    good, bad = Parser().rows(FileSource(tmp_path / "a.parquet"))
+    assert not isinstance(good, BadRow)
+    assert isinstance(bad, BadRow)
+    assert bad.reason.startswith("`image`: it has bytes that aren't text")
 
 
 def test_places_are_lines(tmp_path: Path) -> None:
@@ -121,7 +186,7 @@ def test_items_longer_than_a_chunk(tmp_path: Path) -> None:
         ("a.csv", b"\xff,b\n1,2", r"a\.csv:1: can't be read further"),
         ("a.csv", b"a,b,a\n1,2,3", r"a\.csv:1: 2 columns are named `a`; give each column its own name"),
         ("a.tsv", b"a\t\t\n1\t2\t3", r"a\.tsv:1: 2 columns have no name"),
-        ("a.txt", b"", r"a\.txt: unknown kind of file, got suffix '\.txt'"),
+        ("a.text", b"", r"a\.text: unknown kind of file, got suffix '\.text'"),
     ],
 )
 def test_files_that_break_as_a_whole(tmp_path: Path, name: str, content: bytes, message: str) -> None:
