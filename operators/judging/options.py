@@ -6,7 +6,6 @@ without). In which orders answers are shown, and what the votes amount to, is in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
+from caiflow.operators.judging.phrases import parse_choice
 from caiflow.operators.judging.prompts import (
     JUDGE_PREFILL,
     LETTERS,
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 MOST_OPTIONS = 9
 """A list of options shown at once has (A) to (I) at the most."""
 _VERDICT = Sampling(max_tokens=16, stop=("\n",))
-_LEADING = r"\s*\(?([A-Z])(?:\)|\s*$|[.:,](?:\s|$))"
-_UNDECIDED = r"(?i)\s*\(?[A-Z]\)?\s*(?:and|or|/|&|,)\s*\(?[A-Z]\)"
-_STATED = r"\(([A-Z])\)|answer is:?\s*([A-Z])\b"
 
 
 class ThoughtSampling(SamplingParams):
@@ -225,13 +222,3 @@ class OptionsJudge:
 
 def _alike(letters: str) -> tuple[float, ...]:
     return (1 / len(letters),) * len(letters)
-
-
-def parse_choice(text: str, letters: str = "AB") -> str | None:
-    """Return the one option that an answer names, or None where it names none, several, or one that wasn't offered."""
-    if re.match(_UNDECIDED, text):
-        return None
-    leading = re.match(_LEADING, text)
-    named = {leading[1]} if leading else {a or b for a, b in re.findall(_STATED, text)}
-    letter = named.pop() if len(named) == 1 else ""
-    return letter if letter and letter in letters else None

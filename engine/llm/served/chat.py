@@ -51,14 +51,17 @@ class Dialect:
         text = request.prompt if isinstance(request.prompt, str) else "".join(message["content"] for message in request.prompt)
         return len(text.encode()) // 2 + 16 + (1 if request.choices or request.score else request.sampling.max_tokens)
 
-    def adapt(self, status: int, text: str) -> bool:
-        """Change ways after a refusal that names a field; say whether another try is worth it."""
+    def adapt(self, status: int, text: str, body: Mapping[str, Any]) -> bool:
+        """Change ways after a refusal that names a field of `body`; say whether a call as they are now is worth a try.
+
+        Of several calls under way together, the first changes the ways, and all are worth it.
+        """
         if status not in (400, 422):
             return False
-        if "max_completion_tokens" in text and self._length == "max_tokens":
+        if "max_completion_tokens" in text and "messages" in body and "max_tokens" in body:
             self._length = "max_completion_tokens"
             return True
-        if "logprobs" in text and self._top[RAW] == _TOP:
+        if "logprobs" in text and _TOP in (body.get("top_logprobs"), body.get("logprobs")):
             self._top[RAW], self._top[CHAT] = 5, 5
             return True
         return False
@@ -73,7 +76,8 @@ class Dialect:
         try:
             body = json.loads(text)
             choice = body["choices"][0]
-            said = choice["text"] if "text" in choice else choice["message"]["content"]
+            message = choice if "text" in choice else choice["message"]
+            said = choice["text"] if "text" in choice else message["content"]
             reason = choice.get("finish_reason")
             usage = body.get("usage") or {}
             counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -81,12 +85,15 @@ class Dialect:
             raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
         if reason == "content_filter":
             raise EngineError("the server filtered its answer", kind="refused")
+        if reason == "error":
+            why = choice.get("error") or body.get("error") or "it gives no reason"
+            raise EngineError(f"the server broke its answer off: {json.dumps(why)[:300]}", kind="refused", retry=True)
         if request.score:
             return self._scored(request, choice, counts[0])
         if request.choices:
             found = _choice_logprobs(request.choices, _first_token(choice))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
-        return Completion(*_trimmed(request, str(said or ""), reason), *counts)
+        return Completion(*_trimmed(request, _spoken(said, message, reason), reason), *counts)
 
     def _scoring(self, request: Request) -> dict[str, Any]:
         """Return the fields that have a server echo a prompt with its log-probabilities."""
@@ -161,6 +168,34 @@ class Dialect:
         }
         fields |= {name: value for name, (value, off) in extras.items() if value != off}
         return {**fields, "stop": list(sampling.stop)} if sampling.stop else fields
+
+
+def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:
+    """Return the text of an answer: its content, the texts among its parts, or else the refusal.
+
+    Raises:
+        EngineError: it has no text, or one with half of a character.
+        ValueError: its content is something else.
+    """
+    if isinstance(said, list):
+        said = "".join(part["text"] for part in said if isinstance(part, Mapping) and part.get("type", "text") == "text")
+    said = said or message.get("refusal") or said
+    if message.get("tool_calls") and not said:
+        raise EngineError("the server calls a tool (`tool_calls`) instead of answering", kind="empty")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if said is None or (not said and (thought or reason == "length")):
+        spent = "all of `max_tokens` went into its reasoning" if thought and reason == "length" else f"it ended by {reason!r}"
+        raise EngineError(
+            f"the server's answer has no text: {spent}", "raise `max_tokens`, or let it reason less", kind="empty"
+        )
+    if not isinstance(said, str):
+        raise ValueError(f"the content is no text: {str(said)[:200]!r}")
+    try:
+        said.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(said[error.start])
+        raise EngineError(f"the server's answer has {half}, half of a character", kind="refused", retry=True) from error
+    return said
 
 
 def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -36,6 +36,8 @@ _PATIENCE_S = 900.0
 """How long a call is asked again while the server refuses for being too many."""
 _LONGEST_WAIT_S = 30.0
 _LARGEST_BODY = 32 << 20
+_SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
+"""What a refusal for being too many says that no waiting helps."""
 _BUSY = frozenset({429, 503, 529})
 _PASSING = frozenset({408, 409, 425, 500, 502, 504})
 
@@ -144,15 +146,15 @@ class EndpointEngine:
                 await asyncio.sleep(wait_s)
 
     async def _call(self, request: Request) -> Completion:
-        path, body = self._dialect.call(request)
         held = self._dialect.most_tokens(request)
         await self._budget.hold(held)
         used = 0
         started = await self._pace.enter()
         try:
+            path, body = self._dialect.call(request)  # as the calls before this one taught
             async with asyncio.timeout(self._endpoint.timeout_s):
                 status, headers, text = await self._post(path, body)
-            self._check(status, headers, text)
+            self._check(status, headers, text, body)
             answer = self._dialect.answer(request, text)
             used = answer.prompt_tokens + answer.completion_tokens or held
             self._pace.answered()
@@ -191,7 +193,7 @@ class EndpointEngine:
         except httpx.HTTPError as error:
             raise _Passing(f"the connection failed: {type(error).__name__} {error}".rstrip(), "connection") from error
 
-    def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
+    def _check(self, status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]) -> None:
         """Sort a refusal.
 
         Raises:
@@ -201,11 +203,13 @@ class EndpointEngine:
         if status == 200:
             return
         said = f"the server answers {status}: {' '.join(text.split())[:300]}"
+        if status in (402, 429) and any(sign in text.lower() for sign in _SPENT):
+            raise EngineError(said, "pay for more, or ask another server", kind="refused")
         if status in _BUSY:
             raise _Passing(said, "refused", busy=True, retry_after_s=_retry_after_s(headers))
         if status in _PASSING or status >= 500:
             raise _Passing(said, "refused")
-        if self._dialect.adapt(status, text):
+        if self._dialect.adapt(status, text, body):
             raise _Passing(said, "refused", busy=True)
         raise _final(status, said, text)
 

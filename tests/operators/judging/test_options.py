@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caiflow.operators.judging.options import Judging, parse_choice
+from caiflow.operators.judging.options import Judging
 from caiflow.operators.judging.pairwise import PairJudge, Verdict, Vote
+from caiflow.operators.judging.phrases import parse_choice
 from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_messages
 from caiflow.operators.measures.probability import clamped
 from support.row_llm import Asked, RuleLLM
@@ -210,7 +211,7 @@ def test_identity_names_every_text() -> None:
     [
         ("A).", "A"),
         (" B)", "B"),
-        ("(A) because it is kind, unlike (B)", "A"),
+        ("(A) because it is kind, unlike (B)", None),
         ("A", "A"),
         ("B.", "B"),
         ("The answer is (B).", "B"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -235,6 +236,85 @@ def test_a_server_that_wants_the_newer_field_gets_it(server: BadServer, connect:
     server.reply = lambda body, n: said("fine") if "max_completion_tokens" in body else refusal
     assert text(connect(), Request(CHAT, Sampling(max_tokens=9))).text == "fine"
     assert server.calls[-1]["max_completion_tokens"] == 9
+
+
+@pytest.mark.parametrize("choose", [False, True], ids=["max_tokens", "logprobs"])
+def test_calls_under_way_use_what_one_of_them_found(server: BadServer, connect: Callable[..., Engine], choose: bool) -> None:
+    together = threading.Barrier(6, timeout=30)
+
+    def reply(body: dict[str, Any], n: int) -> Any:
+        if body.get("top_logprobs") == 20 if choose else "max_tokens" in body:
+            together.wait()  # all six are under way before the first is refused
+            name = "top_logprobs: at most 5" if choose else "use 'max_completion_tokens' instead of max_tokens"
+            return 400, {}, json.dumps({"error": {"message": name}})
+        first = {"token": "A", "logprob": -0.1, "top_logprobs": [{"token": "B", "logprob": -3.0}]}
+        return said("A", logprobs={"content": [first]})
+
+    server.reply = reply
+    requests = [Request(CHAT, seed=n, choices=("A", "B") if choose else ()) for n in range(6)]
+    answers = ask(connect(), requests)
+    assert [answer.text for answer in answers if isinstance(answer, Completion)] == ["A"] * 6, answers
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (429, {"message": "You exceeded your current quota, please check your plan.", "code": "insufficient_quota"}),
+        (402, {"message": "Insufficient credits"}),
+        (429, {"type": "insufficient_quota"}),
+    ],
+)
+def test_a_spent_account_is_no_rate_limit(
+    server: BadServer, connect: Callable[..., Engine], status: int, error: dict[str, str]
+) -> None:
+    server.reply = lambda body, n: (status, {}, json.dumps({"error": error}))
+    (answer,) = ask(connect(), [Request(CHAT)])
+    assert isinstance(answer, EngineError)
+    assert (answer.kind, answer.retry, len(server.calls)) == ("refused", False, 1)
+    assert next(iter(error.values())) in str(answer)
+
+
+def answered(content: Any, reason: str = "stop", **message: Any) -> Any:
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": reason}
+    return 200, {}, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (answered("fine"), "fine"),
+        (answered(""), ""),
+        (answered(None, refusal="I can't."), "I can't."),
+        (answered([{"type": "text", "text": "Hello "}, {"type": "thinking"}, {"type": "text", "text": "you"}]), "Hello you"),
+        (answered("fine", reasoning_content="hm"), "fine"),
+        (answered("half", "length"), "half"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_what_it_says(server: BadServer, connect: Callable[..., Engine], reply: Any, expected: str) -> None:
+    server.reply = lambda body, n: reply
+    assert text(connect(), Request(CHAT)).text == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "retry"),
+    [
+        (answered(None), "no text: it ended by 'stop'", False),
+        (answered(None, "length", reasoning_content="Let me"), "all of `max_tokens` went into its reasoning", False),
+        (answered("", "length", reasoning="Let me"), "all of `max_tokens` went into its reasoning", False),
+        (answered("", reasoning="Let me"), "no text", False),
+        (answered(None, "tool_calls", tool_calls=[{"id": "1"}]), "calls a tool", False),
+        (answered("Half an ans", "error", refusal=None), 'broke its answer off: "it gives no reason"', True),
+        (answered("Half a smile: \ud83d"), "half of a character", True),
+        (answered(7), "the content is no text", True),
+    ],
+)
+def test_what_is_no_answer_fails_with_its_reason(
+    server: BadServer, connect: Callable[..., Engine], reply: Any, message: str, retry: bool
+) -> None:
+    server.reply = lambda body, n: reply
+    failure = error(connect())
+    assert message in str(failure)
+    assert failure.retry == retry
 
 
 def test_the_cap_on_calls_holds_and_counts_tries(server: BadServer, connect: Callable[..., Engine]) -> None:
