@@ -284,8 +284,10 @@ class _Records:
         """Return the line of a value."""
         if self._texts is None:
             self._texts = isinstance(data, str)
-        if isinstance(data, str if self._texts else dict):
-            return Line(place, {"prompt": data} if self._texts else data)
+        if self._texts and isinstance(data, str):
+            return Line(place, {"prompt": data})
+        if not self._texts and isinstance(data, dict):
+            return Line(place, data)
         wanted = "a text, as the first is" if self._texts else "an object with named fields"
         return Line(place, None, f"expected {wanted}, got {type(data).__name__}", json.dumps(data))
 
