@@ -8,6 +8,7 @@ A text that is YAML by chance (`Rules: be kind.`) stays a text, unless its file'
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -30,6 +31,12 @@ _OWN_KEYS = {"caiflow", "caiflow_constitution", "principles", "steps", "few_shot
 _BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:"
 """The beginning of a constitution, so that broken YAML isn't taken for prose."""
 _OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
+
+
+_RULE = ("text", "principle", "definition", "description", "trait", "rule")
+_CRITIQUE = ("critique_request", "critique")
+_REVISION = ("revision_request", "revision")
+_SPEAKS = r"(?m)^\s*(?:Human|Assistant|User|AI|System)\s*:"
 
 
 class FormatError(WrongValue):
@@ -82,6 +89,8 @@ def _decode(text: str, structured: bool) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             refused = FormatError(f"not valid JSON: {error.msg}", line=error.lineno, col=error.colno)
+        if (lines := _json_lines(text)) is not None:
+            return lines
         try:
             return _yaml(text)
         except FormatError:
@@ -98,6 +107,15 @@ def _decode(text: str, structured: bool) -> Any:
         listed = structured and (_strings(data) or any(isinstance(item, Mapping) for item in data))
         return data if listed or _has_principles(data) or _has_requests(data) or _has_options(data) else text
     return data if data is None and structured else text
+
+
+def _json_lines(text: str) -> list[Any] | None:
+    """Return the objects of JSON lines; None where some line is no object."""
+    try:
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError:
+        return None
+    return found if all(isinstance(item, dict) for item in found) else None
 
 
 def _yaml(text: str) -> Any:
@@ -153,6 +171,43 @@ def _nemo(data: Any) -> Data | None:
     return {"few_shot": {"critique": [_chat(chat) for chat in data["samples"]]}}
 
 
+def _renamed(data: Any) -> Data | None:
+    """Return principles whose texts have others' names; what only describes them (a category, a number) is left out."""
+    items = data.get("principles") if isinstance(data, Mapping) else data
+    if not (isinstance(items, list) and items and all(isinstance(item, Mapping) for item in items)):
+        return None
+    if not all(item.keys() & {*_RULE, *_CRITIQUE, *_REVISION} for item in items):
+        return None
+    if not any(item.keys() & {*_RULE[:-1], *_CRITIQUE[:-1], *_REVISION[:-1]} for item in items):
+        return None  # all as caiflow names them
+    principles = [_principle(item, number) for number, item in enumerate(items, 1)]
+    ids = [principle["id"] for principle in principles]
+    again = (id for place, id in enumerate(ids) if id in ids[:place])
+    if (twice := next(again, None)) is not None:
+        raise ValueError(f"two principles are named {twice!r}")
+    return {"principles": principles}
+
+
+def _principle(item: Mapping[str, Any], number: int) -> Data:
+    """Return a principle in caiflow's names.
+
+    Raises:
+        ValueError: a text of it is no text.
+    """
+    found: Data = {}
+    for ours, theirs in (("critique", _CRITIQUE), ("revision", _REVISION), ("judge", ("judge",)), ("rule", _RULE)):
+        name = next((name for name in theirs if item.get(name) is not None), None)
+        if name is not None:
+            found[ours] = _clean(_first(item[name]))
+    if {"critique", "revision"} <= found.keys() and "rule" in found and "rule" not in item:
+        name = found.pop("rule")  # a title beside the two requests
+    else:
+        name = found.get("rule", f"principle{number}")
+    title = next((item[key] for key in ("id", "name", "dimension") if item.get(key) is not None), name)
+    found["id"] = "-".join(re.findall(r"\w+", str(title).lower())[:8]) or f"principle{number}"
+    return found if item.get("weight") is None else {**found, "weight": item["weight"]}
+
+
 def _listed(data: Any) -> Data | None:
     return {"principles": data} if _has_principles(data) else None
 
@@ -170,8 +225,19 @@ def _rules(data: Any) -> Data | None:
 def _plain_text(data: Any) -> Data | None:
     if not (isinstance(data, str) and data.strip()) or "\0" in data:
         return None
+    if len(re.findall(_SPEAKS, data)) > 1:
+        raise ValueError("it is a dialogue, whose turns are no principles")
+    if _is_table(data):
+        raise ValueError("it is a table of comma-separated values: write its rows as JSON lines, {principle: ...} each")
     question = "Weigh the two responses by all of these rules. Which response keeps them better?"
     return {"principles": [{"id": "rules", "judge": f"{data.strip()}\n\n{question}"}]}
+
+
+def _is_table(text: str) -> bool:
+    """Return whether each line has as many cells as the first, whose cells are the names of columns."""
+    rows = [row for row in csv.reader(text.strip().splitlines()) if row]
+    named = all(re.fullmatch(r"\s*\w+\s*", cell) for cell in rows[0])
+    return len(rows) > 1 and len(rows[0]) > 1 and named and all(len(row) == len(rows[0]) for row in rows)
 
 
 FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
@@ -182,6 +248,7 @@ FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
     "Anthropic's judging few-shots with a chain of thought (a list of {prompt})": _thoughts,
     "llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})": _swarm,
     "NeMo-Aligner's few-shots ({samples: [six {role, content} each]})": _nemo,
+    "a list of principles in others' names ({name, text|principle|definition|trait, critique_request, ...})": _renamed,
     "a list of caiflow's principles ([{id, critique, revision, judge}])": _listed,
     "a list of rules ([be kind, be honest])": _rules,
     "a plain text of rules (it becomes one judging instruction)": _plain_text,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.constitution.foreign_formats import FormatError, read_data
 from caiflow.engine.constitution.load import Constitution, load_constitution, merge
 from caiflow.engine.errors import SpecError
 
@@ -155,7 +156,7 @@ def test_broken_files_are_refused_with_the_format_they_resemble(tmp_path: Path, 
         ("extends: quickstart\nsteps: {}\n", "this is a caiflow spec, not a constitution"),
         ("name: kind\nprinciples: [{id: a, rule: b}]\n", "add the line `caiflow_constitution: 1`"),
         ("lr: 1\nrank: 8\n", "not a constitution: a mapping of lr, rank"),
-        ("- {name: a, text: b}\n", "not a constitution"),
+        ("- {name: a, note: b}\n", "not a constitution"),
         ("rules: [a\n", "not valid YAML"),
     ],
 )
@@ -201,3 +202,38 @@ def test_a_refusal_names_the_formats_where_python_strips_docstrings() -> None:
     assert "a list of rules ([be kind, be honest])" in done.stdout
     assert "this looks like NeMo-Aligner's few-shots" in done.stdout
     assert "None" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            '{"principle": "Be kind.", "critique": "c", "revision": "r"}\n'
+            '{"principle": "Be true.", "critique": "d", "revision": "s"}\n',
+            [{"id": "be-kind", "critique": "c", "revision": "r"}, {"id": "be-true", "critique": "d", "revision": "s"}],
+        ),
+        (
+            '[{"name": "legal", "critique_request": "c", "revision_request": "r"}]',
+            [{"id": "legal", "critique": "c", "revision": "r"}],
+        ),
+        ('[{"dimension": "Kind", "definition": "Be kind.", "weight": 10}]', [{"id": "kind", "rule": "Be kind.", "weight": 10}]),
+        ('{"version": 1.0, "principles": [{"id": "kind", "text": "Be kind."}]}', [{"id": "kind", "rule": "Be kind."}]),
+        ('[{"trait": "Be kind.", "category": "tone"}]', [{"id": "be-kind", "rule": "Be kind."}]),
+    ],
+)
+def test_principles_in_others_names(text: str, found: list[dict[str, Any]]) -> None:
+    assert read_data(text, "n")["principles"] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,principle\nkind,Be kind.\ntrue,Be true.\n", "a table of comma-separated values"),
+        ("Talk with me.\n\nHuman: hi\n\nAssistant: yo\n", "it is a dialogue"),
+        ('[{"text": "Be kind."}, {"text": "be kind"}]', "two principles are named 'be-kind'"),
+        ('[{"text": 3}]', "a text is expected|not subscriptable"),
+    ],
+)
+def test_what_has_no_principles_is_no_constitution(text: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        read_data(text, "n")
