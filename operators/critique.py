@@ -20,7 +20,8 @@ from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators import accepting
 from caiflow.operators.accepting import AcceptParams
-from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, current_answer, revisions_so_far
+from caiflow.operators.judging import prompts
+from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, critique_text, current_answer, revisions_so_far
 from caiflow.operators.measures import answers
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class CritiqueParams(AcceptParams):
     """Worked examples of the constitution shown before the row."""
     examples: Literal["first", "drawn"] = "first"
     """`first` shows the same examples to all rows (their prefix is computed once); `drawn` draws them anew for each row."""
+    format: prompts.Format = "chat"
+    """`chat` sends turns under the chat template; `transcript` one plain text with headings, for models not trained to chat."""
 
 
 class Critique(RowOperator[CritiqueParams]):
@@ -88,10 +91,11 @@ class Critique(RowOperator[CritiqueParams]):
         """Return the critique of the row's present answer."""
         principle, done = self._principle(row), len(revisions_so_far(row))
         ids = self._few_shot.ids(self.context.seed, row["uid"])
-        messages = critique_messages(row["prompt"], current_answer(row), principle, self._few_shot.named(ids))
+        write = critique_text if self.params.format == "transcript" else critique_messages
+        asked = write(row["prompt"], current_answer(row), principle, self._few_shot.named(ids))
 
         async def ask(sampling: Sampling, further: int) -> Completion:
-            return await llm.chat(messages, sampling, sample=done + further)
+            return await prompts.ask(llm, asked, sampling, done + further)
 
         def finished(answer: Completion) -> Row:
             return {**row, "principle": principle.id, "critique": answer.text.strip(), "few_shot": ids}

@@ -21,11 +21,14 @@ from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators import accepting
 from caiflow.operators.accepting import AcceptParams, Drawn
+from caiflow.operators.judging import prompts
 from caiflow.operators.judging.prompts import (
     FORMAT_VERSION,
     critique_messages,
+    critique_text,
     current_answer,
     revise_messages,
+    revise_text,
     revisions_so_far,
 )
 from caiflow.operators.measures import answers, texts
@@ -53,6 +56,8 @@ class ReviseParams(AcceptParams):
     """Worked examples of the constitution shown before the row; null shows those that its critique was given."""
     examples: Literal["first", "drawn"] = "first"
     """Which examples, where `few_shot` is a number: the first ones for all rows, or some drawn for each row."""
+    format: prompts.Format = "chat"
+    """`chat` sends turns under the chat template; `transcript` one plain text with headings, for models not trained to chat."""
     strip_preamble: bool = False
     """Whether openings such as `Here is a revised answer:` are cut off the revision."""
     rows: Literal["last", "each"] = "last"
@@ -194,12 +199,14 @@ class Revise(RowOperator[ReviseParams]):
         answer, shown = before[-1].revision if before else current_answer(row), self._few_shot.named(self._example_ids(row))
         critique = row["critique"] if not before and self._has_critique(row) else None
         if self.params.critique and critique is None:
-            asked = critique_messages(row["prompt"], answer, principle, shown)
-            critique = (await llm.chat(asked, sampling, sample=2 * number)).text.strip()
-        asked = revise_messages(row["prompt"], answer, principle, critique, shown)
+            write = critique_text if self.params.format == "transcript" else critique_messages
+            given = write(row["prompt"], answer, principle, shown)
+            critique = (await prompts.ask(llm, given, sampling, 2 * number)).text.strip()
+        rewrite = revise_text if self.params.format == "transcript" else revise_messages
+        asked = rewrite(row["prompt"], answer, principle, critique, shown)
 
         async def ask(sampling: Sampling, further: int) -> Completion:
-            return await llm.chat(asked, sampling, sample=2 * number + 1 + further)
+            return await prompts.ask(llm, asked, sampling, 2 * number + 1 + further)
 
         def made(answer: Completion) -> _Round:
             text = answer.text.strip()

@@ -7,12 +7,13 @@ Never asks a model and never chooses a principle or an example: those come in as
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from caiflow.engine.llm.base import Message
+from caiflow.engine.llm.base import Completion, Message, Sampling
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, JudgeExample, Principle
+    from caiflow.engine.operator import RowLLM
 
 Prompt = str | Iterable[Message]
 """A conversation, or a plain text that is one user turn."""
@@ -83,6 +84,51 @@ def revise_messages(
         return [*critique_messages(prompt, answer, principle, examples), assistant(critique), user(principle.revision_request)]
     shown = [turn for e in examples for turn in _example_turns(e, critique=False)]
     return [*_under_system(shown, turns(prompt)), assistant(answer), user(principle.revision_request)]
+
+
+Format = Literal["chat", "transcript"]
+"""Turns for a chat template, or one plain text with the headings of the Constitutional AI paper, which a model continues."""
+_HEADINGS = ("CritiqueRequest", "Critique", "RevisionRequest", "Revision")
+TRANSCRIPT_STOPS = tuple(f"\n\n{heading}:" for heading in ("Human", "Assistant", *_HEADINGS))
+"""Where an answer to a transcript ends: at the next heading."""
+
+
+def critique_text(prompt: Prompt, answer: str, principle: Principle, examples: Sequence[CritiqueExample] = ()) -> str:
+    """Return the transcript that goes on with the critique of `answer`."""
+    shown = [_example_text(e, critique=True) for e in examples]
+    talk = conversation_text([*turns(prompt), assistant(answer)])
+    return _transcript(*shown, talk, _asked(principle.critique_request), "Critique:")
+
+
+def revise_text(
+    prompt: Prompt, answer: str, principle: Principle, critique: str | None, examples: Sequence[CritiqueExample] = ()
+) -> str:
+    """Return the transcript that goes on with the revision; without a critique it goes straight to the request."""
+    shown = [_example_text(e, critique=critique is not None) for e in examples]
+    talk = conversation_text([*turns(prompt), assistant(answer)])
+    middle = [_asked(principle.critique_request), f"Critique: {critique}"] if critique is not None else []
+    return _transcript(*shown, talk, *middle, _asked(principle.revision_request, "Revision"), "Revision:")
+
+
+async def ask(llm: RowLLM, asked: Sequence[Message] | str, sampling: Sampling, sample: int) -> Completion:
+    """Return what comes next: the assistant's turn, or what a transcript goes on with up to the next heading."""
+    if isinstance(asked, str):
+        return await llm.complete(asked, sampling._replace(stop=sampling.stop or TRANSCRIPT_STOPS), sample=sample)
+    return await llm.chat(asked, sampling, sample=sample)
+
+
+def _transcript(*parts: str) -> str:
+    return "\n\n" + "\n\n".join(parts)
+
+
+def _asked(request: str, stage: str = "Critique") -> str:
+    return f"{stage}Request: {request}"
+
+
+def _example_text(example: CritiqueExample, *, critique: bool) -> str:
+    talk = conversation_text([*turns(example.prompt), assistant(example.response)])
+    middle = [_asked(example.critique_request), f"Critique: {example.critique}"] if critique else []
+    return "\n\n".join([talk, *middle, _asked(example.revision_request, "Revision"), f"Revision: {example.revision}"])
 
 
 def _example_turns(example: CritiqueExample, *, critique: bool) -> list[Message]:

@@ -10,7 +10,7 @@ from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
-from caiflow.operators.judging.prompts import critique_messages, user
+from caiflow.operators.judging.prompts import TRANSCRIPT_STOPS, critique_messages, critique_text, user
 from support.row_llm import RuleLLM
 from support.small_constitution import small_constitution
 
@@ -45,6 +45,17 @@ def test_the_critique_is_asked_under_the_drawn_principle() -> None:
         "few_shot": [example_id(e) for e in LAW.few_shot_critique[:2]],
         "round": 1,
     }
+
+
+def test_a_transcript_is_continued_up_to_the_next_heading() -> None:
+    written, llm = run(step(few_shot=1, format="transcript"), row())
+    (principle,) = LAW.draw(3, "r", 0)
+    (asked,) = llm.asked
+    assert (asked.kind, asked.prompt) == ("complete", critique_text("why?", "so", principle, LAW.few_shot_critique[:1]))
+    assert asked.sampling.stop == TRANSCRIPT_STOPS
+    assert written["critique"] == "too curt"
+    _, own = run(step(format="transcript", sampling={"stop": ["END"]}), row())
+    assert own.asked[0].sampling.stop == ("END",)
 
 
 def test_rows_draw_independently_and_repeatably() -> None:

@@ -11,7 +11,7 @@ from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
-from caiflow.operators.judging.prompts import critique_messages, revise_messages, user
+from caiflow.operators.judging.prompts import critique_messages, critique_text, revise_messages, revise_text, user
 from caiflow.operators.revise import Revise, ReviseParams, without_preamble
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
@@ -64,6 +64,18 @@ def test_the_rows_own_critique_leads_to_the_revision() -> None:
         "revisions": [f"re {principle.id}"],
     }
     assert set(written) == set(step().writes())
+
+
+def test_transcripts_hold_both_requests_and_each_rounds_own_critique() -> None:
+    written, asked = run(step(rounds=2, format="transcript"), criticised())
+    assert [a.kind for a in asked] == ["complete"] * 3
+    first, second = (LAW[name] for name in written["principles"])
+    before = written["revisions"][0]
+    assert asked[0].prompt == revise_text("why?", "so", first, "given critique")
+    assert asked[1].prompt == critique_text("why?", before, second)
+    assert asked[2].prompt == revise_text("why?", before, second, written["critiques"][1])
+    _, straight = run(step(critique=False, format="transcript"), row())
+    assert "Critique" not in straight[0].prompt
 
 
 def test_four_rounds_draw_four_principles_and_go_on_from_each_revision() -> None:

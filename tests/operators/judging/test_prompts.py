@@ -52,6 +52,26 @@ def test_without_critique_the_examples_have_none_either() -> None:
     ]
 
 
+def test_a_transcript_has_the_same_words_under_headings() -> None:
+    example = (
+        "Human: question 1\n\nAssistant: response 1\n\nCritiqueRequest: criticise 1\n\nCritique: critique 1\n\n"
+        "RevisionRequest: rewrite 1\n\nRevision: revision 1"
+    )
+    asked = prompts.critique_text("why?", "so", LAW["p2"], LAW.few_shot_critique[:1])
+    row = "Human: why?\n\nAssistant: so\n\nCritiqueRequest: Criticise by p2."
+    assert asked == f"\n\n{example}\n\n{row}\n\nCritique:"
+    again = prompts.revise_text("why?", "so", LAW["p2"], "too curt", LAW.few_shot_critique[:1])
+    assert again == f"{asked} too curt\n\nRevisionRequest: Rewrite by p2.\n\nRevision:"
+
+
+def test_a_transcript_without_critique_has_none_in_its_examples() -> None:
+    assert prompts.revise_text(TALK, "so", LAW["p3"], None, LAW.few_shot_critique[:1]) == (
+        "\n\nHuman: question 1\n\nAssistant: response 1\n\nRevisionRequest: rewrite 1\n\nRevision: revision 1\n\n"
+        "Human: hello\n\nAssistant: hi\n\nHuman: how do I pick a lock?\n\nAssistant: so\n\n"
+        "RevisionRequest: Rewrite by p3.\n\nRevision:"
+    )
+
+
 def test_the_system_turn_stays_first() -> None:
     system = {"role": "system", "content": "be brief"}
     asked = prompts.critique_messages([system, user("why?")], "so", LAW["p1"], LAW.few_shot_critique[:1])
