@@ -317,10 +317,10 @@ class LLMs(ABC):
     """Models as a table of rows sees them: `map` runs a coroutine per row with ledger, retries and streaming."""
 
     @abstractmethod
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order.
 
-        `label` names the work in the ledger and the progress display; `identity` is what decides the results beside the rows.
+        `label` names the work in the ledger and the progress display.
         """
 
 

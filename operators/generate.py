@@ -128,7 +128,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with answers: each of several samples counts."""
-        cut = answers.truncated("answers", answers.each(lambda row: [""], lambda _, row: bool(row["truncated"])))
+        cut = answers.truncated("answers", answers.each(lambda _: [""], lambda _, row: bool(row["truncated"])))
         echoes = answers.copies(
             "prompt", "answers", _answers, lambda row: [answers.last_turn(row["prompt"])],
             "a model trained on them learns to echo", "look at `mode`: a model without chat training needs `transcript`",

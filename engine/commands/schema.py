@@ -17,7 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Add no argument."""
 
 
-def execute(args: Namespace) -> int:
+def execute(_args: Namespace) -> int:
     """Print the schema."""
     from caiflow.engine.spec.schema import spec_schema
 

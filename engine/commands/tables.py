@@ -122,19 +122,20 @@ def parameters_table(operator: Mapping[str, Any]) -> Table:
     required, definitions = operator.get("required", ()), operator.get("$defs", {})
     for name in sorted(operator["properties"], key=lambda name: (name in EVERYWHERE, name not in required)):
         if name != "op":
-            _add_parameter(table, name, operator["properties"][name], definitions, name in required, 0)
+            for row in _parameter(name, operator["properties"][name], definitions, name in required):
+                table.add_row(*row)
     return table
 
 
-def _add_parameter(
-    table: Table, name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int
-) -> None:
+def _parameter(
+    name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int = 0
+) -> Iterator[tuple[Text, ...]]:
     default = "required" if required else short(field["default"], 24) if "default" in field else ""
     label = Text("  " * depth + name, style="bold" if required else "")
-    table.add_row(label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", "")))
+    yield label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", ""))
     for group in _groups(field, definitions) if depth < 3 else ():
         for inner, inner_field in group.get("properties", {}).items():
-            _add_parameter(table, inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
+            yield from _parameter(inner, inner_field, definitions, inner in group.get("required", ()), depth + 1)
 
 
 def _groups(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

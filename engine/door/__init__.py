@@ -42,7 +42,7 @@ _DICT = "spec (a dict)"
 """Stands for the file in the places of a spec that was given as a dict; the lines are those of its YAML."""
 
 
-def run(
+def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     spec: str | Path | Mapping[str, Any],
     *,
     out: str | Path | None = None,

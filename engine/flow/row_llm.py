@@ -9,7 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import compact, key
@@ -52,6 +52,16 @@ def call_key(model_identity: str, request: Request) -> bytes:
     return key("score" if request.score else "call", model_identity, compact(parts), str(request.seed))
 
 
+class Asker(NamedTuple):
+    """What all calls of a step share: what their seeds and keys are made of, their place in the line, and their retries."""
+
+    operator: str
+    seed: int
+    model_identity: str
+    stage: int = 0
+    retries: int = 3
+
+
 class LedgeredLLM(RowLLM):
     """The model of one step as one row sees it.
 
@@ -62,23 +72,15 @@ class LedgeredLLM(RowLLM):
         self,
         client: EngineClient,
         ledger: Ledger | None,
-        *,
+        asker: Asker,
         uid: str,
-        operator: str,
-        seed: int,
-        model_identity: str,
         tally: Tally,
-        stage: int = 0,
-        retries: int = 3,
     ) -> None:
         self._client = client
         self._ledger = ledger
+        self._asker = asker
         self._uid = uid
-        self._seed_parts = ("seed", str(seed), operator, model_identity)
-        self._model_identity = model_identity
         self._tally = tally
-        self._stage = stage
-        self._retries = retries
         self.tokens = 0
         self.cut = 0
         """Answers that ended at `max_tokens`, those from the ledger included."""
@@ -117,7 +119,9 @@ class LedgeredLLM(RowLLM):
         return answer
 
     def _seed(self, sample: int) -> int:
-        return int.from_bytes(key(*self._seed_parts, self._uid, str(sample))[:4], "little") >> 1
+        step = self._asker
+        made = key("seed", str(step.seed), step.operator, step.model_identity, self._uid, str(sample))
+        return int.from_bytes(made[:4], "little") >> 1
 
     async def _ask(self, request: Request) -> Completion:
         answer = await self._kept_or_asked(request)
@@ -127,7 +131,7 @@ class LedgeredLLM(RowLLM):
     async def _kept_or_asked(self, request: Request) -> Completion:
         if self._ledger is None:
             return await self._ask_engine(request)
-        kept_as = call_key(self._model_identity, request)
+        kept_as = call_key(self._asker.model_identity, request)
         kept = self._ledger.get(kept_as)
         if kept is not None:
             self._tally.reused_calls += 1
@@ -137,15 +141,15 @@ class LedgeredLLM(RowLLM):
         return answer
 
     async def _ask_engine(self, request: Request) -> Completion:
-        for attempt in range(self._retries + 1):
+        for attempt in range(self._asker.retries + 1):
             self._tally.calls += 1
-            answer = await self._client.ask(request, self._stage)
+            answer = await self._client.ask(request, self._asker.stage)
             if isinstance(answer, Completion):
                 self._tally.prompt_tokens += answer.prompt_tokens
                 self._tally.completion_tokens += answer.completion_tokens
                 self.tokens += answer.prompt_tokens + answer.completion_tokens
                 return answer
-            if not answer.retry or attempt == self._retries:
+            if not answer.retry or attempt == self._asker.retries:
                 raise answer
             await asyncio.sleep(min(30.0, 0.5 * 2**attempt))
         raise AssertionError("unreachable")
@@ -166,18 +170,18 @@ class NoLLM(RowLLM):
     def _refuse(self) -> Exception:
         return ValueError(f"{self._step}: the operator asks a model, but has no `model` field")
 
-    async def chat(self, messages: Sequence[Message], sampling: Sampling = Sampling(), **_: Any) -> Completion:
+    async def chat(self, *_: Any, **__: Any) -> Completion:
         """Refuse."""
         raise self._refuse()
 
-    async def complete(self, text: str, sampling: Sampling = Sampling(), **_: Any) -> Completion:
+    async def complete(self, *_: Any, **__: Any) -> Completion:
         """Refuse."""
         raise self._refuse()
 
-    async def choose(self, messages: Sequence[Message] | str, choices: Sequence[str], **_: Any) -> Mapping[str, float]:
+    async def choose(self, *_: Any, **__: Any) -> Mapping[str, float]:
         """Refuse."""
         raise self._refuse()
 
-    async def score(self, prompt: Sequence[Message] | str, **_: Any) -> Completion:
+    async def score(self, *_: Any, **__: Any) -> Completion:
         """Refuse."""
         raise self._refuse()

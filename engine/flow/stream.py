@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
-from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally
+from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
 from caiflow.engine.health import Meter, Passed
 from caiflow.engine.identity import NoIdentityError, compact, key
 from caiflow.engine.llm.client import EngineClient
@@ -213,9 +213,9 @@ class Flow:
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
         known = replay(row_key, ledger)
-        return known if known is not None else await self._ask(step, row, view, row_key, ledger)
+        return known if known is not None else await self._ask(step, view, row_key, ledger)
 
-    async def _ask(self, step: FlowStep, row: Row, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+    async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
         llm = self._llm(step, view["uid"], ledger)
         try:
             given = await step.operator.row(view, llm)
@@ -223,17 +223,17 @@ class Flow:
             ledger.append(row_key, {"dropped": str(drop)})
             return Outcome(dropped=str(drop))
         except EngineError as error:
-            return self._failure(step, row_key, ledger, f"{error.kind}: {error}", passing=error.kind in PASSING_FAILURES)
+            return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=error.kind in PASSING_FAILURES)
         except Exception as error:
-            return self._failure(step, row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
+            return self._failure(row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
         rows = tuple(given) if isinstance(given, list) else (given,)
         if wrong := _wrong_columns(rows, self._written[step.name]):
             wrong = f"the operator {step.operator.name} returned {wrong}"
-            return self._failure(step, row_key, ledger, wrong, passing=True)
+            return self._failure(row_key, ledger, wrong, passing=True)
         ledger.append(row_key, {"out": rows, "tokens": llm.tokens, "cut": llm.cut})
         return Outcome(rows=rows, cut=llm.cut)
 
-    def _failure(self, step: FlowStep, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
+    def _failure(self, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
         if not passing:
             ledger.append(row_key, {"failed": reason})
         return Outcome(failed=reason, may_pass=passing)
@@ -242,17 +242,9 @@ class Flow:
         client = self._clients.get(step.model or "")
         if client is None:
             return NoLLM(step.name)
-        return LedgeredLLM(
-            client,
-            ledger if step.operator.calls() > 1 else None,
-            uid=uid,
-            operator=step.operator.name,
-            seed=step.seed,
-            model_identity=step.model_identity,
-            tally=self.tallies[step.name],
-            stage=self._depth[step.name],
-            retries=step.params.retries if step.params else 3,
-        )
+        retries = step.params.retries if step.params else 3
+        asker = Asker(step.operator.name, step.seed, step.model_identity, self._depth[step.name], retries)
+        return LedgeredLLM(client, ledger if step.operator.calls() > 1 else None, asker, uid, self.tallies[step.name])
 
     def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:
         tally = self.tallies[step.name]

@@ -130,7 +130,7 @@ class Cluster:
         self.gpus = 0.0
         self.alone = False
         self.started = False
-        self.on_event: Report = lambda event: None
+        self.on_event: Report = lambda _: None
 
     def start(self) -> None:
         """Start Ray on this machine, or connect to `address`."""
@@ -198,7 +198,7 @@ class Cluster:
 
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
-        actor = self._worker(pool, 0.0, self._threads(None))
+        actor = self._worker(0.0, self._threads(None))
         actor.warm.remote(list(modules))
         self._idle.setdefault(_HOME[pool], []).append(actor)
 
@@ -312,9 +312,9 @@ class Cluster:
         idle = self._idle.get(_HOME[pool], [])
         while idle and not gpus and cpus is None:
             return idle.pop()
-        return self._worker(pool, gpus, self._threads(cpus) if pool == "train" else 1)
+        return self._worker(gpus, self._threads(cpus) if pool == "train" else 1)
 
-    def _worker(self, pool: str, gpus: float, threads: int) -> Any:
+    def _worker(self, gpus: float, threads: int) -> Any:
         import ray
 
         environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}

@@ -45,7 +45,7 @@ class RunResult:
     run_dir: Path
 
 
-def run(
+def run(  # noqa: PLR0913 - all that a run can be asked
     spec: Spec,
     store: Store,
     out_dir: Path,
@@ -108,7 +108,7 @@ def _interruptible() -> Iterator[threading.Event]:
     """Turn SIGINT and SIGTERM into an event; a second one of either stops at once."""
     interrupted = threading.Event()
 
-    def stop(number: int, frame: object) -> None:
+    def stop(_number: int, _frame: object) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()

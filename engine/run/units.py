@@ -165,25 +165,19 @@ class LedgeredLLMs(LLMs):
         self._tally = Tally()
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
-        from caiflow.engine.flow.row_llm import LedgeredLLM
+        from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
 
         client = self._clients[model]
         slots = asyncio.Semaphore(2 * client.capacity)
         self._tally.total += len(rows)
 
+        asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, self._models[model].identity)
+
         async def one(row: Row) -> Row:
             async with slots:
-                llm = LedgeredLLM(
-                    client,
-                    self._ledgers[model],
-                    uid=str(row["uid"]),
-                    operator=f"{self._operator.name}:{label}",
-                    seed=self._operator.context.seed,
-                    model_identity=self._models[model].identity,
-                    tally=self._tally,
-                )
+                llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
                 answer: Row = await ask(row, llm)
             self._tally.done += 1
             if self._tally.done % 16 == 0:

@@ -142,7 +142,7 @@ class _Generator(GenerateJsonSchema):
             made |= {"propertyNames": {"pattern": pattern}, "additionalProperties": value}
         return made
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, _schema: Any) -> bool:
         """Return False: the key itself is the title."""
         return False
 

@@ -203,10 +203,10 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
             self.saved_step = 0
             self.told_at = 0.0
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             self.saved_step = state.global_step
 
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_optimizer_step(self, _args: Any, state: Any, _control: Any, **kwargs: Any) -> None:
             if not math.isfinite(value := largest(kwargs["model"])):
                 raise no_number("a weight is", value, state.global_step + 1, kwargs["lr_scheduler"].get_last_lr()[0])
 
@@ -223,14 +223,14 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
                 return step - self.saved_step >= params.save_steps
             return step % args.logging_steps == 0 and time.monotonic() - self.saved_at > CHECKPOINT_S
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
             if args.world_size > 1:
                 torch.distributed.barrier()  # every worker has written its part
             if state.is_world_process_zero:
                 mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             self.saved_at, self.saved_step = time.monotonic(), state.global_step
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
             if not math.isfinite(value := (logs or {}).get("eval_loss", 0.0)):
                 raise no_number("the loss on `eval_input` is", value, state.global_step, _last_rate(state))
             now = time.monotonic()

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from caiflow.engine.errors import CaiflowError, StepError
 from caiflow.engine.operator import Job
@@ -52,10 +52,8 @@ def spread(operator: Learner, job: Job, workers: int) -> None:
     here, there = context.Pipe(duplex=False)
     port = _free_port()
     bare = replace(job, log=None, metrics={})
-    processes = [
-        context.Process(target=_work, args=(operator, bare, rank, workers, port, os.getpid(), there), daemon=True)
-        for rank in range(workers)
-    ]
+    places = [_Place(rank, workers, port, os.getpid()) for rank in range(workers)]
+    processes = [context.Process(target=_work, args=(operator, bare, place, there), daemon=True) for place in places]
     try:
         for process in processes:
             process.start()
@@ -89,11 +87,21 @@ def _follow(pipe: Connection, processes: list[SpawnProcess], job: Job) -> dict[s
             return figures
 
 
-def _work(operator: Learner, job: Job, rank: int, workers: int, port: int, parent: int, pipe: Connection) -> None:
+class _Place(NamedTuple):
+    """One worker's place among all: `port` is where they meet, `parent` the process whose end is theirs too."""
+
+    rank: int
+    workers: int
+    port: int
+    parent: int
+
+
+def _work(operator: Learner, job: Job, place: _Place, pipe: Connection) -> None:
     """Be one worker."""
+    rank, workers, port, parent = place
     _die_with(parent)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"})
     job.log = (lambda **told: pipe.send(("log", told))) if rank == 0 else None
     try:
         operator.learn(job)

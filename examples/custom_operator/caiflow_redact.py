@@ -32,5 +32,5 @@ class Redact(RowOperator[RedactParams]):
     def writes(self) -> dict[str, ColumnType]:
         return {self.params.column: "text"}
 
-    async def row(self, row: Row, llm: RowLLM) -> Row:
+    async def row(self, row: Row, _llm: RowLLM) -> Row:
         return {self.params.column: PRIVATE.sub(self.params.mark, row[self.params.column] or "")}

@@ -54,7 +54,7 @@ def copies(label: str, column: str, of: str, share: float, examples: Callable[[]
         given = row[of] or ""
         return [given] if isinstance(given, str) else [turn["content"] for turn in given]
 
-    def decide(frame: pl.DataFrame, flags: pl.Series, alive: Flags) -> Flags:
+    def decide(frame: pl.DataFrame, _flags: pl.Series, alive: Flags) -> Flags:
         verdict = alive.copy()
         wanted = [name for name in dict.fromkeys((column, "few_shot" if of == "examples" else of)) if name in frame.columns]
         asked = alive.nonzero()[0]

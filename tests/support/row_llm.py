@@ -82,6 +82,6 @@ class RuleLLMs(LLMs):
     models: Mapping[str, RuleLLM]
     mapped: list[tuple[str, str, int]] = field(default_factory=list)
 
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask, *, identity: Any = None) -> list[Row]:
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         self.mapped.append((label, model, len(rows)))
         return list(await gather(*(ask(row, self.models[model]) for row in rows)))

@@ -35,7 +35,7 @@ CACHE_BYTES = 1 << 28
 _CPU_ARGS = {"max_num_seqs": 16, "kv_cache_memory_bytes": CACHE_BYTES, "max_model_len": 1024}
 
 
-def transformers(folder: Path) -> Iterator[Check]:
+def transformers(_folder: Path) -> Iterator[Check]:
     """Try the transformers engine."""
     yield Check("transformers", _transformers)
 

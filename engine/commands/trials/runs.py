@@ -34,7 +34,7 @@ steps:
 """
 
 
-def workers(folder: Path) -> Iterator[Check]:
+def workers(_folder: Path) -> Iterator[Check]:
     """Ask a worker of Ray for each GPU what it sees."""
     yield Check("ray workers", _workers)
 
@@ -45,7 +45,7 @@ class _Look:
 
     number: int
 
-    def run(self, report: Report) -> Mapping[str, StepResult]:
+    def run(self, _report: Report) -> Mapping[str, StepResult]:
         """Look."""
         import torch
 

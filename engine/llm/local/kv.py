@@ -25,7 +25,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
         self._slots = slots
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Write one token per row ([slots, heads, 1, D]) and return the columns in use."""
         slots = self._slots
         self.keys[slots.every, :, slots.last] = key_states[:, :, 0]
@@ -36,7 +36,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
         """Return the tokens before the one about to be fed."""
         return self._slots.width - 1
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, _query_length: int) -> tuple[int, int]:
         """Return the columns in use and the first one's index."""
         return self._slots.width, 0
 

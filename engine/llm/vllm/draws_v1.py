@@ -23,7 +23,7 @@ _Row = tuple[int, Sampling, list[int]]
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each seeded row the one token its seed draws; vLLM has applied temperature and penalties before."""
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, _vllm_config: VllmConfig, _device: torch.device, _is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:

@@ -21,7 +21,7 @@ from caiflow.engine.llm.vllm.seeds import seeded
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each seeded row the one token its seed draws."""
 
-    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
+    def __init__(self, _vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         self._slots: dict[int, tuple[int, Sampling]] = {}
         self._prompt_sizes = req_states.prompt_len.np
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.flow.row_llm import LedgeredLLM, Tally, call_key
+from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally, call_key
 from caiflow.engine.llm.base import Answer, Completion, Message, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
@@ -26,10 +26,7 @@ def scored(engine: ScriptedEngine, folder: Path, *uids: str) -> list[list[float]
     async def run() -> list[list[float]]:
         with Ledger(folder, "n") as ledger:
             async with EngineClient([LocalLink(host)]) as client:
-                llms = [
-                    LedgeredLLM(client, ledger, uid=uid, operator="e", seed=1, model_identity="m", tally=Tally())
-                    for uid in uids
-                ]
+                llms = [LedgeredLLM(client, ledger, Asker("e", 1, "m"), uid, Tally()) for uid in uids]
                 return [list((await llm.score(SAID)).prompt_logprobs or ()) for llm in llms]
 
     host = EngineHost(lambda: engine)
