@@ -190,6 +190,10 @@ class Operator(ABC, Generic[P]):
         """Yield what the inputs' columns, by step, rule out; those that are needed are there."""
         yield from ()
 
+    def check_models(self, folders: Mapping[str, Path]) -> Iterator[Finding]:
+        """Yield what the models it names rule out, given their weights' folders; those not on this machine yet are missing."""
+        yield from ()
+
     def identity(self) -> Mapping[str, Any]:
         """Return what, beside the parameters, changes the output: prompts, few-shot texts, digests of source files (JSON)."""
         return {}

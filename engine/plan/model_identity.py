@@ -6,7 +6,6 @@ Owns where models are looked for: the bundled one, folders, the hub's cache, the
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,13 @@ from caiflow.engine.errors import PlanError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.llm.model_files import BUNDLED, COMMIT, bundled_folder, hub_snapshot
 from caiflow.engine.spec.engine_args import counted
 from caiflow.engine.store.file_digests import folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import ModelEntry
     from caiflow.engine.store.artifacts import Artifact
-
-BUNDLED = {"tiny": ("examples", "tiny", "model")}
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_code: bool = False) -> ModelSource:
@@ -146,7 +143,7 @@ def _template(value: str | None, base_dir: Path) -> str | None:
 def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
     """Return (what `from_pretrained` takes, what identifies its contents)."""
     if source in BUNDLED:
-        return _folder(where, Path(__file__).parents[2].joinpath(*BUNDLED[source]))
+        return _folder(where, bundled_folder(source))
     for folder in (base_dir / source, Path(source).expanduser()):
         if folder.is_dir():
             return _folder(where, folder.resolve())
@@ -168,22 +165,8 @@ def _folder(where: str, folder: Path) -> tuple[str, str]:
     return str(folder), str(folder_manifest(folder)["digest"])
 
 
-def hub_snapshot(repo: str, revision: str | None, kind: str = "models") -> Path | None:
-    """Return the folder of a repository in the hub's local cache, or None where it isn't there."""
-    home = os.environ.get("HF_HUB_CACHE") or os.path.join(
-        os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
-    )
-    root = Path(home) / f"{kind}--{repo.replace('/', '--')}"
-    commit = revision if revision and _COMMIT.fullmatch(revision) else None
-    reference = root / "refs" / (revision or "main")
-    if commit is None and reference.is_file():
-        commit = reference.read_text().strip()
-    snapshot = root / "snapshots" / commit if commit else None
-    return snapshot if snapshot is not None and snapshot.is_dir() else None
-
-
 def _hub_commit(where: str, repo: str, revision: str | None) -> str:
-    if revision and _COMMIT.fullmatch(revision):
+    if revision and COMMIT.fullmatch(revision):
         return revision
     if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
         raise PlanError(f"{where}: {repo!r} isn't in the hub's cache and HF_HUB_OFFLINE is set", "download it or unset that")

@@ -61,7 +61,7 @@ def _local(spec: Spec, place: Place, value: Any) -> Path | None:
 
         return source_path(value, spec.base_dir)
     if place[0] == "models":
-        from caiflow.engine.plan.model_identity import BUNDLED
+        from caiflow.engine.llm.model_files import BUNDLED
 
         if value in BUNDLED:
             return None

@@ -7,13 +7,14 @@ own `columns()` and `check()` read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import only_vllm_gives
+from caiflow.engine.llm.model_files import model_folder
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.column_flow import check_columns
@@ -40,6 +41,7 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     _check_files(checked)
     operators = _build_operators(checked)
     check_columns(checked, operators, broken)
+    _check_model_files(checked, operators, broken)
     return operators
 
 
@@ -186,6 +188,27 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
         except (ValueError, CaiflowError, OSError) as error:
             checked.report_raised(name, error)
     return made
+
+
+def _check_model_files(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:
+    """Have each operator look at the files of the models that it names; a trained step has the layers of its own model."""
+    for name in operators:
+        if name in broken:
+            continue
+        named = {ref.name for ref in checked.steps[name].references() if ref.kind == "model"}
+        found = {model: folder for model in named if (folder := _model_folder(checked, model, broken)) is not None}
+        for wrong in operators[name].check_models(found):
+            checked.report(name, *wrong)
+
+
+def _model_folder(checked: Checked, name: str, broken: set[str]) -> Path | None:
+    while name in checked.steps and name not in broken:
+        origin = (ref.name for ref in checked.steps[name].references() if ref.path == ("model",))
+        name = next(origin, "")
+    entry = checked.models.get(name)
+    if entry is None or entry.served:
+        return None
+    return model_folder(entry.source, entry.revision, checked.base_dir)
 
 
 def _check_require(operator: Operator[Any]) -> Iterator[Finding]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import Job, ModelOperator
 from caiflow.engine.training import health
+from caiflow.engine.training.checks import wrong_for_model, wrong_settings
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
@@ -28,6 +31,16 @@ class TrainingOperator(ModelOperator[P]):
 
     watched: ClassVar[tuple[Callable[[], list[Measure]], ...]] = ()
     """Groups of health measures beside those of every training."""
+
+    def check(self) -> Iterator[Finding]:
+        """Yield what the trainer's libraries would refuse once everything before it is paid for."""
+        yield from wrong_settings(self.params)
+
+    def check_models(self, folders: Mapping[str, Path]) -> Iterator[Finding]:
+        """Yield what the model to train doesn't have: layers for adapters, positions."""
+        folder = folders.get(getattr(self.params, "model", None) or "")
+        if folder is not None:
+            yield from wrong_for_model(self.params, folder)
 
     def identity(self) -> Mapping[str, Any]:
         """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""

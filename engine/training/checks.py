@@ -1,0 +1,102 @@
+"""What can be seen to be wrong with a training before anything of it runs: names and settings that only the libraries know.
+
+Owns those names, which a test holds to the libraries' own. Loads no library and no weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from caiflow.engine.errors import Finding
+from caiflow.engine.llm.model_files import layer_names, model_settings
+from caiflow.engine.suggest import suggest
+from caiflow.engine.training.params import Lora, TrainingParams
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+"""Optimizers that need nothing beside torch."""
+QUANTISED_OPTIMIZERS = (
+    *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit"),
+    *("paged_ademamix_8bit", "paged_ademamix_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+"""Optimizers of the bitsandbytes library."""
+SCHEDULERS_NEED = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+"""By scheduler, the settings of which it needs one."""
+ATTENTION = {
+    "eager": "",
+    "sdpa": "",
+    "flex_attention": "",
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_3",
+}
+"""Attention kernels by name, and the module that each needs."""
+
+
+def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
+    """Yield the names that no library here has, and what a scheduler lacks."""
+    if params.optim not in (*OPTIMIZERS, *QUANTISED_OPTIMIZERS):
+        known = QUANTISED_OPTIMIZERS if "bit" in params.optim else OPTIMIZERS
+        yield Finding(("optim",), f"unknown optimizer `{params.optim}`", suggest(params.optim, known, "optimizers"))
+    elif params.optim in QUANTISED_OPTIMIZERS and not find_spec("bitsandbytes"):
+        yield Finding(
+            ("optim",), f"`{params.optim}` needs the bitsandbytes library", "install caiflow[qlora], or use adamw_torch"
+        )
+    needed = SCHEDULERS_NEED.get(params.lr_scheduler_type, ())
+    if needed and not set(needed) & set(params.lr_scheduler_kwargs):
+        told = f"`{params.lr_scheduler_type}` needs {' or '.join(f'`{name}`' for name in needed)}"
+        yield Finding(("lr_scheduler_type",), told, f"write `lr_scheduler_kwargs: {{{needed[0]}: ...}}`")
+    yield from _wrong_attention(params.attn_implementation)
+
+
+def _wrong_attention(name: str | None) -> Iterator[Finding]:
+    if name is None or "/" in name:  # a kernel from the hub, by its repository
+        return
+    if name not in ATTENTION:
+        yield Finding(("attn_implementation",), f"unknown attention `{name}`", suggest(name, ATTENTION, "kernels"))
+    elif ATTENTION[name] and not find_spec(ATTENTION[name]):
+        yield Finding(("attn_implementation",), f"`{name}` needs `{ATTENTION[name]}`, which isn't installed", "use sdpa")
+
+
+def wrong_for_model(params: TrainingParams, folder: Path) -> Iterator[Finding]:
+    """Yield what the model in `folder` rules out."""
+    if params.lora is not None and (layers := layer_names(folder)):
+        yield from _wrong_targets(params.lora, frozenset(layers))
+    settings = model_settings(folder)
+    positions = settings.get("max_position_embeddings") or settings.get("text_config", {}).get("max_position_embeddings")
+    if isinstance(positions, int) and "max_length" in params.model_fields_set and params.max_length > positions:
+        told = f"`max_length` is beyond the model's {positions} positions, got {params.max_length}"
+        yield Finding(("max_length",), told, f"write {positions} or less")
+
+
+def _wrong_targets(lora: Lora, layers: frozenset[str]) -> Iterator[Finding]:
+    if isinstance(lora.targets, str):
+        yield from _wrong_pattern(lora.targets, layers)
+        return
+    for place, name in enumerate(lora.targets):
+        path = ("lora", "targets", place)
+        if name.rpartition(".")[2] == "lm_head":
+            yield Finding(path, "TRL trains no adapter on `lm_head`, whose weight it reads by itself", "leave it out")
+        elif not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            yield Finding(path, f"the model has no layer `{name}`", suggest(name, _last_names(layers), "layers"))
+
+
+def _wrong_pattern(pattern: str, layers: frozenset[str]) -> Iterator[Finding]:
+    path = ("lora", "targets")
+    if pattern == "all-linear":
+        return
+    try:
+        found = any(re.fullmatch(pattern, layer) for layer in layers)
+    except re.error as error:
+        yield Finding(path, f"`{pattern}` is no pattern: {error}", "give a list of layers' names")
+        return
+    if not found:
+        several = f"write a list: [{', '.join(pattern.split(','))}]" if "," in pattern else ""
+        near = several or suggest(pattern, _last_names(layers), "layers")
+        yield Finding(path, f"the pattern `{pattern}` fits no whole name of a layer", near)
+
+
+def _last_names(layers: frozenset[str]) -> Sequence[str]:
+    return sorted({layer.rpartition(".")[2] for layer in layers})
