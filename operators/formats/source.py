@@ -61,13 +61,13 @@ def bundled_file(name: str) -> Path:
 def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]:
     """Return what `source` names: `tiny:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
 
-    A pattern such as `shards/*.jsonl` names its files in order of their names. A text that could be a file or a hub id is
-    a hub id only where no such file exists.
+    A pattern such as `shards/*.jsonl` names its files in order of their names, unless a file has that very name. A text that
+    could be a file or a hub id is a hub id only where no such file exists.
     """
     if source.startswith(BUNDLED):
         return [FileSource(bundled_file(source.removeprefix(BUNDLED)))]
     path = base_dir / Path(source).expanduser()
-    if any(sign in path.name for sign in "*?["):
+    if any(sign in path.name for sign in "*?[") and not path.is_file():
         return [FileSource(found) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
     if path.exists() or has_data_suffix(source) or not re.fullmatch(_HUB_ID, source):
         return [FileSource(path)]

@@ -396,3 +396,13 @@ def test_a_folder_is_no_source(tmp_path: Path) -> None:
     inside = Load(LoadParams(source="shards.jsonl/*.jsonl"), StepContext(base_dir=tmp_path))
     assert list(inside.check()) == []
     assert not Load(LoadParams(source="*.jsonl"), StepContext(base_dir=tmp_path)).sources()
+
+
+@pytest.mark.parametrize("name", ["d[1].jsonl", "what?.jsonl", "d*.jsonl"])
+def test_a_file_that_exists_is_never_a_pattern(tmp_path: Path, name: str) -> None:
+    from caiflow.operators.formats.source import resolve
+
+    for other in (name, "d1.jsonl", "whats.jsonl"):
+        (tmp_path / other).write_text('{"prompt": "p"}\n')
+    (found,) = resolve(name, tmp_path, {})
+    assert found.path == tmp_path / name  # type: ignore[union-attr]
