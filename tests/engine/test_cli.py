@@ -260,7 +260,7 @@ def test_an_unknown_run_exits_1_with_one_line(place: Path) -> None:
 
 
 def test_a_failed_step_exits_1_and_is_told(place: Path) -> None:
-    (place / "broken.jsonl").write_text('{"prompt": "One?", "response": "short"}\n' * 200 + "{oops\n")
+    (place / "broken.jsonl").write_text('{"prompt": "One?", "response": "short"}\n' * 2000 + "{oops\n")
     done = caiflow(place, "run", "short.yaml", "--set", "steps.red.source=broken.jsonl", "--out", "failed")
     assert done.returncode == 1
     assert "broken.jsonl" in done.stdout

@@ -171,7 +171,7 @@ def test_steps_that_wait_for_room_leave_nothing_where_outputs_are_made(tmp_path:
 def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, _, home = calm
     broken = tmp_path / "data.jsonl"
-    broken.write_text('{"prompt": "a"}\n' * 200 + '{"prompt": \n', encoding="utf-8")  # beyond what the check looks at
+    broken.write_text('{"prompt": "a"}\n' * 2000 + '{"prompt": \n', encoding="utf-8")  # beyond what the check looks at
     extra = (
         "  bad:    {op: load, source: data.jsonl}\n"
         "  after:  {op: filter, input: bad, drop: [duplicates]}\n"
@@ -181,7 +181,7 @@ def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple
     run = finish(spec, tmp_path / "run", home, code=1)
     states = {name: step["status"] for name, step in run["steps"].items()}
     assert (states["bad"], states["after"], states["other"], run["status"]) == ("failed", "skipped", "done", "failed")
-    assert "data.jsonl:201" in run["steps"]["bad"]["error"]
+    assert "data.jsonl:2001" in run["steps"]["bad"]["error"]
 
 
 def test_a_file_that_went_after_the_check_fails_its_step(tmp_path: Path) -> None:
