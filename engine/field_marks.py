@@ -127,7 +127,7 @@ def identity_params(params: BaseModel) -> dict[str, Any]:
     """Return the parameters that change the output, as plain values.
 
     Left out are fields that only affect speed, paths, and names of steps and models: the contents behind those count instead.
-    A mapping whose keys are such names becomes the list of its values in the written order, since an operator may heed it.
+    A mapping whose keys are such names becomes the list of its values in the written order, since an operator may use it.
     """
     found = list(marks(params, "x-ref", "x-path"))
     keyed = {mark.path for mark in found if mark.key}

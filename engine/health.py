@@ -2,7 +2,7 @@
 
 Owns the words: a measure has a bound that is healthy; a reading is its value on one step's output; a note is a reading out of
 bounds as a sentence, with rows to look at; a requirement is a spec's own bound on a reading. Knows no operator, runs nothing.
-Readings don't hang on the order in which rows finish, nor on whether they came from the ledger.
+Readings don't depend on the order in which rows finish, nor on whether they came from the ledger.
 """
 
 from __future__ import annotations

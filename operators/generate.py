@@ -135,7 +135,7 @@ class Generate(RowOperator[GenerateParams]):
         )  # fmt: skip
         equal = Measure(
             "equal_samples", "<= 0.5", "prompts whose samples are all equal", "there is nothing to choose between",
-            "raise the temperature, and see that the server heeds it", _all_equal,
+            "raise the temperature, and see that the server respects it", _all_equal,
         )  # fmt: skip
         found = [*answers.common("answers", _answers), cut, echoes, answers.other_language("answers", _answers)]
         return [*found, equal] if len(self._samplings()) > 1 else found

@@ -47,7 +47,7 @@ _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
 
 
 class Split(Strict):
-    """A division into train and test that can't leak: the side hangs on the text of `by` alone."""
+    """A division into train and test that can't leak: the side depends on the text of `by` alone."""
 
     test: float = Field(gt=0, lt=1)
     """Share of the distinct prompts that go to the test side, 0 to 1; met on average, since each prompt decides for itself."""
@@ -320,7 +320,7 @@ def _bad_table(bad: list[BadRow]) -> pa.Table:
 
 
 class _Drawn:
-    """The uids of a sample of `size` among those offered, all where it is None; it hangs on the seed and the uids alone."""
+    """The uids of a sample of `size` among those offered, all where it is None; it depends on the seed and the uids alone."""
 
     def __init__(self, size: int | None, seed: int) -> None:
         self._size, self._seed = size, seed

@@ -1,7 +1,7 @@
 """Which engine a model runs on here, and how it is loaded.
 
 Owns the choice between the engines and what each is started with; files.py loads what they need. `ModelSource.options` may hold
-`num_gpus`, `engine_args` (vLLM's own names; the transformers engine heeds those named in `_load_transformers` and ignores the
+`num_gpus`, `engine_args` (vLLM's own names; the transformers engine uses those named in `_load_transformers` and ignores the
 others, which only affect speed) and what openai.py names for served models. Imports torch and the libraries only inside the
 functions that load.
 """
@@ -77,7 +77,7 @@ def load_engine(source: ModelSource) -> Engine:
 
 
 def _load_transformers(source: ModelSource) -> Engine:
-    """Load with transformers; heeds max_num_seqs, max_num_batched_tokens, max_model_len and device of `engine_args`."""
+    """Load with transformers; uses max_num_seqs, max_num_batched_tokens, max_model_len and device of `engine_args`."""
     from caiflow.engine.llm.local.transformers import TransformersEngine
 
     args: Mapping[str, Any] = source.options.get("engine_args") or {}

@@ -30,7 +30,7 @@ def measures(*, swap: bool) -> list[Measure]:
         ),
         Measure(
             "equal_answers", "<= 0.3", "pairs of equal answers", "there is nothing to choose between",
-            "raise the temperature of the samples, and see that the server heeds it",
+            "raise the temperature of the samples, and see that the server respects it",
             lambda passed: None if passed.dropped == UNPARSABLE else float(passed.dropped == TIE_EQUAL),
         ),
         Measure(

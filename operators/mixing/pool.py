@@ -55,7 +55,7 @@ class Pool:
     def draw(self, wanted: int, seed: int) -> NDArray[np.int64]:
         """Return `wanted` row numbers among the fit ones, ascending; each row is in before any is repeated.
 
-        Which they are hangs on the seed and the uids; a larger draw has all of a smaller one.
+        Which they are depends on the seed and the uids; a larger draw has all of a smaller one.
         """
         import numpy as np
 

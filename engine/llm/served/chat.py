@@ -238,7 +238,7 @@ def _choice_logprobs(choices: Iterable[str], given: Mapping[str, float]) -> dict
 
 
 def _trimmed(request: Request, text: str, reason: Any) -> tuple[str, Literal["stop", "length"]]:
-    """Return the answer without a repeated prefill or a stop sequence that the server didn't heed, and why it ended."""
+    """Return the answer without a repeated prefill or a stop sequence that the server ignored, and why it ended."""
     if request.prefill.strip() and text.startswith(request.prefill):
         text = text[len(request.prefill) :]
     at = Stops.cut(text, request.sampling.stop)
