@@ -214,9 +214,9 @@ def _csv(path: Path) -> Iterator[Line]:
     import csv
 
     csv.field_size_limit(_WIDEST_CELL)
-    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    separator = _separator(path)
     with _open_text(path) as file:
-        rows = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
+        rows = csv.reader(file, delimiter=separator, strict=True)
         names: list[str] = []
         place = 1
         while True:
@@ -224,16 +224,31 @@ def _csv(path: Path) -> Iterator[Line]:
                 cells = next(rows)
             except StopIteration:
                 return
-            except (csv.Error, UnicodeDecodeError) as error:
+            except UnicodeDecodeError as error:
+                raise WrongValue(
+                    f"{path.name}:{place}: can't be read further: it isn't UTF-8 ({error.reason})",
+                    f"write it as such: `iconv -f latin1 -t utf-8 {path.name}`, or -f utf-16 where Excel wrote it",
+                ) from error
+            except csv.Error as error:
                 raise ValueError(f"{path.name}:{place}: can't be read further: {error}") from error
             if place == 1:
                 names = _names(f"{path.name}:{place}", cells)
             elif cells and len(cells) != len(names):
-                text = ("\t" if tabs else ",").join(cells)
+                text = separator.join(cells)
                 yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
             elif cells:
                 yield Line(place, dict(zip(names, cells, strict=True)))
             place = rows.line_num + 1
+
+
+def _separator(path: Path) -> str:
+    """Return what stands between a table's cells: as its name says, unless its names of columns have another sign alone."""
+    expected = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    with _open(path) as file:
+        names = file.readline(_CHUNK)
+    if expected.encode() in names or b'"' in names:
+        return expected
+    return next((sign for sign in (";", "\t", "|", ",") if sign.encode() in names), expected)
 
 
 def _names(place: str, cells: list[str]) -> list[str]:

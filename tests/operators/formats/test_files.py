@@ -103,6 +103,26 @@ def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_another_separator_is_recognised(tmp_path: Path, name: str, separator: str) -> None:
+    plain = tmp_path / "plain"
+    with plain.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, RECORDS[0], delimiter=separator)
+        rows.writeheader()
+        rows.writerows([*RECORDS, {"prompt": "Tea, or; coffee|no\tthanks?", "note": ""}])
+    packed = gzip.compress(plain.read_bytes()) if name.endswith(".gz") else plain.read_bytes()
+    (tmp_path / name).write_bytes(packed)
+    assert data(tmp_path / name) == [*RECORDS, {"prompt": "Tea, or; coffee|no\tthanks?", "note": ""}]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_told_with_what_to_do(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.csv").write_bytes("prompt,kind\nLöffel,a\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.csv:\d: can't be read further: it isn't UTF-8 .*; write it as such: `iconv"):
+        read(tmp_path / "a.csv")
+
+
 def test_texts_are_prompts(tmp_path: Path) -> None:
     texts = ["Where is the tea?", "[1, 2]", ' "quoted" ']
     for name, content in (
