@@ -31,7 +31,7 @@ def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], brok
         refs = [ref for ref in checked.steps[name].references() if ref.kind == "rows"]
         inputs = {ref.name: columns.get(ref.name, Columns(open=True)) for ref in refs}
         try:
-            if not any(list(_missing_columns(checked, name, operators[name], refs, inputs))):
+            if not any(list(_missing_columns(checked, name, operators, refs, inputs))):
                 for wrong in operators[name].check_columns(inputs):
                     checked.report(name, *wrong)
                 columns[name] = operators[name].columns(inputs)
@@ -40,12 +40,12 @@ def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], brok
 
 
 def _missing_columns(
-    checked: Checked, name: str, operator: Operator[Any], refs: list[Reference], inputs: Mapping[str, Columns]
+    checked: Checked, name: str, operators: Mapping[str, Operator[Any]], refs: list[Reference], inputs: Mapping[str, Columns]
 ) -> Iterator[bool]:
     """Report columns that the step needs and an input lacks; yield True for each."""
     telling = checked.steps[name].marks("x-column", "x-expression")
     named = [mark for mark in telling if checked.tree.get("steps", name, *mark.path) is not None]
-    for source, wanted in operator.needs().items():
+    for source, wanted in operators[name].needs().items():
         known = inputs.get(source, Columns(open=True))
         for column in wanted:
             options = column.split("|")
@@ -56,7 +56,10 @@ def _missing_columns(
             place = mark or next((ref for ref in refs if ref.name == source), None)
             path, key = (place.path, place.key) if place else ((), True)
             message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
-            checked.report(name, path, message, _column_hint(mark, options, known), key=key)
+            hint = "; ".join(
+                filter(None, [_column_hint(mark, options, known), _rename_hint(operators.get(source), options, known)])
+            )
+            checked.report(name, path, message, hint, key=key)
 
 
 def _names(mark: Mark, column: str) -> bool:
@@ -67,3 +70,39 @@ def _names(mark: Mark, column: str) -> bool:
 def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
     columns = sorted(known.types)
     return suggest(options[0], columns, "columns") if mark else f"its columns: {', '.join(columns) or 'none'}"
+
+
+_KNOWN_AS: Mapping[str, tuple[str, ...]] = {
+    "prompt": (
+        "question",
+        "goal",
+        "instruction",
+        "query",
+        "behavior",
+        "behaviour",
+        "problem",
+        "request",
+        "user",
+        "input",
+        "text",
+    ),
+    "response": ("answer", "output", "completion", "reply", "target", "text"),
+    "chosen": ("preferred", "better", "accepted", "winner"),
+    "rejected": ("dispreferred", "worse", "refused", "loser"),
+}
+"""What data sets call caiflow's columns, the most telling first."""
+
+
+def _rename_hint(source: Operator[Any] | None, options: list[str], known: Columns) -> str:
+    """Return the line that gives a source's column the wanted name; nothing where no column is like it."""
+    if source is None or "rename" not in type(source.params).model_fields:
+        return ""
+    named = {name.lower(): name for name in known.types}
+    pairs = ((named[other], option) for option in options for other in _KNOWN_AS.get(option, ()) if other in named)
+    found = next(pairs, None)
+    return f"add to that step `rename: {{{found[0]}: {_source_name(found[1])}}}`" if found else ""
+
+
+def _source_name(column: str) -> str:
+    """Return the field that `load` reads a column from."""
+    return "completion" if column == "response" else column

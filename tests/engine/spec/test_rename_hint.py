@@ -1,0 +1,43 @@
+"""A column that is missing under its name: the line that gives it this name is part of the message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caiflow.engine.errors import SpecError
+from caiflow.engine.spec.load import load_spec
+
+SPEC = """
+caiflow: 1
+name: asking
+constitution: harmless
+models:
+  base: {source: tiny}
+steps:
+  rows: {op: load, source: rows.csv RENAME}
+  answer: {op: generate, input: rows, model: base}
+"""
+
+
+@pytest.mark.parametrize("column", ["goal", "question", "Behavior", "instruction"])
+def test_the_line_to_write_is_in_the_message_and_mends_it(tmp_path: Path, column: str) -> None:
+    (tmp_path / "rows.csv").write_text(f"{column},target\nSay where the tea is.,Sure\n")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.replace(" RENAME", ""))
+    with pytest.raises(SpecError) as raised:
+        load_spec(spec)
+    line = f"rename: {{{column}: prompt}}"
+    (problem,) = raised.value.problems
+    assert problem.hint.endswith(f"add to that step `{line}`")
+    spec.write_text(SPEC.replace(" RENAME", f", {line}"))
+    assert load_spec(spec).name == "asking"
+
+
+def test_no_line_is_made_up_where_no_column_is_like_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("colour\nred\n")
+    (tmp_path / "spec.yaml").write_text(SPEC.replace(" RENAME", ""))
+    with pytest.raises(SpecError) as raised:
+        load_spec(tmp_path / "spec.yaml")
+    assert "rename" not in raised.value.problems[0].hint
