@@ -4,6 +4,7 @@
 #   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
 #   make test-soak    the long tests alone
 #   make test-newest  whether what we use of vLLM, transformers, TRL, PEFT and Ray is in their newest releases allowed
+#   make test-pythons  an environment of each Python and torch, from nothing, with the quickstart and some tests in each
 #   make test-gpu     what needs an NVIDIA GPU
 #   make check        the same without the tests
 #   make benchmark    measure; writes build/benchmarks.json
@@ -16,7 +17,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-soak test-all test-newest test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
+.PHONY: quickstart test test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
 
 # The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -41,7 +42,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest -m "not soak and not newest" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)
 
 # SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev
@@ -49,6 +50,9 @@ test-soak: $(VENV)/.installed-dev
 
 test-newest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m newest tests/test_newest.py
+
+test-pythons: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m pythons tests/test_pythons.py
 
 # One after the other: each takes the devices whole.
 test-gpu: $(VENV)/.installed-dev

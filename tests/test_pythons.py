@@ -67,7 +67,7 @@ def ran(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.soak
+@pytest.mark.pythons
 @pytest.mark.timeout(3600)
 def test_make_makes_an_environment_that_checks_runs_and_tests(clone: Path) -> None:
     ran(clone, ".venv/bin/caiflow", "validate", *map(str, sorted((clone / "specs").glob("*.yaml"))))
