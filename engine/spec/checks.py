@@ -202,7 +202,7 @@ def _check_model_files(checked: Checked, operators: Mapping[str, Operator[Any]],
 
 
 def _model_folder(checked: Checked, name: str, broken: set[str]) -> Path | None:
-    while name in checked.steps and name not in broken:
+    while name in checked.steps and name not in checked.models and name not in broken:
         origin = (ref.name for ref in checked.steps[name].references() if ref.path == ("model",))
         name = next(origin, "")
     entry = checked.models.get(name)

@@ -59,6 +59,12 @@ def _axes(tree: Node, problems: Problems) -> Axes:
                     "write the arms as NAME: {STEP.FIELD: value}",
                 )
                 continue
+            if arm in found[axis]:
+                said = f"two arms of `{axis}` come out under the name `{arm}`"
+                problems.at(
+                    settings[0][1].at if settings else node.at, ("matrix", axis), said, "name each: {ARM: {STEP.FIELD: value}}"
+                )
+                continue
             changes = (_change(tree, key, value, ("matrix", axis, arm), problems) for key, value in settings)
             found[axis][arm] = tuple(change for change in changes if change)
     return {axis: arms for axis, arms in found.items() if arms}

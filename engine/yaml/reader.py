@@ -115,6 +115,7 @@ class _Open:
         self.anchor = anchor
         self.items = items
         self.waiting: tuple[str, Location] | None = None
+        self.merging: Location | None = None
         self.merged: tuple[Node, ...] = ()
 
 
@@ -180,6 +181,12 @@ class _Builder:
             if event.value in level.items:
                 first = level.items[event.value].key
                 self.refuse(at, f"duplicate key `{event.value}`", f"it is already set on line {first.line}")
+            if event.value == "<<":
+                if level.merging:
+                    self.refuse(
+                        at, f"a second `<<` beside that on line {level.merging.line}", "write one: `<<: [*one, *other]`"
+                    )
+                level.merging = at
             level.waiting = (event.value, at)
             return
         value = scalar(event.value) if event.implicit[0] else event.value

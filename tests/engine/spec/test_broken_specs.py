@@ -65,6 +65,11 @@ BROKEN = [
     Broken("too_deep", "a: " + "[" * 59 + "»[[[1]]]", [("nested deeper than 60", "")]),
     Broken("second_document", "caiflow: 1\n»---\ncaiflow: 1\n", [("a second document", "remove the `---`")]),
     Broken("list_as_key", "caiflow: 1\n? »[a, b]\n: 1\n", [("a key must be a plain word", "quote it")]),
+    Broken(
+        "two_merges",
+        "caiflow: 1\na: &a {b: 1}\nc:\n  <<: *a\n  »<<: *a\n",
+        [("a second `<<` beside that on line 4", "[*one, *other]")],
+    ),
     Broken("merge_of_text", "caiflow: 1\n<<: »text\n", [("`<<` takes a mapping", "*name")]),
     # the top level
     Broken("no_version", "»steps:\n  data: {op: read, source: data.jsonl}\n", [("`caiflow` is missing", "add `caiflow: 1`")]),
@@ -312,6 +317,16 @@ BROKEN = [
     Broken("set_value", "»" + HEAD, [("must be a whole number", "")], ("steps.data.limit=few",)),
     Broken("set_nothing", "»" + HEAD, [("is not an assignment", "steps.NAME.FIELD=VALUE")], ("steps.data.limit",)),
     # matrix
+    Broken(
+        "arms_of_one_value",
+        HEAD + "matrix: {data.limit: [1, »1]}\n",
+        [("two arms of `data.limit` come out under the name `1`", "")],
+    ),
+    Broken(
+        "arm_called_as_another_is_numbered",
+        HEAD + "matrix: {data.limit: [null, 2, »1]}\n",
+        [("come out under the name `1`", "name each")],
+    ),
     Broken("arm_step", HEAD + "matrix: {x: {a: {»dta.limit: 1}}}\n", [("unknown step `dta`", "did you mean `data`?")]),
     Broken("arm_value", HEAD + "matrix: {data.limit: [1, »none]}\n", [("`limit` must be a whole number", "")]),
     Broken("arm_key", HEAD + "matrix: {x: {a: {»data.limits: 1}, b: {}}}\n", [("unknown key `limits`", "`limit`?")]),
