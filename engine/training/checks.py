@@ -52,9 +52,12 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
 
 
 def _wrong_attention(name: str | None) -> Iterator[Finding]:
-    if name is None or "/" in name:  # a kernel from the hub, by its repository
+    if name is None:
         return
-    if name not in ATTENTION:
+    if "/" in name:
+        told = f"`{name}` is a repository of kernels, whose code would run on this machine"
+        yield Finding(("attn_implementation",), told, f"use one of {', '.join(ATTENTION)}")
+    elif name not in ATTENTION:
         yield Finding(("attn_implementation",), f"unknown attention `{name}`", suggest(name, ATTENTION, "kernels"))
     elif ATTENTION[name] and not find_spec(ATTENTION[name]):
         yield Finding(("attn_implementation",), f"`{name}` needs `{ATTENTION[name]}`, which isn't installed", "use sdpa")

@@ -45,6 +45,7 @@ WRONG = [
     ("lr_scheduler_type: cosine_with_min_lr", "needs `min_lr` or `min_lr_rate`"),
     ("lr_scheduler_type: warmup_stable_decay", "needs `num_decay_steps`"),
     ("attn_implementation: flash_attention_2", "needs `flash_attn`, which isn't installed; use sdpa"),
+    ("attn_implementation: theirs/kernel", "whose code would run on this machine; use one of eager, sdpa"),
     ("attn_implementation: spda", "did you mean `sdpa`?"),
     ("max_length: 100000", "beyond the model's 8192 positions, got 100000"),
 ]
