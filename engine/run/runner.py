@@ -261,7 +261,7 @@ class _Execution:
         links = self._links(cluster, sources)
         if links is None:
             return False
-        unit = MeasureUnit(step.name, operator, self._inputs(step), sources, links, self._stage(step), self.store.ledger_dir)
+        unit = MeasureUnit(step.name, operator, self._inputs(step), sources, self._stage(step), links, self.store.ledger_dir)
         self.folder.keep(ledgers=[ledger_name(step.op, source.identity) for source in sources.values()])
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 

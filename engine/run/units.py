@@ -53,72 +53,71 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class TableUnit:
-    """One table operator: `inputs` maps step names to the folders of their rows."""
+class _OneStep:
+    """The work of one step alone: `inputs` maps step names to the folders of their rows."""
 
     step: str
-    operator: TableOperator[Any]
+    operator: Operator[Any]
     inputs: Mapping[str, Path]
     models: Mapping[str, ModelSource]
     staged: Path
 
-    def run(self, report: Report) -> dict[str, StepResult]:
-        """Carry it out."""
-        from caiflow.engine.rows.folder import Rows, RowsWriter
+    def _job(self, report: Report, work_dir: Path = Path()) -> Job:
+        from caiflow.engine.rows.folder import Rows
 
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
-        known = {name: _columns(rows) for name, rows in inputs.items()}
-        out = RowsWriter(self.staged, dict(self.operator.columns(known).types))
-        job = Job(self.staged, inputs, self.models, seed=self.operator.context.seed, log=_log(report, self.step))
-        self.operator.table(job, out)
-        out.close()
-        rows_in = sum(rows.num_rows for rows in inputs.values()) if inputs else None
-        metrics = {**job.metrics, **out.metrics}
-        counts = {"dropped": out.num_dropped}
+        seed, log = self.operator.context.seed, _log(report, self.step)
+        return Job(self.staged, inputs, self.models, seed=seed, work_dir=work_dir, log=log)
+
+    def _result(self, job: Job, metrics: Mapping[str, Any], out: RowsWriter | None = None) -> dict[str, StepResult]:
+        """Return the result, with the rows of a table's writer."""
+        rows_in = sum(rows.num_rows for rows in job.inputs.values()) if job.inputs or out is None else None
+        if out is None:
+            readings = _readings(self.operator, metrics, job, rows_in=rows_in)
+            return {self.step: StepResult(self.staged, rows_in, None, metrics, readings=readings)}
         readings = _readings(self.operator, metrics, job, rows_in=rows_in, rows_out=out.num_rows)
+        counts = {"dropped": out.num_dropped}
         return {self.step: StepResult(self.staged, rows_in, out.num_rows, metrics, counts, readings)}
 
 
 @dataclass(frozen=True, slots=True)
-class TrainUnit:
+class TableUnit(_OneStep):
+    """One table operator."""
+
+    operator: TableOperator[Any]
+
+    def run(self, report: Report) -> dict[str, StepResult]:
+        """Carry it out."""
+        from caiflow.engine.rows.folder import RowsWriter
+
+        job = self._job(report)
+        known = {name: _columns(rows) for name, rows in job.inputs.items()}
+        out = RowsWriter(self.staged, dict(self.operator.columns(known).types))
+        self.operator.table(job, out)
+        out.close()
+        return self._result(job, {**job.metrics, **out.metrics}, out)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainUnit(_OneStep):
     """One model operator."""
 
-    step: str
     operator: ModelOperator[Any]
-    inputs: Mapping[str, Path]
-    models: Mapping[str, ModelSource]
-    staged: Path
     work_dir: Path
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
-        from caiflow.engine.rows.folder import Rows
-
-        inputs = {name: Rows(path) for name, path in self.inputs.items()}
-        job = Job(
-            self.staged,
-            inputs,
-            self.models,
-            seed=self.operator.context.seed,
-            work_dir=self.work_dir,
-            log=_log(report, self.step),
-        )
+        job = self._job(report, self.work_dir)
         self.operator.train(job)
-        rows_in = sum(rows.num_rows for rows in inputs.values())
-        readings = _readings(self.operator, job.metrics, job, rows_in=rows_in)
-        return {self.step: StepResult(self.staged, rows_in, None, dict(job.metrics), readings=readings)}
+        return self._result(job, dict(job.metrics))
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureUnit:
+class MeasureUnit(_OneStep):
     """One metrics operator, with links to the engines of the models it asks."""
 
-    step: str
     operator: MetricsOperator[Any]
-    inputs: Mapping[str, Path]
-    models: Mapping[str, ModelSource]
     links: Mapping[str, Sequence[Link]]
-    staged: Path
     ledger_dir: Path
 
     def run(self, report: Report) -> dict[str, StepResult]:
@@ -127,10 +126,8 @@ class MeasureUnit:
 
     async def _run(self, report: Report) -> dict[str, StepResult]:
         from caiflow.engine.llm.client import EngineClient
-        from caiflow.engine.rows.folder import Rows
 
-        inputs = {name: Rows(path) for name, path in self.inputs.items()}
-        job = Job(self.staged, inputs, self.models, seed=self.operator.context.seed, log=_log(report, self.step))
+        job = self._job(report)
         async with AsyncExitStack() as stack:
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
@@ -138,10 +135,7 @@ class MeasureUnit:
             measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
-        rows_in = sum(rows.num_rows for rows in inputs.values())
-        metrics = {**job.metrics, **measured}
-        readings = _readings(self.operator, metrics, job, rows_in=rows_in)
-        return {self.step: StepResult(self.staged, rows_in, None, metrics, readings=readings)}
+        return self._result(job, {**job.metrics, **measured})
 
 
 class LedgeredLLMs(LLMs):
