@@ -82,15 +82,6 @@ def variant_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument by which whoever trusts a spec lets it run code."""
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let model repositories, and what `other_engine_args` names, run their own code on this machine (off)",
-    )
-
-
 def read_spec(args: argparse.Namespace) -> Spec:
     """Load and check the spec that the arguments name.
 

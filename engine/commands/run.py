@@ -9,7 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments, trust_argument
+from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.consent import KeySent
@@ -38,7 +38,10 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--locked", metavar="LOCK", nargs="?", const="", help="refuse what differs from this lock (default: that beside SPEC)"
     )
-    trust_argument(parser)
+    parser.add_argument(
+        "--trust-remote-code", action="store_true",
+        help="let model repositories, and what `other_engine_args` names, run their own code on this machine (off)",
+    )  # fmt: skip
     parser.add_argument(
         "--allow-env", metavar="VARIABLE=HOST", action="append", type=_key_sent, default=[],
         help="let the key in an environment variable be sent to a server; a terminal is asked, and the answer kept",

@@ -37,8 +37,7 @@ def keys_sent(models: Mapping[str, ModelEntry]) -> dict[KeySent, str]:
     """Return the keys that would leave this machine, each with the first model that has it sent."""
     found: dict[KeySent, str] = {}
     for name, entry in models.items():
-        host = _host(entry.base_url or entry.source)
-        if entry.api_key_env and not _is_here(host):
+        if entry.api_key_env and (host := _host_beyond(entry)):
             found.setdefault(KeySent(entry.api_key_env, host), name)
     return found
 
@@ -47,9 +46,8 @@ def servers(models: Mapping[str, ModelEntry]) -> dict[str, list[str]]:
     """Return the servers beyond this machine that are asked, each with the models it answers for."""
     found: dict[str, list[str]] = {}
     for name, entry in models.items():
-        address = entry.base_url or entry.source
-        if address.startswith(("http://", "https://")) and not _is_here(_host(address)):
-            found.setdefault(_host(address), []).append(name)
+        if host := _host_beyond(entry):
+            found.setdefault(host, []).append(name)
     return found
 
 
@@ -98,9 +96,7 @@ def remember(key: KeySent) -> None:
     kept: dict[str, list[str]] = {}
     for variable, host in sorted({*_remembered(), key}):
         kept.setdefault(variable, []).append(host)
-    path = allowances()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _HEAD + yaml.safe_dump({"api_keys": kept}))
+    write_atomic(allowances(), _HEAD + yaml.safe_dump({"api_keys": kept}))
 
 
 def allowances() -> Path:
@@ -122,9 +118,10 @@ def _remembered() -> Iterator[KeySent]:
         raise PlanError(f"{path}: can't be read: {error}", "write `api_keys: {VARIABLE: [HOST]}`") from error
 
 
-def _host(address: str) -> str:
-    """Return the host with its port, without a name and password before it."""
-    return urlsplit(address).netloc.rpartition("@")[2].lower()
+def _host_beyond(entry: ModelEntry) -> str:
+    """Return the host that is asked, with its port and without a name and password; empty where nothing leaves this machine."""
+    host = urlsplit(entry.address).netloc.rpartition("@")[2].lower()
+    return "" if _is_here(host) else host
 
 
 def _is_here(host: str) -> bool:

@@ -115,11 +115,10 @@ def _check_cycles(checked: Checked) -> set[str]:
 def _check_models(checked: Checked) -> None:
     for name, entry in checked.models.items():
         path = ("models", name)
-        remote = entry.base_url is not None or entry.source.startswith(("http://", "https://"))
         node = checked.tree.nearest(path)
-        if entry.engine == "openai" and not remote:
+        if entry.served and not entry.address:
             checked.problems.at(node.key, path, f"model `{name}` has no server", "add `base_url: http://HOST:PORT/v1`")
-        elif remote and entry.engine in ("transformers", "vllm"):
+        elif entry.address and entry.engine in ("transformers", "vllm"):
             at = checked.tree.nearest((*path, "engine")).at
             checked.problems.at(at, (*path, "engine"), f"a served model can't run on {entry.engine}", "write `engine: openai`")
         _check_engine_has(checked, path, entry)

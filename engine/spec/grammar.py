@@ -84,9 +84,14 @@ class ModelEntry(Strict):
     """Most calls to the server at once; 0 finds it by trying."""
 
     @property
+    def address(self) -> str:
+        """The server's address, given as `base_url` or as the source; empty where there is none."""
+        return self.base_url or (self.source if self.source.startswith(("http://", "https://")) else "")
+
+    @property
     def served(self) -> bool:
         """Whether a server is asked, rather than weights loaded."""
-        return self.engine == "openai" or bool(self.base_url) or self.source.startswith(("http://", "https://"))
+        return self.engine == "openai" or bool(self.address)
 
 
 class SpecFile(Strict):

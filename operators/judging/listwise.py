@@ -7,14 +7,11 @@ question is asked and read is in `judging`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import MOST_OPTIONS, Case, Instruction, OptionsJudge, Reply
-
-if TYPE_CHECKING:
-    pass
 
 
 class ListVote(NamedTuple):

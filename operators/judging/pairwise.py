@@ -7,13 +7,10 @@ do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import Case, Instruction, OptionsJudge
-
-if TYPE_CHECKING:
-    pass
 
 
 class Vote(NamedTuple):

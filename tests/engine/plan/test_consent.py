@@ -65,6 +65,12 @@ def test_a_server_on_this_machine_needs_no_word(address: str) -> None:
     assert servers(judge(address)) == {}
 
 
+def test_a_model_that_is_loaded_here_sends_no_key() -> None:
+    models = {"base": ModelEntry(source="tiny", api_key_env="JUDGE_KEY")}
+    assert keys_sent(models) == {}
+    assert servers(models) == {}
+
+
 def test_the_permission_is_for_one_variable_and_one_host() -> None:
     models = judge("https://api.example.com/v1")
     others = [
