@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORETOLD_FROM = 0.05
-"""From this part of its rows or steps on, a step's time left is told; before, starting up counts for too much."""
+"""From this part of its steps on, counted from the first that it told of, a training's time left is told."""
 
 
 @dataclass(slots=True)
@@ -28,6 +28,14 @@ class StepState:
     tokens_per_second: float | None = None
     loss: float | None = None
     started: float | None = None
+    told: float = 0.0
+    """When it last told how far it is."""
+    busy_s: float | None = None
+    """Its share of the time of its chain, as it was then."""
+    left_s: float | None = None
+    """The time until its rows are through, as it was then."""
+    first: tuple[float, int] | None = None
+    """When a training first told how far it is, and how far it was: what came before was no training."""
     seconds: float | None = None
     rows_out: int | None = None
     note: str = ""
@@ -40,17 +48,21 @@ class StepState:
         return "noted" if self.notes and self.status in ("done", "cached") else self.status
 
     def elapsed_s(self, now: float) -> float | None:
-        """Return the seconds this step took, or has taken up to `now`."""
+        """Return the seconds this step took, or has taken up to `now`: of a chain's time, its share."""
+        if self.seconds is None and self.busy_s is not None:
+            return self.busy_s
         return self.seconds if self.started is None or self.seconds is not None else max(0.0, now - self.started)
 
     def eta_s(self, now: float) -> float | None:
-        """Return the seconds left at the rate so far; cached rows cost nothing and don't count. None where not yet known."""
-        worked, elapsed = self.done - self.cached, self.elapsed_s(now)
-        if self.status != "running" or not self.total or worked <= 0 or not elapsed:
+        """Return the seconds left, as a chain of rows told them or at a training's rate so far; None where not yet known."""
+        left = self.left_s if self.first is None else self._training_left_s(*self.first)
+        return None if left is None or self.status != "running" else max(0.0, left - (now - self.told))
+
+    def _training_left_s(self, begun: float, before: int) -> float | None:
+        worked, total = self.done - before, self.total or 0
+        if worked <= 0 or worked < FORETOLD_FROM * (total - before):
             return None
-        if worked < FORETOLD_FROM * (self.total - self.cached):
-            return None
-        return max(0.0, (self.total - self.done) * elapsed / worked)
+        return (total - self.done) * (self.told - begun) / worked
 
 
 @dataclass(slots=True)
@@ -82,25 +94,24 @@ def _announced(step: Mapping[str, Any]) -> StepState:
     return StepState(step["name"], step["op"], step.get("kind", "rows"), tuple(step.get("inputs", ())))
 
 
+_TOLD = (
+    "done", "total", "cached", "dropped", "failed", "tokens_per_second", "loss", "busy_s", "seconds", "rows_out",
+    "note", "error",
+)  # fmt: skip
+"""What a step keeps of its events until another one says otherwise."""
+
+
 def _advance(step: StepState, event: Mapping[str, Any]) -> None:
-    for name in (
-        "done",
-        "total",
-        "cached",
-        "dropped",
-        "failed",
-        "tokens_per_second",
-        "loss",
-        "seconds",
-        "rows_out",
-        "note",
-        "error",
-    ):
+    for name in _TOLD:
         if event.get(name) is not None:
             setattr(step, name, event[name])
     if event["event"] in ("step_started", "step_progress"):
         step.status = "running"
         step.started = step.started or event["t"]
+    if event["event"] == "step_progress" and "done" in event:
+        step.told, step.left_s = event["t"], event.get("left_s")
+        if step.kind == "model":
+            step.first = step.first or (event["t"], event["done"])
     elif event["event"] == "step_done":
         step.status = event["status"]
         step.notes = tuple(event.get("notes", ()))
@@ -167,4 +178,4 @@ def time_text(step: StepState, now: float) -> str:
     taken, left = step.elapsed_s(now), step.eta_s(now)
     if taken is None or step.status in ("waiting", "skipped"):
         return ""
-    return duration(taken) + (f", {duration(left)} left" if left is not None else "")
+    return duration(taken) + (f", {duration(left)} left" if left else "")

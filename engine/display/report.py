@@ -80,7 +80,8 @@ def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text
         return Text(step["status"], style="dim")
     metrics = step.get("metrics") or {}
     parts = ["cached"] if step["status"] == "cached" else []
-    parts += [f"{step[name]:,} {name}" for name in ("dropped", "failed") if step.get(name)]
+    counted = ("dropped", "failed") if step["status"] == "cached" else ("cached", "dropped", "failed")
+    parts += [f"{step[name]:,} {name}" for name in counted if step.get(name)]
     parts += [
         f"{short} {number(metrics[name])}" for name, short in HEADLINES.items() if isinstance(metrics.get(name), int | float)
     ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
+from caiflow.engine.flow.pace import Pace
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
 from caiflow.engine.health import Meter, Passed
 from caiflow.engine.identity import NoIdentityError, compact, key
@@ -129,6 +130,7 @@ class Flow:
         self.steps = list(steps)
         self.tallies = {step.name: Tally() for step in steps}
         self.meters = {step.name: Meter(step.operator.all_measures()) for step in steps}
+        self.pace = Pace(self.tallies)
         self._ledgers = ledgers
         self._clients = clients
         self._writers = writers
@@ -168,6 +170,19 @@ class Flow:
             self._write_finished(open_batches)
         return self.tallies
 
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of each step's `step_progress` event; `total` counts the rows that may still come to the step."""
+        waiting: dict[str, int] = {}
+        found = {}
+        for step in self.steps:
+            tally = self.tallies[step.name]
+            waiting[step.name] = tally.total + waiting.get(step.source, 0) - tally.finished()
+            found[step.name] = {**progress_fields(tally), "total": tally.finished() + waiting[step.name]}
+        for name, fields in found.items():
+            fields |= {"busy_s": (busy_s := self.pace.busy_s(name)), "left_s": self.pace.left_s(name, waiting)}
+            fields |= {"tokens_per_second": fields["completion_tokens"] / busy_s if busy_s else None}
+        return found
+
     async def _whole_row(self, batch: _OpenBatch, order: Order, row: Row) -> None:
         try:
             await self._branch(self._roots, batch, order, row)
@@ -183,9 +198,9 @@ class Flow:
     async def _through(self, step: FlowStep, batch: _OpenBatch, order: Order, row: Row) -> None:
         if step.name in self._failed_steps:
             return
+        self.pace.begin(step.name)
         outcome = await self._outcome(step, row)
-        if outcome is None:
-            return
+        self.pace.end(step.name, computed=not outcome.cached)
         self._count(step, row, outcome)
         made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
         if not outcome.failed:
@@ -208,14 +223,14 @@ class Flow:
         elif following:
             await asyncio.gather(*following)
 
-    async def _outcome(self, step: FlowStep, row: Row) -> Outcome | None:
+    async def _outcome(self, step: FlowStep, row: Row) -> Outcome:
         view = step.view(row)
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
         known = replay(row_key, ledger)
         return known if known is not None else await self._ask(step, view, row_key, ledger)
 
-    async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome | None:
+    async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome:
         llm = self._llm(step, view["uid"], ledger)
         try:
             given = await step.operator.row(view, llm)
@@ -233,7 +248,7 @@ class Flow:
         ledger.append(row_key, {"out": rows, "tokens": llm.tokens, "cut": llm.cut})
         return Outcome(rows=rows, cut=llm.cut)
 
-    def _failure(self, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome | None:
+    def _failure(self, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome:
         if not passing:
             ledger.append(row_key, {"failed": reason})
         return Outcome(failed=reason, may_pass=passing)
@@ -280,6 +295,12 @@ class Flow:
                     before = self._changes.get(step.source, Changed())
                     table = rows_to_batch(batch.table, [(place[0], row) for place, row, _ in lost], before)
                     writer.drop(table, [reason for *_, reason in lost])
+
+
+def progress_fields(tally: Tally) -> dict[str, Any]:
+    """Return the counts of a `step_progress` event; `done` are the rows that need no more work, whatever became of them."""
+    fields = ("total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
+    return {"done": tally.finished(), **{name: getattr(tally, name) for name in fields}}
 
 
 def _sample(row: Row, rows: Sequence[Row]) -> tuple[str, str]:

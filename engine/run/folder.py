@@ -40,6 +40,7 @@ class RunFolder:
         self._journal = journal
         self._steps = steps
         self._started: dict[str, float] = {}
+        self._own_s: dict[str, float | None] = {}
 
     def open(self) -> None:
         """Write what is known before the first step."""
@@ -87,6 +88,7 @@ class RunFolder:
     def seal(self, step: Step, result: StepResult) -> None:
         """Settle a step by making its staged output an artifact."""
         components = self._resolver.components(step)
+        self._own_s[step.name] = result.seconds
         assert components is not None, step.name
         assert result.staged is not None, step.name
         self.components[step.name] = components
@@ -158,6 +160,9 @@ class RunFolder:
         )
 
     def _seconds(self, step: Step) -> float:
+        """Return what the step took: its own share where it told that, else the time since it was started."""
+        if (own := self._own_s.get(step.name)) is not None:
+            return own
         begun = self._started.get(step.name)
         return round(time.monotonic() - begun, 3) if begun else 0.0
 

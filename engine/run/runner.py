@@ -331,6 +331,7 @@ class _Execution:
             from caiflow.engine.run.cluster import Cluster
             from caiflow.engine.run.head_start import HeadStart
 
+            self._journal.emit("log", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
             self._cluster = Cluster(self._address)
             self._cluster.on_event = self._relay
             self._cluster.start()

@@ -30,8 +30,7 @@ from caiflow.engine.operator import (
 from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow.row_llm import Tally
-    from caiflow.engine.flow.stream import FlowStep
+    from caiflow.engine.flow.stream import Flow, FlowStep
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.rows.folder import RowsWriter
 
@@ -49,6 +48,8 @@ class StepResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    seconds: float | None = None
+    """The step's share of the time of its chain; None where it had all the time to itself."""
     error: str = ""
 
 
@@ -108,6 +109,7 @@ class TrainUnit(_OneStep):
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         job = self._job(report, self.work_dir)
+        report({"step": self.step, "note": "loading"})
         self.operator.train(job)
         return self._result(job, dict(job.metrics))
 
@@ -129,7 +131,9 @@ class MeasureUnit(_OneStep):
 
         job = self._job(report)
         async with AsyncExitStack() as stack:
+            report({"step": self.step, "note": f"waiting for {', '.join(self.links)}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
+            report({"step": self.step, "note": ""})
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
             stack.callback(llms.close)
             measured = await self.operator.measure(job, llms)
@@ -162,6 +166,7 @@ class LedgeredLLMs(LLMs):
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
         from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
+        from caiflow.engine.flow.stream import progress_fields
 
         client = self._clients[model]
         slots = asyncio.Semaphore(2 * client.capacity)
@@ -174,7 +179,7 @@ class LedgeredLLMs(LLMs):
                 llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
                 answer: Row = await ask(row, llm)
             self._tally.done += 1
-            if self._tally.done % 16 == 0:
+            if self._tally.done % 16 == 0 or self._tally.done == self._tally.total:
                 self._log(**progress_fields(self._tally))
             return answer
 
@@ -215,12 +220,17 @@ class FlowUnit:
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
+            asking = [step for step in self.steps if step.model]
+            for step in asking:
+                report({"step": step.name, "note": f"waiting for {step.model}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
+            for step in asking:
+                report({"step": step.name, "note": ""})
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)
-            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow.tallies, report)))
-            tallies = await flow.run(source)
-        return {s.name: self._result(s, tallies[s.name], writers[s.name], flow.meters[s.name]) for s in self.steps}
+            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, report)))
+            await flow.run(source)
+        return {step.name: self._result(step, flow, writers[step.name]) for step in self.steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:
         from caiflow.engine.rows.folder import RowsWriter
@@ -233,16 +243,17 @@ class FlowUnit:
             writers[step.name] = RowsWriter(self.staged[step.name], dict(known[step.name].types))
         return writers
 
-    def _result(self, step: FlowStep, tally: Tally, writer: RowsWriter, meter: Meter) -> StepResult:
+    def _result(self, step: FlowStep, flow: Flow, writer: RowsWriter) -> StepResult:
+        tally, seconds = flow.tallies[step.name], round(flow.pace.busy_s(step.name), 3)
         counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", "calls")}
         counts |= {name: getattr(tally, name) for name in ("reused_calls", "prompt_tokens", "completion_tokens")}
         if tally.error:
-            return StepResult(None, tally.total, None, {}, counts, error=tally.error)
+            return StepResult(None, tally.total, None, {}, counts, seconds=seconds, error=tally.error)
         writer.close()
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
         metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
-        readings = meter.readings({**metrics, "rows_in": tally.total, "rows_out": tally.rows_out})
-        return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings)
+        readings = flow.meters[step.name].readings({**metrics, "rows_in": tally.total, "rows_out": tally.rows_out})
+        return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings, seconds)
 
 
 class Unit(Protocol):
@@ -250,12 +261,6 @@ class Unit(Protocol):
 
     def run(self, report: Report) -> Mapping[str, StepResult]:
         """Carry it out; results by step."""
-
-
-def progress_fields(tally: Tally) -> dict[str, Any]:
-    """Return the fields of a `step_progress` event."""
-    fields = ("done", "total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
-    return {name: getattr(tally, name) for name in fields}
 
 
 def _readings(operator: Operator[Any], metrics: Mapping[str, Any], job: Job, **rows: int | None) -> dict[str, Reading]:
@@ -277,11 +282,12 @@ def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str,
     return dict(operator.metrics(rows(), dropped))
 
 
-async def _watch(tallies: Mapping[str, Tally], report: Report) -> None:
+async def _watch(flow: Flow, report: Report) -> None:
     shown: dict[str, str] = {}
     while True:
-        for name, tally in tallies.items():
-            report({"step": name, **progress_fields(tally)})
+        for name, fields in flow.progress().items():
+            tally = flow.tallies[name]
+            report({"step": name, **fields})
             if tally.after and shown.get(name) != tally.after:
                 shown[name] = tally.after
                 report({"step": name, "before": tally.before, "after": tally.after})

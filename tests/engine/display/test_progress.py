@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from caiflow.engine.display.board import Board, StepState, clean, duration
+from caiflow.engine.display.board import Board, clean, duration
 from caiflow.engine.display.progress import JsonLines, LiveGraph, PlainLines, draw
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import Event
@@ -29,7 +29,7 @@ RECORDED: list[Event] = [
     {"t": 101.0, "event": "step_started", "step": "answer"},
     {
         "t": 111.0, "event": "step_progress", "step": "answer", "done": 600, "total": 1500, "cached": 100, "failed": 2,
-        "tokens_per_second": 312.4,
+        "tokens_per_second": 312.4, "busy_s": 10.0, "left_s": 18.0,
     },
     {"t": 111.0, "event": "sample", "step": "answer", "before": "How do\nI?", "after": "Take \x1b[31mcare."},
 ]  # fmt: skip
@@ -94,7 +94,7 @@ def test_training_counts_steps_and_names_its_last_loss() -> None:
         lines.handle(event)
     assert out.getvalue().splitlines()[2:] == [
         "tuned: running; 2/2,520 steps; loss 2.500; 15s",
-        "tuned: running; 252/2,520 steps; loss 1.500; 3m 20s, 30m 00s left",
+        "tuned: running; 252/2,520 steps; loss 1.500; 3m 20s, 27m 58s left",
         "tuned: done; last loss 0.089; 5m 00s",
     ]
 
@@ -117,10 +117,63 @@ def test_a_step_whose_rows_are_not_known_yet_says_nothing_of_them() -> None:
     assert out.getvalue().splitlines()[1:] == ["answer: running; 0.0s"]
 
 
-def test_eta_counts_only_rows_that_cost_time() -> None:
-    step = StepState("a", status="running", done=50, cached=40, total=100, started=0.0)
-    assert step.eta_s(now=5.0) == pytest.approx(25.0)
-    assert StepState("a", status="running", done=40, cached=40, total=100, started=0.0).eta_s(5.0) is None
+def test_time_left_runs_down_between_two_events_and_is_gone_where_a_chain_takes_it_back() -> None:
+    board = fold(RECORDED)
+    answer = board.steps["answer"]
+    assert answer.eta_s(now=111.0) == pytest.approx(18.0)
+    assert answer.eta_s(now=115.0) == pytest.approx(14.0)
+    assert answer.eta_s(now=150.0) == 0.0
+    board.apply({"t": 116.0, "event": "step_progress", "step": "answer", "done": 601, "total": 2500, "busy_s": 12.0})
+    assert answer.eta_s(now=116.0) is None
+
+
+def test_a_chain_tells_each_steps_share_of_its_time() -> None:
+    board = fold(
+        [*RECORDED, {"t": 151.0, "event": "step_progress", "step": "answer", "done": 900, "total": 1500, "busy_s": 14.0}]
+    )
+    assert board.steps["answer"].elapsed_s(now=151.0) == 14.0
+
+
+def test_a_step_of_a_chain_that_has_all_its_rows_has_nothing_left() -> None:
+    done: Event = {
+        "t": 120.0,
+        "event": "step_progress",
+        "step": "answer",
+        "done": 1500,
+        "total": 1500,
+        "busy_s": 9.0,
+        "left_s": 0.0,
+    }
+    text = rendered(fold([*RECORDED, done]), now=121.0)
+    assert "1,500/1,500" in text
+    assert "left" not in text
+
+
+def test_what_a_training_does_before_its_first_steps_is_not_taken_for_their_pace() -> None:
+    events: list[Event] = [
+        STARTED,
+        {"t": 100.0, "event": "step_started", "step": "tuned"},
+        {"t": 100.0, "event": "step_progress", "step": "tuned", "note": "loading"},
+    ]
+    assert "loading" in rendered(fold(events))
+    events += [
+        {"t": 140.0, "event": "step_progress", "step": "tuned", "note": ""},
+        {"t": 160.0, "event": "step_progress", "step": "tuned", "done": 10, "total": 200, "loss": 2.5},
+    ]
+    board = fold(events)
+    assert board.steps["tuned"].eta_s(now=160.0) is None
+    assert "loading" not in rendered(board)
+    board.apply({"t": 162.0, "event": "step_progress", "step": "tuned", "done": 20, "total": 200, "loss": 2.0})
+    assert board.steps["tuned"].eta_s(now=162.0) == pytest.approx(36.0)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_foretold_by_the_steps_it_takes_now() -> None:
+    events: list[Event] = [
+        STARTED,
+        {"t": 100.0, "event": "step_progress", "step": "tuned", "done": 150, "total": 200, "loss": 2.5},
+        {"t": 120.0, "event": "step_progress", "step": "tuned", "done": 160, "total": 200, "loss": 2.0},
+    ]
+    assert fold(events).steps["tuned"].eta_s(now=120.0) == pytest.approx(80.0)
 
 
 def test_a_low_terminal_shows_the_steps_at_work() -> None:
@@ -179,3 +232,8 @@ def test_clean_keeps_words_and_drops_controls() -> None:
 def test_lanes_join_where_steps_read() -> None:
     graph = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"], "e": ["d", "c"]}
     assert list(lanes(graph).values()) == ["●", "│ ●", "├─┼─●", "●─╯ │", "●───╯"]
+
+
+def test_lanes_never_join_what_has_nothing_to_do_with_each_other() -> None:
+    arms = {"data": [], "one": ["data"], "one_tuned": ["one"], "two": [], "two_tuned": ["two"]}
+    assert list(lanes(arms).values()) == ["●", "●", "●", "  ●", "  ●"]

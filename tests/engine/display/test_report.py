@@ -74,6 +74,15 @@ def test_steps_table_draws_the_graph_with_status_and_error() -> None:
     assert "9.0s" not in shown
 
 
+def test_rows_that_were_paid_for_before_are_counted_in_a_step_that_is_done() -> None:
+    step = {"op": "generate", "rows_in": 60, "rows_out": 58, "seconds": 3.0, "metrics": {}, "inputs": []}
+    steps = {"new": {**step, "status": "done", "cached": 40, "dropped": 2}, "old": {**step, "status": "cached", "cached": 58}}
+    shown = text(report.steps_table({"steps": steps})).splitlines()
+    assert "40 cached, 2 dropped" in shown[1]
+    assert shown[2].rstrip().endswith("cached")
+    assert "58 cached" not in shown[2]
+
+
 def test_a_loss_curve_fits_a_line() -> None:
     assert report.sparkline([3.0, 2.0, 1.0, 1.0]) == "█▅▁▁"
     assert len(report.sparkline([float(i) for i in range(1000)])) == 40

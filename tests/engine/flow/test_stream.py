@@ -81,8 +81,15 @@ def write_source(folder: Path, questions: list[str]) -> Rows:
 
 
 def run(
-    tmp_path: Path, steps: list[FlowStep], source: Rows, engine: ScriptedEngine
+    tmp_path: Path, steps: list[FlowStep], source: Rows, engine: ScriptedEngine, told: list[dict[str, Any]] | None = None
 ) -> tuple[dict[str, Tally], dict[str, Rows]]:
+    """Run a chain; `told` takes its progress as it goes, and at the end."""
+
+    async def watch(flow: Flow) -> None:
+        while told is not None:
+            told.append(flow.progress())
+            await asyncio.sleep(0.005)
+
     async def go() -> dict[str, Tally]:
         host = EngineHost(lambda: engine)
         ledgers = {s.namespace: Ledger(tmp_path / "ledger", s.namespace) for s in steps}
@@ -90,7 +97,12 @@ def run(
         folders.update({name: writer.dir for name, writer in writers.items()})
         try:
             async with EngineClient([LocalLink(host)]) as client:
-                tallies = await Flow(steps, ledgers, {"m": client}, writers).run(source)
+                flow = Flow(steps, ledgers, {"m": client}, writers)
+                watching = asyncio.create_task(watch(flow))
+                tallies = await flow.run(source)
+                watching.cancel()
+                if told is not None:
+                    told.append(flow.progress())
         finally:
             for ledger in ledgers.values():
                 ledger.close()
@@ -307,3 +319,24 @@ def test_a_row_without_a_stable_identity_is_refused_by_run_and_plan(tmp_path: Pa
         run(tmp_path, [step("one", Unstable(params()), "source")], source, ScriptedEngine(last_words))
     with pytest.raises(StepError, match=said):
         count_known([step("one", Unstable(params()), "source")], source, lambda name: Ledger(tmp_path / "ledger", name))
+
+
+def test_progress_counts_every_row_whatever_became_of_it_and_expects_those_to_come(tmp_path: Path) -> None:
+    questions = [f"question {i}" for i in range(300)] + ["leave me out"] * 20 + ["break"] * 10
+    source = write_source(tmp_path / "source", questions)
+    chain = [step("one", Ask(params(max_failed=10)), "source"), step("two", Ask(params(), "answer", "second"), "one")]
+    engine = ScriptedEngine(fail_on("break", EngineError("too long", kind="overflow")), per_step=8)
+    first: list[dict[str, Any]] = []
+    run(tmp_path, chain, source, engine, first)
+    totals = [progress["two"]["total"] for progress in first]
+    assert totals == sorted(totals, reverse=True), "rows to come are expected from the start, and only lost ones leave"
+    assert (totals[0], totals[-1]) == (330, 300)
+    one, two = first[-1]["one"], first[-1]["two"]
+    assert (one["done"], one["total"], one["dropped"], one["failed"]) == (330, 330, 20, 10)
+    assert (two["done"], two["left_s"]) == (300, 0.0)
+    assert 0 < one["tokens_per_second"] == pytest.approx(one["completion_tokens"] / one["busy_s"])
+
+    again: list[dict[str, Any]] = []
+    run(tmp_path, chain, source, engine, again)
+    one = again[-1]["one"]
+    assert (one["done"], one["cached"], one["dropped"], one["failed"]) == (330, 300, 20, 10)

@@ -92,6 +92,24 @@ def test_a_run_leaves_what_the_contract_says(calm: tuple[Path, Path, Path]) -> N
     assert kept.num_rows + (dropped.num_rows if dropped.files else 0) == 24
 
 
+def test_each_step_of_a_chain_tells_what_it_waits_for_and_its_own_share_of_the_time(calm: tuple[Path, Path, Path]) -> None:
+    _, out, _ = calm
+    steps, events = read_run(out)["steps"], list(read_events(out))
+    chain = ("response", "critique", "revision")
+    took = {event["step"]: event["t"] for event in events if event["event"] == "step_started"}
+    wall_s = next(e["t"] for e in events if e["event"] == "step_done" and e["step"] == "revision") - took["response"]
+    assert all(steps[name]["seconds"] > 0 for name in chain)
+    assert sum(steps[name]["seconds"] for name in chain) < wall_s
+    for name in chain:
+        told = [event for event in events if event["event"] == "step_progress" and event["step"] == name]
+        model = "same" if name == "critique" else "base"
+        assert [event["note"] for event in told if "note" in event] == [f"waiting for {model}", ""]
+        assert "done" not in told[0]
+        assert told[-1]["total"] == 24
+    assert any(event.get("tokens_per_second", 0) > 0 for event in events)
+    assert "run: starting Ray" in (out / "console.txt").read_text()
+
+
 def test_equal_models_share_one_engine_loaded_once(calm: tuple[Path, Path, Path]) -> None:
     _, out, _ = calm
     assert [event["event"] for event in read_events(out)].count("engine_ready") == 1
