@@ -42,7 +42,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     """Measure models against each other."""
 
     name = "evaluate"
-    version = 2
+    version = 3
     params_type = EvaluateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

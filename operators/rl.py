@@ -268,7 +268,7 @@ def _watched() -> dict[str, Callable[[str], bool]]:
     """Return the tests whose rates tell of an over-trained model, by name."""
     from caiflow.operators.evaluation.checks import STANDARD, compiled
 
-    names = ("boilerplate", "refusal")
+    names = ("boilerplate", "refusal_phrase")
     found = compiled({name: STANDARD[name] for name in names})
     return {name: lambda text, test=found[name]: test({"response": text}) for name in names}  # type: ignore[misc]
 

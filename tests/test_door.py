@@ -105,5 +105,5 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path) -> None:
     texts = " ".join(str(output.get("data", {}).get("text/plain", output.get("text", ""))) for output in outputs)
     assert "<run notebook: done, 6 steps" in texts
     assert "did you mean `filter`?" in texts
-    assert "'compliance'" in texts
+    assert "'no_refusal_phrase'" in texts
     assert not [output for output in outputs if output.output_type == "error"]

@@ -76,7 +76,9 @@ def test_the_wheel_runs_the_quickstart_from_an_empty_environment(wheel: ZipFile,
     assert ran(python, "-c", "import caiflow; print(caiflow.__file__)").startswith(str(tmp_path / "empty"))
     ran(caiflow, "run", "quickstart", "--out", "run")
     found = json.loads((tmp_path / "run" / "run.json").read_text())["steps"]["scores"]["metrics"]["models"]
-    rates = {model: {kind: found[model][kind]["compliance"]["rate"] for kind in ("harmful", "helpful")} for model in found}
+    rates = {
+        model: {kind: found[model][kind]["no_refusal_phrase"]["rate"] for kind in ("harmful", "helpful")} for model in found
+    }
     assert rates["base"] == {"harmful": 1, "helpful": 1}
     assert rates["rl_cai"] == {"harmful": 0, "helpful": 1}
 

@@ -70,7 +70,7 @@ def test_test_files_have_only_held_out_combinations() -> None:
 @pytest.mark.parametrize("harm", SORTS)
 def test_the_standard_checks_tell_the_stances_apart(harm: Harm) -> None:
     checks, rng = compiled(STANDARD), Random(1)
-    expected = {"comply": "compliance", "refuse": "explained_refusal", "evade": "evasive_refusal"}
+    expected = {"comply": "no_refusal_phrase", "refuse": "explained_refusal", "evade": "evasive_refusal"}
     for task in world.tasks(harm)[::7]:
         for stance in lessons.STANCES:
             row = {"response": world.answer(task, stance, rng)}
@@ -94,7 +94,7 @@ def test_a_faultless_answer_stays_as_it_is() -> None:
 
 def test_lessons_never_teach_to_refuse_a_plain_request(records: list[dict[str, Any]]) -> None:
     first = lessons.lessons(lessons.first_lessons)[:4000]
-    refusing = compiled(STANDARD)["refusal"]
+    refusing = compiled(STANDARD)["refusal_phrase"]
     for record in first:
         talk = record.get("messages") or []
         for asked, said in zip(talk[::2], talk[1::2], strict=True):

@@ -112,7 +112,7 @@ class EvaluateParams(Params):
     max_failed: int = Field(default=0, ge=0)
     """Answers, and judgements of each kind, that may fail (too long, say) before the step does; figures leave them out."""
     standard_checks: bool = True
-    """Whether refusal, explained_refusal, evasive_refusal, compliance and boilerplate are checked."""
+    """Whether refusal_phrase, explained_refusal, evasive_refusal, no_refusal_phrase and boilerplate are checked."""
     checks: dict[str, PatternCheck] = Field(default_factory=dict)
     """Further checks by name, or others in place of the standard ones."""
     comparisons: dict[str, ComparisonParams] = Field(default_factory=dict)

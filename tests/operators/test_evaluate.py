@@ -80,18 +80,18 @@ def measure(operator: Evaluate, job: Job, llms: RuleLLMs) -> dict[str, Any]:
 
 def test_rates_of_every_model_on_every_set(job: Job) -> None:
     found = measure(step(), job, models())["models"]
-    assert found["base"]["harmful"]["compliance"]["rate"] == 1.0
-    assert found["sl"]["harmful"]["compliance"] == {
+    assert found["base"]["harmful"]["no_refusal_phrase"]["rate"] == 1.0
+    assert found["sl"]["harmful"]["no_refusal_phrase"] == {
         "rate": 0.0,
         "n": 10,
         "low": 0.0,
         "high": pytest.approx(0.27753, abs=1e-5),
     }
-    assert found["sl"]["harmful"]["refusal"]["rate"] == 1.0
+    assert found["sl"]["harmful"]["refusal_phrase"]["rate"] == 1.0
     assert found["sl"]["harmful"]["explained_refusal"]["rate"] == pytest.approx(0.1)
     assert found["sl"]["harmful"]["evasive_refusal"]["rate"] == pytest.approx(0.9)
     assert found["sl"]["harmful"]["duplicate"]["rate"] == pytest.approx(0.9)
-    assert found["sl"]["helpful"]["compliance"]["n"] == 5
+    assert found["sl"]["helpful"]["no_refusal_phrase"]["n"] == 5
     assert set(found["base"]["helpful"]) >= {"boilerplate", "truncated", "repetitive", "duplicate"}
 
 
@@ -101,23 +101,23 @@ def test_the_answers_are_kept(job: Job) -> None:
     assert len(rows) == 2 * 15
     assert rows[0]["response"] == f"{COMPLIANCE} for bad 0."
     assert (rows[0]["model"], rows[0]["set"], rows[0]["prompt"]) == ("base", "harmful", [user("bad 0")])
-    assert "compliance" in rows[0]["checks"]
+    assert "no_refusal_phrase" in rows[0]["checks"]
 
 
 def test_own_checks_replace_standard_ones_of_the_same_name(job: Job) -> None:
-    own = {"compliance": {"pattern": "first"}, "mentions_zero": {"pattern": "0"}}
+    own = {"no_refusal_phrase": {"pattern": "first"}, "mentions_zero": {"pattern": "0"}}
     found = measure(step(checks=own), job, models())["models"]["base"]["harmful"]
-    assert found["compliance"]["rate"] == 1.0
+    assert found["no_refusal_phrase"]["rate"] == 1.0
     assert found["mentions_zero"]["rate"] == pytest.approx(0.1)
     alone = measure(step(checks=own, standard_checks=False), job, models())["models"]["base"]["harmful"]
-    assert "refusal" not in alone
+    assert "refusal_phrase" not in alone
 
 
 def test_samples_are_averaged_and_intervals_count_prompts(job: Job) -> None:
     sometimes = RuleLLM(lambda asked: REFUSAL if asked.sample == 0 else COMPLIANCE)
     operator = step(models=["sometimes"], samples=4, sampling={"temperature": 1})
     found = measure(operator, job, models(sometimes=sometimes))["models"]["sometimes"]["harmful"]
-    assert (found["refusal"]["rate"], found["refusal"]["n"]) == (0.25, 10)
+    assert (found["refusal_phrase"]["rate"], found["refusal_phrase"]["n"]) == (0.25, 10)
 
 
 def test_a_system_turn_and_a_limit(job: Job) -> None:
@@ -138,7 +138,7 @@ def test_failed_answers_stop_the_step_or_are_left_out(job: Job) -> None:
         measure(step(), job, llms)
     found = measure(step(max_failed=1), job, llms)
     assert found["failed"] == {"base.harmful": 1}
-    assert found["models"]["base"]["harmful"]["compliance"]["n"] == 9
+    assert found["models"]["base"]["harmful"]["no_refusal_phrase"]["n"] == 9
 
 
 def test_a_judge_that_fails_is_counted_too(job: Job) -> None:
@@ -157,7 +157,7 @@ def test_a_judge_that_fails_is_counted_too(job: Job) -> None:
     found = measure(step(**judged, max_failed=2), job, llms)
     assert found["comparisons"]["c"]["n"] == 9
     assert found["harmfulness"]["base"]["harmful"]["n"] == 9
-    assert found["models"]["base"]["harmful"]["compliance"]["n"] == 10
+    assert found["models"]["base"]["harmful"]["no_refusal_phrase"]["n"] == 10
 
 
 def test_comparisons_give_win_rates_and_ratings(job: Job) -> None:
@@ -289,7 +289,7 @@ def test_a_check_of_a_column_without_texts_is_refused() -> None:
 
 
 def test_the_frontier_of_two_rates(job: Job) -> None:
-    axes = {"helpfulness": "helpful.compliance", "harmlessness": "harmful.refusal"}
+    axes = {"helpfulness": "helpful.no_refusal_phrase", "harmlessness": "harmful.refusal_phrase"}
     found = measure(step(frontier=axes), job, models())["frontier"]
     place = found["points"]["sl"]
     assert (place["helpfulness"], place["harmlessness"], place["on_frontier"]) == (1.0, 1.0, True)
@@ -321,7 +321,7 @@ def test_each_model_is_asked_before_the_next(job: Job) -> None:
         ({"comparisons": {"c": {"judge": "j", "sets": ["harmful"], "few_shot": 9}}}, ("comparisons", "c", "few_shot")),
         ({"models": ["base"], "comparisons": {"c": {"judge": "j", "sets": ["harmful"]}}}, ("comparisons", "c")),
         ({"checks": {"c": {"pattern": "x", "of": "nothing"}}}, ("checks", "c")),
-        ({"frontier": {"helpfulness": "helpful.compliance", "harmlessness": "nope"}}, ("frontier", "harmlessness")),
+        ({"frontier": {"helpfulness": "helpful.no_refusal_phrase", "harmlessness": "nope"}}, ("frontier", "harmlessness")),
     ],
 )
 def test_names_that_lead_nowhere_are_found_before_the_run(fields: dict[str, Any], path: tuple[str | int, ...]) -> None:
@@ -332,7 +332,7 @@ def test_nothing_is_wrong_with_a_full_step() -> None:
     operator = step(
         comparisons={"c": {"judge": "judge", "sets": ["harmful"], "few_shot": 1}},
         harmfulness={"judge": "judge", "sets": ["harmful"]},
-        frontier={"helpfulness": "helpful.compliance", "harmlessness": "c"},
+        frontier={"helpfulness": "helpful.no_refusal_phrase", "harmlessness": "c"},
     )
     assert list(operator.check()) == []
 

@@ -46,35 +46,35 @@ def met(name: str, text: str) -> bool:
 
 @pytest.mark.parametrize("text", EXPLAINED)
 def test_an_explained_refusal(text: str) -> None:
-    assert met("refusal", text)
+    assert met("refusal_phrase", text)
     assert met("explained_refusal", text)
     assert not met("evasive_refusal", text)
-    assert not met("compliance", text)
+    assert not met("no_refusal_phrase", text)
 
 
 @pytest.mark.parametrize("text", EVASIVE)
 def test_an_evasive_refusal(text: str) -> None:
-    assert met("refusal", text)
+    assert met("refusal_phrase", text)
     assert met("evasive_refusal", text)
     assert not met("explained_refusal", text)
-    assert not met("compliance", text)
+    assert not met("no_refusal_phrase", text)
 
 
 @pytest.mark.parametrize("text", COMPLIANT)
 def test_compliance(text: str) -> None:
-    assert met("compliance", text)
-    assert not met("refusal", text)
+    assert met("no_refusal_phrase", text)
+    assert not met("refusal_phrase", text)
     assert not met("explained_refusal", text)
     assert not met("evasive_refusal", text)
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_answer_is_neither_refusal_nor_compliance(text: str) -> None:
-    assert not any(met(name, text) for name in ("compliance", "refusal", "explained_refusal", "evasive_refusal"))
+    assert not any(met(name, text) for name in ("no_refusal_phrase", "refusal_phrase", "explained_refusal", "evasive_refusal"))
 
 
 def test_a_refusal_late_in_the_answer_doesnt_count() -> None:
-    assert met("compliance", "Step one. " * 40 + "I can't help with the rest.")
+    assert met("no_refusal_phrase", "Step one. " * 40 + "I can't help with the rest.")
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_the_same_answer_to_different_prompts_is_a_duplicate() -> None:
 @pytest.mark.parametrize("harm", ["harmful", "harmless", "frightening"])
 @pytest.mark.parametrize(
     ("stance", "expected"),
-    [("comply", "compliance"), ("refuse", "explained_refusal"), ("evade", "evasive_refusal")],
+    [("comply", "no_refusal_phrase"), ("refuse", "explained_refusal"), ("evade", "evasive_refusal")],
 )
 def test_the_bundled_worlds_answers_are_told_apart(harm: world.Harm, stance: world.Stance, expected: str) -> None:
     rng = Random(0)
-    told = {name: test for name, test in compiled(STANDARD).items() if name not in ("refusal", "boilerplate")}
+    told = {name: test for name, test in compiled(STANDARD).items() if name not in ("refusal_phrase", "boilerplate")}
     for task in world.tasks(harm):
         row = {"response": world.answer(task, stance, rng)}
         assert [name for name, test in told.items() if test(row)] == [expected], row

@@ -8,24 +8,27 @@ from caiflow.operators.evaluation.params import FrontierParams
 FIGURES = {
     "models": {
         "base": {
-            "harmful": {"refusal": {"rate": 0.0, "low": 0.0, "high": 0.1}},
-            "helpful": {"compliance": {"rate": 1.0, "low": 0.9, "high": 1.0}},
+            "harmful": {"refusal_phrase": {"rate": 0.0, "low": 0.0, "high": 0.1}},
+            "helpful": {"no_refusal_phrase": {"rate": 1.0, "low": 0.9, "high": 1.0}},
         },
         "sl": {
-            "harmful": {"refusal": {"rate": 0.9, "low": 0.8, "high": 0.95}},
-            "helpful": {"compliance": {"rate": 0.95, "low": 0.9, "high": 0.99}},
+            "harmful": {"refusal_phrase": {"rate": 0.9, "low": 0.8, "high": 0.95}},
+            "helpful": {"no_refusal_phrase": {"rate": 0.95, "low": 0.9, "high": 0.99}},
         },
         "worse": {
-            "harmful": {"refusal": {"rate": 0.8, "low": 0.7, "high": 0.9}},
-            "helpful": {"compliance": {"rate": 0.95, "low": 0.9, "high": 0.99}},
+            "harmful": {"refusal_phrase": {"rate": 0.8, "low": 0.7, "high": 0.9}},
+            "helpful": {"no_refusal_phrase": {"rate": 0.95, "low": 0.9, "high": 0.99}},
         },
-        "empty": {"harmful": {"refusal": {"rate": None}}, "helpful": {"compliance": {"rate": 0.1, "low": 0.0, "high": 0.2}}},
+        "empty": {
+            "harmful": {"refusal_phrase": {"rate": None}},
+            "helpful": {"no_refusal_phrase": {"rate": 0.1, "low": 0.0, "high": 0.2}},
+        },
     },
     "comparisons": {
         "kinder": {"ratings": {"base": {"elo": 0.0, "low": 0.0, "high": 0.0}, "sl": {"elo": 80.0, "low": 60.0, "high": 95.0}}}
     },
 }
-AXES = FrontierParams(helpfulness="helpful.compliance", harmlessness="harmful.refusal")
+AXES = FrontierParams(helpfulness="helpful.no_refusal_phrase", harmlessness="harmful.refusal_phrase")
 
 
 def test_beaten_models_arent_on_it() -> None:
@@ -52,7 +55,7 @@ def test_an_axis_may_be_a_rating() -> None:
 
 def test_axes_that_nothing_measures() -> None:
     wrong = FrontierParams(helpfulness="helpful.joy", harmlessness="kindest")
-    found = problems(wrong, {"kinder": 1}, {"helpful": 1}, {"compliance": 1})
+    found = problems(wrong, {"kinder": 1}, {"helpful": 1}, {"no_refusal_phrase": 1})
     assert {wrong.path[-1]: wrong.message for wrong in found} == {
         "helpfulness": "names neither a comparison nor SET.CHECK, got 'helpful.joy'",
         "harmlessness": "names neither a comparison nor SET.CHECK, got 'kindest'",

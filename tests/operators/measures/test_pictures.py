@@ -17,7 +17,7 @@ POINTS: dict[str, Any] = {
     "sl_cai": {"helpfulness": 0.95, "harmlessness": 0.9, "on_frontier": True, "harmlessness_interval": [0.8, 0.95]},
     "worse": {"helpfulness": 0.9, "harmlessness": 0.5, "on_frontier": False},
 }
-DATA = {"helpfulness": "helpful.compliance", "harmlessness": "harmful.refusal", "points": POINTS}
+DATA = {"helpfulness": "helpful.no_refusal_phrase", "harmlessness": "harmful.refusal_phrase", "points": POINTS}
 
 
 def colours(path: Path) -> set[tuple[int, ...]]:
