@@ -24,8 +24,9 @@ from caiflow.operators.measures import answers, texts
 ABOUT_AN_ANSWER = frozenset(
     {"messages", "responses", "sample", "truncated", *accepting.COLUMNS}
     | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
+    | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
 )
-"""Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote."""
+"""Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote, a preference."""
 
 
 class GenerateParams(AcceptParams):
@@ -52,7 +53,7 @@ class GenerateParams(AcceptParams):
     keep_columns: tuple[ColumnName, ...] = ()
     """Columns about an earlier answer that stay beside the new one, such as `revision`.
 
-    The others are left out: `messages`, earlier samples, and all that critique and revise wrote.
+    The others are left out: `messages`, earlier samples, and what critique and revise wrote, and a preference between others.
     """
 
 
@@ -60,7 +61,7 @@ class Generate(RowOperator[GenerateParams]):
     """Answer prompts with a model."""
 
     name = "generate"
-    version = 2
+    version = 3
     params_type = GenerateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from caiflow.engine.commands.parser import open_store, print_json
+from caiflow.engine.commands.parser import named_run, print_json
 
 EXAMPLES = """\
   caiflow diff runs/cai/20250101-120000 last
@@ -24,10 +24,8 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Compare two runs; 0 whether or not they differ."""
     from caiflow.engine.lookback.compare import compare
-    from caiflow.engine.lookback.history import find_run
 
-    store = open_store()
-    diff = compare(find_run(args.old, store), find_run(args.new, store), examples=args.examples)
+    diff = compare(named_run(args.old), named_run(args.new), examples=args.examples)
     if args.json:
         print_json(diff.as_json())
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from caiflow.engine.commands.parser import open_store
+from caiflow.engine.commands.parser import named_run, open_store
 
 EXAMPLES = """\
   caiflow export last handover
@@ -22,10 +22,8 @@ def arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Write the folder and say what it lacks."""
     from caiflow.engine.lookback.export import export
-    from caiflow.engine.lookback.history import find_run
 
-    store = open_store()
-    made = export(find_run(args.run, store), args.dir, store)
+    made = export(named_run(args.run), args.dir, open_store())
     print(f"wrote {made.path}: {', '.join(made.files)}")
     for path in made.left_out:
         print(f"too large to come along: {path}")

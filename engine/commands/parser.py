@@ -64,6 +64,25 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     return name
 
 
+def named_run(name: str) -> Path:
+    """Return the folder of the run that is meant, and say on standard error which it is where `name` isn't its path.
+
+    Raises:
+        CaiflowError: no run is meant by `name`.
+    """
+    from caiflow.engine.lookback.history import find_run
+
+    found = find_run(name, open_store())
+    if found != Path(name):
+        print(f"{name}: {nearby(found)}", file=sys.stderr)
+    return found
+
+
+def nearby(path: Path) -> Path:
+    """Return a path as seen from the current folder, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def spec_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose a spec and change its values."""
     parser.add_argument("spec", metavar="SPEC", help="a spec file, or the name of a bundled recipe (see caiflow specs)")

@@ -14,6 +14,7 @@ from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 if TYPE_CHECKING:
     from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.spec.load import Spec
+    from caiflow.engine.store.journal import Event, Listener
 
 EXAMPLES = """\
   caiflow run cai.yaml                              # what was done before isn't done again
@@ -57,21 +58,24 @@ def execute(args: Namespace) -> int:
 
     if sys.stdin.isatty() and sys.stderr.isatty() and not args.json:
         _ask(spec, args.allow_env)
+    out = args.out or default_out(spec)
     with display(as_json=args.json) as listener:
         result = runner.run(
             spec,
             open_store(),
-            args.out or default_out(spec),
+            out,
             only=args.only,
             until=args.until,
             address=args.address,
-            on_event=listener,
+            on_event=listener if args.out else _pointed_at(out, listener),
             trust_remote_code=args.trust_remote_code,
             allowed=args.allow_env,
             locked=_lock_path(spec, args.locked),
         )
     if not args.json:
         print_end(result.run_dir)
+    if args.traceback:
+        _print_reports(result.run_dir)
     if result.exit_code == 130:
         print(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
     return result.exit_code
@@ -108,6 +112,28 @@ def default_out(spec: Spec) -> Path:
         n += 1
         path = base.with_name(f"{base.name}-{n}")
     return path
+
+
+def _pointed_at(out: Path, listener: Listener) -> Listener:
+    """Return the listener that also has `latest`, beside a run's folder, lead there as soon as it begins."""
+    from caiflow.engine.store.disk import point
+
+    def listen(event: Event) -> None:
+        if event["event"] == "run_started":
+            point(out.with_name("latest"), Path(out.name))
+        listener(event)
+
+    return listen
+
+
+def _print_reports(run_dir: Path) -> None:
+    """Print the whole report of each step that failed, with the traceback where an operator raised."""
+    from caiflow.engine.store.journal import read_run
+
+    for name, step in read_run(run_dir)["steps"].items():
+        log = run_dir / "logs" / f"{name}.log"
+        if step["status"] == "failed" and log.exists():
+            print(f"\n{name}:\n{log.read_text(encoding='utf-8')}", end="", file=sys.stderr)
 
 
 def again() -> str:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from caiflow.engine.commands.parser import open_store
+from caiflow.engine.commands.parser import named_run
 from caiflow.engine.errors import CaiflowError, PlanError
 from caiflow.engine.llm.files import adapter_base
 
@@ -54,9 +54,9 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Become the server; never returns where that works."""
-    from caiflow.engine.lookback.history import find_run, output_kind, step_dir
+    from caiflow.engine.lookback.history import output_kind, step_dir
 
-    path = step_dir(find_run(args.run, open_store()), args.step)
+    path = step_dir(named_run(args.run), args.step)
     if (kind := output_kind(path)) != "model":
         raise CaiflowError(f"{args.step}: its output is {kind}, not a model", "name a step that trains one")
     command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)

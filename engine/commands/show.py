@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.commands.parser import one_of, open_store, print_json
+from caiflow.engine.commands.parser import named_run, one_of, print_json
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import Rows
@@ -35,9 +35,9 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Show a run or a step."""
-    from caiflow.engine.lookback.history import find_run, output_kind, step_dir
+    from caiflow.engine.lookback.history import output_kind, step_dir
 
-    run_dir = find_run(args.run, open_store())
+    run_dir = named_run(args.run)
     if args.step is None:
         _show_run(run_dir, args)
         return 0

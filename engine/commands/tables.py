@@ -74,7 +74,7 @@ def changes_table(found: Iterable[Change], old: str = "old", new: str = "new", t
 
 
 def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
-    """Yield what differs between two runs: settings, prompts, rows with examples, metrics."""
+    """Yield what differs between two runs: settings, prompts, rows with examples, metrics, notes."""
     for title, found in (("settings", diff.settings), ("prompts and principles", diff.prompts)):
         if found:
             yield changes_table(found, old, new, title)
@@ -83,6 +83,8 @@ def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
         yield from (_examples_table(rows, old, new) for rows in diff.rows if rows.examples)
     if diff.metrics:
         yield changes_table(diff.metrics, old, new, "metrics")
+    if diff.notes:
+        yield changes_table(diff.notes, old, new, "notes")
 
 
 def _rows_table(found: Sequence[RowsDiff]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from caiflow.engine.commands.parser import open_store, print_json
+from caiflow.engine.commands.parser import named_run, print_json
 
 EXAMPLES = """\
   caiflow verify last
@@ -21,11 +21,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Verify each step; 1 if any file isn't what it was."""
-    from caiflow.engine.lookback.history import find_run
     from caiflow.engine.lookback.verify import verify
 
     verdicts = []
-    for verdict in verify(find_run(args.run, open_store())):
+    for verdict in verify(named_run(args.run)):
         verdicts.append(verdict)
         if not args.json:
             said = f"{verdict.files} files as they were sealed" if not verdict.problems else "; ".join(verdict.problems)

@@ -7,6 +7,7 @@ order in which finished rows are written. Knows no Ray, no engine library, and n
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class Outcome:
     """Whether it failed for a reason that may pass, so that the ledger holds nothing and the next run asks again."""
     cached: bool = False
     tokens: int = 0
+    trace: str = ""
+    """Where the operator's code raised; empty where an engine refused, or the operator said what is wrong with the row."""
     cut: int | None = None
     """Answers behind it that ended at `max_tokens`; None where the ledger doesn't tell."""
 
@@ -240,7 +243,7 @@ class Flow:
         except EngineError as error:
             return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=error.kind in PASSING_FAILURES)
         except Exception as error:
-            return self._failure(row_key, ledger, f"{type(error).__name__}: {error}", passing=True)
+            return Outcome(failed=f"{type(error).__name__}: {error}", may_pass=True, trace=traceback.format_exc())
         rows = tuple(given) if isinstance(given, list) else (given,)
         if wrong := _wrong_columns(rows, self._written[step.name]):
             wrong = f"the operator {step.operator.name} returned {wrong}"
@@ -270,7 +273,7 @@ class Flow:
             tally.failed += 1
             tally.may_pass += outcome.may_pass
             if tally.failed > (step.params.max_failed if step.params else 0):
-                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}"
+                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}\n{outcome.trace}".rstrip()
                 self._failed_steps.add(step.name)
         else:
             tally.rows_out += len(outcome.rows)

@@ -87,6 +87,8 @@ class RunsDiff:
     prompts: Sequence[Change] = ()
     rows: Sequence[RowsDiff] = ()
     metrics: Sequence[Change] = field(default_factory=tuple)
+    notes: Sequence[Change] = ()
+    """By step and measure; the value is the note's sentence."""
     one_sided: Sequence[OneSided] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ class RunsDiff:
             prompts=tuple(map(_cut, self.prompts)),
             rows=tuple(replace(rows, examples=tuple(map(_cut_example, rows.examples))) for rows in self.rows),
             metrics=tuple(map(_cut, self.metrics)),
+            notes=tuple(map(_cut, self.notes)),
         )
 
 
@@ -168,8 +171,14 @@ def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
         metrics=tuple(
             c for c in changes(_figures(old, old_dir, both), _figures(new, new_dir, both)) if not c.path.endswith(TIMINGS)
         ),
+        notes=tuple(changes(*(_notes(run, both) for run in (old, new)))),
         one_sided=one_sided,
     )
+
+
+def _notes(run: Mapping[str, Any], steps: Sequence[str]) -> dict[str, str]:
+    found = (note for note in run.get("notes", ()) if note["step"] in steps)
+    return {f"{note['step']}.{note['measure']}": note["message"] for note in found}
 
 
 def _made(step: Mapping[str, Any] | None) -> bool:

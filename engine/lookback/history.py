@@ -47,12 +47,15 @@ def _line(run_dir: Path) -> RunLine | None:
 def find_run(name: str, store: Store) -> Path:
     """Return the folder of a run: a path, `last`, a run's folder name, or the latest run of a spec's name.
 
+    Of several that are meant, runs below the current folder go before those elsewhere, and the later before the earlier.
+
     Raises:
         CaiflowError: no run is meant by `name`; the message has the nearest.
     """
     if (Path(name) / "run.json").exists():
         return Path(name)
-    runs = list_runs(store)
+    here = Path.cwd()
+    runs = sorted(list_runs(store), key=lambda line: line.path.is_relative_to(here))
     if name in ("last", "latest") and runs:
         return runs[-1].path
     meant = [line.path for line in runs if name in (line.path.name, line.name, f"{line.name}/{line.path.name}")]

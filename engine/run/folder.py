@@ -7,7 +7,6 @@ runner's.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.relocate import portable
 from caiflow.engine.store.artifacts import Artifact
-from caiflow.engine.store.disk import write_atomic
+from caiflow.engine.store.disk import point, write_atomic
 from caiflow.engine.store.journal import Journal, StepStatus
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class RunFolder:
     ) -> None:
         self.status[step.name] = status
         if artifact is not None:
-            _link(self._out_dir / "steps" / step.name, artifact.path)
+            point(self._out_dir / "steps" / step.name, artifact.path)
         self._keep_reached()
         shown = ("cached", "dropped", "failed", "calls", "reused_calls")
         found = notes(self._resolver.spec.operators[step.name].all_measures(), _readings(artifact)) if artifact else []
@@ -187,11 +186,3 @@ def _values(artifact: Artifact) -> dict[str, float]:
         counts: Mapping[str, Any] = artifact.meta.get("counts", {})
         found[DROPPED] = (counts.get("dropped") or 0) / artifact.rows_in
     return found
-
-
-def _link(link: Path, target: Path) -> None:
-    """Point `link` at an artifact, replacing an earlier link."""
-    fresh = link.with_name(f".{link.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target, target_is_directory=True)
-    os.replace(fresh, link)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -203,6 +204,7 @@ class Store:
         made["stamps"] = {name: stamp(staged / name) for name in made["files"]}
         record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
         (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        _readable_alike(staged)
         sync_tree(staged)
         target = self.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +246,14 @@ class Store:
 
     def _records(self) -> dict[Path, RunRecord]:
         return {path: record for path in self.runs_dir.glob("[!.]*.json") if (record := _read_run(path))}
+
+
+def _readable_alike(folder: Path) -> None:
+    """Give every file the permissions of a plain new one: some libraries write weights that only their owner may read."""
+    mode = stat.S_IMODE((folder / META).stat().st_mode)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            os.chmod(Path(parent) / name, mode)
 
 
 def content_manifest(folder: Path) -> dict[str, Any]:

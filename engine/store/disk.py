@@ -55,6 +55,14 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def point(link: Path, target: Path) -> None:
+    """Make `link` lead to a folder, in the place of an earlier link."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target, target_is_directory=True)
+    os.replace(fresh, link)
+
+
 def sync(path: Path) -> None:
     """Make a file or a folder's list of names durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -182,6 +182,20 @@ def test_json_run_prints_events_and_nothing_else(place: Path) -> None:
 def test_default_folder_has_the_specs_name(place: Path) -> None:
     assert caiflow(place, "run", "short.yaml").returncode == 0
     assert [path.name for path in (place / "runs").iterdir()] == ["short"]
+    latest = place / "runs" / "short" / "latest"
+    assert (latest / "run.json").exists()
+    assert shown(place, "show", "runs/short/latest")["status"] == "done"
+    assert not (place / "latest").is_symlink(), "a folder that was named isn't pointed at"
+
+
+def test_whoever_names_no_folder_is_told_which_run_it_was(place: Path) -> None:
+    for command in (["show", "last"], ["show", "last", "clean"], ["verify", "short"], ["diff", "last", "first"]):
+        done = caiflow(place, *command)
+        assert done.returncode == 0, done.stderr
+        told = done.stderr.splitlines()
+        assert told[0].startswith(f"{command[1]}: ")
+        assert (place / told[0].partition(": ")[2] / "run.json").exists()
+    assert caiflow(place, "show", "first").stderr == ""
 
 
 def test_plan_says_what_run_would_do(place: Path) -> None:

@@ -136,3 +136,13 @@ def test_a_new_answer_leaves_out_what_was_said_of_an_earlier_one() -> None:
     assert not list(step(keep_columns=["revision"]).check())
     ((path, message, _),) = step(keep_columns=["topic"]).check()
     assert (path, message) == (("keep_columns", 0), "`topic` stays anyway")
+
+
+def test_what_a_source_preferred_is_not_taken_for_a_judgement_of_the_new_answers() -> None:
+    given = Columns(
+        {"uid": "text", "prompt": "messages", "chosen": "text", "rejected": "text", "p_chosen": "number", "topic": "text"}
+    )
+    assert set(step().columns({"prompts": given}).types) == {"uid", "prompt", "topic", "response", "truncated"}
+    kept = step(keep_columns=["chosen"]).columns({"prompts": given}).types
+    assert "chosen" in kept
+    assert "rejected" not in kept

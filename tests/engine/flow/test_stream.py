@@ -340,3 +340,21 @@ def test_progress_counts_every_row_whatever_became_of_it_and_expects_those_to_co
     run(tmp_path, chain, source, engine, again)
     one = again[-1]["one"]
     assert (one["done"], one["cached"], one["dropped"], one["failed"]) == (330, 300, 20, 10)
+
+
+class Halve(Ask):
+    """Fails at what isn't even."""
+
+    name = "halve"
+
+    async def row(self, row: Row, llm: RowLLM) -> Row:
+        return {"answer": str(1 // (len(row["question"]) % 2))}
+
+
+def test_what_an_operator_raises_is_told_with_its_traceback(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", ["odd", "even"])
+    tallies, _ = run(tmp_path, [step("one", Halve(params()), "source")], source, ScriptedEngine())
+    first, *rest = tallies["one"].error.splitlines()
+    assert first.startswith("row u1: ZeroDivisionError: ")
+    assert rest[0] == "Traceback (most recent call last):"
+    assert any('1 // (len(row["question"]) % 2)' in line for line in rest)

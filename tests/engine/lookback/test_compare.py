@@ -271,3 +271,23 @@ def test_the_report_shows_it_all(runs: tuple[Path, Path]) -> None:
     text = console.export_text()
     for part in ("steps.sft.epochs", "old text", "1 of 2", "response 1", "two", "scores.models.base.harmful.complies.rate"):
         assert part in text
+
+
+def test_notes_that_came_went_or_changed_are_a_difference(tmp_path: Path) -> None:
+    def noted(name: str, *notes: tuple[str, str]) -> Path:
+        with Journal(tmp_path / name) as journal:
+            journal.emit("run_started", name="cai", steps=[{"name": "pair", "op": "generate"}])
+            found = [{"step": "pair", "measure": measure, "message": message, "uids": []} for measure, message in notes]
+            journal.emit("step_done", step="pair", status="done", notes=found)
+            journal.emit("run_done", status="done")
+        return tmp_path / name
+
+    old = noted("old", ("truncated", "cut: 30%"), ("circles", "in circles: 20%"), ("empty", "empty: 6%"))
+    new = noted("new", ("truncated", "cut: 60%"), ("copies_prompt", "copies: 9%"), ("empty", "empty: 6%"))
+    diff = compare(old, new)
+    assert {(change.path, change.old, change.new) for change in diff.notes} == {
+        ("pair.truncated", "cut: 30%", "cut: 60%"),
+        ("pair.circles", "in circles: 20%", ABSENT),
+        ("pair.copies_prompt", ABSENT, "copies: 9%"),
+    }
+    assert len(diff.as_json()["notes"]) == 3

@@ -47,6 +47,16 @@ def test_a_word_means_a_run(store: Store, word: str, folder: str) -> None:
     assert find_run(word, store).name == folder
 
 
+def test_a_run_below_the_current_folder_goes_before_a_later_one_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "runs" / "cai")
+    assert find_run("last", store).name == "second"
+    monkeypatch.chdir(tmp_path / "runs" / "other")
+    assert find_run("last", store).name == "third"
+    assert find_run("cai", store).name == "second"
+
+
 def test_a_folder_means_the_run_in_it(store: Store, tmp_path: Path) -> None:
     assert find_run(str(tmp_path / "runs/cai/first"), store) == tmp_path / "runs/cai/first"
 

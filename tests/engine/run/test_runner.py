@@ -196,10 +196,13 @@ def test_a_failed_step_skips_what_depends_on_it_and_the_rest_goes_on(calm: tuple
         "  other:  {op: filter, input: critique, drop: [duplicates]}\n"
     )
     spec = write_spec(tmp_path, extra=extra)
-    run = finish(spec, tmp_path / "run", home, code=1)
+    run = finish(spec, tmp_path / "run", home, "--traceback", code=1)
     states = {name: step["status"] for name, step in run["steps"].items()}
     assert (states["bad"], states["after"], states["other"], run["status"]) == ("failed", "skipped", "done", "failed")
     assert "data.jsonl:2001" in run["steps"]["bad"]["error"]
+    said = (tmp_path / "run" / "console.txt").read_text()
+    assert "Traceback" not in said.partition("\nbad:\n")[0]
+    assert "Traceback (most recent call last)" in said.partition("\nbad:\n")[2]
 
 
 def test_a_file_that_went_after_the_check_fails_its_step(tmp_path: Path) -> None:

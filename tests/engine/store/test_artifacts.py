@@ -272,3 +272,14 @@ def test_what_is_on_disk_says_which_artifact_it_is(tmp_path: Path) -> None:
     record = json.loads((store.seal(DIGEST, staged(store), {"op": "load"}).path / META).read_text())
     assert record["digest"] == DIGEST
     assert record["meta"] == {"op": "load"}
+
+
+def test_weights_that_only_their_writer_may_read_are_sealed_like_everything_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = staged(store)
+    (folder / "sub" / "more.bin").chmod(0o600)
+    sealed = store.seal(DIGEST, folder, {}).path
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in sealed.rglob("*") if path.is_file()} == {plain.stat().st_mode}
+    store.artifact(DIGEST)
