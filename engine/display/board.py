@@ -38,6 +38,8 @@ class StepState:
     """When a training first told how far it is, and how far it was: what came before was no training."""
     seconds: float | None = None
     rows_out: int | None = None
+    doing: str = ""
+    """What it does before its first rows or steps."""
     note: str = ""
     error: str = ""
     notes: tuple[Mapping[str, Any], ...] = ()
@@ -96,7 +98,7 @@ def _announced(step: Mapping[str, Any]) -> StepState:
 
 _TOLD = (
     "done", "total", "cached", "dropped", "failed", "tokens_per_second", "loss", "busy_s", "seconds", "rows_out",
-    "note", "error",
+    "doing", "note", "error",
 )  # fmt: skip
 """What a step keeps of its events until another one says otherwise."""
 
@@ -143,7 +145,7 @@ def amount_text(step: StepState, *, named: bool = False) -> str:
 
 
 def notes_text(step: StepState) -> str:
-    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; the first line of an error.
+    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; what it waits for; the first line of an error.
 
     The loss of a finished training is called the last, since reports have the mean.
     """
@@ -153,6 +155,8 @@ def notes_text(step: StepState) -> str:
         counts.append(f"{step.tokens_per_second:,.0f} tokens/s")
     if step.loss is not None:
         counts.append(f"{'last ' if step.status == 'done' else ''}loss {step.loss:.3f}")
+    if step.status == "running" and step.doing:
+        counts.append(clean(step.doing))
     if step.note:
         counts.append(clean(step.note))
     if step.notes:

@@ -109,7 +109,7 @@ class TrainUnit(_OneStep):
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         job = self._job(report, self.work_dir)
-        report({"step": self.step, "note": "loading"})
+        report({"step": self.step, "doing": "loading"})
         self.operator.train(job)
         return self._result(job, dict(job.metrics))
 
@@ -131,9 +131,9 @@ class MeasureUnit(_OneStep):
 
         job = self._job(report)
         async with AsyncExitStack() as stack:
-            report({"step": self.step, "note": f"waiting for {', '.join(self.links)}"})
+            report({"step": self.step, "doing": f"waiting for {', '.join(self.links)}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
-            report({"step": self.step, "note": ""})
+            report({"step": self.step, "doing": ""})
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
             stack.callback(llms.close)
             measured = await self.operator.measure(job, llms)
@@ -222,10 +222,10 @@ class FlowUnit:
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
             asking = [step for step in self.steps if step.model]
             for step in asking:
-                report({"step": step.name, "note": f"waiting for {step.model}"})
+                report({"step": step.name, "doing": f"waiting for {step.model}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             for step in asking:
-                report({"step": step.name, "note": ""})
+                report({"step": step.name, "doing": ""})
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)
             stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, report)))

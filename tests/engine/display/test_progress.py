@@ -153,11 +153,13 @@ def test_what_a_training_does_before_its_first_steps_is_not_taken_for_their_pace
     events: list[Event] = [
         STARTED,
         {"t": 100.0, "event": "step_started", "step": "tuned"},
-        {"t": 100.0, "event": "step_progress", "step": "tuned", "note": "loading"},
+        {"t": 100.0, "event": "step_progress", "step": "tuned", "doing": "loading"},
     ]
     assert "loading" in rendered(fold(events))
+    failed: Event = {"t": 101.0, "event": "step_done", "step": "tuned", "status": "failed", "error": "no rows"}
+    assert "loading" not in rendered(fold([*events, failed]))
     events += [
-        {"t": 140.0, "event": "step_progress", "step": "tuned", "note": ""},
+        {"t": 140.0, "event": "step_progress", "step": "tuned", "doing": ""},
         {"t": 160.0, "event": "step_progress", "step": "tuned", "done": 10, "total": 200, "loss": 2.5},
     ]
     board = fold(events)
