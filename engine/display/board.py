@@ -145,7 +145,7 @@ def amount_text(step: StepState, *, named: bool = False) -> str:
 
 
 def notes_text(step: StepState) -> str:
-    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; what it waits for; the first line of an error.
+    """Return what else is worth a word: rows cached, dropped, failed; speed; loss; what it waits for; an error's first line.
 
     The loss of a finished training is called the last, since reports have the mean.
     """

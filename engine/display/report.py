@@ -6,7 +6,7 @@ markup in them is obeyed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -28,6 +28,8 @@ MARKS = ("boilerplate", "truncated", "repetitive", "duplicate")
 """The checks for marks of a broken model, which say nothing where nobody has them."""
 MANY = 4
 """With more models than this, an evaluation lists them one below the other."""
+ABREAST = 3
+"""Checks that such a list shows side by side, so that their intervals have room in 80 columns."""
 PRECISE = 1000
 """From this many prompts on, rates are worth a decimal."""
 _Cells = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -114,19 +116,54 @@ def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
 
 def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
     if cells:
-        table = plain_table("1:set", "1:check", *(f"n:{model}" for model in models), title=title)
+        arms = _arms(models)
+        table = plain_table("1:set", "1:check", *(f"n:{name}" for name in (*models, *arms)), title=title)
         for (set_name, check), values in cells.items():
-            table.add_row(set_name, check, *(figure(values.get(model)) for model in models))
+            compared = (_compared([values.get(arm) for arm in named]) for named in arms.values())
+            table.add_row(f"{set_name}{_answers([values])}", check, *(figure(values.get(model)) for model in models), *compared)
         yield table
 
 
 def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
     for set_name in dict.fromkeys(place[0] for place in cells):
-        checks = [place[1] for place in cells if place[0] == set_name]
-        table = plain_table("1:model", *(f"n:{check}" for check in checks), title=f"{title}: {set_name}")
-        for model in models:
-            table.add_row(model, *(figure(cells[set_name, check].get(model), interval=False) for check in checks))
-        yield table
+        checks = {place[1]: values for place, values in cells.items() if place[0] == set_name}
+        for start in range(0, len(checks), ABREAST):
+            part = dict(list(checks.items())[start : start + ABREAST])
+            table = plain_table(
+                "1:model", *(f"n:{check}" for check in part), title=f"{title}: {set_name}{_answers(part.values())}"
+            )
+            for model in models:
+                table.add_row(model, *(figure(values.get(model)) for values in part.values()))
+            for name, arms in _arms(models).items():
+                table.add_row(
+                    Text(name, style="dim"), *(_compared([values.get(arm) for arm in arms]) for values in part.values())
+                )
+            yield table
+
+
+def _answers(cells: Iterable[Mapping[str, Any]]) -> str:
+    """Return how many prompts or answers are behind figures: ` (56)`, or fewest to most; nothing where they tell none."""
+    found = {value["n"] for values in cells for value in values.values() if isinstance(value, Mapping) and value.get("n")}
+    return f" ({' to '.join(str(n) for n in sorted({min(found), max(found)}))})" if found else ""
+
+
+def _arms(models: Sequence[str]) -> dict[str, list[str]]:
+    """Return the arms of each model that has several: `rl@*` with `rl@one`, `rl@two`."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        base, at, _ = model.partition("@")
+        if at:
+            found.setdefault(f"{base}@*", []).append(model)
+    return {name: arms for name, arms in found.items() if len(arms) > 1}
+
+
+def _compared(values: Sequence[Any]) -> Text:
+    """Say whether figures are alike, as those whose intervals all overlap are; nothing where one has no interval."""
+    bounds = [(value.get("low"), value.get("high")) if isinstance(value, Mapping) else (None, None) for value in values]
+    if any(low is None or high is None for low, high in bounds):
+        return Text()
+    alike = max(low for low, _ in bounds) <= min(high for _, high in bounds)
+    return Text("alike" if alike else "differ", style="dim" if alike else "bold")
 
 
 def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str) -> Iterator[Table]:
@@ -169,7 +206,7 @@ def _above_zero(value: Any) -> bool:
     return isinstance(number, int | float) and number > 0
 
 
-def figure(value: Any, *, interval: bool = True) -> str:
+def figure(value: Any) -> str:
     """Return `97% [91, 99]` for a rate with its interval, `3.50 [3.20, 3.80]` for another figure, else the plain number."""
     if not isinstance(value, Mapping):
         return number(value)
@@ -181,7 +218,7 @@ def figure(value: Any, *, interval: bool = True) -> str:
     scale, unit = (100, "%") if centre == "rate" else (1, "")
     digits = 2 if centre in ("mean", "perplexity") else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
     middle, low, high = (None if value.get(name) is None else value[name] * scale for name in (centre, "low", "high"))
-    around = "" if low is None or high is None or not interval else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    around = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{middle:.{digits}f}{unit}{around}"
 
 

@@ -36,20 +36,45 @@ def test_evaluation_is_a_table_of_models_by_sets_and_checks() -> None:
     shown = text(*report.figures(metrics, "scores"))
     lines = [line.split() for line in shown.splitlines()]
     assert lines[1] == ["set", "check", "base", "rl_cai"]
-    assert ["harmful", "complies", "95%", "[90,", "100]", "5%", "[0,", "10]"] in lines
-    assert ["harmful", "evades", "10%", "[5,", "15]"] in lines
+    assert ["harmful", "(40)", "complies", "95%", "[90,", "100]", "5%", "[0,", "10]"] in lines
+    assert ["harmful", "(40)", "evades", "10%", "[5,", "15]"] in lines
     assert ["harmlessness", "0", "123", "[80,", "160]"] in lines
     assert ["harmful", "3.50", "[3.20,", "3.80]"] in lines
     assert ["base.harmful", "2"] in lines
-    assert any(line[:2] == ["harmful", "mine"] for line in lines), "a check of one's own shows, though nothing met it"
+    assert any(line[:3] == ["harmful", "(40)", "mine"] for line in lines), "a check of one's own shows, though nothing met it"
     assert "duplicate" not in shown
 
 
 def test_many_models_stand_one_below_the_other() -> None:
     metrics = {"models": {f"rl@arm{i}": {"harmful": {"complies": rate(i / 10)}} for i in range(6)}}
     lines = [line.split() for line in text(*report.figures(metrics, "scores"), width=60).splitlines()]
-    assert lines[:2] == [["scores:", "harmful"], ["model", "complies"]]
-    assert lines[-1] == ["rl@arm5", "50%"]
+    assert lines[:2] == [["scores:", "harmful", "(40)"], ["model", "complies"]]
+    assert lines[-2:] == [["rl@arm5", "50%", "[45,", "55]"], ["rl@*", "differ"]]
+
+
+def test_no_figure_of_many_models_is_without_its_interval_or_cut_at_80_columns() -> None:
+    checks = ("no_refusal_phrase", "refusal_phrase", "explained_refusal", "evasive_refusal", "mine")
+    arms = [f"rl_cai@without_harassment{i}" for i in range(6)]
+    sets = {
+        model: {"harmful": {check: {**rate(0.5), "n": 3 + i} for check in checks}} for i, model in enumerate(["base", *arms])
+    }
+    shown = text(*report.figures({"models": sets}, "scores"), width=80)
+    assert shown.count("50% [45, 55]") == len(checks) * 7
+    assert "…" not in shown
+    assert all(check in shown for check in checks)
+    assert shown.count("scores: harmful (3 to 9)") == 2
+
+
+def test_arms_whose_intervals_overlap_are_said_to_be_alike() -> None:
+    def model(low: float, high: float) -> dict[str, Any]:
+        return {"harmful": {"complies": {"rate": (low + high) / 2, "low": low, "high": high, "n": 11}}}
+
+    models = {"base": model(0.9, 1.0), "rl@a": model(0.1, 0.4), "rl@b": model(0.3, 0.6), "rl@c": model(0.5, 0.7)}
+    assert text(*report.figures({"models": models}, "s")).split()[-1] == "differ", "each overlaps with one, but not all do"
+    del models["rl@c"]
+    assert text(*report.figures({"models": models}, "s")).split()[-1] == "alike"
+    del models["rl@b"]
+    assert "rl@*" not in text(*report.figures({"models": models}, "s")), "one arm is compared with nothing"
 
 
 def test_steps_table_draws_the_graph_with_status_and_error() -> None:
