@@ -6,10 +6,10 @@ The chat template is the one saved with the model, as in training. The server ta
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +60,10 @@ def execute(args: Namespace) -> int:
     if (kind := output_kind(path)) != "model":
         raise CaiflowError(f"{args.step}: its output is {kind}, not a model", "name a step that trains one")
     command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
-    make_hub_cache()
-    print(f"serving {args.step} at http://{args.host}:{args.port}/v1", file=sys.stderr, flush=True)
+    url = f"http://{args.host}:{args.port}/v1"
+    print(f"loading {args.step}, to be served at {url}", file=sys.stderr, flush=True)
+    announcing = ("-m", "caiflow.engine.commands.announce", str(os.getpid()), f"{url}/models", f"serving {args.step} at {url}")
+    subprocess.Popen([sys.executable, *announcing], stdin=subprocess.DEVNULL)
     os.chdir(command.folder)
     os.execve(command.arguments[0], list(command.arguments), {**command.environment, **os.environ})
 
@@ -82,22 +84,15 @@ def server_command(
         raise PlanError(f"serve: transformers' server needs {', '.join(missing)}", "pip install 'caiflow[serve]'")
     if adapter_base(model):
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load", "train with `merge: true`")
-    program = "from transformers.cli.transformers import main; main()"
-    # the server knows a model by the path it was given, so that must be the name that clients use
-    return ServerCommand((sys.executable, "-c", program, "serve", model.name, *where), model.parent)
+    program = (sys.executable, "-m", "caiflow.engine.llm.local.serving")
+    return ServerCommand(
+        (*program, str(model.resolve()), model.name, *where), model.parent
+    )  # `@` in a path is a revision to it
 
 
 def missing_libraries() -> list[str]:
     """Return which of the libraries of transformers' server aren't installed."""
     return [name for name in SERVER_LIBRARIES if not find_spec(name)]
-
-
-def make_hub_cache() -> None:
-    """Make the folder of the hub's cache, without which transformers' server can't list its models."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    with suppress(OSError):
-        Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
 
 
 def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:

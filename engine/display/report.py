@@ -159,10 +159,12 @@ def _arms(models: Sequence[str]) -> dict[str, list[str]]:
 
 def _compared(values: Sequence[Any]) -> Text:
     """Say whether figures are alike, as those whose intervals all overlap are; nothing where one has no interval."""
-    bounds = [(value.get("low"), value.get("high")) if isinstance(value, Mapping) else (None, None) for value in values]
-    if any(low is None or high is None for low, high in bounds):
+    intervals = [
+        (low, high) for value in map(_named, values) if None not in (low := value.get("low"), high := value.get("high"))
+    ]
+    if len(intervals) < len(values):
         return Text()
-    alike = max(low for low, _ in bounds) <= min(high for _, high in bounds)
+    alike = max(low for low, _ in intervals) <= min(high for _, high in intervals)
     return Text("alike" if alike else "differ", style="dim" if alike else "bold")
 
 

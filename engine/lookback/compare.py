@@ -171,7 +171,7 @@ def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
         metrics=tuple(
             c for c in changes(_figures(old, old_dir, both), _figures(new, new_dir, both)) if not c.path.endswith(TIMINGS)
         ),
-        notes=tuple(changes(*(_notes(run, both) for run in (old, new)))),
+        notes=tuple(changes(_notes(old, both), _notes(new, both))),
         one_sided=one_sided,
     )
 

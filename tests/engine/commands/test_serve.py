@@ -13,12 +13,14 @@ import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 import caiflow.examples
 from caiflow.engine.commands import serve
+from caiflow.engine.commands.announce import announce
 from caiflow.engine.commands.serve import server_command
 from caiflow.engine.errors import PlanError
 from caiflow.engine.store.journal import Journal
@@ -30,23 +32,24 @@ QUESTION = [{"role": "user", "content": "How do I water the roses?"}]
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Return a finished run whose step `tuned` made the tiny model."""
+    """Return a finished run whose steps `tuned` and `tuned@arm` made the tiny model."""
     folder = tmp_path / "run"
     with Journal(folder) as journal:
-        journal.emit("run_started", name="cai", steps=[{"name": "tuned", "op": "sft"}, {"name": "red", "op": "load"}])
-        for name in ("tuned", "red"):
+        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "sft"} for name in ("tuned", "tuned@arm", "red")])
+        for name in ("tuned", "tuned@arm", "red"):
             journal.emit("step_done", step=name, status="done")
         journal.emit("run_done", status="done")
     (folder / "steps" / "red").mkdir(parents=True)
     (folder / "steps" / "red" / "part-00000.parquet").touch()
-    (folder / "steps" / "tuned").symlink_to(TINY)
+    for name in ("tuned", "tuned@arm"):
+        (folder / "steps" / name).symlink_to(TINY)
     return folder
 
 
 @contextlib.contextmanager
-def serving(run_dir: Path, engine: str, **variables: str) -> Iterator[int]:
+def serving(run_dir: Path, engine: str, step: str = "tuned", **variables: str) -> Iterator[int]:
     port = free_port()
-    command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), "tuned"]
+    command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), step]
     command += ["--engine", engine, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **variables}
     log = run_dir / "server.log"
@@ -68,26 +71,58 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
     until = time.monotonic() + 150
     while time.monotonic() < until and server.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5)
+        if "\nserving tuned" in log.read_text():
+            assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).status_code == 200
             return
         time.sleep(0.3)
     pytest.fail(f"no server: {log.read_text()[-2000:]}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.soak])])
-def test_the_openai_client_gets_the_models_own_answer(run_dir: Path, tmp_path: Path, engine: str) -> None:
+def test_transformers_server_does_what_it_is_asked_or_refuses_it(run_dir: Path, tmp_path: Path) -> None:
+    from openai import BadRequestError, NotFoundError, OpenAI
+
+    with serving(run_dir, "transformers", "tuned@arm", HF_HOME=str(tmp_path / "hugging")) as port:
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+
+        def ask(**more: Any) -> Any:
+            return client.chat.completions.create(**{"model": "tuned@arm", "messages": QUESTION, "max_tokens": 40, **more})
+
+        greedy = ask(temperature=0)
+        assert greedy.choices[0].message.content == own_answer()
+        assert (greedy.model, [model.id for model in client.models.list().data]) == ("tuned@arm", ["tuned@arm"])
+        drawn = [ask().choices[0].message.content for _ in range(8)]
+        assert len(set(drawn)) > 1, "without a temperature it is 1"
+        assert ask(seed=3).choices[0].message.content == ask(seed=3).choices[0].message.content
+        text = own_answer()
+        stop = text[len(text) // 2 :][:5]
+        cut = ask(temperature=0, stop=[stop, "never said"]).choices[0]
+        assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
+        short = ask(temperature=0, max_tokens=None, max_completion_tokens=4)
+        assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (4, "length")
+        assert ask(temperature=0, n=1, logprobs=False, user="me").choices[0].message.content == text
+        streamed = "".join(part.choices[0].delta.content or "" for part in ask(temperature=0, stream=True) if part.choices)
+        assert streamed.strip() == text
+        refused: list[dict[str, Any]] = [{"n": 2}, {"logprobs": True}, {"presence_penalty": 1}, {"stop": "x", "stream": True}]
+        for asked in [*refused, {"extra_body": {"prompt_logprobs": 1}}, {"model": "tuned"}]:
+            with pytest.raises(BadRequestError, match=r"isn't supported by transformers' server|no model 'tuned' here"):
+                ask(**asked)
+        with pytest.raises(NotFoundError, match="isn't served"):
+            client.responses.create(model="tuned@arm", input="hello")
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.soak
+def test_the_openai_client_gets_the_models_own_answer_of_vllm(run_dir: Path, tmp_path: Path) -> None:
     from openai import OpenAI
 
-    hub = tmp_path / "hugging" / "face"
-    with serving(run_dir, engine, HF_HOME=str(hub)) as port:
+    with serving(run_dir, "vllm", HF_HOME=str(tmp_path / "hugging" / "face")) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
         listed = client.models.list().data
         answer = client.chat.completions.create(model="tuned", messages=QUESTION, temperature=0, max_tokens=40)  # type: ignore[arg-type]
     assert answer.choices[0].message.content == own_answer()
-    assert [model.id for model in listed] == (["tuned"] if engine == "vllm" else [])
-    assert (hub / "hub").is_dir()
+    assert [model.id for model in listed] == ["tuned"]
 
 
 def own_answer() -> str:
@@ -130,3 +165,10 @@ def test_an_adapter_is_served_over_its_base_by_vllm_alone(tmp_path: Path) -> Non
         assert arguments[3:5] == ("--model", "org/base")
         assert f"{tmp_path.name}={tmp_path}" in arguments
         assert arguments[-2:] == ("--port", "1234")
+
+
+def test_a_server_that_ends_before_it_answers_is_not_announced(capfd: pytest.CaptureFixture[str]) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not announce(ended.pid, f"http://127.0.0.1:{free_port()}/", "serving")
+    assert capfd.readouterr().err == ""
