@@ -159,9 +159,8 @@ def _arms(models: Sequence[str]) -> dict[str, list[str]]:
 
 def _compared(values: Sequence[Any]) -> Text:
     """Say whether figures are alike, as those whose intervals all overlap are; nothing where one has no interval."""
-    intervals = [
-        (low, high) for value in map(_named, values) if None not in (low := value.get("low"), high := value.get("high"))
-    ]
+    known = [value for value in map(_named, values) if value.get("low") is not None and value.get("high") is not None]
+    intervals = [(float(value["low"]), float(value["high"])) for value in known]
     if len(intervals) < len(values):
         return Text()
     alike = max(low for low, _ in intervals) <= min(high for _, high in intervals)

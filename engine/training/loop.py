@@ -152,18 +152,25 @@ def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
     (out_dir / HISTORY).write_text(lines, encoding="utf-8")
 
 
+EARLY = 0.1
+"""The part of a training's steps that tells its first loss."""
+
+
 def figures(history: list[dict[str, Any]]) -> dict[str, float]:
     """Return the mean, first and last training loss, and the last of every figure that the trainer logged.
 
-    The mean weighs each point by the steps it stands for.
+    Means weigh each point by the steps it stands for. The first loss is the mean over a tenth of the steps: a single batch may
+    be an easy one.
     """
     result: dict[str, float] = {}
+    early = max((point["step"] for point in history if "loss" in point), default=0) * EARLY
     total, steps = 0.0, 0
     for point in history:
         if "loss" in point:
             total += point["loss"] * (point["step"] - steps)
+            if not steps or point["step"] <= early:
+                result["first_loss"] = total / point["step"]
             steps = point["step"]
-            result.setdefault("first_loss", point["loss"])
             result["final_loss"] = point["loss"]
         result |= {
             _plain(name): value

@@ -100,6 +100,14 @@ def test_the_mean_loss_weighs_each_point_by_its_steps() -> None:
     assert figures([]) == {}
 
 
+def test_an_easy_first_batch_is_not_where_a_training_began() -> None:
+    losses = [1.0, 3.0, 2.9, 3.1, *[2.0] * 36]
+    found = figures([{"step": i + 1, "loss": loss} for i, loss in enumerate(losses)])
+    assert found["first_loss"] == pytest.approx(2.5)
+    assert found["train_loss"] == pytest.approx(sum(losses) / 40)
+    assert found["train_loss"] < found["first_loss"]
+
+
 @pytest.mark.parametrize(
     ("rows", "fields", "expected"),
     [
