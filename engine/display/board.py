@@ -39,7 +39,7 @@ class StepState:
     seconds: float | None = None
     rows_out: int | None = None
     doing: str = ""
-    """What it does before its first rows or steps."""
+    """What it does before it tells how far it is."""
     note: str = ""
     error: str = ""
     notes: tuple[Mapping[str, Any], ...] = ()
@@ -111,7 +111,7 @@ def _advance(step: StepState, event: Mapping[str, Any]) -> None:
         step.status = "running"
         step.started = step.started or event["t"]
     if event["event"] == "step_progress" and "done" in event:
-        step.told, step.left_s = event["t"], event.get("left_s")
+        step.told, step.left_s, step.doing = event["t"], event.get("left_s"), ""
         if step.kind == "model":
             step.first = step.first or (event["t"], event["done"])
     elif event["event"] == "step_done":

@@ -133,7 +133,6 @@ class MeasureUnit(_OneStep):
         async with AsyncExitStack() as stack:
             report({"step": self.step, "doing": f"waiting for {', '.join(self.links)}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
-            report({"step": self.step, "doing": ""})
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
             stack.callback(llms.close)
             measured = await self.operator.measure(job, llms)
@@ -220,12 +219,9 @@ class FlowUnit:
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
-            asking = [step for step in self.steps if step.model]
-            for step in asking:
+            for step in [step for step in self.steps if step.model]:
                 report({"step": step.name, "doing": f"waiting for {step.model}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
-            for step in asking:
-                report({"step": step.name, "doing": ""})
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)
             stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, report)))

@@ -212,8 +212,6 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
 
         def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             self.saved_step = state.global_step
-            if job.log is not None and state.is_world_process_zero:
-                job.log(doing="")
 
         def on_optimizer_step(self, _args: Any, state: Any, _control: Any, **kwargs: Any) -> None:
             if not math.isfinite(value := largest(kwargs["model"])):

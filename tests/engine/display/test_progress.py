@@ -159,7 +159,6 @@ def test_what_a_training_does_before_its_first_steps_is_not_taken_for_their_pace
     failed: Event = {"t": 101.0, "event": "step_done", "step": "tuned", "status": "failed", "error": "no rows"}
     assert "loading" not in rendered(fold([*events, failed]))
     events += [
-        {"t": 140.0, "event": "step_progress", "step": "tuned", "doing": ""},
         {"t": 160.0, "event": "step_progress", "step": "tuned", "done": 10, "total": 200, "loss": 2.5},
     ]
     board = fold(events)
