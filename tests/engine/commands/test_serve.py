@@ -105,7 +105,7 @@ def test_transformers_server_does_what_it_is_asked_or_refuses_it(run_dir: Path, 
         assert streamed.strip() == text
         refused: list[dict[str, Any]] = [{"n": 2}, {"logprobs": True}, {"presence_penalty": 1}, {"stop": "x", "stream": True}]
         for asked in [*refused, {"extra_body": {"prompt_logprobs": 1}}, {"model": "tuned"}]:
-            with pytest.raises(BadRequestError, match=r"isn't supported by transformers' server|no model 'tuned' here"):
+            with pytest.raises(BadRequestError, match=r"isn't supported|no model 'tuned' here"):
                 ask(**asked)
         with pytest.raises(NotFoundError, match="isn't served"):
             client.responses.create(model="tuned@arm", input="hello")
