@@ -69,7 +69,7 @@ class LoadParams(Params):
 
     source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
     """A file relative to the spec (jsonl, json, csv, tsv, parquet, txt with a prompt a line; each also as .gz), a pattern for
-    several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` for a bundled file."""
+    several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` or `plain:NAME` for a bundled file."""
     format: FormatName = "auto"
     """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
     name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""

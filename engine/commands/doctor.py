@@ -22,6 +22,7 @@ from caiflow.engine.commands.diagnosis import Diagnosis
 from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
+from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.machine import cores
 from caiflow.engine.store.artifacts import default_home
 
@@ -80,7 +81,7 @@ def try_out(trials: Sequence[Trial]) -> Iterator[Diagnosis]:
 def examine(home: Path) -> Iterator[Diagnosis]:
     """Yield what was found, one thing after the other, for a store at `home`."""
     checks: tuple[Callable[[], Iterator[Diagnosis]], ...] = (
-        _python, _libraries, _torch, _transformers, _vllm, _serve, _ray, lambda: _store(home), _hub, _memory,
+        _python, _libraries, _torch, _transformers, _vllm, _serve, _ray, lambda: _store(home), _hub, _packaged, _memory,
     )  # fmt: skip
     for check in checks:
         yield from check()
@@ -189,6 +190,15 @@ def _hub() -> Iterator[Diagnosis]:
     offline = ", offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
     token = ", with a token" if os.environ.get("HF_TOKEN") or (cache.parent / "token").exists() else ""
     yield Diagnosis("hub cache", "ok", f"{cache}: {models} models{token}{offline}")
+
+
+def _packaged() -> Iterator[Diagnosis]:
+    """Say of each model that another package brings whether it is here."""
+    for name, packaged in PACKAGED.items():
+        if file := packaged_file(name):
+            yield Diagnosis(name, "ok", str(file))
+        else:
+            yield Diagnosis(name, "note", "its package isn't installed; the recipe `real` needs it", packaged.command)
 
 
 def _memory() -> Iterator[Diagnosis]:

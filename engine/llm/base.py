@@ -103,7 +103,8 @@ def only_vllm_gives(exact: bool, draws: Draws) -> dict[str, str]:
 class ModelSource(NamedTuple):
     """A model that can be loaded: an entry of `models:` resolved, or a trained step's artifact.
 
-    `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers.
+    `path` is a local folder or hub id; `adapter` a PEFT adapter on top of it; `identity` what decides its answers; `gguf` the
+    file whose weights `path` holds once `gguf.unpack` has dequantised them.
     """
 
     path: str
@@ -119,3 +120,4 @@ class ModelSource(NamedTuple):
     draws: Draws = "caiflow"
     options: Mapping[str, Any] = {}
     trust_remote_code: bool = False
+    gguf: str | None = None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Engine, only_vllm_gives
 from caiflow.engine.llm.files import load_model, load_renderer, refuse_reward_model
+from caiflow.engine.llm.gguf import unpack
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -57,6 +58,7 @@ def load_engine(source: ModelSource) -> Engine:
         EngineError: kind `load`: the files are missing or unreadable, or memory is short.
     """
     kind = choose_kind(source)
+    unpack(source)
     if kind != "vllm" and (asked := only_vllm_gives(source.exact, source.draws)):
         told = " and ".join(f"`{name}: {value}`" for name, value in asked.items())
         raise EngineError(

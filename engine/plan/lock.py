@@ -198,7 +198,7 @@ def _model(resolver: Resolver, name: str) -> dict[str, Any]:
     source = resolver.model(name)
     assert source is not None, name
     given = resolver.spec.models[name].source
-    local = Path(source.path).is_dir() and (resolver.spec.base_dir / given).exists()
+    local = (source.gguf or Path(source.path).is_dir()) and (resolver.spec.base_dir / given).exists()
     folder = Path(source.path).name  # of the hub's cache: named after the commit
     revision = folder if _COMMIT.fullmatch(folder) else source.revision
     return {"source": Path(given).name if local else given, "revision": revision, "identity": source.identity}

@@ -1,6 +1,7 @@
 """From an entry of `models:` to something that can be loaded, with the identity that decides its answers.
 
-Owns where models are looked for: the bundled one, folders, the hub's cache, the hub, a served endpoint. Loads nothing.
+Owns where models are looked for: the bundled one, packages, folders, GGUF files, the hub's cache, the hub, a served endpoint.
+Loads nothing.
 """
 
 from __future__ import annotations
@@ -9,29 +10,37 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import PlanError
+from caiflow.engine.errors import EngineError, PlanError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.files import adapter_base
-from caiflow.engine.llm.model_files import BUNDLED, COMMIT, bundled_folder, hub_snapshot
+from caiflow.engine.llm.gguf import inspect, unpacked_name
+from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
 from caiflow.engine.spec.engine_args import counted
-from caiflow.engine.store.file_digests import folder_manifest
+from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.file_digests import file_digest, folder_manifest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import ModelEntry
     from caiflow.engine.store.artifacts import Artifact
 
 
-def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_code: bool = False) -> ModelSource:
-    """Return the loadable form of `models.<name>`; `base_dir` is the spec's folder.
+def resolve_model(
+    name: str, entry: ModelEntry, base_dir: Path, *, store: Store | None = None, trust_remote_code: bool = False
+) -> ModelSource:
+    """Return the loadable form of `models.<name>`; `base_dir` is the spec's folder, `store` where GGUF weights are unpacked.
 
     Raises:
-        PlanError: no such folder, and no such repository in the hub's cache or on the hub.
+        PlanError: no such folder, and no such repository in the hub's cache or on the hub; a GGUF file that can't be read.
     """
     if entry.served:
         return _endpoint(name, entry, base_dir)
     where = f"models.{name}"
-    path, weights = _locate(where, entry.source, entry.revision, base_dir)
+    gguf = _gguf(where, entry.source, base_dir)
+    if gguf:
+        path, weights = _unpacked(where, gguf, store or Store())
+    else:
+        path, weights = _locate(where, entry.source, entry.revision, base_dir)
     parts: dict[str, Any] = {"weights": weights, "dtype": entry.dtype, "quantization": entry.quantization}
     parts |= only_vllm_gives(entry.exact, entry.draws)
     if base := adapter_base(Path(path)):
@@ -61,6 +70,7 @@ def resolve_model(name: str, entry: ModelEntry, base_dir: Path, *, trust_remote_
         draws=entry.draws,
         options=options,
         trust_remote_code=trust_remote_code,
+        gguf=str(gguf) if gguf else None,
     )
 
 
@@ -92,6 +102,7 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
         draws=base.draws if base else "caiflow",
         options=options,
         trust_remote_code=base.trust_remote_code if base else False,
+        gguf=base.gguf if base and adapter else None,
     )
 
 
@@ -140,6 +151,27 @@ def _template(value: str | None, base_dir: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else value
 
 
+def _gguf(where: str, source: str, base_dir: Path) -> Path | None:
+    """Return the GGUF file that a source means, if it means one."""
+    if (found := gguf_file(source, base_dir)) is not None:
+        return found.resolve()
+    if source in PACKAGED:
+        raise PlanError(f"{where}: {source} isn't on this machine", PACKAGED[source].command)
+    if source.endswith(".gguf"):
+        raise PlanError(f"{where}: there is no file {source!r}", "give its path, absolute or beside the spec")
+    return None
+
+
+def _unpacked(where: str, file: Path, store: Store) -> tuple[str, str]:
+    """Return where the weights of a GGUF file are, or will be once they are asked for, and what identifies them."""
+    try:
+        inspect(file)
+    except EngineError as error:
+        raise PlanError(f"{where}: {error.message}", error.hint) from error
+    sha256 = file_digest(file, store.files)
+    return str(store.path(unpacked_name(sha256))), f"gguf:{sha256}"
+
+
 def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
     """Return (what `from_pretrained` takes, what identifies its contents)."""
     if source in BUNDLED:
@@ -147,8 +179,11 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
     for folder in (base_dir / source, Path(source).expanduser()):
         if folder.is_dir():
             return _folder(where, folder.resolve())
+    if source.endswith(".gguf"):
+        raise PlanError(f"{where}: a GGUF file holds a whole model, got {source!r}", "name it as `source`")
     if source.count("/") > 1 or source.startswith((".", "~")):
-        raise PlanError(f"{where}: no folder {source!r} beside the spec", "give a folder, a hub id (org/name) or `tiny`")
+        hint = "give a folder, a GGUF file, a hub id (org/name), `tiny` or `smollm2`"
+        raise PlanError(f"{where}: no folder {source!r} beside the spec", hint)
     snapshot = hub_snapshot(source, revision)
     if snapshot is not None:
         return str(snapshot), f"hub:{source}@{snapshot.name}"

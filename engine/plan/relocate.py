@@ -61,9 +61,9 @@ def _local(spec: Spec, place: Place, value: Any) -> Path | None:
 
         return source_path(value, spec.base_dir)
     if place[0] == "models":
-        from caiflow.engine.llm.model_files import BUNDLED
+        from caiflow.engine.llm.model_files import BUNDLED, PACKAGED
 
-        if value in BUNDLED:
+        if value in BUNDLED or value in PACKAGED:
             return None
     path = spec.base_dir / Path(value).expanduser()
     return path if path.exists() else None

@@ -240,6 +240,7 @@ class _Execution:
         chain = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
         flow_steps = [self.resolver.flow_step(s) for s in chain]
         sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
+        self._keep(sources)
         links = self._links(cluster, sources)
         if links is None:
             return False
@@ -309,7 +310,14 @@ class _Execution:
 
     def _models(self, step: Step) -> dict[str, ModelSource]:
         names = [r.name for r in step.references() if r.kind == "model"]
-        return {name: source for name in names if (source := self.resolver.model(name)) is not None}
+        found = {name: source for name in names if (source := self.resolver.model(name)) is not None}
+        self._keep(found)
+        return found
+
+    def _keep(self, sources: Mapping[str, ModelSource | None]) -> None:
+        """Have `gc` leave what GGUF files are unpacked into."""
+        if unpacked := [Path(source.path).name for source in sources.values() if source and source.gguf]:
+            self.folder.keep(artifacts=unpacked)
 
     def _links(self, cluster: Cluster, sources: Mapping[str, ModelSource | None]) -> dict[str, list[Any]] | None:
         """Return links to the engines, by model name; None while one has no room."""

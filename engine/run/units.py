@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from caiflow.engine.health import Meter, Reading
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.gguf import unpack
 from caiflow.engine.operator import (
     Ask,
     Job,
@@ -66,6 +67,8 @@ class _OneStep:
     def _job(self, report: Report, work_dir: Path = Path()) -> Job:
         from caiflow.engine.rows.folder import Rows
 
+        for source in self.models.values():
+            unpack(source)
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
         seed, log = self.operator.context.seed, _log(report, self.step)
         return Job(self.staged, inputs, self.models, seed=seed, work_dir=work_dir, log=log)

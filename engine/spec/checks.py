@@ -26,7 +26,9 @@ from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:")
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja")
+DATA_SUFFIXES = (
+    ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja", ".gguf",
+)  # fmt: skip
 MANY_PROBLEMS = 100
 """Findings after which no more names are compared, which takes time."""
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}

@@ -41,7 +41,8 @@ class ModelEntry(Strict):
     """A model that steps may name: weights to load, or a server to ask."""
 
     source: str = Field(min_length=1, json_schema_extra={"x-path": "model"})
-    """`tiny` (bundled), a hub id, a folder, or the address of a server; with `base_url`, the model's name on that server."""
+    """`tiny` (bundled), `smollm2` (a package's), a hub id, a folder, a GGUF file, or a server's address; with `base_url`, the
+    model's name on that server."""
     revision: str | None = None
     """Commit, tag or branch of the hub id; by default the newest."""
     tokenizer: str | None = Field(default=None, json_schema_extra={"x-path": "file-or-hub"})

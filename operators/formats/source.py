@@ -15,7 +15,8 @@ from caiflow.operators.formats.files import Line, has_data_suffix, read_lines
 if TYPE_CHECKING:
     from caiflow.operators.formats.hub import HubSource
 
-BUNDLED = "tiny:"
+BUNDLED = ("tiny:", "plain:")
+"""The examples whose data files come with the package."""
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 
@@ -54,18 +55,19 @@ Source = Union[FileSource, "HubSource"]
 
 
 def bundled_file(name: str) -> Path:
-    """Return the path of a data file of the bundled example."""
-    return Path(__file__).parents[2] / "examples" / "tiny" / "data" / name
+    """Return the path of a data file of a bundled example, by `EXAMPLE:NAME`."""
+    example, _, file = name.partition(":")
+    return Path(__file__).parents[2] / "examples" / example / "data" / file
 
 
 def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]:
-    """Return what `source` names: `tiny:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
+    """Return what `source` names: `EXAMPLE:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
 
     A pattern such as `shards/*.jsonl` names its files in order of their names, unless a file has that very name. A text that
     could be a file or a hub id is a hub id only where no such file exists.
     """
     if source.startswith(BUNDLED):
-        return [FileSource(bundled_file(source.removeprefix(BUNDLED)))]
+        return [FileSource(bundled_file(source))]
     path = base_dir / Path(source).expanduser()
     if any(sign in path.name for sign in "*?[") and not path.is_file():
         return [FileSource(found) for found in sorted(path.parent.glob(path.name)) if found.is_file()]

