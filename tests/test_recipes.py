@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.plan.plan import make_plan
+from caiflow.engine.spec.grammar import Spec
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run
@@ -36,7 +38,15 @@ def test_it_is_valid_and_can_be_planned(path: Path, tmp_path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem or path.parent.name == spec.name
     assert spec.description
+    needs_packages(spec)
     assert {step.name for step in make_plan(spec, Store(tmp_path)).steps} == set(spec.steps)
+
+
+def needs_packages(spec: Spec) -> None:
+    """Skip where a package that brings a model isn't installed."""
+    for entry in spec.models.values():
+        if entry.source in PACKAGED and packaged_file(entry.source) is None:
+            pytest.skip(f"needs the model {entry.source}: {PACKAGED[entry.source].command}")
 
 
 def hub_ids(path: Path, profile: str) -> Iterator[tuple[str, str]]:
@@ -66,6 +76,7 @@ def lay_out_hub(cache: Path, kind: str, repository: str) -> None:
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 def test_each_profile_is_planned_from_the_hub_cache_alone(path: Path, profile: str, tmp_path: Path) -> None:
+    needs_packages(load_spec(path, profile=profile))
     found = set(hub_ids(path, profile))
     for kind, repository in found:
         lay_out_hub(tmp_path / "hf" / "hub", kind, repository)
@@ -97,9 +108,10 @@ def plan_command(path: Path, profile: str, home: Path) -> subprocess.CompletedPr
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_runs_on_the_bundled_model_and_data(path: Path) -> None:
     spec = load_spec(path)
-    assert {entry.source for entry in spec.models.values()} == {"tiny"}
-    sources = [getattr(step.params, "source", "tiny:") for step in spec.steps.values() if step.op == "load"]
-    assert all(source.startswith("tiny:") for source in sources)
+    real = path.stem == "real"
+    assert {entry.source for entry in spec.models.values()} == {"smollm2" if real else "tiny"}
+    sources = [step.params.model_dump()["source"] for step in spec.steps.values() if step.op == "load"]
+    assert all(source.startswith("plain:" if real else "tiny:") for source in sources)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -150,6 +162,7 @@ TRIALS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "profile"), TRIALS, ids=lambda value: value.stem if isinstance(value, Path) else value)
 def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: Path, tmp_path: Path) -> None:
+    needs_packages(load_spec(path))
     options = ["--sample", str(SAMPLE), *shortened(path, profile), *(["--profile", profile] if profile else [])]
     code = start(path, tmp_path / "run", home, *options).wait(timeout=500)
     assert code == 0, (tmp_path / "run" / "console.txt").read_text()
