@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,48 @@ def test_twenty_five_kills_leave_no_trace(tmp_path: Path) -> None:
     assert harvest.kills.total() == 25
     assert differences(calm, wild) == {}
     assert scores(calm) == scores(wild)
+    assert repeated_calls(home) == 0
+
+
+REDRAWN = """
+caiflow: 1
+name: redrawn
+models: {base: {source: tiny, engine_args: {max_num_seqs: 2}}}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 100}
+  answers:
+    op: generate
+    input: prompts
+    model: base
+    sampling: {temperature: 1, max_tokens: 28}
+    accept: [truncated]
+    tries: 4
+    on_reject: keep
+    samples: 4
+    samples_as: rows
+"""
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_kill_while_answers_are_drawn_again_pays_for_no_try_twice(tmp_path: Path) -> None:
+    spec, calm, wild, home = tmp_path / "spec.yaml", tmp_path / "calm", tmp_path / "wild", tmp_path / "home"
+    spec.write_text(REDRAWN)
+    assert start(spec, calm, tmp_path / "calm-home").wait(timeout=300) == 0, (calm / "console.txt").read_text()
+    assert len({row["draws"] for row in rows_by_step(calm)["answers"]}) > 2  # taken at once, later, and never
+    paid = len(list(ledger_records(tmp_path / "calm-home")))
+    for share in (0.1, 0.4):
+        driver = start(spec, wild, home)
+        until = time.monotonic() + 120
+        while len(list(ledger_records(home))) < share * paid and driver.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        driver.kill()
+        driver.wait(timeout=60)
+    assert 0 < len(list(ledger_records(home))) < paid
+    assert start(spec, wild, home).wait(timeout=300) == 0, (wild / "console.txt").read_text()
+    assert differences(calm, wild) == {}
+    assert len(list(ledger_records(home))) == paid
     assert repeated_calls(home) == 0
 
 
