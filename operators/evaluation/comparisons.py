@@ -86,11 +86,12 @@ def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[s
     votes = [p for row in rows for p in row["p_a"]]
     met = [Comparison(r["first"], r["second"], r["score"], f"{r['set']}\0{r['uid']}") for r in rows]
     if not any(anchor in (c.first, c.second) for c in met):
-        return {"win_rates": {}, "ratings": {}, "n": len(rows)}
+        return {"win_rates": {}, "ratings": {}, "unrated": [], "n": len(rows)}
     ratings = elo_ratings(met, anchor=anchor, prior=prior, seed=seed)
     return {
         "win_rates": _win_rates(rows),
         "ratings": {name: rating._asdict() for name, rating in ratings.items()},
+        "unrated": [name for name in dict.fromkeys(n for c in met for n in (c.first, c.second)) if name not in ratings],
         "n": len(rows),
         "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
         "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),

@@ -14,7 +14,7 @@ from caiflow.engine.health import Measure
 
 def measures(own_checks: Iterable[str]) -> list[Measure]:
     """Return the measures, one for each of the spec's own checks: the standard ones may well be met by nobody."""
-    return [*map(_never_met, own_checks), _APART]
+    return [*map(_never_met, own_checks), _APART, _UNRATED]
 
 
 def _never_met(check: str) -> Measure:
@@ -47,6 +47,15 @@ def _groups(metrics: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from sets.values()
 
 
+def _unrated(metrics: Mapping[str, Any]) -> float | None:
+    found = (metrics.get("comparisons") or {}).values()
+    return sum(len(figures.get("unrated", ())) for figures in found) if found else None
+
+
+_UNRATED = Measure(
+    "unrated", "<= 0", "models without a rating, since no chain of comparisons joins them to the anchor",
+    "they can't be placed among the others", "compare them with the anchor, or with a model that met it", figure=_unrated,
+)  # fmt: skip
 _APART = Measure(
     "undecided", "< 1", "rates at which no two models' intervals are apart", "the figures say nothing about which is better",
     "measure on more prompts", figure=_undecided,

@@ -104,7 +104,7 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
 
 
 class Rating(NamedTuple):
-    """A player's Elo rating relative to the anchor, its 95% bootstrap interval, and the comparisons it took part in."""
+    """A player's Elo rating relative to the anchor, its 95% interval, and the comparisons it took part in."""
 
     elo: float
     low: float
@@ -158,30 +158,46 @@ def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e
 def elo_ratings(
     comparisons: Sequence[Comparison], *, anchor: str, prior: float = 0.5, seed: int = 0, draws: int = 500
 ) -> dict[str, Rating]:
-    """Return Elo ratings by player with `anchor` at 0 and 95% intervals from resampling whole groups.
+    """Return Elo ratings by player with `anchor` at 0 and 95% intervals from weighing whole groups anew.
 
-    Players keep the order of their first appearance; only those that met others (through any chain of comparisons with the
-    anchor) get meaningful differences.
+    Each draw weighs every group by an exponential and every virtual win of the prior by a gamma variable, so that with the
+    default prior the interval of two players is Jeffreys': one who won 20 of 20 is uncertain, as after few comparisons it
+    should be. Players keep the order of their first appearance; those that no chain of comparisons joins to the anchor have
+    no rating.
 
     Raises:
         ValueError: the anchor took part in no comparison.
+    Source: D. B. Rubin, The Bayesian bootstrap, Annals of Statistics 9 (1981).
     """
     import numpy as np
 
-    players = list(dict.fromkeys(name for c in comparisons for name in (c.first, c.second)))
-    if anchor not in players:
-        raise ValueError(f"elo_ratings: the anchor must take part in a comparison, got {anchor!r} among {players}")
-    table = _wins_by_group(comparisons, {name: i for i, name in enumerate(players)})
+    players = _joined(comparisons, anchor)
+    if not players:
+        raise ValueError(f"elo_ratings: the anchor must take part in a comparison, got {anchor!r}")
+    met = [c for c in comparisons if c.first in players]
+    table = _wins_by_group(met, {name: i for i, name in enumerate(players)})
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)
     zero = players.index(anchor)
     wins = table.sum(0)
-    virtual = max(prior, 1e-6) * (wins + wins.T > 0)  # a trace keeps resamples finite in which a pair happens not to meet
-    elo = _elo(wins + virtual, zero)
-    resampled = _elo(np.tensordot(counts, table, axes=1) + virtual, zero)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    met = [sum(name in (c.first, c.second) for c in comparisons) for name in players]
-    return {name: Rating(float(elo[i]), float(low[i]), float(high[i]), met[i]) for i, name in enumerate(players)}
+    pairs = (wins + wins.T > 0)[None]
+    trace = max(prior, 1e-6)  # keeps a pair finite that hardly weighs in a draw
+    elo = _elo(wins + trace * pairs[0], zero)
+    drawn = np.tensordot(rng.exponential(size=(draws, len(table))), table, axes=1)
+    virtual = rng.gamma(prior, size=drawn.shape) if prior else np.zeros(drawn.shape)
+    low, high = np.quantile(_elo(drawn + np.maximum(virtual, 1e-6) * pairs, zero), [0.025, 0.975], axis=0)
+    found = zip(players, elo, low, high, strict=True)
+    return {
+        name: Rating(float(r), float(a), float(b), sum(name in (c.first, c.second) for c in met)) for name, r, a, b in found
+    }
+
+
+def _joined(comparisons: Sequence[Comparison], anchor: str) -> list[str]:
+    """Return the players that a chain of comparisons joins to the anchor, in the order of their first appearance."""
+    seen, front = set(), {anchor}
+    while front:
+        seen |= front
+        front = {b for c in comparisons for a, b in ((c.first, c.second), (c.second, c.first)) if a in front} - seen
+    return [name for name in dict.fromkeys(name for c in comparisons for name in (c.first, c.second)) if name in seen]
 
 
 def _wins_by_group(comparisons: Sequence[Comparison], index: Mapping[str, int]) -> np.ndarray:

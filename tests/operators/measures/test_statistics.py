@@ -176,6 +176,23 @@ def test_elo_interval_covers_about_as_often_as_it_says() -> None:
     assert covered >= 51
 
 
+@pytest.mark.parametrize("wins", [0, 20])
+def test_elo_of_one_who_always_won_or_lost_has_jeffreys_interval(wins: int) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")
+    found = elo_ratings(_games("x", "y", wins, 20 - wins), anchor="y", draws=4000)["x"]
+    low, high = stats.beta(wins + 0.5, 20.5 - wins).ppf([0.025, 0.975])
+    near, far = (low, found.low) if wins else (high, found.high)
+    assert far == pytest.approx(ELO_PER_NAT * log(near / (1 - near)), rel=0.05)
+    assert found.low < found.elo < found.high
+    assert found.high - found.low > 500
+
+
+def test_elo_of_players_that_nothing_joins_to_the_anchor_is_unknown() -> None:
+    games = _games("a", "b", 3, 2) + _games("c", "d", 4, 1)
+    assert list(elo_ratings(games, anchor="b")) == ["a", "b"]
+    assert list(elo_ratings([*games, *_games("d", "a", 1, 1)], anchor="b")) == ["a", "b", "c", "d"]
+
+
 def test_elo_groups_are_drawn_together() -> None:
     alone = [Comparison("x", "y", float(i % 3 > 0), str(i)) for i in range(60)]
     grouped = [Comparison("x", "y", float(i % 3 > 0), str(i % 3)) for i in range(60)]
