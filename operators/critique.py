@@ -119,15 +119,15 @@ class Critique(RowOperator[CritiqueParams]):
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with critiques."""
-        few_shot = f"show the model how it is done (`few_shot`, now {self.params.few_shot})"
+        penalise = f"set `repetition_penalty: 1.15`, or show the model how it is done (`few_shot`, now {self.params.few_shot})"
         means = "they say nothing about the answer, and revisions that follow them won't help"
         examples = "show others (`examples: drawn`), or fewer"
         return [
             *answers.common("critiques", _critique),
             answers.truncated("critiques", answers.cut_calls),
-            answers.copies("answer", "critiques", _critique, lambda row: [current_answer(row)], means, few_shot),
+            answers.copies("answer", "critiques", _critique, lambda row: [current_answer(row)], means, penalise),
             answers.copies("example", "critiques", _critique, self._shown, means, examples),
-            answers.copies("principle", "critiques", _critique, self._request, means, few_shot),
+            answers.copies("principle", "critiques", _critique, self._request, means, penalise),
         ]
 
     def _shown(self, row: Row) -> list[str]:

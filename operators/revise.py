@@ -163,7 +163,7 @@ class Revise(RowOperator[ReviseParams]):
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with revisions."""
         means = "a model trained on them learns to say this in place of an answer"
-        few_shot = "show the model how it is done (`few_shot`), and drop them with `copies` in `filter`"
+        penalise = "set `repetition_penalty: 1.15`, and drop them with `copies` in `filter`"
         unchanged = Measure(
             "unchanged", "<= 0.5", "revisions that say what the answer before said", "the critiques had no effect",
             "look at the critiques, and drop these rows with `unchanged` in `filter`",
@@ -176,9 +176,9 @@ class Revise(RowOperator[ReviseParams]):
         return [
             *answers.common("revisions", _revision),
             answers.truncated("revisions", answers.cut_calls),
-            answers.copies("critique", "revisions", _revision, lambda row: [row["critique"] or ""], means, few_shot),
+            answers.copies("critique", "revisions", _revision, lambda row: [row["critique"] or ""], means, penalise),
             answers.copies("example", "revisions", _revision, self._shown, means, "drop them with `few_shot_leak` in `filter`"),
-            answers.copies("principle", "revisions", _revision, self._requests, means, few_shot),
+            answers.copies("principle", "revisions", _revision, self._requests, means, penalise),
             unchanged,
             announced,
             answers.other_language("revisions", _revision),
