@@ -22,13 +22,16 @@ ROLES: Mapping[str, str] = {
 }
 """What data sets call the three roles, lower-cased, and what caiflow calls them."""
 
+_OURS = ("user", "assistant", "system")
+_PLAIN = frozenset(("role", "content"))
 _TOOLS = frozenset(
     ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response", "ipython")
 )
 _NO_TOOLS = "tool calls aren't read: leave such conversations out, or set `on_bad_row: quarantine`"
 
-_MARKER = re.compile(r"(?:(?:\A|\n\n)\s*(?=[HA])|\A\s*)(Human|Assistant|System):")
-"""Where a turn begins; a system turn only at the head, since further on it is what somebody says."""
+_FIRST = re.compile(r"\s*(Human|Assistant|System):")
+_NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
+"""Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
 
 
@@ -67,9 +70,11 @@ def parse_transcript(text: object) -> list[Message]:
     """
     if not isinstance(text, str):
         raise ValueError(f"a transcript must be text, got {_kind(text)}")
-    lead, *parts = _MARKER.split(unix_lines(text))
-    if lead.strip() or not parts:
+    text = unix_lines(text)
+    first = _FIRST.match(text)
+    if first is None:
         raise ValueError(f"a transcript must begin with 'Human:', got {shorten(text.strip())}")
+    parts = [first[1], *_NEXT.split(text[first.end() :])]
     turns: list[Message] = []
     for marker, content in zip(parts[::2], parts[1::2], strict=True):
         _append(turns, ROLES[marker.lower()], content.strip())
@@ -112,7 +117,9 @@ def decode(value: Any) -> Any:
 
 def decode_answers(*values: Any) -> Sequence[Any]:
     """Return texts as they are, unless each is the JSON of a message list that ends with the assistant: then those lists."""
-    found = [decode(value) if isinstance(value, str) else None for value in values]
+    if not all(isinstance(value, str) and value.lstrip().startswith("[") for value in values):
+        return values
+    found = [decode(value) for value in values]
     whole = all(isinstance(one, list) and _role(one[-1]) == "assistant" for one in found)
     return found if whole else values
 
@@ -231,6 +238,8 @@ def _role(item: object) -> str | None:
 def _message(item: object) -> Message:
     if not isinstance(item, Mapping):
         raise ValueError(f"a message must be a mapping, got {_kind(item)}")
+    if item.keys() == _PLAIN and isinstance(item["content"], str) and item["role"] in _OURS:
+        return Message(role=item["role"], content=item["content"])
     role = item.get("role") or item.get("from")
     if isinstance(role, str) and role.lower() in _TOOLS:
         raise WrongValue(f"a message is a tool's turn (role {role!r})", _NO_TOOLS)

@@ -174,7 +174,9 @@ class Parser:
 
     def _in_turns(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the record with the turns of its transcripts, where the file's prompts are some."""
-        found = {name: record[name] for name in self._transcripts or () if is_transcript(record.get(name))}
+        if not self._transcripts:
+            return record
+        found = {name: record[name] for name in self._transcripts if is_transcript(record.get(name))}
         return {**record, **{name: parse_transcript(text) for name, text in found.items()}} if found else record
 
     def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
