@@ -22,7 +22,7 @@ from caiflow.operators.judging.prompts import conversation_text, turns, with_sys
 from caiflow.operators.measures import answers, texts
 
 ABOUT_AN_ANSWER = frozenset(
-    {"messages", "responses", "sample", "truncated", *accepting.COLUMNS}
+    {"messages", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
     | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
     | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
 )
@@ -74,7 +74,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def writes(self) -> Mapping[str, ColumnType]:
         """Return the answers' columns, and the prompt where turns of it are left out."""
-        columns: dict[str, ColumnType] = {"response": "text", "truncated": "flag"}
+        columns: dict[str, ColumnType] = {"response": "text", "truncated": "flag", "thought": "text"}
         if self.params.samples_as == "rows":
             columns["sample"] = "integer"
         elif len(self._samplings()) > 1:
@@ -111,12 +111,12 @@ class Generate(RowOperator[GenerateParams]):
         if self.params.samples_as == "rows":
             each = [accepting.columns(self.params, [d]) for d in drawn]
             return [
-                {"response": t, "truncated": c, "sample": i, **kept, **more}
-                for i, (t, c, more) in enumerate(zip(made, cut, each, strict=True))
+                {"response": t, "truncated": c, "sample": i, **_thought(d.answer), **kept, **more}
+                for i, (t, c, d, more) in enumerate(zip(made, cut, drawn, each, strict=True))
             ]
         kept |= accepting.columns(self.params, drawn)
         several = {"responses": made} if len(made) > 1 else {}
-        return {"response": made[0], "truncated": any(cut), **several, **kept}
+        return {"response": made[0], "truncated": any(cut), **_thought(drawn[0].answer), **several, **kept}
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
@@ -163,7 +163,7 @@ class Generate(RowOperator[GenerateParams]):
             )
         answer = await llm.complete(plain_text(with_system(prompt, p.system), p.mode) + p.prefill, sampling, sample=sample)
         text = answer.text if p.prefill else answer.text.strip()
-        return Completion(text, answer.finish, answer.prompt_tokens, answer.completion_tokens)
+        return answer._replace(text=text)
 
     def _samplings(self) -> list[Sampling]:
         p = self.params
@@ -171,6 +171,10 @@ class Generate(RowOperator[GenerateParams]):
         merged = [{**dict(p.sampling), **{name: getattr(s, name) for name in s.model_fields_set}} for s in given]
         stop = ("\n\nHuman:",) if p.mode == "transcript" else ()
         return [Sampling(**{**fields, "stop": fields["stop"] or stop}) for fields in merged]
+
+
+def _thought(answer: Completion) -> Row:
+    return {"thought": answer.thought} if answer.thought else {}
 
 
 def _answers(row: Row) -> Sequence[str]:

@@ -15,18 +15,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from caiflow.engine.errors import Finding, WrongValue, finding
-from caiflow.engine.operator import ColumnName, Job, Params, Strict, TableOperator
+from caiflow.engine.operator import Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
 from caiflow.operators.formats.files import is_pointer
+from caiflow.operators.formats.opening import inner_name
+from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
+from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,67 +35,12 @@ if TYPE_CHECKING:
     from caiflow.engine.rows.folder import RowsWriter
     from caiflow.operators.formats.source import Source
 
-FormatName = Literal[
-    "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
-    "ultrachat", "preference", "table",
-]  # fmt: skip
 _MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
 _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
 _IN_MEMORY = 20_000
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
-
-
-class Split(Strict):
-    """A division into train and test that can't leak: the side depends on the text of `by` alone."""
-
-    test: float = Field(gt=0, lt=1)
-    """Share of the distinct prompts that go to the test side, 0 to 1; met on average, since each prompt decides for itself."""
-    part: Literal["train", "test"]
-    """The side that this step loads; another step loads the other one."""
-    by: ColumnName = "prompt"
-    """What decides the side: `prompt` (the whole conversation), `opening` (its first human turn), or another column's text."""
-    seed: int = 0
-    """Another seed gives another division; both sides must use the same."""
-
-    @property
-    def column(self) -> str:
-        """The column that `by` needs."""
-        return "prompt" if self.by == "opening" else self.by
-
-
-class LoadParams(Params):
-    """Fields of `load`."""
-
-    source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
-    """A file relative to the spec (jsonl, json, csv, tsv, parquet, txt with a prompt a line; each also as .gz), a pattern for
-    several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` or `plain:NAME` for a bundled file."""
-    format: FormatName = "auto"
-    """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
-    name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub data set; by default its main branch."""
-    subset: str | None = None
-    """Configuration of a hub data set."""
-    folder: str | None = None
-    """Folder within a hub data set, such as `harmless-base`."""
-    hub_split: str = "train"
-    """Split of a hub data set, in its own words (`train_sft`); files have none."""
-    rename: dict[str, str] = Field(default_factory=dict)
-    """Fields to rename before anything else, from the source's name to the one the format expects."""
-    turns: Literal["all", "first"] = "all"
-    """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
-    split: Split | None = None
-    """Load one side of a train/test division."""
-    sample: int | None = Field(default=None, ge=1)
-    """Rows drawn at random by the spec's seed, in the source's order; by default all."""
-    limit: int | None = Field(default=None, ge=1)
-    """Rows taken from the head, after `split` and `sample`; by default all."""
-    uid: str | None = Field(default=None, min_length=1)
-    """Field of the source that identifies its rows; by default a digest of the row's content."""
-    on_bad_row: Literal["fail", "quarantine"] = "fail"
-    """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
 
 
 class Load(TableOperator[LoadParams]):
@@ -140,6 +86,8 @@ class Load(TableOperator[LoadParams]):
         given = self.params.source
         for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
             yield Finding((name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`")
+        if self.params.csv != Csv() and file.path.is_file() and Path(inner_name(file.path)).suffix not in (".csv", ".tsv"):
+            yield Finding(("csv",), f"`csv` says how a table is written, and {given!r} is none", "remove `csv`")
         if file.path.is_dir():
             yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
         if not file.is_text and file.path.is_file() and is_pointer(file.path):
@@ -250,7 +198,7 @@ class Load(TableOperator[LoadParams]):
     def _sources(self) -> list[Source]:
         fields = self.params
         hub = {"revision": fields.revision, "subset": fields.subset, "folder": fields.folder, "split": fields.hub_split}
-        return resolve(fields.source, self.context.base_dir, hub)
+        return resolve(fields.source, self.context.base_dir, hub, fields.csv)
 
     def _parser(self) -> Parser:
         return Parser(self.params.format, self.params.turns, self.params.rename, self.params.uid)

@@ -28,6 +28,7 @@ _THOUGHT = r"(?i)(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?"
 _ANSWER = r"(?i)(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?"
 _PRINCIPLE_KEYS = {"id", "critique", "revision", "judge", "rule", "source"}
 _OWN_KEYS = {"caiflow", "caiflow_constitution", "principles", "steps", "few_shot", "constitutions", "samples"}
+_FILE_KEYS = ("caiflow_constitution", "name", "description", "few_shot")
 _BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:"
 """The beginning of a constitution, so that broken YAML isn't taken for prose."""
 _OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
@@ -57,7 +58,7 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
     """
     data = _decode(text, structured)
     if isinstance(data, Mapping) and "caiflow_constitution" in data:
-        return dict(data)
+        return _own(data, name)
     for what, convert in FORMATS.items():
         try:
             found = convert(data)
@@ -67,6 +68,19 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
         if found is not None:
             return {"caiflow_constitution": 1, "name": name, "principles": [], **found}
     raise _refusal(data)
+
+
+def _own(data: Mapping[str, Any], name: str) -> Data:
+    """Return data in caiflow's own format; where principles in it have their texts under others' names, in caiflow's names.
+
+    Such a file was written for something else, so what only describes it (a version, categories) is left out.
+    """
+    try:
+        renamed = _renamed(data)
+    except (ValueError, TypeError, IndexError) as error:
+        raise FormatError(f"its principles have others' names, but {error}") from None
+    kept = {key: value for key, value in data.items() if key in _FILE_KEYS}
+    return {"name": name, **kept, **renamed} if renamed else dict(data)
 
 
 def _refusal(data: Any) -> FormatError:

@@ -56,6 +56,8 @@ class Completion(NamedTuple):
     `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per scored token of
     the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 
+    `thought` is what a model that reasons wrote before it, where a server tells the two apart or the text does.
+
     `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
     """
 
@@ -66,6 +68,7 @@ class Completion(NamedTuple):
     logprobs: Mapping[str, float] | None = None
     prompt_logprobs: Sequence[float] | None = None
     greedy: bool | None = None
+    thought: str | None = None
 
 
 Answer = Completion | EngineError

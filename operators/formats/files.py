@@ -1,19 +1,18 @@
-"""Records of local files with the place each came from: jsonl, json, csv, tsv, parquet and lines of text, plain or gzipped.
+"""Records of local files with the place each came from: jsonl, json, csv, tsv, parquet and lines of text, plain or packed.
 
 Knows no format of dialogues. A record that can't be read is yielded with its error: the caller decides what becomes of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal
 
 from caiflow.engine.errors import WrongValue
+from caiflow.operators.formats.opening import Line, inner_name, open_bytes, open_text, plain_name
+from caiflow.operators.formats.tables import Csv, read_csv, read_parquet
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
 
@@ -27,22 +26,12 @@ SUFFIXES: Mapping[str, Kind] = {
     ".txt": "text",
 }
 _CHUNK = 1 << 20
-_WIDEST_CELL = 1 << 28
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-class Line(NamedTuple):
-    """One record as read: `place` is its line (its number in parquet), `data` its fields, or `error` why it has none."""
-
-    place: int
-    data: Mapping[str, Any] | None
-    error: str = ""
-    text: str = ""
-
-
 def has_data_suffix(name: str) -> bool:
-    """Return whether `name` ends as a data file's name does, with or without `.gz`."""
-    return Path(name.removesuffix(".gz")).suffix in SUFFIXES
+    """Return whether `name` ends as a data file's name does, packed or not."""
+    return Path(plain_name(name)).suffix in SUFFIXES
 
 
 def kind_of(path: Path) -> Kind:
@@ -51,21 +40,30 @@ def kind_of(path: Path) -> Kind:
     Raises:
         ValueError: the name has no known suffix.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    suffix = Path(inner_name(path)).suffix
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise WrongValue(f"{path.name}: unknown kind of file, got suffix {suffix!r}", f"use {known}, or any of these + .gz")
+        raise WrongValue(
+            f"{path.name}: unknown kind of file, got suffix {suffix!r}", f"use {known}, or any of these + .gz, .zst or .zip"
+        )
     kind = SUFFIXES[suffix]
     return _json_kind(path) if kind in ("json", "jsonl") else kind
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, csv: Csv = Csv()) -> Iterator[Line]:
     """Yield the records of a file in order, in bounded memory (except a json object, which is read whole).
 
     Raises:
         ValueError: an unknown suffix, or the file can't be read further (a json array that breaks off, a truncated gzip).
     """
-    readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "text": _text}
+    readers: Mapping[Kind, Callable[[Path], Iterator[Line]]] = {
+        "jsonl": _jsonl,
+        "json": _json,
+        "csv": lambda path: read_csv(path, csv),
+        "tsv": lambda path: read_csv(path, csv),
+        "parquet": read_parquet,
+        "text": _text,
+    }
     if is_pointer(path):
         raise WrongValue(f"{path.name}: a Git LFS pointer, not the data that it stands for", "fetch the file: `git lfs pull`")
     try:
@@ -80,25 +78,13 @@ def is_pointer(path: Path) -> bool:
         return file.read(len(_POINTER)) == _POINTER
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix != ".gz":
-        return path.open("rb")
-    import gzip
-
-    return cast(IO[bytes], gzip.open(path))
-
-
-def _open_text(path: Path) -> io.TextIOWrapper:
-    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
-
-
 def _json_kind(path: Path) -> Kind:
     """Tell lines from one document: an array begins with `[`, and in a `.json` lines are objects that are whole on theirs."""
-    with _open(path) as file:
+    with open_bytes(path) as file:
         head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"["):
         return "json"
-    if not path.name.removesuffix(".gz").endswith(".json"):
+    if not inner_name(path).endswith(".json"):
         return "jsonl"
     first, *more = head.split(b"\n", 1)
     try:
@@ -110,7 +96,7 @@ def _json_kind(path: Path) -> Kind:
 
 def _text(path: Path) -> Iterator[Line]:
     """Yield each line that isn't blank as a prompt."""
-    with _open(path) as file:
+    with open_bytes(path) as file:
         for place, raw in enumerate(file, 1):
             try:
                 text = raw.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
@@ -123,7 +109,7 @@ def _text(path: Path) -> Iterator[Line]:
 
 def _jsonl(path: Path) -> Iterator[Line]:
     record = _Records()
-    with _open(path) as file:
+    with open_bytes(path) as file:
         for place, raw in enumerate(file, 1):
             text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
             if not text:
@@ -135,7 +121,7 @@ def _jsonl(path: Path) -> Iterator[Line]:
 
 
 def _json(path: Path) -> Iterator[Line]:
-    with _open_text(path) as file:
+    with open_text(path) as file:
         head = file.read(_CHUNK)
         start = len(head) - len(head.lstrip())
         if head[start : start + 1] == "[":
@@ -208,85 +194,6 @@ def _is_conversation(items: list[Any]) -> bool:
     return all(
         isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys()) for item in items
     )
-
-
-def _csv(path: Path) -> Iterator[Line]:
-    import csv
-
-    csv.field_size_limit(_WIDEST_CELL)
-    separator = _separator(path)
-    with _open_text(path) as file:
-        rows = csv.reader(file, delimiter=separator, strict=True)
-        names: list[str] = []
-        place = 1
-        while True:
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except UnicodeDecodeError as error:
-                raise WrongValue(
-                    f"{path.name}:{place}: can't be read further: it isn't UTF-8 ({error.reason})",
-                    f"write it as such: `iconv -f latin1 -t utf-8 {path.name}`, or -f utf-16 where Excel wrote it",
-                ) from error
-            except csv.Error as error:
-                raise ValueError(f"{path.name}:{place}: can't be read further: {error}") from error
-            if place == 1:
-                names = _names(f"{path.name}:{place}", cells)
-            elif cells and len(cells) != len(names):
-                text = separator.join(cells)
-                yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
-            elif cells:
-                yield Line(place, dict(zip(names, cells, strict=True)))
-            place = rows.line_num + 1
-
-
-def _separator(path: Path) -> str:
-    """Return what stands between a table's cells: as its name says, unless its names of columns have another sign alone."""
-    expected = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    with _open(path) as file:
-        names = file.readline(_CHUNK)
-    if expected.encode() in names or b'"' in names:
-        return expected
-    return next((sign for sign in (";", "\t", "|", ",") if sign.encode() in names), expected)
-
-
-def _names(place: str, cells: list[str]) -> list[str]:
-    """Return the names of a table's columns.
-
-    Raises:
-        ValueError: two columns have one name.
-    """
-    for name, times in Counter(cells).items():
-        if times > 1:
-            which = f"are named `{name}`" if name else "have no name"
-            raise WrongValue(f"{place}: {times} columns {which}", "give each column its own name")
-    return cells
-
-
-def _parquet(path: Path) -> Iterator[Line]:
-    import gzip
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    source = pa.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
-    try:
-        file = pq.ParquetFile(source)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path.name}: not a parquet file: {error}") from error
-    place, binary = 0, any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
-    for batch in file.iter_batches(1024):
-        for data in batch.to_pylist():
-            place += 1
-            yield Line(place, {name: _decoded(value) for name, value in data.items()} if binary else data)
-
-
-def _decoded(value: Any) -> Any:
-    """Return bytes as the text that they are, where they are one."""
-    with contextlib.suppress(UnicodeDecodeError):
-        return value.decode() if isinstance(value, bytes) else value
-    return value
 
 
 class _Records:

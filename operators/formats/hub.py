@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from caiflow.engine.errors import WrongValue
-from caiflow.operators.formats.files import Line
+from caiflow.operators.formats.opening import Line
 
 _COMMIT = r"[0-9a-f]{40}"
 

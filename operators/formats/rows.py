@@ -21,7 +21,7 @@ from caiflow.operators.formats.dialogue import (
     parse_messages,
     parse_transcript,
 )
-from caiflow.operators.formats.files import Line
+from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
 

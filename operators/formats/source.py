@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from caiflow.operators.formats.files import Line, has_data_suffix, read_lines
+from caiflow.operators.formats.files import has_data_suffix, read_lines
+from caiflow.operators.formats.opening import Line
+from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
     from caiflow.operators.formats.hub import HubSource
@@ -24,6 +26,7 @@ class FileSource(NamedTuple):
     """One local file."""
 
     path: Path
+    csv: Csv = Csv()
 
     @property
     def label(self) -> str:
@@ -44,7 +47,7 @@ class FileSource(NamedTuple):
 
     def lines(self) -> Iterator[Line]:
         """Yield the records in order."""
-        return read_lines(self.path)
+        return read_lines(self.path, self.csv)
 
     def place(self, line: Line) -> str:
         """Return `file:line` of a record."""
@@ -60,7 +63,7 @@ def bundled_file(name: str) -> Path:
     return Path(__file__).parents[2] / "examples" / example / "data" / file
 
 
-def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]:
+def resolve(source: str, base_dir: Path, hub: Mapping[str, Any], csv: Csv = Csv()) -> list[Source]:
     """Return what `source` names: `EXAMPLE:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
 
     A pattern such as `shards/*.jsonl` names its files in order of their names, unless a file has that very name. A text that
@@ -70,9 +73,9 @@ def resolve(source: str, base_dir: Path, hub: Mapping[str, Any]) -> list[Source]
         return [FileSource(bundled_file(source))]
     path = base_dir / Path(source).expanduser()
     if any(sign in path.name for sign in "*?[") and not path.is_file():
-        return [FileSource(found) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
+        return [FileSource(found, csv) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
     if path.exists() or has_data_suffix(source) or not re.fullmatch(_HUB_ID, source):
-        return [FileSource(path)]
+        return [FileSource(path, csv)]
     from caiflow.operators.formats.hub import HubSource
 
     return [HubSource(source, **{name: value for name, value in hub.items() if value is not None})]

@@ -54,6 +54,11 @@ def test_a_number_of_samples_differs_by_seed_only() -> None:
     assert {a.sampling for a in llm.asked} == {Sampling(temperature=1.0)}
 
 
+def test_reasoning_is_a_column_of_its_own() -> None:
+    found = run(step(), RuleLLM(lambda asked: Completion("No.", thought="Hm.")))
+    assert (found["response"], found["thought"]) == ("No.", "Hm.")
+
+
 def test_samples_as_rows() -> None:
     operator = step(samples=2, samples_as="rows")
     given = run(operator, RuleLLM(lambda asked: str(asked.sample)))
@@ -61,7 +66,7 @@ def test_samples_as_rows() -> None:
         {"response": "0", "truncated": False, "sample": 0},
         {"response": "1", "truncated": False, "sample": 1},
     ]
-    assert set(operator.writes()) == set(given[0])
+    assert set(operator.writes()) == {*given[0], "thought"}
 
 
 def test_inherited_sampling_is_part_of_the_identity() -> None:
@@ -128,9 +133,9 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_new_answer_leaves_out_what_was_said_of_an_earlier_one() -> None:
     before = Columns(dict.fromkeys(("uid", "prompt", "response", "revision", "critique", "messages", "topic"), "text"))
-    assert set(step().columns({"prompts": before}).types) == {"uid", "prompt", "response", "truncated", "topic"}
+    assert set(step().columns({"prompts": before}).types) == {"uid", "prompt", "response", "truncated", "thought", "topic"}
     kept = step(keep_columns=["revision"]).columns({"prompts": before})
-    assert set(kept.types) == {"uid", "prompt", "response", "truncated", "topic", "revision"}
+    assert set(kept.types) == {"uid", "prompt", "response", "truncated", "thought", "topic", "revision"}
     two, one = step(samples=2).columns({"prompts": before}), step()
     assert "responses" not in one.columns({"prompts": two}).types
     assert not list(step(keep_columns=["revision"]).check())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ CHAT, RAW = "chat/completions", "completions"
 _TOP = 20
 """How many of the likeliest tokens' log-probabilities are asked for: the most that common servers give."""
 _SEEDS = (1 << 31) - 1
+_THOUGHT_ENDS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
+_THINKS = re.compile(rf"\s*({'|'.join(map(re.escape, _THOUGHT_ENDS))})")
+"""How reasoning begins that a server leaves in the text."""
 
 
 class Dialect:
@@ -93,7 +97,8 @@ class Dialect:
         if request.choices:
             found = _choice_logprobs(request.choices, _first_token(choice))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
-        return Completion(*_trimmed(request, _spoken(said, message, reason), reason), *counts)
+        said, thought = _apart(request, _spoken(said, message, reason), message)
+        return Completion(*_trimmed(request, said, reason), *counts, thought=thought)
 
     def _scoring(self, request: Request) -> dict[str, Any]:
         """Return the fields that have a server echo a prompt with its log-probabilities."""
@@ -196,6 +201,25 @@ def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:
         half = ascii(said[error.start])
         raise EngineError(f"the server's answer has {half}, half of a character", kind="refused", retry=True) from error
     return said
+
+
+def _apart(request: Request, said: str, message: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return a turn's answer and the reasoning before it: the server's own field, or what stands in tags at the text's head.
+
+    Raises:
+        EngineError: the reasoning doesn't end, so there is no answer.
+    """
+    given = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(request.prompt, str) or request.prefill or not (begun := _THINKS.match(said)):
+        return said, given if isinstance(given, str) else None
+    thought, ended, answer = said[begun.end() :].partition(_THOUGHT_ENDS[begun[1]])
+    if not ended:
+        raise EngineError(
+            f"the server's answer has no text after its reasoning, which begins with {begun[1]}",
+            "raise `max_tokens`, or let it reason less",
+            kind="empty",
+        )
+    return answer.lstrip(), thought.strip()
 
 
 def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -219,6 +219,10 @@ def test_a_refusal_names_the_formats_where_python_strips_docstrings() -> None:
         ('[{"dimension": "Kind", "definition": "Be kind.", "weight": 10}]', [{"id": "kind", "rule": "Be kind.", "weight": 10}]),
         ('{"version": 1.0, "principles": [{"id": "kind", "text": "Be kind."}]}', [{"id": "kind", "rule": "Be kind."}]),
         ('[{"trait": "Be kind.", "category": "tone"}]', [{"id": "be-kind", "rule": "Be kind."}]),
+        (
+            '{"caiflow_constitution": 1, "version": 1, "principles": [{"id": "kind", "text": "Be kind.", "category": "tone"}]}',
+            [{"id": "kind", "rule": "Be kind."}],
+        ),
     ],
 )
 def test_principles_in_others_names(text: str, found: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.operators.formats.files import Line, read_lines
+from caiflow.operators.formats.files import read_lines
+from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.rows import BadRow, Parser
 from caiflow.operators.formats.source import FileSource
+from caiflow.operators.formats.tables import Csv
 
 RECORDS = [{"prompt": f'ask {n}:\n"quoted", ünïcode 🦊', "note": "x" * n} for n in range(5)]
 
@@ -114,13 +117,6 @@ def test_another_separator_is_recognised(tmp_path: Path, name: str, separator: s
     packed = gzip.compress(plain.read_bytes()) if name.endswith(".gz") else plain.read_bytes()
     (tmp_path / name).write_bytes(packed)
     assert data(tmp_path / name) == [*RECORDS, {"prompt": "Tea, or; coffee|no\tthanks?", "note": ""}]
-
-
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_another_encoding_is_told_with_what_to_do(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.csv").write_bytes("prompt,kind\nLöffel,a\n".encode(encoding))
-    with pytest.raises(ValueError, match=r"a\.csv:\d: can't be read further: it isn't UTF-8 .*; write it as such: `iconv"):
-        read(tmp_path / "a.csv")
 
 
 def test_texts_are_prompts(tmp_path: Path) -> None:
@@ -220,3 +216,59 @@ def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv"):
         (tmp_path / name).write_text("")
         assert read(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("packing", [".zst", ".zip"])
+def test_packed_files_give_the_same_records(tmp_path: Path, name: str, packing: str) -> None:
+    plain, packed = write(tmp_path / name), tmp_path / (name + packing)
+    if packing == ".zst":
+        half = len(plain.read_bytes()) // 2  # two frames, as what is compressed in parts has
+        parts = (plain.read_bytes()[:half], plain.read_bytes()[half:])
+        packed.write_bytes(b"".join(pa.compress(part, "zstd", asbytes=True) for part in parts))
+    else:
+        with zipfile.ZipFile(packed, "w") as file:
+            file.write(plain, name)
+    assert data(packed) == RECORDS
+
+
+def test_a_zip_is_as_the_one_file_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl")
+    with zipfile.ZipFile(tmp_path / "whatever.zip", "w") as file:
+        file.write(tmp_path / "a.jsonl", "inner/a.jsonl")
+    assert data(tmp_path / "whatever.zip") == RECORDS
+    with zipfile.ZipFile(tmp_path / "whatever.zip", "a") as file:
+        file.write(tmp_path / "a.jsonl", "b.jsonl")
+    with pytest.raises(ValueError, match=r"it has 2 files .*; unpack it, and name one of them"):
+        read(tmp_path / "whatever.zip")
+    (tmp_path / "broken.zip").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"broken.zip: can't be read"):
+        read(tmp_path / "broken.zip")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "how", "line"),
+    [
+        ("prompt\nWo ist der Löffel?\n", "latin1", Csv(encoding="latin1"), r"csv: \{encoding: latin1\}"),
+        ("prompt\nWo ist der Löffel?\n", "utf-16", Csv(encoding="utf-16"), r"csv: \{encoding: utf-16\}"),
+        ('prompt,b\n"He says \\"hi\\", twice",b\n', "utf-8", Csv(quote="backslash"), r"csv: \{quote: backslash\}"),
+    ],
+)
+def test_a_table_written_otherwise_is_told_with_the_line_to_write(
+    tmp_path: Path, text: str, encoding: str, how: Csv, line: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=line):
+        read(path)
+    (found,) = read_lines(path, how)
+    assert found.data is not None
+    assert found.data["prompt"] in ("Wo ist der Löffel?", 'He says "hi", twice')
+
+
+def test_a_table_has_the_separator_and_quotes_that_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('a,b~c\n"x, y~z\n')
+    assert [line.data for line in read_lines(path, Csv(separator="~", quote="none"))] == [{"a,b": '"x, y', "c": "z"}]
+    with pytest.raises(ValueError, match="no encoding 'latin-one'"):
+        Csv(encoding="latin-one")

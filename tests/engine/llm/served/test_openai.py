@@ -296,12 +296,31 @@ def test_an_answer_is_what_it_says(server: BadServer, connect: Callable[..., Eng
 
 
 @pytest.mark.parametrize(
+    ("reply", "answer", "thought"),
+    [
+        (answered("<think>\nHm, no.\n</think>\n\nNo, sorry."), "No, sorry.", "Hm, no."),
+        (answered("[THINK]Hm[/THINK]Yes"), "Yes", "Hm"),
+        (answered("Yes", reasoning_content="Hm"), "Yes", "Hm"),
+        (answered("Yes", reasoning="Hm"), "Yes", "Hm"),
+        (answered("A tag is written <think>, and ends by </think>."), "A tag is written <think>, and ends by </think>.", None),
+    ],
+)  # fmt: skip
+def test_reasoning_is_kept_apart(
+    server: BadServer, connect: Callable[..., Engine], reply: Any, answer: str, thought: str | None
+) -> None:
+    server.reply = lambda body, n: reply
+    found = text(connect(), Request(CHAT))
+    assert (found.text, found.thought) == (answer, thought)
+
+
+@pytest.mark.parametrize(
     ("reply", "message", "retry"),
     [
         (answered(None), "no text: it ended by 'stop'", False),
         (answered(None, "length", reasoning_content="Let me"), "all of `max_tokens` went into its reasoning", False),
         (answered("", "length", reasoning="Let me"), "all of `max_tokens` went into its reasoning", False),
         (answered("", reasoning="Let me"), "no text", False),
+        (answered("<think>Let me", "length"), "no text after its reasoning", False),
         (answered(None, "tool_calls", tool_calls=[{"id": "1"}]), "calls a tool", False),
         (answered("Half an ans", "error", refusal=None), 'broke its answer off: "it gives no reason"', True),
         (answered("Half a smile: \ud83d"), "half of a character", True),

@@ -1,0 +1,68 @@
+"""The fields of `load`. Owns their bounds and what they mean; never looks at the source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from caiflow.engine.operator import ColumnName, Params, Strict
+from caiflow.operators.formats.tables import Csv
+
+FormatName = Literal[
+    "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
+    "ultrachat", "preference", "table",
+]  # fmt: skip
+
+
+class Split(Strict):
+    """A division into train and test that can't leak: the side depends on the text of `by` alone."""
+
+    test: float = Field(gt=0, lt=1)
+    """Share of the distinct prompts that go to the test side, 0 to 1; met on average, since each prompt decides for itself."""
+    part: Literal["train", "test"]
+    """The side that this step loads; another step loads the other one."""
+    by: ColumnName = "prompt"
+    """What decides the side: `prompt` (the whole conversation), `opening` (its first human turn), or another column's text."""
+    seed: int = 0
+    """Another seed gives another division; both sides must use the same."""
+
+    @property
+    def column(self) -> str:
+        """The column that `by` needs."""
+        return "prompt" if self.by == "opening" else self.by
+
+
+class LoadParams(Params):
+    """Fields of `load`."""
+
+    source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
+    """A file relative to the spec (jsonl, json, csv, tsv, parquet, txt with a prompt a line; each also as .gz, .zst or .zip), a
+    pattern for several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` or `plain:NAME` for a bundled file."""
+    format: FormatName = "auto"
+    """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
+    name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; by default its main branch."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    folder: str | None = None
+    """Folder within a hub data set, such as `harmless-base`."""
+    hub_split: str = "train"
+    """Split of a hub data set, in its own words (`train_sft`); files have none."""
+    csv: Csv = Csv()
+    """How a csv or tsv file is written, where that can't be told from it."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Fields to rename before anything else, from the source's name to the one the format expects."""
+    turns: Literal["all", "first"] = "all"
+    """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
+    split: Split | None = None
+    """Load one side of a train/test division."""
+    sample: int | None = Field(default=None, ge=1)
+    """Rows drawn at random by the spec's seed, in the source's order; by default all."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows taken from the head, after `split` and `sample`; by default all."""
+    uid: str | None = Field(default=None, min_length=1)
+    """Field of the source that identifies its rows; by default a digest of the row's content."""
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""

@@ -1,0 +1,155 @@
+"""Tables as records: values with separators between them, and parquet.
+
+Owns how such a table is told from another, and the line to write where it can't be. Never knows what its columns mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from caiflow.engine.errors import WrongValue
+from caiflow.engine.operator import Strict
+from caiflow.operators.formats.opening import Line, inner_name, open_bytes, open_text
+
+_CHUNK = 1 << 20
+_WIDEST_CELL = 1 << 28
+_QUOTING: Mapping[str, Mapping[str, Any]] = {
+    "double": {},
+    "backslash": {"doublequote": False, "escapechar": "\\"},
+    "none": {"quoting": csv.QUOTE_NONE},
+}
+
+
+class Csv(Strict):
+    """How a table of texts is written, where that can't be told from it."""
+
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    """The sign between two cells; by default a comma (in `.tsv` a tab), or what stands alone between the columns' names."""
+    encoding: str = "utf-8"
+    """The name of its encoding, such as `latin1` or `utf-16`."""
+    quote: Literal["double", "backslash", "none"] = "double"
+    """How a quoted cell has a quote: twice (`""`), after a backslash (`\\"`); or `none`: no cell is quoted."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise WrongValue(f"no encoding {value!r}", "such as utf-8, latin1, cp1252 or utf-16") from None
+        return value
+
+
+def read_csv(path: Path, how: Csv) -> Iterator[Line]:
+    """Yield the rows of a table of texts, by the names in its first line.
+
+    Raises:
+        ValueError: it can't be read further; the text has the line to write where one helps.
+    """
+    csv.field_size_limit(_WIDEST_CELL)
+    place = 1
+    names: list[str] = []
+    try:
+        separator = how.separator or _separator(path, how.encoding)
+        with open_text(path, _with_mark(how.encoding)) as file:
+            rows = csv.reader(file, delimiter=separator, strict=True, **_QUOTING[how.quote])
+            for cells in rows:
+                if place == 1:
+                    names = _names(f"{path.name}:{place}", cells)
+                elif cells and len(cells) != len(names):
+                    text = separator.join(cells)
+                    yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
+                elif cells:
+                    yield Line(place, dict(zip(names, cells, strict=True)))
+                place = rows.line_num + 1
+    except UnicodeError as error:
+        raise WrongValue(f"{path.name}:{place}: can't be read further: {_undecoded(error)}", _encoding(path, how)) from error
+    except csv.Error as error:
+        hint = 'where it writes a quote as \\": `csv: {quote: backslash}`' if "\\" in _line(path, how, place) else ""
+        raise WrongValue(f"{path.name}:{place}: can't be read further: {error}", hint) from error
+
+
+def _with_mark(encoding: str) -> str:
+    """Return the encoding that passes over a mark of UTF-8 at the head."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _undecoded(error: UnicodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"it isn't {error.encoding.upper()} ({error.reason})"
+    return str(error)
+
+
+def _encoding(path: Path, how: Csv) -> str:
+    """Return the line to write for a table that isn't in the encoding it is read in."""
+    with open_bytes(path) as file:
+        head = file.read(2)
+    likely = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+    return f"say how it is written: `csv: {{encoding: {likely}}}`" if likely != how.encoding else "name its encoding in `csv`"
+
+
+def _line(path: Path, how: Csv, place: int) -> str:
+    with open_text(path, how.encoding) as file:
+        return next((line for number, line in enumerate(file, 1) if number >= place), "")
+
+
+def _separator(path: Path, encoding: str) -> str:
+    """Return what stands between a table's cells: as its name says, unless its names of columns have another sign alone."""
+    expected = "\t" if inner_name(path).endswith(".tsv") else ","
+    with open_text(path, _with_mark(encoding)) as file:
+        names = file.readline(_CHUNK)
+    if expected in names or '"' in names:
+        return expected
+    return next((sign for sign in (";", "\t", "|", ",") if sign in names), expected)
+
+
+def _names(place: str, cells: list[str]) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
+    for name, times in Counter(cells).items():
+        if times > 1:
+            which = f"are named `{name}`" if name else "have no name"
+            raise WrongValue(f"{place}: {times} columns {which}", "give each column its own name")
+    return cells
+
+
+def read_parquet(path: Path) -> Iterator[Line]:
+    """Yield the rows of a parquet file; bytes are texts where they are some.
+
+    Raises:
+        ValueError: it is no parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = path
+    if path.suffix != ".parquet":
+        with open_bytes(path) as packed:
+            source = pa.BufferReader(packed.read())
+    try:
+        file = pq.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path.name}: not a parquet file: {error}") from error
+    place, binary = 0, any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
+    for batch in file.iter_batches(1024):
+        for data in batch.to_pylist():
+            place += 1
+            yield Line(place, {name: _decoded(value) for name, value in data.items()} if binary else data)
+
+
+def _decoded(value: Any) -> Any:
+    """Return bytes as the text that they are, where they are one."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else value
+    return value
