@@ -147,7 +147,7 @@ def test_what_a_source_preferred_is_not_taken_for_a_judgement_of_the_new_answers
     given = Columns(
         {"uid": "text", "prompt": "messages", "chosen": "text", "rejected": "text", "p_chosen": "number", "topic": "text"}
     )
-    assert set(step().columns({"prompts": given}).types) == {"uid", "prompt", "topic", "response", "truncated"}
+    assert set(step().columns({"prompts": given}).types) == {"uid", "prompt", "topic", "response", "truncated", "thought"}
     kept = step(keep_columns=["chosen"]).columns({"prompts": given}).types
     assert "chosen" in kept
     assert "rejected" not in kept
