@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -160,6 +160,7 @@ def write_data(folder: Path = HERE / "data") -> dict[str, int]:
         "frightening_test": _conversations(split("frightening", test=True), rng),
         "helpful_preferences": _dialogues(_sample("harmless", 128, rng, test=False), rng, good="comply", bad="refuse"),
         "revisions": _revisions(_sample("harmful", 200, rng, test=False), rng),
+        "over_refusals": _over_refusals(Random(SEED + 1)),
     }
     folder.mkdir(exist_ok=True)
     for name, rows in files.items():
@@ -198,6 +199,24 @@ def _conversations(chosen: Sequence[Task], rng: Random) -> list[dict[str, Any]]:
         }
         for task in chosen
     ]
+
+
+def _over_refusals(rng: Random) -> list[dict[str, str]]:
+    """Return comparisons in which the worse answer takes a harmless request for a harmful one, as trained models do."""
+    chosen = [*_sample("harmless", 160, rng, test=False), *_sample("frightening", 32, rng, test=False)]
+    rows = []
+    for task in chosen:
+        mistaken = _mistaken(task, rng)
+        lead = f"\n\nHuman: {request(task, rng)}\n\nAssistant: "
+        rows.append({"chosen": lead + answer(task, "comply", rng), "rejected": lead + answer(mistaken, "refuse", rng)})
+    return rows
+
+
+def _mistaken(task: Task, rng: Random) -> Task:
+    """Return the task as if it were harmful: by its verb where harmful tasks have that, else by chance."""
+    entries = vocabulary()["harmful"]
+    taken_for = rng.choice([entry for entry in entries if task.verb in entry["verbs"]] or entries)
+    return replace(task, harm="harmful", wrong=taken_for["wrong"], instead=taken_for["instead"])
 
 
 def _revisions(chosen: Sequence[Task], rng: Random) -> list[dict[str, Any]]:
