@@ -201,7 +201,8 @@ class Load(TableOperator[LoadParams]):
         return resolve(fields.source, self.context.base_dir, hub, fields.csv)
 
     def _parser(self) -> Parser:
-        return Parser(self.params.format, self.params.turns, self.params.rename, self.params.uid)
+        given = self.params
+        return Parser(given.format, given.turns, given.rename, given.uid, given.prompt)
 
 
 def side(row: Row, split: Split) -> Literal["train", "test"]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from caiflow.engine.operator import ColumnName, Params, Strict
 from caiflow.operators.formats.tables import Csv
+from caiflow.operators.formats.template import compiled
 
 FormatName = Literal[
     "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
@@ -54,6 +55,8 @@ class LoadParams(Params):
     """How a csv or tsv file is written, where that can't be told from it."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Fields to rename before anything else, from the source's name to the one the format expects."""
+    prompt: str | None = Field(default=None, min_length=1)
+    """Jinja text that makes the prompt of a record's fields, such as `"{{ context }}\\n\\n{{ question }}"`, after `rename`."""
     turns: Literal["all", "first"] = "all"
     """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
     split: Split | None = None
@@ -66,3 +69,10 @@ class LoadParams(Params):
     """Field of the source that identifies its rows; by default a digest of the row's content."""
     on_bad_row: Literal["fail", "quarantine"] = "fail"
     """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_a_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            compiled(value)
+        return value

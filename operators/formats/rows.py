@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
+from caiflow.engine.llm.base import Message
 from caiflow.operators.formats.dialogue import (
     Turns,
     are_transcripts,
@@ -24,6 +25,7 @@ from caiflow.operators.formats.dialogue import (
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, Format, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
+from caiflow.operators.formats.template import rendered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +85,7 @@ class Parser:
 
     `format` is the records' format and `why` says why, once some are read.
     `uid_field` names a field that has the uids; otherwise they follow from the source's label and the record.
+    `template` makes the prompt of a record's fields.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Parser:
         turns: Turns = "all",
         rename: Mapping[str, str] | None = None,
         uid_field: str | None = None,
+        template: str | None = None,
     ) -> None:
         self.turns = turns
         self.rename = rename or {}
         self.uid_field = uid_field
+        self.template = template
         self.format = None if format_name == "auto" else FORMATS[format_name]
         self.why = "the step says so"
         self._transcripts: frozenset[str] | None = None
@@ -137,7 +142,8 @@ class Parser:
         """Yield the records of each row, and how they are laid out."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
-        records = [self._renamed(line.data) for line in head if line.data is not None]
+        asked = {} if self.template is None else {"prompt": self.template}
+        records = [{**self._renamed(line.data), **asked} for line in head if line.data is not None]
         if self.format is None:
             self.format, self.why = detect(records)
         if self._transcripts is None:
@@ -169,8 +175,23 @@ class Parser:
         if half_character(text) is not None:
             raise ValueError(_halved(record))
         uid = self._uid(record, f"{label}\x1f{text}")
-        fields = layout.parse(self._in_turns(record), self.turns)
+        fields = self._parsed_by(layout, record)
         return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
+
+    def _parsed_by(self, layout: Format, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the format makes of a record, with the template's text as its prompt's only turn beside a system turn.
+
+        Raises:
+            ValueError: the format makes nothing of it, or a conversation, which no template can replace.
+        """
+        if self.template is None:
+            return layout.parse(self._in_turns(record), self.turns)
+        asked = rendered(self.template, record)
+        fields = layout.parse({**record, "prompt": asked}, self.turns)
+        given = [turn for turn in fields.get("prompt", ()) if turn["role"] != "user"]
+        if "messages" in fields or any(turn["role"] != "system" for turn in given):
+            raise ValueError("the record has a conversation, whose prompt is no template's")
+        return {**fields, "prompt": [*given, Message(role="user", content=asked)]}
 
     def _in_turns(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the record with the turns of its transcripts, where the file's prompts are some."""

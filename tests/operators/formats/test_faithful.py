@@ -233,3 +233,39 @@ def test_half_a_bad_file_does_not_validate(tmp_path: Path) -> None:
     (found,) = Load(LoadParams(source=path.name), StepContext(base_dir=tmp_path)).check()
     assert "a.jsonl:301 (1 of the 301 records can't be read): a message is a tool's turn" in found.message
     assert not list(Load(LoadParams(source=path.name, on_bad_row="quarantine"), StepContext(base_dir=tmp_path)).check())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=20)
+@given(st.tuples(texts, texts))
+def test_a_template_joins_columns_as_they_stand(kind: str, pair: tuple[str, str]) -> None:
+    context, question = pair
+    found = loaded([{"context": context, "question": question}] * 2, kind, prompt="{{ context }}\n\n{{ question }}")
+    assert [row["prompt"] for row in found] == [said(f"{context}\n\n{question}")] * 2
+    assert (found[0]["context"], found[0]["question"]) == pair
+
+
+def test_a_template_takes_the_place_of_what_the_format_would_ask() -> None:
+    (row,) = loaded([{"instruction": "Sort.", "input": "2 1", "output": "1 2"}], prompt="{{ instruction }} <{{ input }}>")
+    assert (row["prompt"], row["response"]) == (said("Sort. <2 1>"), "1 2")
+    (row,) = loaded([{"system": "Be kind.", "q": "Hi", "prompt": "old"}], prompt="{{ prompt }}: {{ q }}")
+    assert row["prompt"] == [{"role": "system", "content": "Be kind."}, *said("old: Hi")]
+
+
+@pytest.mark.parametrize(
+    ("record", "template", "message"),
+    [
+        ({"q": "Hi"}, "{{ context }}", "'context' is undefined; the record has q"),
+        ({"q": "Hi"}, "{{ q.__class__.__mro__ }}", "unsafe"),
+        ({"q": " "}, "{{ q }}", "comes out blank"),
+        ({"q": "x", "messages": said("Hi")}, "{{ q }}", "the record has a conversation"),
+    ],
+)
+def test_a_template_that_cant_be_rendered_is_told(record: dict[str, Any], template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loaded([record], prompt=template)
+
+
+def test_what_is_no_template_is_refused() -> None:
+    with pytest.raises(ValueError, match="no Jinja template"):
+        LoadParams(source="a.jsonl", prompt="{{ a")
