@@ -44,8 +44,9 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
 }
-LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""A cluster of this machine alone: it listens on loopback, and only to those who know this process's token."""
+LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
+"""A cluster of this machine alone: it listens on loopback, only to those who know this process's token, and starts no process
+ahead: Ray would start one for every core, and workers and engines, having an environment of their own, could use none."""
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "GOMP_SPINCOUNT": "20000",

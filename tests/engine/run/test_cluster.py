@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -46,6 +45,7 @@ print("twice")
 DYING = """
 import os
 from pathlib import Path
+import psutil
 from caiflow.engine.run.cluster import Cluster
 
 class Dying:
@@ -63,8 +63,11 @@ cluster.submit(Dying(), "train", cpus=3)
 while cluster.busy():
     for finished in cluster.wait(1.0):
         print(finished.error)
+titles = [" ".join(child.cmdline()).split() for child in psutil.Process().children(recursive=True)]
+print(sorted(words[0] for words in titles if words and words[0].startswith("ray::") and "Agent" not in words[0]))
 cluster.close()
 """
+"""Work whose first process dies; tells what it came to, and which of Ray's workers there are then."""
 
 
 def said_by(script: str, *arguments: str) -> str:
@@ -88,10 +91,23 @@ def test_a_process_may_run_one_cluster_after_the_other() -> None:
     assert said_by(TWICE) == "twice"
 
 
-def test_work_that_goes_on_in_another_process_keeps_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTES", str(tmp_path / "threads"))
-    assert said_by(DYING).endswith("None")
-    assert (tmp_path / "threads").read_text().split() == ["3", "3"]
+@pytest.fixture(scope="module")
+def dying(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """What is said of work whose process dies once, and the threads that each of its two processes had."""
+    notes = tmp_path_factory.mktemp("dying") / "threads"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOTES", str(notes))
+        return said_by(DYING).splitlines(), notes.read_text()
+
+
+def test_work_that_goes_on_in_another_process_keeps_its_cores(dying: tuple[list[str], str]) -> None:
+    said, threads = dying
+    assert said[-2] == "None"
+    assert threads.split() == ["3", "3"]
+
+
+def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]) -> None:
+    assert dying[0][-1] == "['ray::Worker']"
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
