@@ -12,7 +12,7 @@ from caiflow.operators.formats.template import compiled
 
 FormatName = Literal[
     "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
-    "ultrachat", "preference", "table",
+    "ultrachat", "preference", "compared", "table",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
+from caiflow.operators.formats.compared import preferred
 from caiflow.operators.formats.dialogue import (
     Turns,
     answer_text,
@@ -145,6 +146,11 @@ def _preference(record: Record, which: Turns) -> Fields:
     fields = _pair(sides[0], sides[1], which, share)
     del fields["response"]
     return fields
+
+
+def _compared(record: Record, which: Turns) -> Fields:
+    better, worse = preferred(record)
+    return _preference({**record, "chosen": better, "rejected": worse, "p_chosen": None}, which)
 
 
 def _replies(prompt: list[Message], better: str, worse: str, share: float) -> Fields:
@@ -333,6 +339,13 @@ FORMATS: Mapping[str, Format] = {
             lambda _: False,
             _nemo_preference,
             group=2,
+        ),
+        Format(
+            "compared",
+            "prompt, two answers such as response_0 and response_1, and which is preferred",
+            _names("prompt chosen rejected p_chosen"),
+            lambda _: False,
+            _compared,
         ),
         Format("table", "any columns, kept as they are", frozenset(), lambda _: True, _table),
     )

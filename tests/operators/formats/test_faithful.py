@@ -269,3 +269,42 @@ def test_a_template_that_cant_be_rendered_is_told(record: dict[str, Any], templa
 def test_what_is_no_template_is_refused() -> None:
     with pytest.raises(ValueError, match="no Jinja template"):
         LoadParams(source="a.jsonl", prompt="{{ a")
+
+
+@pytest.mark.parametrize(
+    ("names", "choice", "better", "worse"),
+    [
+        (("response_0", "response_1"), {"better_response_id": 1}, "Two", "One"),
+        (("response_0", "response_1"), {"better_response_id": 0}, "One", "Two"),
+        (("text_a", "text_b"), {"preferred_text": "text_a"}, "One", "Two"),
+        (("response_a", "response_b"), {"winner": "model_b"}, "Two", "One"),
+        (("response_a", "response_b"), {"winner": "A"}, "One", "Two"),
+        (("output_1", "output_2"), {"preference": 2}, "Two", "One"),
+        (("response_a", "response_b"), {"winner": "tie"}, None, None),
+    ],
+)
+def test_a_column_that_says_which_is_preferred_makes_pairs(
+    names: tuple[str, str], choice: dict[str, Any], better: str | None, worse: str | None
+) -> None:
+    record = {"prompt": "Which?", names[0]: "One", names[1]: "Two", **choice}
+    (row,) = loaded([record], format="compared")
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (said("Which?"), better, worse)
+
+
+def test_two_conversations_are_compared() -> None:
+    one, two = ([*said("Which?"), *said(text, "assistant")] for text in ("One", "Two"))
+    (row,) = loaded([{"conversation_a": one, "conversation_b": two, "winner": "model_b"}], format="compared")
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (said("Which?"), "Two", "One")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "Which?", "winner": "a"}, "no two answers"),
+        ({"prompt": "Which?", "response_0": "One", "response_1": "Two"}, "nothing says which answer is preferred"),
+        ({"prompt": "Which?", "response_0": "One", "response_1": "Two", "winner": 2}, "is 2, which is neither"),
+    ],
+)
+def test_a_comparison_without_its_parts_is_told(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loaded([record], format="compared")
