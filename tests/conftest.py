@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 # vLLM imports Ray into the process of its tests; a run in that process starts a cluster only where Ray knew a token by then.
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a Ray of this machine alone is looked for where it listens, on loopback
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # How fast an example is found or run is the machine's affair.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,3 +44,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     from support.small_models import small_model
 
     return small_model(Path(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The address of a Ray that this test process's runs share; for tests to which it's nothing how Ray starts and ends."""
+    from support.shared_ray import shared_ray
+
+    with shared_ray() as address:
+        yield address

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caiflow.engine.cli import COMMANDS, main
+from support.commands import command_here
 from support.kills import without_token
 
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "polars", "numpy", "rich", "trl", "vllm", "httpx")
@@ -30,12 +30,12 @@ ROWS = [{"prompt": "One?", "response": "short"}, {"prompt": "Two?", "response": 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     """Return a folder with a small spec, its data, and one finished run in `first`."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "short.yaml").write_text(SPEC)
     (folder / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    ran = caiflow(folder, "run", "short.yaml", "--out", "first")
+    ran = caiflow(folder, "run", str(folder / "short.yaml"), "--out", "first", "--address", ray_address)
     assert ran.returncode == 0, ran.stderr
     return folder
 
@@ -45,24 +45,8 @@ def environment(place: Path, **more: str) -> dict[str, str]:
 
 
 def caiflow(place: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Give the command and return what came of it: `run` in a process of its own, all else in this one, to save its start."""
-    if arguments[:1] != ("run",):
-        return said_here(place, arguments, environment(place, **more))
-    command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
-    return subprocess.run(command, cwd=place, env=environment(place, **more), capture_output=True, text=True, timeout=300)
-
-
-def said_here(place: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    printed, complained = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(complained):
-        patch.chdir(place)
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        try:
-            code = main(arguments)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), complained.getvalue())
+    """Give the command in this process and return what came of it."""
+    return command_here(place, *arguments, **environment(place, **more))
 
 
 def shown(place: Path, *arguments: str) -> Any:
@@ -228,9 +212,9 @@ def test_show_into_a_closed_pipe_is_quiet(place: Path) -> None:
     assert "Error" not in done.stderr
 
 
-def test_runs_and_diff_look_back(place: Path) -> None:
+def test_runs_and_diff_look_back(place: Path, ray_address: str) -> None:
     arguments = ("--set", "steps.clean.drop=[{length: {column: response, max: 99}}]", "--out", "longer")
-    assert caiflow(place, "run", "short.yaml", *arguments).returncode == 0
+    assert caiflow(place, "run", str(place / "short.yaml"), *arguments, "--address", ray_address).returncode == 0
     assert "longer" in [Path(run["path"]).name for run in shown(place, "runs")]
     diff = shown(place, "diff", "first", "longer")
     assert [change["new"] for change in diff["settings"]] == [99]
@@ -273,9 +257,10 @@ def test_an_unknown_run_exits_1_with_one_line(place: Path) -> None:
     assert "did you mean `first`" in done.stderr
 
 
-def test_a_failed_step_exits_1_and_is_told(place: Path) -> None:
+def test_a_failed_step_exits_1_and_is_told(place: Path, ray_address: str) -> None:
     (place / "broken.jsonl").write_text('{"prompt": "One?", "response": "short"}\n' * 2000 + "{oops\n")
-    done = caiflow(place, "run", "short.yaml", "--set", "steps.red.source=broken.jsonl", "--out", "failed")
+    arguments = ("--set", "steps.red.source=broken.jsonl", "--out", "failed", "--address", ray_address)
+    done = caiflow(place, "run", str(place / "short.yaml"), *arguments)
     assert done.returncode == 1
     assert "broken.jsonl" in done.stdout
     steps = json.loads((place / "failed" / "run.json").read_text())["steps"]

@@ -31,8 +31,8 @@ def server() -> Iterator[BadServer]:
         yield state
 
 
-def carry_out(folder: Path, server: BadServer, number: int, max_failed: int = 1) -> dict[str, Any]:
-    """Run the spec and return its steps by name."""
+def carry_out(folder: Path, server: BadServer, ray: str, number: int, max_failed: int = 1) -> dict[str, Any]:
+    """Run the spec on a Ray that is there and return its steps by name."""
     from caiflow.engine.run.runner import run
     from caiflow.engine.store.journal import read_run
 
@@ -40,7 +40,7 @@ def carry_out(folder: Path, server: BadServer, number: int, max_failed: int = 1)
         "".join(json.dumps({"prompt": f"Say {word}."}) + "\n" for word in ("red", "blue", "tea"))
     )
     (folder / "spec.yaml").write_text(SPEC.format(url=server.url, max_failed=max_failed))
-    run(load_spec(folder / "spec.yaml"), Store(folder / "home"), folder / f"run{number}")
+    run(load_spec(folder / "spec.yaml"), Store(folder / "home"), folder / f"run{number}", address=ray)
     steps: dict[str, Any] = read_run(folder / f"run{number}")["steps"]
     return steps
 
@@ -49,16 +49,18 @@ def plan(folder: Path) -> dict[str, Any]:
     return {step.name: step for step in make_plan(load_spec(folder / "spec.yaml"), Store(folder / "home")).steps}
 
 
-def test_a_row_that_failed_for_a_passing_reason_is_asked_again_and_only_it(server: BadServer, tmp_path: Path) -> None:
+def test_a_row_that_failed_for_a_passing_reason_is_asked_again_and_only_it(
+    server: BadServer, tmp_path: Path, ray_address: str
+) -> None:
     server.reply = lambda body, n: (500, {}, "down") if "blue" in json.dumps(body) else said("fine")
-    first = carry_out(tmp_path, server, 1)
+    first = carry_out(tmp_path, server, ray_address, 1)
     assert (first["answer"]["rows_out"], first["answer"]["failed"]) == (2, 1)
     planned = plan(tmp_path)["answer"]
     assert (planned.state, planned.to_run) == ("partial", 1)
     assert "1 of its rows failed for a reason that may pass" in planned.reason
     server.reply = lambda body, n: said("well again")
     before = len(server.calls)
-    second = carry_out(tmp_path, server, 2)
+    second = carry_out(tmp_path, server, ray_address, 2)
     assert len(server.calls) == before + 1
     assert (second["answer"]["status"], second["answer"]["rows_out"]) == ("done", 3)
     assert second["kept"]["rows_out"] == 3
@@ -66,24 +68,26 @@ def test_a_row_that_failed_for_a_passing_reason_is_asked_again_and_only_it(serve
 
 
 @pytest.mark.soak
-def test_a_row_that_goes_on_failing_is_told_each_time(server: BadServer, tmp_path: Path) -> None:
+def test_a_row_that_goes_on_failing_is_told_each_time(server: BadServer, tmp_path: Path, ray_address: str) -> None:
     server.reply = lambda body, n: (500, {}, "down") if "blue" in json.dumps(body) else said("fine")
-    carry_out(tmp_path, server, 1)
+    carry_out(tmp_path, server, ray_address, 1)
     before = len(server.calls)
-    second = carry_out(tmp_path, server, 2)
+    second = carry_out(tmp_path, server, ray_address, 2)
     assert (second["answer"]["status"], second["answer"]["failed"]) == ("done", 1)
     assert 1 <= len(server.calls) - before <= 4
     assert second["kept"]["status"] == "cached"
 
 
 @pytest.mark.soak
-def test_a_row_that_failed_for_good_stays_counted_and_a_stricter_bound_is_held_to(server: BadServer, tmp_path: Path) -> None:
+def test_a_row_that_failed_for_good_stays_counted_and_a_stricter_bound_is_held_to(
+    server: BadServer, tmp_path: Path, ray_address: str
+) -> None:
     server.reply = lambda body, n: (400, {}, "context length exceeded") if "blue" in json.dumps(body) else said("fine")
-    carry_out(tmp_path, server, 1)
+    carry_out(tmp_path, server, ray_address, 1)
     before = len(server.calls)
-    second = carry_out(tmp_path, server, 2)
+    second = carry_out(tmp_path, server, ray_address, 2)
     assert (second["answer"]["status"], second["answer"]["failed"]) == ("cached", 1)
-    third = carry_out(tmp_path, server, 3, max_failed=0)
+    third = carry_out(tmp_path, server, ray_address, 3, max_failed=0)
     assert third["answer"]["status"] == "failed"
     assert "context length" in third["answer"]["error"]
     assert len(server.calls) == before

@@ -11,7 +11,7 @@ import pytest
 from caiflow.engine.cli import main
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.journal import read_run
-from support.kills import start
+from support.commands import run_here
 
 pytestmark = [pytest.mark.slow]
 
@@ -30,10 +30,7 @@ steps:
 """
 
 
-def finish(spec: Path, out: Path, home: Path, *options: str, code: int = 0) -> dict[str, Any]:
-    found = start(spec, out, home, *options).wait(timeout=300)
-    assert found == code, (out / "console.txt").read_text()
-    return read_run(out)
+Noted = tuple[Path, Path, Path]
 
 
 def found(run: dict[str, Any]) -> set[tuple[str, str]]:
@@ -41,16 +38,16 @@ def found(run: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def noted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def noted(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Noted:
     """One run with notes: (spec, run folder, home)."""
     base = tmp_path_factory.mktemp("noted")
     spec = base / "noted.yaml"
     spec.write_text(SPEC, encoding="utf-8")
-    finish(spec, base / "run", base / "home")
+    run_here(ray_address, spec, base / "run", base / "home")
     return spec, base / "run", base / "home"
 
 
-def test_bad_rows_are_in_run_json_with_figure_and_rows(noted: tuple[Path, Path, Path]) -> None:
+def test_bad_rows_are_in_run_json_with_figure_and_rows(noted: Noted) -> None:
     run = read_run(noted[1])
     assert {("response", "truncated"), ("critique", "truncated"), ("clean", "dropped_where"), ("clean", "no_rows")} <= found(
         run
@@ -64,9 +61,7 @@ def test_bad_rows_are_in_run_json_with_figure_and_rows(noted: tuple[Path, Path, 
     assert left_out["uids"] == uids[:3]
 
 
-def test_they_are_said_while_it_runs_at_its_end_and_afterwards(
-    noted: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_they_are_said_while_it_runs_at_its_end_and_afterwards(noted: Noted, capsys: pytest.CaptureFixture[str]) -> None:
     note = next(note for note in read_run(noted[1])["notes"] if note["step"] == "response")
     console = (noted[1] / "console.txt").read_text(encoding="utf-8")
     assert console.count(note["message"]) == 2  # as the step is done, and at the end
@@ -77,24 +72,24 @@ def test_they_are_said_while_it_runs_at_its_end_and_afterwards(
     assert " ".join(capsys.readouterr().out.split()).count(note["message"]) == 2
 
 
-def test_a_cached_run_and_one_from_the_ledger_have_the_same_notes(noted: tuple[Path, Path, Path]) -> None:
+def test_a_cached_run_and_one_from_the_ledger_have_the_same_notes(noted: Noted, ray_address: str) -> None:
     spec, out, home = noted
-    again = finish(spec, out.parent / "again", home)
+    again = run_here(ray_address, spec, out.parent / "again", home)
     assert {step["status"] for step in again["steps"].values()} == {"cached"}
     bare = out.parent / "bare"
     shutil.copytree(home / "ledger", bare / "ledger")
-    replayed = finish(spec, out.parent / "replayed", bare)
+    replayed = run_here(ray_address, spec, out.parent / "replayed", bare)
     assert replayed["steps"]["critique"]["cached"] == 12
     first = read_run(out)["notes"]
     for other in (again, replayed):
         assert sorted(other["notes"], key=str) == sorted(first, key=str)
 
 
-def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: tuple[Path, Path, Path]) -> None:
+def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: Noted, ray_address: str) -> None:
     spec, out, _ = noted
     home = out.parent / "strict"
     require = 'steps.response.require={rows: ">= 5", truncated: "< 50%"}'
-    run = finish(spec, out.parent / "stopped", home, "--set", require, code=1)
+    run = run_here(ray_address, spec, out.parent / "stopped", home, "--set", require, code=1)
     response = run["steps"]["response"]
     assert response["status"] == "failed"
     assert "required < 0.5" in response["error"]
@@ -102,9 +97,9 @@ def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: t
     assert run["steps"]["critique"]["status"] == "skipped"
     assert Rows(out.parent / "stopped" / "steps" / "response").num_rows == 12
     assert not any("critique" in path.name for path in (home / "ledger").iterdir())
-    still = finish(spec, out.parent / "still", home, "--set", require, code=1)
+    still = run_here(ray_address, spec, out.parent / "still", home, "--set", require, code=1)
     assert still["steps"]["response"]["cached"] == 12
-    loose = finish(spec, out.parent / "loose", home, "--set", 'steps.response.require={rows: ">= 5"}')
+    loose = run_here(ray_address, spec, out.parent / "loose", home, "--set", 'steps.response.require={rows: ">= 5"}')
     assert loose["steps"]["response"]["status"] == "cached"
     assert loose["status"] == "done"
     assert found(loose) == found(read_run(out))
@@ -112,9 +107,7 @@ def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: t
     assert same[0] == same[1]  # a requirement that holds changes nothing
 
 
-def test_plan_lists_requirements_and_validate_refuses_unknown_ones(
-    noted: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_lists_requirements_and_validate_refuses_unknown_ones(noted: Noted, capsys: pytest.CaptureFixture[str]) -> None:
     spec = noted[0]
     assert main(["plan", str(spec), "--set", 'steps.response.require={truncated: "< 50%"}']) == 0
     assert "response must have truncated < 50% before" in " ".join(capsys.readouterr().out.split())
