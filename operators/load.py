@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import Job, TableOperator
@@ -47,7 +47,11 @@ class Load(TableOperator[LoadParams]):
     """Load rows from a file, a hub data set or the bundled example, in any of the formats that dialogues come in."""
 
     name = "load"
-    version = 2
+    version = 3
+    raised_for: ClassVar[Mapping[int, str]] = {
+        3: "rows are named by what is in them, no longer by their file's name too; what was answered under the former names is "
+        "asked again"
+    }
     params_type = LoadParams
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
@@ -94,7 +98,7 @@ class Load(TableOperator[LoadParams]):
             yield Finding(("source",), f"{given} is a Git LFS pointer, not the data", "fetch the file: `git lfs pull`")
         if given.startswith(BUNDLED) and not file.path.is_file():
             known = sorted(path.name for path in file.path.parent.glob("*.*"))
-            yield Finding(("source",), f"no bundled file `{file.label}`", suggest(file.label, known, "bundled files"))
+            yield Finding(("source",), f"no bundled file `{file.path.name}`", suggest(file.path.name, known, "bundled files"))
 
     def _check_names(self, head: Head) -> Iterator[Finding]:
         """Yield what is named in `rename` and `split`, and none of the first records has."""
@@ -129,7 +133,8 @@ class Load(TableOperator[LoadParams]):
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
         seed = {} if self.params.sample is None else {"seed": self.context.seed}
-        return {"content": [[source.label, source.content()] for source in self._sources()], **seed}
+        contents = [source.content() for source in self._sources()]
+        return {"content": contents[0] if len(contents) == 1 else contents, **seed}
 
     def sources(self) -> Mapping[str, Path | str]:
         """Return the files, or the hub id with the commit it stands for."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from caiflow.engine import registry
+
 _HEX = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -37,11 +39,20 @@ def describe(change: tuple[str, Any, Any]) -> str:
     if group == "models":
         return f"{rest}: another model"
     if group == "operator":
-        return f"operator {old} -> {new}"
+        return f"operator {old} -> {new}{_why_raised(str(old), str(new))}"
     short = rest if group in ("params", "uses") else name
     if _HEX.fullmatch(str(new)) or _HEX.fullmatch(str(old)):
         return f"{short} changed"
     return f"{short} {_short(old)} -> {_short(new)}"
+
+
+def _why_raised(old: str, new: str) -> str:
+    """Return what lies between two versions of one operator (`load@2`), as it says itself."""
+    (name, _, version), (former, _, before) = new.partition("@"), old.partition("@")
+    if name != former or not registry.exists(name):
+        return ""
+    told = [why for number, why in registry.operator(name).raised_for.items() if int(before) < number <= int(version)]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _short(value: Any) -> str:

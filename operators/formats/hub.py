@@ -30,7 +30,7 @@ class HubSource:
 
     @property
     def label(self) -> str:
-        """What the rows' uids are derived from: repository, subset and split, not the commit."""
+        """The data set in words: repository, subset, folder and split, not the commit."""
         return ":".join(part for part in (self.repo, self.subset, self.folder, self.split) if part)
 
     @cached_property
@@ -70,8 +70,8 @@ class HubSource:
             yield Line(place, data)
 
     def content(self) -> str:
-        """Return the commit."""
-        return self.commit
+        """Return what pins the rows: the data set and its commit."""
+        return f"{self.label}@{self.commit}"
 
     def place(self, line: Line) -> str:
         """Return the data set and the row's number."""

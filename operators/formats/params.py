@@ -66,7 +66,8 @@ class LoadParams(Params):
     limit: int | None = Field(default=None, ge=1)
     """Rows taken from the head, after `split` and `sample`; by default all."""
     uid: str | None = Field(default=None, min_length=1)
-    """Field of the source that identifies its rows; by default a digest of the row's content."""
+    """Field of the source that identifies its rows; by default a digest of its content, whatever the file's name, and of its
+    place among equal rows."""
     on_bad_row: Literal["fail", "quarantine"] = "fail"
     """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
 

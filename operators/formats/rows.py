@@ -84,7 +84,8 @@ class Parser:
     """Turns records into rows; holds what makes their uids unique, so use one per reading.
 
     `format` is the records' format and `why` says why, once some are read.
-    `uid_field` names a field that has the uids; otherwise they follow from the source's label and the record.
+    `uid_field` names a field that has the uids; otherwise they follow from the record, and among equal ones from
+    its place, so that a file that is renamed, moved or compressed keeps them.
     `template` makes the prompt of a record's fields.
     """
 
@@ -158,12 +159,12 @@ class Parser:
             return BadRow(source.place(broken), broken.error, broken.text)
         given = _joined(group, layout.group)
         try:
-            return self._parsed(given, layout, source.label)
+            return self._parsed(given, layout)
         except ValueError as error:
             parameter = error.parameter if isinstance(error, _Misnamed) else ()
             return BadRow(source.place(group[0]), str(error), _writable(_shown(given)), parameter)
 
-    def _parsed(self, given: Mapping[str, Any], layout: Format, label: str) -> Row:
+    def _parsed(self, given: Mapping[str, Any], layout: Format) -> Row:
         """Return the row of a record.
 
         Raises:
@@ -174,7 +175,7 @@ class Parser:
         text = _as_json(record)
         if half_character(text) is not None:
             raise ValueError(_halved(record))
-        uid = self._uid(record, f"{label}\x1f{text}")
+        uid = self._uid(record, text)
         fields = self._parsed_by(layout, record)
         return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
 
@@ -210,10 +211,10 @@ class Parser:
                 raise _Misnamed(f"`rename` puts `{old}` into `{new}`, which the record has already", "rename", old)
             taken |= {new} if old in record else set()
 
-    def _uid(self, record: Mapping[str, Any], labelled: str) -> str:
+    def _uid(self, record: Mapping[str, Any], text: str) -> str:
         if self.uid_field is not None:
             return self._given_uid(record)
-        content = _digest(labelled)
+        content = _digest(text)
         if content not in self._seen:
             self._seen.add(content)
             return content

@@ -29,11 +29,6 @@ class FileSource(NamedTuple):
     csv: Csv = Csv()
 
     @property
-    def label(self) -> str:
-        """What the rows' uids are derived from: the file's name, not its folder."""
-        return self.path.name
-
-    @property
     def is_text(self) -> bool:
         """Whether the file is there and can be looked into without a library."""
         return self.path.is_file() and ".parquet" not in self.path.suffixes

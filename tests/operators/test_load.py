@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -54,6 +55,20 @@ def test_uids_follow_content_and_outlive_growth_and_order_of_choice(prompts: Pat
     lines = (prompts / "prompts.jsonl").read_text()
     (prompts / "prompts.jsonl").write_text('{"prompt": "new", "n": -1}\n' + lines)
     assert uids(load(prompts, "prompts.jsonl"))[1:] == uids(every)
+
+
+def test_a_file_that_is_renamed_moved_compressed_or_cut_in_two_keeps_its_rows(prompts: Path) -> None:
+    lines = (prompts / "prompts.jsonl").read_bytes()
+    (prompts / "elsewhere").mkdir()
+    (prompts / "elsewhere" / "other.jsonl").write_bytes(lines)
+    (prompts / "prompts.jsonl.gz").write_bytes(gzip.compress(lines))
+    for name, part in (("a", lines.splitlines(keepends=True)[:90]), ("b", lines.splitlines(keepends=True)[90:])):
+        (prompts / f"part_{name}.jsonl").write_bytes(b"".join(part))
+    before = load(prompts, "prompts.jsonl")
+    for source in ("elsewhere/other.jsonl", "prompts.jsonl.gz", "part_*.jsonl"):
+        assert load(prompts, source) == before
+    assert step(prompts, "prompts.jsonl").identity() == step(prompts, "elsewhere/other.jsonl").identity()
+    assert uids(load(prompts, "prompts.jsonl", sample=9)) == uids(load(prompts, "prompts.jsonl.gz", sample=9))
 
 
 def test_equal_rows_stay_several_rows(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def asked(found: dict[str, Any]) -> list[str]:
 def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None:
     found = load(hub, source="org/dialogues", folder="kind", hub_split="test")
     assert asked(found) == ["new kind test 0", "new kind test 1", "new kind test 2"]
-    assert found["identity"] == {"content": [["org/dialogues:kind:test", NEW]]}
+    assert found["identity"] == {"content": f"org/dialogues:kind:test@{NEW}"}
     assert found["sources"] == {"source": f"org/dialogues@{NEW}"}
     assert found["checks"] == []
     assert found["open"]
@@ -109,4 +109,4 @@ def test_without_a_network_the_cache_serves_or_the_message_says_what_to_do(hub: 
         found = load(hub, hub=address, source="org/missing")
         assert found["error"].startswith("no data set org/missing in the hub's cache, nor to be had (the hub says: ")
         assert found["error"].endswith("; check the name, or fetch it while online")
-        assert load(hub, hub=address, source="org/dialogues")["identity"] == {"content": [["org/dialogues:train", NEW]]}
+        assert load(hub, hub=address, source="org/dialogues")["identity"] == {"content": f"org/dialogues:train@{NEW}"}

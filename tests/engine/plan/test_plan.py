@@ -182,6 +182,16 @@ def test_changes_are_named_in_words() -> None:
     ]
 
 
+def test_a_changed_rule_says_what_it_costs() -> None:
+    (change,) = changes({"operator": "load@2"}, {"operator": "load@3"})
+    assert describe(change) == (
+        "operator load@2 -> load@3 (rows are named by what is in them, no longer by their file's name too; "
+        "what was answered under the former names is asked again)"
+    )
+    assert describe(("operator", "load@3", "load@4")) == "operator load@3 -> load@4"
+    assert describe(("operator", "load@2", "other@3")) == "operator load@2 -> other@3"
+
+
 def test_a_change_that_shows_in_what_a_step_uses_is_named_once() -> None:
     old = {"seed": 1, "params.sampling.temperature": 0.7, "uses.seed": 1, "uses.samplings.0.temperature": 0.7, "uses.text": "a"}
     new = {"seed": 2, "params.sampling.temperature": 0.5, "uses.seed": 2, "uses.samplings.0.temperature": 0.5, "uses.text": "b"}
