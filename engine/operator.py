@@ -36,6 +36,8 @@ ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, 
 """An expression over columns of the input."""
 ANSWERS = ("revision", "response", "chosen")
 """The columns an answer may be in."""
+NO_ANSWERS = "have `generate` answer, `filter` such rows out before, or take other rows"
+"""What to do about rows in which there is nothing to learn."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
 

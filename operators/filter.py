@@ -56,7 +56,7 @@ class Filter(TableOperator[FilterParams]):
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the input's columns."""
         (given,) = inputs.values()
-        return given
+        return given.sifted()
 
     def check(self) -> Iterator[Finding]:
         """Yield what is wrong with expressions, ranges and missing helpers of rules."""

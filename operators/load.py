@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import Job, TableOperator
-from caiflow.engine.rows.columns import Columns, ColumnType
+from caiflow.engine.rows.columns import Columns, ColumnType, Gap
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
 from caiflow.operators.formats.files import is_pointer
@@ -58,16 +60,20 @@ class Load(TableOperator[LoadParams]):
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
         head = self._head if isinstance(self._head, Head) else Head([], True)
         survey, layouts = Survey(), set()
-        for row in head.rows:
-            if not isinstance(row, BadRow):
-                survey.see(row)
-                layouts.add(frozenset(row))
+        good = [row for row in head.rows if not isinstance(row, BadRow)]
+        for row in good:
+            survey.see(row)
+            layouts.add(frozenset(row))
         types: dict[str, ColumnType | None] = {"uid": "text"}
         # what later rows have decides about the source's own columns: their types are left open
         types |= {
             name: column_type(shape) if head.whole or name in CANONICAL else None for name, shape in survey.shapes.items()
         }
-        return Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole))
+        columns = Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole))
+        if not head.whole:
+            return columns
+        columns = replace(columns, gaps=_gaps(good))
+        return columns.sifted() if self.params.split or self.params.sample or self.params.limit else columns
 
     def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local text file."""
@@ -208,6 +214,17 @@ class Load(TableOperator[LoadParams]):
     def _parser(self) -> Parser:
         given = self.params
         return Parser(given.format, given.turns, given.rename, given.uid, given.prompt)
+
+
+def _gaps(rows: Sequence[Row]) -> dict[str, Gap]:
+    """Return the columns in which some of the rows, or all, have nothing; a conversation has something once it is answered."""
+    known = [name for name in CANONICAL if any(name in row for row in rows)]
+    lacking = Counter(name for name in known for row in rows if _is_nothing(name, row.get(name)))
+    return {name: "all" if number == len(rows) else "some" for name, number in lacking.items()}
+
+
+def _is_nothing(name: str, value: Any) -> bool:
+    return value is None or (name == "messages" and not (value and value[-1]["role"] == "assistant"))
 
 
 def side(row: Row, split: Split) -> Literal["train", "test"]:

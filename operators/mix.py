@@ -6,13 +6,13 @@ a table where a sample is meant, and never trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ANSWERS, Job, TableOperator
-from caiflow.engine.rows.columns import Columns, ColumnType
+from caiflow.engine.operator import ANSWERS, NO_ANSWERS, Job, TableOperator
+from caiflow.engine.rows.columns import Columns, ColumnType, Gap
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Mix(TableOperator[MixParams]):
             types["p_chosen"] = "number"
         if self.params.tag:
             types[self.params.tag] = "text"
-        return Columns(types, any(columns.open for columns in mixed.values()))
+        return Columns(types, any(columns.open for columns in mixed.values()), self._gaps(mixed, types))
 
     def check(self) -> Iterator[Finding]:
         """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that can't be."""
@@ -60,8 +60,12 @@ class Mix(TableOperator[MixParams]):
                 )
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
-        """Yield a tag that would take the place of a column."""
+        """Yield inputs of which no row is fit, and a tag that would take the place of a column."""
         tag = self.params.tag
+        for name in self.params.inputs:
+            empty = [column for column in self._filled(name, inputs) if inputs[name].gaps.get(column) == "all"]
+            if empty:
+                yield Finding(("inputs", name), f"no row of `{name}` has anything in `{empty[0]}`", NO_ANSWERS)
         owners = [name for name in self.params.inputs if tag in inputs[name].types]
         made = {"messages": ("messages",), "preference": ("chosen", "rejected", "p_chosen"), "prompts": ()}
         if tag in ("uid", "prompt", *made[self.params.form({name: inputs[name] for name in self.params.inputs})]):
@@ -105,6 +109,29 @@ class Mix(TableOperator[MixParams]):
         lacks = [1 - share / most for share in shares.values() if most]
         lacks += [1 - rows[name] / number for name, number in given.items() if isinstance(number, int)]
         return max(lacks, default=None)
+
+    def _filled(self, name: str, inputs: Mapping[str, Columns]) -> Sequence[str]:
+        """Return the columns that a row of an input must have something in to be fit, as far as the columns are known."""
+        made = self.params.form({other: inputs[other] for other in self.params.inputs})
+        answer = self.params.answer_of(name, inputs[name])
+        found = {"messages": ("prompt", answer) if answer else ("messages",), "preference": ("prompt", "chosen", "rejected")}
+        return found.get(made, ("prompt",))
+
+    def _gaps(self, inputs: Mapping[str, Columns], types: Collection[str]) -> dict[str, Gap]:
+        """Return the columns that rows of some inputs, or of all, have nothing in."""
+        made = {"messages": ["messages"], "preference": ["p_chosen"], "prompts": []}[self.params.form(inputs)]
+        found: dict[str, Gap] = {}
+        for column in set(types) - {"uid", self.params.tag, *made}:
+            gaps = [self._gap(name, inputs, column) for name in inputs]
+            if any(gaps):
+                found[column] = "all" if set(gaps) == {"all"} else "some"
+        return found
+
+    def _gap(self, name: str, inputs: Mapping[str, Columns], column: str) -> Gap | None:
+        """Return whether the rows that are taken from an input are known to have nothing in a column."""
+        if column in self._filled(name, inputs):
+            return None
+        return inputs[name].gaps.get(column) if column in inputs[name] else "all"
 
     def _needed(self, name: str) -> list[str]:
         answer = self.params.answer_given(name)

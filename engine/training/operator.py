@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import Job, ModelOperator
+from caiflow.engine.operator import NO_ANSWERS, Job, ModelOperator
+from caiflow.engine.rows.columns import Columns
 from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
 from caiflow.engine.training.params import TrainingParams
@@ -41,6 +42,16 @@ class TrainingOperator(ModelOperator[P]):
         folder = folders.get(getattr(self.params, "model", None) or "")
         if folder is not None:
             yield from wrong_for_model(self.params, folder)
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield inputs of which some rows are known to have nothing to learn."""
+        for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
+            for wanted in self.needs().get(step, ()):
+                if empty := inputs[step].nothing_in(wanted.split("|")):
+                    rows = "no row" if inputs[step].gaps[empty] == "all" else "not every row"
+                    label = "; for those marked bad: `drop: [{where: not label}]`" if "label" in inputs[step].types else ""
+                    told = "ends with a reply" if empty == "messages" else f"has anything in `{empty}`"
+                    yield Finding((field,), f"{rows} of `{step}` {told}, so that there is nothing to learn", NO_ANSWERS + label)
 
     def identity(self) -> Mapping[str, Any]:
         """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""

@@ -257,13 +257,13 @@ class Survey:
 
 
 def _look(line: Line) -> tuple[tuple[str, object], ...] | None:
-    """Return the fields of a record with the shapes of plain values and the roles of conversations; None of any other."""
+    """Return the fields of a record with flags, the shapes of plain values and the roles of turns; None of any other."""
     if line.data is None:
         return None
     found: list[tuple[str, object]] = []
     for name, value in line.data.items():
         if not isinstance(value, (dict, list)):
-            found.append((name, shape_of(value)))
+            found.append((name, value if isinstance(value, bool) else shape_of(value)))
         elif isinstance(value, list) and value and all(map(_is_turn, value)):
             found.append((name, tuple(turn["role"] for turn in value)))
         else:

@@ -46,6 +46,7 @@ class Mixer:
         held_out = prompt_keys([inputs[name] for name in self._params.held_out])
         pools = [open_pool(name, inputs[name], self._required(name), held_out) for name in self._known]
         self._count(pools, out)
+        self._refuse_empty([pool for pool in pools if not pool.fit])
         wanted = self._wanted({pool.name: pool.fit for pool in pools})
         parts = self._parts(pools, wanted)
         out.metrics["mixture"] = _mixture(pools, wanted)
@@ -102,17 +103,18 @@ class Mixer:
                 "load both sides by one `split`, or set `on_leak: drop`",
             )
 
+    def _refuse_empty(self, empty: Sequence[Pool]) -> None:
+        if empty:
+            told = "; ".join(pool.why_none() for pool in empty)
+            hint = "incomplete rows lack a prompt or an answer, held-out ones are in a test; leave it out, or mend its step"
+            raise WrongValue(f"mix: no row of {', '.join(pool.name for pool in empty)} is fit for the mixture ({told})", hint)
+
     def _wanted(self, fit: Mapping[str, int]) -> list[int]:
         """Return how many rows of each input are taken.
 
         Raises:
-            ValueError: an input has no fit rows, or fewer than asked for.
+            ValueError: an input has fewer fit rows than asked for.
         """
-        empty = [name for name, number in fit.items() if not number]
-        if empty:
-            raise WrongValue(
-                f"mix: no row of {', '.join(empty)} is fit for the mixture", "look at what was dropped, or leave it out"
-            )
         ratios = {name: ratio for name in fit if (ratio := self._params.ratio(name)) is not None}
         anchor = self._params.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
         wanted = []

@@ -43,6 +43,18 @@ class Pool:
         """Return how many rows have this reason."""
         return int((self.states == REASONS.index(reason)).sum())
 
+    def why_none(self) -> str:
+        """Return what became of its rows, for an input of which none is fit: those left out here, or by the step itself."""
+        from collections import Counter
+
+        counts = {reason: number for reason in REASONS[1:] if (number := self.count(reason))}
+        if not len(self.states) and (left := self.rows.dropped()).num_rows:
+            batches = left.batches(_BATCH, ["reason"])
+            counts = dict(Counter(reason for batch in batches for reason in batch.column("reason").to_pylist()).most_common())
+        told = ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
+        rows = f"{self.name} has {len(self.states):,} rows"
+        return f"{rows}: {told}" if len(self.states) or not told else f"{rows}, having left out {told}"
+
     @cached_property
     def row_bytes(self) -> float:
         """The bytes of a row in memory, about."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
-from caiflow.engine.rows.folder import Rows
+from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.mix import Mix
 from caiflow.operators.mixing import order
 from caiflow.operators.mixing.params import MixParams
@@ -225,9 +225,39 @@ def test_columns_of_two_types_are_left_out_and_numbers_join(tmp_path: Path) -> N
     assert "odd" not in out.columns
 
 
-def test_nothing_fit_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no row of r is fit"):
-        mixed(tmp_path, step({"r": 1, "h": 1}), r=[{**row, "revision": None} for row in revisions(2)], h=helpful(2))
+def test_nothing_fit_is_an_error_with_the_counts_by_reason(tmp_path: Path) -> None:
+    rows = [{**row, "revision": None} for row in revisions(2)]
+    with pytest.raises(ValueError, match=r"no row of r is fit for the mixture \(r has 2 rows: 2 incomplete\)"):
+        mixed(tmp_path, step({"r": 1, "h": 1}), r=rows, h=helpful(2))
+    both = [*rows, *({**row, "revision": "good"} for row in helpful(3, "r"))]
+    leaky = step({"r": {"ratio": 1, "answer": "revision"}, "h": 1}, held_out=["t"], on_leak="drop")
+    with pytest.raises(ValueError, match=r"\(r has 5 rows: 2 incomplete, 3 held_out\)"):
+        mixed(tmp_path, leaky, r=both, h=helpful(2), t=[{"uid": f"t{n}", "prompt": ask(f"r q{n}")} for n in (0, 1, 2)])
+
+
+def test_an_input_whose_step_left_out_all_its_rows_says_why_it_did(tmp_path: Path) -> None:
+    with RowsWriter(tmp_path / "empty", {"uid": "text", "prompt": "messages", "chosen": "text", "rejected": "text"}) as out:
+        out.drop(pairs(3), "tie")
+        out.drop(pairs(1, "x"), "unparsable")
+    inputs = {"r": Rows(tmp_path / "empty"), "h": rows_of(tmp_path / "h", pairs(2))}
+    with pytest.raises(ValueError, match=r"\(r has 0 rows, having left out 3 tie, 1 unparsable\)"):
+        run_table(step({"r": 1, "h": 1}), tmp_path / "out", inputs)
+
+
+def test_rows_without_answers_are_known_from_the_columns() -> None:
+    known = {"prompt": "messages", "response": "text"}
+    full, empty, some = Columns(known), Columns(known, gaps={"response": "all"}), Columns(known, gaps={"response": "some"})
+    prompts = Columns({"prompt": "messages"})
+    both = step({"a": 1, "b": 1})
+    assert both.columns({"a": full, "b": some}).gaps == {}, "rows without an answer aren't taken"
+    (found,) = both.check_columns({"a": full, "b": empty})
+    assert (found.path, found.message) == (("inputs", "b"), "no row of `b` has anything in `response`")
+    assert not list(both.check_columns({"a": full, "b": some}))
+    as_prompts = both.columns({"a": full, "b": prompts})
+    assert as_prompts.gaps == {"response": "some"}
+    assert as_prompts.nothing_in(["revision", "response"]) == "response"
+    assert as_prompts.nothing_in(["prompt"]) is None
+    assert both.columns({"a": full, "b": Columns({}, open=True)}).gaps == {}
 
 
 def test_a_missing_answer_column_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Every recipe's full profile runs to the end over a hub on loopback.
+
+Its repositories are laid out as they are published, with tiny weights in the models' names.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.journal import read_run
+from support.bad_server import bad_server, said
+from support.kills import without_token
+from support.ports import free_port
+
+ROOT = Path(__file__).parent.parent
+HUB = Path(os.environ.get("CAIFLOW_TEST_HUB") or ROOT.parent / "shared" / "hub")
+RECIPES = sorted(path for path in (ROOT / "specs").glob("*.yaml") if "\n  full:\n" in path.read_text())
+SERVED_S = 7200
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.soak,
+    pytest.mark.skipif(not (HUB / "hub.py").is_file(), reason=f"no hub to serve at {HUB}; set CAIFLOW_TEST_HUB"),
+]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Serve the repositories that the recipes name; give the variables under which they are found there."""
+    root, port = Path(tmp_path_factory.mktemp("hub")), free_port()
+    weights = ROOT / "examples" / "tiny" / "model"
+    subprocess.run([sys.executable, str(HUB / "layouts.py"), str(root), str(weights)], check=True, timeout=300)
+    process = subprocess.Popen([sys.executable, str(HUB / "hub.py"), str(root), str(port), str(SERVED_S)])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api/datasets/Anthropic/hh-rlhf")
+        variables = {"HF_ENDPOINT": address, "HF_HOME": str(root / "home"), "CAIFLOW_HOME": str(root / "store")}
+        gone = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+        yield {**{name: value for name, value in without_token().items() if name not in gone}, **variables}
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, f"nobody answers at {address}"
+            time.sleep(0.2)
+        else:
+            return
+
+
+def shortened(path: Path, judge: str) -> list[str]:
+    """Return what cuts time and GPUs, lifts bounds that tiny weights can't meet, and puts a hosted judge on loopback."""
+    spec = load_spec(path, profile="full")
+    sets = [f"models.{name}.base_url={judge}" for name, entry in spec.models.items() if entry.base_url]
+    for name in dict.fromkeys(step.base for step in spec.steps.values()):
+        step = next(step for step in spec.steps.values() if step.base == name)
+        fields: dict[str, Any] = dict(step.params)
+        sets += [f"steps.{name}.sampling.max_tokens=24"] if "sampling" in fields else []
+        sets += [f"steps.{name}.resources.workers=1"] if step.params.resources.workers > 1 else []
+        sets += [f"steps.{name}.require={{}}"] if step.params.require else []
+        sets += [f"steps.{name}.ties=keep"] if step.op == "judge" else []
+        sets += [f"steps.{name}.max_steps=2", f"steps.{name}.max_completion_length=16"] if step.op == "rl" else []
+        sets += [f"steps.{name}.samples=1"] if step.op == "evaluate" else []
+    if path.stem == "principle_ablation":
+        arms = [step.arm for step in spec.steps.values() if step.base == "sl_cai"]
+        sets += [f"matrix.without.{arm}=null" for arm in arms if arm not in ("none", "theft")]
+    return [option for text in sets for option in ("--set", text)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_full_profile_runs_to_the_end(path: Path, hub: dict[str, str], tmp_path: Path) -> None:
+    with bad_server() as judge:
+        judge.reply = lambda _, number: said("(A)" if number % 2 else "(B)")
+        options = ["--profile", "full", "--sample", "8", "--out", str(tmp_path / "run"), *shortened(path, judge.url)]
+        command = [sys.executable, "-m", "caiflow.engine.cli", "run", str(path), *options]
+        done = subprocess.run(
+            command,
+            env={**hub, "MIXTRAL_API_KEY": "none"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=1500,
+        )
+    assert done.returncode == 0, done.stdout[-6000:]
+    steps = read_run(tmp_path / "run")["steps"]
+    assert {step["status"] for step in steps.values()} <= {"done", "cached"}
