@@ -6,6 +6,9 @@ Owns the key of one call. Asks an engine through its client; knows no Ray and no
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +56,7 @@ def call_key(model_identity: str, request: Request) -> bytes:
 
 
 class Asker(NamedTuple):
-    """What all calls of a step share: what their seeds and keys are made of, their place in the line, and their retries."""
+    """What all calls of a step share: what their seeds and keys are made of, their place in the line, and a row's retries."""
 
     operator: str
     seed: int
@@ -81,6 +84,7 @@ class LedgeredLLM(RowLLM):
         self._asker = asker
         self._uid = uid
         self._tally = tally
+        self._retries = asker.retries
         self.tokens = 0
         self.cut = 0
         """Answers that ended at `max_tokens`, those from the ledger included."""
@@ -133,28 +137,46 @@ class LedgeredLLM(RowLLM):
             return await self._ask_engine(request)
         kept_as = call_key(self._asker.model_identity, request)
         kept = self._ledger.get(kept_as)
-        if kept is not None:
+        if kept is not None and not _unsound(known := Completion(**kept)):
             self._tally.reused_calls += 1
-            return Completion(**kept)
+            return known
         answer = await self._ask_engine(request)
         self._ledger.append(kept_as, {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None})
         return answer
 
     async def _ask_engine(self, request: Request) -> Completion:
-        for attempt in range(self._asker.retries + 1):
+        for attempt in itertools.count():
             self._tally.calls += 1
             answer = await self._client.ask(request, self._asker.stage)
             if isinstance(answer, Completion):
-                self._tally.prompt_tokens += answer.prompt_tokens
-                self._tally.completion_tokens += answer.completion_tokens
-                self.tokens += answer.prompt_tokens + answer.completion_tokens
+                self._count(answer)
+                answer = _unsound(answer) or answer
+            if isinstance(answer, Completion):
                 return answer
-            if not answer.retry or attempt == self._asker.retries:
+            if not answer.retry or not self._retries:
                 raise answer
-            await asyncio.sleep(min(30.0, 0.5 * 2**attempt))
+            self._retries -= 1  # of the row, not of the call: each costs
+            await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
+    def _count(self, answer: Completion) -> None:
+        self._tally.prompt_tokens += answer.prompt_tokens
+        self._tally.completion_tokens += answer.completion_tokens
+        self.tokens += answer.prompt_tokens + answer.completion_tokens
 
+
+def _unsound(answer: Completion) -> EngineError | None:
+    """Return what is wrong with an answer's log-probabilities: one that is no number, or above 0, says nothing."""
+    values = [*(answer.logprobs or {}).values(), *(answer.prompt_logprobs or ())]
+    wrong = next((value for value in values if math.isnan(value) or value > _ABOVE_ONE), None)
+    if wrong is None:
+        return None
+    said = f"engine: a log-probability is {wrong}"
+    return EngineError(said, "try another `dtype`, or judge by text", kind="bad_answer", retry=True)
+
+
+_ABOVE_ONE = 0.01
+"""Rounding may put the logarithm of a probability of 1 a little above 0."""
 _COMPLETION = Completion._fields
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 Order = tuple[int, ...]
-PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine"})
-"""Classes of failure that another run may not meet: they leave no tombstone, so the next run asks again."""
+PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine", "other_model"})
+"""Classes of failure that another run may not meet, beside all that are worth a retry: they leave no tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,8 @@ class Flow:
             ledger.append(row_key, {"dropped": str(drop)})
             return Outcome(dropped=str(drop))
         except EngineError as error:
-            return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=error.kind in PASSING_FAILURES)
+            passing = error.retry or error.kind in PASSING_FAILURES
+            return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=passing)
         except Exception as error:
             return Outcome(failed=f"{type(error).__name__}: {error}", may_pass=True, trace=traceback.format_exc())
         rows = tuple(given) if isinstance(given, list) else (given,)

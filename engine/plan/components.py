@@ -52,9 +52,10 @@ class Resolver:
         """Return a model by the name parameters use; None for a step that isn't trained yet."""
         if name in self.spec.models:
             if name not in self._entries:
-                self._entries[name] = resolve_model(
-                    name, self.spec.models[name], self.spec.base_dir, store=self.store, trust_remote_code=self._trust
-                )
+                given = self.spec.models[name]
+                found = resolve_model(name, given, self.spec.base_dir, store=self.store, trust_remote_code=self._trust)
+                spent = self.store.spent_path(self.spec.name, found.identity) if given.served else None
+                self._entries[name] = found._replace(options={**found.options, "spent": str(spent)}) if spent else found
             return self._entries[name]
         if name not in self.artifacts:
             return None

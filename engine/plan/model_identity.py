@@ -136,11 +136,15 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
         "api_key_env",
         "max_calls",
         "max_tokens_total",
+        "max_cost",
+        "answers_as",
         "timeout_s",
         "concurrency",
     )
     options = {name: getattr(entry, name, None) for name in names}
     arguments = {**entry.engine_args.model_dump(mode="json", exclude_none=True), **entry.other_engine_args}
+    if entry.prices is not None:
+        options["prices"] = entry.prices.model_dump()
     return {**{name: value for name, value in options.items() if value is not None}, "engine_args": arguments}
 
 

@@ -123,6 +123,11 @@ def _check_models(checked: Checked) -> None:
         elif entry.address and entry.engine in ("transformers", "vllm"):
             at = checked.tree.nearest((*path, "engine")).at
             checked.problems.at(at, (*path, "engine"), f"a served model can't run on {entry.engine}", "write `engine: openai`")
+        if entry.max_cost is not None and entry.prices is None:
+            at = checked.tree.nearest((*path, "max_cost")).key
+            checked.problems.at(
+                at, (*path, "max_cost"), "a cap in money needs prices", "add `prices: {prompt: 1, completion: 4}`"
+            )
         _check_engine_has(checked, path, entry)
 
 

@@ -37,6 +37,15 @@ Name = Annotated[str, Field(pattern=STEP_NAME)]
 ConstitutionValue = str | list[str | dict[str, Any]] | dict[str, Any]
 
 
+class TokenPrices(Strict):
+    """What a million tokens cost, in any currency."""
+
+    prompt: float = Field(ge=0, json_schema_extra=SPEED)
+    """Price of a million tokens asked."""
+    completion: float = Field(ge=0, json_schema_extra=SPEED)
+    """Price of a million tokens answered."""
+
+
 class ModelEntry(Strict):
     """A model that steps may name: weights to load, or a server to ask."""
 
@@ -76,9 +85,15 @@ class ModelEntry(Strict):
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]*$", json_schema_extra=SPEED)
     """Name of the environment variable that holds the server's key; the key itself never stands in a spec."""
     max_calls: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
-    """Calls to the server after which the run stops."""
+    """Calls to the server, by all runs of this spec together, after which rows fail rather than cost more."""
     max_tokens_total: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
-    """Tokens, prompts and answers together, after which the run stops."""
+    """The same in tokens, prompts and answers together."""
+    max_cost: float | None = Field(default=None, gt=0, json_schema_extra=SPEED)
+    """The same in money, by `prices`."""
+    prices: TokenPrices | None = Field(default=None, json_schema_extra=SPEED)
+    """What the server charges, for `max_cost`."""
+    answers_as: str | None = Field(default=None, json_schema_extra=SPEED)
+    """The name under which the server answers, where it isn't the one asked for; answers under any other are refused."""
     timeout_s: float = Field(default=120.0, gt=0, json_schema_extra=SPEED)
     """Seconds until a call to the server counts as lost."""
     concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)

@@ -143,6 +143,10 @@ class Store:
             path.mkdir(parents=True)
         return path
 
+    def spent_path(self, spec_name: str, model_identity: str) -> Path:
+        """Return where it is counted what all runs of a spec have spent on a served model."""
+        return self.home / "spent" / short(digest([spec_name, model_identity]))
+
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
         path = self.work_path(digest)

@@ -33,8 +33,9 @@ class Dialect:
     token ids to the completions call; without one, through the fields that vLLM and its like know.
     """
 
-    def __init__(self, model: str, renderer: Renderer | None = None) -> None:
+    def __init__(self, model: str, renderer: Renderer | None = None, answers_as: str = "") -> None:
         self.model = model
+        self._answers_as = answers_as
         self._renderer = renderer
         self._length = "max_tokens"
         self._top: dict[str, int] = {CHAT: _TOP, RAW: _TOP}
@@ -50,10 +51,11 @@ class Dialect:
         path = RAW if self._raw(request) else CHAT
         return path, {"model": self.model, **self._what(request), **self._how(request, path)}
 
-    def most_tokens(self, request: Request) -> int:
-        """Return a generous guess of the tokens a call takes: a token per two bytes asked, and the longest answer."""
+    def most_tokens(self, request: Request) -> tuple[int, int]:
+        """Return a generous guess of a call's tokens: one per two bytes asked, and the longest answer."""
         text = request.prompt if isinstance(request.prompt, str) else "".join(message["content"] for message in request.prompt)
-        return len(text.encode()) // 2 + 16 + (1 if request.choices or request.score else request.sampling.max_tokens)
+        asked = len(text.encode("utf-8", "surrogatepass")) // 2 + 16
+        return asked, 1 if request.choices or request.score else request.sampling.max_tokens
 
     def adapt(self, status: int, text: str, body: Mapping[str, Any]) -> bool:
         """Change ways after a refusal that names a field of `body`; say whether a call as they are now is worth a try.
@@ -87,6 +89,7 @@ class Dialect:
             counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
+        self._check_model(body.get("model"))
         if reason == "content_filter":
             raise EngineError("the server filtered its answer", kind="refused")
         if reason == "error":
@@ -99,6 +102,21 @@ class Dialect:
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
         said, thought = _apart(request, _spoken(said, message, reason), message)
         return Completion(*_trimmed(request, said, reason), *counts, thought=thought)
+
+    def _check_model(self, named: Any) -> None:
+        """Refuse the answer of another model than was asked; a path before its name and a version behind it make no other.
+
+        Raises:
+            EngineError: kind `other_model`.
+        """
+        known = {_bare_name(name) for name in (self.model, self._answers_as) if name}
+        if not named or not known or _bare_name(str(named)) in known:
+            return
+        raise EngineError(
+            f"the server answers as {named!r}, asked for {self.model!r}",
+            "correct `source`, or give `answers_as` where that is its own name for the same model",
+            kind="other_model",
+        )
 
     def _scoring(self, request: Request) -> dict[str, Any]:
         """Return the fields that have a server echo a prompt with its log-probabilities."""
@@ -173,6 +191,14 @@ class Dialect:
         }
         fields |= {name: value for name, (value, off) in extras.items() if value != off}
         return {**fields, "stop": list(sampling.stop)} if sampling.stop else fields
+
+
+_VERSION = re.compile(r"(@.*|:.*|-latest|-v?\d[\d.-]*)$")
+"""What servers put behind a model's name: a revision, a tag, a date or a number."""
+
+
+def _bare_name(model: str) -> str:
+    return _VERSION.sub("", model.lower().rstrip("/").rpartition("/")[2])
 
 
 def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:

@@ -1,8 +1,9 @@
 """The engine that asks an OpenAI-compatible server over HTTP.
 
-Owns the calls: pace, retries of what may pass, time limits, the spending cap. What is said is chat.py's. Runs its event loop
-in a thread of its own. The server's key comes from the environment variable the spec names; it stays in the client's headers
-only and blotted out of every message.
+Owns the calls: pace, asking again what a server had no time for, time limits. What is said is chat.py's, what may be spent
+budget.py's; whether a failed call is worth another is for the row to say. Runs its event loop in a thread of its own. The
+server's key comes from the environment variable the spec names; it stays in the client's headers only and blotted out of every
+message.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import asyncio
 import contextlib
 import os
 import queue
-import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.files import load_renderer
+from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
-from caiflow.engine.llm.served.pace import Budget, Pace
+from caiflow.engine.llm.served.pace import Pace
+from caiflow.engine.store.spending import Account, Most, Spent
 
 if TYPE_CHECKING:
     import httpx
@@ -30,14 +33,14 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
 
 _MOST_CALLS = 64
-_TRIES = 4
-"""Tries of a call that fails in a way that may pass; refusals for being too many don't count."""
+_WAYS = 4
+"""How many ways of putting a call are tried where the server refuses a field of it."""
 _PATIENCE_S = 900.0
-"""How long a call is asked again while the server refuses for being too many."""
-_LONGEST_WAIT_S = 30.0
+"""How long calls are asked again while the server refuses all of them for being too many."""
 _LARGEST_BODY = 32 << 20
 _SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
 """What a refusal for being too many says that no waiting helps."""
+_UNBOUNDED, _FREE = Most(), Prices()
 _BUSY = frozenset({429, 503, 529})
 _PASSING = frozenset({408, 409, 425, 500, 502, 504})
 
@@ -51,8 +54,10 @@ class Endpoint:
     key: str = ""
     timeout_s: float = 120.0
     most_calls: int = _MOST_CALLS
-    max_calls: int | None = None
-    max_tokens_total: int | None = None
+    most: Most = _UNBOUNDED
+    prices: Prices = _FREE
+    spent: Path | None = None
+    """Where what was spent is counted; None counts what this engine spends."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
@@ -63,11 +68,19 @@ class Endpoint:
 
 
 class _Passing(Exception):
-    """A call failed in a way that may pass."""
+    """A call failed in a way that may pass; `spent` says whether the server may have worked for it."""
 
-    def __init__(self, message: str, kind: str, *, busy: bool = False, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, kind: str, *, spent: bool = True) -> None:
         super().__init__(message)
-        self.kind, self.busy, self.retry_after_s = kind, busy, retry_after_s
+        self.kind, self.spent = kind, spent
+
+
+class _Again(Exception):
+    """A call was refused and is to be put once more, at no cost: the server is busy, or wants it said otherwise."""
+
+    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.busy, self.retry_after_s = busy, retry_after_s
 
 
 class EndpointEngine:
@@ -82,9 +95,16 @@ class EndpointEngine:
         self._thread = threading.Thread(target=self._run, name="caiflow-endpoint", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pace = Pace(endpoint.most_calls)
-        self._budget = Budget(endpoint.max_calls, endpoint.max_tokens_total)
+        self._account = Account(endpoint.spent)
+        self._budget = Budget(self._account, endpoint.most, endpoint.prices)
         self._client = _client(endpoint)
         self._thread.start()
+
+    @property
+    def waiting(self) -> str:
+        """For whom it has waited for long, and how long it will; nothing while answers come."""
+        told = self._pace.told()
+        return f"{self._endpoint.base_url} {told}" if told else ""
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue requests for the server."""
@@ -114,6 +134,7 @@ class EndpointEngine:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
             self._loop.run_until_complete(self._client.aclose())
+            self._account.close()
             self._loop.close()
 
     def _start(self, requests: Sequence[tuple[int, Request]]) -> None:
@@ -132,44 +153,63 @@ class EndpointEngine:
         self._answers.put((number, answer))
 
     async def _ask(self, request: Request) -> Completion:
-        """Call until the server answers, refuses for good, or fails once too often."""
-        failures, waited_s = 0, 0.0
+        """Call until the server takes the call, or has refused all calls for too long."""
+        ways = 0
         while True:
             try:
                 return await self._call(request)
             except _Passing as trouble:
-                failures += not trouble.busy
-                wait_s = max(trouble.retry_after_s, min(_LONGEST_WAIT_S, 0.25 * 2.0**failures) * random.uniform(0.5, 1.5))
-                waited_s += wait_s
-                if failures >= _TRIES or waited_s > _PATIENCE_S:
-                    raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
-                await asyncio.sleep(wait_s)
+                raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
+            except _Again as refusal:
+                ways += not refusal.busy
+                if ways >= _WAYS or self._pace.refused_for_s() > _PATIENCE_S:
+                    raise EngineError(f"{refusal} ({self._endpoint.base_url})", kind="refused") from refusal
 
     async def _call(self, request: Request) -> Completion:
-        held = self._dialect.most_tokens(request)
-        await self._budget.hold(held)
-        used = 0
         started = await self._pace.enter()
         try:
-            path, body = self._dialect.call(request)  # as the calls before this one taught
-            async with asyncio.timeout(self._endpoint.timeout_s):
-                status, headers, text = await self._post(path, body)
-            self._check(status, headers, text, body)
-            answer = self._dialect.answer(request, text)
-            used = answer.prompt_tokens + answer.completion_tokens or held
+            most = self._dialect.most_tokens(request)
+            held = await self._budget.hold(*most)
+            used = held
+            try:
+                answer = await self._answer(request)
+                used = self._budget.of(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else held
+            except _Again:
+                used = Spent()
+                raise
+            except _Passing as trouble:
+                used = held if trouble.spent else Spent(calls=1)
+                raise
+            except EngineError:
+                used = Spent(calls=1)
+                raise
+            finally:
+                self._budget.settle(held, used)
             self._pace.answered()
-        except TimeoutError:
-            self._pace.refused(started)
-            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
-        except _Passing as trouble:
-            self._pace.refused(started, trouble.retry_after_s)
+        except _Again as refusal:
+            if refusal.busy:
+                self._pace.refused(started, refusal.retry_after_s)
             raise
-        except ValueError as error:
-            raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
+        except _Passing:
+            self._pace.failed(started)
+            raise
         finally:
             self._pace.leave()
-            self._budget.settle(held, used)
         return answer
+
+    async def _answer(self, request: Request) -> Completion:
+        """Put one call and read its answer."""
+        path, body = self._dialect.call(request)  # as the calls before this one taught
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_s):
+                status, headers, text = await self._post(path, body)
+        except TimeoutError:
+            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
+        self._check(status, headers, text, body)
+        try:
+            return self._dialect.answer(request, text)
+        except ValueError as error:
+            raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and body of one call.
@@ -197,7 +237,8 @@ class EndpointEngine:
         """Sort a refusal.
 
         Raises:
-            _Passing: it may pass, or the dialect has changed its ways and the call is worth another try.
+            _Again: the server is busy, or the dialect has changed its ways.
+            _Passing: it may pass.
             EngineError: it won't pass.
         """
         if status == 200:
@@ -206,11 +247,11 @@ class EndpointEngine:
         if status in (402, 429) and any(sign in text.lower() for sign in _SPENT):
             raise EngineError(said, "pay for more, or ask another server", kind="refused")
         if status in _BUSY:
-            raise _Passing(said, "refused", busy=True, retry_after_s=_retry_after_s(headers))
+            raise _Again(said, busy=True, retry_after_s=_retry_after_s(headers))
         if status in _PASSING or status >= 500:
-            raise _Passing(said, "refused")
+            raise _Passing(said, "refused", spent=False)
         if self._dialect.adapt(status, text, body):
-            raise _Passing(said, "refused", busy=True)
+            raise _Again(said, busy=False)
         raise _final(status, said, text)
 
 
@@ -233,12 +274,18 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         key=os.environ.get(name, "") if name else "",
         timeout_s=float(options.get("timeout_s") or 120.0),
         most_calls=int(options.get("concurrency") or _MOST_CALLS),
-        max_calls=options.get("max_calls"),
-        max_tokens_total=options.get("max_tokens_total"),
+        most=_most(options),
+        prices=Prices(**(options.get("prices") or {})),
+        spent=Path(options["spent"]) if options.get("spent") else None,
     )
     model = _served_model(endpoint)
     renderer = load_renderer(source) if source.tokenizer else None
-    return EndpointEngine(endpoint, Dialect(model, renderer))
+    return EndpointEngine(endpoint, Dialect(model, renderer, str(options.get("answers_as") or "")))
+
+
+def _most(options: Mapping[str, Any]) -> Most:
+    cost = options.get("max_cost")
+    return Most(options.get("max_calls"), options.get("max_tokens_total"), None if cost is None else round(cost * 1e6))
 
 
 def _client(endpoint: Endpoint) -> httpx.AsyncClient:

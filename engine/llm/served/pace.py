@@ -1,19 +1,24 @@
-"""How many calls to a server may be under way, and how much they may cost in all.
+"""How many calls to a server may be under way, and when the next may leave.
 
-Owns the adaptive limit (one more per round of successes, half after a refusal, as TCP does it) and the spending cap.
-Makes no call itself. Both belong to one event loop.
+Owns the adaptive limit (one more per round of successes, half after a refusal, as TCP does it) and the pauses while a server
+refuses for being too many. Makes no call itself. Belongs to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 
-from caiflow.engine.errors import EngineError
-
 _FIRST = 8.0
-_LONGEST_PAUSE_S = 120.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_LONGEST_ASKED_PAUSE_S = 120.0
+"""The longest pause at a server's own word."""
+_MANY = 10
+"""Refusals in a row after which calls leave one by one, a second or more apart."""
+_TOLD_AFTER_S = 5.0
 
 
 class Pace:
@@ -26,6 +31,9 @@ class Pace:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
         self._cut_at = 0.0
+        self._fast_below = 0.0
+        self._refusals = self._rounds = 0  # since the last answer
+        self._refused_since = 0.0
 
     async def enter(self) -> float:
         """Wait for leave to call; return the moment of leaving, which `refused` wants back. Calls leave in order of asking."""
@@ -44,16 +52,41 @@ class Pace:
         self._wake()
 
     def answered(self) -> None:
-        """Raise the limit a little: by one after as many answers as the limit."""
-        self.limit = min(self.most, self.limit + 1 / self.limit)
+        """Raise the limit a little: by one after as many answers as the limit, faster up to half of what it once was."""
+        self._refusals = self._rounds = 0
+        self.limit = min(self.most, self.limit + (1.0 if self.limit < self._fast_below else 1 / self.limit))
+
+    def failed(self, started: float) -> bool:
+        """Halve the limit, once for all the calls that were under way together; return whether this was the first of them."""
+        if started < self._cut_at:
+            return False
+        self._fast_below = max(1.0, self.limit / 2)
+        self.limit, self._cut_at = self._fast_below, time.monotonic()
+        return True
 
     def refused(self, started: float, retry_after_s: float = 0.0) -> None:
-        """Halve the limit, once for all the calls that were under way together, and pause where the server says how long."""
+        """Halve the limit and pause: as long as the server says, or else twice as long with every round of refusals."""
         now = time.monotonic()
-        if started >= self._cut_at:
-            self.limit, self._cut_at = max(1.0, self.limit / 2), now
-        if retry_after_s > 0:
-            self._resume_at = max(self._resume_at, now + min(retry_after_s, _LONGEST_PAUSE_S))
+        self._refused_since = self._refused_since if self._refusals else now
+        self._refusals += 1
+        pause_s = min(retry_after_s, _LONGEST_ASKED_PAUSE_S)
+        if self.failed(started) and not pause_s:
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**self._rounds) * random.uniform(0.75, 1.25)
+            self._rounds += 1
+        if self._refusals >= _MANY:
+            self.limit, pause_s = 1.0, max(1.0, pause_s)
+        self._resume_at = max(self._resume_at, now + pause_s)
+
+    def refused_for_s(self) -> float:
+        """Return for how long the server has refused all calls for being too many; 0 where its last word was an answer."""
+        return time.monotonic() - self._refused_since if self._refusals else 0.0
+
+    def told(self) -> str:
+        """Return how long the server has refused by now and when it is asked next; nothing while that is short."""
+        refused_s, next_s = self.refused_for_s(), max(0.0, self._resume_at - time.monotonic())
+        if max(refused_s, next_s) < _TOLD_AFTER_S:
+            return ""
+        return f"has refused {self._refusals} calls in a row, for {refused_s:.0f} s; it is asked again in {next_s:.0f} s"
 
     def _open(self) -> bool:
         return self.under_way < int(self.limit) and time.monotonic() >= self._resume_at
@@ -73,47 +106,3 @@ class Pace:
         pause = self._resume_at - time.monotonic()
         if self._waiting and pause > 0:
             asyncio.get_running_loop().call_later(pause, self._wake)
-
-
-class Budget:
-    """Counts calls and tokens against their caps; None is no cap. What is under way counts with the most it may take."""
-
-    def __init__(self, max_calls: int | None, max_tokens: int | None) -> None:
-        self.calls = 0
-        self.tokens = 0
-        self._max_calls = max_calls
-        self._max_tokens = max_tokens
-        self._held = 0
-        self._changed = asyncio.Event()
-
-    async def hold(self, tokens: int) -> None:
-        """Take leave for one call of at most `tokens`, waiting while calls under way may yet leave enough.
-
-        Raises:
-            EngineError: kind `spending_cap`: the cap doesn't allow the call any more.
-        """
-        while True:
-            if self._max_calls is not None and self.calls >= self._max_calls:
-                raise _capped("calls", self.calls, self._max_calls, "max_calls")
-            if self._max_tokens is None or self.tokens + self._held + tokens <= self._max_tokens:
-                break
-            if not self._held:
-                raise _capped("tokens", self.tokens, self._max_tokens, "max_tokens_total")
-            self._changed.clear()
-            await self._changed.wait()
-        self.calls += 1
-        self._held += tokens
-
-    def settle(self, held: int, used: int) -> None:
-        """Replace what a call held by what it used."""
-        self._held -= held
-        self.tokens += used
-        self._changed.set()
-
-
-def _capped(what: str, used: int, cap: int, name: str) -> EngineError:
-    return EngineError(
-        f"the spending cap leaves no room for another call: {used} of {cap} {what} are used",
-        f"raise {name} in the model's entry",
-        kind="spending_cap",
-    )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +53,67 @@ def test_an_engine_that_scores_nothing_is_told_so(tmp_path: Path) -> None:
 
 def test_a_score_and_an_answer_have_keys_of_their_own() -> None:
     assert call_key("m", Request("a")) != call_key("m", Request("a", score=True))
+
+
+FAILS = EngineError("the server answers 500", kind="refused", retry=True)
+NAN, ABOVE = (Completion("", logprobs={"A": value, "B": -1.0}) for value in (math.nan, 0.7))
+SCORED_NAN = Completion("", prompt_logprobs=(-1.0, math.nan))
+Asking = Callable[[LedgeredLLM], Awaitable[Any]]
+
+
+def row_asking(engine: ScriptedEngine, folder: Path, ask: Asking, retries: int = 3) -> Any:
+    """Return what a row that asks by `ask` gets, or the error."""
+
+    async def run() -> Any:
+        with Ledger(folder, "n") as ledger:
+            async with EngineClient([LocalLink(host)]) as client:
+                return await ask(LedgeredLLM(client, ledger, Asker("e", 1, "m", retries=retries), "a", Tally()))
+
+    host = EngineHost(lambda: engine)
+    try:
+        return asyncio.run(run())
+    except EngineError as error:
+        return error
+    finally:
+        host.close()
+
+
+async def three_times(llm: LedgeredLLM) -> list[str]:
+    return [(await llm.chat(SAID, sample=n)).text for n in range(3)]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_row_has_its_retries_once_whatever_it_asks(tmp_path: Path, retries: int) -> None:
+    engine = ScriptedEngine(lambda request: FAILS)
+    found = row_asking(engine, tmp_path, three_times, retries)
+    assert isinstance(found, EngineError)
+    assert len(engine.asked) == retries + 1
+    fails_once = ScriptedEngine(lambda request: FAILS if len(fails_once.asked) % 2 else Completion("hello"))
+    found = row_asking(fails_once, tmp_path / "again", three_times, retries)
+    assert len(fails_once.asked) - retries <= 3
+    assert (found == ["hello"] * 3) == (retries >= 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ask"),
+    [
+        (NAN, lambda llm: llm.choose(SAID, ["A", "B"])),
+        (ABOVE, lambda llm: llm.choose(SAID, ["A", "B"])),
+        (SCORED_NAN, lambda llm: llm.score(SAID)),
+    ],
+)
+def test_a_log_probability_that_is_none_is_a_failure_and_never_kept(tmp_path: Path, answer: Completion, ask: Asking) -> None:
+    found = row_asking(ScriptedEngine(lambda request: answer), tmp_path, ask, 1)
+    assert isinstance(found, EngineError)
+    assert (found.kind, found.retry) == ("bad_answer", True)
+    with Ledger(tmp_path, "n") as ledger:
+        assert len(ledger) == 0
+
+
+def test_one_that_was_kept_before_is_asked_again(tmp_path: Path) -> None:
+    seen = ScriptedEngine(lambda request: Completion("", prompt_logprobs=(-1.0,)))
+    row_asking(seen, tmp_path, lambda llm: llm.score(SAID))
+    with Ledger(tmp_path, "n") as ledger:
+        ledger.append(call_key("m", seen.asked[0]), {"text": "", "prompt_logprobs": [math.nan]})
+    again = ScriptedEngine(lambda request: Completion("", prompt_logprobs=(-2.0,)))
+    assert list(row_asking(again, tmp_path, lambda llm: llm.score(SAID)).prompt_logprobs) == [-2.0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -206,23 +207,36 @@ def test_never_more_at_once_than_allowed(server: BadServer, connect: Callable[..
 
 
 @pytest.mark.parametrize("trouble", ["truncated", "drop", "json", "shape", "500"])
-def test_what_may_pass_is_tried_again(server: BadServer, connect: Callable[..., Engine], trouble: str) -> None:
+def test_what_may_pass_is_told_so_after_one_call(server: BadServer, connect: Callable[..., Engine], trouble: str) -> None:
     replies: dict[str, Any] = {"json": (200, {}, "<html>"), "shape": (200, {}, '{"choices": []}'), "500": (500, {}, "oops")}
-    server.reply = lambda body, n: replies.get(trouble, trouble) if n < 2 else said("fine")
-    assert text(connect(), Request(CHAT)).text == "fine"
-    assert len(server.calls) == 3
-
-
-def test_what_never_passes_ends_after_a_few_tries(server: BadServer, connect: Callable[..., Engine]) -> None:
-    server.reply = lambda body, n: (500, {}, "oops")
-    found = error(connect())
-    assert (found.kind, found.retry, len(server.calls)) == ("refused", True, 4)
-    assert "500: oops" in str(found)
+    server.reply = lambda body, n: replies.get(trouble, trouble)
+    assert error(connect()).retry
+    assert len(server.calls) == 1
 
 
 def test_a_server_that_drips_bytes_is_given_up_after_the_time_limit(server: BadServer, connect: Callable[..., Engine]) -> None:
-    server.reply = lambda body, n: "drip" if n == 0 else said("fine")
-    assert text(connect(timeout_s=0.5), Request(CHAT)).text == "fine"
+    server.reply = lambda body, n: "drip"
+    found = error(connect(timeout_s=0.5))
+    assert (found.kind, found.retry) == ("timeout", True)
+
+
+def test_a_server_that_only_refuses_is_asked_ever_more_rarely(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (429, {}, "too many")
+    engine = connect()
+    engine.submit([(n, Request(CHAT, seed=n)) for n in range(100)])
+    time.sleep(12)
+    asked = list(server.times)
+    assert len(asked) < 30
+    late = [later - sooner for sooner, later in itertools.pairwise(asked[15:])]
+    assert all(gap > 0.9 for gap in late), late
+    assert server.url in engine.waiting
+    assert "calls in a row" in engine.waiting
+
+
+def test_after_many_refusals_an_answer_brings_the_pace_back(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (429, {}, "too many") if n < 9 else said("ok")
+    answers = ask(connect(), [Request(CHAT, seed=n) for n in range(300)])
+    assert sum(isinstance(answer, Completion) for answer in answers) == 300
 
 
 def test_too_long_a_prompt_is_told_as_overflow(server: BadServer, connect: Callable[..., Engine]) -> None:
@@ -342,6 +356,71 @@ def test_the_cap_on_calls_holds_and_counts_tries(server: BadServer, connect: Cal
     assert (len(server.calls), len(failed)) == (5, 7)
     assert {(answer.kind, answer.retry) for answer in failed} == {("spending_cap", False)}
     assert "raise max_calls" in str(failed[0])
+
+
+@pytest.mark.parametrize("trouble", [(429, {}, "too many"), (400, {}, "use max_completion_tokens, not max_tokens")])
+def test_refusals_that_cost_nothing_leave_the_cap_as_it_is(
+    server: BadServer, connect: Callable[..., Engine], trouble: Any
+) -> None:
+    server.reply = lambda body, n: trouble if n < 3 and "max_tokens" in body else said("ok")
+    answers = ask(connect(max_calls=5), [Request(CHAT, seed=n) for n in range(5)])
+    assert all(isinstance(answer, Completion) for answer in answers), answers
+
+
+@pytest.mark.parametrize(
+    ("cap", "spends"),
+    [
+        ({"max_calls": 60}, 60),
+        ({"max_tokens_total": 600}, 60),
+        ({"max_cost": 0.0006, "prices": {"prompt": 1.0, "completion": 1.0}}, 60),
+    ],
+)
+def test_a_cap_holds_over_engines_and_their_restarts(
+    server: BadServer, connect: Callable[..., Engine], tmp_path: Path, cap: dict[str, Any], spends: int
+) -> None:
+    account = {**cap, "spent": str(tmp_path / "spent" / "a")}
+    requests = [Request("hi", Sampling(max_tokens=8), seed=n) for n in range(25)]
+    replicas = [connect(**account) for _ in range(2)]
+    for engine in replicas:
+        ask(engine, requests)
+    replicas[0].close()
+    answers = ask(connect(**account), requests)
+    assert spends - 3 <= len(server.calls) <= spends  # the last calls are held for more than they come to
+    (capped, *_) = [answer for answer in answers if isinstance(answer, EngineError)]
+    assert capped.kind == "spending_cap"
+    assert f"raise {next(iter(cap))}" in str(capped)
+
+
+def test_a_cap_that_was_raised_counts_on_from_what_was_spent(
+    server: BadServer, connect: Callable[..., Engine], tmp_path: Path
+) -> None:
+    spent = str(tmp_path / "spent")
+    requests = [Request(CHAT, seed=n) for n in range(10)]
+    ask(connect(max_calls=4, spent=spent), requests)
+    ask(connect(max_calls=7, spent=spent), requests)
+    assert len(server.calls) == 7
+
+
+def named(model: str) -> Any:
+    status, headers, body = said("fine")
+    return status, headers, json.dumps({**json.loads(body), "model": model})
+
+
+@pytest.mark.parametrize("model", ["m", "M", "org/m", "m-2024-08-06", "m@main", "m:latest", "m-0613", ""])
+def test_a_version_or_path_of_the_models_name_is_the_model(
+    server: BadServer, connect: Callable[..., Engine], model: str
+) -> None:
+    server.reply = lambda body, n: named(model)
+    assert text(connect(), Request(CHAT)).text == "fine"
+
+
+def test_another_model_than_was_asked_is_refused_unless_named(server: BadServer, connect: Callable[..., Engine]) -> None:
+    for other in ("tiny-llama", "gpt-large-mini", "gpt"):
+        server.reply = lambda body, n, other=other: named(other)
+        found = error(connect("gpt-large"))
+        assert (found.kind, found.retry) == ("other_model", False)
+        assert f"answers as {other!r}, asked for 'gpt-large'" in str(found)
+        assert text(connect("gpt-large", answers_as=other), Request(CHAT)).text == "fine"
 
 
 def test_the_cap_on_tokens_is_never_overshot(server: BadServer, connect: Callable[..., Engine]) -> None:
