@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
@@ -133,16 +134,24 @@ class LedgeredLLM(RowLLM):
         return answer
 
     async def _kept_or_asked(self, request: Request) -> Completion:
-        if self._ledger is None:
+        ledger = self._ledger
+        if ledger is None:
             return await self._ask_engine(request)
         kept_as = call_key(self._asker.model_identity, request)
-        kept = self._ledger.get(kept_as)
-        if kept is not None and not _unsound(known := Completion(**kept)):
-            self._tally.reused_calls += 1
-            return known
-        answer = await self._ask_engine(request)
-        self._ledger.append(kept_as, {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None})
-        return answer
+        kept = self._kept(ledger, kept_as)
+        if kept is None:
+            async with claimed(ledger, kept_as, lambda: self._kept(ledger, kept_as)) as kept:
+                if kept is None:
+                    answer = await self._ask_engine(request)
+                    given = {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None}
+                    ledger.append(kept_as, given)
+                    return answer
+        self._tally.reused_calls += 1
+        return kept
+
+    def _kept(self, ledger: Ledger, kept_as: bytes) -> Completion | None:
+        kept = ledger.get(kept_as)
+        return known if kept is not None and not _unsound(known := Completion(**kept)) else None
 
     async def _ask_engine(self, request: Request) -> Completion:
         for attempt in itertools.count():

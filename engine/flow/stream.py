@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
+from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.pace import Pace
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
 from caiflow.engine.health import Meter, Passed
@@ -146,6 +148,7 @@ class Flow:
         capacity = max((client.capacity for client in clients.values()), default=64)
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
+        self._slots = _Slots(self._limit)
         self._failed_steps: set[str] = set()
         self._outdated = {step.name: step.operator.outdates() for step in steps}
         self._written = {step.name: step.operator.writes() for step in steps}
@@ -159,7 +162,7 @@ class Flow:
             self.tallies[root.name].total = source.num_rows
         window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
         open_batches: list[_OpenBatch] = []
-        async with _Slots(self._limit) as slots:
+        async with self._slots as slots:
             for number, table in enumerate(source.batches(BATCH_ROWS)):
                 batch = _OpenBatch(number, table, self.steps)
                 open_batches.append(batch)
@@ -231,7 +234,10 @@ class Flow:
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
         known = replay(row_key, ledger)
-        return known if known is not None else await self._ask(step, view, row_key, ledger)
+        if known is not None:
+            return known
+        async with claimed(ledger, row_key, lambda: replay(row_key, ledger), self._slots.lent()) as made:
+            return made if made is not None else await self._ask(step, view, row_key, ledger)
 
     async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome:
         llm = self._llm(step, view["uid"], ledger)
@@ -321,6 +327,7 @@ class _Slots:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._lent = 0
         self._running: set[asyncio.Task[None]] = set()
         self._finished = asyncio.Event()
         self._error: BaseException | None = None
@@ -334,11 +341,21 @@ class _Slots:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def start(self, work: Any) -> None:
-        while len(self._running) >= self._limit:
+        while len(self._running) - self._lent >= self._limit:
             await self.one_finished()
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._done)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let another have this coroutine's place while it waits for what another run is making."""
+        self._lent += 1
+        self._finished.set()
+        try:
+            yield
+        finally:
+            self._lent -= 1
 
     async def one_finished(self) -> None:
         if self._running:

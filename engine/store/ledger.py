@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
+from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import store_error, storing
 from caiflow.engine.store.ledger_index import Index
 from caiflow.engine.store.ledger_segment import Segment, create, frame, payload_of
@@ -44,6 +45,9 @@ class Ledger:
         if not re.fullmatch(r"[A-Za-z0-9._@-]{1,200}", namespace) or namespace.startswith("."):
             raise ValueError(f"ledger: a namespace is a plain file name, got {namespace!r}")
         self.path = home / namespace
+        self.claims = Claims(self.path)
+        """The keys whose results are being made."""
+        self._looked: tuple[int, ...] = ()
         self._lock = threading.RLock()
         self._segments: list[Segment] = []
         self._known: dict[str, int] = {}
@@ -134,6 +138,21 @@ class Ledger:
                 if name.endswith(".seg"):
                     self._read(name)
 
+    def catch_up(self) -> None:
+        """Read what others have appended since the last look; where that is nothing it costs a stat for each file."""
+        with self._lock, storing(self.path):
+            if self._others_grew():
+                self.refresh()
+
+    def _others_grew(self) -> bool:
+        try:
+            named = os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        sizes = (os.fstat(segment.descriptor).st_size for segment in self._segments if segment is not self._own)
+        before, self._looked = self._looked, (named, *sizes)
+        return self._looked != before
+
     def close(self) -> None:
         """Flush, and let other processes append to this one's file; reading and appending end here."""
         self._closed.set()
@@ -147,6 +166,7 @@ class Ledger:
                 for segment in self._segments:
                     segment.close()
                 self._own = None
+                self.claims.close()
 
     def _read(self, name: str) -> None:
         if name not in self._known:

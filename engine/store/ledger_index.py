@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _KEY = struct.Struct(">QQ")
 _OFFSET_BITS = 44  # 16 TiB a segment, a million segments
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
+_FEW = 256  # what joins the sorted index one by one
 _FRESH = 65536  # new records kept in a dict before they join the sorted index
 
 
@@ -74,7 +75,10 @@ class Index:
         """Enter many records of one segment, in order of age."""
         import numpy as np
 
-        if keys:
+        if len(offsets) < _FEW:
+            for place, offset in enumerate(offsets):
+                self.add(keys[_KEY.size * place : _KEY.size * (place + 1)], segment, offset)
+        else:
             self._settle()
             self._push(keys, np.frombuffer(offsets, np.uint64) | np.uint64(segment << _OFFSET_BITS))
 

@@ -1,0 +1,67 @@
+"""Who is at work on what: a lock for each key, in one file of a ledger's folder, that ends with the process however it dies.
+
+Owns that file. Locks of the open file are taken where the system has them, so that two in one process exclude each other, too;
+over NFS they hold between machines. Where a file system has no locks every claim is granted: work may then be done twice, never
+wrongly. Keeps no result.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_FLOCK = struct.Struct("hhqqi4x")  # Linux: type, whence, start, length, pid
+_OF_FILE: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+_TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
+_PLACES = (1 << 62) - 1
+
+
+class Claims:
+    """The keys that this process works on, among all processes that use the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "claims"
+        self._descriptor = -1
+        self._held: set[bytes] = set()
+        self._none = False
+
+    def take(self, key: bytes) -> bool:
+        """Claim a key; return False while somebody else, or another task of this process, has it."""
+        if key in self._held:
+            return False
+        if not self._none and not self._lock(key, fcntl.F_WRLCK):
+            return False
+        self._held.add(key)
+        return True
+
+    def release(self, key: bytes) -> None:
+        """Give a key up; what was made under it is in the ledger by then, where it went well."""
+        self._held.discard(key)
+        if not self._none:
+            self._lock(key, fcntl.F_UNLCK)
+
+    def close(self) -> None:
+        """Give all up."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._none = -1, True
+
+    def _lock(self, key: bytes, kind: int) -> bool:
+        place = int.from_bytes(key[:8], "big") & _PLACES
+        try:
+            if self._descriptor < 0:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if _OF_FILE is None:
+                how = fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.lockf(self._descriptor, how, 1, place)
+            else:
+                fcntl.fcntl(self._descriptor, _OF_FILE, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+        except OSError as error:
+            if error.errno in _TAKEN and self._descriptor >= 0:
+                return False
+            self.close()  # no locks here, or no leave to write
+        return True

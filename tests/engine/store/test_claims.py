@@ -1,0 +1,63 @@
+"""Claims: one holder a key, in one process and over several; a holder that dies holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caiflow.engine.store.claims import Claims
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from caiflow.engine.store.claims import Claims
+claims = Claims(Path(sys.argv[1]))
+print([claims.take(number.to_bytes(8, "big") + bytes(8)) for number in range(300)].count(True), flush=True)
+time.sleep(3600)
+"""
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(8, "big") + bytes(8)
+
+
+def test_what_a_process_claimed_is_free_when_it_is_killed(tmp_path: Path) -> None:
+    own = Claims(tmp_path)
+    assert own.take(key(7))
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "299\n"
+        assert not any(own.take(key(number)) for number in range(300))
+        assert own.take(key(300))
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        assert [own.take(key(number)) for number in range(300)].count(True) == 299
+    finally:
+        holder.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks of an open file are Linux's")
+def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
+    one, other = Claims(tmp_path), Claims(tmp_path)
+    assert one.take(key(1))
+    assert not one.take(key(1))
+    assert not other.take(key(1))
+    one.release(key(1))
+    assert other.take(key(1))
+    one.close()
+    assert not Claims(tmp_path).take(key(1))
+
+
+def test_where_nothing_can_be_locked_all_is_granted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    claims = Claims(tmp_path / "file")
+    assert claims.take(key(1))
+    assert not claims.take(key(1))
+    claims.release(key(1))
+    assert claims.take(key(1))
