@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   caiflow gc --dry-run     # what would go, and how large it is
   caiflow gc               # a run is kept while its folder exists: remove folders first
+  caiflow gc --ledgers     # also the answers that were paid for and that no kept run uses
 """
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `gc`."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument("--ledgers", action="store_true", help="also remove answers paid for that no kept run uses")
     parser.add_argument("--json", action="store_true", help="print what is or would be removed as JSON")
 
 
@@ -29,7 +31,7 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.store.cleaning import collect, find_garbage
 
     store = open_store()
-    found = find_garbage(store)
+    found = find_garbage(store, paid=args.ledgers)
     gone = found if args.dry_run else collect(store, found)
     if args.json:
         print_json([{"kind": item.kind, "path": str(item.path), "size_bytes": item.size_bytes} for item in gone])

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from caiflow.engine.store.disk import storing
 Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
 """What changed more recently than this is left alone: a run may just have made it and not yet said so."""
+_CLOCK_TICK_NS = 2_000_000_000  # the coarsest that file systems in use have
 ELSEWHERE_S = 7 * 86400.0
 """Unfinished work of another machine, whose processes can't be seen, is left alone for this long."""
 
@@ -35,8 +36,11 @@ class Garbage:
     size_bytes: int
 
 
-def find_garbage(store: Store, *, grace_s: float = GRACE_S) -> list[Garbage]:
-    """Return what no kept run reaches: artifacts, ledgers, unfinished work, records of runs gone, and results set aside."""
+def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) -> list[Garbage]:
+    """Return what no kept run reaches: artifacts, unfinished work, records of runs gone, and results set aside.
+
+    Ledgers hold what was paid for, and a run's folder that is gone may just have been moved: they only go where `paid`.
+    """
     runs = store.runs()
     artifacts = {digest for run in runs for digest in run.artifacts}
     ledgers = {name for run in runs for name in run.ledgers}
@@ -44,13 +48,18 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S) -> list[Garbage]:
     found = [
         *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in artifacts),
         *(("aside", path) for path in _inside(store.aside_dir)),
-        *(("ledger", path) for path in _inside(store.ledger_dir) if path.name not in ledgers),
+        *(("ledger", path) for path in _inside(store.ledger_dir) if _removable(path, ledgers, paid)),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
         *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),
         *(("run", path) for path in store.forgotten_runs()),
     ]
     before = time.time() - grace_s
-    return [Garbage(kind, path, _size(path)) for kind, path in found if _newest(path) <= before]  # type: ignore[arg-type]
+    sized = ((kind, path, *_size_and_time(path)) for kind, path in found)
+    return [Garbage(kind, path, size) for kind, path, size, newest in sized if newest <= before]  # type: ignore[arg-type]
+
+
+def _removable(ledger: Path, reached: Collection[str], paid: bool) -> bool:
+    return ledger.name.startswith(".doomed-") or (paid and ledger.name not in reached)
 
 
 def collect(store: Store, garbage: list[Garbage]) -> list[Garbage]:
@@ -60,17 +69,36 @@ def collect(store: Store, garbage: list[Garbage]) -> list[Garbage]:
         StoreError: no permission.
     """
     removed = []
+    reached = _Reached(store)
     for item in garbage:
         with storing(item.path), _free(store, item) as free:
-            if free and _remove(store, item):
+            if free and _remove(reached, item):
                 removed.append(item)
     return removed
 
 
-def _reached(store: Store, item: Garbage) -> bool:
-    runs = store.runs()
-    names = {"artifact": (run.artifacts for run in runs), "ledger": (run.ledgers for run in runs)}
-    return any(item.path.name in reached for reached in names.get(item.kind, ()))
+class _Reached:
+    """What runs reach, read again whenever a run was recorded meanwhile: each record is a new file in their folder."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read_at = -1
+        self._names: dict[str, set[str]] = {}
+
+    def __contains__(self, item: Garbage) -> bool:
+        changed = self._changed_at()
+        if self._read_at != changed:
+            runs = self._store.runs()
+            self._names = {
+                "artifact": {digest for run in runs for digest in run.artifacts},
+                "ledger": {name for run in runs for name in run.ledgers},
+            }
+            settled = time.time_ns() - changed > _CLOCK_TICK_NS  # else the next change may bear the same time
+            self._read_at = changed if settled else -1
+        return item.path.name in self._names.get(item.kind, ())
+
+    def _changed_at(self) -> int:
+        return self._store.runs_dir.stat().st_mtime_ns if self._store.runs_dir.is_dir() else 0
 
 
 @contextmanager
@@ -96,14 +124,14 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _remove(store: Store, item: Garbage) -> bool:
+def _remove(reached: _Reached, item: Garbage) -> bool:
     """Remove a file or folder, unless a run has come to reach it; a kill in between leaves nothing that looks whole."""
     if not item.path.is_dir():
         item.path.unlink(missing_ok=True)
         return True
     doomed = item.path.with_name(f".doomed-{item.path.name.removeprefix('.doomed-')}")
     os.replace(item.path, doomed)
-    if _reached(store, item):
+    if item in reached:
         os.replace(doomed, item.path)
         return False
     shutil.rmtree(doomed)
@@ -114,7 +142,7 @@ def _abandoned(staged: Path) -> bool:
     """Return whether the process that staged a folder is gone: it is dead here, or was elsewhere and left it for a week."""
     _, host, pid, _ = staged.name.removeprefix(".doomed-").split("~")
     if host != socket.gethostname():
-        return _newest(staged) < time.time() - ELSEWHERE_S
+        return _size_and_time(staged)[1] < time.time() - ELSEWHERE_S
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -135,9 +163,6 @@ def _files(path: Path) -> Iterator[os.stat_result]:
             yield os.lstat(Path(parent) / name)
 
 
-def _size(path: Path) -> int:
-    return sum(stat.st_size for stat in _files(path))
-
-
-def _newest(path: Path) -> float:
-    return max(stat.st_mtime for stat in _files(path))
+def _size_and_time(path: Path) -> tuple[int, float]:
+    files = list(_files(path))
+    return sum(file.st_size for file in files), max(file.st_mtime for file in files)

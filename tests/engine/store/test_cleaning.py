@@ -1,5 +1,6 @@
 """Cleaning the store: nothing that a kept run or a living process needs ever goes."""
 
+import json
 import os
 import shutil
 import socket
@@ -57,7 +58,8 @@ def test_ledgers_go_unless_reached_or_in_use(place: Path) -> None:
         with Ledger(store.ledger_dir, name) as ledger:
             ledger.append(bytes(16), {})
     store.record_run("short", place / "one", ledgers=["reached"])
-    (garbage,) = find_garbage(store, grace_s=0)
+    assert find_garbage(store, grace_s=0) == []
+    (garbage,) = find_garbage(store, grace_s=0, paid=True)
     assert (garbage.kind, garbage.path.name) == ("ledger", "free")
     with Ledger(store.ledger_dir, "free") as ledger:
         ledger.append(bytes(16), {"more": 1})
@@ -114,3 +116,51 @@ def test_what_a_kill_left_half_removed_goes_next_time(place: Path) -> None:
     assert len(list(store.artifacts())) == 2
     collect(store, find_garbage(store, grace_s=0))
     assert sum(1 for _ in store.artifacts_dir.glob("??/*")) == 2
+
+
+def test_what_was_paid_for_stays_when_a_runs_folder_was_moved(place: Path) -> None:
+    store = Store()
+    with Ledger(store.ledger_dir, "paid") as ledger:
+        ledger.append(bytes(16), {"out": []})
+    store.record_run("short", place / "one", ledgers=["paid"])
+    (place / "one").rename(place / "moved")
+    found = find_garbage(store, grace_s=0)
+    assert "ledger" not in {item.kind for item in found}
+    collect(store, found)
+    with Ledger(store.ledger_dir, "paid") as ledger:
+        assert ledger.get(bytes(16)) == {"out": []}
+    assert [item.path.name for item in find_garbage(store, grace_s=0, paid=True)] == ["paid"]
+
+
+def many_artifacts(store: Store, artifacts: int, runs: int, folder: Path) -> None:
+    """Fill a store: every run reaches ten artifacts, of which nine in ten runs' are gone."""
+    names = [f"{number:064x}"[::-1] for number in range(artifacts)]
+    for name in names:
+        path = store.path(name)
+        path.mkdir(parents=True)
+        (path / "rows.parquet").write_bytes(b"x" * 100)
+    for number in range(runs):
+        run_dir = folder / f"run{number}"
+        if number % 10 == 0:
+            run_dir.mkdir(parents=True)
+        reached = names[10 * number : 10 * number + 10]
+        record = {"name": "n", "run_dir": str(run_dir), "recorded": 1.0, "artifacts": reached, "ledgers": []}
+        store.runs_dir.mkdir(parents=True, exist_ok=True)
+        (store.runs_dir / f"{number}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "runs"), [(300, 30), pytest.param(10_000, 1_000, marks=pytest.mark.soak)], ids=["small", "large"]
+)
+def test_a_large_store_is_cleaned_in_seconds_of_work(tmp_path: Path, artifacts: int, runs: int) -> None:
+    store = Store(tmp_path / "home")
+    many_artifacts(store, artifacts, runs, tmp_path)
+    long_ago = time.time() - 60
+    os.utime(store.runs_dir, (long_ago, long_ago))
+    before = time.process_time()
+    removed = collect(store, find_garbage(store, grace_s=0))
+    spent_s = time.process_time() - before
+    assert sum(item.kind == "artifact" for item in removed) == artifacts * 9 // 10
+    assert sum(1 for _ in store.artifacts()) == artifacts // 10
+    print(f"{artifacts:,} artifacts x {runs:,} runs: {spent_s:.2f} s of CPU")
+    assert spent_s < 5
