@@ -190,9 +190,9 @@ class Dpo(TrainingOperator[DpoParams]):
 
     def _check_soft(self, soft: bool) -> None:
         from caiflow.engine.errors import StepError
-        from caiflow.operators.training.preference import PER_PAIR_LOSSES
+        from caiflow.operators.training.pair_losses import PAIR_LOSSES
 
-        odd = sorted(set(self.params.losses) - PER_PAIR_LOSSES)
+        odd = sorted(set(self.params.losses) - PAIR_LOSSES.keys())
         if soft and odd:
             raise StepError(
                 f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels",

@@ -1,13 +1,12 @@
-"""DPO with soft labels, on top of the library's trainer and its own loss variants.
+"""DPO with soft labels, on top of the library's trainer.
 
-A row with `p_chosen` = p has the loss p * L(chosen, rejected) + (1 - p) * L(rejected, chosen), whatever variant L is. Owns the
-weighing only; with hard labels, nothing of the library's computation changes.
+A row with `p_chosen` = p has the loss p * L(chosen, rejected) + (1 - p) * L(rejected, chosen), whatever variant L is. Owns what
+is done with a batch of such rows; with hard labels, nothing of the library's computation changes.
 Source: the soft target is that of Bai et al. 2022 (arXiv 2212.08073), section 4.3, put into Rafailov et al. 2023 (2305.18290).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,10 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from caiflow.engine.training.loop import Quiet
+from caiflow.operators.training.pair_losses import Replies, likelihood_weights, score_of, sequence_logps, soft_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-PER_PAIR_LOSSES = frozenset(
-    {"sigmoid", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down"}
-    | {"discopop", "sigmoid_norm"}
-)
-"""Loss variants in which a pair can be weighed: `aot` sorts the batch, `sft` counts tokens, and the library multiplies the
-output of `hinge` in place, which its gradient doesn't survive."""
 
 
 @dataclass
@@ -46,9 +39,6 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
     """
 
     _metrics: dict[str, Any]
-    _total_train_tokens: float
-    use_weighting: bool
-    precompute_ref_logps: bool
 
     def __init__(self, *args: Any, soft: bool = False, reference_free: bool = False, **options: Any) -> None:
         self.soft = soft
@@ -73,25 +63,35 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         """Return the reference's log-probabilities of the chosen and of the rejected replies, [B] float32 each."""
         return super().compute_ref_log_probs(model, {name: value for name, value in inputs.items() if name != "p_chosen"})
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean loss over the pairs of a batch; the logged figures are those of the pairs in their own order."""
         inputs = dict(inputs)
         p = inputs.pop("p_chosen")
         if not self.soft:
-            return super()._compute_loss(model, inputs, return_outputs)
-        inputs |= self._reference(inputs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._outputs(model, inputs)
-        loss = self._weighed(outputs, inputs, p)
-        kept, tokens = self._metrics, self._total_train_tokens
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        loss = loss + self._weighed(_swapped(outputs), _swapped(inputs), 1 - p)
-        self._metrics, self._total_train_tokens = kept, tokens
+        mask = inputs["completion_mask"][:, 1:]
+        logps = sequence_logps(outputs.log_probs, mask, self.args.ld_alpha).chunk(2)
+        tokens = inputs["completion_mask"].sum(1).chunk(2)
+        log_ratios = [mine - theirs for mine, theirs in zip(logps, self._reference(inputs), strict=True)]
+        sides = [Replies(log_ratio, score_of(log_ratio, self.args), n) for log_ratio, n in zip(log_ratios, tokens, strict=True)]
+        losses = soft_loss(*sides, p, self.args)
+        if self.args.use_weighting:
+            losses = losses * likelihood_weights(outputs.log_probs, outputs.log_sum_sq_probs, mask)
+        loss = losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            self._note({"aux_loss": self._mean(outputs.aux_loss)})
+        self._note_tokens(outputs, mask.bool())
+        self._note_replies(*log_ratios, *logps)
         return (loss, outputs) if return_outputs else loss
 
-    def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _reference(self, inputs: dict[str, Any]) -> Any:
         if "ref_chosen_logps" in inputs:
-            return {}
-        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Return the model's outputs for the batch; both orders of the pairs are computed from this one pass."""
@@ -100,42 +100,42 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         tensors = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         return model(**tensors, **extra, labels=labels, use_cache=False, fused_lm_head=True)
 
-    def _weighed(self, outputs: Any, inputs: dict[str, Any], weight: torch.Tensor) -> torch.Tensor:
-        """Return the mean over pairs of weight times loss, `weight` [B].
+    def _note_tokens(self, outputs: Any, mask: torch.Tensor) -> None:
+        chosen, rejected = mask.chunk(2)
+        logits = outputs.mean_logits.chunk(2)
+        self._note(
+            {
+                "entropy": self._mean(outputs.entropy[mask]),
+                "logits/chosen": self._mean(logits[0][chosen]),
+                "logits/rejected": self._mean(logits[1][rejected]),
+                "mean_token_accuracy": self._mean(outputs.is_top1.chunk(2)[0][chosen]),
+            }
+        )
 
-        The library multiplies each pair's loss by exp(mean over tokens of log_probs - log_sum_sq_probs), its WPO weight, for
-        the chosen and for the rejected reply. With log_sum_sq_probs = log_probs - log(weight) on the chosen reply's tokens, and
-        = log_probs on the rejected one's, that product is the pair's weight: exactly 1 for 1 and 0 for 0.
-        """
-        mask = inputs["completion_mask"][:, 1:].bool()
-        shift = torch.cat([weight.log(), torch.zeros_like(weight)])[:, None]
-        base = outputs.log_sum_sq_probs if self.args.use_weighting else outputs.log_probs.detach()
-        moved = _with(outputs, log_sum_sq_probs=torch.where(mask, base - shift, base))
-        before = self.use_weighting, self.precompute_ref_logps
-        self.use_weighting = self.precompute_ref_logps = True
-        try:
-            loss: torch.Tensor = super()._compute_loss(lambda **_: moved, inputs, False)
-            return loss
-        finally:
-            self.use_weighting, self.precompute_ref_logps = before
+    def _note_replies(self, *tensors: torch.Tensor) -> None:
+        """Note the means of the log-ratios, as rewards, and of the log-probabilities: chosen, rejected, chosen, rejected."""
+        chosen, rejected = self.beta * tensors[0], self.beta * tensors[1]
+        self._note(
+            {
+                "rewards/chosen": self._mean(chosen),
+                "rewards/rejected": self._mean(rejected),
+                "rewards/accuracies": self._mean(chosen > rejected),
+                "rewards/margins": self._mean(chosen - rejected),
+                "logps/chosen": self._mean(tensors[2]),
+                "logps/rejected": self._mean(tensors[3]),
+            }
+        )
 
+    def _mean(self, values: torch.Tensor) -> float:
+        """Return the mean over the values of all processes, of which each may have another number."""
+        values = values.detach().float()
+        total = torch.stack([values.sum(), torch.ones_like(values).sum()])
+        whole, count = self.accelerator.reduce(total, "sum").tolist()
+        return float(whole / max(count, 1.0))
 
-def _with(outputs: Any, **changes: Any) -> Any:
-    return type(outputs)(**{**outputs, **changes})
-
-
-def _swapped(batch: Any) -> Any:
-    """Return a batch or its outputs with chosen and rejected exchanged; the rows of tensors are chosen first, rejected next."""
-    turned = {name: _turned(name, value) for name, value in batch.items()}
-    if "ref_chosen_logps" in turned:
-        turned["ref_chosen_logps"], turned["ref_rejected_logps"] = batch["ref_rejected_logps"], batch["ref_chosen_logps"]
-    return turned if isinstance(batch, dict) and type(batch) is dict else type(batch)(**turned)
-
-
-def _turned(name: str, value: Any) -> Any:
-    if name == "aux_loss":  # counted with the pairs in their own order
-        return torch.zeros_like(value)
-    return value.roll(len(value) // 2, 0) if isinstance(value, torch.Tensor) and value.dim() else value
+    def _note(self, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
 def softened(p: float, smoothing: float) -> float:
