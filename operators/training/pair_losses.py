@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from trl import DPOConfig
@@ -32,6 +32,12 @@ class Replies(NamedTuple):
     def mean_score(self) -> Tensor:
         """The score for each token."""
         return self.score / self.tokens.clamp(min=1.0)
+
+
+def logsigmoid(margin: Tensor) -> Tensor:
+    """Return log(sigmoid(margin)), which is finite for every margin."""
+    found: Tensor = functional.logsigmoid(margin)
+    return found
 
 
 PairLoss = Callable[[Replies, Replies, "DPOConfig"], Tensor]
@@ -63,7 +69,7 @@ def sequence_logps(logps: Tensor, mask: Tensor, tail_weight: float | None) -> Te
 
 def score_of(log_ratio: Tensor, config: DPOConfig) -> Tensor:
     """Return f'(t) at the ratio t = exp(log_ratio), f being the divergence from the reference."""
-    power = config.f_alpha_divergence_coef - 1.0
+    power: float = config.f_alpha_divergence_coef - 1.0
     if config.f_divergence_type == "forward_kl":
         return 1 - torch.exp(-log_ratio)
     if config.f_divergence_type == "js_divergence":
@@ -93,11 +99,12 @@ def _hinge(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
 
 
 def _ipo(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
-    return (better.mean_score - worse.mean_score - 1 / (2 * config.beta)) ** 2
+    target: float = 1 / (2 * config.beta)
+    return (better.mean_score - worse.mean_score - target) ** 2
 
 
 def _exo_pair(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
-    margin = config.beta * (better.score - worse.score)
+    margin: Tensor = config.beta * (better.score - worse.score)
     smoothing = torch.tensor(config.label_smoothing, device=margin.device)
     right = margin.sigmoid() * (logsigmoid(margin) - torch.log1p(-smoothing))
     return right + (-margin).sigmoid() * (logsigmoid(-margin) - smoothing.log())
@@ -109,7 +116,8 @@ def _nca_pair(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
 
 
 def _robust(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
-    margin, smoothing = config.beta * (better.score - worse.score), config.label_smoothing
+    margin: Tensor = config.beta * (better.score - worse.score)
+    smoothing: float = config.label_smoothing
     return (-(1 - smoothing) * logsigmoid(margin) + smoothing * logsigmoid(-margin)) / (1 - 2 * smoothing)
 
 
@@ -118,7 +126,8 @@ def _bco_pair(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
 
 
 def _sppo_hard(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:
-    return (better.log_ratio - 0.5 / config.beta) ** 2 + (worse.log_ratio + 0.5 / config.beta) ** 2
+    half: float = 0.5 / config.beta
+    return (better.log_ratio - half) ** 2 + (worse.log_ratio + half) ** 2
 
 
 def _apo_zero(better: Replies, worse: Replies, config: DPOConfig) -> Tensor:

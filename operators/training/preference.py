@@ -76,8 +76,10 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         logps = sequence_logps(outputs.log_probs, mask, self.args.ld_alpha).chunk(2)
         tokens = inputs["completion_mask"].sum(1).chunk(2)
         log_ratios = [mine - theirs for mine, theirs in zip(logps, self._reference(inputs), strict=True)]
-        sides = [Replies(log_ratio, score_of(log_ratio, self.args), n) for log_ratio, n in zip(log_ratios, tokens, strict=True)]
-        losses = soft_loss(*sides, p, self.args)
+        chosen, rejected = (
+            Replies(log_ratio, score_of(log_ratio, self.args), n) for log_ratio, n in zip(log_ratios, tokens, strict=True)
+        )
+        losses = soft_loss(chosen, rejected, p, self.args)
         if self.args.use_weighting:
             losses = losses * likelihood_weights(outputs.log_probs, outputs.log_sum_sq_probs, mask)
         loss = losses.mean()
