@@ -141,6 +141,7 @@ class Dpo(TrainingOperator[DpoParams]):
         before = params.precompute_ref_log_probs or params.reference_free
         more: dict[str, Any] = {"loss_type": list(params.losses), "max_length": params.max_length}
         more |= {"loss_weights": list(params.loss_weights) if params.loss_weights else None, "precompute_ref_log_probs": before}
+        more["remove_unused_columns"] = False  # the collator takes what it needs
         trainer = SoftDPO(
             model=load_model(source, params),
             ref_model=self._reference(job),

@@ -90,7 +90,7 @@ class Reward(TrainingOperator[RewardParams]):
         set_seed(seed_of(job))  # the score head begins with random weights
         trainer = SoftReward(
             model=load_model(source, params, task="reward"),
-            args=configure(RewardConfig, params, job, rows=len(train), max_length=None),
+            args=configure(RewardConfig, params, job, rows=len(train), max_length=None, remove_unused_columns=False),
             data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
             train_dataset=train,
             eval_dataset=held_out,

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.training.private import Hooks
 
 ADVICE = "lower `learning_rate`, give it `warmup_steps`, or hold gradients down with `max_grad_norm`"
 
@@ -26,7 +27,7 @@ def largest(model: Any) -> float:
     return float(torch.stack([norm.float() for norm in torch._foreach_norm(weights, math.inf)]).max())
 
 
-class Finite:
+class Finite(Hooks):
     """Mixed into the libraries' trainers: each step is taken only from a finite loss and finite gradients."""
 
     state: Any
@@ -48,11 +49,10 @@ class Finite:
             raise self._no_number("the loss is", value)
         return loss
 
-    def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **options)  # type: ignore[misc]
-        if not math.isfinite(value := float(norm)):
-            raise self._no_number("the norm of the gradients is", value)
-        return norm
+    def check_gradients(self, norm: float) -> None:
+        """Raise StepError where the gradients aren't finite."""
+        if not math.isfinite(norm):
+            raise self._no_number("the norm of the gradients is", norm)
 
     def _no_number(self, what: str, value: float) -> StepError:
         return no_number(what, value, self.state.global_step + 1, self.lr_scheduler.get_last_lr()[0])

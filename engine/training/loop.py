@@ -259,8 +259,5 @@ def _last_rate(state: Any) -> float:
 class Quiet(Finite):
     """Mixed into the libraries' trainers: they send nothing anywhere and write no model card."""
 
-    def _send_telemetry(self) -> None:
-        return
-
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: the artifact's record says how the model came to be."""

@@ -17,6 +17,7 @@ from trl import RLOOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
+from caiflow.engine.training.private import OwnObjective
 from caiflow.operators.training.rollouts import Rollouts
 
 VALUE_HEAD = "value_head"
@@ -96,7 +97,7 @@ class Settings:
     cliprange_value: float = 0.2
 
 
-class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
+class PPO(Rollouts, OwnObjective, RLOOTrainer):  # type: ignore[misc]
     """PPO over the library's rollouts; the model must have a value head (`add_value_head`)."""
 
     def __init__(self, *, model: Any, settings: Settings, **options: Any) -> None:
@@ -108,21 +109,21 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
     def _keep_hidden(self, _module: Any, _inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        mode = "train" if self.model.training else "eval"
+    def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return replies with the rewards, advantages, values and log-probabilities that they had when they were drawn."""
         prompts = [row["prompt"] for row in inputs]
-        prompt_ids, completion_ids, completions = self._generate(prompts)
+        prompt_ids, completion_ids, completions = self.draw(prompts)
         batch = self._padded(prompt_ids, completion_ids)
         mask = batch["completion_mask"]
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             logps, values, _ = self._read(batch)
             log_ratio = (logps - self._reference_logps(batch)) * mask
-        scores = self._scores(inputs, prompts, completions, completion_ids, mode)
-        if mode == "train" and self.state.global_step == 0:
+        scores = self._scores(inputs, prompts, completions, completion_ids)
+        if self.model.training and self.state.global_step == 0:
             values = values + self._expect(scores)
         rewards = shaped_rewards(scores, log_ratio, mask, self.beta)
         advantages, returns = advantages_of(rewards, values * mask, mask, self.settings.gamma, self.settings.lam)
-        self._note(mode, kl=masked_mean(log_ratio, mask), sequence_kl=log_ratio.sum(1).mean(), value=masked_mean(values, mask))
+        self._note(kl=masked_mean(log_ratio, mask), sequence_kl=log_ratio.sum(1).mean(), value=masked_mean(values, mask))
         old = {"old_logps": logps, "old_values": values, "returns": returns}
         return {**batch, **old, "advantages": whiten(advantages, mask)}
 
@@ -145,7 +146,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         for name, sequences, side in (("prompt", prompt_ids, "left"), ("completion", completion_ids, "right")):
             ids = [torch.tensor(sequence) for sequence in sequences]
             ones = [torch.ones_like(sequence) for sequence in ids]
-            batch[f"{name}_ids"] = pad(ids, padding_value=self._tokenizer.pad_token_id, padding_side=side)
+            batch[f"{name}_ids"] = pad(ids, padding_value=self.renderer.tokenizer.pad_token_id, padding_side=side)
             batch[f"{name}_mask"] = pad(ones, padding_value=0, padding_side=side)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
@@ -166,10 +167,7 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         length = batch["completion_ids"].size(1)
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, ids, seen, length, compute_entropy=model is not self.ref_model
-        )
-        return logps, entropies
+        return self.token_logps(model, ids, seen, length, entropies=model is not self.ref_model)
 
     def _reference_logps(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the log-probabilities under the model that training began with; under the present one where beta is 0."""
@@ -180,29 +178,26 @@ class PPO(Rollouts, RLOOTrainer):  # type: ignore[misc]
         with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
             return self._logps(self.model, batch)[0]
 
-    def _scores(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any, mode: str) -> Tensor:
+    def _scores(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """Return this process's weighted sum of rewards [B], and note their means over all processes."""
-        parts: Tensor = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        parts = self.rewards(inputs, prompts, completions, completion_ids)
         total = (parts * self.reward_weights.to(parts.device)).nansum(1)
         means = {f"rewards/{name}/mean": parts[:, place].nanmean() for place, name in enumerate(self.reward_func_names)}
-        self._note(mode, **means, reward=total.mean(), reward_std=total.std(unbiased=False))
-        for name, values in self._pending_metrics.items():
-            self._metrics[mode][name].append(sum(values) / len(values))
-        self._pending_metrics.clear()
+        self._note(**means, reward=total.mean(), reward_std=total.std(unbiased=False))
         first = self.accelerator.process_index * len(prompts)
         mine: Tensor = total[first : first + len(prompts)]
         return mine
 
-    def _compute_loss(self, _model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        mode = "train" if self.model.training else "eval"
+    def compute_loss(self, _model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """Return the policy's loss plus the weighted one of the values."""
         mask = inputs["completion_mask"]
         logps, values, entropies = self._read(inputs)
         policy, clipped = policy_loss(logps, inputs["old_logps"], inputs["advantages"], mask, self.epsilon_low)
         error = value_loss(values, inputs["old_values"], inputs["returns"], mask, self.settings.cliprange_value)
         entropy = masked_mean(entropies, mask)
-        self._note(mode, policy_loss=policy, value_loss=error, clip_ratio=clipped, entropy=entropy)
+        self._note(policy_loss=policy, value_loss=error, clip_ratio=clipped, entropy=entropy)
         return policy + self.settings.vf_coef * error
 
-    def _note(self, mode: str, **figures: Tensor) -> None:
-        for name, value in figures.items():
-            self._metrics[mode][name].append(self.accelerator.gather(value.detach().float()).mean().item())
+    def _note(self, **figures: Tensor) -> None:
+        means = {name: self.accelerator.gather(value.detach().float()).mean().item() for name, value in figures.items()}
+        self.note(means)

@@ -8,17 +8,15 @@ Source: the soft target is that of Bai et al. 2022 (arXiv 2212.08073), section 4
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from caiflow.engine.training.loop import Quiet
+from caiflow.engine.training.private import TokenisedPairs
 from caiflow.operators.training.pair_losses import Replies, likelihood_weights, score_of, sequence_logps, soft_loss
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
@@ -32,32 +30,16 @@ class SoftCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
+class SoftDPO(Quiet, TokenisedPairs, DPOTrainer):  # type: ignore[misc]
     """The library's DPO over rows that are tokenised already; `soft` weighs both orders of each pair by `p_chosen`.
 
     With `reference_free`, the reference gives every reply the same log-probability, 0; it needs `precompute_ref_log_probs`.
     """
 
-    _metrics: dict[str, Any]
-
     def __init__(self, *args: Any, soft: bool = False, reference_free: bool = False, **options: Any) -> None:
         self.soft = soft
         self.reference_free = reference_free
         super().__init__(*args, **options)
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if "p_chosen" not in self._signature_columns:
-            self._signature_columns.append("p_chosen")
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        if not self.reference_free:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        zeros = [0.0] * len(dataset)
-        return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Return the reference's log-probabilities of the chosen and of the rejected replies, [B] float32 each."""
@@ -85,7 +67,7 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-            self._note({"aux_loss": self._mean(outputs.aux_loss)})
+            self.note({"aux_loss": self._mean(outputs.aux_loss)})
         self._note_tokens(outputs, mask.bool())
         self._note_replies(*log_ratios, *logps)
         return (loss, outputs) if return_outputs else loss
@@ -105,7 +87,7 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
     def _note_tokens(self, outputs: Any, mask: torch.Tensor) -> None:
         chosen, rejected = mask.chunk(2)
         logits = outputs.mean_logits.chunk(2)
-        self._note(
+        self.note(
             {
                 "entropy": self._mean(outputs.entropy[mask]),
                 "logits/chosen": self._mean(logits[0][chosen]),
@@ -117,7 +99,7 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
     def _note_replies(self, *tensors: torch.Tensor) -> None:
         """Note the means of the log-ratios, as rewards, and of the log-probabilities: chosen, rejected, chosen, rejected."""
         chosen, rejected = self.beta * tensors[0], self.beta * tensors[1]
-        self._note(
+        self.note(
             {
                 "rewards/chosen": self._mean(chosen),
                 "rewards/rejected": self._mean(rejected),
@@ -134,10 +116,6 @@ class SoftDPO(Quiet, DPOTrainer):  # type: ignore[misc]
         total = torch.stack([values.sum(), torch.ones_like(values).sum()])
         whole, count = self.accelerator.reduce(total, "sum").tolist()
         return float(whole / max(count, 1.0))
-
-    def _note(self, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
 def softened(p: float, smoothing: float) -> float:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from caiflow.engine.training.loop import Quiet
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
@@ -33,15 +30,6 @@ class SoftReward(Quiet, RewardTrainer):  # type: ignore[misc]
     A pair with label p and margin d = r(chosen) - r(rejected) costs -p log s(d) - (1 - p) log s(-d), s the logistic function.
     Source: Bai et al. 2022 (arXiv 2212.08073), section 4.3.
     """
-
-    _signature_columns: list[str] | None
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids", "p_chosen"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

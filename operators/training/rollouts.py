@@ -14,6 +14,7 @@ from trl.trainer.utils import RepeatSampler
 
 from caiflow.engine.llm.base import Message, Request
 from caiflow.engine.training.loop import Quiet
+from caiflow.engine.training.private import RolloutHooks
 from caiflow.operators.training.scoring import RewardModel
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return -(-self.num_samples // self.batch_size)
 
 
-class Rollouts(Quiet):
+class Rollouts(Quiet, RolloutHooks):
     """Mixed into the library's trainers that generate: prompts as serving renders them, in an order that can be resumed."""
 
     renderer: Renderer
@@ -65,10 +66,12 @@ class Rollouts(Quiet):
     shuffle_dataset: bool
     train_dataset: Any
 
-    def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self.renderer.ids(Request(tuple(prompt))) for prompt in prompts], None, {}
+    def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
+        """Return a prompt's token ids as serving has them."""
+        return self.renderer.ids(Request(tuple(prompt)))
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+    def order(self, dataset: Any = None) -> EpochSampler:
+        """Return the order of an epoch's prompts, each as often as it has replies."""
         return EpochSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=self.num_generations,

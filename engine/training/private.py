@@ -1,0 +1,116 @@
+"""Every private name of TRL and transformers that trainings use, each with its reason; a release may change any of them.
+
+Owns the seam: the libraries' hooks call public methods here, and their private methods are called from here. Never knows an
+algorithm. The tests name whatever of it an installed release lacks, and any private name that another file touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torch.utils.data import Sampler
+
+    from caiflow.engine.llm.base import Message
+
+
+class Hooks:
+    """Mixed into each of the libraries' trainers."""
+
+    model: Any
+    _metrics: dict[str, Any]
+
+    def _send_telemetry(self) -> None:
+        """Send nothing: TRL reports each training to the hub when a trainer is made, and nobody asked it to."""
+
+    def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
+        """Show the norm of the gradients before the step is taken; callbacks aren't given it."""
+        norm = super()._get_grad_norm(*args, **options)  # type: ignore[misc]
+        self.check_gradients(float(norm))
+        return norm
+
+    def check_gradients(self, norm: float) -> None:
+        """Look at the norm of the gradients of a step that is about to be taken."""
+        raise NotImplementedError
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Have figures of a batch logged; TRL averages what `_metrics` holds of a mode and logs it with the loss."""
+        for name, value in figures.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+
+class TokenisedPairs:
+    """Mixed into TRL's DPO over rows that are tokenised already."""
+
+    reference_free: bool
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        """Return the rows as they are: TRL would look for texts, though their ids are there."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Let a reference that finds every reply certain stand for none: TRL has no training without one."""
+        if not self.reference_free:
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
+        zeros = [0.0] * len(dataset)
+        return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
+
+
+class RolloutHooks(Hooks):
+    """Mixed into TRL's trainers that generate."""
+
+    def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Render prompts as serving renders them; TRL takes no function for that."""
+        return [self.prompt_ids(prompt) for prompt in prompts], None, {}
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        """Take prompts in an order of our own: TRL's depends on how often a run was resumed, and passes some over."""
+        return self.order(dataset)
+
+    def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
+        """Return a prompt's token ids."""
+        raise NotImplementedError
+
+    def order(self, dataset: Any) -> Sampler[int]:
+        """Return the order in which the prompts of `dataset`, by default of the training set, are taken."""
+        raise NotImplementedError
+
+
+class OwnObjective(RolloutHooks):
+    """Mixed into TRL's RLOO where replies are drawn and scored by TRL, and what is learned from them isn't TRL's."""
+
+    _pending_metrics: dict[str, list[float]]
+    _generate: Callable[..., Any]
+    _calculate_rewards: Callable[..., Any]
+    _get_per_token_logps_and_entropies: Callable[..., Any]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Leave what a batch of replies carries to the loss to the algorithm."""
+        return self.roll_out(inputs)
+
+    def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch of replies to the prompts with all that its loss needs."""
+        raise NotImplementedError
+
+    def draw(self, prompts: Sequence[Any]) -> tuple[list[list[int]], list[list[int]], list[Any]]:
+        """Return the ids of the prompts, and the ids and texts of their replies; TRL has no public way to draw them."""
+        ids, reply_ids, replies = self._generate(prompts)
+        return ids, reply_ids, replies
+
+    def rewards(self, inputs: Any, prompts: Any, replies: Any, reply_ids: Any) -> Tensor:
+        """Return all processes' rewards [B, functions]; only TRL's own method calls the reward functions and gathers them.
+
+        What the functions noted with `log_metric` waits in `_pending_metrics` until it is logged.
+        """
+        parts: Tensor = self._calculate_rewards(inputs, prompts, replies, reply_ids)
+        self.note({name: sum(values) / len(values) for name, values in self._pending_metrics.items()})
+        self._pending_metrics.clear()
+        return parts
+
+    def token_logps(self, model: Any, ids: Tensor, seen: Tensor, length: int, *, entropies: bool) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and entropies [B, length] of the last tokens; TRL's method cuts the logits into chunks."""
+        logps, found, _ = self._get_per_token_logps_and_entropies(model, ids, seen, length, compute_entropy=entropies)
+        return logps, found
