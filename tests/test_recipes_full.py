@@ -99,6 +99,8 @@ def test_its_full_profile_runs_to_the_end(path: Path, hub: dict[str, str], tmp_p
             text=True,
             timeout=1500,
         )
-    assert done.returncode == 0, done.stdout[-6000:]
     steps = read_run(tmp_path / "run")["steps"]
+    assert done.returncode == 0, {name: step["error"] for name, step in steps.items() if step.get("error")} or done.stdout[
+        -6000:
+    ]
     assert {step["status"] for step in steps.values()} <= {"done", "cached"}

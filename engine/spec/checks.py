@@ -187,7 +187,7 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
         if loaded is None and raw is not None:
             continue
         try:
-            operator = kind(step.params, StepContext(checked.seed, checked.base_dir, loaded))
+            operator = kind(step.params, StepContext(checked.seed, checked.base_dir.absolute(), loaded))
             for wrong in (*operator.check(), *_check_require(operator)):
                 checked.report(name, *wrong)
             made[name] = operator

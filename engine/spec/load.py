@@ -68,7 +68,7 @@ def load_spec(
         description=parsed.head.description,
         seed=parsed.head.seed,
         path=path,
-        base_dir=base_dir,
+        base_dir=base_dir.absolute(),  # workers of a cluster have folders of their own
         constitution=raw.get("constitution"),
         models=models,
         steps=steps,

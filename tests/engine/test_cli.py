@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     folder = tmp_path_factory.mktemp("place")
     (folder / "short.yaml").write_text(SPEC)
     (folder / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    ran = caiflow(folder, "run", str(folder / "short.yaml"), "--out", "first", "--address", ray_address)
+    ran = caiflow(folder, "run", "short.yaml", "--out", "first", "--address", ray_address)
     assert ran.returncode == 0, ran.stderr
     return folder
 
@@ -214,7 +214,7 @@ def test_show_into_a_closed_pipe_is_quiet(place: Path) -> None:
 
 def test_runs_and_diff_look_back(place: Path, ray_address: str) -> None:
     arguments = ("--set", "steps.clean.drop=[{length: {column: response, max: 99}}]", "--out", "longer")
-    assert caiflow(place, "run", str(place / "short.yaml"), *arguments, "--address", ray_address).returncode == 0
+    assert caiflow(place, "run", "short.yaml", *arguments, "--address", ray_address).returncode == 0
     assert "longer" in [Path(run["path"]).name for run in shown(place, "runs")]
     diff = shown(place, "diff", "first", "longer")
     assert [change["new"] for change in diff["settings"]] == [99]
