@@ -6,7 +6,6 @@ Knows how a file is packed, never what is written in it.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -51,6 +50,8 @@ def open_bytes(path: Path) -> IO[bytes]:
 
         return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
     if path.suffix == ".zip":
+        import zipfile
+
         return zipfile.ZipFile(path).open(_member(path))
     return path.open("rb")
 
@@ -61,6 +62,8 @@ def open_text(path: Path, encoding: str = "utf-8-sig") -> io.TextIOWrapper:
 
 
 def _member(path: Path) -> str:
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as packed:
             names = [name for name in packed.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
