@@ -89,19 +89,6 @@ def test_tokenizer_special_tokens_and_chat_template_are_those_of_the_original(ma
     assert AutoConfig.from_pretrained(source.path).eos_token_id == theirs.eos_token_id
 
 
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_both_engines_answer_alike(made: Made) -> None:
-    args = {"max_num_seqs": 8, "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
-    answers = []
-    for engine in ("transformers", "vllm"):
-        loaded = load_engine(made.source(engine=engine, engine_args=args))
-        answers.append(ask(loaded, QUESTIONS))
-        loaded.close()
-    assert all(isinstance(answer, Completion) and answer.completion_tokens for answer in answers[0])
-    assert_agree(made.source(), QUESTIONS, *answers)
-
-
 @pytest.mark.slow
 def test_it_is_trained_like_any_other(made: Made, tmp_path: Path) -> None:
     source = made.source()
@@ -111,6 +98,20 @@ def test_it_is_trained_like_any_other(made: Made, tmp_path: Path) -> None:
     Sft(SftParams.model_validate(fields), StepContext()).train(done)
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], rel=1e-3)
     assert (done.out_dir / "chat_template.jinja").read_text() == (made.folder / "chat_template.jinja").read_text()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_both_engines_answer_alike(made: Made) -> None:
+    # after the training: vLLM changes a class of transformers in this process, and no such model can be made without vLLM then
+    args = {"max_num_seqs": 8, "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
+    answers = []
+    for engine in ("transformers", "vllm"):
+        loaded = load_engine(made.source(engine=engine, engine_args=args))
+        answers.append(ask(loaded, QUESTIONS))
+        loaded.close()
+    assert all(isinstance(answer, Completion) and answer.completion_tokens for answer in answers[0])
+    assert_agree(made.source(), QUESTIONS, *answers)
 
 
 def test_identity_is_the_files_content_wherever_it_lies(llama: Made, tmp_path: Path) -> None:
