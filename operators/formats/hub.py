@@ -33,23 +33,28 @@ class HubSource:
         """The data set in words: repository, subset, folder and split, not the commit."""
         return ":".join(part for part in (self.repo, self.subset, self.folder, self.split) if part)
 
-    @cached_property
+    @property
     def commit(self) -> str:
         """The commit that the revision stands for now; read from the hub's cache where offline.
 
         Raises:
             ValueError: neither the hub nor its cache knows the repository or revision.
         """
+        return self._found[0]
+
+    @cached_property
+    def _found(self) -> tuple[str, bool]:
+        """The commit, and whether the hub may be asked for its files: not where it was out of reach just now."""
         if self.revision and re.fullmatch(_COMMIT, self.revision):
-            return self.revision
+            return self.revision, not _offline()
         if _offline():
-            return self._cached_commit(None)
+            return self._cached_commit(None), False
         from huggingface_hub import HfApi
 
         try:
-            return str(HfApi().dataset_info(self.repo, revision=self.revision, timeout=20).sha)
+            return str(HfApi().dataset_info(self.repo, revision=self.revision, timeout=20).sha), True
         except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-            return self._cached_commit(error)
+            return self._cached_commit(error), False
 
     def lines(self) -> Iterator[Line]:
         """Yield the rows of the split in order; the files are fetched into the hub's cache first.
@@ -81,8 +86,12 @@ class HubSource:
         from huggingface_hub import snapshot_download
 
         patterns = [f"{self.folder.strip('/')}/*", "README.md"] if self.folder else None
+        commit, reachable = self._found
         try:
-            return Path(snapshot_download(self.repo, repo_type="dataset", revision=self.commit, allow_patterns=patterns))
+            found = snapshot_download(
+                self.repo, repo_type="dataset", revision=commit, allow_patterns=patterns, local_files_only=not reachable
+            )
+            return Path(found)
         except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
             raise ValueError(f"{self.repo}: can't be fetched from the hub: {error}") from error
 
