@@ -138,13 +138,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(path: Path, profile: str | None) -> list[str]:
-    """Return the settings that keep a trial short: two steps of RL, two arms of a long matrix, one answer per prompt.
-
-    Ties are kept, since few rows may be nothing but ties.
-    """
+    """Return the settings that keep a trial short: two steps of RL, two arms of a long matrix, one answer per prompt."""
     spec = load_spec(path, profile=profile)
     sets = [f"steps.{step.name}.max_steps=2" for step in spec.steps.values() if step.op == "rl"]
-    sets += [f"steps.{name}.ties=keep" for name in {step.base for step in spec.steps.values() if step.op == "judge"}]
     if path.stem == "ablations":
         sets.append("steps.scores.samples=1")
     if path.stem == "principle_ablation":

@@ -75,7 +75,6 @@ def shortened(path: Path, judge: str) -> list[str]:
         sets += [f"steps.{name}.sampling.max_tokens=24"] if "sampling" in fields else []
         sets += [f"steps.{name}.resources.workers=1"] if step.params.resources.workers > 1 else []
         sets += [f"steps.{name}.require={{}}"] if step.params.require else []
-        sets += [f"steps.{name}.ties=keep"] if step.op == "judge" else []
         sets += [f"steps.{name}.max_steps=2", f"steps.{name}.max_completion_length=16"] if step.op == "rl" else []
         sets += [f"steps.{name}.samples=1"] if step.op == "evaluate" else []
     if path.stem == "principle_ablation":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +13,9 @@ from caiflow.operators.judging.options import Judging
 
 class JudgeParams(ModelRowParams, Judging):
     """Parameters of `judge`."""
+
+    trial: ClassVar[Mapping[str, Any]] = {"ties": "keep"}
+    """Few rows may be nothing but ties, and a trial is to reach the steps behind them."""
 
     candidates: ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=2, max_length=26)] = "responses"
     """The column that holds a list of answers, or the columns that hold one each."""
