@@ -31,7 +31,7 @@ def falling_loss() -> list[Measure]:
     """Return the measure of a loss that should be lower over the training than where it began."""
     return [
         Measure(
-            "loss_fall", ">= 0", "part of its first value by which the loss fell, on the mean", "the training taught nothing",
+            "loss_fall", ">= 0", "fall from the first loss to the mean loss", "the training taught nothing",
             "look at the curve with `caiflow show RUN STEP`, and try another `learning_rate`", figure=_fall,
         )
     ]  # fmt: skip
