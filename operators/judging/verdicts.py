@@ -72,10 +72,12 @@ def share_of_two(first: float, second: float) -> float:
 def best_against_worst(pairs: Sequence[Pair], scores: Mapping[int, float]) -> Pair:
     """Return the pair of the highest and the lowest score; of equals the one that `scores` names first.
 
-    Its `p_first` is shared out by the scores, which for two candidates is the verdict itself.
+    What shared a batch shows in the last bits of a score, also in those of equal texts, so scores count to five digits. The
+    pair's `p_first` is shared out by the scores, which for two candidates is the verdict itself.
     """
-    best = max(scores, key=lambda i: scores[i])
-    worst = min((i for i in scores if i != best), key=lambda i: scores[i])
+    told = {i: round(score, 5) for i, score in scores.items()}
+    best = max(told, key=told.__getitem__)
+    worst = min((i for i in told if i != best), key=told.__getitem__)
     first, second = sorted((best, worst))
     verdict = next(p.verdict for p in pairs if (p.first, p.second) == (first, second))
     return Pair(first, second, verdict, share_of_two(scores[first], scores[second]))

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from caiflow.engine.operator import RowDropped, StepContext
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judge import Judge
+from caiflow.operators.judging.pairwise import Verdict
 from caiflow.operators.judging.params import JudgeParams
 from caiflow.operators.judging.prompts import user
-from caiflow.operators.judging.verdicts import STUCK, TIE_FIRST, TIE_SECOND, UNPARSABLE
+from caiflow.operators.judging.verdicts import STUCK, TIE_FIRST, TIE_SECOND, UNPARSABLE, Pair, best_against_worst
 from support.row_llm import Asked, RuleLLM
 from support.small_constitution import small_constitution
 
@@ -379,3 +380,11 @@ def test_the_reasons_that_earlier_runs_kept_still_tell_the_position() -> None:
     assert STUCK["tie: option C of 4 in every order"] == (2, 4)
     assert STUCK["tie: option I of 9 in every order"] == (8, 9)
     assert len(STUCK) == 2 + sum(range(2, 10))
+
+
+def test_what_shared_a_batch_doesnt_choose_among_equal_candidates() -> None:
+    verdicts = [Pair(i, j, Verdict(()), 0.5) for i, j in ((0, 1), (0, 2), (1, 2))]
+    noise = 3e-8
+    for low, high in ((0.0, noise), (noise, 0.0)):
+        pair = best_against_worst(verdicts, {0: 0.7 + low, 1: 0.7 + high, 2: 0.1})
+        assert (pair.first, pair.second) == (0, 2)
