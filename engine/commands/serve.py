@@ -85,9 +85,8 @@ def server_command(
     if adapter_base(model):
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load", "train with `merge: true`")
     program = (sys.executable, "-m", "caiflow.engine.llm.local.serving")
-    return ServerCommand(
-        (*program, str(model.resolve()), model.name, *where), model.parent
-    )  # `@` in a path is a revision to it
+    folder = str(model.resolve())  # an `@` in a path, as a step's link has it, would be a revision to the server
+    return ServerCommand((*program, folder, model.name, *where), model.parent)
 
 
 def missing_libraries() -> list[str]:

@@ -10,13 +10,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from caiflow.engine.store.artifacts import Store, short
+from caiflow.engine.store.artifacts import RunRecord, Store, short
 from caiflow.engine.store.disk import storing
 
 Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
@@ -41,14 +41,12 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) 
 
     Ledgers hold what was paid for, and a run's folder that is gone may just have been moved: they only go where `paid`.
     """
-    runs = store.runs()
-    artifacts = {digest for run in runs for digest in run.artifacts}
-    ledgers = {name for run in runs for name in run.ledgers}
-    unfinished = {short(digest) for digest in artifacts}
+    reached = _names(store.runs())
+    unfinished = {short(digest) for digest in reached["artifact"]}
     found = [
-        *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in artifacts),
+        *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in reached["artifact"]),
         *(("aside", path) for path in _inside(store.aside_dir)),
-        *(("ledger", path) for path in _inside(store.ledger_dir) if _removable(path, ledgers, paid)),
+        *(("ledger", path) for path in _inside(store.ledger_dir) if _removable(path, reached["ledger"], paid)),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
         *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),
         *(("run", path) for path in store.forgotten_runs()),
@@ -56,6 +54,14 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) 
     before = time.time() - grace_s
     sized = ((kind, path, *_size_and_time(path)) for kind, path in found)
     return [Garbage(kind, path, size) for kind, path, size, newest in sized if newest <= before]  # type: ignore[arg-type]
+
+
+def _names(runs: Collection[RunRecord]) -> dict[str, set[str]]:
+    """Return the names of what runs reach, by kind."""
+    return {
+        "artifact": {digest for run in runs for digest in run.artifacts},
+        "ledger": {name for run in runs for name in run.ledgers},
+    }
 
 
 def _removable(ledger: Path, reached: Collection[str], paid: bool) -> bool:
@@ -83,16 +89,12 @@ class _Reached:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._read_at = -1
-        self._names: dict[str, set[str]] = {}
+        self._names: Mapping[str, Collection[str]] = {}
 
     def __contains__(self, item: Garbage) -> bool:
         changed = self._changed_at()
         if self._read_at != changed:
-            runs = self._store.runs()
-            self._names = {
-                "artifact": {digest for run in runs for digest in run.artifacts},
-                "ledger": {name for run in runs for name in run.ledgers},
-            }
+            self._names = _names(self._store.runs())
             settled = time.time_ns() - changed > _CLOCK_TICK_NS  # else the next change may bear the same time
             self._read_at = changed if settled else -1
         return item.path.name in self._names.get(item.kind, ())

@@ -22,12 +22,8 @@ def theirs() -> set[str]:
         kind for trainer in TRAINERS for kind in trainer.__mro__ if kind.__module__.split(".")[0] in {"trl", "transformers"}
     }
     text = "".join(inspect.getsource(kind) for kind in classes)
-    return {
-        name
-        for kind in classes
-        for name in [*vars(kind), *re.findall(r"\bself\.(_\w+)", text)]
-        if name.startswith("_") and not name.startswith("__")
-    }
+    names = {*re.findall(r"\bself\.(_\w+)", text), *(name for kind in classes for name in vars(kind))}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
 def private_names(path: Path) -> set[str]:
