@@ -7,18 +7,18 @@ assistant wrote. Never runs a model and imports no LLM library: it is built arou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import compress
 from typing import Any, TypeVar
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.llm import chat_template
 from caiflow.engine.llm.base import Completion, Message, Request
 
 T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
-_PROBE_TURNS: tuple[Message, ...] = ({"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Quite."})
 _SEGMENTS = 16_384
 _TAIL = 48
 
@@ -58,17 +58,8 @@ class Renderer:
     @cached_property
     def end_of_turn(self) -> str | None:
         """The token with which the chat template ends an assistant's turn; the tokenizer's EOS where it has none of its own."""
-        eos: str | None = self.tokenizer.eos_token
-        try:
-            said = self._apply(_PROBE_TURNS, "", prompt=False)
-        except EngineError:
-            return eos
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        closing = said[said.rfind(_PROBE_TURNS[-1]["content"]) :]
-        found = [
-            (closing.find(token.content), -len(token.content), token.content) for token in added if token.content in closing
-        ]
-        return min(found)[2] if found else eos
+        return chat_template.end_of_turn(self._template(""), [token.content for token in added], self.tokenizer.eos_token)
 
     def text(self, request: Request) -> str:
         """Return the text that the model continues: the templated conversation, or the plain prompt, and the prefill.
@@ -144,7 +135,7 @@ class Renderer:
         Raises:
             EngineError: the template is missing, refuses the conversation, or rewrites earlier turns when later ones follow.
         """
-        text, spans = self._spans(messages, template, last)
+        text, spans = chat_template.spans(self._template(template), messages, self.end_of_turn, last=last)
         ids, offsets = self._encode_with_offsets(text)
         mask = [int(any(start < b and a < end for a, b in spans)) for start, end in offsets]
         if spans and spans[-1][1] == len(text) and self.end_of_turn is not None:
@@ -154,7 +145,10 @@ class Renderer:
         self._check_bos(ids)
         return Rendered(ids, mask)
 
-    def _apply(self, messages: Iterable[Message], template: str, *, prompt: bool) -> str:
+    def _template(self, template: str) -> chat_template.Render:
+        return partial(self._apply, template=template)
+
+    def _apply(self, messages: Sequence[Message], template: str, *, prompt: bool) -> str:
         chosen = template or self.chat_template
         if not chosen:
             raise EngineError(
@@ -224,31 +218,6 @@ class Renderer:
             )
         return after[-1]
 
-    def _spans(self, messages: Sequence[Message], template: str, last: bool) -> tuple[str, list[tuple[int, int]]]:
-        """Return the conversation's text and where in it (characters) the assistant's turns, or only the last one, are."""
-        whole = self._apply(messages, template, prompt=False)
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or (last and index < len(messages) - 1):
-                continue
-            head = self._apply(messages[:index], template, prompt=True) if index else self._opening(messages, template)
-            body = self._apply(messages[: index + 1], template, prompt=False)
-            if not (body.startswith(head) and whole.startswith(body)):
-                if last:  # the prompt as serving has it, and what the model is to say then
-                    return head + message["content"], [(len(head), len(head + message["content"]))]
-                raise EngineError(
-                    "the chat template rewrites earlier turns, so the assistant's words can't be told apart",
-                    "use another, or learn the last reply alone (`loss_on: completion` in sft)",
-                    kind="template",
-                )
-            spans.append((len(head), _end_of_turn(body, len(head), self.end_of_turn)))
-        return whole, spans
-
-    def _opening(self, messages: Sequence[Message], template: str) -> str:
-        """Return what stands before the words of an assistant that speaks first."""
-        body = self._apply(messages[:1], template, prompt=False)
-        return body[: body.index(messages[0]["content"])] if messages[0]["content"] in body else ""
-
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         try:
             coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -257,12 +226,6 @@ class Renderer:
                 "the tokenizer gives no character offsets", "training needs a fast tokenizer", kind="template"
             ) from error
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
-
-
-def _end_of_turn(body: str, start: int, token: str | None) -> int:
-    """Return where the assistant's turn ends: after its end-of-turn token, without the template's white space behind it."""
-    found = body.rfind(token, start) if token else -1
-    return found + len(token) if token and found >= 0 else len(body)
 
 
 def _last_begins(mask: Sequence[int]) -> int:

@@ -1,0 +1,115 @@
+"""What a chat template makes of conversations: which token ends a turn, and where in the text each assistant speaks.
+
+Knows a template only by what it renders, whoever renders it. Never tokenises, reads no file and imports no LLM library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Message
+
+Spans = list[tuple[int, int]]
+"""Parts of a text, as the places of their first character and of that behind their last one."""
+
+PROBE: tuple[Message, ...] = ({"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Quite."})
+_FURTHER: tuple[Message, ...] = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."})
+_SYSTEM: Message = {"role": "system", "content": "Briefly."}
+
+
+class Render(Protocol):
+    """Lays a conversation out as text; with `prompt`, up to where the assistant is to speak next."""
+
+    def __call__(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        """Return the text.
+
+        Raises:
+            EngineError: kind `template`: the template refuses the conversation.
+        """
+
+
+def end_of_turn(render: Render, tokens: Iterable[str], eos: str | None) -> str | None:
+    """Return the one of `tokens` with which the template ends an assistant's turn; `eos` where it has none of its own."""
+    try:
+        said = render(PROBE, prompt=False)
+    except EngineError:
+        return eos
+    closing = said[said.rfind(PROBE[-1]["content"]) :]
+    found = [(closing.find(token), -len(token), token) for token in tokens if token in closing]
+    return min(found)[2] if found else eos
+
+
+def spans(render: Render, messages: Sequence[Message], end: str | None, *, last: bool = False) -> tuple[str, Spans]:
+    """Return a conversation's text, and where in it the assistant's turns are, or only the last one, up to `end`.
+
+    Raises:
+        EngineError: the template refuses the conversation, or rewrites earlier turns when later ones follow.
+    """
+    whole = render(messages, prompt=False)
+    found: Spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant" or (last and index < len(messages) - 1):
+            continue
+        head = render(messages[:index], prompt=True) if index else _opening(render, messages[0])
+        body = render(messages[: index + 1], prompt=False)
+        closed = _end(body, len(head), message["content"], end)
+        if body.startswith(head) and whole.startswith(body[:closed]):
+            found.append((len(head), closed))
+        elif last:  # the prompt as serving has it, and what the model is to say then
+            text = head + _reply(render, messages, end)
+            return text, [(len(head), len(text))]
+        else:
+            raise EngineError(
+                "the chat template rewrites earlier turns, so the assistant's words can't be told apart",
+                "use another, or learn the last reply alone (`loss_on: completion` in sft)",
+                kind="template",
+            )
+    return whole, found
+
+
+def rewrites_turns(render: Render, end: str | None, *, system: bool) -> bool:
+    """Return whether what an assistant said stands otherwise once the conversation goes on, under a system turn or none."""
+    try:
+        spans(render, (*([_SYSTEM] if system else []), *PROBE, *_FURTHER), end)
+    except EngineError as error:
+        return "rewrites" in error.message
+    return False
+
+
+def refuses_system(render: Render) -> bool:
+    """Return whether the template takes a conversation, but not under a system turn."""
+    try:
+        render(PROBE[:1], prompt=True)
+    except EngineError:
+        return False
+    try:
+        render((_SYSTEM, *PROBE[:1]), prompt=True)
+    except EngineError:
+        return True
+    return False
+
+
+def _opening(render: Render, message: Message) -> str:
+    """Return what stands before the words of an assistant that speaks first."""
+    body = render([message], prompt=False)
+    return body[: body.index(message["content"])] if message["content"] in body else ""
+
+
+def _reply(render: Render, messages: Sequence[Message], end: str | None) -> str:
+    """Return the last reply as it stands after its question alone, where that tells it from the prompt; else its bare words."""
+    question = messages[-2:-1]
+    try:
+        head, body = render(question, prompt=True), render([*question, messages[-1]], prompt=False)
+    except EngineError:
+        return messages[-1]["content"]
+    said = messages[-1]["content"]
+    return body[len(head) : _end(body, len(head), said, end)] if body.startswith(head) else said
+
+
+def _end(body: str, start: int, said: str, token: str | None) -> int:
+    """Return where the assistant's turn ends: behind the end-of-turn token that follows its words."""
+    words = body.rfind(said.strip(), start) if said.strip() else -1
+    found = body.find(token, words + len(said.strip()) if words >= 0 else start) if token else -1
+    return found + len(token) if token and found >= 0 else len(body)

@@ -1,0 +1,125 @@
+"""Chat templates of the shapes that are about, through every trainer: the very tokens that are learnt, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Message, ModelSource, Request
+from caiflow.engine.llm.render import Renderer
+from caiflow.engine.training.models import load_tokenizer
+from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts
+from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with
+from support.small_models import saved
+from support.trainings import train
+
+BETTER: Message = {"role": "assistant", "content": "Bake it."}
+PAIR = {"uid": "1", "prompt": TALK[:3], "chosen": "Bake it.", "rejected": "Find it."}
+
+
+@pytest.fixture(scope="module", params=sorted(SHAPES))
+def shape(request: pytest.FixtureRequest) -> Shape:
+    return SHAPES[request.param]
+
+
+@pytest.fixture(scope="module")
+def source(shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return model_with(tmp_path_factory.mktemp("model"), shape)
+
+
+@pytest.fixture(scope="module")
+def renderer(source: ModelSource) -> Renderer:
+    return Renderer(load_tokenizer(source))
+
+
+def under(shape: Shape) -> list[tuple[list[Message], str]]:
+    """Return TALK without and with a system turn, each with what stands before its last reply."""
+    talks = [(list(TALK), shape.prompt)]
+    return talks if shape.under is None else [*talks, ([SYSTEM, *TALK], shape.under)]
+
+
+def text(renderer: Renderer, ids: Any) -> str:
+    return str(renderer.tokenizer.decode([int(token) for token in ids]))
+
+
+def learnt(renderer: Renderer, ids: Any, labels: Any) -> str:
+    pairs = [(int(token), int(label)) for token, label in zip(ids, labels, strict=True)]
+    assert all(label in (token, IGNORED) for token, label in pairs)
+    return text(renderer, [token for token, label in pairs if label != IGNORED])
+
+
+def test_the_last_reply_alone_can_be_learnt_under_every_shape(shape: Shape, renderer: Renderer) -> None:
+    for talk, prompt in under(shape):
+        served = renderer.ids(Request(tuple(talk[:-1])))
+        ids, labels = labelled(renderer, talk, "completion")
+        assert text(renderer, served) == prompt
+        assert ids[: len(served)] == served
+        assert text(renderer, ids) == prompt + shape.reply
+        assert learnt(renderer, ids, labels) == shape.reply
+        assert renderer.tokenizer.eos_token_id == ids[-1], "generation stops where the reply that was learnt ends"
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_every_turn_is_learnt_or_refused_by_name(shape: Shape, renderer: Renderer, loss_on: Any) -> None:
+    for talk, prompt in under(shape):
+        if shape.earlier is None or (shape.system_moves and talk[0] == SYSTEM):
+            with pytest.raises(EngineError, match=r"rewrites earlier turns.*loss_on: completion"):
+                labelled(renderer, talk, loss_on)
+            continue
+        ids, labels = labelled(renderer, talk, loss_on)
+        assert text(renderer, ids) == prompt + shape.reply
+        expected = shape.earlier + shape.reply if loss_on == "assistant" else prompt + shape.reply
+        assert learnt(renderer, ids, labels) == expected
+
+
+def test_one_question_and_its_answer_are_learnt_alike_however_loss_falls(shape: Shape, renderer: Renderer) -> None:
+    talk = [TALK[2], BETTER]
+    assert labelled(renderer, talk, "assistant") == labelled(renderer, talk, "completion")
+    assert learnt(renderer, *labelled(renderer, talk, "assistant")) == shape.reply
+
+
+def test_sft_s_batches_hold_the_reply_and_nothing_after_it(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    rows = saved(tmp_path, [{"uid": "1", "messages": TALK}, {"uid": "2", "messages": [TALK[2], BETTER]}])
+    data = conversations(rows, renderer, max_length=400, loss_on="completion").data
+    batch = DataCollatorForLanguageModeling(pad_token_id=renderer.tokenizer.pad_token_id)(list(data))
+    for ids, labels, prompt in zip(batch["input_ids"], batch["labels"], (shape.prompt, None), strict=True):
+        assert learnt(renderer, ids, labels) == shape.reply
+        assert prompt is None or text(renderer, ids) == prompt + shape.reply
+
+
+def test_dpo_s_batches_mark_the_two_replies(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
+    from caiflow.operators.training.preference import SoftCollator
+
+    data = preferences(saved(tmp_path, [PAIR]), renderer, max_length=400).data
+    batch = SoftCollator(pad_token_id=renderer.tokenizer.pad_token_id)(list(data))
+    for ids, seen, counts, said in zip(
+        batch["input_ids"], batch["attention_mask"], batch["completion_mask"], ("Bake it.", "Find it."), strict=True
+    ):
+        assert text(renderer, ids[seen == 1]) == shape.prompt + shape.reply.replace("Bake it.", said)
+        assert text(renderer, ids[counts == 1]) == shape.reply.replace("Bake it.", said)
+
+
+def test_a_reward_model_s_batches_end_where_the_replies_do(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
+    from caiflow.operators.training.preference_model import SoftRewardCollator
+
+    data = preferences(saved(tmp_path, [PAIR]), renderer, max_length=400).data
+    batch = SoftRewardCollator(pad_token_id=renderer.tokenizer.pad_token_id)(list(data))
+    for ids, seen, said in zip(batch["input_ids"], batch["attention_mask"], ("Bake it.", "Find it."), strict=True):
+        assert text(renderer, ids[seen == 1]) == shape.prompt + shape.reply.replace("Bake it.", said)
+
+
+def test_rl_asks_what_serving_asks(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
+    (row,) = prompts(saved(tmp_path, [{"uid": "1", "prompt": TALK[:3]}]), renderer, max_length=400).data
+    assert text(renderer, renderer.ids(Request(tuple(row["prompt"])))) == shape.prompt
+
+
+@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+def test_a_model_whose_template_drops_thoughts_is_trained(trainer: str, tmp_path: Path) -> None:
+    model = model_with(tmp_path / "model", SHAPES["qwen-3"])
+    done = train(tmp_path, trainer, model, **({"loss_on": "completion"} if trainer == "sft" else {}))
+    assert done.metrics["final_loss"] < done.metrics["first_loss"]
