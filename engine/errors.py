@@ -113,3 +113,7 @@ class EngineError(CaiflowError):
         super().__init__(message, hint)
         self.kind = kind
         self.retry = retry
+
+
+class AskAnewError(CaiflowError):
+    """A server taught how it is to be asked, by which its answers count as another model's: the work begins anew with that."""

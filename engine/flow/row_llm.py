@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.served.taught import ASK_ANEW
 from caiflow.engine.operator import RowLLM
 from caiflow.engine.store.ledger import Ledger
 
@@ -162,6 +163,8 @@ class LedgeredLLM(RowLLM):
                 answer = _unsound(answer) or answer
             if isinstance(answer, Completion):
                 return answer
+            if answer.kind == ASK_ANEW:
+                raise AskAnewError(answer.message)
             if not answer.retry or not self._retries:
                 raise answer
             self._retries -= 1  # of the row, not of the call: each costs

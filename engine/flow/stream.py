@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.errors import AskAnewError, EngineError, StepError
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.pace import Pace
@@ -246,6 +246,8 @@ class Flow:
         except RowDropped as drop:
             ledger.append(row_key, {"dropped": str(drop)})
             return Outcome(dropped=str(drop))
+        except AskAnewError:
+            raise
         except EngineError as error:
             passing = error.retry or error.kind in PASSING_FAILURES
             return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=passing)

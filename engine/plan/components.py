@@ -5,21 +5,24 @@ Reads the spec, the store and the models' contents. Says nothing of what is stil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import DamagedError, StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.served.taught import as_taught
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
+from caiflow.engine.plan.served_name import learn_name
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow.stream import FlowStep
-    from caiflow.engine.spec.grammar import Spec, Step
+    from caiflow.engine.plan.consent import KeySent
+    from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
 
 KEY_FORMAT = 1
@@ -39,13 +42,14 @@ class Resolver:
     why their output in the store doesn't count.
     """
 
-    def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool = False, allowed: Collection[KeySent] = ()) -> None:
         self.spec = spec
         self.store = store
         self.artifacts: dict[str, Artifact] = {}
         self.remade: dict[str, str] = {}
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
+        self._allowed = allowed
         self._entries: dict[str, ModelSource] = {}
 
     def model(self, name: str) -> ModelSource | None:
@@ -54,12 +58,23 @@ class Resolver:
             if name not in self._entries:
                 given = self.spec.models[name]
                 found = resolve_model(name, given, self.spec.base_dir, store=self.store, trust_remote_code=self._trust)
-                spent = self.store.spent_path(self.spec.name, found.identity) if given.served else None
-                self._entries[name] = found._replace(options={**found.options, "spent": str(spent)}) if spent else found
+                self._entries[name] = self._served(given, found) if given.served else found
             return self._entries[name]
         if name not in self.artifacts:
             return None
         return trained_model(self.artifacts[name], self._trained_from(name))
+
+    def _served(self, entry: ModelEntry, found: ModelSource) -> ModelSource:
+        """Return a served model as its server wants to be asked, with the place where what it costs is counted."""
+        spent = self.store.spent_path(self.spec.name, found.identity)
+        taught = self.store.taught_path(entry.address, entry.source)
+        if entry.address == entry.source:
+            learn_name(entry, taught, self._allowed)
+        return as_taught(found._replace(options={**found.options, "spent": str(spent)}), taught)
+
+    def forget_served(self) -> None:
+        """Look again at what servers taught."""
+        self._entries = {name: found for name, found in self._entries.items() if not self.spec.models[name].served}
 
     def _trained_from(self, name: str) -> ModelSource | None:
         step = self.spec.steps[name]

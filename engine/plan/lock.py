@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caiflow.engine.errors import PlanError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import digest
+from caiflow.engine.llm.served.taught import taught_by
 from caiflow.engine.store.disk import write_atomic
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
 from caiflow.engine.version import VERSION
@@ -201,7 +202,8 @@ def _model(resolver: Resolver, name: str) -> dict[str, Any]:
     local = (source.gguf or Path(source.path).is_dir()) and (resolver.spec.base_dir / given).exists()
     folder = Path(source.path).name  # of the hub's cache: named after the commit
     revision = folder if _COMMIT.fullmatch(folder) else source.revision
-    return {"source": Path(given).name if local else given, "revision": revision, "identity": source.identity}
+    pinned = {"source": Path(given).name if local else given, "revision": revision, "identity": source.identity}
+    return {**pinned, **taught_by(source.options).fields()}
 
 
 def _made(resolver: Resolver) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, EngineError, StepError
+from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepError
 from caiflow.engine.llm.base import Answer, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
@@ -151,7 +151,7 @@ class RayLink:
             cause = error.cause
             if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
                 raise LinkLost(str(cause)) from None
-            if isinstance(cause, EngineError):
+            if isinstance(cause, EngineError | AskAnewError):
                 raise cause from None
             raise EngineError(f"engine: {cause!r}", kind="engine") from None
         except ray_errors.ActorUnavailableError as error:

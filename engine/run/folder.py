@@ -80,6 +80,10 @@ class RunFolder:
         self._started[step.name] = time.monotonic()
         self._journal.emit("step_started", step=step.name)
 
+    def begin_anew(self, steps: Iterable[Step]) -> None:
+        """Note that steps which ran are to be begun once more."""
+        self.status.update({step.name: "waiting" for step in steps})
+
     def cache(self, step: Step, artifact: Artifact) -> None:
         """Settle a step whose artifact was there."""
         self._accept(step, "cached", artifact, {"cached": artifact.rows_out, "failed": artifact.failed})

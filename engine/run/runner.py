@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import CaiflowError, PlanError, StepError
+from caiflow.engine.errors import AskAnewError, CaiflowError, PlanError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import Spec, Step
 
 POLL_S = 0.25
+_MOST_LESSONS = 20
+"""How often work begins anew by what servers taught: one that says another thing each time is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     """
     refuse_unallowed(spec.models, allowed, trust_remote_code=trust_remote_code)
     wanted = chosen(spec, only or until)
-    resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
+    resolver = Resolver(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
     with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
@@ -149,6 +151,7 @@ class _Execution:
         self._stages: dict[str, Path] = {}
         self._claims: dict[str, ExitStack] = {}
         self._units: dict[int, list[Step]] = {}
+        self._lessons: list[str] = []
 
     def run(self) -> RunStatus:
         """Go on until every step has settled; return the status of the run."""
@@ -199,9 +202,21 @@ class _Execution:
             self._interrupted.wait(POLL_S)  # another run holds what this one waits for
             return
         for finished in cluster.wait(POLL_S):
-            for step in self._units.pop(id(finished.unit)):
+            steps = self._units.pop(id(finished.unit))
+            if isinstance(finished.error, AskAnewError) and len(self._lessons) < _MOST_LESSONS:
+                self._begin_anew(steps, finished.error)
+                continue
+            for step in steps:
                 self._settle(step, finished)
         cluster.free({key for step in self.folder.unsettled() for key in self._engine_keys(self._models(step))})
+
+    def _begin_anew(self, steps: Sequence[Step], taught: AskAnewError) -> None:
+        """Have steps begin once more under the identity that a model has by what its server taught."""
+        if str(taught) not in self._lessons:
+            self._journal.emit("log", text=str(taught))
+        self._lessons.append(str(taught))
+        self.resolver.forget_served()
+        self.folder.begin_anew(steps)
 
     def _settle(self, step: Step, finished: Finished) -> None:
         result = finished.results.get(step.name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from caiflow.engine.errors import AskAnewError
 from caiflow.engine.health import Meter, Reading
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.gguf import unpack
@@ -185,8 +186,13 @@ class LedgeredLLMs(LLMs):
                 self._log(**progress_fields(self._tally))
             return answer
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(row)) for row in rows]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(row)) for row in rows]
+        except BaseExceptionGroup as errors:
+            if taught := errors.subgroup(AskAnewError):
+                raise taught.exceptions[0] from None
+            raise
         return [task.result() for task in tasks]
 
     def close(self) -> None:

@@ -147,6 +147,10 @@ class Store:
         """Return where it is counted what all runs of a spec have spent on a served model."""
         return self.home / "spent" / short(digest([spec_name, model_identity]))
 
+    def taught_path(self, address: str, model: str) -> Path:
+        """Return where it is kept how a server wants to be asked for a model."""
+        return self.home / "taught" / f"{short(digest([address, model]))}.json"
+
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""
         path = self.work_path(digest)

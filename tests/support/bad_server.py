@@ -20,6 +20,7 @@ class BadServer:
 
     url: str = ""
     reply: Callable[[dict[str, Any], int], Reply | str] = lambda body, n: said("fine")
+    listed: list[str] = field(default_factory=lambda: ["served"])
     calls: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -50,7 +51,7 @@ def bad_server() -> Iterator[BadServer]:
             pass
 
         def do_GET(self) -> None:
-            self.answer(200, {}, json.dumps({"data": [{"id": "served"}]}))
+            self.answer(200, {}, json.dumps({"data": [{"id": name} for name in state.listed]}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Request
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
+from caiflow.engine.llm.served.refusals import refused_fields
 from caiflow.engine.llm.stops import Stops
 
 CHAT, RAW = "chat/completions", "completions"
@@ -33,8 +34,12 @@ class Dialect:
     token ids to the completions call; without one, through the fields that vLLM and its like know.
     """
 
-    def __init__(self, model: str, renderer: Renderer | None = None, answers_as: str = "") -> None:
+    def __init__(
+        self, model: str, renderer: Renderer | None = None, answers_as: str = "", without: tuple[str, ...] = ()
+    ) -> None:
         self.model = model
+        self.without = without
+        """Fields that the server refuses, in the order in which it did."""
         self._answers_as = answers_as
         self._renderer = renderer
         self._length = "max_tokens"
@@ -49,7 +54,8 @@ class Dialect:
         if request.score:
             return RAW, {"model": self.model, **self._scoring(request)}
         path = RAW if self._raw(request) else CHAT
-        return path, {"model": self.model, **self._what(request), **self._how(request, path)}
+        fields = {**self._what(request), **self._how(request, path)}
+        return path, {"model": self.model, **{name: value for name, value in fields.items() if name not in self.without}}
 
     def most_tokens(self, request: Request) -> tuple[int, int]:
         """Return a generous guess of a call's tokens: one per two bytes asked, and the longest answer."""
@@ -70,7 +76,9 @@ class Dialect:
         if "logprobs" in text and _TOP in (body.get("top_logprobs"), body.get("logprobs")):
             self._top[RAW], self._top[CHAT] = 5, 5
             return True
-        return False
+        refused = refused_fields(text, body)
+        self.without += tuple(name for name in refused if name not in self.without)
+        return bool(refused)
 
     def answer(self, request: Request, text: str) -> Completion:
         """Read a server's answer.

@@ -14,17 +14,19 @@ import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.files import load_renderer
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
+from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, names_of
 from caiflow.engine.llm.served.pace import Pace
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by
 from caiflow.engine.store.spending import Account, Most, Spent
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
 
 _MOST_CALLS = 64
-_WAYS = 4
+_WAYS = 8
 """How many ways of putting a call are tried where the server refuses a field of it."""
 _PATIENCE_S = 900.0
 """How long calls are asked again while the server refuses all of them for being too many."""
@@ -51,6 +53,8 @@ class Endpoint:
 
     base_url: str
     model: str
+    address_only: bool = False
+    """Whether `model` is what the server lists, since only its address was given."""
     key: str = ""
     timeout_s: float = 120.0
     most_calls: int = _MOST_CALLS
@@ -58,6 +62,8 @@ class Endpoint:
     prices: Prices = _FREE
     spent: Path | None = None
     """Where what was spent is counted; None counts what this engine spends."""
+    taught: Path | None = None
+    """Where what the server teaches is kept, by which its answers count as another model's; None goes on with it."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
@@ -90,6 +96,7 @@ class EndpointEngine:
         self.capacity = endpoint.most_calls
         self._endpoint = endpoint
         self._dialect = dialect
+        self._taught_before = len(dialect.without)
         self._answers: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="caiflow-endpoint", daemon=True)
@@ -180,8 +187,8 @@ class EndpointEngine:
             except _Passing as trouble:
                 used = held if trouble.spent else Spent(calls=1)
                 raise
-            except EngineError:
-                used = Spent(calls=1)
+            except EngineError as error:
+                used = Spent() if error.kind == ASK_ANEW else Spent(calls=1)
                 raise
             finally:
                 self._budget.settle(held, used)
@@ -199,6 +206,7 @@ class EndpointEngine:
 
     async def _answer(self, request: Request) -> Completion:
         """Put one call and read its answer."""
+        self._refuse_if_taught()
         path, body = self._dialect.call(request)  # as the calls before this one taught
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
@@ -210,6 +218,21 @@ class EndpointEngine:
             return self._dialect.answer(request, text)
         except ValueError as error:
             raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
+
+    def _refuse_if_taught(self) -> None:
+        """Keep what calls taught, and put none as it isn't counted.
+
+        Raises:
+            EngineError: kind `ask_anew`: from here on, answers are another model's.
+            StoreError: it can't be kept.
+        """
+        added = self._dialect.without[self._taught_before :]
+        if self._endpoint.taught is None or not added:
+            return
+        named = self._endpoint.model if self._endpoint.address_only else ""
+        keep_taught(self._endpoint.taught, Taught(named, self._dialect.without))
+        fields = ", ".join(f"`{name}`" for name in added)
+        raise EngineError(f"{self._endpoint.base_url} refuses {fields}: it is asked without from here on", kind=ASK_ANEW)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and body of one call.
@@ -268,19 +291,24 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         raise EngineError(
             f"the environment variable {name} (api_key_env) isn't set", "export the server's key in it", kind="load"
         )
+    address_only = source.path.startswith(("http://", "https://"))
+    taught = taught_by(options)
     endpoint = Endpoint(
         base_url=base_url,
-        model="" if source.path.startswith(("http://", "https://")) else source.path,
+        model=taught.named if address_only else source.path,
+        address_only=address_only,
         key=os.environ.get(name, "") if name else "",
         timeout_s=float(options.get("timeout_s") or 120.0),
         most_calls=int(options.get("concurrency") or _MOST_CALLS),
         most=_most(options),
         prices=Prices(**(options.get("prices") or {})),
         spent=Path(options["spent"]) if options.get("spent") else None,
+        taught=Path(options["taught"]) if options.get("taught") else None,
     )
-    model = _served_model(endpoint)
+    endpoint = replace(endpoint, model=_served_model(endpoint))
     renderer = load_renderer(source) if source.tokenizer else None
-    return EndpointEngine(endpoint, Dialect(model, renderer, str(options.get("answers_as") or "")))
+    dialect = Dialect(endpoint.model, renderer, str(options.get("answers_as") or ""), taught.without)
+    return EndpointEngine(endpoint, dialect)
 
 
 def _most(options: Mapping[str, Any]) -> Most:
@@ -293,39 +321,46 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
 
     limits = httpx.Limits(max_connections=endpoint.most_calls, max_keepalive_connections=endpoint.most_calls)
     timeout = httpx.Timeout(endpoint.timeout_s, pool=None)
-    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=_headers(endpoint), limits=limits, timeout=timeout)
-
-
-def _headers(endpoint: Endpoint) -> dict[str, str]:
-    return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=key_header(endpoint.key), limits=limits, timeout=timeout)
 
 
 def _served_model(endpoint: Endpoint) -> str:
-    """Return the name to ask for: the one given, else the first that the server lists.
+    """Return the name to ask for: the one given, else one that the server lists.
 
     Raises:
         EngineError: no server answers there, it refuses the key, or it lists no model though none is named.
+        AskAnewError: it lists another model than the one that its answers count as.
     """
     import httpx
 
+    listed: list[str] = []
     try:
-        response = httpx.get(f"{endpoint.base_url}/models", headers=_headers(endpoint), timeout=min(30.0, endpoint.timeout_s))
-        listed = [str(entry["id"]) for entry in response.json().get("data", [])] if response.status_code == 200 else []
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
-            raise EngineError(
-                f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load", retry=True
-            ) from error
-        listed, response = [], None
-    if response is not None and response.status_code in (401, 403):
-        raise _final(
-            response.status_code, endpoint.blot(f"the server answers {response.status_code}: {response.text[:300]}"), ""
-        )
-    if not endpoint.model and not listed:
+        response = ask_listed(endpoint.base_url, key_header(endpoint.key), min(30.0, endpoint.timeout_s))
+    except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        raise EngineError(
+            f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load", retry=True
+        ) from error
+    except httpx.HTTPError:
+        pass  # it may answer calls all the same
+    else:
+        listed = names_of(response)
+        if response.status_code in (401, 403):
+            said = f"the server answers {response.status_code}: {response.text[:300]}"
+            raise _final(response.status_code, endpoint.blot(said), "")
+    return _listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
+
+
+def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:
+    """Return which of the listed models an address alone means."""
+    model = choose_named(endpoint.model, listed)
+    if not model:
         raise EngineError(
             f"{endpoint.base_url} lists no models", "give the model's name as `source` beside `base_url`", kind="load"
         )
-    return endpoint.model or listed[0]
+    if model != endpoint.model and endpoint.taught is not None:
+        keep_taught(endpoint.taught, Taught(model))
+        raise AskAnewError(f"{endpoint.base_url} lists {model!r}: its answers count as that model's")
+    return model
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:

@@ -1,0 +1,39 @@
+"""Which models a server lists. Owns that one request; decides nothing by its answer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def key_header(key: str) -> dict[str, str]:
+    """Return the header that carries a server's key; none without one."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def ask_listed(address: str, headers: Mapping[str, str], timeout_s: float) -> httpx.Response:
+    """Ask a server for its models.
+
+    Raises:
+        httpx.HTTPError, httpx.InvalidURL: it doesn't answer.
+    """
+    import httpx
+
+    return httpx.get(f"{address.rstrip('/')}/models", headers=dict(headers), timeout=timeout_s)
+
+
+def names_of(response: httpx.Response) -> list[str]:
+    """Return the names in a server's answer; none where it lists none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        if response.status_code == 200:
+            return [str(entry["id"]) for entry in response.json().get("data", [])]
+    return []
+
+
+def choose_named(kept: str, listed: list[str]) -> str:
+    """Return the model that a bare address means: the one it meant before while that is listed, else the first."""
+    return kept if kept in listed or not listed else listed[0]

@@ -1,0 +1,62 @@
+"""What a server taught of how it is to be asked: the model it lists behind a bare address, and the fields it refuses.
+
+Owns the one small file of it in the store, and how it counts to the model's identity: what is asked otherwise, or of another
+model, are other answers. Decides nothing about a call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from caiflow.engine.identity import digest
+from caiflow.engine.store.disk import storing, write_atomic
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.base import ModelSource
+
+ASK_ANEW = "ask_anew"
+"""The kind of an engine's error for a call that can't be put any more as the model's identity says."""
+
+
+class Taught(NamedTuple):
+    """`named` is the model listed where only an address is given; `without` are the fields of a call that are left out."""
+
+    named: str = ""
+    without: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Return what isn't empty."""
+        return {name: value for name, value in self._asdict().items() if value}
+
+
+def taught_by(options: Mapping[str, Any]) -> Taught:
+    """Return what a model's options hold of it."""
+    return Taught(str(options.get("named") or ""), tuple(options.get("without") or ()))
+
+
+def read_taught(path: Path) -> Taught:
+    """Return what was kept; nothing of it where that can't be read, since the server teaches it again."""
+    try:
+        return taught_by(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return Taught()
+
+
+def keep_taught(path: Path, taught: Taught) -> None:
+    """Keep it for this run and the next.
+
+    Raises:
+        StoreError: no space or no permission.
+    """
+    with storing(path):
+        write_atomic(path, json.dumps(taught.fields()) + "\n")
+
+
+def as_taught(source: ModelSource, path: Path) -> ModelSource:
+    """Return a served model as its server wants to be asked by what is kept at `path`, with the identity that this makes."""
+    taught = read_taught(path).fields()
+    identity = digest({"endpoint": source.identity, **taught}) if taught else source.identity
+    return source._replace(identity=identity, options={**source.options, **taught, "taught": str(path)})
