@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from caiflow.engine.display.terminal import escaped, say
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -90,12 +92,12 @@ def _dispatch(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         if given[1:] and given[0] == "help":
             return _dispatch([given[1], "--help"])
-        print(overview())
+        say(overview())
         return DONE if given else WRONG
     if given[0] in ("-V", "--version", "version"):
         from caiflow.engine.version import VERSION
 
-        print(f"caiflow {VERSION}")
+        say(f"caiflow {VERSION}")
         return DONE
     name = given[0]
     if name not in COMMANDS:
@@ -130,11 +132,11 @@ def overview() -> str:
 
 
 def _say(message: str, code: int, given: Sequence[str]) -> int:
-    print(message, file=sys.stderr)
+    say(message, file=sys.stderr)
     if "--traceback" in given and sys.exc_info()[0] is not None:
         import traceback
 
-        traceback.print_exc()
+        say(traceback.format_exc(), end="", file=sys.stderr)
     return code
 
 
@@ -155,7 +157,7 @@ def _crashed(error: Exception, given: Sequence[str]) -> int:
 
     handle, path = tempfile.mkstemp(prefix="caiflow-error-", suffix=".log", text=True)
     with os.fdopen(handle, "w", encoding="utf-8") as log:
-        log.write(f"caiflow {' '.join(given)}\n{traceback.format_exc()}")
+        log.write(escaped(f"caiflow {' '.join(given)}\n{traceback.format_exc()}"))
     text = " ".join(str(error).split())[:500]
     return _say(f"caiflow: {type(error).__name__}: {text}\nthe traceback is in {path} (or add --traceback)", FAILED, given)
 

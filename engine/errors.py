@@ -75,7 +75,8 @@ class Problem(NamedTuple):
     hint: str = ""
 
     def __str__(self) -> str:
-        return joined(f"{self.file}:{self.line}:{self.col}: {self.message}", self.hint)
+        place = f"{self.file}:{self.line}:{self.col}: "
+        return " ".join(f"{place}{joined(self.message, self.hint)}".splitlines())
 
 
 class SpecError(CaiflowError):

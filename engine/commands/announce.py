@@ -11,6 +11,8 @@ import time
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from caiflow.engine.display.terminal import say
+
 POLL_S = 0.5
 
 
@@ -18,7 +20,7 @@ def announce(pid: int, url: str, text: str) -> bool:
     """Print the text on standard error as soon as the URL answers; return False where the process `pid` ended before."""
     while _lives(pid):
         if _answers(url):
-            print(text, file=sys.stderr, flush=True)
+            say(text, file=sys.stderr, flush=True)
             return True
         time.sleep(POLL_S)
     return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import print_json
+from caiflow.engine.display.terminal import escaped, say
 from caiflow.engine.errors import Problem, SpecError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def execute(args: Namespace) -> int:
 
     if not args.source:
         if args.action != "show":
-            print(f"caiflow constitution {args.action}: name a file or a bundled constitution", file=sys.stderr)
+            say(f"caiflow constitution {args.action}: name a file or a bundled constitution", file=sys.stderr)
             return 2
-        print("\n".join(f"{name:<16} {load_constitution(name).description}" for name in bundled()))
+        say("\n".join(f"{name:<16} {load_constitution(name).description}" for name in bundled()))
         return 0
     if args.action == "check":
         return _check(args.source)
@@ -50,7 +51,8 @@ def execute(args: Namespace) -> int:
     if args.action == "convert":
         from caiflow.engine.constitution.load import dump
 
-        print(dump(constitution), end="")
+        text = dump(constitution)
+        say(text if text == escaped(text) else dump(constitution, ascii_only=True), end="")
         return 0
     return _show(constitution, args)
 
@@ -77,9 +79,9 @@ def _check(names: Sequence[str]) -> int:
             problems += error.problems
             continue
         examples = f"{len(constitution.few_shot_critique)} + {len(constitution.few_shot_judge)} few-shot examples"
-        print(f"{name}: ok, {len(constitution.principles)} principles, {examples}")
+        say(f"{name}: ok, {len(constitution.principles)} principles, {examples}")
         for finding in findings(constitution):
-            print(f"  note: {finding}")
+            say(f"  note: {finding}")
     if problems:
         raise SpecError(tuple(problems))
     return 0
@@ -93,12 +95,11 @@ def _show(constitution: Constitution, args: Namespace) -> int:
         principles = [principle.model_dump(exclude_none=True) for principle in chosen]
         print_json({"name": constitution.name, "principles": principles, "few_shot": [] if args.id else shots})
         return 0
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import row_text
+    from caiflow.engine.display.console import Console
 
     console = Console()
-    console.print(f"{constitution.name}: {constitution.description}", markup=False, highlight=False)
+    console.print(f"{constitution.name}: {constitution.description}")
     for principle in chosen:
         console.print(row_text({"uid": principle.id, **principle.model_dump(exclude={"id"}, exclude_none=True)}), end="")
     return 0

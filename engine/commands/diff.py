@@ -29,9 +29,8 @@ def execute(args: Namespace) -> int:
     if args.json:
         print_json(diff.as_json())
         return 0
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import diff_tables, uncut
+    from caiflow.engine.display.console import Console
 
     console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B"))
     for table in tables:
@@ -40,7 +39,7 @@ def execute(args: Namespace) -> int:
     for found in diff.one_sided:
         here, there = ("A", "B") if found.made_in == "old" else ("B", "A")
         status = f" ({found.other} in {there})" if found.other else ""
-        console.print(f"step {found.step}: only in {here}{status}", markup=False, highlight=False)
+        console.print(f"step {found.step}: only in {here}{status}")
     if not tables and not diff.one_sided:
         console.print("no difference")
     return 0

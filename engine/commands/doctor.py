@@ -22,6 +22,7 @@ from caiflow.engine.commands.diagnosis import Diagnosis
 from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
+from caiflow.engine.display.terminal import say
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.machine import cores
 from caiflow.engine.store.artifacts import default_home
@@ -56,7 +57,7 @@ def execute(args: Namespace) -> int:
     for diagnosis in chain(examine(default_home()), () if trials is None else try_out(trials)):
         diagnoses.append(diagnosis)
         if not args.json:
-            print(diagnosis, flush=True)
+            say(str(diagnosis), flush=True)
     if args.json:
         print_json([asdict(diagnosis) for diagnosis in diagnoses])
     return 1 if any(diagnosis.verdict == "broken" for diagnosis in diagnoses) else 0

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from caiflow.engine.commands.parser import named_run, open_store
+from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
   caiflow export last handover
@@ -24,10 +25,10 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.lookback.export import export
 
     made = export(named_run(args.run), args.dir, open_store())
-    print(f"wrote {made.path}: {', '.join(made.files)}")
+    say(f"wrote {made.path}: {', '.join(made.files)}")
     for path in made.left_out:
-        print(f"too large to come along: {path}")
+        say(f"too large to come along: {path}")
     for drift in made.drift:
-        print(f"changed since the run: {drift}")
-    print(f"next: cd {made.path} && caiflow run spec.yaml --locked")
+        say(f"changed since the run: {drift}")
+    say(f"next: cd {made.path} && caiflow run spec.yaml --locked")
     return 0

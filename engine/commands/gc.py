@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import open_store, print_json
+from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
     from caiflow.engine.store.cleaning import Garbage
@@ -36,7 +37,7 @@ def execute(args: Namespace) -> int:
     if args.json:
         print_json([{"kind": item.kind, "path": str(item.path), "size_bytes": item.size_bytes} for item in gone])
     else:
-        print(_words(gone, "would be removed" if args.dry_run else "removed"))
+        say(_words(gone, "would be removed" if args.dry_run else "removed"))
     return 0
 
 

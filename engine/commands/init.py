@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caiflow.engine.commands.parser import one_of, recipes
+from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError
 
 EXAMPLES = """\
@@ -39,8 +40,8 @@ def execute(args: Namespace) -> int:
     for path in files:
         _copy(path, target / path.relative_to(recipe.parent))
     (target / SCHEMA).write_text(schema.text(schema.spec_schema()), encoding="utf-8")
-    print(f"wrote {', '.join(str(target / path.relative_to(recipe.parent)) for path in files)}")
-    print(f"next: cd {target} && caiflow run {recipe.name}")
+    say(f"wrote {', '.join(str(target / path.relative_to(recipe.parent)) for path in files)}")
+    say(f"next: cd {target} && caiflow run {recipe.name}")
     return 0
 
 

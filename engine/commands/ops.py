@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caiflow.engine.commands.parser import one_of, print_json
+from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
   caiflow ops
@@ -36,8 +37,8 @@ def execute(args: Namespace) -> int:
         print_json([{"op": name, **summary} for name, summary in summaries.items()])
         return 0
     for name, summary in summaries.items():
-        print(f"{name:<10} {summary['kind']:<8} {summary['description']}")
-    print("\ncaiflow ops OP lists the parameters of one.")
+        say(f"{name:<10} {summary['kind']:<8} {summary['description']}")
+    say("\ncaiflow ops OP lists the parameters of one.")
     return 0
 
 
@@ -46,10 +47,9 @@ def _summary(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _describe(name: str, found: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import parameters_table
+    from caiflow.engine.display.console import Console
 
     console = Console()
-    console.print(f"{name} -> {found['x-kind']}\n\n{found.get('description', '')}\n", markup=False, highlight=False)
+    console.print(f"{name} -> {found['x-kind']}\n\n{found.get('description', '')}\n")
     console.print(parameters_table(found))

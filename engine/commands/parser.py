@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.suggest import suggest
 
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        say(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -74,7 +75,7 @@ def named_run(name: str) -> Path:
 
     found = find_run(name, open_store())
     if found != Path(name):
-        print(f"{name}: {nearby(found)}", file=sys.stderr)
+        say(f"{name}: {nearby(found)}", file=sys.stderr)
     return found
 
 
@@ -147,7 +148,7 @@ def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     import json
 
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    say(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def _positive(text: str) -> int:

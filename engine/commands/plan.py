@@ -30,9 +30,8 @@ def execute(args: Namespace) -> int:
     if args.json:
         print_json(plan)
         return 0
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import plan_notes, plan_table
+    from caiflow.engine.display.console import Console
     from caiflow.engine.spec.graph import edges
 
     console = Console()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
+from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.consent import KeySent
@@ -77,7 +78,7 @@ def execute(args: Namespace) -> int:
     if args.traceback:
         _print_reports(result.run_dir)
     if result.exit_code == 130:
-        print(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
+        say(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
     return result.exit_code
 
 
@@ -95,7 +96,7 @@ def _ask(spec: Spec, allowed: list[KeySent]) -> None:
     from caiflow.engine.plan.consent import remember, unallowed
 
     for key, name in unallowed(spec.models, allowed).items():
-        print(
+        say(
             f"models.{name} sends the key in {key.variable} to {key.host}. Allow it, now and later? [y/N] ",
             end="",
             file=sys.stderr,
@@ -133,7 +134,7 @@ def _print_reports(run_dir: Path) -> None:
     for name, step in read_run(run_dir)["steps"].items():
         log = run_dir / "logs" / f"{name}.log"
         if step["status"] == "failed" and log.exists():
-            print(f"\n{name}:\n{log.read_text(encoding='utf-8')}", end="", file=sys.stderr)
+            say(f"\n{name}:\n{log.read_text(encoding='utf-8')}", end="", file=sys.stderr)
 
 
 def again() -> str:
@@ -143,10 +144,10 @@ def again() -> str:
 
 def print_end(run_dir: Path) -> None:
     """Print the steps of a finished run, the figures of its evaluations, and the notes on what its steps made."""
-    from rich.console import Console
     from rich.text import Text
 
     from caiflow.engine.display.board import duration
+    from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import figures, notes_text, steps_table
     from caiflow.engine.lookback.history import evaluations
     from caiflow.engine.store.journal import read_run

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from caiflow.engine.commands.parser import open_store, print_json
+from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
   caiflow runs
@@ -30,12 +31,11 @@ def execute(args: Namespace) -> int:
     if args.json:
         print_json([asdict(run) for run in runs])
         return 0
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import runs_table, uncut
+    from caiflow.engine.display.console import Console
 
     if not runs:
-        print("no runs yet; caiflow init copies a recipe to begin with")
+        say("no runs yet; caiflow init copies a recipe to begin with")
         return 0
     table = uncut(runs_table(runs))
     Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from caiflow.engine.commands.parser import named_run
+from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError, PlanError
 from caiflow.engine.llm.files import adapter_base
 
@@ -61,7 +62,7 @@ def execute(args: Namespace) -> int:
         raise CaiflowError(f"{args.step}: its output is {kind}, not a model", "name a step that trains one")
     command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
     url = f"http://{args.host}:{args.port}/v1"
-    print(f"loading {args.step}, to be served at {url}", file=sys.stderr, flush=True)
+    say(f"loading {args.step}, to be served at {url}", file=sys.stderr, flush=True)
     announcing = ("-m", "caiflow.engine.commands.announce", str(os.getpid()), f"{url}/models", f"serving {args.step} at {url}")
     subprocess.Popen([sys.executable, *announcing], stdin=subprocess.DEVNULL)
     os.chdir(command.folder)

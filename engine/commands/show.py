@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.commands.parser import named_run, one_of, print_json
+from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import Rows
@@ -65,8 +66,7 @@ def _show_run(run_dir: Path, args: Namespace) -> None:
 
 
 def _show_notes(run_dir: Path, step: str) -> None:
-    from rich.console import Console
-
+    from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import notes_text
     from caiflow.engine.store.journal import read_run
 
@@ -87,11 +87,10 @@ def _show_rows(path: Path, args: Namespace) -> None:
         one_of(column, rows.columns, "columns")
     if args.json:
         for row in page:
-            print(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
+            say(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
         return
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import row_text
+    from caiflow.engine.display.console import Console
 
     console = Console()
     for row in page:
@@ -99,7 +98,7 @@ def _show_rows(path: Path, args: Namespace) -> None:
     if not args.uid:
         last = args.offset + len(page)
         more = f"; more with --offset {last}" if last < total else ""
-        console.print(f"rows {min(args.offset + 1, last)} to {last} of {total:,}{more}", style="dim", highlight=False)
+        console.print(f"rows {min(args.offset + 1, last)} to {last} of {total:,}{more}", style="dim")
 
 
 def _page(rows: Rows, args: Namespace) -> tuple[list[dict[str, Any]], int]:
@@ -117,8 +116,7 @@ def _show_metrics(path: Path, args: Namespace) -> None:
     if args.json:
         print_json(metrics)
         return
-    from rich.console import Console
-
+    from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import figures
 
     for table in figures(metrics, args.step):
@@ -132,9 +130,8 @@ def _show_model(path: Path, args: Namespace) -> None:
     if args.json:
         print_json(card)
         return
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import uncut
+    from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import card_table
 
     console = Console()

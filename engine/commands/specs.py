@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from caiflow.engine.commands.parser import print_json, recipes
+from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
   caiflow specs
@@ -25,8 +26,8 @@ def execute(args: Namespace) -> int:
         print_json(found)
         return 0
     for recipe in found:
-        print(f"{recipe['name']:<22} {recipe['description']}")
-    print("\ncaiflow init RECIPE DIR copies one; caiflow run RECIPE runs it as it is.")
+        say(f"{recipe['name']:<22} {recipe['description']}")
+    say("\ncaiflow init RECIPE DIR copies one; caiflow run RECIPE runs it as it is.")
     return 0
 
 

@@ -18,6 +18,7 @@ from caiflow.engine.display.board import clean, duration
 from caiflow.engine.display.progress import LOOKS
 from caiflow.engine.display.report import number, plain_table
 from caiflow.engine.display.step_graph import lanes
+from caiflow.engine.display.terminal import escaped
 
 if TYPE_CHECKING:
     from caiflow.engine.lookback.compare import Change, RowsDiff, RunsDiff
@@ -176,24 +177,20 @@ def type_text(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 def row_text(row: Mapping[str, Any], columns: Sequence[str] | None = None) -> Text:
     """Return one row for reading: the uid as a heading, then each column with its text."""
     text = Text()
-    text.append(f"── {row.get('uid', '')}\n", style="bold cyan")
+    text.append(escaped(f"── {row.get('uid', '')}\n"), style="bold cyan")
     for name in columns or [name for name in row if name != "uid"]:
         if row.get(name) is not None:
-            text.append(f"{name}  ", style="bold")
-            text.append(f"{_cell(row[name])}\n")
+            text.append(escaped(f"{name}  "), style="bold")
+            text.append(escaped(f"{_cell(row[name])}\n"))
     return text
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return _safe(value)
+        return value
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) and "content" in turn for turn in value):
-        return "".join(f"\n  {turn.get('role', '')}: {_safe(str(turn['content']))}" for turn in value)
-    return number(value) if isinstance(value, int | float) else _safe(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _safe(text: str) -> str:
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+        return "".join(f"\n  {turn.get('role', '')}: {turn['content']}" for turn in value)
+    return number(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def short(value: Any, limit: int = 80) -> str:

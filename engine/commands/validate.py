@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from caiflow.engine.commands.parser import find_spec, print_json, variant_arguments
+from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import Problem, SpecError
 
 EXAMPLES = """\
@@ -28,7 +29,7 @@ def execute(args: Namespace) -> int:
         said, problems = _checked(name, args)
         found += problems
         if not args.json:
-            print("\n".join(map(str, problems)) or said)
+            say("\n".join(map(str, problems)) or said)
     if args.json:
         print_json([problem._asdict() for problem in found])
     return 2 if found else 0

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from caiflow.engine.commands.parser import named_run, print_json
+from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
   caiflow verify last
@@ -28,7 +29,7 @@ def execute(args: Namespace) -> int:
         verdicts.append(verdict)
         if not args.json:
             said = f"{verdict.files} files as they were sealed" if not verdict.problems else "; ".join(verdict.problems)
-            print(f"{'✗' if verdict.problems else '✓'} {verdict.step:<20} {said}", flush=True)
+            say(f"{'✗' if verdict.problems else '✓'} {verdict.step:<20} {said}", flush=True)
     if args.json:
         print_json([asdict(verdict) for verdict in verdicts])
     return 1 if any(verdict.problems for verdict in verdicts) else 0

@@ -53,17 +53,16 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
 
 
 def _show(step: PlannedStep) -> None:
-    from rich.console import Console
-
     from caiflow.engine.commands.tables import changes_table, short
+    from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import plain_table
     from caiflow.engine.lookback.compare import Change
     from caiflow.engine.plan.changes import changes
 
     console = Console()
-    console.print(f"{step.name}: {step.state}; {step.reason}", markup=False, highlight=False)
+    console.print(f"{step.name}: {step.state}; {step.reason}")
     if step.components is None:
-        console.print("its identity isn't known until the steps before it are done", markup=False)
+        console.print("its identity isn't known until the steps before it are done")
     elif step.previous is not None and (found := changes(step.previous, step.components)):
         console.print(changes_table(Change(*change) for change in found))
     else:

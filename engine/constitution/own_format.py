@@ -42,7 +42,7 @@ def rule_texts(rule: str) -> dict[Stage, str]:
     }
 
 
-def dump(constitution: Constitution) -> str:
+def dump(constitution: Constitution, *, ascii_only: bool = False) -> str:
     """Return the constitution as a YAML text in caiflow's own format; loading it gives back an equal one."""
     import yaml
 
@@ -58,7 +58,7 @@ def dump(constitution: Constitution) -> str:
         "few_shot": {stage: examples for stage, examples in few_shot.items() if examples},
     }
     kept = {key: value for key, value in data.items() if value or key == "principles"}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=not ascii_only, width=120)
 
 
 def parse(data: Mapping[str, Any], file: str = "", text: str = "") -> Constitution:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from caiflow.engine.display.terminal import escaped
+
 FORETOLD_FROM = 0.05
 """From this part of its steps on, counted from the first that it told of, a training's time left is told."""
 
@@ -120,8 +122,8 @@ def _advance(step: StepState, event: Mapping[str, Any]) -> None:
 
 
 def clean(text: str) -> str:
-    """Return `text` on one line without control characters, so that a model's answer can't steer the terminal."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    """Return `text` on one line, its control characters escaped, so that a model's answer can't steer the terminal."""
+    return escaped(" ".join(text.split()))
 
 
 def duration(seconds: float) -> str:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from caiflow.engine.display.board import Board, StepState, amount_text, clean, duration, note_text, notes_text, time_text
 from caiflow.engine.display.step_graph import lanes
+from caiflow.engine.display.terminal import say
 from caiflow.engine.store.journal import Event, Listener
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
+
+    from caiflow.engine.display.console import Console
 
 PLAIN_EVERY_S = 10.0
 """Plain lines report a step's progress at most this often."""
@@ -48,7 +51,7 @@ class JsonLines:
 
     def handle(self, event: Event) -> None:
         """Print one event."""
-        print(json.dumps(event, ensure_ascii=False, default=str), file=self._out, flush=True)
+        say(json.dumps(event, ensure_ascii=False, default=str), file=self._out, flush=True)
 
 
 class PlainLines:
@@ -64,7 +67,7 @@ class PlainLines:
         self._board.apply(event)
         line = self._line(event)
         if line:
-            print(line, file=self._out, flush=True)
+            say(line, file=self._out, flush=True)
 
     def _line(self, event: Event) -> str:
         kind, step = event["event"], self._board.steps.get(event.get("step", ""))
@@ -120,7 +123,7 @@ class LiveGraph:
             if event["event"] == "run_started":
                 self._lanes = lanes({s.name: s.inputs for s in self._board.steps.values()})
         if event["event"] in LOGGED:
-            self._console.print(log_text(event), markup=False, highlight=False)
+            self._console.print(log_text(event))
 
     def _draw(self) -> RenderableType:
         with self._lock:
@@ -188,7 +191,7 @@ def display(*, as_json: bool = False, out: TextIO | None = None, err: TextIO | N
     if as_json:
         yield JsonLines(out).handle
     elif err.isatty() or _in_notebook():
-        from rich.console import Console
+        from caiflow.engine.display.console import Console
 
         with LiveGraph(Console(file=err) if err.isatty() else Console()) as live:
             yield live.handle

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.display.terminal import escaped
 from caiflow.engine.health import DROPPED, ROWS, Reading, notes, unmet
 from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
@@ -130,7 +131,7 @@ class RunFolder:
         """Settle a step by what ended it: the whole in a log of its own, the first line in the event."""
         log = self._out_dir / "logs" / f"{step.name}.log"
         log.parent.mkdir(exist_ok=True)
-        log.write_text(reason + "\n", encoding="utf-8")
+        log.write_text(escaped(reason) + "\n", encoding="utf-8")
         first = reason.strip().splitlines()[0].removeprefix(f"{step.name}: ") if reason.strip() else "failed"
         self._settle(step, "failed", counts=counts, error=f"{first}; the whole report is in {log}")
 

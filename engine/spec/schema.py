@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from caiflow.engine import registry
+from caiflow.engine.display.terminal import say
 from caiflow.engine.spec.grammar import SpecFile
 from caiflow.engine.version import VERSION
 
@@ -178,7 +179,7 @@ def main() -> None:
     if "--check" in sys.argv:
         sys.exit(0 if SHIPPED.exists() and SHIPPED.read_text(encoding="utf-8") == made else f"{SHIPPED}: out of date")
     SHIPPED.write_text(made, encoding="utf-8")
-    print(f"wrote {SHIPPED}")
+    say(f"wrote {SHIPPED}")
 
 
 if __name__ == "__main__":

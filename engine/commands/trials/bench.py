@@ -24,6 +24,7 @@ from typing import NamedTuple, TextIO
 
 from caiflow.engine.commands.diagnosis import Diagnosis
 from caiflow.engine.commands.trials.table import Trial
+from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError
 
 DETAIL_CHARS = 400
@@ -84,7 +85,7 @@ def _judged(check: Check, log: Path) -> Diagnosis:
     except SkippedError as reason:
         return Diagnosis(check.what, "skipped", str(reason))
     except Exception as error:
-        traceback.print_exc()
+        say(traceback.format_exc(), end="", file=sys.stderr)
         name = "" if isinstance(error, CaiflowError | AssertionError) else f"{type(error).__name__}: "
         return Diagnosis(check.what, "broken", f"{name}{_short(str(error))}", f"the whole output is in {log}")
     return Diagnosis(check.what, "ok", f"{seen} ({time.monotonic() - began:.1f} s)")

@@ -17,6 +17,7 @@ from typing import Any
 
 from caiflow.engine.commands.trials.bench import Check
 from caiflow.engine.commands.trials.device import gpus
+from caiflow.engine.display.terminal import say
 from caiflow.engine.run.cluster import Cluster
 from caiflow.engine.run.units import Report, StepResult
 
@@ -103,7 +104,7 @@ def _hand_over(folder: Path) -> str:
     command = [sys.executable, "-m", "caiflow.engine.cli", "run", "spec.yaml", "--sample", str(ROWS), "--out", "run", "--json"]
     environment = {**os.environ, "CAIFLOW_HOME": str(folder / "home")}
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    print(ran.stdout, ran.stderr, sep="\n", flush=True)
+    say(f"{ran.stdout}\n{ran.stderr}", flush=True)
     events = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     if ran.returncode:
         raise AssertionError(_cause(events) or ran.stderr.strip() or f"the run ended with exit code {ran.returncode}")

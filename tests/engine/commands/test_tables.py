@@ -93,7 +93,7 @@ def test_rows_are_shown_whole_without_escapes_or_markup() -> None:
         "none": None,
     }
     shown = text(tables.row_text(row))
-    assert "user: Hi[2J" in shown
+    assert r"user: Hi\u001b[2J" in shown
     assert "[bold]no[/]" in shown
     assert "p  0.25" in shown
     assert "none" not in shown

@@ -64,7 +64,7 @@ def test_live_view_shows_each_steps_state() -> None:
 def test_latest_sample_is_shown_without_control_characters() -> None:
     text = rendered(fold(RECORDED))
     assert "before How do I?" in text
-    assert "after  Take [31mcare." in text
+    assert r"after  Take \u001b[31mcare." in text
     assert "\x1b" not in text
 
 
@@ -210,7 +210,7 @@ def test_json_lines_are_the_events() -> None:
 
 
 def test_live_graph_draws_in_a_terminal_and_prints_logs_above() -> None:
-    from rich.console import Console
+    from caiflow.engine.display.console import Console
 
     out = io.StringIO()
     with LiveGraph(Console(file=out, force_terminal=True, width=100, height=30)) as live:
@@ -226,8 +226,8 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_clean_keeps_words_and_drops_controls() -> None:
-    assert clean("a\tb\n\x07c\u202ed") == "a b cd"
+def test_clean_keeps_words_and_escapes_controls() -> None:
+    assert clean("a\tb\n\x07c\u202ed") == r"a b \u0007c\u202ed"
 
 
 def test_lanes_join_where_steps_read() -> None:
