@@ -21,6 +21,7 @@ from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
     from caiflow.engine.rows.folder import Rows, RowsWriter
 
 Kind = Literal["rows", "model", "metrics"]
@@ -194,8 +195,8 @@ class Operator(ABC, Generic[P]):
         """Yield what the inputs' columns, by step, rule out; those that are needed are there."""
         yield from ()
 
-    def check_models(self, folders: Mapping[str, Path]) -> Iterator[Finding]:
-        """Yield what the models it names rule out, given their weights' folders; those not on this machine yet are missing."""
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield what the models it names and the inputs' rows rule out together; models not on this machine yet are missing."""
         yield from ()
 
     def identity(self) -> Mapping[str, Any]:

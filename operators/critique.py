@@ -17,7 +17,8 @@ from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
-from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.engine.rows.columns import Columns, ColumnType, Row
+from caiflow.engine.rows.turns import refused_systems
 from caiflow.operators import accepting
 from caiflow.operators.accepting import AcceptParams
 from caiflow.operators.judging import prompts
@@ -26,6 +27,7 @@ from caiflow.operators.measures import answers
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
 
 
 class CritiqueParams(AcceptParams):
@@ -60,6 +62,11 @@ class Critique(RowOperator[CritiqueParams]):
         """Return the critique, and what it was drawn from."""
         own: dict[str, ColumnType] = {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
         return {**own, **accepting.writes(self.params)}
+
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield system turns that the chat template refuses."""
+        if self.params.format == "chat":
+            yield from refused_systems(inputs, "prompt", self.params.model, models)
 
     def check(self) -> Iterator[Finding]:
         """Yield what the constitution lacks, and checks of critiques that can't be."""

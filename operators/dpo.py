@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.errors import WrongValue
+from caiflow.engine.errors import Finding, StepError, WrongValue
 from caiflow.engine.operator import SPEED, Job, ModelRef
 from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.rows.columns import Columns
     from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.saving import Measure
     from caiflow.engine.training.tokens import Tokens
@@ -40,6 +41,9 @@ Loss = Literal[
     "sigmoid_norm",
 ]
 OWN_SMOOTHING = frozenset({"robust", "exo_pair", "aot", "aot_unpaired"})
+OF_BATCHES = frozenset({"sft", "aot", "aot_unpaired"})
+"""Losses that aren't a mean over pairs, so that none can be weighed by its label."""
+_HARD = "set `labels: hard`, or use another loss"
 
 
 class DpoParams(TrainingParams):
@@ -102,6 +106,8 @@ class DpoParams(TrainingParams):
             raise WrongValue("`loss_type: exo_pair` needs `label_smoothing` above 0", "its authors advise 0.001")
         if self.reference_free and (self.reference or self.sync_ref_model):
             raise WrongValue("`reference_free` uses no reference", "leave `reference` and `sync_ref_model` out")
+        if self.label_smoothing and OF_BATCHES & set(self.losses) and not OWN_SMOOTHING & set(self.losses):
+            raise WrongValue("`loss_type: sft` can't weigh single pairs", "leave `label_smoothing` out")
         if self.sync_ref_model and (self.lora or self.precompute_ref_log_probs):
             raise WrongValue(
                 "`sync_ref_model` needs a reference beside the model", "leave `lora` and `precompute_ref_log_probs` out"
@@ -119,6 +125,15 @@ class Dpo(TrainingOperator[DpoParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
         return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield beside the rest a loss that can't weigh pairs by the labels that rows have."""
+        yield from super().check_columns(inputs)
+        odd = sorted(OF_BATCHES & set(self.params.losses))
+        soft = [step for step, given in inputs.items() if "p_chosen" in given.types and given.gaps.get("p_chosen") != "all"]
+        if odd and soft and self.params.labels == "soft":
+            told = f"`{odd[0]}` can't weigh single pairs, and `{soft[0]}` has a `p_chosen` for each"
+            yield Finding(("loss_type",), told, _HARD)
 
     def learn(self, job: Job) -> None:
         """Train on the input's preferences and save the model, its tokenizer and the loss curve."""
@@ -190,12 +205,6 @@ class Dpo(TrainingOperator[DpoParams]):
         return replace(tokens, data=data.remove_columns("p_chosen").add_column("p_chosen", p))
 
     def _check_soft(self, soft: bool) -> None:
-        from caiflow.engine.errors import StepError
-        from caiflow.operators.training.pair_losses import PAIR_LOSSES
-
-        odd = sorted(set(self.params.losses) - PAIR_LOSSES.keys())
+        odd = sorted(OF_BATCHES & set(self.params.losses))
         if soft and odd:
-            raise StepError(
-                f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels",
-                "set `labels: hard`, or use another loss",
-            )
+            raise StepError(f"loss_type: {', '.join(odd)} can't weigh single pairs, but the rows have soft labels", _HARD)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,11 +15,15 @@ from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnName, RowLLM, RowOperator, SamplingParams, together
-from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.engine.rows.columns import Columns, ColumnType, Row, Turns
+from caiflow.engine.rows.turns import ANOTHER_TEMPLATE, refused_systems
 from caiflow.operators import accepting
 from caiflow.operators.accepting import AcceptParams, Drawn
 from caiflow.operators.judging.prompts import conversation_text, turns, with_system
 from caiflow.operators.measures import answers, texts
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
 
 ABOUT_AN_ANSWER = frozenset(
     {"messages", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
@@ -81,6 +85,21 @@ class Generate(RowOperator[GenerateParams]):
             columns["responses"] = "texts"
         columns |= accepting.writes(self.params)
         return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return the input's columns and the answers'; a prompt cut to one turn has none before it."""
+        found = super().columns(inputs)
+        return found if self.params.keep == "all" else found.plus({"prompt": "messages"}, {"prompt": Turns(0, 0, 0)})
+
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield system turns that the chat template refuses: the prompts' own, or the one given here."""
+        given = self.params
+        if given.mode != "chat" or given.template:
+            return
+        if given.system and given.model in models and models[given.model].tokenizer.refuses_system:
+            yield Finding(("system",), f"the chat template of `{given.model}` refuses system turns", ANOTHER_TEMPLATE)
+        elif not given.system and given.keep == "all":
+            yield from refused_systems(inputs, "prompt", given.model, models)
 
     def check(self) -> Iterator[Finding]:
         """Yield columns to be kept that aren't left out, and checks of answers that can't be."""

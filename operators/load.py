@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import Job, TableOperator
-from caiflow.engine.rows.columns import Columns, ColumnType, Gap
+from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
 from caiflow.operators.formats.files import is_pointer
@@ -69,11 +69,28 @@ class Load(TableOperator[LoadParams]):
         types |= {
             name: column_type(shape) if head.whole or name in CANONICAL else None for name, shape in survey.shapes.items()
         }
-        columns = Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole))
-        if not head.whole:
-            return columns
-        columns = replace(columns, gaps=_gaps(good))
+        columns = Columns(types, open=not layouts or (len(layouts) > 1 and not head.whole), turns=self._turns(head))
+        columns = replace(columns, gaps=_gaps(good)) if head.whole else columns
         return columns.sifted() if self.params.split or self.params.sample or self.params.limit else columns
+
+    def _turns(self, head: Head) -> dict[str, Turns]:
+        """Return what the first records tell of the conversations in each column; further records may have what these lack."""
+        found: dict[str, Turns] = {}
+        for row, alike in zip(head.rows, head.alike, strict=True):
+            if isinstance(row, BadRow):
+                continue
+            for name in ("prompt", "messages"):
+                said = [turn["role"] for turn in row.get(name) or ()]
+                here = Turns(alike, alike * ("system" in said), alike * ("assistant" in said[:-1]))
+                found[name] = found[name] + here if name in found else here
+        return (
+            found
+            if head.whole
+            else {
+                name: turns._replace(system=turns.system or None, earlier=turns.earlier or None)
+                for name, turns in found.items()
+            }
+        )
 
     def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local text file."""

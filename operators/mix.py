@@ -7,12 +7,13 @@ a table where a sample is meant, and never trains.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import ANSWERS, NO_ANSWERS, Job, TableOperator
-from caiflow.engine.rows.columns import Columns, ColumnType, Gap
+from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Mix(TableOperator[MixParams]):
             types["p_chosen"] = "number"
         if self.params.tag:
             types[self.params.tag] = "text"
-        return Columns(types, any(columns.open for columns in mixed.values()), self._gaps(mixed, types))
+        opened = any(columns.open for columns in mixed.values())
+        return Columns(types, opened, self._gaps(mixed, types), self._turns(mixed, made))
 
     def check(self) -> Iterator[Finding]:
         """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that can't be."""
@@ -126,6 +128,19 @@ class Mix(TableOperator[MixParams]):
             if any(gaps):
                 found[column] = "all" if set(gaps) == {"all"} else "some"
         return found
+
+    def _turns(self, inputs: Mapping[str, Columns], made: str) -> dict[str, Turns]:
+        """Return what is known of the conversations of the mixture: those of all inputs, some of whose rows it has."""
+        found: dict[str, list[Turns | None]] = {"prompt": [], "messages": []}
+        for name, columns in inputs.items():
+            learnt = "prompt" if made == "messages" and self.params.answer_of(name, columns) else "messages"
+            found["prompt"].append(columns.turns.get("prompt"))
+            found["messages"].append(columns.turns.get(learnt))
+        return {
+            name: reduce(Turns.__add__, known).sifted()
+            for name, turns in found.items()
+            if len(known := [one for one in turns if one is not None]) == len(inputs)
+        }
 
     def _gap(self, name: str, inputs: Mapping[str, Columns], column: str) -> Gap | None:
         """Return whether the rows that are taken from an input are known to have nothing in a column."""

@@ -19,6 +19,7 @@ from caiflow.engine.health import Measure
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
+from caiflow.engine.rows.turns import refused_systems
 from caiflow.operators import accepting
 from caiflow.operators.accepting import AcceptParams, Drawn
 from caiflow.operators.judging import prompts
@@ -35,6 +36,7 @@ from caiflow.operators.measures import answers, texts
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
 
 _PREAMBLE = (
     r"(?i)^\s*(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[:!.]\s*)?"
@@ -99,6 +101,11 @@ class Revise(RowOperator[ReviseParams]):
             "revisions": "texts",
             **accepting.writes(self.params),
         }
+
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield system turns that the chat template refuses."""
+        if self.params.format == "chat":
+            yield from refused_systems(inputs, "prompt", self.params.model, models)
 
     def check(self) -> Iterator[Finding]:
         """Yield what the constitution lacks, and checks of revisions that can't be."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.errors import WrongValue
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
 from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
+    from caiflow.engine.rows.columns import Columns
     from caiflow.engine.training.saving import Measure
 
 
@@ -73,6 +75,28 @@ class Sft(TrainingOperator[SftParams]):
         """Return the column with what is to be learnt."""
         wanted = self.params.column or "revision|messages|response|text"
         return {step: [wanted] for step in self.params.row_steps()}
+
+    def conversations(self, columns: Columns) -> str:
+        """Return the column whose turns are learnt from, or come before the reply; empty for plain texts."""
+        wanted = [self.params.column] if self.params.column else ["revision", "messages", "response", "text"]
+        found = next((name for name in wanted if name in columns.types), "prompt" if columns.open else "")
+        if columns.types.get(found) == "messages":
+            return found
+        return "prompt" if "prompt" in columns else ""
+
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield beside the rest a template under which earlier turns can't be learnt, where rows may have some."""
+        yield from super().check_models(models, inputs)
+        name = self.params.model or ""
+        if self.params.loss_on == "completion" or name not in models:
+            return
+        talks = [columns.turns.get(column) for columns in inputs.values() if (column := self.conversations(columns))]
+        going_on = [turns for turns in talks if turns is None or turns.earlier != 0]
+        under_system = any(turns is not None and turns.system for turns in going_on)
+        tokenizer = models[name].tokenizer
+        if going_on and any(tokenizer.rewrites_turns(system=system) for system in {False, under_system}):
+            told = f"the chat template of `{name}` rewrites what the assistant said before the last turn, so it can't be learnt"
+            yield Finding(("loss_on",), told, "write `loss_on: completion` to learn the last reply alone")
 
     def learn(self, job: Job) -> None:
         """Train on the input's rows and save the model, its tokenizer and the loss curve."""

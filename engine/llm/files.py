@@ -135,10 +135,10 @@ def choose_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def template_text(value: str | None) -> str:
+def template_text(value: str | None, base_dir: Path = Path()) -> str:
     """Return a chat template's text, read from a file where `value` is the path of one; empty for None."""
-    if value and "{" not in value and Path(value).is_file():
-        return Path(value).read_text(encoding="utf-8")
+    if value and "{" not in value and (base_dir / value).is_file():
+        return (base_dir / value).read_text(encoding="utf-8")
     return value or ""
 
 

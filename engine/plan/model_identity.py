@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import EngineError, PlanError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
-from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.llm.files import adapter_base, template_text
 from caiflow.engine.llm.gguf import inspect, unpacked_name
 from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
 from caiflow.engine.spec.engine_args import counted
@@ -50,7 +50,7 @@ def resolve_model(
         adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir)
     if entry.tokenizer:
         tokenizer, parts["tokenizer"] = _locate(f"{where}.tokenizer", entry.tokenizer, None, base_dir)
-    template = _template(entry.chat_template, base_dir)
+    template = template_text(entry.chat_template, base_dir) or None
     if template:
         parts["chat_template"] = digest(template)
     options = _options(entry)
@@ -112,7 +112,7 @@ def _endpoint(name: str, entry: ModelEntry, base_dir: Path) -> ModelSource:
     tokenizer = None
     if entry.tokenizer:
         tokenizer, parts["tokenizer"] = _locate(f"models.{name}.tokenizer", entry.tokenizer, None, base_dir)
-    template = _template(entry.chat_template, base_dir)
+    template = template_text(entry.chat_template, base_dir) or None
     if template:
         parts["chat_template"] = digest(template)
     return ModelSource(
@@ -146,13 +146,6 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
     if entry.prices is not None:
         options["prices"] = entry.prices.model_dump()
     return {**{name: value for name, value in options.items() if value is not None}, "engine_args": arguments}
-
-
-def _template(value: str | None, base_dir: Path) -> str | None:
-    if not value or "{" in value:
-        return value
-    path = base_dir / value
-    return path.read_text(encoding="utf-8") if path.is_file() else value
 
 
 def _gguf(where: str, source: str, base_dir: Path) -> Path | None:

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
+T = TypeVar("T")
 Row = dict[str, Any]
 ColumnType = Literal["text", "texts", "number", "numbers", "integer", "flag", "messages", "conversations", "json"]
 
 
 Gap = Literal["some", "all"]
+
+
+class Turns(NamedTuple):
+    """In how many of `rows` rows a column's conversations have a system turn, and an assistant's turn before the last turn.
+
+    None where that isn't known.
+    """
+
+    rows: int
+    system: int | None
+    earlier: int | None
+
+    def sifted(self) -> Turns:
+        """Return what is known of some of these rows: only what all have, or none."""
+        found = (count if count in (0, self.rows) else None for count in self[1:])
+        return Turns(self.rows, *found)
+
+    def __add__(self, other: Turns) -> Turns:  # type: ignore[override]
+        pairs = zip(self, other, strict=True)
+        return Turns(*(None if left is None or right is None else left + right for left, right in pairs))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +42,25 @@ class Columns:
     open: bool = False
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     """The columns that are known to have nothing in some rows, or in all."""
+    turns: Mapping[str, Turns] = field(default_factory=dict)
+    """What is known of the conversations in a column."""
 
     def __contains__(self, name: str) -> bool:
         return self.open or name in self.types
 
     def without(self, names: Collection[str]) -> Columns:
         """Return these columns but for those of the given names."""
-        gaps = {name: gap for name, gap in self.gaps.items() if name not in names}
-        return Columns({name: kind for name, kind in self.types.items() if name not in names}, self.open, gaps)
+        return Columns(_but(self.types, names), self.open, _but(self.gaps, names), _but(self.turns, names))
 
-    def plus(self, types: Mapping[str, ColumnType | None]) -> Columns:
-        """Return these columns and `types`, which replace columns of the same name."""
-        return Columns({**self.types, **types}, self.open, {name: gap for name, gap in self.gaps.items() if name not in types})
+    def plus(self, types: Mapping[str, ColumnType | None], turns: Mapping[str, Turns] | None = None) -> Columns:
+        """Return these columns and `types`, which replace columns of the same name; `turns` tells of those."""
+        known = {**_but(self.turns, types), **(turns or {})}
+        return Columns({**self.types, **types}, self.open, _but(self.gaps, types), known)
 
     def sifted(self) -> Columns:
         """Return the columns of some of these rows."""
-        return Columns(self.types, self.open, {name: gap for name, gap in self.gaps.items() if gap == "all"})
+        gaps = {name: gap for name, gap in self.gaps.items() if gap == "all"}
+        return Columns(self.types, self.open, gaps, {name: found.sifted() for name, found in self.turns.items()})
 
     def nothing_in(self, options: Collection[str]) -> str | None:
         """Return the column of `options` that is known to have nothing in rows where no other one has; None where none is."""
@@ -44,3 +68,7 @@ class Columns:
         empty = [name for name in there if name in self.gaps]
         certain = not self.open and empty == there and (len(there) == 1 or all(self.gaps[name] == "all" for name in there))
         return next(iter(empty), None) if certain else None
+
+
+def _but(items: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: value for name, value in items.items() if name not in names}

@@ -14,10 +14,13 @@ from typing import Any
 from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import only_vllm_gives
+from caiflow.engine.llm.files import template_text
 from caiflow.engine.llm.model_files import model_folder
+from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
 from caiflow.engine.operator import Operator, StepContext
+from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
-from caiflow.engine.spec.column_flow import check_columns
+from caiflow.engine.spec.column_flow import check_columns, inputs_of
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import split_path
@@ -42,8 +45,8 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     _check_models(checked)
     _check_files(checked)
     operators = _build_operators(checked)
-    check_columns(checked, operators, broken)
-    _check_model_files(checked, operators, broken)
+    columns = check_columns(checked, operators, broken)
+    _check_model_files(checked, operators, broken, columns)
     return operators
 
 
@@ -196,25 +199,38 @@ def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
     return made
 
 
-def _check_model_files(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:
+def _check_model_files(
+    checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str], columns: Mapping[str, Columns]
+) -> None:
     """Have each operator look at the files of the models that it names; a trained step has the layers of its own model."""
-    for name in operators:
+    found: dict[str, ModelFiles | None] = {}
+    for name, operator in operators.items():
+        step = checked.steps[name]
         if name in broken:
             continue
-        named = {ref.name for ref in checked.steps[name].references() if ref.kind == "model"}
-        found = {model: folder for model in named if (folder := _model_folder(checked, model, broken)) is not None}
-        for wrong in operators[name].check_models(found):
+        origins = {ref.name: _origin(checked, ref.name, broken) for ref in step.references() if ref.kind == "model"}
+        found |= {origin: _model_files(checked, origin) for origin in {*origins.values()} - found.keys()}
+        models = {model: files for model, origin in origins.items() if (files := found[origin]) is not None}
+        for wrong in operator.check_models(models, inputs_of(step, columns)):
             checked.report(name, *wrong)
 
 
-def _model_folder(checked: Checked, name: str, broken: set[str]) -> Path | None:
+def _origin(checked: Checked, name: str, broken: set[str]) -> str:
+    """Return the entry of the model that a trained step begins with; empty where it begins with none."""
     while name in checked.steps and name not in checked.models and name not in broken:
-        origin = (ref.name for ref in checked.steps[name].references() if ref.path == ("model",))
-        name = next(origin, "")
+        name = next((ref.name for ref in checked.steps[name].references() if ref.path == ("model",)), "")
+    return name
+
+
+def _model_files(checked: Checked, name: str) -> ModelFiles | None:
+    """Return the files of an entry's model; None where they aren't on this machine."""
     entry = checked.models.get(name)
-    if entry is None or entry.served:
+    folder = model_folder(entry.source, entry.revision, checked.base_dir) if entry and not entry.served else None
+    if entry is None or folder is None:
         return None
-    return model_folder(entry.source, entry.revision, checked.base_dir)
+    tokenizer = model_folder(entry.tokenizer, None, checked.base_dir) if entry.tokenizer else folder
+    template = template_text(entry.chat_template, checked.base_dir)
+    return ModelFiles(folder, TokenizerFiles(tokenizer or folder, template))
 
 
 def _check_require(operator: Operator[Any]) -> Iterator[Finding]:

@@ -15,21 +15,22 @@ from caiflow.engine.operator import Operator, Reference
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.findings import Checked
+from caiflow.engine.spec.grammar import Step
 from caiflow.engine.suggest import suggest
 
 
-def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> None:
-    """Follow the columns through the graph; a step that can't be followed has unknown columns."""
+def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> Mapping[str, Columns]:
+    """Follow the columns through the graph and return each step's; a step that can't be followed has unknown ones."""
     columns: dict[str, Columns] = {name: Columns(open=True) for name in checked.names("steps")}
     needs = checked.needs()
     usable = {name: found for name, found in needs.items() if name in operators and name not in broken}
     try:
         order = graph.order(usable)
     except ValueError:
-        return  # the cycle is reported already
+        return columns  # the cycle is reported already
     for name in order:
         refs = [ref for ref in checked.steps[name].references() if ref.kind == "rows"]
-        inputs = {ref.name: columns.get(ref.name, Columns(open=True)) for ref in refs}
+        inputs = inputs_of(checked.steps[name], columns)
         try:
             if not any(list(_missing_columns(checked, name, operators, refs, inputs))):
                 for wrong in operators[name].check_columns(inputs):
@@ -37,6 +38,12 @@ def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], brok
                 columns[name] = operators[name].columns(inputs)
         except (ValueError, OSError, CaiflowError) as error:
             checked.report_raised(name, error)
+    return columns
+
+
+def inputs_of(step: Step, columns: Mapping[str, Columns]) -> dict[str, Columns]:
+    """Return the columns of the steps whose rows a step reads."""
+    return {ref.name: columns.get(ref.name, Columns(open=True)) for ref in step.references() if ref.kind == "rows"}
 
 
 def _missing_columns(

@@ -6,14 +6,17 @@ Owns those names, which a test holds to the libraries' own. Loads no library and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.llm.model_files import layer_names, model_settings
 from caiflow.engine.suggest import suggest
 from caiflow.engine.training.params import Lora, TrainingParams
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 """Optimizers that need nothing beside torch."""
@@ -63,15 +66,31 @@ def _wrong_attention(name: str | None) -> Iterator[Finding]:
         yield Finding(("attn_implementation",), f"`{name}` needs `{ATTENTION[name]}`, which isn't installed", "use sdpa")
 
 
-def wrong_for_model(params: TrainingParams, folder: Path) -> Iterator[Finding]:
-    """Yield what the model in `folder` rules out."""
-    if params.lora is not None and (layers := layer_names(folder)):
+def wrong_for_model(params: TrainingParams, model: ModelFiles) -> Iterator[Finding]:
+    """Yield what a model rules out."""
+    if params.lora is not None and (layers := layer_names(model.folder)):
         yield from _wrong_targets(params.lora, frozenset(layers))
-    settings = model_settings(folder)
-    positions = settings.get("max_position_embeddings") or settings.get("text_config", {}).get("max_position_embeddings")
+    settings = model_settings(model.folder)
+    positions = _told(settings, "max_position_embeddings")
     if isinstance(positions, int) and "max_length" in params.model_fields_set and params.max_length > positions:
         told = f"`max_length` is beyond the model's {positions} positions, got {params.max_length}"
         yield Finding(("max_length",), told, f"write {positions} or less")
+    yield from _wrong_tokenizer(model.tokenizer, _told(settings, "vocab_size"))
+
+
+def _told(settings: Mapping[str, Any], name: str) -> Any:
+    """Return what a model's settings say, or those of the part of it that reads text."""
+    return settings.get(name) or settings.get("text_config", {}).get(name)
+
+
+def _wrong_tokenizer(tokenizer: TokenizerFiles, embeddings: Any) -> Iterator[Finding]:
+    """Yield tokens without an embedding, and a tokenizer with which no reply could end."""
+    if isinstance(embeddings, int) and tokenizer.size is not None and tokenizer.size > embeddings:
+        told = f"the tokenizer has {tokenizer.size} tokens, and the model embeddings for {embeddings}"
+        yield Finding(("model",), told, "name the model's own `tokenizer` in its entry")
+    if tokenizer.size is not None and tokenizer.eos is None and tokenizer.end_of_turn is None:
+        told = "the tokenizer has no `eos_token`, and the chat template ends turns with no token of its own"
+        yield Finding(("model",), told, "name one in its tokenizer_config.json, or no reply could be learnt to end")
 
 
 def _wrong_targets(lora: Lora, layers: frozenset[str]) -> Iterator[Finding]:

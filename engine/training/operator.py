@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import NO_ANSWERS, Job, ModelOperator
 from caiflow.engine.rows.columns import Columns
+from caiflow.engine.rows.turns import refused_systems
 from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
 from caiflow.engine.training.params import TrainingParams
@@ -18,6 +18,7 @@ from caiflow.engine.training.params import TrainingParams
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from caiflow.engine.llm.tokenizer_files import ModelFiles
     from caiflow.engine.rows.folder import Rows
     from caiflow.engine.training.tokens import Tokens
 
@@ -37,11 +38,18 @@ class TrainingOperator(ModelOperator[P]):
         """Yield what the trainer's libraries would refuse once everything before it is paid for."""
         yield from wrong_settings(self.params)
 
-    def check_models(self, folders: Mapping[str, Path]) -> Iterator[Finding]:
-        """Yield what the model to train doesn't have: layers for adapters, positions."""
-        folder = folders.get(getattr(self.params, "model", None) or "")
-        if folder is not None:
-            yield from wrong_for_model(self.params, folder)
+    def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield what the model to train doesn't have (layers for adapters, positions, tokens) or take (system turns)."""
+        name = getattr(self.params, "model", None) or ""
+        if name not in models:
+            return
+        yield from wrong_for_model(self.params, models[name])
+        for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
+            yield from refused_systems({step: inputs[step]}, self.conversations(inputs[step]), name, models, field)
+
+    def conversations(self, _columns: Columns) -> str:
+        """Return the column whose turns come before what is learnt; empty for plain texts."""
+        return "prompt"
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield inputs of which some rows are known to have nothing to learn."""

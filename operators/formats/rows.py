@@ -72,12 +72,16 @@ class _Misnamed(ValueError):
 
 
 class Head(NamedTuple):
-    """What the first records of a source tell: a row of each kind they have, whether they are all, their fields and number."""
+    """What the first records of a source tell: a row of each kind they have, whether they are all, their fields and number.
+
+    `alike` has the number of records of each row's kind.
+    """
 
     rows: list[Row | BadRow]
     whole: bool
     fields: Collection[str] = ()
     number: int = 0
+    alike: Sequence[int] = ()
 
 
 class Parser:
@@ -125,19 +129,22 @@ class Parser:
         """
         rows: list[Row | BadRow] = []
         fields: dict[str, None] = {}
-        seen: set[object] = set()
+        seen: dict[object, int] = {}
+        alike: list[int] = []
         number = 0
         for group, layout in self._groups(source, most):
             number += len(group)
             look = tuple(_look(line) for line in group)
             if look in seen:
+                alike[seen[look]] += 1
                 continue
             row = self._row(group, layout, source)
             rows.append(row)
+            alike.append(1)
             fields |= dict.fromkeys(_joined(group, layout.group))
             if not isinstance(row, BadRow) and None not in look:
-                seen.add(look)
-        return Head(rows, number < most, fields, number)
+                seen[look] = len(rows) - 1
+        return Head(rows, number < most, fields, number, alike)
 
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
         """Yield the records of each row, and how they are laid out."""
@@ -257,12 +264,19 @@ class Survey:
 
 
 def _look(line: Line) -> tuple[tuple[str, object], ...] | None:
-    """Return the fields of a record with flags, the shapes of plain values and the roles of turns; None of any other."""
+    """Return the fields of a record with flags, the shapes of plain values and the roles of turns; None of any other.
+
+    A text that may hold turns is such another.
+    """
     if line.data is None:
         return None
     found: list[tuple[str, object]] = []
     for name, value in line.data.items():
-        if not isinstance(value, (dict, list)):
+        if isinstance(value, str):
+            if value.lstrip()[:1] == "[" or is_transcript(value):
+                return None
+            found.append((name, ("text", bool(value.strip()))))
+        elif not isinstance(value, (dict, list)):
             found.append((name, value if isinstance(value, bool) else shape_of(value)))
         elif isinstance(value, list) and value and all(map(_is_turn, value)):
             found.append((name, tuple(turn["role"] for turn in value)))

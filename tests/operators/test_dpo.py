@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, StepContext
-from caiflow.operators.dpo import Dpo, DpoParams
+from caiflow.engine.rows.columns import Columns
+from caiflow.operators.dpo import OF_BATCHES, Dpo, DpoParams, Loss
+from caiflow.operators.training.pair_losses import PAIR_LOSSES
 from support.small_models import job, preferences, small_model
 from support.trainings import train as train_by
 
@@ -93,11 +95,28 @@ def test_losses_over_whole_batches_take_certain_labels_only(tmp_path: Path, mode
         ({"reference_free": True, "reference": "other"}, "uses no reference"),
         ({"sync_ref_model": True, "lora": {}}, "leave `lora`"),
         ({"loss_type": "sigmoidal"}, "Input should be"),
+        ({"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1}, "can't weigh single pairs"),
     ],
 )
 def test_contradictions_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DpoParams.model_validate({"input": "rows", "model": "base", **fields})
+
+
+@pytest.mark.parametrize("loss", ["sft", "aot", ("sigmoid", "sft")])
+def test_losses_over_whole_batches_are_refused_where_the_columns_tell_of_labels(loss: Any) -> None:
+    pairs = Columns({"prompt": "messages", "chosen": "text", "rejected": "text"})
+    for more, columns, found in (
+        ({}, pairs.plus({"p_chosen": "number"}), [("loss_type",)]),
+        ({"labels": "hard"}, pairs.plus({"p_chosen": "number"}), []),
+        ({}, pairs, []),
+    ):
+        params = DpoParams.model_validate({"input": "rows", "model": "base", "loss_type": loss, **more})
+        assert [path for path, *_ in Dpo(params, StepContext()).check_columns({"rows": columns})] == found
+
+
+def test_losses_are_of_pairs_or_of_batches() -> None:
+    assert set(get_args(Loss)) - PAIR_LOSSES.keys() == OF_BATCHES
 
 
 @pytest.mark.parametrize("merge", [True, False])

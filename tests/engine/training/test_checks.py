@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +15,7 @@ from caiflow.engine.spec.load import check_spec
 from caiflow.engine.training.checks import ATTENTION, OPTIMIZERS, QUANTISED_OPTIMIZERS, SCHEDULERS_NEED
 from caiflow.engine.training.models import load_plain
 from caiflow.engine.training.params import Scheduler
+from support.chat_templates import SHAPES, SYSTEM, TALK, model_with
 
 FIELDS = {
     "sft": "input: rows",
@@ -76,6 +79,85 @@ def test_what_is_right_passes(tmp_path: Path, field: str) -> None:
 def test_a_trained_model_has_the_layers_of_the_one_it_was(tmp_path: Path) -> None:
     (said,) = problems(tmp_path, "sft", "lora: {targets: [c_attn]}", over="first")
     assert "no layer `c_attn`" in said
+
+
+def told(folder: Path, model: str, *steps: str) -> list[str]:
+    """Return what is wrong with the steps over rows that go on (`talks`), that don't (`asked`) and that have system turns."""
+    talks = {"talks": TALK, "asked": TALK[2:], "ruled": [SYSTEM, *TALK[2:]]}
+    for name, talk in talks.items():
+        rows = [{"messages": talk}, {"messages": TALK[2:]}]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pairs.jsonl").write_text(json.dumps({"prompt": [SYSTEM, *TALK[:3]], "chosen": "So.", "rejected": "No."}) + "\n")
+    loads = [f"{name}: {{op: load, source: {name}.jsonl}}" for name in (*talks, "pairs")]
+    text = f"caiflow: 1\nname: late\nmodels: {{base: {model}}}\nsteps:\n" + "".join(f"  {s}\n" for s in (*loads, *steps))
+    (folder / "spec.yaml").write_text(text)
+    return [problem.message for problem in check_spec(folder / "spec.yaml")]
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return an entry for a model of each shape."""
+    folder = tmp_path_factory.mktemp("shapes")
+    return {name: f"{{source: {model_with(folder / name, shape).path}}}" for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_earlier_turns_that_can_t_be_learnt_are_found_before_answers_are_paid_for(
+    name: str, shaped: dict[str, str], tmp_path: Path
+) -> None:
+    model, rewrites = shaped[name], SHAPES[name].earlier is None
+    steps = ["tuned: {op: sft, input: talks, model: base}", "mixed: {op: mix, inputs: {talks: 1, asked: 1}}"]
+    steps += ["again: {op: sft, input: mixed, model: tuned, loss_on: all}"]
+    steps += ["answers: {op: generate, input: talks, model: base}", "third: {op: sft, input: answers, model: base}"]
+    found = told(tmp_path, model, *steps)
+    assert len(found) == (3 if rewrites else 0)
+    assert all("rewrites what the assistant said before the last turn" in message for message in found)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_where_the_last_reply_alone_is_learnt_nothing_is_refused(name: str, shaped: dict[str, str], tmp_path: Path) -> None:
+    steps = ["tuned: {op: sft, input: talks, model: base, loss_on: completion}", "one: {op: sft, input: asked, model: base}"]
+    steps += ["answers: {op: generate, input: asked, model: base}", "two: {op: sft, input: answers, model: base}"]
+    steps += ["last: {op: generate, input: talks, model: base, keep: last}", "three: {op: sft, input: last, model: base}"]
+    assert told(tmp_path, shaped[name], *steps) == []
+
+
+@pytest.mark.parametrize("name", ["gemma", "mistral-1", "chatml"])
+def test_system_turns_that_the_template_refuses_are_counted(name: str, shaped: dict[str, str], tmp_path: Path) -> None:
+    steps = ["answers: {op: generate, input: ruled, model: base}", "tuned: {op: sft, input: ruled, model: base}"]
+    steps += ["better: {op: dpo, input: pairs, model: base}", "rm: {op: reward, input: pairs, model: base}"]
+    steps += ["asked_so: {op: generate, input: asked, model: base, system: Be brief.}"]
+    steps += ["free: {op: generate, input: ruled, model: base, mode: transcript}"]
+    found = told(tmp_path, shaped[name], *steps)
+    refused = "the chat template of `base` refuses system turns"
+    ruled, pairs = (f"{refused}, which 1 of {n} rows of `{step}` have" for n, step in ((2, "ruled"), (1, "pairs")))
+    assert sorted(found) == ([] if name == "chatml" else sorted([ruled, ruled, pairs, pairs, refused]))
+
+
+def test_the_template_of_the_entry_counts(shaped: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(SHAPES["qwen-3"].template)
+    model = shaped["chatml"].replace("}", ", chat_template: own.jinja}")
+    assert len(told(tmp_path, model, "tuned: {op: sft, input: talks, model: base}")) == 1
+
+
+def edited(folder: Path, file: str, **values: Any) -> str:
+    """Return an entry for a copy of the small model, with other values in one of its files."""
+    model_with(folder / "model", SHAPES["chatml"]._replace(template="{{ messages[-1].content }}"))
+    path = folder / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return "{source: model}"
+
+
+@pytest.mark.parametrize("op", ["sft, input: asked", "dpo, input: pairs", "reward, input: pairs"])
+def test_a_tokenizer_that_doesn_t_fit_its_model_is_found(op: str, tmp_path: Path) -> None:
+    (found,) = told(tmp_path, edited(tmp_path, "config.json", vocab_size=100), f"tuned: {{op: {op}, model: base}}")
+    assert re.fullmatch(r"the tokenizer has \d+ tokens, and the model embeddings for 100", found)
+
+
+def test_a_tokenizer_with_which_no_reply_ends_is_found(tmp_path: Path) -> None:
+    model = edited(tmp_path, "tokenizer_config.json", eos_token=None)
+    (found,) = told(tmp_path, model, "tuned: {op: sft, input: asked, model: base}")
+    assert found.startswith("the tokenizer has no `eos_token`")
 
 
 def test_layers_are_those_of_the_loaded_model(model: ModelSource) -> None:

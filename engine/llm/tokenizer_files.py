@@ -1,0 +1,140 @@
+"""What a tokenizer's files tell without being loaded: its special tokens, its size, and its chat template, which can be tried.
+
+Renders as transformers does, in a sandbox. Never tokenises, and imports no LLM library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm import chat_template
+from caiflow.engine.llm.base import Message
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_TRAINING_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""Blocks that only say what an assistant wrote; transformers has them for its own trainers."""
+
+_SEES_OTHERS = re.compile(r"loop|namespace|\bset\b|length|messages\s*[^\s%]|last|macro|import|include")
+"""What a template has that lays a turn out by the turns around it, or by how many there are."""
+
+
+class TokenizerFiles:
+    """The files of one tokenizer, under the chat template of its model's entry; what they don't tell is None or empty."""
+
+    def __init__(self, folder: Path, chat_template: str = "") -> None:
+        self._folder = folder
+        self._given = chat_template
+
+    @cached_property
+    def tokens(self) -> Sequence[str]:
+        """The tokens that were added beside the learnt ones, special or not."""
+        return [str(token["content"]) for token in self._tokenizer.get("added_tokens", ())]
+
+    @cached_property
+    def size(self) -> int | None:
+        """One more than the highest id that a text may become."""
+        learnt = self._tokenizer.get("model", {}).get("vocab", {})
+        ids = [token["id"] for token in self._tokenizer.get("added_tokens", ())]
+        ids += learnt.values() if isinstance(learnt, dict) else [len(learnt) - 1]
+        return max(ids, default=-1) + 1 or None
+
+    @cached_property
+    def eos(self) -> str | None:
+        """The token at which generation stops unless the template has an end of turn of its own."""
+        return self._special("eos_token")
+
+    @cached_property
+    def end_of_turn(self) -> str | None:
+        """The token with which training teaches to end a turn."""
+        return chat_template.end_of_turn(self.render, self.tokens, self.eos) if self.template else self.eos
+
+    @cached_property
+    def template(self) -> str:
+        """The chat template: the one of the model's entry, else the tokenizer's own; empty where there is none."""
+        if self._given:
+            return self._given
+        own = self._folder / "chat_template.jinja"
+        if own.is_file():
+            return own.read_text(encoding="utf-8")
+        told = self._settings.get("chat_template") or ""
+        named = {one["name"]: one["template"] for one in told} if isinstance(told, list) else {"default": told}
+        return str(named.get("default", ""))
+
+    @cached_property
+    def refuses_system(self) -> bool:
+        """Whether the template refuses system turns."""
+        return bool(self.template) and chat_template.refuses_system(self.render)
+
+    def rewrites_turns(self, *, system: bool) -> bool:
+        """Return whether the template rewrites what an assistant said once the conversation goes on."""
+        sees_others = _SEES_OTHERS.search(self.template) is not None  # else there's nothing to try
+        return sees_others and chat_template.rewrites_turns(self.render, self.end_of_turn, system=system)
+
+    def render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        """Return the text of a conversation; with `prompt`, up to where the assistant is to speak next.
+
+        Raises:
+            EngineError: kind `template`: the template refuses it, or is none.
+        """
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        special = {name: token for name in names if (token := self._special(name)) is not None}
+        try:
+            return self._compiled.render(messages=messages, add_generation_prompt=prompt, **special)
+        except Exception as error:  # a template is user text: whatever it raises is the user's to read
+            raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
+
+    @cached_property
+    def _compiled(self) -> Template:
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+        sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        return sandbox.from_string(_TRAINING_MARKS.sub("", self.template))
+
+    def _special(self, name: str) -> str | None:
+        token = self._settings.get(name)
+        return token.get("content") if isinstance(token, dict) else token
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return {**_read(self._folder / "special_tokens_map.json"), **_read(self._folder / "tokenizer_config.json")}
+
+    @cached_property
+    def _tokenizer(self) -> dict[str, Any]:
+        return _read(self._folder / "tokenizer.json")
+
+
+class ModelFiles(NamedTuple):
+    """The files of a model that is on this machine: the folder of its weights, and its tokenizer's."""
+
+    folder: Path
+    tokenizer: TokenizerFiles
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; empty where there is none that can be read: loading it will tell."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse(message: str) -> None:
+    raise EngineError(str(message), kind="template")
+
+
+def _now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)
