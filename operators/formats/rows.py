@@ -22,8 +22,10 @@ from caiflow.operators.formats.dialogue import (
     parse_messages,
     parse_transcript,
 )
+from caiflow.operators.formats.fields import Record
+from caiflow.operators.formats.layout import Format, Take
 from caiflow.operators.formats.opening import Line
-from caiflow.operators.formats.parse import FORMATS, Format, detect
+from caiflow.operators.formats.parse import FORMATS, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
 from caiflow.operators.formats.template import rendered
 
@@ -90,7 +92,7 @@ class Parser:
     `format` is the records' format and `why` says why, once some are read.
     `uid_field` names a field that has the uids; otherwise they follow from the record, and among equal ones from
     its place, so that a file that is renamed, moved or compressed keeps them.
-    `template` makes the prompt of a record's fields.
+    `template` makes the prompt of a record's fields. `take` says what of a record's several answers.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Parser:
         rename: Mapping[str, str] | None = None,
         uid_field: str | None = None,
         template: str | None = None,
+        take: Take = "best",
     ) -> None:
         self.turns = turns
         self.rename = rename or {}
         self.uid_field = uid_field
         self.template = template
+        self.take = take
         self.format = None if format_name == "auto" else FORMATS[format_name]
         self.why = "the step says so"
         self._transcripts: frozenset[str] | None = None
@@ -117,9 +121,9 @@ class Parser:
         return self.format.name if self.format else "auto"
 
     def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
-        """Yield a row or a bad row per record (per two records, where the format joins them), of the first `most` records."""
+        """Yield the rows and bad rows of the first `most` records: one of each, unless the format joins or unfolds them."""
         for group, layout in self._groups(source, most):
-            yield self._row(group, layout, source)
+            yield from self._rows(group, layout, source)
 
     def head(self, source: Source, most: int) -> Head:
         """Return what the first `most` records tell.
@@ -129,21 +133,22 @@ class Parser:
         """
         rows: list[Row | BadRow] = []
         fields: dict[str, None] = {}
-        seen: dict[object, int] = {}
+        seen: dict[object, range] = {}
         alike: list[int] = []
         number = 0
         for group, layout in self._groups(source, most):
             number += len(group)
             look = tuple(_look(line) for line in group)
             if look in seen:
-                alike[seen[look]] += 1
+                for place in seen[look]:
+                    alike[place] += 1
                 continue
-            row = self._row(group, layout, source)
-            rows.append(row)
-            alike.append(1)
-            fields |= dict.fromkeys(_joined(group, layout.group))
-            if not isinstance(row, BadRow) and None not in look:
-                seen[look] = len(rows) - 1
+            found = self._rows(group, layout, source)
+            if None not in look and not any(isinstance(row, BadRow) for row in found):
+                seen[look] = range(len(rows), len(rows) + len(found))
+            rows += found
+            alike += [1] * len(found)
+            fields |= dict.fromkeys(name for line in group for name in line.data or ())
         return Head(rows, number < most, fields, number, alike)
 
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
@@ -157,34 +162,44 @@ class Parser:
         if self._transcripts is None:
             named = [name for name in _PROMPTS if name in self.format.takes]
             self._transcripts = frozenset(name for name in named if are_transcripts(record.get(name) for record in records))
-        for group in _groups(chain(head, lines), self.format.group):
+        for group in self.format.gather(chain(head, lines), self._seen_in):
             yield group, self.format
 
-    def _row(self, group: Sequence[Line], layout: Format, source: Source) -> Row | BadRow:
+    def _seen_in(self, line: Line) -> Record:
+        return self._renamed(line.data or {})
+
+    def _rows(self, group: Sequence[Line], layout: Format, source: Source) -> list[Row | BadRow]:
+        """Return the rows of records that belong together; all or none of them are bad."""
         broken = next((line for line in group if line.data is None), None)
         if broken is not None:
-            return BadRow(source.place(broken), broken.error, broken.text)
-        given = _joined(group, layout.group)
+            return [BadRow(source.place(broken), broken.error, broken.text)]
+        given = [line.data or {} for line in group]
         try:
-            return self._parsed(given, layout)
+            return [*self._parsed(given, layout)]
         except ValueError as error:
             parameter = error.parameter if isinstance(error, _Misnamed) else ()
-            return BadRow(source.place(group[0]), str(error), _writable(_shown(given)), parameter)
+            shown = _shown(given[0] if len(given) == 1 else given)
+            return [BadRow(source.place(group[0]), str(error), _writable(shown), parameter)]
 
-    def _parsed(self, given: Mapping[str, Any], layout: Format) -> Row:
-        """Return the row of a record.
+    def _parsed(self, given: Sequence[Record], layout: Format) -> Iterator[Row]:
+        """Yield the rows of a group of records; one record is known by its own content, whatever is made of it.
 
         Raises:
             ValueError: there is none.
         """
-        self._refuse_collision(given)
-        record = self._renamed(given)
-        text = _as_json(record)
-        if half_character(text) is not None:
-            raise ValueError(_halved(record))
-        uid = self._uid(record, text)
-        fields = self._parsed_by(layout, record)
-        return {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
+        for record in given:
+            self._refuse_collision(record)
+        records = [self._renamed(record) for record in given]
+        texts = [_as_json(record) for record in records]
+        halved = next((record for record, text in zip(records, texts, strict=True) if half_character(text) is not None), None)
+        if halved is not None:
+            raise ValueError(_halved(halved))
+        shaped = layout.shape(records, self.take)
+        text = texts[0] if len(texts) == 1 else _as_json(shaped[0])
+        for place, record in enumerate(shaped):
+            uid = self._uid(record, text, place)
+            fields = self._parsed_by(layout, record)
+            yield {"uid": uid, **fields, **_carried(record, layout.takes, fields)}
 
     def _parsed_by(self, layout: Format, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the format makes of a record, with the template's text as its prompt's only turn beside a system turn.
@@ -218,9 +233,9 @@ class Parser:
                 raise _Misnamed(f"`rename` puts `{old}` into `{new}`, which the record has already", "rename", old)
             taken |= {new} if old in record else set()
 
-    def _uid(self, record: Mapping[str, Any], text: str) -> str:
+    def _uid(self, record: Mapping[str, Any], text: str, place: int) -> str:
         if self.uid_field is not None:
-            return self._given_uid(record)
+            return self._given_uid(record, place)
         content = _digest(text)
         if content not in self._seen:
             self._seen.add(content)
@@ -228,11 +243,11 @@ class Parser:
         self._again[content] += 1
         return _digest(f"{content}\x1f{self._again[content]}")
 
-    def _given_uid(self, record: Mapping[str, Any]) -> str:
+    def _given_uid(self, record: Mapping[str, Any], place: int) -> str:
         value = record.get(self.uid_field or "")
         if value is None or value == "":
             raise _Misnamed(f"no `{self.uid_field}` to identify the row by", "uid")
-        uid = str(value)
+        uid = f"{value}.{place}" if place else str(value)
         if uid in self._seen:
             raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")
         self._seen.add(uid)
@@ -291,20 +306,6 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value["role"], str) and isinstance(value["content"], str)
 
 
-def _groups(lines: Iterator[Line], size: int) -> Iterator[Sequence[Line]]:
-    if size == 1:
-        return ((line,) for line in lines)
-    return iter(lambda: tuple(islice(lines, size)), ())
-
-
-def _joined(group: Sequence[Line], size: int) -> Mapping[str, Any]:
-    """Return the record of a group: the only one, or {chosen, rejected} from the `text` of two."""
-    if size == 1:
-        return group[0].data or {}
-    texts = [(line.data or {}).get("text") for line in group]
-    return dict(zip(("chosen", "rejected"), texts, strict=False))
-
-
 def _carried(record: Mapping[str, Any], taken: frozenset[str], fields: Mapping[str, Any]) -> Row:
     """Return the source's other fields; one that only bears the name of a caiflow column gets `source_` before it."""
     carried: Row = {}
@@ -349,7 +350,7 @@ def _as_json(record: Mapping[str, Any]) -> str:
         raise
 
 
-def _shown(record: Mapping[str, Any]) -> str:
+def _shown(record: object) -> str:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
 
 

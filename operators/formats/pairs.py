@@ -1,0 +1,124 @@
+"""Formats of two answers to one prompt. Never reads files; a bad record is a ValueError that says why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from caiflow.engine.errors import WrongValue
+from caiflow.engine.llm.base import Message
+from caiflow.operators.formats.compared import preferred
+from caiflow.operators.formats.conversations import CHATS, opened, with_input
+from caiflow.operators.formats.dialogue import (
+    Turns,
+    answer_text,
+    cut,
+    decode_answers,
+    parse_messages,
+    parse_prompt,
+    parse_transcript,
+    parse_transcripts,
+    unix_lines,
+)
+from caiflow.operators.formats.fields import Fields, Record, present, reply, said, share_of, text_or_none
+
+
+def hh(record: Record, which: Turns) -> Fields:
+    """Read two transcripts."""
+    return pair(*parse_transcripts(present(record, "chosen"), present(record, "rejected")), which)
+
+
+def pair(chosen: Sequence[Message], rejected: Sequence[Message], which: Turns, share: float = 1.0) -> Fields:
+    """Cut two dialogues; they are a pair only where both answer the same prompt, each in its own words."""
+    prompt, better = cut(chosen, which)
+    other, worse = cut(rejected, which)
+    same = prompt == other and better is not None and worse is not None and better != worse
+    return {
+        "prompt": prompt,
+        "response": better,
+        "chosen": better if same else None,
+        "rejected": worse if same else None,
+        "p_chosen": share if same else None,
+    }
+
+
+def preference(record: Record, which: Turns) -> Fields:
+    """Read two replies to a prompt, or two conversations with one beginning."""
+    answers = decode_answers(reply(record, "chosen"), reply(record, "rejected"))
+    share = 1.0 if record.get("p_chosen") is None else share_of(record["p_chosen"])
+    given = next((name for name in ("prompt", *CHATS) if record.get(name) is not None), "prompt")
+    if given != "prompt" and all(isinstance(answer, list) and len(answer) > 1 for answer in answers):
+        given = "prompt"  # the answers are whole conversations, and this one is yet another
+    if record.get("prompt") is None and given == "prompt" and not isinstance(answers[0], str):
+        sides = [opened(parse_messages(answer), record) for answer in answers]
+        return pair(sides[0], sides[1], which, share)
+    asked = parse_prompt(with_input(said(record, given), record))
+    if any(isinstance(answer, str) for answer in answers):
+        return _replies(cut(opened(asked, record), which)[0], answer_text(answers[0]), answer_text(answers[1]), share)
+    sides = [opened(_continued(asked, parse_messages(answer)), record) for answer in answers]
+    fields = pair(sides[0], sides[1], which, share)
+    del fields["response"]
+    return fields
+
+
+def compared(record: Record, which: Turns) -> Fields:
+    """Read two answers and which is preferred."""
+    better, worse = preferred(record)
+    return preference({**record, "chosen": better, "rejected": worse, "p_chosen": None}, which)
+
+
+def _replies(prompt: list[Message], better: str, worse: str, share: float) -> Fields:
+    """Return two replies to a prompt; the same one twice is no pair."""
+    if better == worse:
+        return {"prompt": prompt, "chosen": None, "rejected": None, "p_chosen": None}
+    return {"prompt": prompt, "chosen": better, "rejected": worse, "p_chosen": share}
+
+
+def _continued(prompt: list[Message], turns: list[Message]) -> list[Message]:
+    """Return the whole conversation: `turns` with the prompt before them, or as they are where they begin with it.
+
+    Raises:
+        ValueError: they begin with something else.
+    """
+    said = [turn for turn in turns if turn["role"] != "system"]
+    if [turn["role"] for turn in said] == ["assistant"]:
+        return [*prompt, *said]
+    asked = [turn for turn in prompt if turn["role"] != "system"]
+    if [_words(turn) for turn in said[: len(asked)]] != [_words(turn) for turn in asked]:
+        raise WrongValue("the answers are conversations that don't begin with `prompt`", "drop or rename `prompt`")
+    lead = [turn for turn in (*prompt[:1], *turns[:1]) if turn["role"] == "system"][:1]
+    return [*lead, *asked, *said[len(asked) :]]
+
+
+def _words(turn: Message) -> tuple[str, list[str]]:
+    return turn["role"], turn["content"].split()
+
+
+def cai_conversation(record: Record, _which: Turns) -> Fields:
+    """Read a prompt with its first answer, the critique and the revision."""
+    fields: Fields = {"prompt": parse_prompt(said(record, "init_prompt"))}
+    present(record, "revision_response")
+    names = {"response": "init_response", "critique": "critic_response", "revision": "revision_response"}
+    fields |= {ours: text_or_none(record, theirs) for ours, theirs in names.items()}
+    if record.get("messages"):
+        fields["messages"] = parse_messages(record["messages"])
+    if record.get("chosen") and record.get("rejected"):
+        answers = decode_answers(reply(record, "chosen"), reply(record, "rejected"))
+        fields |= _replies(fields["prompt"], answer_text(answers[0]), answer_text(answers[1]), 1.0)
+    return fields
+
+
+_NEMO_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
+
+
+def _nemo_turns(text: object) -> list[Message]:
+    if not isinstance(text, str) or "<extra_id_" not in text:
+        return parse_transcript(text)
+    _, *parts = _NEMO_TURN.split(re.sub(r"<extra_id_2>[^\n]*\n", "", unix_lines(text)))
+    turns = [Message(role=role.lower(), content=said.strip()) for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [turn for turn in turns if turn["role"] != "system" or turn["content"]]
+
+
+def nemo_preference(record: Record, which: Turns) -> Fields:
+    """Read two texts in the form of SteerLM."""
+    return pair(_nemo_turns(present(record, "chosen")), _nemo_turns(present(record, "rejected")), which)
