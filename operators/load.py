@@ -230,7 +230,7 @@ class Load(TableOperator[LoadParams]):
 
     def _parser(self) -> Parser:
         given = self.params
-        return Parser(given.format, given.turns, given.rename, given.uid, given.prompt)
+        return Parser(given.format, given.turns, given.rename, given.uid, given.prompt, given.take)
 
 
 def _gaps(rows: Sequence[Row]) -> dict[str, Gap]:

@@ -21,7 +21,7 @@ from caiflow.operators.formats.fields import Fields, Record, present, reply, sai
 
 CONVERSATIONS = ("conversations", "conversation", "items")
 CHATS = ("messages", *CONVERSATIONS)
-_SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt")
 
 
 def dialogue(turns: Sequence[Message], which: Turns) -> Fields:
@@ -55,7 +55,7 @@ def opened(turns: list[Message], record: Record) -> list[Message]:
     Raises:
         ValueError: they begin with another one.
     """
-    name, text = next(((name, record[name]) for name in _SYSTEM if isinstance(record.get(name), str)), ("", ""))
+    name, text = next(((name, record[name]) for name in SYSTEM if isinstance(record.get(name), str)), ("", ""))
     if not text.strip():
         return turns
     if turns[0]["role"] != "system":

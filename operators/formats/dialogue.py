@@ -32,12 +32,21 @@ _NO_TOOLS = "tool calls aren't read: leave such conversations out, or set `on_ba
 _FIRST = re.compile(r"\s*(Human|Assistant|System):")
 _NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
 """Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
+_HUMAN = re.compile(r"\n\n\s*Human:")
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
 
 
 def is_transcript(text: object) -> bool:
     """Return whether `text` begins as a transcript does: with `Human:` or `System:` as its first word."""
     return isinstance(text, str) and text.lstrip().startswith(("Human:", "System:"))
+
+
+def is_whole_transcript(text: object) -> bool:
+    """Return whether `text` is the transcript of a dialogue, whoever begins it: it has a turn of the other one's too."""
+    if not isinstance(text, str):
+        return False
+    first = _FIRST.match(text)
+    return first is not None and (_HUMAN if first[1] == "Assistant" else _ASSISTANT).search(unix_lines(text)) is not None
 
 
 def are_transcripts(texts: Iterable[object]) -> bool:
@@ -216,6 +225,11 @@ def is_turns(value: object) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     return all(isinstance(item, Mapping) and isinstance(item.get("role") or item.get("from"), str) for item in value)
+
+
+def is_human(turn: object) -> bool:
+    """Return whether what has the form of a message is the user's."""
+    return _role(turn) == "user"
 
 
 def _last_shared(left: str, right: str) -> re.Match[str] | None:

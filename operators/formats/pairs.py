@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
@@ -20,7 +21,10 @@ from caiflow.operators.formats.dialogue import (
     parse_transcripts,
     unix_lines,
 )
-from caiflow.operators.formats.fields import Fields, Record, present, reply, said, share_of, text_or_none
+from caiflow.operators.formats.fields import Fields, Record, has, present, reply, said, share_of, text_or_none
+
+QUESTIONS = ("prompt", "instruction", "question", "query")
+"""What a question to two answers is called, ours first."""
 
 
 def hh(record: Record, which: Turns) -> Fields:
@@ -46,10 +50,8 @@ def preference(record: Record, which: Turns) -> Fields:
     """Read two replies to a prompt, or two conversations with one beginning."""
     answers = decode_answers(reply(record, "chosen"), reply(record, "rejected"))
     share = 1.0 if record.get("p_chosen") is None else share_of(record["p_chosen"])
-    given = next((name for name in ("prompt", *CHATS) if record.get(name) is not None), "prompt")
-    if given != "prompt" and all(isinstance(answer, list) and len(answer) > 1 for answer in answers):
-        given = "prompt"  # the answers are whole conversations, and this one is yet another
-    if record.get("prompt") is None and given == "prompt" and not isinstance(answers[0], str):
+    given = _asked_in(record, answers)
+    if given is None:
         sides = [opened(parse_messages(answer), record) for answer in answers]
         return pair(sides[0], sides[1], which, share)
     asked = parse_prompt(with_input(said(record, given), record))
@@ -59,6 +61,28 @@ def preference(record: Record, which: Turns) -> Fields:
     fields = pair(sides[0], sides[1], which, share)
     del fields["response"]
     return fields
+
+
+def _asked_in(record: Record, answers: Sequence[Any]) -> str | None:
+    """Return the field with what two replies are to; None where these are conversations, which have it themselves."""
+    whole = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
+    fields = QUESTIONS[:1] if whole else (*QUESTIONS[:1], *CHATS, *QUESTIONS[1:])
+    found = next((name for name in fields if record.get(name) is not None), None)
+    return found or ("prompt" if isinstance(answers[0], str) else None)
+
+
+def is_openai(record: Record) -> bool:
+    """Return whether a record has the fields of OpenAI's preference format."""
+    asked = record.get("input")
+    return isinstance(asked, Mapping) and has("preferred_output", "non_preferred_output")(record) and "messages" in asked
+
+
+def openai_preference(record: Record, which: Turns) -> Fields:
+    """Read `input` with its messages, and the two outputs; tools that it has become a column."""
+    asked = present(record, "input")
+    given = {"messages": present(asked, "messages"), "chosen": present(record, "preferred_output")}
+    fields = preference({**given, "rejected": present(record, "non_preferred_output")}, which)
+    return {**fields, "tools": asked["tools"]} if asked.get("tools") else fields
 
 
 def compared(record: Record, which: Turns) -> Fields:

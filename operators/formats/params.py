@@ -7,12 +7,14 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from caiflow.engine.operator import ColumnName, Params, Strict
+from caiflow.operators.formats.layout import Take
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.formats.template import compiled
 
 FormatName = Literal[
     "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",
-    "ultrachat", "preference", "compared", "table",
+    "ultrachat", "preference", "compared", "openai_preference", "kto", "ranked", "orca", "mt_bench", "oasst", "oasst_messages",
+    "table",
 ]  # fmt: skip
 
 
@@ -59,6 +61,9 @@ class LoadParams(Params):
     """Jinja text that makes the prompt of a record's fields, such as `"{{ context }}\\n\\n{{ question }}"`, after `rename`."""
     turns: Literal["all", "first"] = "all"
     """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
+    take: Take = "best"
+    """Of a list of answers the best and the worst, or `all` pairs of which one is better; of a tree of messages the path of the
+    best replies, or `all` paths."""
     split: Split | None = None
     """Load one side of a train/test division."""
     sample: int | None = Field(default=None, ge=1)

@@ -10,11 +10,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from caiflow.operators.formats.conversations import alpaca, is_sharegpt, messages, prompted, red_team, sharegpt
-from caiflow.operators.formats.dialogue import Turns, is_transcript, is_turns
+from caiflow.operators.formats.conversations import CHATS, alpaca, is_sharegpt, messages, prompted, red_team, sharegpt
+from caiflow.operators.formats.dialogue import Turns, is_turns, is_whole_transcript
 from caiflow.operators.formats.fields import Fields, Record, has, names
+from caiflow.operators.formats.labelled import WORSE, by_prompt, is_labelled, joined, labelled
 from caiflow.operators.formats.layout import Format, in_twos, two_texts
-from caiflow.operators.formats.pairs import cai_conversation, compared, hh, nemo_preference, preference
+from caiflow.operators.formats.pairs import (
+    cai_conversation,
+    compared,
+    hh,
+    is_openai,
+    nemo_preference,
+    openai_preference,
+    preference,
+)
+from caiflow.operators.formats.questions import is_mt_bench, is_orca, mt_bench, orca
+from caiflow.operators.formats.ranked import in_pairs, is_ranked
+from caiflow.operators.formats.trees import by_tree, is_message, is_tree, paths_of_messages, paths_of_tree
 
 
 def _table(_record: Record, _which: Turns) -> Fields:
@@ -31,12 +43,29 @@ FORMATS: Mapping[str, Format] = {
             lambda record: has("init_prompt")(record) and "revision_response" in record,
             cai_conversation,
         ),
+        Format(
+            "oasst",
+            "prompt: {text, role, replies: [...]}, a tree of messages",
+            names("prompt messages"),
+            is_tree,
+            messages,
+            shape=paths_of_tree,
+        ),
+        Format(
+            "oasst_messages",
+            "message_id, parent_id, message_tree_id, role, text: a message of a tree",
+            names("messages parent_id role text rank"),
+            is_message,
+            messages,
+            gather=by_tree,
+            shape=paths_of_messages,
+        ),
         Format("red_team", "transcript and its ratings", names("transcript"), has("transcript"), red_team),
         Format(
             "hh",
             "chosen and rejected transcripts of Human and Assistant turns",
             names("chosen rejected"),
-            lambda record: is_transcript(record.get("chosen")) and is_transcript(record.get("rejected")),
+            lambda record: is_whole_transcript(record.get("chosen")) and is_whole_transcript(record.get("rejected")),
             hh,
         ),
         Format(
@@ -45,6 +74,22 @@ FORMATS: Mapping[str, Format] = {
             names("prompt chosen rejected p_chosen"),
             has("chosen", "rejected"),
             preference,
+        ),
+        Format(
+            "openai_preference",
+            "input: {messages}, preferred_output, non_preferred_output",
+            names("input preferred_output non_preferred_output"),
+            is_openai,
+            openai_preference,
+        ),
+        Format(
+            "kto",
+            "prompt and completion, or a conversation, with a label: true or false",
+            frozenset(("prompt", "completion", *CHATS, "instruction", "output", WORSE)),
+            is_labelled,
+            labelled,
+            gather=by_prompt,
+            shape=joined,
         ),
         Format(
             "ultrachat",
@@ -75,6 +120,14 @@ FORMATS: Mapping[str, Format] = {
             sharegpt,
         ),
         Format(
+            "ranked",
+            "prompt and a list of answers with a rank or score each",
+            names("prompt chosen rejected p_chosen"),
+            is_ranked,
+            preference,
+            shape=in_pairs,
+        ),
+        Format(
             "alpaca",
             "instruction, input, output",
             names("instruction input output"),
@@ -88,6 +141,14 @@ FORMATS: Mapping[str, Format] = {
             has("prompt"),
             prompted,
         ),
+        Format(
+            "orca",
+            "question with a system text, and the response",
+            names("response"),
+            is_orca,
+            orca,
+        ),
+        Format("mt_bench", "turns: the user's texts, one after the other", frozenset(), is_mt_bench, mt_bench),
         Format(
             "nemo_preference",
             "alternating lines of {text}: chosen, rejected",
@@ -110,7 +171,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 _MEANT = re.compile(
-    r"(?i)(input|context_?(str|string)?s?|passages?|documents?|history|tools|functions|images?|audio|videos?|label|weight)"
+    r"(?i)(input|context_?(str|string)?s?|passages?|documents?|history|later_turns|tools|functions|images?|audio|videos?|label|weight)"
 )
 
 

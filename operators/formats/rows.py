@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,7 +167,12 @@ class Parser:
             yield group, self.format
 
     def _seen_in(self, line: Line) -> Record:
-        return self._renamed(line.data or {})
+        """Return the record of a line as it is compared with others."""
+        record = self._renamed(line.data or {})
+        if self.template is not None:
+            with suppress(ValueError):  # told once the record is read
+                return {**record, "prompt": rendered(self.template, record)}
+        return record
 
     def _rows(self, group: Sequence[Line], layout: Format, source: Source) -> list[Row | BadRow]:
         """Return the rows of records that belong together; all or none of them are bad."""

@@ -17,6 +17,8 @@ from caiflow.engine.rows.columns import Row
 from caiflow.operators.load import Load, LoadParams
 from support.tables import run_table, write_jsonl
 
+KINDS = ("jsonl", "json", "csv", "parquet")
+"""The kinds of files that `write` writes, by their suffix."""
 _TEMPTING = (
     "[Your Name]\nDear Ann,", "[1, 2]", "[]", "[[[", '{"a": 1}', '[{"name": "Ann"}] as a sentence', '[{"role": 1}]',
     "System: Windows 11 is slow.", "Human: a noun?", "Assistant: who?", "[INST] hello [/INST]", "null", "a\n\nSystem: b",

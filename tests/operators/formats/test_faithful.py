@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from caiflow.engine.operator import StepContext
 from caiflow.operators.formats.parse import FORMATS, overlooked
 from caiflow.operators.load import Load, LoadParams
-from support.loading import load, loaded, said, texts, write
+from support.loading import KINDS, load, loaded, said, texts, write
 from support.tables import ask
-
-KINDS = ("jsonl", "json", "csv", "parquet")
 
 
 @pytest.mark.parametrize("kind", KINDS)

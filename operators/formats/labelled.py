@@ -1,0 +1,96 @@
+"""Answers that are marked as good or bad, one a record (KTO): a good and a bad one to the same prompt are a pair.
+
+Each answer is in one row only. Those without a partner wait in memory for the end of the source; a bad one is never a response.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from caiflow.operators.formats.conversations import CHATS, CONVERSATIONS, alpaca, messages, prompted, sharegpt
+from caiflow.operators.formats.dialogue import Turns, decode, is_human, is_turns
+from caiflow.operators.formats.fields import Fields, Record, has
+from caiflow.operators.formats.layout import Group, See, Take
+from caiflow.operators.formats.opening import Line
+
+_LABELS = ("label", "kto_tag")
+WORSE = "(the bad answer)"
+_READERS: Mapping[str, Callable[[Record, Turns], Fields]] = {
+    "completion": prompted,
+    "output": alpaca,
+    "messages": messages,
+    **dict.fromkeys(CONVERSATIONS, sharegpt),
+}
+"""How a record is read, by the field that its answer is in."""
+
+
+def label_of(record: Record) -> bool | None:
+    """Return whether an answer is marked as good, also as a table writes it; None where nothing says so."""
+    value = next((record[name] for name in _LABELS if record.get(name) is not None), None)
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).strip().lower())
+
+
+def is_labelled(record: Record) -> bool:
+    """Return whether a record has an answer and a mark."""
+    return label_of(record) is not None and _answer_field(record) is not None
+
+
+def by_prompt(lines: Iterator[Line], see: See) -> Iterator[Group]:
+    """Yield a good and a bad answer to the same prompt together, once the second of them is read; at the end the others."""
+    alone: dict[int, Line] = {}
+    places: dict[tuple[bool, str], deque[int]] = defaultdict(deque)
+    for place, line in enumerate(lines):
+        record = see(line)
+        label, field = label_of(record), _answer_field(record)
+        if label is None or field is None:
+            yield (line,)
+            continue
+        asked = _asked(record, field)
+        if places[not label, asked]:
+            other = alone.pop(places[not label, asked].popleft())
+            yield (line, other) if label else (other, line)
+        else:
+            alone[place] = line
+            places[label, asked].append(place)
+    yield from ((line,) for line in alone.values())
+
+
+def joined(records: Sequence[Record], _take: Take) -> Sequence[Record]:
+    """Return a record as it is, and of two the good one, which has the bad one as a further field."""
+    return records if len(records) == 1 else [{**records[0], WORSE: records[1]}]
+
+
+def labelled(record: Record, which: Turns) -> Fields:
+    """Read an answer and its mark, beside the bad one to the same prompt where there is one."""
+    fields = _read(record, which)
+    if label_of(record) is False:
+        return {"prompt": fields["prompt"], "response": None, "rejected": fields["response"]}
+    worse = record.get(WORSE)
+    if not isinstance(worse, Mapping):
+        return fields
+    better, other = fields["response"], _read({**worse, "prompt": record.get("prompt")}, which)["response"]
+    told = better is not None and other is not None and better != other
+    pair = {"chosen": better, "rejected": other, "p_chosen": 1.0}
+    return {**fields, **(pair if told else dict.fromkeys(pair))}
+
+
+def _read(record: Record, which: Turns) -> Fields:
+    return _READERS[_answer_field(record) or "completion"]({**record, "label": None}, which)
+
+
+def _answer_field(record: Record) -> str | None:
+    """Return the field that has the answer, in a record that has what was asked too."""
+    chat = next((name for name in CHATS if is_turns(record.get(name))), None)
+    if chat is None and has("prompt", "completion")(record):
+        return "completion"
+    return chat or ("output" if has("instruction", "output")(record) else None)
+
+
+def _asked(record: Record, field: str) -> str:
+    """Return what an answer is to, the same text for equal prompts."""
+    beside = [record.get(name) for name in ("system", "system_prompt", "prompt", "instruction", "input")]
+    turns = decode(record[field]) if field in CHATS else []
+    said = turns if turns and is_human(turns[-1]) else turns[:-1]
+    return json.dumps([said, beside], sort_keys=True, default=str)
