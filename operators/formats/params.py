@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from caiflow.engine.operator import ColumnName, Params, Strict
-from caiflow.operators.formats.layout import Take
+from caiflow.operators.formats.named.layout import Take
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.formats.template import compiled
 

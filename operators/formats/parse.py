@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from caiflow.operators.formats.conversations import CHATS, alpaca, is_sharegpt, messages, prompted, red_team, sharegpt
 from caiflow.operators.formats.dialogue import Turns, is_turns, is_whole_transcript
-from caiflow.operators.formats.fields import Fields, Record, has, names
-from caiflow.operators.formats.labelled import WORSE, by_prompt, is_labelled, joined, labelled
-from caiflow.operators.formats.layout import Format, in_twos, two_texts
-from caiflow.operators.formats.pairs import (
+from caiflow.operators.formats.named.conversations import CHATS, alpaca, is_sharegpt, messages, prompted, red_team, sharegpt
+from caiflow.operators.formats.named.fields import Fields, Record, has, names
+from caiflow.operators.formats.named.labelled import WORSE, by_prompt, is_labelled, joined, labelled
+from caiflow.operators.formats.named.layout import Format, in_twos, two_texts
+from caiflow.operators.formats.named.pairs import (
     cai_conversation,
     compared,
     hh,
@@ -24,9 +24,9 @@ from caiflow.operators.formats.pairs import (
     openai_preference,
     preference,
 )
-from caiflow.operators.formats.questions import is_mt_bench, is_orca, mt_bench, orca
-from caiflow.operators.formats.ranked import in_pairs, is_ranked
-from caiflow.operators.formats.trees import by_tree, is_message, is_tree, paths_of_messages, paths_of_tree
+from caiflow.operators.formats.named.questions import is_mt_bench, is_orca, mt_bench, orca
+from caiflow.operators.formats.named.ranked import in_pairs, is_ranked
+from caiflow.operators.formats.named.trees import by_tree, is_message, is_tree, paths_of_messages, paths_of_tree
 
 
 def _table(_record: Record, _which: Turns) -> Fields:

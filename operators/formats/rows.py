@@ -23,8 +23,8 @@ from caiflow.operators.formats.dialogue import (
     parse_messages,
     parse_transcript,
 )
-from caiflow.operators.formats.fields import Record
-from caiflow.operators.formats.layout import Format, Take
+from caiflow.operators.formats.named.fields import Record
+from caiflow.operators.formats.named.layout import Format, Take
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of

@@ -9,9 +9,9 @@ from typing import Any
 
 from caiflow.engine.errors import WrongValue
 from caiflow.operators.formats.dialogue import shorten
-from caiflow.operators.formats.fields import Record, has
-from caiflow.operators.formats.layout import Take
-from caiflow.operators.formats.pairs import QUESTIONS
+from caiflow.operators.formats.named.fields import Record, has
+from caiflow.operators.formats.named.layout import Take
+from caiflow.operators.formats.named.pairs import QUESTIONS
 
 _ORDERED = ("ranked", "ranked_answers", "ranked_responses", "output")
 _LISTS = ("answers", "responses", "completions", "candidates", "outputs", "generations", "sampled_answers", *_ORDERED)

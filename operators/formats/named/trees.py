@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from caiflow.operators.formats.dialogue import ROLES
-from caiflow.operators.formats.fields import Record, has
-from caiflow.operators.formats.layout import Group, See, Take
+from caiflow.operators.formats.named.fields import Record, has
+from caiflow.operators.formats.named.layout import Group, See, Take
 from caiflow.operators.formats.opening import Line
 
 Path = Sequence[Record]

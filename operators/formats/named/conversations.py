@@ -17,7 +17,7 @@ from caiflow.operators.formats.dialogue import (
     parse_prompt,
     parse_transcript,
 )
-from caiflow.operators.formats.fields import Fields, Record, present, reply, said
+from caiflow.operators.formats.named.fields import Fields, Record, present, reply, said
 
 CONVERSATIONS = ("conversations", "conversation", "items")
 CHATS = ("messages", *CONVERSATIONS)

@@ -9,10 +9,10 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from caiflow.operators.formats.conversations import CHATS, CONVERSATIONS, alpaca, messages, prompted, sharegpt
 from caiflow.operators.formats.dialogue import Turns, decode, is_human, is_turns
-from caiflow.operators.formats.fields import Fields, Record, has
-from caiflow.operators.formats.layout import Group, See, Take
+from caiflow.operators.formats.named.conversations import CHATS, CONVERSATIONS, alpaca, messages, prompted, sharegpt
+from caiflow.operators.formats.named.fields import Fields, Record, has
+from caiflow.operators.formats.named.layout import Group, See, Take
 from caiflow.operators.formats.opening import Line
 
 _LABELS = ("label", "kto_tag")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from caiflow.operators.formats.conversations import SYSTEM, prompted
 from caiflow.operators.formats.dialogue import Turns
-from caiflow.operators.formats.fields import Fields, Record, has, present, said
+from caiflow.operators.formats.named.conversations import SYSTEM, prompted
+from caiflow.operators.formats.named.fields import Fields, Record, has, present, said
 
 _ANSWERS = ("response", "answer", "completion")
 

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from caiflow.operators.formats.dialogue import Turns
-from caiflow.operators.formats.fields import Fields, Record
+from caiflow.operators.formats.named.fields import Fields, Record
 from caiflow.operators.formats.opening import Line
 
 Take = Literal["best", "all"]

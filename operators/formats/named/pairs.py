@@ -8,8 +8,6 @@ from typing import Any
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
-from caiflow.operators.formats.compared import preferred
-from caiflow.operators.formats.conversations import CHATS, opened, with_input
 from caiflow.operators.formats.dialogue import (
     Turns,
     answer_text,
@@ -21,7 +19,9 @@ from caiflow.operators.formats.dialogue import (
     parse_transcripts,
     unix_lines,
 )
-from caiflow.operators.formats.fields import Fields, Record, has, present, reply, said, share_of, text_or_none
+from caiflow.operators.formats.named.compared import preferred
+from caiflow.operators.formats.named.conversations import CHATS, opened, with_input
+from caiflow.operators.formats.named.fields import Fields, Record, has, present, reply, said, share_of, text_or_none
 
 QUESTIONS = ("prompt", "instruction", "question", "query")
 """What a question to two answers is called, ours first."""

@@ -1,0 +1,1 @@
+"""The formats themselves: how each is recognised and read. Never reads files."""
