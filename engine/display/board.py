@@ -42,6 +42,8 @@ class StepState:
     rows_out: int | None = None
     doing: str = ""
     """What it does before it tells how far it is."""
+    waiting: str = ""
+    """For whom it has waited for long, as it last told."""
     note: str = ""
     error: str = ""
     notes: tuple[Mapping[str, Any], ...] = ()
@@ -114,6 +116,7 @@ def _advance(step: StepState, event: Mapping[str, Any]) -> None:
         step.started = step.started or event["t"]
     if event["event"] == "step_progress" and "done" in event:
         step.told, step.left_s, step.doing = event["t"], event.get("left_s"), ""
+        step.waiting = event.get("waiting", "")
         if step.kind == "model":
             step.first = step.first or (event["t"], event["done"])
     elif event["event"] == "step_done":
@@ -159,6 +162,8 @@ def notes_text(step: StepState) -> str:
         counts.append(f"{'last ' if step.status == 'done' else ''}loss {step.loss:.3f}")
     if step.status == "running" and step.doing:
         counts.append(clean(step.doing))
+    if step.status == "running" and step.waiting:
+        counts.insert(0, f"waits for {clean(step.waiting)}")
     if step.note:
         counts.append(clean(step.note))
     if step.notes:

@@ -7,6 +7,7 @@ order in which finished rows are written. Knows no Ray, no engine library, and n
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 1024
+_TOLD_AFTER_S = 5.0
 Order = tuple[int, ...]
 PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine", "other_model"})
 """Classes of failure that another run may not meet, beside all that are worth a retry: they leave no tombstone."""
@@ -150,6 +152,8 @@ class Flow:
         self._limit = in_flight or asked or 2 * capacity
         self._slots = _Slots(self._limit)
         self._failed_steps: set[str] = set()
+        self._awaited: dict[str, list[float]] = {step.name: [] for step in steps}
+        """When each of the rows began to wait that another run is making."""
         self._outdated = {step.name: step.operator.outdates() for step in steps}
         self._written = {step.name: step.operator.writes() for step in steps}
         self._changes = {"": Changed()}
@@ -186,8 +190,29 @@ class Flow:
             found[step.name] = {**progress_fields(tally), "total": tally.finished() + waiting[step.name]}
         for name, fields in found.items():
             fields |= {"busy_s": (busy_s := self.pace.busy_s(name)), "left_s": self.pace.left_s(name, waiting)}
+            fields |= {"waiting": self._waiting(name) or None}
             fields |= {"tokens_per_second": fields["completion_tokens"] / busy_s if busy_s else None}
         return found
+
+    def _waiting(self, name: str) -> str:
+        """Return for whom a step has waited for long, and how long; nothing while it gets on."""
+        step = next(step for step in self.steps if step.name == name)
+        client, awaited = self._clients.get(step.model or ""), self._awaited[name]
+        told = client.waiting if client else ""
+        if awaited and (waited_s := time.monotonic() - awaited[0]) >= _TOLD_AFTER_S:
+            told = told or f"{len(awaited)} rows that another run is making, for {waited_s:.0f} s"
+        return told
+
+    @contextmanager
+    def _awaiting(self, step: FlowStep) -> Iterator[None]:
+        """Note that a row of a step waits for another run, and lend its place."""
+        since = time.monotonic()
+        self._awaited[step.name].append(since)
+        try:
+            with self._slots.lent():
+                yield
+        finally:
+            self._awaited[step.name].remove(since)
 
     async def _whole_row(self, batch: _OpenBatch, order: Order, row: Row) -> None:
         try:
@@ -236,7 +261,7 @@ class Flow:
         known = replay(row_key, ledger)
         if known is not None:
             return known
-        async with claimed(ledger, row_key, lambda: replay(row_key, ledger), self._slots.lent()) as made:
+        async with claimed(ledger, row_key, lambda: replay(row_key, ledger), self._awaiting(step)) as made:
             return made if made is not None else await self._ask(step, view, row_key, ledger)
 
     async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome:

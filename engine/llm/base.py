@@ -84,6 +84,10 @@ class Engine(Protocol):
     capacity: int
     """How many requests at once keep the engine busy; callers hold up to twice as many in flight."""
 
+    @property
+    def waiting(self) -> str:
+        """For whom it has waited for long, and for how long; empty while it gets on."""
+
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue requests under the caller's own ids."""
 

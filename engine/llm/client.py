@@ -28,6 +28,8 @@ class Link(Protocol):
     """The way to one engine host, wherever it runs."""
 
     capacity: int
+    waiting: str
+    """For whom the engine has waited for long, as it last told, or that it is itself waited for; empty while it gets on."""
 
     async def open(self) -> None:
         """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
@@ -50,6 +52,7 @@ class LocalLink:
         self._client = client
         self._session = ""
         self.capacity = host.capacity
+        self.waiting = ""
 
     async def open(self) -> None:
         """Begin a session; the host has loaded."""
@@ -61,7 +64,9 @@ class LocalLink:
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
-        return await asyncio.to_thread(self._host.collect, self._client, self._session, 0.5)
+        answers = await asyncio.to_thread(self._host.collect, self._client, self._session, 0.5)
+        self.waiting = self._host.waiting
+        return answers
 
     async def revive(self) -> None:
         """Refuse: an engine in this process doesn't come back."""
@@ -124,6 +129,12 @@ class EngineClient:
         for task in [*self._tasks, *self._sending]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._sending, return_exceptions=True)
+
+    @property
+    def waiting(self) -> str:
+        """For whom its engines have waited for long; each is told once."""
+        told = (replica.link.waiting for replica in self._replicas if replica.in_flight)
+        return " and ".join(dict.fromkeys(filter(None, told)))
 
     async def ask(self, request: Request, stage: int = 0) -> Answer:
         """Return the answer; requests of a later `stage` overtake waiting ones of an earlier stage."""

@@ -67,6 +67,11 @@ class EngineHost:
             self._check(client, session)
         return answers
 
+    @property
+    def waiting(self) -> str:
+        """For whom the engine has waited for long."""
+        return self._engine.waiting
+
     def close(self) -> None:
         """End the loop and free the engine."""
         self._open = False

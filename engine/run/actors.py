@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
+import signal
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepError
@@ -20,6 +24,10 @@ from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.run.units import StepResult, Unit
 
+HANGS_S = 40.0
+"""How long the process of a loaded engine may leave a call unanswered: it has threads for calls, whatever it computes."""
+LOADING_HANGS_S = 180.0
+"""The same while it loads: importing a library may keep all threads from running for long."""
 REVIVE_S = 600.0
 """Longest wait for a lost engine to be loaded again."""
 
@@ -96,9 +104,14 @@ class EngineActor:
         """Queue requests."""
         self._loaded().submit(client, session, requests)
 
-    def collect(self, client: str, session: str, timeout_s: float) -> list[tuple[int, Answer]]:
-        """Wait for answers."""
-        return self._loaded().collect(client, session, timeout_s)
+    def collect(self, client: str, session: str, timeout_s: float) -> tuple[list[tuple[int, Answer]], str]:
+        """Wait for answers; return them, and for whom the engine has waited for long."""
+        host = self._loaded()
+        return host.collect(client, session, timeout_s), host.waiting
+
+    def process(self) -> tuple[str, int]:
+        """Return its machine and the number of its process there, in no time whatever it does."""
+        return socket.gethostname(), os.getpid()
 
     def _loaded(self) -> EngineHost:
         if self._host is None:
@@ -115,11 +128,20 @@ class RayLink:
         self._client = client
         self._session = ""
         self.capacity = 1
+        self.waiting = ""
+        self.process = "", 0
+        """The engine's machine, and its process there."""
+        self.hangs_s = HANGS_S
 
     async def open(self) -> None:
         """Begin a session and wait until the engine has loaded. Raises EngineError."""
-        self.capacity, *_ = await self._call("ready", self._source)
+        self.process = await self._call("process", patience_s=None)
+        loading = asyncio.ensure_future(self._call("ready", self._source, patience_s=None))
+        while not (await asyncio.wait({loading}, timeout=self.hangs_s))[0]:
+            await self._call("process", patience_s=LOADING_HANGS_S)
+        self.capacity, *_ = loading.result()
         self._session = await self._call("begin", self._client)
+        self.waiting = ""
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Send requests."""
@@ -127,26 +149,36 @@ class RayLink:
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
-        answers: list[tuple[int, Answer]] = await self._call("collect", self._client, self._session, COLLECT_S)
-        return answers
+        patience_s = COLLECT_S + self.hangs_s
+        answers, self.waiting = await self._call("collect", self._client, self._session, COLLECT_S, patience_s=patience_s)
+        found: list[tuple[int, Answer]] = answers
+        return found
 
     async def revive(self) -> None:
         """Wait until Ray has restarted the engine's process and the engine has loaded again."""
-        until = time.monotonic() + REVIVE_S
+        begun = time.monotonic()
         while True:
+            self.waiting = f"its engine, which was lost and is begun again, for {time.monotonic() - begun:.0f} s"
             try:
                 await self.open()
                 return
             except LinkLost as loss:
-                if time.monotonic() > until:
+                if time.monotonic() > begun + REVIVE_S:
                     raise EngineError(f"engine: lost for good; {loss}", kind="engine_lost") from loss
                 await asyncio.sleep(0.5)
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any, patience_s: float | None = HANGS_S) -> Any:
+        """Return what the engine's process says; one that says nothing for too long is ended, and so begun again by Ray."""
         import ray.exceptions as ray_errors
 
-        try:
+        async def answer() -> Any:
             return await getattr(self._actor, method).remote(*arguments)
+
+        try:
+            return await asyncio.wait_for(answer(), patience_s)
+        except TimeoutError:
+            self._end_process()
+            raise LinkLost(f"its process hangs: it hasn't answered for {patience_s:g} s") from None
         except ray_errors.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
@@ -162,6 +194,16 @@ class RayLink:
                 "it may be out of memory: see `caiflow doctor`",
                 kind="engine_lost",
             ) from None
+
+    def _end_process(self) -> None:
+        """End the engine's process so that Ray begins it again: a stopped one doesn't hear Ray's own word."""
+        import ray
+
+        ray.kill(self._actor, no_restart=False)
+        machine, pid = self.process
+        with contextlib.suppress(OSError):
+            if machine == socket.gethostname() and "EngineActor" in Path(f"/proc/{pid}/cmdline").read_text():  # still it
+                os.kill(pid, signal.SIGKILL)
 
 
 def first_line(error: BaseException) -> str:

@@ -152,6 +152,7 @@ class _Execution:
         self._claims: dict[str, ExitStack] = {}
         self._units: dict[int, list[Step]] = {}
         self._lessons: list[str] = []
+        self._claims_told: set[str] = set()
 
     def run(self) -> RunStatus:
         """Go on until every step has settled; return the status of the run."""
@@ -288,7 +289,10 @@ class _Execution:
         claim = ExitStack()
         if not claim.enter_context(self.store.claim(name)):
             claim.close()
-            return False  # another run trains the very same; its artifact will be ours
+            if step.name not in self._claims_told:
+                self._claims_told.add(step.name)
+                self._journal.emit("log", text=f"{step.name} waits for another run, which trains the very same")
+            return False  # its artifact will be ours
         wanted = step.params.resources
         gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
         unit = TrainUnit(

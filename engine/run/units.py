@@ -137,8 +137,9 @@ class MeasureUnit(_OneStep):
         async with AsyncExitStack() as stack:
             report({"step": self.step, "doing": f"waiting for {', '.join(self.links)}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
-            llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir, _log(report, self.step))
+            llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
             stack.callback(llms.close)
+            stack.push_async_callback(_stop, asyncio.create_task(_watch_calls(self.step, llms, report)))
             measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
@@ -154,7 +155,6 @@ class LedgeredLLMs(LLMs):
         models: Mapping[str, ModelSource],
         clients: Mapping[str, EngineClient],
         ledger_dir: Path,
-        log: Callable[..., None],
     ) -> None:
         from caiflow.engine.flow.row_llm import Tally
         from caiflow.engine.store.ledger import Ledger, ledger_name
@@ -162,14 +162,12 @@ class LedgeredLLMs(LLMs):
         self._operator = operator
         self._models = models
         self._clients = clients
-        self._log = log
         self._tally = Tally()
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
         from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
-        from caiflow.engine.flow.stream import progress_fields
 
         client = self._clients[model]
         slots = asyncio.Semaphore(2 * client.capacity)
@@ -182,8 +180,6 @@ class LedgeredLLMs(LLMs):
                 llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
                 answer: Row = await ask(row, llm)
             self._tally.done += 1
-            if self._tally.done % 16 == 0 or self._tally.done == self._tally.total:
-                self._log(**progress_fields(self._tally))
             return answer
 
         try:
@@ -194,6 +190,13 @@ class LedgeredLLMs(LLMs):
                 raise taught.exceptions[0] from None
             raise
         return [task.result() for task in tasks]
+
+    def progress(self) -> dict[str, Any]:
+        """Return the fields of a `step_progress` event; nothing before the first rows."""
+        from caiflow.engine.flow.stream import progress_fields
+
+        told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
+        return {**progress_fields(self._tally), "waiting": told or None} if self._tally.total else {}
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -296,6 +299,13 @@ async def _watch(flow: Flow, report: Report) -> None:
             if tally.after and shown.get(name) != tally.after:
                 shown[name] = tally.after
                 report({"step": name, "before": tally.before, "after": tally.after})
+        await asyncio.sleep(0.25)
+
+
+async def _watch_calls(step: str, llms: LedgeredLLMs, report: Report) -> None:
+    while True:
+        if fields := llms.progress():
+            report({"step": step, **fields})
         await asyncio.sleep(0.25)
 
 

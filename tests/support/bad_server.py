@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, dict[str, str], str]
+Reply = tuple[int, dict[str, str], str | bytes]
 
 
 @dataclass
@@ -73,13 +73,14 @@ def bad_server() -> Iterator[BadServer]:
             else:
                 self.answer(*reply)
 
-        def answer(self, status: int, headers: dict[str, str], text: str) -> None:
-            payload = text.encode()
+        def answer(self, status: int, headers: dict[str, str], text: str | bytes) -> None:
+            payload = text.encode() if isinstance(text, str) else text
             self.send_response(status)
             for name, value in {"Content-Length": str(len(payload)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(payload)
+            with contextlib.suppress(OSError):  # the client has had enough
+                self.wfile.write(payload)
 
         def misbehave(self, how: str) -> None:
             self.close_connection = True

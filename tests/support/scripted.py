@@ -18,6 +18,8 @@ def last_words(request: Request) -> Answer:
 class ScriptedEngine:
     """Answers `per_step` requests a step, oldest first; remembers what it was asked unless told not to."""
 
+    waiting = ""
+
     def __init__(self, script: Script = last_words, *, capacity: int = 64, per_step: int = 0, keep: bool = True) -> None:
         self.capacity = capacity
         self.asked: list[Request] = []

@@ -51,6 +51,8 @@ class TransformersEngine:
     `context` is the longest prompt and answer together, in tokens.
     """
 
+    waiting = ""  # for nobody
+
     def __init__(self, model: Any, renderer: Renderer, *, capacity: int, prefill_tokens: int, context: int) -> None:
         self.capacity = capacity
         self._model = model.eval()

@@ -217,7 +217,8 @@ def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:
         ValueError: its content is something else.
     """
     if isinstance(said, list):
-        said = "".join(part["text"] for part in said if isinstance(part, Mapping) and part.get("type", "text") == "text")
+        texts = [part["text"] for part in said if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+        said = "".join(texts) if texts else None
     said = said or message.get("refusal") or said
     if message.get("tool_calls") and not said:
         raise EngineError("the server calls a tool (`tool_calls`) instead of answering", kind="empty")

@@ -19,6 +19,8 @@ _LONGEST_ASKED_PAUSE_S = 120.0
 _MANY = 10
 """Refusals in a row after which calls leave one by one, a second or more apart."""
 _TOLD_AFTER_S = 5.0
+_SILENT_AFTER_S = 20.0
+"""From when on it is told that no call is answered: an answer may well take some seconds."""
 
 
 class Pace:
@@ -34,9 +36,13 @@ class Pace:
         self._fast_below = 0.0
         self._refusals = self._rounds = 0  # since the last answer
         self._refused_since = 0.0
+        self._heard = time.monotonic()
+        """When the server last said anything, or was first asked again."""
 
     async def enter(self) -> float:
         """Wait for leave to call; return the moment of leaving, which `refused` wants back. Calls leave in order of asking."""
+        if not self.under_way:
+            self._heard = time.monotonic()
         if self._waiting or not self._open():
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -49,6 +55,7 @@ class Pace:
     def leave(self) -> None:
         """Say that a call has ended, whatever came of it."""
         self.under_way -= 1
+        self._heard = time.monotonic()
         self._wake()
 
     def answered(self) -> None:
@@ -81,11 +88,13 @@ class Pace:
         """Return for how long the server has refused all calls for being too many; 0 where its last word was an answer."""
         return time.monotonic() - self._refused_since if self._refusals else 0.0
 
-    def told(self) -> str:
-        """Return how long the server has refused by now and when it is asked next; nothing while that is short."""
-        refused_s, next_s = self.refused_for_s(), max(0.0, self._resume_at - time.monotonic())
+    def told(self, now: float | None = None) -> str:
+        """Return how long the server has refused and when it is asked next, or is silent; nothing while that is short."""
+        now = time.monotonic() if now is None else now
+        refused_s, next_s = self.refused_for_s(), max(0.0, self._resume_at - now)
         if max(refused_s, next_s) < _TOLD_AFTER_S:
-            return ""
+            silent_s = now - self._heard if self.under_way else 0.0
+            return f"has answered none of {self.under_way} calls for {silent_s:.0f} s" if silent_s >= _SILENT_AFTER_S else ""
         return f"has refused {self._refusals} calls in a row, for {refused_s:.0f} s; it is asked again in {next_s:.0f} s"
 
     def _open(self) -> bool:

@@ -43,6 +43,8 @@ class VLLMEngine:
     With `adapter`, every request goes through that LoRA. `draws` says whether our processor draws or vLLM itself.
     """
 
+    waiting = ""  # for nobody
+
     def __init__(
         self, engine: LLMEngine, renderer: Renderer, adapter: LoRARequest | None = None, draws: Draws = "caiflow"
     ) -> None:

@@ -61,6 +61,18 @@ def test_live_view_shows_each_steps_state() -> None:
     assert "· tuned" in lines[3]
 
 
+def test_for_whom_a_step_waits_is_shown_until_it_gets_on() -> None:
+    refused = "http://host has refused 12 calls in a row, for 8 s; it is asked again in 3 s"
+    waits: Event = {"t": 112.0, "event": "step_progress", "step": "answer", "done": 600, "total": 1500, "waiting": refused}
+    assert f"waits for {refused}" in " ".join(rendered(fold([*RECORDED, waits]), width=220).split())
+    out = io.StringIO()
+    plain = PlainLines(out)
+    for event in [*RECORDED[:-1], {**waits, "t": 130.0}]:
+        plain.handle(event)
+    assert f"waits for {refused}" in out.getvalue()
+    assert "waits for" not in rendered(fold([*RECORDED, waits, RECORDED[3]]), width=220)
+
+
 def test_latest_sample_is_shown_without_control_characters() -> None:
     text = rendered(fold(RECORDED))
     assert "before How do I?" in text

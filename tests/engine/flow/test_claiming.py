@@ -95,6 +95,30 @@ def test_what_fails_in_one_run_is_asked_by_the_other(tmp_path: Path) -> None:
     assert len(good) == 40
 
 
+def test_rows_that_another_run_makes_are_said_to_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caiflow.engine.flow.stream._TOLD_AFTER_S", 0.0)  # in place of five seconds
+    one, source = step("first", Ask(params()), "source"), write_source(tmp_path / "source", QUESTIONS[:3])
+
+    async def wait() -> str:
+        host = EngineHost(lambda: ScriptedEngine())
+        with Ledger(tmp_path, one.namespace) as held, Ledger(tmp_path, one.namespace) as ledger:
+            for row in source.pylist():
+                held.claims.take(one.row_key(one.view(row)))
+            async with EngineClient([LocalLink(host)]) as client:
+                writer = RowsWriter(tmp_path / "out", {"uid": "text", "question": "text", "answer": "text"})
+                flow = Flow([one], {one.namespace: ledger}, {"m": client}, {"first": writer})
+                running = asyncio.create_task(flow.run(source))
+                while not (told := flow.progress()["first"]["waiting"]) or "3 rows" not in told:
+                    await asyncio.sleep(0.01)
+                held.claims.close()
+                await running
+                assert flow.progress()["first"]["waiting"] is None
+        host.close()
+        return str(told)
+
+    assert "that another run is making, for 0 s" in asyncio.run(asyncio.wait_for(wait(), 60))
+
+
 def test_a_frozen_run_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "PATIENCE_S", 0.2)  # in place of the ten minutes that a frozen process would cost
 
