@@ -39,7 +39,7 @@ def make_data(folder: Path, rows: int) -> None:
             out.write_rows([{"uid": str(place), "prompt": prompt, "response": chosen, "chosen": chosen, "rejected": rejected}])
 
 
-def ours(kind: str, data: Path, out: Path) -> None:
+def ours(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
     """Train with the operator."""
     from caiflow.operators.dpo import Dpo, DpoParams
     from caiflow.operators.sft import Sft, SftParams
@@ -48,11 +48,11 @@ def ours(kind: str, data: Path, out: Path) -> None:
     fields |= {"input": "rows", "model": "base", "lora": {"rank": 16}}
     operator: Any = Sft(SftParams(**fields), StepContext()) if kind == "sft" else Dpo(DpoParams(**fields), StepContext())
     (out / "work").mkdir(parents=True)
-    models = {"base": ModelSource(path=str(MODEL), identity="tiny")}
+    models = {"base": ModelSource(path=str(model), identity=model.name)}
     operator.train(Job(out / "model", {"rows": Rows(data / "rows")}, models, seed=SETTINGS["seed"], work_dir=out / "work"))
 
 
-def theirs(kind: str, data: Path, out: Path) -> None:
+def theirs(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
     """Train as the library's documentation shows."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -60,7 +60,7 @@ def theirs(kind: str, data: Path, out: Path) -> None:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     rows = Rows(data / "rows").pylist()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     common: dict[str, Any] = {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     common |= {**SETTINGS, "gradient_checkpointing": False, "dataloader_pin_memory": False}
     if kind == "sft":
@@ -70,7 +70,7 @@ def theirs(kind: str, data: Path, out: Path) -> None:
         records = [{"prompt": row["prompt"], **{side: [_said(row[side])] for side in ("chosen", "rejected")}} for row in rows]
         trainer_type, config = DPOTrainer, DPOConfig(str(out), **common)
     trainer = trainer_type(
-        model=AutoModelForCausalLM.from_pretrained(MODEL),
+        model=AutoModelForCausalLM.from_pretrained(model),
         args=config,
         train_dataset=Dataset.from_list(records),
         processing_class=tokenizer,
@@ -85,7 +85,7 @@ def _said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-SIDES: dict[str, Callable[[str, Path, Path], None]] = {"ours": ours, "theirs": theirs}
+SIDES: dict[str, Callable[..., None]] = {"ours": ours, "theirs": theirs}
 
 
 def measure(rows: int = ROWS, repeats: int = 5) -> list[dict[str, Any]]:
