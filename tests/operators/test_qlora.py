@@ -189,6 +189,7 @@ def test_it_computes_in_bfloat16_too(tmp_path: Path, even: ModelSource, bits: st
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
 
 
+@pytest.mark.soak
 def test_two_workers_hold_each_a_copy(tmp_path: Path, model: ModelSource) -> None:
     done = train(tmp_path, "sft", model, lora=lora("4bit"), resources={"workers": 2})
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)

@@ -73,6 +73,7 @@ def test_engines_trainings_and_ray_are_tried_on_this_machine_in_one_command(shor
 
 @pytest.mark.slow
 @pytest.mark.vllm
+@pytest.mark.soak
 def test_vllm_is_held_against_transformers_in_every_kind_of_request(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, "vllm")
     (trial,) = chosen(["vllm"])

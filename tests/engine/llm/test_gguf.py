@@ -44,7 +44,10 @@ class Made:
         return resolve_model("base", ModelEntry(source=self.file.name, **entry), self.file.parent, store=self.store)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.soak] if name == "qwen2" else []) for name in ARCHITECTURES],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -128,16 +131,16 @@ def _unpack_at(barrier: Any, source: ModelSource) -> None:
     unpack(source)
 
 
-def test_many_processes_unpack_a_file_once(llama: Made, tmp_path: Path) -> None:
+def test_two_processes_unpack_a_file_once(llama: Made, tmp_path: Path) -> None:
     source = resolve_model("base", ModelEntry(source=str(llama.file)), Path(), store=Store(tmp_path / "home"))
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(3)
-    workers = [context.Process(target=_unpack_at, args=(barrier, source)) for _ in range(3)]
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=_unpack_at, args=(barrier, source)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [worker.exitcode for worker in workers] == [0, 0]
     store = Store(tmp_path / "home")
     assert [path.name for path in store.artifacts()] == [Path(source.path).name]
     assert not list(store.staging_dir.iterdir())

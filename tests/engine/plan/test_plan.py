@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.checkpoints import CHECKPOINTS, mark_complete
-from support.kills import ledger_records, without_token
+from support.commands import command_here
+from support.kills import ledger_records
 
 SPEC = """
 caiflow: 1
@@ -37,10 +36,11 @@ ROWS = 200
 
 
 class Project:
-    """A folder with a spec, driven by the real command."""
+    """A folder with a spec, driven by the command; its runs share a Ray."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder
+        self.address = address
         self.home = folder / "home"
         self.rules = folder / "rules.yaml"
         self.rules.write_text((Path(str(files("caiflow.constitutions"))) / "harmless.yaml").read_text(), encoding="utf-8")
@@ -52,11 +52,7 @@ class Project:
         (self.folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def command(self, *arguments: str) -> str:
-        environment = {**without_token(), "CAIFLOW_HOME": str(self.home)}
-        command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = command_here(self.folder, *arguments, CAIFLOW_HOME=str(self.home))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -65,15 +61,15 @@ class Project:
         return {step["name"]: step for step in steps}
 
     def run(self, name: str) -> dict[str, Any]:
-        self.command("run", "spec.yaml", "--out", name)
+        self.command("run", "spec.yaml", "--out", name, "--address", self.address)
         steps: dict[str, Any] = json.loads((self.folder / name / "run.json").read_text())["steps"]
         return steps
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Project:
     """A project whose first run is done."""
-    made = Project(tmp_path_factory.mktemp("plan"))
+    made = Project(tmp_path_factory.mktemp("plan"), ray_address)
     made.run("first")
     return made
 
@@ -138,15 +134,15 @@ def test_ten_percent_new_rows_are_all_that_runs(project: Project) -> None:
     assert len(records) == len(set(records))
 
 
-def test_a_training_cut_off_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    project = Project(tmp_path)
+def test_a_training_cut_off_goes_on_from_its_last_checkpoint(tmp_path: Path, ray_address: str) -> None:
+    project = Project(tmp_path, ray_address)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "Paint?", "response": "Use a brush."}\n')
     (tmp_path / "training.yaml").write_text(
         "caiflow: 1\nmodels: {base: {source: tiny}}\nsteps:\n  pairs: {op: load, source: pairs.jsonl}\n"
         "  again: {op: generate, input: pairs, model: base}\n  tuned: {op: sft, input: pairs, model: base}\n"
     )
     assert list(project.plan("training.yaml", "--until", "tuned")) == ["pairs", "tuned"]
-    project.command("run", "training.yaml", "--until", "pairs", "--out", "loaded")
+    project.command("run", "training.yaml", "--until", "pairs", "--out", "loaded", "--address", ray_address)
     tuned = project.plan("training.yaml")["tuned"]
     assert (tuned["state"], tuned["reason"]) == ("run", "never run")
     folder = Store(project.home).work_dir(tuned["digest"]) / CHECKPOINTS

@@ -70,6 +70,7 @@ def test_exact_answers_are_refused_by_name_where_the_device_has_no_such_mode(sou
 
 
 @pytest.mark.usefixtures("in_processes")
+@pytest.mark.soak
 def test_a_cause_that_only_a_process_of_vllms_printed_is_in_the_message_and_whole_in_the_hint(
     source: ModelSource, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ for all kinds of request, and one for an adapter.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,14 +70,14 @@ def adapted(tiny_source: ModelSource, tmp_path_factory: pytest.TempPathFactory) 
     return tiny_source._replace(adapter=str(folder))
 
 
-@pytest.fixture(scope="module", params=[pytest.param("in step", marks=pytest.mark.soak), "one step ahead"])
+def on_vllm(source: ModelSource, args: dict[str, Any]) -> ModelSource:
+    return source._replace(engine="vllm", options={"engine_args": args})
+
+
+@pytest.fixture(scope="module", params=["in step", "one step ahead"])
 def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: ModelSource, tmp_path_factory: Any) -> Any:
     """What vLLM answers on its second runner: all kinds of request, rows that are preempted, and an adapter."""
     folder = tmp_path_factory.mktemp("answers")
-
-    def on_vllm(source: ModelSource, args: dict[str, Any]) -> ModelSource:
-        return source._replace(engine="vllm", options={"engine_args": args})
-
     kinds = [*mixed_requests(24), *filtered_requests(), *odd_requests(), *scored_requests()]
     asked = [(on_vllm(tiny_source, ARGS), kinds), (on_vllm(tiny_source, SCARCE), long_requests())]
     asked.append((on_vllm(adapted, ARGS), mixed_requests(8)))
@@ -105,19 +106,33 @@ def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) ->
     assert_agree(source, asked, ours, others)
 
 
+def test_drawn_filtered_odd_and_scored_requests_are_answered_as_on_transformers(
+    tiny_source: ModelSource, tmp_path: Path
+) -> None:
+    """One start for a few of each kind, the way a GPU serves; the tests below ask at length."""
+    asked = [*mixed_requests(6), *filtered_requests()[::2], *odd_requests(), *scored_requests()[:6]]
+    (found,) = answers(tmp_path / "answers", [(on_vllm(tiny_source, ARGS), asked)], **second_runner(ahead=True))
+    assert (found["runner"], found["ahead"]) == (2, True)
+    same(tiny_source, asked, found)
+
+
+@pytest.mark.soak
 def test_every_kind_of_request_is_answered_as_on_transformers(answered: Any, tiny_source: ModelSource) -> None:
     same(tiny_source, *answered["kinds"])
 
 
+@pytest.mark.soak
 def test_rows_that_are_preempted_and_read_in_pieces_draw_the_same(answered: Any, tiny_source: ModelSource) -> None:
     assert answered["scarce"][1]["preempted"] > 0
     same(tiny_source, *answered["scarce"])
 
 
+@pytest.mark.soak
 def test_an_adapter_answers_as_on_transformers(answered: Any, adapted: ModelSource) -> None:
     same(adapted, *answered["adapter"])
 
 
+@pytest.mark.soak
 def test_vllms_own_draws_follow_the_seed_alone_and_are_others(answered: Any, tiny_source: ModelSource) -> None:
     crowded, few = answered["own draws"]
     assert few == crowded[::-1][:3]
