@@ -55,11 +55,12 @@ class TrainingOperator(ModelOperator[P]):
         """Yield inputs of which some rows are known to have nothing to learn."""
         for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
             for wanted in self.needs().get(step, ()):
-                if empty := inputs[step].nothing_in(wanted.split("|")):
-                    rows = "no row" if inputs[step].gaps[empty] == "all" else "not every row"
-                    label = "; for those marked bad: `drop: [{where: not label}]`" if "label" in inputs[step].types else ""
-                    told = "ends with a reply" if empty == "messages" else f"has anything in `{empty}`"
-                    yield Finding((field,), f"{rows} of `{step}` {told}, so that there is nothing to learn", NO_ANSWERS + label)
+                empty = inputs[step].nothing_in(wanted.split("|"))
+                if empty is None or _may_be_marked(inputs[step], empty):
+                    continue
+                rows = "no row" if inputs[step].gaps[empty] == "all" else "not every row"
+                told = "ends with a reply" if empty == "messages" else f"has anything in `{empty}`"
+                yield Finding((field,), f"{rows} of `{step}` {told}, so that there is nothing to learn", NO_ANSWERS)
 
     def identity(self) -> Mapping[str, Any]:
         """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""
@@ -90,3 +91,9 @@ class TrainingOperator(ModelOperator[P]):
         for prefix, tokens in zip(("", "eval_"), found, strict=False):
             job.metrics |= tokens.counts.metrics(prefix)
         return found[0].data, found[1].data if len(found) > 1 else None
+
+
+def _may_be_marked(columns: Columns, empty: str) -> bool:
+    """Return whether the rows with nothing in a column may be those whose mark keeps them from being learnt."""
+    marks = [columns.types[name] for name in ("label", "kto_tag") if name in columns.types]
+    return columns.gaps[empty] == "some" and any(mark in ("flag", "text", None) for mark in marks)

@@ -37,13 +37,17 @@ class Counts:
     """All that don't train, those below included."""
     blank: int = 0
     """Rows left out since a text in them is empty."""
+    aside: int = 0
+    """Rows that their mark keeps from being learnt here; they aren't among `rows`."""
     equal: int = 0
     """Pairs left out since both replies are the same, as they stand or as they are cut."""
     tokens: int = 0
 
     def metrics(self, prefix: str = "") -> dict[str, int]:
         """Return the counts under the names they have in run.json."""
-        reasons = {f"{prefix}rows_{reason}": getattr(self, reason) for reason in ("blank", "equal") if getattr(self, reason)}
+        reasons = {
+            f"{prefix}rows_{reason}": getattr(self, reason) for reason in ("blank", "equal", "aside") if getattr(self, reason)
+        }
         return {
             f"{prefix}rows": self.rows,
             f"{prefix}rows_cut": self.cut,
@@ -55,6 +59,10 @@ class Counts:
 
 class Blank(StepError):
     """A row whose text to learn, or to reply to, is empty: it is left out and counted, in every trainer."""
+
+
+class Aside(StepError):
+    """A row that is marked as good or bad (KTO) and so has nothing to learn here: a bad reply, or one without a partner."""
 
 
 @dataclass(slots=True)
@@ -72,6 +80,7 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
     `revision` as the reply to `prompt`, `messages`, `response` as the reply to `prompt`, `text`.
 
     Raises:
+        Aside: it has none, and is marked as bad.
         Blank: the one it has is empty; what comes after it isn't learnt in its place.
         StepError: the row has none of them, or the one it has is no such thing.
     """
@@ -87,11 +96,15 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
             return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
         if name == "text" or column:
             return value
-    if row.get("label") in (False, "false", "False"):
-        raise StepError(
-            "its `label` is false, so its reply isn't to be learnt; filter such rows out before: `drop: [{where: not label}]`"
-        )
+    if _mark(row) is False:
+        raise Aside("it is marked as bad")
     raise StepError(f"nothing to train on, looked for {', '.join(names)}; filter such rows out before")
+
+
+def _mark(row: Mapping[str, Any]) -> bool | None:
+    """Return whether the row's reply is marked as good, also as a table writes it; None where nothing says so."""
+    value = row.get("label") if row.get("label") is not None else row.get("kto_tag")
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).strip().lower())
 
 
 def _refuse_unfit(name: str, value: Any) -> None:
@@ -184,10 +197,13 @@ def preference_of(row: Mapping[str, Any]) -> tuple[list[Message], Message, Messa
     where `prompt` is absent. A missing `p_chosen` means 1.
 
     Raises:
+        Aside: a reply is missing, and the other one is marked as good or bad.
         Blank: a reply is empty.
         StepError: a reply is missing or isn't a single turn after the common prompt, or `p_chosen` is outside 0 to 1.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
+    if (chosen is None or rejected is None) and _mark(row) is not None:
+        raise Aside("no reply to its prompt has the other mark")
     if chosen is None or rejected is None:
         raise StepError("a preference needs `chosen` and `rejected`; filter rows without them out before")
     if _is_blank(chosen) or _is_blank(rejected):
@@ -287,7 +303,7 @@ def _at(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in whatever is wrong with it."""
     try:
         yield
-    except Blank:
+    except (Blank, Aside):
         raise
     except (StepError, EngineError) as error:
         raise StepError(f"row {row.get('uid', '?')}: {error}") from error
@@ -300,6 +316,10 @@ def _each(rows: Rows, counts: Counts, read: Callable[[Mapping[str, Any]], T]) ->
         try:
             with _at(row):
                 value = read(row)
+        except Aside:
+            counts.rows -= 1
+            counts.aside += 1
+            continue
         except Blank:
             counts.blank += 1
             counts.left_out += 1

@@ -23,6 +23,10 @@ FILES: dict[str, list[dict[str, Any]]] = {
     "pairs": [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}],
     "half": [{"prompt": "Why?", "chosen": "So.", "rejected": None}],
     "kto": [{"prompt": "Why?", "completion": "So.", "label": True}, {"prompt": "How?", "completion": "No.", "label": False}],
+    "both": [
+        {"prompt": "Why?", "completion": text, "label": mark} for text, mark in (("So.", True), ("No.", False), ("I.", True))
+    ],
+    "bad": [{"prompt": "Why?", "completion": "So.", "label": False}],
 }
 
 
@@ -36,7 +40,7 @@ def told(folder: Path, *steps: str) -> list[tuple[str, str]]:
     return [(lines[found.line - 1].split(":")[0].strip(), found.message) for found in check_spec(folder / "spec.yaml")]
 
 
-@pytest.mark.parametrize("rows", ["prompts", "null", "some", "unanswered", "kto"])
+@pytest.mark.parametrize("rows", ["prompts", "null", "some", "unanswered"])
 def test_sft_without_replies(tmp_path: Path, rows: str) -> None:
     found = told(tmp_path, f'sl: {{op: sft, input: "{rows}", model: base}}')
     assert [step for step, _ in found] == ["sl"]
@@ -49,6 +53,15 @@ def test_preferences_without_replies(tmp_path: Path, trainer: str, rows: str) ->
     found = told(tmp_path, f'tuned: {{op: {trainer}, input: "{rows}", model: base}}')
     assert {step for step, _ in found} == {"tuned"}
     assert all(f"`{rows}`" in message for _, message in found)
+
+
+def test_marked_replies_are_learnt_by_their_marks(tmp_path: Path) -> None:
+    assert told(tmp_path, "sl: {op: sft, input: kto, model: base}", "tuned: {op: dpo, input: both, model: base}") == []
+    found = told(tmp_path, "tuned: {op: dpo, input: kto, model: base}")
+    assert [step for step, _ in found] == ["tuned", "tuned"]
+    assert "`kto` has no column `chosen`" in found[0][1]
+    (found,) = told(tmp_path, "sl: {op: sft, input: bad, model: base}")
+    assert found == ("sl", "no row of `bad` has anything in `response`, so that there is nothing to learn")
 
 
 @pytest.mark.parametrize("rows", ["null", "unanswered"])

@@ -23,6 +23,7 @@ from caiflow.engine.training.tokens import (
     reply_ids,
 )
 from support.small_models import saved
+from support.tables import rows_of
 
 TALK = [
     {"role": "system", "content": "Be kind."},
@@ -83,8 +84,6 @@ def test_a_revision_is_learnt_before_what_it_revises() -> None:
     assert conversation_of({"text": "plain"}) == "plain"
     with pytest.raises(StepError, match="nothing to train on"):
         conversation_of({"uid": "1", "prompt": "p"})
-    with pytest.raises(StepError, match="its `label` is false"):
-        conversation_of({"uid": "1", "prompt": "p", "rejected": "bad", "label": False})
 
 
 @pytest.mark.parametrize("revision", ["", " \n", [], [*TALK[:-1], {"role": "assistant", "content": ""}]])
@@ -248,3 +247,23 @@ def test_earlier_turns_teach_to_stop_too(model: ModelSource) -> None:
 def test_where_earlier_turns_are_learnt_they_may_not_be_rewritten(model: ModelSource, template: str, loss_on: Any) -> None:
     with pytest.raises(EngineError, match=r"rewrites earlier turns.*loss_on: completion"):
         labelled(over(model, template), TALK, loss_on)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize("marks", [(True, False), ("True", "False")])
+def test_a_mark_decides_where_a_reply_is_learnt(name: str, marks: tuple[Any, Any], renderer: Renderer, tmp_path: Path) -> None:
+    good, bad = marks
+    marked = [
+        {"uid": "1", "prompt": TALK[1:2], "response": "So.", "chosen": "So.", "rejected": "No.", name: good},
+        {"uid": "2", "prompt": TALK[1:2], "response": "Yes.", "chosen": None, "rejected": None, name: good},
+        {"uid": "3", "prompt": TALK[1:2], "response": None, "chosen": None, "rejected": "Go.", name: bad},
+    ]
+    rows = rows_of(tmp_path / "rows", marked)
+    learnt = conversations(rows, renderer, max_length=512, loss_on="assistant").counts.metrics("")
+    assert (learnt["rows"], learnt["rows_aside"], learnt["rows_left_out"]) == (2, 1, 0)
+    pairs = preferences(rows, renderer, max_length=512).counts.metrics("")
+    assert (pairs["rows"], pairs["rows_aside"], pairs["rows_left_out"]) == (1, 2, 0)
+    with pytest.raises(StepError, match="no rows are left"):
+        preferences(rows_of(tmp_path / "alone", marked[1:]), renderer, max_length=512)
+    with pytest.raises(StepError, match="nothing to train on"):
+        conversations(rows_of(tmp_path / "plain", [{**marked[2], name: "spam"}]), renderer, max_length=9, loss_on="all")
