@@ -56,7 +56,7 @@ def test_preferences_without_replies(tmp_path: Path, trainer: str, rows: str) ->
 
 
 def test_marked_replies_are_learnt_by_their_marks(tmp_path: Path) -> None:
-    assert told(tmp_path, "sl: {op: sft, input: kto, model: base}", "tuned: {op: dpo, input: both, model: base}") == []
+    assert told(tmp_path, "sl: {op: sft, input: kto, model: base}", "tuned: {op: dpo, input: paired, model: base}") == []
     found = told(tmp_path, "tuned: {op: dpo, input: kto, model: base}")
     assert [step for step, _ in found] == ["tuned"]
     assert "`kto` has no column `chosen`" in found[0][1]
