@@ -23,7 +23,7 @@ FILES: dict[str, list[dict[str, Any]]] = {
     "pairs": [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}],
     "half": [{"prompt": "Why?", "chosen": "So.", "rejected": None}],
     "kto": [{"prompt": "Why?", "completion": "So.", "label": True}, {"prompt": "How?", "completion": "No.", "label": False}],
-    "both": [
+    "paired": [
         {"prompt": "Why?", "completion": text, "label": mark} for text, mark in (("So.", True), ("No.", False), ("I.", True))
     ],
     "bad": [{"prompt": "Why?", "completion": "So.", "label": False}],
