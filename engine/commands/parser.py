@@ -97,9 +97,18 @@ def variant_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value, for example steps.sl_cai.learning_rate=1e-4; VALUE is read as YAML; may be repeated",
     )  # fmt: skip
     parser.add_argument("--profile", metavar="NAME", help="apply one of the spec's `profiles:`")
+    allow_path_argument(parser)
     parser.add_argument(
         "--sample", metavar="N", type=_positive, help="take only N rows of every source; a full run reuses them"
     )
+
+
+def allow_path_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that lets a spec read outside its own folder."""
+    parser.add_argument(
+        "--allow-path", dest="allowed_paths", metavar="DIR", action="append", type=Path, default=[],
+        help="let this folder (or file) be read outside the spec's own; may be repeated",
+    )  # fmt: skip
 
 
 def read_spec(args: argparse.Namespace) -> Spec:
@@ -110,7 +119,7 @@ def read_spec(args: argparse.Namespace) -> Spec:
     """
     from caiflow.engine.spec.load import load_spec
 
-    spec = load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample)
+    spec = load_spec(find_spec(args.spec), sets=args.sets, profile=args.profile, sample=args.sample, allowed=args.allowed_paths)
     gc.enable()  # off since the start, see cli.main; work on a spec may be long
     return spec
 

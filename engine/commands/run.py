@@ -13,8 +13,8 @@ from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
-    from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.spec.load import Spec
+    from caiflow.engine.spec.permissions import KeySent
     from caiflow.engine.store.journal import Event, Listener
 
 EXAMPLES = """\
@@ -93,7 +93,8 @@ def _key_sent(text: str) -> KeySent:
 
 def _ask(spec: Spec, allowed: list[KeySent]) -> None:
     """Ask for each key that the spec has sent somewhere whether it may be, and keep the answer where it is yes."""
-    from caiflow.engine.plan.consent import remember, unallowed
+    from caiflow.engine.plan.consent import unallowed
+    from caiflow.engine.spec.permissions import remember
 
     for key, name in unallowed(spec.models, allowed).items():
         say(

@@ -40,7 +40,7 @@ def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
     from caiflow.engine.spec.load import load_spec
 
     try:
-        spec = load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample)
+        spec = load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample, allowed=args.allowed_paths)
     except SpecError as error:
         return "", error.problems or (Problem(name, 1, 1, "", str(error)),)
     others = [profile for profile in spec.profiles if profile != args.profile]

@@ -18,7 +18,7 @@ modules are never imported as `caiflow.engine.door`. Nothing heavy is imported h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, EngineError, PlanError, Problem, SpecError, StepError, StoreError
@@ -54,13 +54,15 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     address: str | None = None,
     trust_remote_code: bool = False,
     allow_env: Mapping[str, str] | None = None,
+    allow_paths: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Run:
     """Validate, plan and run a spec, and return the finished run; what was done before isn't done again.
 
     `out` is the run's folder (by default runs/NAME/TIMESTAMP), `set` changes values by their dotted paths, `sample` takes that
-    many rows of every source, `address` is a Ray cluster's. `allow_env` lets keys be sent to servers: variable -> host. Ctrl-C
-    stops it within seconds; the same call goes on.
+    many rows of every source, `address` is a Ray cluster's. `allow_env` lets keys be sent to servers: variable -> host;
+    `allow_paths` are folders and files that the spec may read outside its own folder. Ctrl-C stops it within seconds; the same
+    call goes on.
 
     Raises:
         SpecError: the spec is wrong; `problems` has every finding.
@@ -74,11 +76,11 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     from caiflow.engine.commands.run import default_out
     from caiflow.engine.display.progress import display
     from caiflow.engine.lookback.opened import Run
-    from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.run import runner
+    from caiflow.engine.spec.permissions import KeySent
     from caiflow.engine.store.artifacts import Store
 
-    loaded = _loaded(spec, set, profile, sample)
+    loaded = _loaded(spec, set, profile, sample, allow_paths)
     with display() if progress else nullcontext() as listener:
         result = runner.run(
             loaded, Store(), Path(out) if out is not None else default_out(loaded),
@@ -100,6 +102,7 @@ def plan(
     profile: str | None = None,
     sample: int | None = None,
     until: str | None = None,
+    allow_paths: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Return what `run` would do now, as `caiflow plan --json` prints it: steps with state, rows and reason.
 
@@ -110,15 +113,19 @@ def plan(
     from caiflow.engine.plan.plan import make_plan
     from caiflow.engine.store.artifacts import Store
 
-    return make_plan(_loaded(spec, set, profile, sample), Store(), until=until).to_json()
+    return make_plan(_loaded(spec, set, profile, sample, allow_paths), Store(), until=until).to_json()
 
 
 def validate(
-    spec: str | Path | Mapping[str, Any], *, set: Mapping[str, Any] | None = None, profile: str | None = None
+    spec: str | Path | Mapping[str, Any],
+    *,
+    set: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    allow_paths: Sequence[str | Path] = (),
 ) -> list[Problem]:
     """Return everything wrong with a spec, in order of place; empty where it is right."""
     try:
-        _loaded(spec, set, profile, None)
+        _loaded(spec, set, profile, None, allow_paths)
     except SpecError as error:
         if not error.problems:
             raise
@@ -140,20 +147,26 @@ def open_run(name: str | Path = "last") -> Run:
 
 
 def _loaded(
-    spec: str | Path | Mapping[str, Any], values: Mapping[str, Any] | None, profile: str | None, sample: int | None
+    spec: str | Path | Mapping[str, Any],
+    values: Mapping[str, Any] | None,
+    profile: str | None,
+    sample: int | None,
+    allow_paths: Sequence[str | Path],
 ) -> Spec:
     import json
+    from pathlib import Path
 
     from caiflow.engine.commands.parser import find_spec
     from caiflow.engine.spec.load import load_spec
 
+    allowed = [Path(path) for path in allow_paths]
     sets = [f"{path}={json.dumps(value)}" for path, value in (values or {}).items()]
     if not isinstance(spec, Mapping):
-        return load_spec(find_spec(str(spec)), sets=sets, profile=profile, sample=sample)
+        return load_spec(find_spec(str(spec)), sets=sets, profile=profile, sample=sample, allowed=allowed)
     import yaml
 
     text = yaml.safe_dump(_plain(spec), sort_keys=False, allow_unicode=True)
-    return load_spec(_DICT, text=text, sets=sets, profile=profile, sample=sample)
+    return load_spec(_DICT, text=text, sets=sets, profile=profile, sample=sample, allowed=allowed)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.machine import local_path
 
 BUNDLED = {"tiny": ("examples", "tiny", "model")}
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,16 +53,30 @@ def gguf_file(source: str, base_dir: Path) -> Path | None:
     """Return the GGUF file that a `source` means, or None where it means none, or one that isn't here."""
     if source in PACKAGED:
         return packaged_file(source)
-    files = (base_dir / Path(source).expanduser(),) if source.endswith(".gguf") else ()
+    files = (local_path(source, base_dir),) if source.endswith(".gguf") else ()
     return next((file for file in files if file.is_file()), None)
+
+
+def part_of_repository(value: str | None) -> str | None:
+    """Return the name of a revision or folder of a repository, which becomes a part of paths in the hub's cache.
+
+    Raises:
+        WrongValue: it would lead out of it.
+    """
+    if value is not None and (value.startswith(("/", "~")) or ".." in value or "\0" in value):
+        raise WrongValue(f"{value!r} leads out of the repository", "name a branch, a tag, a commit or a folder of it")
+    return value
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the hub's client keeps what it fetched."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def hub_snapshot(repo: str, revision: str | None, kind: str = "models") -> Path | None:
     """Return the folder of a repository in the hub's local cache, or None where it isn't there."""
-    home = os.environ.get("HF_HUB_CACHE") or os.path.join(
-        os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
-    )
-    root = Path(home) / f"{kind}--{repo.replace('/', '--')}"
+    root = hub_cache() / f"{kind}--{repo.replace('/', '--')}"
     commit = revision if revision and COMMIT.fullmatch(revision) else None
     reference = root / "refs" / (revision or "main")
     if commit is None and reference.is_file():
@@ -73,7 +89,7 @@ def model_folder(source: str, revision: str | None, base_dir: Path) -> Path | No
     """Return the folder of a model's weights, or None where they aren't on this machine; of a kept adapter, its model's."""
     if source in BUNDLED:
         return bundled_folder(source)
-    folders = (folder for folder in (base_dir / source, Path(source).expanduser()) if folder.is_dir())
+    folders = (folder for folder in (base_dir / source, local_path(source, Path())) if folder.is_dir())
     found = next(folders, None) or hub_snapshot(source, revision)
     base = adapter_base(found) if found else None
     return model_folder(*base, base_dir) if base else found

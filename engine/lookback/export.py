@@ -6,7 +6,7 @@ Copies; never changes the run, and never takes hub files along.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.plan.relocate import as_yaml, relocated
+from caiflow.engine.spec.reach import Reach, links_below
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
@@ -35,16 +36,24 @@ A caiflow run to repeat. `spec.yaml` says what it does, `caiflow.lock` what it u
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written. `left_out` are local paths that were too large; `drift` is what has changed since the run."""
+    """What was written. `drift` is what has changed since the run.
+
+    `left_out` are local paths that were too large; `unasked` those outside the working folder that nobody asked to hand on.
+    """
 
     path: Path
     files: tuple[str, ...]
     left_out: tuple[Path, ...]
+    unasked: tuple[Path, ...]
     drift: tuple[Drift, ...]
 
 
-def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMIT_BYTES) -> Export:
+def export(
+    run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMIT_BYTES, allowed: Collection[Path] = ()
+) -> Export:
     """Write a folder from which the run can be repeated elsewhere.
+
+    Files beyond the reach of the run's spec (see `spec.reach`) come along only from the `allowed` folders.
 
     Raises:
         CaiflowError: the target isn't empty, or the run has no lock.
@@ -56,31 +65,36 @@ def export(run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMI
     if target.exists() and any(target.iterdir()):
         raise CaiflowError(f"{target}: not empty", "name a new folder")
     locked = read_lock(run_dir / LOCK)
-    spec = load_spec(run_dir / "spec.yaml")
+    spec = load_spec(run_dir / "spec.yaml", allowed=allowed)
     target.mkdir(parents=True, exist_ok=True)
-    copier = _Copier(target, limit_bytes)
+    copier = _Copier(target, limit_bytes, Reach(run_dir, allowed))
     (target / "spec.yaml").write_text(as_yaml(relocated(spec, copier.take)), encoding="utf-8")
     shutil.copyfile(run_dir / LOCK, target / LOCK)
     words = _README.format(name=spec.name, version=locked["packages"].get("caiflow", ""))
     (target / "README.md").write_text(words + copier.words(), encoding="utf-8")
-    drift = compare_locks(locked, make_lock(Resolver(spec, store)))
-    return Export(target, tuple(folder_files(target)), tuple(copier.left_out), tuple(d for d in drift if d.refused))
+    drift = tuple(found for found in compare_locks(locked, make_lock(Resolver(spec, store))) if found.refused)
+    return Export(target, tuple(folder_files(target)), tuple(copier.left_out), tuple(copier.unasked), drift)
 
 
 class _Copier:
     """Copies files and folders into `target`, each once; a file keeps its name, which is part of its rows' identity."""
 
-    def __init__(self, target: Path, limit_bytes: int) -> None:
+    def __init__(self, target: Path, limit_bytes: int, reach: Reach) -> None:
         self.left_out: list[Path] = []
+        self.unasked: list[Path] = []
+        self._reach = reach
         self._target = target
         self._limit = limit_bytes
         self._taken: dict[Path, str] = {}
 
     def take(self, path: Path) -> str | None:
-        """Copy unless it is too large, and return the new relative path."""
+        """Copy unless it is too large or may not be handed on, and return the new path: relative, or of what stays absolute."""
         path = path.resolve()
-        if path in self.left_out:
-            return None
+        if path in self.left_out or path in self.unasked:
+            return str(path)
+        if any(self._reach.refused(place, for_good=False) for place in (path, *links_below(path))):
+            self.unasked.append(path)
+            return str(path)
         if path not in self._taken:
             names = folder_files(path) if path.is_dir() else None
             if (
@@ -94,8 +108,8 @@ class _Copier:
 
     def words(self) -> str:
         """Return what the reader must know of the files left out."""
-        listed = "".join(f"- `{path}`\n" for path in self.left_out)
-        return f"\nToo large to come along; put them somewhere and change `spec.yaml`:\n\n{listed}" if listed else ""
+        listed = "".join(f"- `{path}`\n" for path in (*self.left_out, *self.unasked))
+        return f"\nWhat didn't come along; put it somewhere and change `spec.yaml`:\n\n{listed}" if listed else ""
 
     def _copy(self, path: Path, names: Sequence[str] | None) -> str:
         place = self._free(Path("data") / path.name)

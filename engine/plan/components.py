@@ -21,8 +21,8 @@ from caiflow.engine.spec.graph import ancestors, topological, upstream_of
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow.stream import FlowStep
-    from caiflow.engine.plan.consent import KeySent
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
+    from caiflow.engine.spec.permissions import KeySent
     from caiflow.engine.store.artifacts import Artifact, Store
 
 KEY_FORMAT = 1

@@ -2,35 +2,21 @@
 
 A spec names the variable that holds a key and the server that gets it, so whoever wrote it could have any secret of the machine
 sent anywhere. Hence a variable goes to a host only after the user said so: on the command line, in answer to a question, or in
-their own file, which this module reads and adds to. Servers of this machine itself need no such word. Runs nothing.
+their own file (`spec.permissions`). Servers of this machine itself need no such word. Runs nothing.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.store.disk import write_atomic
+from caiflow.engine.spec.permissions import KeySent, permissions, permissions_file
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import ModelEntry
-
-_HEAD = "# Which keys caiflow may send to which servers: VARIABLE: [HOST, ...]\n"
-
-
-class KeySent(NamedTuple):
-    """The environment variable `variable` would be sent to `host` (with its port where the address has one)."""
-
-    variable: str
-    host: str
-
-    def __str__(self) -> str:
-        return f"{self.variable}={self.host}"
 
 
 def keys_sent(models: Mapping[str, ModelEntry]) -> dict[KeySent, str]:
@@ -78,44 +64,15 @@ def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySe
     for key, name in unallowed(models, allowed).items():
         raise PlanError(
             f"models.{name}.api_key_env: the key in {key.variable} would be sent to {key.host}, which you haven't allowed",
-            f"say --allow-env {key} if that is what you want; {allowances()} holds what you allow for good",
+            f"say --allow-env {key} if that is what you want; {permissions_file()} holds what you allow for good",
         )
 
 
 def unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySent] = ()) -> dict[KeySent, str]:
     """Return the keys that would be sent where the user didn't say they may, each with its model."""
     wanted = keys_sent(models)
-    known = {*allowed, *_remembered()} if wanted else set()
+    known = {*allowed, *permissions().keys} if wanted else set()
     return {key: name for key, name in wanted.items() if key not in known}
-
-
-def remember(key: KeySent) -> None:
-    """Add a permission to the user's file."""
-    import yaml
-
-    kept: dict[str, list[str]] = {}
-    for variable, host in sorted({*_remembered(), key}):
-        kept.setdefault(variable, []).append(host)
-    write_atomic(allowances(), _HEAD + yaml.safe_dump({"api_keys": kept}))
-
-
-def allowances() -> Path:
-    """Return the user's file of permissions: `allow.yaml` in $XDG_CONFIG_HOME/caiflow (default ~/.config/caiflow)."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "caiflow" / "allow.yaml"
-
-
-def _remembered() -> Iterator[KeySent]:
-    import yaml
-
-    path = allowances()
-    if not path.is_file():
-        return
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for variable, hosts in held["api_keys"].items():
-            yield from (KeySent(str(variable), str(host).lower()) for host in ([hosts] if isinstance(hosts, str) else hosts))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise PlanError(f"{path}: can't be read: {error}", "write `api_keys: {VARIABLE: [HOST]}`") from error
 
 
 def _host_beyond(entry: ModelEntry) -> str:

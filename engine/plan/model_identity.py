@@ -16,6 +16,7 @@ from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.files import adapter_base, template_text
 from caiflow.engine.llm.gguf import inspect, unpacked_name
 from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
+from caiflow.engine.machine import local_path
 from caiflow.engine.spec.engine_args import counted
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.file_digests import file_digest, folder_manifest
@@ -173,7 +174,7 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
     """Return (what `from_pretrained` takes, what identifies its contents)."""
     if source in BUNDLED:
         return _folder(where, bundled_folder(source))
-    for folder in (base_dir / source, Path(source).expanduser()):
+    for folder in (base_dir / source, local_path(source, Path())):
         if folder.is_dir():
             return _folder(where, folder.resolve())
     if source.endswith(".gguf"):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.field_marks import marks
+from caiflow.engine.machine import local_path
+from caiflow.engine.spec.reach import Named, named
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import Spec
-
-Place = tuple[str | int, ...]
 
 
 def portable(spec: Spec) -> str:
@@ -23,65 +23,31 @@ def portable(spec: Spec) -> str:
 def relocated(spec: Spec, move: Callable[[Path], str | None]) -> dict[str, Any]:
     """Return the resolved spec with each local file or folder it names replaced by `move(path)`; None leaves it."""
     raw = copy.deepcopy(dict(spec.raw))
-    for place in _places(spec, raw):
-        path = _local(spec, place, _get(raw, place))
+    for found in named(spec.models, {name: step.marks("x-path") for name, step in spec.steps.items()}, spec.source):
+        path = _local(spec, found)
         moved = move(path) if path is not None else None
         if moved is not None:
-            _get(raw, place[:-1])[place[-1]] = moved
+            holder: Any = raw
+            for part in found.place[:-1]:
+                holder = holder[part]
+            holder[found.place[-1]] = moved
     return raw
 
 
-def _places(spec: Spec, raw: dict[str, Any]) -> Iterator[Place]:
-    """Yield where a path may stand: parameters marked so, chat templates, and constitutions."""
-    for name, entry in spec.models.items():
-        yield from (("models", name, *mark.path) for mark in marks(entry, "x-path") if not mark.key)
-        yield ("models", name, "chat_template")
-    for name, step in spec.steps.items():
-        yield from (("steps", name, *mark.path) for mark in step.marks("x-path") if not mark.key)
-        yield from _in_constitution(_get(raw, ("steps", name, "constitution")), ("steps", name, "constitution"))
-    yield from _in_constitution(raw.get("constitution"), ("constitution",))
-
-
-def _in_constitution(value: Any, place: Place) -> Iterator[Place]:
-    if isinstance(value, str):
-        yield place
-    elif isinstance(value, dict) and "source" in value:
-        yield (*place, "source")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _in_constitution(item, (*place, index))
-
-
-def _local(spec: Spec, place: Place, value: Any) -> Path | None:
+def _local(spec: Spec, found: Named) -> Path | None:
     """Return the file or folder on this machine that a value names, if it does."""
-    if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
-        return None
-    if "constitution" in place:
+    if found.takes == "constitution":
         from caiflow.engine.constitution.load import source_path
 
-        return source_path(value, spec.base_dir)
-    if place[0] == "models":
-        from caiflow.engine.llm.model_files import BUNDLED, PACKAGED
-
-        if value in BUNDLED or value in PACKAGED:
-            return None
-    path = spec.base_dir / Path(value).expanduser()
-    return path if path.exists() else None
+        return source_path(found.value, spec.base_dir)
+    path = local_path(found.value, spec.base_dir)
+    return path if os.path.exists(path) else None
 
 
 def _bundled(path: Path) -> bool:
     import caiflow.constitutions
 
     return any(path.is_relative_to(folder) for folder in map(Path, caiflow.constitutions.__path__))
-
-
-def _get(value: Any, place: Place) -> Any:
-    for name in place:
-        try:
-            value = value[name]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
 
 
 def as_yaml(raw: dict[str, Any]) -> str:

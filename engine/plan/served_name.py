@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from caiflow.engine.errors import PlanError, StoreError
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, names_of
 from caiflow.engine.llm.served.taught import Taught, keep_taught, read_taught
-from caiflow.engine.plan.consent import KeySent, refuse_unallowed
+from caiflow.engine.plan.consent import refuse_unallowed
+from caiflow.engine.spec.permissions import KeySent
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import ModelEntry

@@ -20,10 +20,11 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
-from caiflow.engine.plan.consent import KeySent, refuse_unallowed, servers
+from caiflow.engine.plan.consent import refuse_unallowed, servers
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
+from caiflow.engine.spec.permissions import KeySent
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 

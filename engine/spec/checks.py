@@ -6,6 +6,7 @@ own `columns()` and `check()` read.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,13 +18,15 @@ from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
 from caiflow.engine.llm.model_files import model_folder
 from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
+from caiflow.engine.machine import local_path
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.column_flow import check_columns, inputs_of
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
-from caiflow.engine.spec.layers import split_path
+from caiflow.engine.spec.layers import ByHand, split_path
+from caiflow.engine.spec.reach import matches, named, out_of_reach
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
 
@@ -43,10 +46,11 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     broken = _check_references(checked)
     broken |= _check_cycles(checked)
     _check_models(checked)
-    _check_files(checked)
-    operators = _build_operators(checked)
+    refused = _check_reach(checked)
+    _check_files(checked, refused)
+    operators = _build_operators(checked, refused)
     columns = check_columns(checked, operators, broken)
-    _check_model_files(checked, operators, broken, columns)
+    _check_model_files(checked._replace(models=_readable(checked, refused)), operators, broken, columns)
     return operators
 
 
@@ -145,23 +149,39 @@ def _check_engine_has(checked: Checked, path: Path_, entry: ModelEntry) -> None:
         checked.problems.at(at, (*path, field), told, "leave it out, or use engine: vllm")
 
 
-def _check_files(checked: Checked) -> None:
-    for name, entry in checked.models.items():
-        for mark in marks(entry, "x-path"):
-            _check_file(checked, ("models", name), mark)
-    for name in checked.names("steps"):
-        for mark in checked.marks(name, "x-path"):
-            _check_file(checked, ("steps", name), mark)
+def _check_reach(checked: Checked) -> set[Path_]:
+    """Report each file that the spec may not read, and return where it is named: nobody is to look at it."""
+    steps = {name: checked.marks(name, "x-path") for name in checked.names("steps")}
+    refused: set[Path_] = set()
+    for found in named(checked.models, steps, checked.tree):
+        at = checked.tree.nearest(found.place).at
+        targets = () if isinstance(at.file, ByHand) else map(checked.reach.refused, found.leads_to(checked.base_dir))
+        if target := next(filter(None, targets), None):
+            checked.problems.at(at, found.place, *out_of_reach(found.value, target))
+            refused.add(found.place)
+    return refused
+
+
+def _readable(checked: Checked, refused: set[Path_]) -> dict[str, ModelEntry]:
+    """Return the models of which every file may be read."""
+    return {name: entry for name, entry in checked.models.items() if not any(at[:2] == ("models", name) for at in refused)}
+
+
+def _check_files(checked: Checked, refused: set[Path_]) -> None:
+    owned = [(("models", name), mark) for name, entry in checked.models.items() for mark in marks(entry, "x-path")]
+    owned += [(("steps", name), mark) for name in checked.names("steps") for mark in checked.marks(name, "x-path")]
+    for owner, mark in owned:
+        if (*owner, *mark.path) not in refused:
+            _check_file(checked, owner, mark)
 
 
 def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
     if mark.meaning != "file" and _SCHEME.match(mark.value):
         return  # a server, or a bundled thing such as tiny:red_team, which its operator checks
-    path = Path(mark.value).expanduser()
-    full = checked.base_dir / path
-    if full.exists() or (mark.meaning != "file" and _may_be_hub_id(mark.value)):
+    full, path = local_path(mark.value, checked.base_dir), Path(mark.value)
+    if os.path.exists(full) or (mark.meaning != "file" and _may_be_hub_id(mark.value)):
         return
-    if any(char in mark.value for char in "*?[") and any(full.parent.glob(full.name)):
+    if any(char in mark.value for char in "*?[") and any(matches(full)):
         return
     at = checked.tree.nearest((*owner, *mark.path)).at
     where = full.parent if full.parent.is_dir() else None
@@ -176,11 +196,13 @@ def _may_be_hub_id(value: str) -> bool:
     return HUB_ID.fullmatch(value) is not None and not value.endswith(DATA_SUFFIXES)
 
 
-def _build_operators(checked: Checked) -> dict[str, Operator[Any]]:
+def _build_operators(checked: Checked, refused: set[Path_]) -> dict[str, Operator[Any]]:
     """Return the operators that can be made; what stops the others, and what they find wrong, is reported."""
-    constitutions = _Constitutions(checked)
+    constitutions = _Constitutions(checked, refused)
     made: dict[str, Operator[Any]] = {}
     for name, step in checked.steps.items():
+        if any(place[:2] == ("steps", name) for place in refused):
+            continue
         kind = step.operator_type()
         raw, path = constitutions.of(step)
         if raw is None and kind.uses_constitution:
@@ -245,8 +267,9 @@ def _check_require(operator: Operator[Any]) -> Iterator[Finding]:
 class _Constitutions:
     """The constitutions of a spec, each read once and reported once."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: Checked, refused: set[Path_]) -> None:
         self.checked = checked
+        self.refused = refused
         self.loaded: dict[Path_, Any] = {}
 
     def of(self, step: Step) -> tuple[Any, Path_]:
@@ -257,7 +280,9 @@ class _Constitutions:
         return (node.plain() if node else None), ("constitution",)
 
     def load(self, raw: Any, path: Path_) -> Any:
-        """Return the constitution, or None where it is wrong."""
+        """Return the constitution, or None where it is wrong or may not be read."""
+        if any(place[: len(path)] == path for place in self.refused):
+            return None
         if path not in self.loaded:
             from caiflow.engine.constitution.load import load_constitution
 

@@ -15,6 +15,7 @@ from caiflow.engine.field_marks import Mark, marks_as_written
 from caiflow.engine.operator import Operator
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import Problems
+from caiflow.engine.spec.reach import Reach
 from caiflow.engine.yaml.tree import Node, Path_
 
 
@@ -27,6 +28,7 @@ class Checked(NamedTuple):
     models: Mapping[str, ModelEntry]
     steps: Mapping[str, Step]
     problems: Problems
+    reach: Reach
 
     def node(self, step: str, path: Path_ = ()) -> Node:
         """Return the node of a step, or the nearest to a path in it."""

@@ -22,10 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
+from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, Strict
 from caiflow.engine.spec.engine_args import EngineArgs
 from caiflow.engine.yaml.tree import Node
@@ -98,6 +99,8 @@ class ModelEntry(Strict):
     """Seconds until a call to the server counts as lost."""
     concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)
     """Most calls to the server at once; 0 finds it by trying."""
+
+    _revision = field_validator("revision")(part_of_repository)
 
     @property
     def address(self) -> str:

@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.spec.reach import Reach, out_of_reach
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.reader import parse_yaml, read_yaml, scalar
 from caiflow.engine.yaml.tree import Location, Node, Path_, dotted
 
 MAX_EXTENDS = 10
-COMMAND_LINE = "--set"
-"""Stands for the file in the places of values given by `--set`; the line is the option's number."""
+
+
+class ByHand(str):
+    """Stands for the file in the places of what the user wrote by hand: an option, or a dict in Python."""
+
+
+COMMAND_LINE = ByHand("--set")
+"""Where values given by `--set` stand; the line is the option's number."""
 TOP = ("caiflow", "name", "description", "seed", "constitution", "models", "steps", "profiles", "extends", "matrix")
 
 
@@ -40,13 +47,15 @@ class Layers(NamedTuple):
     """The names that could be chosen."""
 
 
-def read_layers(path: Path, sets: Sequence[str], profile: str | None, problems: Problems, text: str | None = None) -> Layers:
+def read_layers(
+    path: Path, sets: Sequence[str], profile: str | None, problems: Problems, reach: Reach, text: str | None = None
+) -> Layers:
     """Return the spec at `path` with its layers carried out; `text` is what it says, where it isn't in a file.
 
     Raises:
-        SpecError: a file can't be read as YAML, or what it extends can't be found.
+        SpecError: a file can't be read as YAML, or what it extends can't be found or is beyond its reach.
     """
-    tree = _extended(path, (), problems, text)
+    tree = _extended(path, (), problems, reach, text)
     profiles = tree.child("profiles")
     names = tuple(name for name, _ in profiles.items()) if profiles else ()
     if profile is not None:
@@ -104,8 +113,8 @@ def split_path(text: str) -> Path_:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, text: str | None = None) -> Node:
-    tree = read_yaml(path) if text is None else parse_yaml(text, str(path))
+def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, reach: Reach, text: str | None = None) -> Node:
+    tree = read_yaml(path) if text is None else parse_yaml(text, ByHand(path))
     if not isinstance(tree.value, dict):
         what = "the file is empty" if tree.value is None else "a spec must be a mapping of keys to values"
         raise SpecError((Problem(str(path), tree.at.line, tree.at.col, "", what, "start with `caiflow: 1`"),))
@@ -113,6 +122,9 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, text: str 
     if named is None or not isinstance(named.value, str):
         return tree
     below = tree._replace(value={key: node for key, node in tree.items() if key != "extends"})
+    if not isinstance(named.at.file, ByHand) and (target := reach.refused(path.parent / named.value)):
+        problems.at(named.at, "extends", *out_of_reach(named.value, target))
+        raise SpecError(tuple(problems))
     source = _extended_path(path, named.value)
     if source is None:
         hint = "give a path relative to this file, or a recipe's name"
@@ -123,7 +135,7 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, text: str 
         names = " -> ".join(step.name for step in (*chain, source))
         problems.at(named.at, "extends", f"the specs extend each other in a circle or too deep: {names}", "cut the chain")
         raise SpecError(tuple(problems))
-    return merge(_extended(source, chain, problems), below)
+    return merge(_extended(source, chain, problems, reach), below)
 
 
 def _extended_path(path: Path, named: str) -> Path | None:

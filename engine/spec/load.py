@@ -7,7 +7,7 @@ needs the whole (`checks`). All findings come in one SpecError. Nothing here run
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from caiflow.engine import registry
@@ -17,6 +17,7 @@ from caiflow.engine.spec import checks, matrix
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
 from caiflow.engine.spec.layers import Problems, assign, read_layers
+from caiflow.engine.spec.reach import Reach
 from caiflow.engine.spec.shapes import parse, parse_model, parse_step
 from caiflow.engine.yaml.tree import Location, Node, Path_
 
@@ -30,20 +31,23 @@ def load_spec(
     sets: Sequence[str] = (),
     profile: str | None = None,
     sample: int | None = None,
+    allowed: Collection[Path] = (),
 ) -> Spec:
     """Read, resolve and check a spec.
 
     `text` is the YAML of a spec that isn't in a file; `path` then only says what to call it and where its paths count from.
     `sets` are assignments `steps.NAME.FIELD=VALUE`; a path in them counts from the working folder if it leads somewhere from
     there, else from the spec's. `sample` makes a trial: every step that reads a source (one with a `limit` and no input) is
-    limited to that many rows, and operators' own `trial` values are set where the spec gives none.
+    limited to that many rows, and operators' own `trial` values are set where the spec gives none. `allowed` are folders and
+    files that it may read beside those within its reach.
 
     Raises:
         SpecError: with every problem found, in order of place.
     """
     path = Path(path)
     problems = Problems()
-    tree, profiles = read_layers(path, sets, profile, problems, text)
+    reach = Reach(path.parent, allowed)
+    tree, profiles = read_layers(path, sets, profile, problems, reach, text)
     if sample is not None:
         tree = _sampled(tree, sample)
     parsed = parse(tree, problems)
@@ -57,7 +61,7 @@ def load_spec(
         steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    operators = checks.check(Checked(tree, base_dir, number, models, steps, problems))
+    operators = checks.check(Checked(tree, base_dir, number, models, steps, problems, reach))
     if problems:
         raise SpecError(_in_order(problems))
     assert parsed.head is not None
@@ -142,6 +146,6 @@ def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps
 def _moved(node: Node, base_dir: Path) -> str | None:
     written_in = Path(node.at.file).parent
     target = written_in / node.value
-    if written_in == base_dir or Path(node.value).is_absolute() or not target.exists():
+    if written_in == base_dir or Path(node.value).is_absolute() or not os.path.exists(target):
         return None
     return os.path.relpath(target, base_dir)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from caiflow.engine.errors import WrongValue
+from caiflow.engine.llm.model_files import hub_cache
 from caiflow.operators.formats.opening import Line
 
 _COMMIT = r"[0-9a-f]{40}"
@@ -105,7 +106,7 @@ class HubSource:
 
     @property
     def _cached_folder(self) -> Path:
-        return _hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
+        return hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
 
     def _cached_commit(self, cause: Exception | None) -> str:
         ref = self._cached_folder / "refs" / (self.revision or "main")
@@ -121,8 +122,3 @@ class HubSource:
 def _offline() -> bool:
     flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return any(flag.upper() in ("1", "ON", "YES", "TRUE") for flag in flags)
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

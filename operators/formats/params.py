@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import ColumnName, Params, Strict
 from caiflow.operators.formats.named.layout import Take
 from caiflow.operators.formats.tables import Csv
@@ -75,6 +76,8 @@ class LoadParams(Params):
     place among equal rows."""
     on_bad_row: Literal["fail", "quarantine"] = "fail"
     """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
+
+    _parts = field_validator("revision", "folder")(part_of_repository)
 
     @field_validator("prompt")
     @classmethod

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
+from caiflow.engine.machine import local_path
 from caiflow.operators.formats.files import has_data_suffix, read_lines
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.tables import Csv
@@ -53,9 +54,9 @@ Source = Union[FileSource, "HubSource"]
 
 
 def bundled_file(name: str) -> Path:
-    """Return the path of a data file of a bundled example, by `EXAMPLE:NAME`."""
+    """Return the path of a data file of a bundled example, by `EXAMPLE:NAME`; a name leads to no other folder."""
     example, _, file = name.partition(":")
-    return Path(__file__).parents[2] / "examples" / example / "data" / file
+    return Path(__file__).parents[2] / "examples" / example / "data" / Path(file).name
 
 
 def resolve(source: str, base_dir: Path, hub: Mapping[str, Any], csv: Csv = Csv()) -> list[Source]:
@@ -66,7 +67,7 @@ def resolve(source: str, base_dir: Path, hub: Mapping[str, Any], csv: Csv = Csv(
     """
     if source.startswith(BUNDLED):
         return [FileSource(bundled_file(source))]
-    path = base_dir / Path(source).expanduser()
+    path = local_path(source, base_dir)
     if any(sign in path.name for sign in "*?[") and not path.is_file():
         return [FileSource(found, csv) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
     if path.exists() or has_data_suffix(source) or not re.fullmatch(_HUB_ID, source):

@@ -8,16 +8,14 @@ import pytest
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.plan.consent import (
-    KeySent,
-    allowances,
     keys_sent,
     parse_key_sent,
     refuse_unallowed,
-    remember,
     servers,
     unallowed,
 )
 from caiflow.engine.spec.grammar import ModelEntry
+from caiflow.engine.spec.permissions import KeySent, permissions_file, remember
 
 KEY = KeySent("JUDGE_KEY", "api.example.com")
 
@@ -87,13 +85,13 @@ def test_what_the_user_allowed_for_good_is_kept_and_added_to() -> None:
     remember(KeySent("JUDGE_KEY", "api.example.org"))
     remember(KeySent("OTHER_KEY", "api.example.com"))
     assert unallowed(models) == {}
-    assert allowances().read_text(encoding="utf-8").count("JUDGE_KEY") == 1
+    assert permissions_file().read_text(encoding="utf-8").count("JUDGE_KEY") == 1
 
 
 def test_a_file_of_permissions_that_cannot_be_read_allows_nothing() -> None:
-    allowances().parent.mkdir(parents=True)
-    for text in ("api_keys: [", "{}", "api_keys: 3", "[]", ""):
-        allowances().write_text(text, encoding="utf-8")
+    permissions_file().parent.mkdir(parents=True)
+    for text in ("api_keys: [", "api_keys: 3", "[]", "", "path: [/x]", "paths: [x]", "paths: [3]", "hosts: {a: b}"):
+        permissions_file().write_text(text, encoding="utf-8")
         with pytest.raises(PlanError, match=r"allow\.yaml: can't be read"):
             unallowed(judge("https://api.example.com/v1"))
 

@@ -1,0 +1,178 @@
+"""Which files of this machine a spec may read, and which it names.
+
+A spec may come from anybody, so it reads what lies in its own folder, and in the working folder where that is around it; what
+comes with caiflow, the store, and the hub's cache; what the user named by hand; and whatever else only where the user allows
+it (`--allow-path`, or for good in `allow.yaml`). Links and `..` are followed before a path is judged. Reads no file's content,
+but for what an adapter says it is laid over.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from caiflow.engine.field_marks import Mark, marks
+from caiflow.engine.machine import local_path
+from caiflow.engine.spec.grammar import ModelEntry
+from caiflow.engine.yaml.tree import Node, Path_
+
+_PACKAGE = Path(__file__).parents[2]
+_SHIPPED = tuple(_PACKAGE / name for name in ("constitutions", "specs", "examples"))
+
+
+class Reach:
+    """The places that a spec in the folder `base_dir` may read; `allowed` are those that the user named for it."""
+
+    def __init__(self, base_dir: Path, allowed: Collection[Path] = ()) -> None:
+        self.base_dir = base_dir
+        self._allowed = allowed
+
+    def refused(self, path: Path, *, for_good: bool = True) -> Path | None:
+        """Return where a path leads, links followed, if the spec may not read there; None where it may.
+
+        Without `for_good`, what the user's own file allows doesn't count.
+        """
+        target = resolved(path)
+        inside = any(target.is_relative_to(folder) and not _hidden(target, folder) for folder in self._folders)
+        if inside or any(map(target.is_relative_to, self._given)):
+            return None
+        return None if for_good and any(map(target.is_relative_to, self._for_good)) else target
+
+    def beyond(self, path: Path) -> bool:
+        """Return whether a path leads out of the spec's folder and what comes with caiflow, allowed or not."""
+        return not any(resolved(path).is_relative_to(folder) for folder in (resolved(self.base_dir), *map(resolved, _SHIPPED)))
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        """The spec's folder and the working folder around it, but never the home folder: all that a user has lies there."""
+        home, own, working = resolved(Path.home()), resolved(self.base_dir), resolved(Path.cwd())
+        folders = [own, working] if own.is_relative_to(working) else [own]
+        return [folder for folder in folders if not home.is_relative_to(folder)]
+
+    @cached_property
+    def _given(self) -> list[Path]:
+        from caiflow.engine.llm.model_files import hub_cache
+        from caiflow.engine.store.artifacts import default_home
+
+        return [resolved(place) for place in (*_SHIPPED, default_home(), hub_cache(), *self._allowed)]
+
+    @cached_property
+    def _for_good(self) -> list[Path]:
+        from caiflow.engine.spec.permissions import permissions
+
+        return [resolved(place) for place in permissions().paths]
+
+
+def resolved(path: Path) -> Path:
+    """Return an absolute path without links and `..`; of one that leads nowhere, as far as it goes."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a null character: no file has such a name
+        return Path(os.path.abspath(str(path).replace("\0", "\ufffd")))
+
+
+def _hidden(target: Path, folder: Path) -> bool:
+    """Return whether a name below `folder` begins with a dot, as those of keys, settings and histories do."""
+    return any(part.startswith(".") for part in target.relative_to(folder).parts)
+
+
+def out_of_reach(value: str, target: Path) -> tuple[str, str]:
+    """Return what to say of a value that leads to a file which the spec may not read, and what to do."""
+    leads = "" if str(target) == value else f" leads to {target}, which"
+    why = "is hidden" if target.name.startswith(".") else "is outside this spec's folder"
+    return f"{value}{leads} {why}", f"say {flag_for(target)} if it may be read"
+
+
+def flag_for(target: Path) -> str:
+    """Return the option that allows a path: its folder, or it alone where all of a home folder would be allowed with it."""
+    folder = target if target.is_dir() else target.parent
+    wide = resolved(Path.home()).is_relative_to(folder) or target.name.startswith(".")
+    return f"--allow-path {shlex.quote(str(target if wide else folder))}"
+
+
+class Named(NamedTuple):
+    """A value that may name a file: where it stands, what is written there, and what the field takes."""
+
+    place: Path_
+    value: str
+    takes: str
+    """`file`, `file-or-hub`, `model`, `template` or `constitution`."""
+
+    def leads_to(self, base_dir: Path) -> Iterator[Path]:
+        """Yield each path that may be read for the value: the file, those of a pattern or a folder, an adapter's model."""
+        written = base_dir / self.value
+        if not self.value.startswith("~") or os.path.lexists(written):
+            yield written
+        if self.place[0] == "models" and os.path.exists(self.value):  # models and templates are looked for here too
+            yield Path(self.value)
+        if self.takes in ("constitution", "template"):
+            return
+        if self.value.startswith("~"):
+            written = local_path(self.value, base_dir)
+            yield written
+        if any(sign in written.name for sign in "*?[") and not os.path.lexists(written):
+            yield from matches(written)
+        for folder in (written, Path(self.value)) if self.place[0] == "models" else ():
+            if os.path.isdir(folder):
+                yield from links_below(folder)
+                yield from _laid_over(folder, base_dir)
+
+
+def named(models: Mapping[str, ModelEntry], steps: Mapping[str, Iterable[Mark]], tree: Node) -> Iterator[Named]:
+    """Yield what may name a file in a spec; `steps` has the marks (`x-path`) of each."""
+    for name, entry in models.items():
+        if entry.chat_template and "{" not in entry.chat_template:
+            yield Named(("models", name, "chat_template"), entry.chat_template, "template")
+        for mark in marks(entry, "x-path"):
+            if not (entry.served and mark.path == ("source",)) and not _by_name(mark.value):
+                yield Named(("models", name, *mark.path), mark.value, mark.meaning)
+    for name, found in steps.items():
+        yield from (Named(("steps", name, *mark.path), mark.value, mark.meaning) for mark in found if not mark.key)
+    for place in (("constitution",), *(("steps", name, "constitution") for name in steps)):
+        yield from _in_constitution(tree.get(*place), place)
+
+
+def _by_name(value: str) -> bool:
+    from caiflow.engine.llm.model_files import BUNDLED, PACKAGED
+
+    return value in BUNDLED or value in PACKAGED
+
+
+def _in_constitution(node: Node | None, place: Path_) -> Iterator[Named]:
+    if node is None:
+        return
+    if isinstance(node.value, str):
+        yield Named(place, node.value, "constitution")
+    elif isinstance(node.value, tuple):
+        for index, item in enumerate(node.value):
+            yield from _in_constitution(item, (*place, index))
+    else:
+        yield from _in_constitution(node.child("source"), (*place, "source"))
+
+
+def matches(pattern: Path) -> Iterator[Path]:
+    """Yield the files and folders that fit a path whose last name is a pattern; none where it is no pattern (`**x`)."""
+    with suppress(ValueError):
+        yield from pattern.parent.glob(pattern.name)
+
+
+def links_below(folder: Path) -> Iterator[Path]:
+    """Yield the links in a folder and in those below it."""
+    for where, folders, files in os.walk(folder):
+        yield from (Path(where, name) for name in (*folders, *files) if os.path.islink(os.path.join(where, name)))
+
+
+def _laid_over(folder: Path, base_dir: Path) -> Iterator[Path]:
+    from caiflow.engine.llm.files import adapter_base
+
+    try:
+        base: Any = adapter_base(folder)
+    except (ValueError, KeyError, TypeError, OSError):
+        return  # what is wrong with it is said where it is read
+    if base and isinstance(base[0], str) and not _by_name(base[0]):
+        yield base_dir / base[0]
