@@ -1,7 +1,8 @@
 """How a request becomes token ids and token ids become text, for generating, training and serving alike.
 
 Owns the chat template (applied exactly once), the assistant's prefill, BOS, the token of each choice and the mask of what an
-assistant wrote. Never runs a model and imports no LLM library: it is built around a tokenizer that somebody else loaded.
+assistant wrote. Special tokens are those of the template alone: what a turn, a prefill or a plain text spells is text.
+Never runs a model and imports no LLM library: it is built around a tokenizer that somebody else loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm import chat_template
 from caiflow.engine.llm.base import Completion, Message, Request
+from caiflow.engine.llm.special_tokens import SpecialTokens
 
 T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
@@ -50,6 +52,7 @@ class Renderer:
         self._encode_text = _plain_encoder(tokenizer)
         self._decode_ids = _plain_decoder(tokenizer)
         self._before = _ids_before_text(tokenizer)
+        self._special = SpecialTokens(tokenizer)
         self._segment = lru_cache(maxsize=_SEGMENTS)(lambda text: tuple(self._encode_text(text)))
         self._splitter = self._find_splitter()
         self._choice_ids: dict[tuple[str, tuple[str, ...], str], Mapping[str, int]] = {}
@@ -67,9 +70,21 @@ class Renderer:
         Raises:
             EngineError: there is no chat template, or it refuses the conversation.
         """
+        return self._special.said(self._laid_out(request))
+
+    def _laid_out(self, request: Request) -> str:
         if isinstance(request.prompt, str):
-            return request.prompt + request.prefill
-        return self._apply(request.prompt, request.template, prompt=True) + request.prefill
+            return self._special.quoted(request.prompt + request.prefill)
+        turns = self._special.quoted_turns(request.prompt)
+        return self._apply(turns, request.template, prompt=True) + self._special.quoted(request.prefill)
+
+    def spells_tokens(self, messages: Sequence[Message]) -> bool:
+        """Return whether a text of the conversation spells a special token, which who renders it may take for one."""
+        return self._special.quoted_turns(messages) is not messages
+
+    def words(self, text: str) -> list[int]:
+        """Return the token ids of a text by itself."""
+        return self._encode(self._special.quoted(text))
 
     def ids(self, request: Request) -> list[int]:
         """Return the prompt's token ids, with BOS once where the tokenizer or the template wants it.
@@ -77,7 +92,7 @@ class Renderer:
         Raises:
             EngineError: as `text`; the prompt is empty; or it begins with two BOS tokens.
         """
-        return self._ids(self.text(request), raw=isinstance(request.prompt, str))
+        return self._ids(self._laid_out(request), raw=isinstance(request.prompt, str))
 
     def scored(self, request: Request) -> Rendered:
         """Return the ids of a prompt that is itself to be scored, with the mask of the tokens that count (see `Request`).
@@ -103,7 +118,7 @@ class Renderer:
         Raises:
             EngineError: a choice is more than one token there, or two choices are the same token.
         """
-        text = self.text(request)
+        text = self._laid_out(request)
         key = (request.prefill[-_TAIL:] or text[-_TAIL:], request.choices, request.template)
         found = self._choice_ids.get(key)
         if found is None:
@@ -135,7 +150,8 @@ class Renderer:
         Raises:
             EngineError: the template is missing, refuses the conversation, or rewrites earlier turns when later ones follow.
         """
-        text, spans = chat_template.spans(self._template(template), messages, self.end_of_turn, last=last)
+        turns = self._special.quoted_turns(messages)
+        text, spans = chat_template.spans(self._template(template), turns, self.end_of_turn, last=last)
         ids, offsets = self._encode_with_offsets(text)
         mask = [int(any(start < b and a < end for a, b in spans)) for start, end in offsets]
         if spans and spans[-1][1] == len(text) and self.end_of_turn is not None:
@@ -183,6 +199,8 @@ class Renderer:
             )
 
     def _encode(self, text: str) -> list[int]:
+        if self._special.marked(text):
+            return self._special.read(text)[0]
         if self._splitter is None:
             return self._encode_text(text)
         ids: list[int] = []
@@ -219,6 +237,8 @@ class Renderer:
         return after[-1]
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if self._special.marked(text) and self.tokenizer.is_fast:
+            return self._special.read(text)
         try:
             coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         except NotImplementedError as error:

@@ -151,7 +151,7 @@ def _rendered(renderer: Renderer, content: Sequence[Message], *, last: bool) -> 
         end = len(whole.mask) - whole.mask[::-1].index(1) if 1 in whole.mask else len(head)
         return head, whole.mask[: len(head)], whole.ids[len(head) : end]
     # a token spans the end of the prompt where both are read at once; serving sees the prompt alone
-    tail = renderer.tokenizer(content[-1]["content"], add_special_tokens=False)["input_ids"]
+    tail = renderer.words(content[-1]["content"])
     return head, [0] * len(head), [*tail, renderer.tokenizer.eos_token_id]
 
 

@@ -161,9 +161,9 @@ class Dialect:
         return scored_completion(scored, [(value, value >= most) for value, most in zip(values, best, strict=True)])
 
     def _raw(self, request: Request) -> bool:
-        return isinstance(request.prompt, str) or bool(
-            self._renderer and (request.prefill or request.template or request.choices)
-        )
+        if isinstance(request.prompt, str) or self._renderer is None:
+            return isinstance(request.prompt, str)
+        return bool(request.prefill or request.template or request.choices) or self._renderer.spells_tokens(request.prompt)
 
     def _what(self, request: Request) -> dict[str, Any]:
         if self._raw(request):

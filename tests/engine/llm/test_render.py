@@ -82,10 +82,14 @@ def test_choices_that_cannot_be_told_by_one_token_are_refused(renderer: Renderer
 @settings(max_examples=100)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_encoding_in_remembered_pieces_changes_nothing(tok, parts: list[str]) -> None:
-    renderer = Renderer(tok)
-    text = "<|user|>" + "<|end|>\n<|assistant|>".join(parts)
+    between = "<|end|>\n<|assistant|>"
+    renderer = Renderer(
+        tok, "{% for m in messages %}{{ '<|user|>' if loop.first else '" + between + "' }}{{ m.content }}{% endfor %}"
+    )
+    text = "<|user|>" + between.join(parts)
     assert renderer._splitter is not None
-    assert renderer.ids(Request(text)) == tok.encode(text, add_special_tokens=False)
+    asked = Request(tuple({"role": "user", "content": part} for part in parts))
+    assert renderer.ids(asked) == tok.encode(text, add_special_tokens=False)
 
 
 def test_a_conversation_for_training_is_what_generation_sees_with_the_assistants_tokens_marked(renderer: Renderer, tok) -> None:
