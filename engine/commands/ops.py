@@ -1,4 +1,4 @@
-"""`caiflow ops`: the operators, or one operator's parameters with types, defaults and meaning."""
+"""`caiflow ops`: the operators, or the parameters of one, or of an entry of `models`, with types, defaults and meaning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from caiflow.engine.display.terminal import say
 EXAMPLES = """\
   caiflow ops
   caiflow ops critique
+  caiflow ops models
   caiflow ops dpo --json
 """
+
+MODELS = "models"
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `ops`."""
-    parser.add_argument("op", metavar="OP", nargs="?", help="an operator")
+    parser.add_argument("op", metavar="OP", nargs="?", help="an operator; or `models`, for the fields of a model")
     parser.add_argument("--json", action="store_true", help="print JSON: the names and summaries, or the operator's schema")
 
 
@@ -28,7 +31,8 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.spec import schema
 
     if args.op is not None:
-        found = schema.describe(one_of(args.op, registry.names(), "operators"))
+        name = one_of(args.op, [*registry.names(), MODELS], "operators")
+        found = schema.describe_models() if name == MODELS else schema.describe(name)
         print_json(found) if args.json else _describe(args.op, found)
         return 0
     found = schema.spec_schema()
@@ -38,7 +42,7 @@ def execute(args: Namespace) -> int:
         return 0
     for name, summary in summaries.items():
         say(f"{name:<10} {summary['kind']:<8} {summary['description']}")
-    say("\ncaiflow ops OP lists the parameters of one.")
+    say(f"\ncaiflow ops OP lists the parameters of one; caiflow ops {MODELS} those of a model.")
     return 0
 
 
@@ -51,5 +55,6 @@ def _describe(name: str, found: Mapping[str, Any]) -> None:
     from caiflow.engine.display.console import Console
 
     console = Console()
-    console.print(f"{name} -> {found['x-kind']}\n\n{found.get('description', '')}\n")
+    gives = f" -> {found['x-kind']}" if "x-kind" in found else ""
+    console.print(f"{name}{gives}\n\n{found.get('description', '')}\n")
     console.print(parameters_table(found))

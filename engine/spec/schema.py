@@ -96,6 +96,12 @@ def describe(operator: str) -> Schema:
     return {**schema["$defs"][f"op:{operator}"], "$defs": schema["$defs"]}
 
 
+def describe_models() -> Schema:
+    """Return the part of the schema that an entry of `models` follows, its references resolved under `$defs`."""
+    schema = spec_schema([])
+    return {**schema["$defs"]["ModelEntry"], "$defs": schema["$defs"]}
+
+
 def text(schema: Schema) -> str:
     """Return the schema as the text of its file."""
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

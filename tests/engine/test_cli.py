@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.cli import COMMANDS, main
+from caiflow.engine.spec.grammar import ModelEntry
 from support.commands import command_here
 from support.kills import without_token
 
@@ -341,6 +342,10 @@ def test_schema_and_ops_describe_the_language(place: Path) -> None:
     text = caiflow(place, "ops", "filter").stdout
     assert "input" in text
     assert "step with rows" in text
+    models = caiflow(place, "ops", "models").stdout
+    assert models.startswith("models\n\nA model that steps may name")
+    assert "chat_template" in models
+    assert set(shown(place, "ops", "models")["properties"]) == set(ModelEntry.model_fields)
 
 
 def test_constitution_is_shown_checked_and_converted(place: Path) -> None:
