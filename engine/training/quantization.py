@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.extras import pip_command
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def options(bits: str, *, in_bf16: bool) -> dict[str, Any]:
 def _require(bits: str, device: torch.device) -> None:
     if not find_spec("bitsandbytes"):
         raise StepError(
-            f"lora.quantization: {bits} needs the bitsandbytes library", "install caiflow[qlora], or leave `quantization` out"
+            f"lora.quantization: {bits} needs the bitsandbytes library", f"{pip_command('qlora')}, or leave `quantization` out"
         )
     import logging
 

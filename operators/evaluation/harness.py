@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding, WrongValue
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import Ask, LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
@@ -32,7 +33,7 @@ _LONGEST_ANSWER = 256
 def problems() -> Iterator[Finding]:
     """Yield a finding where the library isn't there."""
     if find_spec("lm_eval") is None:
-        hint = "run `pip install 'caiflow[lm-eval]'`, or leave `lm_eval` out"
+        hint = f"run `{pip_command('lm-eval')}`, or leave `lm_eval` out"
         yield Finding(("lm_eval",), "the library `lm_eval` isn't installed", hint)
 
 

@@ -18,7 +18,7 @@ _SMALLEST, _LARGEST = 20.0, 220.0
 
 
 def can_draw() -> bool:
-    """Return whether pictures can be drawn here (`pip install 'caiflow[plots]'`)."""
+    """Return whether pictures can be drawn here (the extra `plots`)."""
     return find_spec("matplotlib") is not None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from caiflow.engine.commands.trials.bench import Check, SkippedError
 from caiflow.engine.commands.trials.device import bundled, gpus, memory_used
 from caiflow.engine.errors import EngineError
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Answer, Completion, Engine, Message, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model, load_renderer
 from caiflow.engine.llm.load import load_engine
@@ -79,7 +80,7 @@ class _Pair:
     def start(self) -> str:
         """Start vLLM, the answers to hold it against in hand."""
         if not find_spec("vllm"):
-            raise SkippedError("vLLM isn't installed; pip install 'caiflow[vllm]' on a GPU machine")
+            raise SkippedError(f"vLLM isn't installed; {pip_command('vllm')} on a GPU machine")
         asked = {"answers": _answers(0.0) + _answers(0.8), "scores": _scores(), "choices": _choices()}
         self.expected = _asked_alone(_source("transformers"), asked)
         self.memory_before = memory_used()

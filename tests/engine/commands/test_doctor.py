@@ -8,6 +8,7 @@ import pytest
 
 from caiflow.engine.commands import doctor
 from caiflow.engine.commands.doctor import Diagnosis, examine
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import packaged_file
 
 
@@ -33,7 +34,7 @@ def test_a_store_that_cant_be_written_is_broken_and_says_what_to_do(tmp_path: Pa
 def test_a_missing_server_is_noted_with_the_extra_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "missing_libraries", lambda: ["uvicorn"])
     found = examined(tmp_path)["serve"]
-    assert (found.verdict, found.hint) == ("note", "pip install 'caiflow[serve]'")
+    assert (found.verdict, found.hint) == ("note", pip_command("serve"))
     assert "uvicorn" in found.detail
 
 

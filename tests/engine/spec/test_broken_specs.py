@@ -73,7 +73,7 @@ BROKEN = [
     Broken("merge_of_text", "caiflow: 1\n<<: »text\n", [("`<<` takes a mapping", "*name")]),
     # the top level
     Broken("no_version", "»steps:\n  data: {op: read, source: data.jsonl}\n", [("`caiflow` is missing", "add `caiflow: 1`")]),
-    Broken("later_version", HEAD.replace("1", "»2", 1), [("`caiflow` must be 1, got 2", "write `caiflow: 1`")]),
+    Broken("later_version", HEAD.replace("1", "»2", 1), [("version 2 of the language", "bring caiflow up to date")]),
     Broken("no_steps", "»caiflow: 1\n", [("`steps` is missing", "add `steps:`")]),
     Broken("empty_steps", "caiflow: 1\nsteps: »{}\n", [("`steps` needs at least 1 entry", "")]),
     Broken(
@@ -141,6 +141,16 @@ BROKEN = [
     ),
     Broken(
         "nothing_like_it", steps("  ask: {op: ask, input: data, model: base, »zzz: 1}\n"), [("unknown key `zzz`", "keys: ")]
+    ),
+    Broken(
+        "key_of_another_tool",
+        steps("  ask: {op: ask, input: data, model: base, »max_new_tokens: 8}\n"),
+        [("unknown key `max_new_tokens`", "write `sampling: {max_tokens: 8}`")],
+    ),
+    Broken(
+        "key_one_level_up",
+        steps("  ask: {op: ask, input: data, model: base, »temperature: 1}\n"),
+        [("unknown key `temperature`", "write `sampling: {temperature: 1}`")],
     ),
     Broken("missing_field", steps("  »ask: {op: ask, input: data}\n"), [("`ask` lacks `model`", "add `model:`")]),
     Broken(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import StepContext
 from caiflow.operators.evaluate import Evaluate
@@ -34,7 +35,7 @@ def test_a_missing_library_is_told_before_the_run() -> None:
         ((path, message, hint),) = found
         assert path == ("lm_eval",)
         assert "`lm_eval` isn't installed" in message
-        assert "caiflow[lm-eval]" in hint
+        assert pip_command("lm-eval") in hint
 
 
 def test_metrics_have_intervals_where_there_is_an_error() -> None:
