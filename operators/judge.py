@@ -43,11 +43,11 @@ class Judge(RowOperator[JudgeParams]):
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the columns of the conversation and its candidates."""
-        return {self.params.input: ["prompt", *self._candidate_columns]}
+        return {self.params.input: self.reads()}
 
     def reads(self) -> Sequence[str]:
-        """Return the columns of the conversation and its candidates."""
-        return ["prompt", *self._candidate_columns]
+        """Return the columns of the conversation, its candidates and its criteria."""
+        return ["prompt", *self._candidate_columns, *([self.params.rubric] if self.params.rubric else [])]
 
     def writes(self) -> Mapping[str, ColumnType]:
         """Return the preference pair, its label, and the evidence: what each vote gave to the options as shown."""
@@ -101,7 +101,7 @@ class Judge(RowOperator[JudgeParams]):
 
     def row_identity(self, row: Row) -> Any:
         """Return the texts of the row's principles and examples."""
-        return self._judge.identity(row["uid"])
+        return self._judge.identity(row["uid"], self.params.row_rubric(row))
 
     def calls(self) -> int:
         """Return the calls of all pairs; a column of answers is taken to hold two."""
@@ -112,10 +112,10 @@ class Judge(RowOperator[JudgeParams]):
         """Return the calls that tell the row's answers apart; equal ones take none."""
         if not set(coming).isdisjoint(self._candidate_columns):
             return self.calls()
-        counts = Counter(text for text in self._answers(row) if text.strip())
+        counts, rubric = Counter(text for text in self._answers(row) if text.strip()), self.params.row_rubric(row)
         if self.params.listwise:
-            return self._judge.calls(len(counts)) if len(counts) > 1 else 0
-        return self._judge.calls() * sum(one * other for one, other in combinations(counts.values(), 2))
+            return self._judge.calls(len(counts), rubric) if len(counts) > 1 else 0
+        return self._judge.calls(rubric=rubric) * sum(one * other for one, other in combinations(counts.values(), 2))
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the preference pair of one row, or a row for each pair."""

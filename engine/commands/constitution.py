@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Carry out the action."""
-    from caiflow.engine.constitution.load import bundled, load_constitution
+    from caiflow.engine.constitution.load import bundled, convert, dump, load_constitution
 
     if not args.source:
         if args.action != "show":
@@ -46,45 +46,54 @@ def execute(args: Namespace) -> int:
         return 0
     if args.action == "check":
         return _check(args.source)
-    parts = [_load(name) for name in args.source]
+    alone = args.action == "convert" and len(args.source) == 1
+    parts = [_load(name, convert if alone else load_constitution) for name in args.source]
     constitution = parts[0] if len(parts) == 1 else load_constitution(args.source, Path())
     if args.action == "convert":
-        from caiflow.engine.constitution.load import dump
-
         text = dump(constitution)
         say(text if text == escaped(text) else dump(constitution, ascii_only=True), end="")
         return 0
     return _show(constitution, args)
 
 
-def _load(name: str) -> Constitution:
+def _load(name: str, load: Callable[[str, Path], Constitution]) -> Constitution:
     """Return a constitution; problems begin with the name as it was given."""
-    from caiflow.engine.constitution.load import load_constitution
-
     try:
-        return load_constitution(name, Path())
+        return load(name, Path())
     except SpecError as error:
         raise SpecError(tuple(problem._replace(file=name) for problem in error.problems)) from None
 
 
 def _check(names: Sequence[str]) -> int:
     """Check each on its own, since alternatives may well have equal ids; raise what is wrong with any after the last."""
-    from caiflow.engine.constitution.load import findings
+    from caiflow.engine.constitution.load import findings, load_constitution, usable
 
     problems: list[Problem] = []
     for name in names:
         try:
-            constitution = _load(name)
+            constitution = _load(name, load_constitution)
         except SpecError as error:
             problems += error.problems
             continue
+        if not constitution.principles:
+            problems.append(_without_principles(name, constitution))
+            continue
         examples = f"{len(constitution.few_shot_critique)} + {len(constitution.few_shot_judge)} few-shot examples"
         say(f"{name}: ok, {len(constitution.principles)} principles, {examples}")
+        for line in usable(constitution):
+            say(f"  {line}")
         for finding in findings(constitution):
             say(f"  note: {finding}")
     if problems:
         raise SpecError(tuple(problems))
     return 0
+
+
+def _without_principles(name: str, constitution: Constitution) -> Problem:
+    """Return what is wrong with a file of examples alone, where it is taken for a whole constitution."""
+    examples = len(constitution.few_shot_critique) + len(constitution.few_shot_judge)
+    hint = "list it under `constitution:` beside a file that has some" if examples else "write some under `principles:`"
+    return Problem(name, 1, 1, "", f"it has no principles, and {examples} few-shot examples", hint)
 
 
 def _show(constitution: Constitution, args: Namespace) -> int:

@@ -8,13 +8,14 @@ A text that is YAML by chance (`Rules: be kind.`) stays a text, unless its file'
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caiflow.engine.constitution.judge_prompts import judge_prompts
+from caiflow.engine.constitution.others_names import clean, first, renamed, slug, table_rows, without_others_keys
 from caiflow.engine.errors import SpecError, WrongValue
 from caiflow.engine.yaml.reader import parse_yaml
 
@@ -22,21 +23,18 @@ Data = dict[str, Any]
 _ROLES = {"human": "user", "user": "user", "h": "user", "assistant": "assistant", "gpt": "assistant", "a": "assistant"}
 _TURN = r"(?:^|\n)\s*(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:[ \t]*"
 _SHORT_TURN = r"(?:^|\n)\s*(Human|Assistant|H|A)\s*:[ \t]*"
-_MARKERS = r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critique|Revision|Options)\s*:\s*$"
 _PREAMBLE = r"(?i)^\s*(?:Human:\s*)?Consider the following conversation[^\n]*\n"
 _THOUGHT = r"(?i)(?:Assistant:\s*)?Let['’]s think step[- ]by[- ]step\s*[:.]?"
 _ANSWER = r"(?i)(?:Human:\s*)?So,? the answer is\s*:?\s*\(?([AB])\)?"
 _PRINCIPLE_KEYS = {"id", "critique", "revision", "judge", "rule", "source"}
+_SPEC_KEYS = {"caiflow", "steps"}
 _OWN_KEYS = {"caiflow", "caiflow_constitution", "principles", "steps", "few_shot", "constitutions", "samples"}
-_FILE_KEYS = ("caiflow_constitution", "name", "description", "few_shot")
+_FILE_KEYS = ("caiflow_constitution", "name", "description", "principles", "few_shot")
 _BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|critique|judge|rule))\s*:"
 """The beginning of a constitution, so that broken YAML isn't taken for prose."""
 _OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
 
 
-_RULE = ("text", "principle", "definition", "description", "trait", "rule")
-_CRITIQUE = ("critique_request", "critique")
-_REVISION = ("revision_request", "revision")
 _SPEAKS = r"(?m)^\s*(?:Human|Assistant|User|AI|System)\s*:"
 
 
@@ -59,6 +57,8 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
     data = _decode(text, structured)
     if isinstance(data, Mapping) and "caiflow_constitution" in data:
         return _own(data, name)
+    if isinstance(data, Mapping) and data.keys() & _SPEC_KEYS:
+        raise _refusal(data)
     for what, convert in FORMATS.items():
         try:
             found = convert(data)
@@ -70,21 +70,38 @@ def read_data(text: str, name: str, structured: bool = False) -> Data:
     raise _refusal(data)
 
 
+def convert_data(text: str, name: str, structured: bool = False) -> Data:
+    """Return what a file says that `read_data` refuses for its form alone: a table, others' keys, no line that says what it is.
+
+    Raises:
+        FormatError: there is no form in which it says anything.
+    """
+    data = _decode(text, structured)
+    if isinstance(data, str) and (rows := table_rows(data)) is not None and (found := renamed(rows)):
+        return {"caiflow_constitution": 1, "name": name, **found}
+    if isinstance(data, Mapping) and "principles" in data and not data.keys() & _SPEC_KEYS:
+        own = without_others_keys(data, _FILE_KEYS)
+        return {"name": name, **own, "caiflow_constitution": 1}
+    if _has_principles(data):
+        return {"name": name, **without_others_keys({"principles": data}, _FILE_KEYS), "caiflow_constitution": 1}
+    raise _refusal(data)
+
+
 def _own(data: Mapping[str, Any], name: str) -> Data:
     """Return data in caiflow's own format; where principles in it have their texts under others' names, in caiflow's names.
 
     Such a file was written for something else, so what only describes it (a version, categories) is left out.
     """
     try:
-        renamed = _renamed(data)
-    except (ValueError, TypeError, IndexError) as error:
+        found = renamed(data)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FormatError(f"its principles have others' names, but {error}") from None
-    kept = {key: value for key, value in data.items() if key in _FILE_KEYS}
-    return {"name": name, **kept, **renamed} if renamed else dict(data)
+    kept = {key: value for key, value in data.items() if key in _FILE_KEYS and key != "principles"}
+    return {"name": name, **kept, **found} if found else dict(data)
 
 
 def _refusal(data: Any) -> FormatError:
-    if isinstance(data, Mapping) and data.keys() & {"caiflow", "steps"}:
+    if isinstance(data, Mapping) and data.keys() & _SPEC_KEYS:
         return FormatError(
             "this is a caiflow spec, not a constitution", "`caiflow validate` checks a spec and its constitution"
         )
@@ -98,12 +115,14 @@ def _refusal(data: Any) -> FormatError:
 
 def _decode(text: str, structured: bool) -> Any:
     """Return what a JSON or YAML text holds, or the text itself where it is prose."""
+    if text.lstrip()[:1] == '"' and (texts := _json_lines(text, str)) is not None:
+        return texts
     if text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
             refused = FormatError(f"not valid JSON: {error.msg}", line=error.lineno, col=error.colno)
-        if (lines := _json_lines(text)) is not None:
+        if (lines := _json_lines(text, dict)) is not None:
             return lines
         try:
             return _yaml(text)
@@ -123,13 +142,13 @@ def _decode(text: str, structured: bool) -> Any:
     return data if data is None and structured else text
 
 
-def _json_lines(text: str) -> list[Any] | None:
-    """Return the objects of JSON lines; None where some line is no object."""
+def _json_lines(text: str, kind: type) -> list[Any] | None:
+    """Return what JSON lines hold; None where some line is something else."""
     try:
         found = [json.loads(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError:
         return None
-    return found if all(isinstance(item, dict) for item in found) else None
+    return found if all(isinstance(item, kind) for item in found) else None
 
 
 def _yaml(text: str) -> Any:
@@ -143,7 +162,7 @@ def _yaml(text: str) -> Any:
 def _requests(data: Any) -> Data | None:
     if not (isinstance(data, Mapping) and data and all(isinstance(v, Mapping) and "edit_request" in v for v in data.values())):
         return None
-    pairs = ((key, _clean(_first(value["prompt"])), _clean(_first(value["edit_request"]))) for key, value in data.items())
+    pairs = ((key, clean(first(value["prompt"])), clean(first(value["edit_request"]))) for key, value in data.items())
     return {"principles": [{"id": "-".join(str(key).split()), "critique": c, "revision": r} for key, c, r in pairs]}
 
 
@@ -156,7 +175,7 @@ def _critique_texts(data: Any) -> Data | None:
 def _instructions(data: Any) -> Data | None:
     if not _has_options(data):
         return None
-    return {"principles": [{"id": f"judge{number}", "judge": _clean(text)} for number, text in enumerate(data)]}
+    return {"principles": [{"id": f"judge{number}", "judge": clean(text)} for number, text in enumerate(data)]}
 
 
 def _comparisons(data: Any) -> Data | None:
@@ -174,7 +193,7 @@ def _thoughts(data: Any) -> Data | None:
 def _swarm(data: Any) -> Data | None:
     if not (isinstance(data, Mapping) and "constitutions" in data):
         return None
-    pairs = [(_clean(entry["critic"]), _clean(entry["revision"])) for entry in data["constitutions"]]
+    pairs = [(clean(entry["critic"]), clean(entry["revision"])) for entry in data["constitutions"]]
     principles = [{"id": f"principle{number}", "critique": c, "revision": r} for number, (c, r) in enumerate(pairs)]
     return {"principles": principles, "few_shot": {"critique": [_chat(chat) for chat in data.get("system_chat", ())]}}
 
@@ -183,43 +202,6 @@ def _nemo(data: Any) -> Data | None:
     if not (isinstance(data, Mapping) and "samples" in data):
         return None
     return {"few_shot": {"critique": [_chat(chat) for chat in data["samples"]]}}
-
-
-def _renamed(data: Any) -> Data | None:
-    """Return principles whose texts have others' names; what only describes them (a category, a number) is left out."""
-    items = data.get("principles") if isinstance(data, Mapping) else data
-    if not (isinstance(items, list) and items and all(isinstance(item, Mapping) for item in items)):
-        return None
-    if not all(item.keys() & {*_RULE, *_CRITIQUE, *_REVISION} for item in items):
-        return None
-    if not any(item.keys() & {*_RULE[:-1], *_CRITIQUE[:-1], *_REVISION[:-1]} for item in items):
-        return None  # all as caiflow names them
-    principles = [_principle(item, number) for number, item in enumerate(items, 1)]
-    ids = [principle["id"] for principle in principles]
-    again = (id for place, id in enumerate(ids) if id in ids[:place])
-    if (twice := next(again, None)) is not None:
-        raise ValueError(f"two principles are named {twice!r}")
-    return {"principles": principles}
-
-
-def _principle(item: Mapping[str, Any], number: int) -> Data:
-    """Return a principle in caiflow's names.
-
-    Raises:
-        ValueError: a text of it is no text.
-    """
-    found: Data = {}
-    for ours, theirs in (("critique", _CRITIQUE), ("revision", _REVISION), ("judge", ("judge",)), ("rule", _RULE)):
-        name = next((name for name in theirs if item.get(name) is not None), None)
-        if name is not None:
-            found[ours] = _clean(_first(item[name]))
-    if {"critique", "revision"} <= found.keys() and "rule" in found and "rule" not in item:
-        name = found.pop("rule")  # a title beside the two requests
-    else:
-        name = found.get("rule", f"principle{number}")
-    title = next((item[key] for key in ("id", "name", "dimension") if item.get(key) is not None), name)
-    found["id"] = "-".join(re.findall(r"\w+", str(title).lower())[:8]) or f"principle{number}"
-    return found if item.get("weight") is None else {**found, "weight": item["weight"]}
 
 
 def _listed(data: Any) -> Data | None:
@@ -231,7 +213,7 @@ def _rules(data: Any) -> Data | None:
         return None
     names: list[str] = []
     for rule in data:
-        name = "-".join(re.findall(r"\w+", rule.lower())[:8]) or "rule"
+        name = slug(rule) or "rule"
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return {"principles": [{"id": name, "rule": rule} for name, rule in zip(names, data, strict=True)]}
 
@@ -241,17 +223,19 @@ def _plain_text(data: Any) -> Data | None:
         return None
     if len(re.findall(_SPEAKS, data)) > 1:
         raise ValueError("it is a dialogue, whose turns are no principles")
-    if _is_table(data):
+    if table_rows(data) is not None:
         raise ValueError("it is a table of comma-separated values: write its rows as JSON lines, {principle: ...} each")
-    question = "Weigh the two responses by all of these rules. Which response keeps them better?"
-    return {"principles": [{"id": "rules", "judge": f"{data.strip()}\n\n{question}"}]}
+    texts = {stage: f"{data.strip()}\n\n{asked}" for stage, asked in _ALL_RULES.items()}
+    return {"principles": [{"id": "rules", **texts}]}
 
 
-def _is_table(text: str) -> bool:
-    """Return whether each line has as many cells as the first, whose cells are the names of columns."""
-    rows = [row for row in csv.reader(text.strip().splitlines()) if row]
-    named = all(re.fullmatch(r"\s*\w+\s*", cell) for cell in rows[0])
-    return len(rows) > 1 and len(rows[0]) > 1 and named and all(len(row) == len(rows[0]) for row in rows)
+_ALL_RULES = {
+    "critique": "These are rules. Say in detail where the assistant's last response goes against any of them. If it keeps them "
+    "all, say so.",
+    "revision": "These are rules. Rewrite the assistant's last response so that it keeps them all. Keep what is helpful in it.",
+    "judge": "Weigh the two responses by all of these rules. Which response keeps them better?",
+}
+"""What is asked under a text of rules at each stage."""
 
 
 FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
@@ -262,10 +246,11 @@ FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
     "Anthropic's judging few-shots with a chain of thought (a list of {prompt})": _thoughts,
     "llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})": _swarm,
     "NeMo-Aligner's few-shots ({samples: [six {role, content} each]})": _nemo,
-    "a list of principles in others' names ({name, text|principle|definition|trait, critique_request, ...})": _renamed,
+    "judge prompts of MT-bench's shape ({system_prompt, prompt_template} each)": judge_prompts,
+    "principles in others' names ({name, text|principle|trait, critique_request, ...} each, or {name: text})": renamed,
     "a list of caiflow's principles ([{id, critique, revision, judge}])": _listed,
     "a list of rules ([be kind, be honest])": _rules,
-    "a plain text of rules (it becomes one judging instruction)": _plain_text,
+    "a plain text of rules (it becomes one principle)": _plain_text,
 }
 """The readers by what they read, in the order in which they are tried; each returns None for what is something else."""
 
@@ -289,7 +274,7 @@ def _critique_text(text: str) -> Data:
 
 def _comparison(record: Mapping[str, Any]) -> Data:
     """Return the example with the correct answer under a letter that its text decides (the published reader tosses a coin)."""
-    good, bad = _first(record["corrects"]).strip(), _first(record["incorrects"]).strip()
+    good, bad = first(record["corrects"]).strip(), first(record["incorrects"]).strip()
     good_first = hashlib.blake2b(f"{record['prompt']}\0{good}\0{bad}".encode(), digest_size=1).digest()[0] % 2
     options = {"a": good, "b": bad, "answer": "A"} if good_first else {"a": bad, "b": good, "answer": "B"}
     return {"prompt": _messages(_turns(record["prompt"])), **options}
@@ -319,9 +304,9 @@ def _chat(messages: Sequence[Mapping[str, str]]) -> Data:
     return {
         "prompt": [{"role": role, "content": content} for role, content in turns[:-5]],
         "response": response,
-        "critique_request": _clean(critique_request),
+        "critique_request": clean(critique_request),
         "critique": critique,
-        "revision_request": _clean(revision_request),
+        "revision_request": clean(revision_request),
         "revision": revision,
     }
 
@@ -337,21 +322,6 @@ def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     if not turns:
         raise ValueError("an example has no conversation")
     return [{"role": _ROLES[label.lower()], "content": text} for label, text in turns]
-
-
-def _clean(text: str) -> str:
-    """Return the text without the markers that frame it in its file."""
-    previous = None
-    while previous != text:
-        previous, text = text, re.sub(_MARKERS, "", text).strip()
-    return text
-
-
-def _first(value: Any) -> str:
-    found = value if isinstance(value, str) else value[0]
-    if not isinstance(found, str):
-        raise ValueError(f"a text is expected, got {type(found).__name__}")
-    return found
 
 
 def _has_principles(data: Any) -> bool:

@@ -23,18 +23,18 @@ this one by `foreign_formats`. Never asks a model and never writes a prompt: ope
 
 A prompt is a text (one user turn) or a list of {role, content}. A spec names a constitution as a bundled name, a path, a
 mapping in this format, `{source: NAME, without: [ids]}` or `{source: NAME, only: [ids]}`, or a list of principles and sources.
-A file may also be a list of principles, or of rules as plain texts.
+A file may also be a list of principles, or of rules as plain texts, or a text of rules, which is one principle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.constitution.foreign_formats import FormatError, read_data
+from caiflow.engine.constitution.foreign_formats import FormatError, convert_data, read_data
 from caiflow.engine.constitution.own_format import dump, parse, parse_principle, rule_texts
 from caiflow.engine.constitution.principles import (
     STAGES,
@@ -47,6 +47,7 @@ from caiflow.engine.constitution.principles import (
     known,
     merge,
     same_id,
+    usable,
 )
 from caiflow.engine.errors import Problem, SpecError, finding
 from caiflow.engine.suggest import nearest
@@ -59,12 +60,14 @@ __all__ = [
     "Principle",
     "Stage",
     "bundled",
+    "convert",
     "dump",
     "findings",
     "load_constitution",
     "merge",
     "rule_texts",
     "source_path",
+    "usable",
 ]
 MAX_BYTES = 8_000_000
 """Largest constitution file that is read, in bytes."""
@@ -118,12 +121,55 @@ def _read(path: Path, _mtime_ns: int, size: int) -> Constitution:
         raise SpecError((Problem(str(path), 1, 1, "", f"{size} bytes are too many for a constitution, at most {MAX_BYTES}"),))
     try:
         text = path.read_text(encoding="utf-8-sig")
-        data = read_data(text, path.stem, path.suffix.lower() in (".yaml", ".yml", ".json"))
     except UnicodeDecodeError as error:
         raise SpecError((Problem(str(path), 1, 1, "", f"not UTF-8 text: {error.reason} at byte {error.start}"),)) from None
+    try:
+        return _parsed(read_data, path, text)
+    except SpecError as error:
+        raise _answered_once(error, path, text) from None
+
+
+def convert(value: str, base_dir: Path = Path()) -> Constitution:
+    """Return a constitution, also of a file that is refused for its form alone.
+
+    Raises:
+        SpecError: as `load_constitution`.
+    """
+    try:
+        return load_constitution(value, base_dir)
+    except SpecError as error:
+        path = source_path(value, base_dir)
+        if found := _converted(path, path.read_text(encoding="utf-8-sig", errors="replace")):
+            return found
+        raise error
+
+
+def _parsed(read: Callable[[str, str, bool], dict[str, Any]], path: Path, text: str) -> Constitution:
+    try:
+        data = read(text, path.stem, path.suffix.lower() in (".yaml", ".yml", ".json"))
     except FormatError as error:
         raise SpecError((Problem(str(path), error.line, error.col, "", error.message, error.hint),)) from None
     return parse(data, str(path), text)
+
+
+def _converted(path: Path, text: str) -> Constitution | None:
+    try:
+        found = _parsed(convert_data, path, text)
+    except SpecError:
+        return None
+    return found if found.principles else None
+
+
+def _answered_once(error: SpecError, path: Path, text: str) -> SpecError:
+    """Return one problem that offers the converted file, where that has all that is there; else the problems as they are."""
+    if _converted(path, text) is None:
+        return error
+    first, more = error.problems[0], len(error.problems) - 1
+    told = f"{first.message} (and {more} more of the kind)" if more else first.message
+    to = "mine.yaml" if path.name != "mine.yaml" else "converted.yaml"
+    offer = f"`caiflow constitution convert {path.name} > {to}` writes all of it as caiflow reads it"
+    hint = f"{first.hint}, or {offer}" if first.hint and not more else offer
+    return SpecError((first._replace(message=told, hint=hint),))
 
 
 def _from_mapping(value: Mapping[str, Any], base_dir: Path) -> Constitution:

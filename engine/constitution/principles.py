@@ -173,14 +173,21 @@ def merge(parts: Iterable[Constitution]) -> Constitution:
     )
 
 
+def usable(constitution: Constitution) -> Iterator[str]:
+    """Yield what each stage can use: how many principles have a text for it, and which examples it is shown."""
+    examples = dict.fromkeys(STAGES, constitution.few_shot_critique) | {"judge": constitution.few_shot_judge}
+    for stage in STAGES:
+        having = constitution.having(stage)
+        shown = f"{len(having)} of {len(constitution.principles)} principles, {len(examples[stage])} few-shot examples"
+        yield f"{stage}: {shown}" if having else f"{stage}: nothing, since no principle has a `{stage}` text or a `rule`"
+
+
 def findings(constitution: Constitution) -> Iterator[str]:
-    """Yield what a reader should know though nothing is broken: missing texts and missing examples."""
-    if not constitution.principles:
-        yield "no principles; list it under `constitution:` beside a file that has some"
+    """Yield what a reader should know though nothing is broken: which principles lack a text, and missing examples."""
     for stage in STAGES:
         lacking = [p.id for p in constitution.principles if getattr(p, stage) is None]
-        if lacking:
-            yield f"{len(lacking)} of {len(constitution.principles)} principles have no {stage} text: {', '.join(lacking[:8])}"
+        if 0 < len(lacking) < len(constitution.principles):
+            yield f"no {stage} text: {', '.join(lacking[:8])}{', ...' if len(lacking) > 8 else ''}"
     if not constitution.few_shot_critique:
         yield "no few-shot examples for critique and revision"
     if not constitution.few_shot_judge:

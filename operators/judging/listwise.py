@@ -54,7 +54,7 @@ class Ranking(NamedTuple):
 class ListJudge(OptionsJudge):
     """Ranks lists of answers."""
 
-    async def ranking(self, uid: str, prompt: Any, answers: Mapping[int, str], llm: RowLLM) -> Ranking:
+    async def ranking(self, uid: str, prompt: Any, answers: Mapping[int, str], llm: RowLLM, rubric: str = "") -> Ranking:
         """Return the votes on different answers, by number: for each instruction the order as given, then its turns.
 
         Raises:
@@ -66,7 +66,7 @@ class ListJudge(OptionsJudge):
             return Ranking(())
         case = Case(prompt, self._shown(uid), llm)
         orders = rotations(tuple(answers)) if self._how.swap else [tuple(answers)]
-        asked = [(i, order) for i in self.instructions(uid) for order in orders]
+        asked = [(i, order) for i in self.instructions(uid, rubric) for order in orders]
         votes = (self._list_vote(n, i, order, answers, case) for n, (i, order) in enumerate(asked))
         return Ranking(tuple(await together(votes)))
 

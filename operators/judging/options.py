@@ -149,19 +149,21 @@ class OptionsJudge:
             message = f"constitution {given.name} has {usable} {kind}, got {self._how.few_shot}"
             yield Finding(("few_shot",), message, f"ask for at most {usable}")
 
-    def calls(self, orders: int = 2) -> int:
+    def calls(self, orders: int = 2, rubric: str = "") -> int:
         """Return the calls it takes to judge one set of options in so many orders, or in one where orders aren't changed."""
-        votes = 1 if self._how.principles == "all" or self._instruction else int(self._how.principles)
+        votes = 1 if self._how.principles == "all" or self._instruction or rubric else int(self._how.principles)
         thinking = self._how.chain_of_thought
         return votes * (orders if self._how.swap else 1) * (2 * thinking.samples if thinking else 1)
 
-    def identity(self, uid: str) -> Any:
+    def identity(self, uid: str, rubric: str = "") -> Any:
         """Return every text that decides the verdicts on one row, beside its own (JSON-able)."""
         shown = [[name, own] for name, own in zip(self._example_ids(uid), (t for _, t in self._shown(uid)), strict=True)]
-        return [[i.text for i in self.instructions(uid)], shown]
+        return [[i.text for i in self.instructions(uid, rubric)], shown]
 
-    def instructions(self, uid: str) -> list[Instruction]:
-        """Return the instructions for one row, in the order of their votes."""
+    def instructions(self, uid: str, rubric: str = "") -> list[Instruction]:
+        """Return the instructions for one row, in the order of their votes; `rubric` is one that it brings along."""
+        if rubric:
+            return [Instruction("rubric", rubric)]
         if self._instruction:
             return [Instruction("", self._instruction)]
         given = self._given()

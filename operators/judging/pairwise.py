@@ -52,13 +52,13 @@ class Verdict(NamedTuple):
 class PairJudge(OptionsJudge):
     """Gives a verdict on pairs of answers."""
 
-    async def verdict(self, uid: str, prompt: Any, pair: tuple[str, str], llm: RowLLM) -> Verdict:
+    async def verdict(self, uid: str, prompt: Any, pair: tuple[str, str], llm: RowLLM, rubric: str = "") -> Verdict:
         """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal."""
         if pair[0] == pair[1]:
             return Verdict(())
         case = Case(prompt, self._shown(uid), llm)
         orders = (False, True) if self._how.swap else (False,)
-        asked = [(i, swapped) for i in self.instructions(uid) for swapped in orders]
+        asked = [(i, swapped) for i in self.instructions(uid, rubric) for swapped in orders]
         votes = (self._vote(number, i, s, pair, case) for number, (i, s) in enumerate(asked))
         return Verdict(tuple(await together(votes)))
 

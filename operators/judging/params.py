@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from caiflow.engine.operator import ColumnName, ModelRowParams
+from caiflow.engine.rows.columns import Row
 from caiflow.operators.judging.options import Judging
+from caiflow.operators.judging.rubric import rubric_instruction
 
 
 class JudgeParams(ModelRowParams, Judging):
@@ -19,6 +21,9 @@ class JudgeParams(ModelRowParams, Judging):
 
     candidates: ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=2, max_length=26)] = "responses"
     """The column that holds a list of answers, or the columns that hold one each."""
+    rubric: ColumnName | None = None
+    """The column that holds a row's own criteria, to judge it by in place of a principle: a text, or a list of texts or of
+    `{criterion, points}`. Rows without any are judged by the constitution."""
     listwise: bool = False
     """Ask about all candidates (three to nine) in one question, in every cyclic order, instead of about two at a time.
 
@@ -38,3 +43,7 @@ class JudgeParams(ModelRowParams, Judging):
     """Probabilities at most this far from 0.5 are ties."""
     unparsable: Literal["drop", "tie"] = "drop"
     """A pair with an unreadable vote is left out, or that vote counts half for each side."""
+
+    def row_rubric(self, row: Row) -> str:
+        """Return the instruction that a row brings along; empty where it brings none."""
+        return rubric_instruction(row[self.rubric]) if self.rubric else ""

@@ -55,7 +55,7 @@ class Preferences:
         if len(usable) < 2:
             raise RowDropped("fewer than two answers that aren't empty")
         found, scores = await (self._listed if self._params.listwise else self._paired)(row, answers, usable, llm)
-        principles = [i.id for i in self._pairs.instructions(row["uid"])]
+        principles = [i.id for i in self._pairs.instructions(row["uid"], self._params.row_rubric(row))]
         pairs = found if self._params.pairs == "all" else [best_against_worst(found, scores)]
         lost = [self._lost(pair) for pair in pairs]
         if all(lost):
@@ -81,7 +81,8 @@ class Preferences:
     ) -> tuple[list[Pair], dict[int, float]]:
         """Return all pairs, each judged on its own, and every candidate's share of its wins."""
         numbers = list(combinations(usable, 2))
-        asked = (self._pairs.verdict(row["uid"], row["prompt"], (answers[i], answers[j]), llm) for i, j in numbers)
+        given = self._params.row_rubric(row)
+        asked = (self._pairs.verdict(row["uid"], row["prompt"], (answers[i], answers[j]), llm, given) for i, j in numbers)
         found = [Pair(i, j, v, v.p_first) for (i, j), v in zip(numbers, await together(asked), strict=True)]
         return found, win_shares(found)
 
@@ -91,7 +92,7 @@ class Preferences:
         """Return all pairs by their scores in one list, and those scores; equal answers are shown once and score alike."""
         number = {answers[i]: i for i in reversed(usable)}
         different = {i: answers[i] for i in usable if number[answers[i]] == i}
-        ranking = await self._lists.ranking(row["uid"], row["prompt"], different, llm)
+        ranking = await self._lists.ranking(row["uid"], row["prompt"], different, llm, self._params.row_rubric(row))
         share = ranking.scores() or dict.fromkeys(different, 1.0)
         start = int.from_bytes(key("equals", str(self._seed), row["uid"])[:4], "little") % len(usable)
         scores = {i: share[number[answers[i]]] for i in (*usable[start:], *usable[:start])}

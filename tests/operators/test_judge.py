@@ -388,3 +388,43 @@ def test_what_shared_a_batch_doesnt_choose_among_equal_candidates() -> None:
     for low, high in ((0.0, noise), (noise, 0.0)):
         pair = best_against_worst(verdicts, {0: 0.7 + low, 1: 0.7 + high, 2: 0.1})
         assert (pair.first, pair.second) == (0, 2)
+
+
+CRITERIA = [{"criterion": "Names a source.", "points": 5, "tags": ["a"]}, {"criterion": "Makes one up.", "points": -2.5}]
+BY_POINTS = "- (5 points) Names a source.\n- (-2.5 points) Makes one up.\n\nWhich response earns more points?"
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        (CRITERIA, BY_POINTS),
+        (json.dumps(CRITERIA), BY_POINTS),
+        ({"Names a source.": 5, "Makes one up.": -2.5}, BY_POINTS),
+        ({"Names a source.": None}, "- (1 point) Names a source.\n\nWhich"),
+        (["Names a source."], "- (1 point) Names a source.\n\nWhich"),
+        ([{"description": "Names a\nsource.", "weight": 2}], "- (2 points) Names a source.\n\nWhich"),
+        ("It names a source. [1]", "criteria:\n\nIt names a source. [1]\n\nWhich response meets them better?"),
+        ("[see below]", "criteria:\n\n[see below]\n\nWhich"),
+    ],
+)
+def test_a_row_is_judged_by_its_own_criteria(value: Any, asked: str) -> None:
+    operator, llm = step(rubric="marks", principles=2), leaning({"bad": 0.0, "good": log(4)})
+    (found,) = run(operator, llm, "bad", "good", marks=value)
+    assert (found["principle"], found["chosen"], found["principles"]) == ("rubric", "good", ["rubric"])
+    assert all(asked in question.last for question in llm.asked)
+    row = {"uid": "r", "prompt": [user("why?")], "responses": ["bad", "good"], "marks": value}
+    assert operator.calls_for(row) == len(llm.asked) == 2
+    assert "marks" in operator.reads()
+    assert operator.row_identity(row) != operator.row_identity({**row, "marks": "Another."})
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], "[]"])
+def test_a_row_without_criteria_is_judged_by_the_constitution(nothing: Any) -> None:
+    llm = leaning({"bad": 0.0, "good": log(4)})
+    assert run(step(rubric="marks"), llm, "bad", "good", marks=nothing) == run(step(), llm, "bad", "good")
+
+
+@pytest.mark.parametrize("value", [[3], [{"points": 5}], [{"criterion": "a", "points": "many"}], [""], [None]])
+def test_criteria_that_are_none_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="the rubric holds no criterion"):
+        run(step(rubric="marks"), leaning({}), "bad", "good", marks=value)
