@@ -14,7 +14,7 @@ from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
-    from caiflow.engine.spec.permissions import KeySent
+    from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.journal import Event, Listener
 
 EXAMPLES = """\
@@ -48,17 +48,24 @@ def arguments(parser: ArgumentParser) -> None:
         "--allow-env", metavar="VARIABLE=HOST", action="append", type=_key_sent, default=[],
         help="let the key in an environment variable be sent to a server; a terminal is asked, and the answer kept",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-host", metavar="HOST", action="append", type=_host, default=[],
+        help="let a server in a private network be asked, by HOST or HOST:PORT; a terminal is asked, and the answer kept",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on standard output")
 
 
 def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
+    from caiflow.engine.spec.permissions import Permissions
+
+    allowed = Permissions(frozenset(args.allow_env), frozenset(args.allow_host))
     from caiflow.engine.display.progress import display
     from caiflow.engine.run import runner
 
     if sys.stdin.isatty() and sys.stderr.isatty() and not args.json:
-        _ask(spec, args.allow_env)
+        _ask(spec, allowed)
     out = args.out or default_out(spec)
     with display(as_json=args.json) as listener:
         result = runner.run(
@@ -70,7 +77,7 @@ def execute(args: Namespace) -> int:
             address=args.address,
             on_event=listener if args.out else _pointed_at(out, listener),
             trust_remote_code=args.trust_remote_code,
-            allowed=args.allow_env,
+            allowed=allowed,
             locked=_lock_path(spec, args.locked),
         )
     if not args.json:
@@ -91,19 +98,31 @@ def _key_sent(text: str) -> KeySent:
         raise ArgumentTypeError(str(error)) from None
 
 
-def _ask(spec: Spec, allowed: list[KeySent]) -> None:
-    """Ask for each key that the spec has sent somewhere whether it may be, and keep the answer where it is yes."""
-    from caiflow.engine.plan.consent import unallowed
+def _host(text: str) -> str:
+    from caiflow.engine.plan.consent import parse_host
+
+    try:
+        return parse_host(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _ask(spec: Spec, allowed: Permissions) -> None:
+    """Ask for each key that is sent somewhere and each host in a private network; keep the answer where it is yes."""
+    from caiflow.engine.plan.consent import unallowed_hosts, unallowed_keys, with_typed
     from caiflow.engine.spec.permissions import remember
 
-    for key, name in unallowed(spec.models, allowed).items():
-        say(
-            f"models.{name} sends the key in {key.variable} to {key.host}. Allow it, now and later? [y/N] ",
-            end="",
-            file=sys.stderr,
-        )
-        if input().strip().lower() in ("y", "yes"):
+    for key, name in unallowed_keys(spec.models, allowed).items():
+        if _allows(f"models.{name} sends the key in {key.variable} to {key.host}"):
             remember(key)
+    for host, (name, address) in unallowed_hosts(spec.models, with_typed(spec, allowed)).items():
+        if _allows(f"models.{name} asks {host}, which is in a private network ({address})"):
+            remember(host)
+
+
+def _allows(what: str) -> bool:
+    say(f"{what}. Allow it, now and later? [y/N] ", end="", file=sys.stderr)
+    return input().strip().lower() in ("y", "yes")
 
 
 def default_out(spec: Spec) -> Path:

@@ -54,15 +54,17 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     address: str | None = None,
     trust_remote_code: bool = False,
     allow_env: Mapping[str, str] | None = None,
+    allow_hosts: Sequence[str] = (),
     allow_paths: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Run:
     """Validate, plan and run a spec, and return the finished run; what was done before isn't done again.
 
     `out` is the run's folder (by default runs/NAME/TIMESTAMP), `set` changes values by their dotted paths, `sample` takes that
-    many rows of every source, `address` is a Ray cluster's. `allow_env` lets keys be sent to servers: variable -> host;
-    `allow_paths` are folders and files that the spec may read outside its own folder. Ctrl-C stops it within seconds; the same
-    call goes on.
+    many rows of every source, `address` is a Ray cluster's. Ctrl-C stops it within seconds; the same call goes on.
+
+    Beside: `allow_env` lets keys be sent to servers, variable -> host; `allow_hosts` names servers in private
+    networks that may be asked, `allow_paths` folders and files outside its own folder that may be read.
 
     Raises:
         SpecError: the spec is wrong; `problems` has every finding.
@@ -77,7 +79,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     from caiflow.engine.display.progress import display
     from caiflow.engine.lookback.opened import Run
     from caiflow.engine.run import runner
-    from caiflow.engine.spec.permissions import KeySent
+    from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.artifacts import Store
 
     loaded = _loaded(spec, set, profile, sample, allow_paths)
@@ -85,7 +87,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
         result = runner.run(
             loaded, Store(), Path(out) if out is not None else default_out(loaded),
             only=only, until=until, address=address, on_event=listener, trust_remote_code=trust_remote_code,
-            allowed=[KeySent(*pair) for pair in (allow_env or {}).items()],
+            allowed=Permissions(frozenset(KeySent(*pair) for pair in (allow_env or {}).items()), frozenset(allow_hosts)),
         )  # fmt: skip
     if result.status == "interrupted":
         raise KeyboardInterrupt(f"everything done is kept in {result.run_dir}; the same call goes on")

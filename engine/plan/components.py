@@ -5,7 +5,7 @@ Reads the spec, the store and the models' contents. Says nothing of what is stil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import DamagedError, StepError
@@ -14,15 +14,16 @@ from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.served.taught import as_taught
 from caiflow.engine.operator import RowOperator, RowParams
+from caiflow.engine.plan.consent import with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.plan.served_name import learn_name
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of
+from caiflow.engine.spec.permissions import Permissions
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow.stream import FlowStep
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
-    from caiflow.engine.spec.permissions import KeySent
     from caiflow.engine.store.artifacts import Artifact, Store
 
 KEY_FORMAT = 1
@@ -42,14 +43,16 @@ class Resolver:
     why their output in the store doesn't count.
     """
 
-    def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool = False, allowed: Collection[KeySent] = ()) -> None:
+    def __init__(
+        self, spec: Spec, store: Store, *, trust_remote_code: bool = False, allowed: Permissions = Permissions()
+    ) -> None:
         self.spec = spec
         self.store = store
         self.artifacts: dict[str, Artifact] = {}
         self.remade: dict[str, str] = {}
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
-        self._allowed = allowed
+        self._allowed = with_typed(spec, allowed)
         self._entries: dict[str, ModelSource] = {}
 
     def model(self, name: str) -> ModelSource | None:

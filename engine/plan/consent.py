@@ -1,22 +1,23 @@
-"""What a spec asks of its user's trust before it may run: keys sent to servers, and engine arguments that may run code.
+"""What a spec asks of its user's trust before it may run: keys and private networks for servers, arguments that may run code.
 
 A spec names the variable that holds a key and the server that gets it, so whoever wrote it could have any secret of the machine
-sent anywhere. Hence a variable goes to a host only after the user said so: on the command line, in answer to a question, or in
-their own file (`spec.permissions`). Servers of this machine itself need no such word. Runs nothing.
+sent anywhere, or have it speak to what only this machine reaches. Hence a variable goes to a host, and anything to a host in a
+private network, only after the user said so: on the command line, in answer to a question, or in their own file
+(`spec.permissions`). Servers of this machine itself need no such word. Runs nothing; looks names of hosts up.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.spec.permissions import KeySent, permissions, permissions_file
+from caiflow.engine.plan.hosts import host_of, is_here, private_address
+from caiflow.engine.spec.layers import ByHand
+from caiflow.engine.spec.permissions import KeySent, Permissions, permissions, permissions_file
 
 if TYPE_CHECKING:
-    from caiflow.engine.spec.grammar import ModelEntry
+    from caiflow.engine.spec.grammar import ModelEntry, Spec
 
 
 def keys_sent(models: Mapping[str, ModelEntry]) -> dict[KeySent, str]:
@@ -49,11 +50,32 @@ def parse_key_sent(text: str) -> KeySent:
     return KeySent(variable, host.lower())
 
 
-def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySent], *, trust_remote_code: bool) -> None:
+def parse_host(text: str) -> str:
+    """Return the host that a text names, as `hosts` of the user's file has it.
+
+    Raises:
+        ValueError: it isn't a host.
+    """
+    if not text or "/" in text or "@" in text or "=" in text:
+        raise ValueError(f"{text!r} isn't HOST or HOST:PORT, such as 10.0.0.5:8000")
+    return text.lower()
+
+
+def with_typed(spec: Spec, allowed: Permissions) -> Permissions:
+    """Return what is allowed with the hosts that the user wrote by hand, as an option or in Python."""
+    typed = set()
+    for name, entry in spec.models.items():
+        node = spec.source.get("models", name, "base_url" if entry.base_url else "source")
+        if entry.address and node is not None and isinstance(node.at.file, ByHand):
+            typed.add(host_of(entry.address))
+    return allowed._replace(hosts=allowed.hosts | typed)
+
+
+def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Permissions, *, trust_remote_code: bool) -> None:
     """Raise for what only the user's own word lets a spec do; `allowed` adds to the user's file.
 
     Raises:
-        PlanError: an engine argument that may run code, or a key for a host that the user didn't name.
+        PlanError: an engine argument that may run code, or a key or a private network's host that the user didn't name.
     """
     for name, entry in models.items():
         if entry.other_engine_args and not trust_remote_code:
@@ -61,32 +83,46 @@ def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySe
                 f"models.{name}.other_engine_args: {', '.join(entry.other_engine_args)} may run code or read files here",
                 "leave them out, or say --trust-remote-code if you trust this spec",
             )
-    for key, name in unallowed(models, allowed).items():
+    for key, name in unallowed_keys(models, allowed).items():
         raise PlanError(
             f"models.{name}.api_key_env: the key in {key.variable} would be sent to {key.host}, which you haven't allowed",
             f"say --allow-env {key} if that is what you want; {permissions_file()} holds what you allow for good",
         )
+    for host, (name, address) in unallowed_hosts(models, allowed).items():
+        leads = "" if address in host else f" ({address})"
+        raise PlanError(
+            f"models.{name}: {host}{leads} is in a private network, which a spec may ask only where you allow it",
+            f"say --allow-host {host} if that is what you want; {permissions_file()} holds what you allow for good",
+        )
 
 
-def unallowed(models: Mapping[str, ModelEntry], allowed: Collection[KeySent] = ()) -> dict[KeySent, str]:
+def unallowed_keys(models: Mapping[str, ModelEntry], allowed: Permissions) -> dict[KeySent, str]:
     """Return the keys that would be sent where the user didn't say they may, each with its model."""
     wanted = keys_sent(models)
-    known = {*allowed, *permissions().keys} if wanted else set()
+    known = allowed.keys | permissions().keys if wanted else frozenset()
     return {key: name for key, name in wanted.items() if key not in known}
 
 
+def unallowed_hosts(
+    models: Mapping[str, ModelEntry], allowed: Permissions, *, look_up: bool = True
+) -> dict[str, tuple[str, str]]:
+    """Return the hosts in private networks that the user didn't name, each with a model it answers for and its address there.
+
+    A host that may be sent a key is named. Without `look_up` names of hosts are taken for public ones.
+    """
+    found = {}
+    for host, names in servers(models).items():
+        if host not in _hosts(allowed) and (address := private_address(host, look_up=look_up)):
+            found[host] = names[0], address
+    known = _hosts(permissions()) if found else set()
+    return {host: told for host, told in found.items() if host not in known}
+
+
+def _hosts(allowed: Permissions) -> set[str]:
+    return {*allowed.hosts, *(key.host for key in allowed.keys)}
+
+
 def _host_beyond(entry: ModelEntry) -> str:
-    """Return the host that is asked, with its port and without a name and password; empty where nothing leaves this machine."""
-    host = urlsplit(entry.address).netloc.rpartition("@")[2].lower()
-    return "" if _is_here(host) else host
-
-
-def _is_here(host: str) -> bool:
-    """Return whether the host is this machine by its loopback address or name."""
-    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    """Return the host that is asked; empty where nothing leaves this machine."""
+    host = host_of(entry.address)
+    return "" if is_here(host) else host

@@ -7,7 +7,6 @@ leaves the name that it last listed.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from caiflow.engine.errors import PlanError, StoreError
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, names_of
 from caiflow.engine.llm.served.taught import Taught, keep_taught, read_taught
 from caiflow.engine.plan.consent import refuse_unallowed
-from caiflow.engine.spec.permissions import KeySent
+from caiflow.engine.spec.permissions import Permissions
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import ModelEntry
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _PATIENCE_S = 5.0
 
 
-def learn_name(entry: ModelEntry, taught: Path, allowed: Collection[KeySent]) -> None:
+def learn_name(entry: ModelEntry, taught: Path, allowed: Permissions) -> None:
     """Keep at `taught` which model a server lists; another one than before has refused no field yet."""
     kept = read_taught(taught).named
     named = choose_named(kept, _listed(entry, allowed))
@@ -33,7 +32,7 @@ def learn_name(entry: ModelEntry, taught: Path, allowed: Collection[KeySent]) ->
             keep_taught(taught, Taught(named))
 
 
-def _listed(entry: ModelEntry, allowed: Collection[KeySent]) -> list[str]:
+def _listed(entry: ModelEntry, allowed: Permissions) -> list[str]:
     import httpx
 
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,11 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
-from caiflow.engine.plan.consent import refuse_unallowed, servers
+from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
-from caiflow.engine.spec.permissions import KeySent
+from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 
@@ -58,19 +58,19 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     address: str | None = None,
     on_event: Callable[[Event], None] | None = None,
     trust_remote_code: bool = False,
-    allowed: Collection[KeySent] = (),
+    allowed: Permissions = Permissions(),
     locked: Path | None = None,
 ) -> RunResult:
     """Carry out a spec and leave the run's folder behind; SIGINT and SIGTERM stop it within seconds.
 
-    `locked` names a lock that the run must not differ from; `allowed` keys may be sent beside those of the user's own file.
+    `locked` names a lock that the run must not differ from; `allowed` adds to the user's own file.
 
     Raises:
         PlanError: the spec wants what its user didn't allow, a model can't be found, something differs from the lock, or the
             cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
-    refuse_unallowed(spec.models, allowed, trust_remote_code=trust_remote_code)
+    refuse_unallowed(spec.models, with_typed(spec, allowed), trust_remote_code=trust_remote_code)
     wanted = chosen(spec, only or until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
     if locked is not None:

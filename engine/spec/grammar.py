@@ -16,6 +16,7 @@ shared. `models: [base, rl_cai@*]` gathers every arm of a step in one place, so 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
 from caiflow.engine.llm.model_files import part_of_repository
@@ -35,6 +37,7 @@ NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"
 
 Name = Annotated[str, Field(pattern=STEP_NAME)]
+_ADDRESS = re.compile(r"https?://([^\s/?#@\\]*@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[^\s\\]*)?\Z")
 ConstitutionValue = str | list[str | dict[str, Any]] | dict[str, Any]
 
 
@@ -99,6 +102,16 @@ class ModelEntry(Strict):
     """Seconds until a call to the server counts as lost."""
     concurrency: int = Field(default=0, ge=0, json_schema_extra=SPEED)
     """Most calls to the server at once; 0 finds it by trying."""
+
+    @field_validator("base_url", "source")
+    @classmethod
+    def _is_a_plain_address(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(("http://", "https://")) and not _ADDRESS.match(value):
+            raise WrongValue(
+                f"{value!r} can be read as the address of more than one server",
+                "write http://HOST:PORT/v1, the host in plain letters (xn--... for others), digits, dots, dashes or as [IPv6]",
+            )
+        return value
 
     _revision = field_validator("revision")(part_of_repository)
 

@@ -5,7 +5,9 @@ What may not be read lies in `secret/`. Nothing there is opened, and nothing of 
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +16,10 @@ from pathlib import Path
 import pytest
 
 import caiflow
-from caiflow.engine.errors import SpecError
+from caiflow.engine.errors import PlanError, SpecError
+from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
 from caiflow.engine.spec.load import check_spec, load_spec
+from caiflow.engine.spec.permissions import KeySent, Permissions, permissions, remember
 
 SECRET = "TOP-SECRET"
 ROW = f'{{"prompt": "{SECRET}"}}\n'
@@ -381,3 +385,128 @@ def test_the_command_line_refuses_with_the_place_and_the_flag_that_then_works(pl
 
 def caiflow_command(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "caiflow", *args], capture_output=True, text=True, check=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- hosts
+
+PRIVATE = [
+    "10.0.0.5", "10.0.0.5:8000", "172.16.0.1", "172.31.255.254", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "[fc00::1]", "[fd12:3456::1]:8000", "[fe80::1]", "[::]", "[::ffff:10.0.0.5]", "[::ffff:a9fe:a9fe]", "[64:ff9b::a00:5]",
+    "[2002:0a00:0005::1]", "167772165", "0xa000005", "0x0a.0.0.5", "012.0.0.5", "10.5", "10.0.5", "2852039166", "0xA9FEA9FE",
+    "10.0.0.5.", "224.0.0.1", "255.255.255.255", "user:word@10.0.0.5", "localhost@10.0.0.5", "127.0.0.1:80@192.168.1.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+@pytest.mark.parametrize("field", ["base_url", "source"])
+def test_no_server_in_a_private_network_is_asked(place: Path, host: str, field: str) -> None:
+    models = load_spec(spec(place, asked(f"http://{host}/v1", field))).models
+    with pytest.raises(PlanError, match=r"models\.m: .* is in a private network.* say --allow-host ") as refused:
+        refuse_unallowed(models, Permissions(), trust_remote_code=True)
+    flag = refused.value.hint.split()[2]
+    assert flag == host.rpartition("@")[2].lower()
+    refuse_unallowed(models, Permissions(hosts=frozenset([flag])), trust_remote_code=True)
+
+
+HERE = [
+    "localhost",
+    "LOCALHOST:8000",
+    "localhost.",
+    "127.0.0.1",
+    "127.8.8.8:1",
+    "[::1]:8000",
+    "0x7f000001",
+    "[::ffff:127.0.0.1]",
+]
+
+
+@pytest.mark.parametrize("host", HERE)
+def test_this_machine_itself_is_asked_freely(place: Path, host: str) -> None:
+    refuse_unallowed(load_spec(spec(place, asked(f"http://{host}/v1"))).models, Permissions(), trust_remote_code=False)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "134744072", "172.32.0.1", "[64:ff9b::808:808]"])
+def test_what_anybody_can_reach_needs_no_word_without_a_key(place: Path, host: str) -> None:
+    models = load_spec(spec(place, asked(f"http://{host}/v1"))).models
+    refuse_unallowed(models, Permissions(), trust_remote_code=False)
+    assert list(servers(models)) == [host]
+
+
+TWO_FACED = [
+    "http://localhost\\@evil.example/v1", "http://evil.example\\.localhost/v1", "http://local host/v1", "http://localhost\t/v1",
+    "http://127.0.0.1#@evil.example/", "http://127.0.0.1?@evil.example/", "http://loc%61lhost/v1", "http://１２７.0.0.1/v1",
+    "http://127。0。0。1/v1", "http://[::1/v1", "http://[::1]evil.example/v1", "http://[fe80::1%25eth0]/v1", "http:///v1",
+    "http://localhost:80:80/v1", "http://localhost:port/v1", "http://a@b@localhost/v1", "http://localhost/v1\\n", "http://ⓛocalhost/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", TWO_FACED)
+@pytest.mark.parametrize("field", ["base_url", "source"])
+def test_an_address_that_could_mean_two_servers_is_refused(place: Path, address: str, field: str) -> None:
+    problems = check_spec(spec(place, asked(address, field)))
+    assert [problem.path for problem in problems] == [f"models.m.{field}"]
+    assert "address" in problems[0].message
+    assert problems[0].line == 2
+
+
+ELSEWHERE = [
+    "http://localhost@evil.example/v1", "http://127.0.0.1:80@evil.example/v1", "http://127.0.0.1.evil.example/v1",
+    "http://localhost.evil.example/v1", "http://evil.example/localhost", "http://evil.example:80/@127.0.0.1", "http://127.1/v1",
+    "http://2130706433/v1", "http://0x7f.1/v1", "http://0177.0.0.1/v1", "http://[::ffff:127.0.0.1]/v1", "http://xlocalhost/v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_no_spelling_gets_a_key_as_if_it_were_this_machine(place: Path, address: str) -> None:
+    models = load_spec(spec(place, asked(address, more=", api_key_env: DATABASE_PASSWORD"))).models
+    with pytest.raises(PlanError, match=r"the key in DATABASE_PASSWORD would be sent to .* say --allow-env"):
+        refuse_unallowed(models, Permissions(), trust_remote_code=True)
+
+
+def test_a_name_is_looked_up_before_its_server_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the name servers of this machine can't be told what to answer: the system's own function is replaced
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (NAMES[name], 0))])
+    for name in ("inside.example", "cloud.example", "six.example"):
+        models = load_spec(spec(place, asked(f"http://{name}:80/v1"))).models
+        with pytest.raises(PlanError, match=rf"{name}:80 \({NAMES[name].partition('%')[0]}\) is in a private network"):
+            refuse_unallowed(models, Permissions(), trust_remote_code=True)
+    for name in ("outside.example", "own.example"):
+        models = load_spec(spec(place, asked(f"http://{name}/v1"))).models
+        refuse_unallowed(models, Permissions(), trust_remote_code=True)
+
+
+NAMES = {
+    "inside.example": "10.0.0.5", "cloud.example": "169.254.169.254", "six.example": "fe80::1%eth0",
+    "outside.example": "8.8.8.8", "own.example": "127.0.1.1",
+}  # fmt: skip
+
+
+def test_a_host_that_the_user_named_is_asked(place: Path) -> None:
+    path = spec(place, asked("http://10.0.0.5:8000/v1"))
+    models = load_spec(path).models
+    refuse_unallowed(models, Permissions(frozenset([KeySent("KEY", "10.0.0.5:8000")])), trust_remote_code=True)
+    typed = load_spec(spec(place, asked("http://8.8.8.8/v1")), sets=["models.m.base_url=http://10.0.0.6/v1"])
+    refuse_unallowed(typed.models, with_typed(typed, Permissions()), trust_remote_code=True)
+    assert with_typed(load_spec(path), Permissions()) == Permissions()
+    remember("10.0.0.5:8000")
+    remember(KeySent("KEY", "api.example"))
+    assert permissions() == Permissions(frozenset([KeySent("KEY", "api.example")]), frozenset(["10.0.0.5:8000"]))
+    refuse_unallowed(models, Permissions(), trust_remote_code=True)
+    with pytest.raises(PlanError, match="private network"):
+        refuse_unallowed(load_spec(spec(place, asked("http://10.0.0.5/v1"))).models, Permissions(), trust_remote_code=True)
+
+
+def test_a_run_asks_no_private_server_and_says_the_flag(place: Path) -> None:
+    told = caiflow_command("run", str(spec(place, asked("http://169.254.169.254/latest"))))
+    assert told.returncode == 1
+    assert "169.254.169.254 is in a private network" in told.stderr
+    assert "say --allow-host 169.254.169.254 " in told.stderr
+    assert not (place / "working" / "runs").exists()
+    told = caiflow_command("run", "x.yaml", "--allow-host", "http://10.0.0.5/v1")
+    assert told.returncode == 2
+    assert "isn't HOST or HOST:PORT" in told.stderr
+
+
+def asked(address: str, field: str = "base_url", more: str = "") -> str:
+    named = f"{field}: {json.dumps(address)}" + (", source: large" if field == "base_url" else "")
+    return generate(named + more)

@@ -12,10 +12,10 @@ from caiflow.engine.plan.consent import (
     parse_key_sent,
     refuse_unallowed,
     servers,
-    unallowed,
+    unallowed_keys,
 )
 from caiflow.engine.spec.grammar import ModelEntry
-from caiflow.engine.spec.permissions import KeySent, permissions_file, remember
+from caiflow.engine.spec.permissions import KeySent, Permissions, permissions_file, remember
 
 KEY = KeySent("JUDGE_KEY", "api.example.com")
 
@@ -34,8 +34,8 @@ def test_a_key_leaves_this_machine_only_after_its_users_word() -> None:
     with pytest.raises(
         PlanError, match=r"models\.judge\.api_key_env.*JUDGE_KEY would be sent to api\.example\.com.*--allow-env"
     ):
-        refuse_unallowed(models, (), trust_remote_code=True)
-    refuse_unallowed(models, [KEY], trust_remote_code=False)
+        refuse_unallowed(models, Permissions(), trust_remote_code=True)
+    refuse_unallowed(models, Permissions(frozenset([KEY])), trust_remote_code=False)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_permission_is_for_one_variable_and_one_host() -> None:
         KeySent("OTHER_KEY", "api.example.com"),
         KEY._replace(host="api.example.com:81"),
     ]
-    assert list(unallowed(models, others)) == [KEY]
+    assert list(unallowed_keys(models, Permissions(frozenset(others)))) == [KEY]
 
 
 def test_what_the_user_allowed_for_good_is_kept_and_added_to() -> None:
@@ -84,7 +84,7 @@ def test_what_the_user_allowed_for_good_is_kept_and_added_to() -> None:
     remember(KEY)
     remember(KeySent("JUDGE_KEY", "api.example.org"))
     remember(KeySent("OTHER_KEY", "api.example.com"))
-    assert unallowed(models) == {}
+    assert unallowed_keys(models, Permissions()) == {}
     assert permissions_file().read_text(encoding="utf-8").count("JUDGE_KEY") == 1
 
 
@@ -93,7 +93,7 @@ def test_a_file_of_permissions_that_cannot_be_read_allows_nothing() -> None:
     for text in ("api_keys: [", "api_keys: 3", "[]", "", "path: [/x]", "paths: [x]", "paths: [3]", "hosts: {a: b}"):
         permissions_file().write_text(text, encoding="utf-8")
         with pytest.raises(PlanError, match=r"allow\.yaml: can't be read"):
-            unallowed(judge("https://api.example.com/v1"))
+            unallowed_keys(judge("https://api.example.com/v1"), Permissions())
 
 
 def test_the_command_line_names_a_variable_and_a_host() -> None:
@@ -106,6 +106,6 @@ def test_the_command_line_names_a_variable_and_a_host() -> None:
 def test_only_who_trusts_a_spec_lets_it_hand_anything_to_the_engine() -> None:
     models = {"m": ModelEntry(source="tiny", other_engine_args={"worker_cls": "theirs.Worker"})}
     with pytest.raises(PlanError, match=r"models\.m\.other_engine_args: worker_cls may run code.*--trust-remote-code"):
-        refuse_unallowed(models, (), trust_remote_code=False)
-    refuse_unallowed(models, (), trust_remote_code=True)
-    refuse_unallowed({"m": ModelEntry(source="tiny", engine_args={"max_num_seqs": 4})}, (), trust_remote_code=False)
+        refuse_unallowed(models, Permissions(), trust_remote_code=False)
+    refuse_unallowed(models, Permissions(), trust_remote_code=True)
+    refuse_unallowed({"m": ModelEntry(source="tiny", engine_args={"max_num_seqs": 4})}, Permissions(), trust_remote_code=False)
