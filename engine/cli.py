@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "doctor": "check this machine: Python, torch, vLLM, GPUs, Ray, the store",
     },
     "work": {
+        "inspect": "say what a spec may read, ask and run, before you run one of someone else's",
         "validate": "say everything that is wrong with specs, with file, line and column",
         "plan": "say what a run would do, step by step, and why",
         "run": "validate, plan and run a spec; what was done before isn't done again",

@@ -115,7 +115,7 @@ def _ask(spec: Spec, allowed: Permissions) -> None:
     for key, name in unallowed_keys(spec.models, allowed).items():
         if _allows(f"models.{name} sends the key in {key.variable} to {key.host}"):
             remember(key)
-    for host, (name, address) in unallowed_hosts(spec.models, with_typed(spec, allowed)).items():
+    for host, (name, address) in unallowed_hosts(spec.models, with_typed(spec.models, spec.source, allowed)).items():
         if _allows(f"models.{name} asks {host}, which is in a private network ({address})"):
             remember(host)
 

@@ -52,7 +52,7 @@ class Resolver:
         self.remade: dict[str, str] = {}
         self.order: list[Step] = list(topological(spec))
         self._trust = trust_remote_code
-        self._allowed = with_typed(spec, allowed)
+        self._allowed = with_typed(spec.models, spec.source, allowed)
         self._entries: dict[str, ModelSource] = {}
 
     def model(self, name: str) -> ModelSource | None:

@@ -17,7 +17,8 @@ from caiflow.engine.spec.layers import ByHand
 from caiflow.engine.spec.permissions import KeySent, Permissions, permissions, permissions_file
 
 if TYPE_CHECKING:
-    from caiflow.engine.spec.grammar import ModelEntry, Spec
+    from caiflow.engine.spec.grammar import ModelEntry
+    from caiflow.engine.yaml.tree import Node
 
 
 def keys_sent(models: Mapping[str, ModelEntry]) -> dict[KeySent, str]:
@@ -61,11 +62,11 @@ def parse_host(text: str) -> str:
     return text.lower()
 
 
-def with_typed(spec: Spec, allowed: Permissions) -> Permissions:
+def with_typed(models: Mapping[str, ModelEntry], source: Node, allowed: Permissions) -> Permissions:
     """Return what is allowed with the hosts that the user wrote by hand, as an option or in Python."""
     typed = set()
-    for name, entry in spec.models.items():
-        node = spec.source.get("models", name, "base_url" if entry.base_url else "source")
+    for name, entry in models.items():
+        node = source.get("models", name, "base_url" if entry.base_url else "source")
         if entry.address and node is not None and isinstance(node.at.file, ByHand):
             typed.add(host_of(entry.address))
     return allowed._replace(hosts=allowed.hosts | typed)

@@ -70,7 +70,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
             cluster is short of what the spec asks for.
         StoreError: the store can't be written.
     """
-    refuse_unallowed(spec.models, with_typed(spec, allowed), trust_remote_code=trust_remote_code)
+    refuse_unallowed(spec.models, with_typed(spec.models, spec.source, allowed), trust_remote_code=trust_remote_code)
     wanted = chosen(spec, only or until)
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
     if locked is not None:

@@ -31,7 +31,7 @@ from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SCHEME = re.compile(r"[a-z][a-z0-9]+:")
+SCHEME = re.compile(r"[a-z][a-z0-9]+:")
 DATA_SUFFIXES = (
     ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja", ".gguf",
 )  # fmt: skip
@@ -176,10 +176,10 @@ def _check_files(checked: Checked, refused: set[Path_]) -> None:
 
 
 def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
-    if mark.meaning != "file" and _SCHEME.match(mark.value):
+    if mark.meaning != "file" and SCHEME.match(mark.value):
         return  # a server, or a bundled thing such as tiny:red_team, which its operator checks
     full, path = local_path(mark.value, checked.base_dir), Path(mark.value)
-    if os.path.exists(full) or (mark.meaning != "file" and _may_be_hub_id(mark.value)):
+    if os.path.exists(full) or (mark.meaning != "file" and may_be_hub_id(mark.value)):
         return
     if any(char in mark.value for char in "*?[") and any(matches(full)):
         return
@@ -192,7 +192,8 @@ def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
     checked.problems.at(at, (*owner, *mark.path), f"no such file: {mark.value}", hint)
 
 
-def _may_be_hub_id(value: str) -> bool:
+def may_be_hub_id(value: str) -> bool:
+    """Return whether a value may name a repository on the hub."""
     return HUB_ID.fullmatch(value) is not None and not value.endswith(DATA_SUFFIXES)
 
 

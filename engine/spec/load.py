@@ -9,19 +9,32 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
 from caiflow.engine.field_marks import marks
 from caiflow.engine.spec import checks, matrix
 from caiflow.engine.spec.findings import Checked
-from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
+from caiflow.engine.spec.grammar import ModelEntry, Spec, SpecFile, Step
 from caiflow.engine.spec.layers import Problems, assign, read_layers
 from caiflow.engine.spec.reach import Reach
 from caiflow.engine.spec.shapes import parse, parse_model, parse_step
 from caiflow.engine.yaml.tree import Location, Node, Path_
 
-__all__ = ["Location", "ModelEntry", "Spec", "Step", "check_spec", "load_spec"]
+__all__ = ["Draft", "Location", "ModelEntry", "Spec", "Step", "check_spec", "draft_spec", "in_order", "load_spec"]
+
+
+class Draft(NamedTuple):
+    """A spec that is read and resolved, and nothing that it names looked at; `problems` are those of its values' shapes."""
+
+    tree: Node
+    head: SpecFile | None
+    models: Mapping[str, ModelEntry]
+    steps: Mapping[str, Step]
+    profiles: tuple[str, ...]
+    reach: Reach
+    problems: Problems
 
 
 def load_spec(
@@ -45,34 +58,22 @@ def load_spec(
         SpecError: with every problem found, in order of place.
     """
     path = Path(path)
-    problems = Problems()
-    reach = Reach(path.parent, allowed)
-    tree, profiles = read_layers(path, sets, profile, problems, reach, text)
-    if sample is not None:
-        tree = _sampled(tree, sample)
-    parsed = parse(tree, problems)
-    tree, steps = matrix.expand(tree, parsed.steps, parse_step, problems)
-    models = _models(tree, parsed.models, problems) if steps.keys() != parsed.steps.keys() else parsed.models
-    base_dir = path.parent
-    rebased = _rebased(tree, base_dir, models, steps)
-    if rebased is not tree:
-        tree = rebased
-        models = _models(tree, models, problems)
-        steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
+    draft = draft_spec(path, text=text, sets=sets, profile=profile, sample=sample, allowed=allowed)
+    tree, head, models, steps, profiles, reach, problems = draft
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    operators = checks.check(Checked(tree, base_dir, number, models, steps, problems, reach))
+    operators = checks.check(Checked(tree, path.parent, number, models, steps, problems, reach))
     if problems:
-        raise SpecError(_in_order(problems))
-    assert parsed.head is not None
-    name = parsed.head.name or path.stem
+        raise SpecError(in_order(problems))
+    assert head is not None
+    name = head.name or path.stem
     raw = {"caiflow": 1, "name": name, **{key: value for key, value in tree.plain().items() if key not in ("caiflow", "name")}}
     return Spec(
         name=name,
-        description=parsed.head.description,
-        seed=parsed.head.seed,
+        description=head.description,
+        seed=head.seed,
         path=path,
-        base_dir=base_dir.absolute(),  # workers of a cluster have folders of their own
+        base_dir=path.parent.absolute(),  # workers of a cluster have folders of their own
         constitution=raw.get("constitution"),
         models=models,
         steps=steps,
@@ -81,6 +82,36 @@ def load_spec(
         source=tree,
         profiles=profiles,
     )
+
+
+def draft_spec(
+    path: Path,
+    *,
+    text: str | None = None,
+    sets: Sequence[str] = (),
+    profile: str | None = None,
+    sample: int | None = None,
+    allowed: Collection[Path] = (),
+) -> Draft:
+    """Read and resolve a spec as `load_spec` does, without opening any other file than the specs it extends.
+
+    Raises:
+        SpecError: it can't be read as YAML, or what it extends can't be.
+    """
+    problems = Problems()
+    reach = Reach(path.parent, allowed)
+    tree, profiles = read_layers(path, sets, profile, problems, reach, text)
+    if sample is not None:
+        tree = _sampled(tree, sample)
+    parsed = parse(tree, problems)
+    tree, steps = matrix.expand(tree, parsed.steps, parse_step, problems)
+    models = _models(tree, parsed.models, problems) if steps.keys() != parsed.steps.keys() else parsed.models
+    rebased = _rebased(tree, path.parent, models, steps)
+    if rebased is not tree:
+        tree = rebased
+        models = _models(tree, models, problems)
+        steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
+    return Draft(tree, parsed.head, models, steps, profiles, reach, problems)
 
 
 def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> list[Problem]:
@@ -92,7 +123,7 @@ def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | Non
     return []
 
 
-def _in_order(problems: Problems) -> tuple[Problem, ...]:
+def in_order(problems: Problems) -> tuple[Problem, ...]:
     """Return each finding once; copies of a step in several arms share theirs."""
     unique: dict[tuple[str, int, int, str], Problem] = {}
     for problem in problems:

@@ -37,29 +37,33 @@ class Reach:
 
         Without `for_good`, what the user's own file allows doesn't count.
         """
-        target = resolved(path)
-        inside = any(target.is_relative_to(folder) and not _hidden(target, folder) for folder in self._folders)
-        if inside or any(map(target.is_relative_to, self._given)):
-            return None
-        return None if for_good and any(map(target.is_relative_to, self._for_good)) else target
+        return None if self.why(path, for_good=for_good) else resolved(path)
 
-    def beyond(self, path: Path) -> bool:
-        """Return whether a path leads out of the spec's folder and what comes with caiflow, allowed or not."""
-        return not any(resolved(path).is_relative_to(folder) for folder in (resolved(self.base_dir), *map(resolved, _SHIPPED)))
+    def why(self, path: Path, *, for_good: bool = True) -> str:
+        """Return why the spec may read a path, in words of where it leads; empty where it may not."""
+        target = resolved(path)
+        for words, folder in self._folders.items():
+            if target.is_relative_to(folder) and not _hidden(target, folder):
+                return words
+        found = next((words for words, places in self._given.items() if any(map(target.is_relative_to, places))), "")
+        return found or ("allowed for good" if for_good and any(map(target.is_relative_to, self._for_good)) else "")
 
     @cached_property
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> dict[str, Path]:
         """The spec's folder and the working folder around it, but never the home folder: all that a user has lies there."""
         home, own, working = resolved(Path.home()), resolved(self.base_dir), resolved(Path.cwd())
-        folders = [own, working] if own.is_relative_to(working) else [own]
-        return [folder for folder in folders if not home.is_relative_to(folder)]
+        folders = {"in the spec's folder": own}
+        if own.is_relative_to(working):
+            folders["in the working folder"] = working
+        return {words: folder for words, folder in folders.items() if not home.is_relative_to(folder)}
 
     @cached_property
-    def _given(self) -> list[Path]:
+    def _given(self) -> dict[str, list[Path]]:
         from caiflow.engine.llm.model_files import hub_cache
         from caiflow.engine.store.artifacts import default_home
 
-        return [resolved(place) for place in (*_SHIPPED, default_home(), hub_cache(), *self._allowed)]
+        given = {"comes with caiflow": _SHIPPED, "in the store": [default_home()], "in the hub's cache": [hub_cache()]}
+        return {words: [*map(resolved, places)] for words, places in {**given, "allowed now": self._allowed}.items()}
 
     @cached_property
     def _for_good(self) -> list[Path]:

@@ -18,7 +18,8 @@ import pytest
 import caiflow
 from caiflow.engine.errors import PlanError, SpecError
 from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
-from caiflow.engine.spec.load import check_spec, load_spec
+from caiflow.engine.plan.inspection import inspection
+from caiflow.engine.spec.load import check_spec, draft_spec, load_spec
 from caiflow.engine.spec.permissions import KeySent, Permissions, permissions, remember
 
 SECRET = "TOP-SECRET"
@@ -158,6 +159,19 @@ def test_no_file_outside_is_read_or_told_of(place: Path, opened: Callable[[], li
     assert all(problem.line > 0 and problem.col > 0 for problem in refused.value.problems)
     assert SECRET not in str(refused.value)
     assert "did you mean `rows" not in str(refused.value)
+    assert opened() == []
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
+def test_inspect_opens_nothing_and_tells_what_needs_consent(place: Path, opened: Callable[[], list[str]], text: str) -> None:
+    path = spec(place, text)
+    try:
+        flags = inspection(path, draft_spec(path)).flags
+    except SpecError as refused:  # a spec that extends another one, or that has other mistakes
+        flags = (str(refused),)
+    assert len(flags) == 1
+    assert "--allow-path" in flags[0] or "lmit" in flags[0] or "limit" in flags[0]
+    assert SECRET not in flags[0]
     assert opened() == []
 
 
@@ -486,8 +500,8 @@ def test_a_host_that_the_user_named_is_asked(place: Path) -> None:
     models = load_spec(path).models
     refuse_unallowed(models, Permissions(frozenset([KeySent("KEY", "10.0.0.5:8000")])), trust_remote_code=True)
     typed = load_spec(spec(place, asked("http://8.8.8.8/v1")), sets=["models.m.base_url=http://10.0.0.6/v1"])
-    refuse_unallowed(typed.models, with_typed(typed, Permissions()), trust_remote_code=True)
-    assert with_typed(load_spec(path), Permissions()) == Permissions()
+    refuse_unallowed(typed.models, with_typed(typed.models, typed.source, Permissions()), trust_remote_code=True)
+    assert with_typed(models, load_spec(path).source, Permissions()) == Permissions()
     remember("10.0.0.5:8000")
     remember(KeySent("KEY", "api.example"))
     assert permissions() == Permissions(frozenset([KeySent("KEY", "api.example")]), frozenset(["10.0.0.5:8000"]))

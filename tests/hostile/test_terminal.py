@@ -137,7 +137,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
 
 
 LOOKS = (
-    ["validate", "s.yaml"], ["plan", "s.yaml"], ["plan", "s.yaml", "--json"],
+    ["validate", "s.yaml"], ["inspect", "s.yaml"], ["inspect", "s.yaml", "--json"],
+    ["plan", "s.yaml"], ["plan", "s.yaml", "--json"],
     ["why", "s.yaml", "red"], ["why", "s.yaml", "clean"], ["why", "s.yaml", "red", "--json"],
     ["why", "s.yaml", f"clean{ALL}"], ["runs"], ["runs", "--json"],
     ["show", "first"], ["show", "first", "--json"], ["show", "first", "clean"], ["show", "first", "clean", "--json"],
