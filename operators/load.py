@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -94,7 +94,7 @@ class Load(TableOperator[LoadParams]):
 
     def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local text file."""
-        first = next(iter(self._sources()), None)
+        first = next(iter(self._from), None)
         if isinstance(first, FileSource):
             yield from self._check_file(first)
         elif first is not None and not first.within_reach:
@@ -106,7 +106,7 @@ class Load(TableOperator[LoadParams]):
         elif self._head.rows:
             found = [*self._check_names(self._head)]
             yield from found or self._check_rows(self._head)  # a wrong name explains why rows are bad
-        elif [isinstance(one, FileSource) and one.is_text for one in self._sources()] == [True]:
+        elif [isinstance(one, FileSource) and one.is_text for one in self._from] == [True]:
             yield Finding(("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}')
 
     def _check_file(self, file: FileSource) -> Iterator[Finding]:
@@ -125,7 +125,7 @@ class Load(TableOperator[LoadParams]):
 
     def _check_names(self, head: Head) -> Iterator[Finding]:
         """Yield what is named in `rename` and `split`, and none of the first records has."""
-        for name in self.params.rename if len(self._sources()) == 1 else ():
+        for name in self.params.rename if len(self._from) == 1 else ():
             if name not in head.fields:
                 whose = "no record" if head.whole else f"none of the first {head.number} records"
                 yield Finding(
@@ -156,12 +156,12 @@ class Load(TableOperator[LoadParams]):
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
         seed = {} if self.params.sample is None else {"seed": self.context.seed}
-        contents = [source.content() for source in self._sources()]
+        contents = [source.content() for source in self._from]
         return {"content": contents[0] if len(contents) == 1 else contents, **seed}
 
     def sources(self) -> Mapping[str, Path | str]:
         """Return the files, or the hub id with the commit it stands for."""
-        found = self._sources()
+        found = self._from
         pinned = [source.path if isinstance(source, FileSource) else f"{source.repo}@{source.commit}" for source in found]
         return {"source" if len(found) == 1 else f"source.{place}": source for place, source in enumerate(pinned)}
 
@@ -171,6 +171,9 @@ class Load(TableOperator[LoadParams]):
         Raises:
             ValueError: a row that can't be read, with its file and line; or no row is left.
         """
+        for source in self._from:
+            if not isinstance(source, FileSource):
+                source.fetch(partial(_tell, job))
         reading = _Replay(self._readable)
         survey, drawn = Survey(), _Drawn(self.params.sample, self.context.seed)
         for row in self._limited(reading):
@@ -203,7 +206,7 @@ class Load(TableOperator[LoadParams]):
         """
         parser, split = self._parser(), self.params.split
         self._reading = parser
-        for row in chain.from_iterable(map(parser.rows, self._sources())):
+        for row in chain.from_iterable(map(parser.rows, self._from)):
             if isinstance(row, BadRow):
                 if self.params.on_bad_row == "fail":
                     raise WrongValue(f"{row.place}: {row.reason}, got {row.text[:80]!r}", _MEND)
@@ -214,7 +217,7 @@ class Load(TableOperator[LoadParams]):
     @cached_property
     def _head(self) -> Head | Finding:
         """What the first records of a local text file tell, or why it can't be read; nothing of other sources."""
-        source = next(iter(self._sources()), None)
+        source = next(iter(self._from), None)
         if not isinstance(source, FileSource) or not source.is_text:
             return Head([], True)
         try:
@@ -223,7 +226,9 @@ class Load(TableOperator[LoadParams]):
             unreadable = finding(error, ("source",))
             return unreadable._replace(hint=unreadable.hint or "name a file that can be read")
 
-    def _sources(self) -> list[Source]:
+    @cached_property
+    def _from(self) -> list[Source]:
+        """What is read; found once, so that all who ask, a worker too, have the same commit of a data set on the hub."""
         fields = self.params
         hub = {"revision": fields.revision, "subset": fields.subset, "folder": fields.folder, "split": fields.hub_split}
         return resolve(fields.source, self.context.base_dir, hub, fields.csv)
@@ -231,6 +236,11 @@ class Load(TableOperator[LoadParams]):
     def _parser(self) -> Parser:
         given = self.params
         return Parser(given.format, given.turns, given.rename, given.uid, given.prompt, given.take)
+
+
+def _tell(job: Job, doing: str) -> None:
+    if job.log is not None:
+        job.log(doing=doing)
 
 
 def _gaps(rows: Sequence[Row]) -> dict[str, Gap]:

@@ -5,12 +5,8 @@ Its repositories are laid out as they are published, with tiny weights in the mo
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +16,10 @@ import pytest
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.journal import read_run
 from support.bad_server import bad_server, said
-from support.kills import without_token
-from support.ports import free_port
+from support.loopback_hub import HUB, loopback_hub
 
 ROOT = Path(__file__).parent.parent
-HUB = Path(os.environ.get("CAIFLOW_TEST_HUB") or ROOT.parent / "shared" / "hub")
 RECIPES = sorted(path for path in (ROOT / "specs").glob("*.yaml") if "\n  full:\n" in path.read_text())
-SERVED_S = 7200
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,31 +31,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Serve the repositories that the recipes name; give the variables under which they are found there."""
-    root, port = Path(tmp_path_factory.mktemp("hub")), free_port()
-    weights = ROOT / "examples" / "tiny" / "model"
-    subprocess.run([sys.executable, str(HUB / "layouts.py"), str(root), str(weights)], check=True, timeout=300)
-    process = subprocess.Popen([sys.executable, str(HUB / "hub.py"), str(root), str(port), str(SERVED_S)])
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{address}/api/datasets/Anthropic/hh-rlhf")
-        variables = {"HF_ENDPOINT": address, "HF_HOME": str(root / "home"), "CAIFLOW_HOME": str(root / "store")}
-        gone = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-        yield {**{name: value for name, value in without_token().items() if name not in gone}, **variables}
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < deadline, f"nobody answers at {address}"
-            time.sleep(0.2)
-        else:
-            return
+    with loopback_hub(Path(tmp_path_factory.mktemp("hub"))) as variables:
+        yield variables
 
 
 def shortened(path: Path, judge: str) -> list[str]:

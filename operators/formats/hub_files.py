@@ -1,0 +1,104 @@
+"""Which files of a data set's repository one of its splits is made of, and reading just those.
+
+`datasets` itself decides, over a folder that looks like the repository: its files' names, and its card with the other splits
+left out. Fetches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from caiflow.engine.errors import WrongValue
+from caiflow.engine.suggest import suggest
+
+CARD = "README.md"
+
+
+class Part(NamedTuple):
+    """One split of a data set, and what narrows it, as `datasets.load_dataset` has them."""
+
+    split: str
+    subset: str | None
+    folder: str | None
+
+
+def files_of(part: Part, names: Sequence[str], card: str, label: str) -> list[str]:
+    """Return the files of a repository that hold a split; all of them where that can't be told from their names.
+
+    Raises:
+        WrongValue: it has no such split.
+    """
+    import datasets
+
+    with _looking_like(dict.fromkeys(names), card, part.split) as folder:
+        try:
+            found = datasets.load_dataset_builder(str(folder), name=part.subset, data_dir=part.folder).config.data_files
+        except Exception:  # an archive that would have to be looked into, say: reading tells what is wrong, if anything is
+            return list(names)
+        if not found:
+            return list(names)
+        if part.split not in found:
+            raise WrongValue(f"{label}: it has no split {part.split!r}", suggest(part.split, map(str, found), "splits"))
+        return [Path(path).relative_to(folder).as_posix() for path in found[part.split]]
+
+
+def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Iterator[Any]:
+    """Yield the rows of a split from its files, by their names in the repository.
+
+    Raises:
+        ValueError: no such subset or split, or a file can't be read.
+    """
+    import datasets
+
+    with _looking_like(files, card, part.split) as folder:
+        try:
+            given = {"name": part.subset, "data_dir": part.folder, "split": part.split}
+            yield from datasets.load_dataset(str(folder), **given, streaming=True)
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(f"{label}: can't be loaded: {str(error).replace(str(folder), label)}") from error
+
+
+@contextmanager
+def _looking_like(files: Mapping[str, Path | None], card: str, split: str) -> Iterator[Path]:
+    """Make a folder of a repository's files, empty or leading to those that are here, whose card knows the split alone."""
+    with TemporaryDirectory(prefix="caiflow-hub-") as made:
+        folder = Path(made).resolve()
+        for name, path in files.items():
+            if name == CARD or not _inside(name):
+                continue
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve()) if path else place.touch()
+        if card:
+            (folder / CARD).write_text(_for_split(card, split), encoding="utf-8")
+        yield folder
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _for_split(card: str, split: str) -> str:
+    """Return a card whose configurations name the files of no other split, which aren't there; as it is where it names none."""
+    import yaml
+
+    head = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    try:
+        said = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return card
+    for config in (said.get("configs") or ()) if isinstance(said, Mapping) else ():
+        entries = config.get("data_files") if isinstance(config, dict) else None
+        if isinstance(entries, list) and (own := [entry for entry in entries if _names(entry, split)]):
+            config["data_files"] = own
+    return f"---\n{yaml.safe_dump(said, sort_keys=False)}---\n" if said else card
+
+
+def _names(entry: Any, split: str) -> bool:
+    return isinstance(entry, Mapping) and entry.get("split") == split
