@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GROUP = "caiflow.operators"
 BUILT_IN: Mapping[str, str] = {
     "load": "caiflow.operators.load:Load",
+    "map": "caiflow.operators.map:Map",
     "generate": "caiflow.operators.generate:Generate",
     "critique": "caiflow.operators.critique:Critique",
     "revise": "caiflow.operators.revise:Revise",

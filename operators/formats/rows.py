@@ -28,7 +28,7 @@ from caiflow.operators.formats.named.layout import Format, Take
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, detect
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
-from caiflow.operators.formats.template import rendered
+from caiflow.operators.templates import rendered
 
 if TYPE_CHECKING:
     import pyarrow as pa
