@@ -29,6 +29,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "work": {
         "inspect": "say what a spec may read, ask and run, before you run one of someone else's",
+        "head": "show what `load` makes of a file: its format, the columns used, the first rows",
         "validate": "say everything that is wrong with specs, with file, line and column",
         "plan": "say what a run would do, step by step, and why",
         "run": "validate, plan and run a spec; what was done before isn't done again",

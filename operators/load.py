@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import Job, TableOperator
@@ -26,9 +26,10 @@ from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked
-from caiflow.operators.formats.rows import BadRow, Head, Parser, Row, Survey
+from caiflow.operators.formats.rows import BadRow, Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
+from caiflow.operators.formats.survey import Survey
 from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
 _IN_MEMORY = 20_000
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
+
+
+class Look(NamedTuple):
+    """What a step makes of the first records of its source, before any run."""
+
+    source: str
+    format: str
+    because: str
+    used: list[str]
+    kept: list[str]
+    notes: list[str]
+    rows: list[Row]
+    bad: list[dict[str, str]]
 
 
 class Load(TableOperator[LoadParams]):
@@ -188,6 +202,27 @@ class Load(TableOperator[LoadParams]):
         if not counts["rows"]:
             bad = f", but {counts['bad_rows']} that can't be read" if counts["bad_rows"] else ""
             raise WrongValue(f"{self.params.source}: it has no row to load{bad}", "check the file, and `split` and `format`")
+
+    def look(self, limit: int) -> Look:
+        """Return the first `limit` rows with what they are made of; the bad ones among the records that tell it are named.
+
+        Raises:
+            ValueError: the source can't be read.
+        """
+        source = next(iter(self._sources()), None)
+        if source is None:
+            raise WrongValue(f"{self.params.source}: no file has such a name", "check the pattern")
+        parser, survey = self._parser(), Survey()
+        found = list(parser.rows(source, _SMALL_ROWS))
+        good = [row for row in found if not isinstance(row, BadRow)]
+        for row in good:
+            survey.see(row)
+        uses = self._parser().uses(source, _SNIFFED)
+        used = [name for name, needed in uses.items() if needed or name == self.params.uid]
+        notes = overlooked(survey.shapes) if parser.format_name != "table" else []
+        bad = [{"place": row.place, "reason": row.reason} for row in found if isinstance(row, BadRow)]
+        kept = [name for name in uses if name not in used]
+        return Look(self.params.source, parser.format_name, parser.why, used, kept, notes, good[:limit], bad[:limit])
 
     def _told(self, survey: Survey) -> dict[str, Any]:
         """Return for the record which format was taken and why, and which columns seem to say something that no model sees."""

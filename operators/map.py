@@ -17,7 +17,7 @@ from caiflow.engine.llm.base import Message
 from caiflow.engine.operator import ColumnName, Job, Params, RowsRef, Strict, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.types import arrow_type, column_type
-from caiflow.operators.templates import compiled, names_in, rendered
+from caiflow.operators.formats.templates import compiled, names_in, rendered
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -98,9 +98,7 @@ def variant_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--profile", metavar="NAME", help="apply one of the spec's `profiles:`")
     allow_path_argument(parser)
-    parser.add_argument(
-        "--sample", metavar="N", type=_positive, help="take only N rows of every source; a full run reuses them"
-    )
+    parser.add_argument("--sample", metavar="N", type=positive, help="take only N rows of every source; a full run reuses them")
 
 
 def allow_path_argument(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +158,8 @@ def print_json(value: Any) -> None:
     say(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a whole number above 0 of an argument."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)

@@ -10,7 +10,7 @@ from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import ColumnName, Params, Strict
 from caiflow.operators.formats.named.layout import Take
 from caiflow.operators.formats.tables import Csv
-from caiflow.operators.templates import compiled
+from caiflow.operators.formats.templates import compiled
 
 FormatName = Literal[
     "auto", "messages", "prompt", "alpaca", "sharegpt", "hh", "red_team", "cai_conversation", "nemo", "nemo_preference",

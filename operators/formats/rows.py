@@ -27,12 +27,10 @@ from caiflow.operators.formats.named.fields import Record
 from caiflow.operators.formats.named.layout import Format, Take
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, detect
-from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
-from caiflow.operators.templates import rendered
+from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, shape_of
+from caiflow.operators.formats.templates import rendered
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from caiflow.operators.formats.source import Source
 
 Row = dict[str, Any]
@@ -152,6 +150,30 @@ class Parser:
             fields |= dict.fromkeys(name for line in group for name in line.data or ())
         return Head(rows, number < most, fields, number, alike)
 
+    def uses(self, source: Source, most: int) -> Mapping[str, bool]:
+        """Return each field of the first `most` records with whether a row would be another one, or none, without it.
+
+        What is only carried along as a column isn't used.
+        """
+        found: dict[str, bool] = {}
+        for group, layout in self._groups(source, most):
+            made = self._made(group, layout)
+            for name in dict.fromkeys(name for line in group for name in line.data or ()):
+                less = [
+                    line._replace(data={key: value for key, value in (line.data or {}).items() if key != name})
+                    for line in group
+                ]
+                found[name] = found.get(name, False) or (made is not None and self._made(less, layout) != made)
+        return found
+
+    def _made(self, group: Sequence[Line], layout: Format) -> list[Mapping[str, Any]] | None:
+        """Return what the format makes of a group, without what it carries along; None where it makes nothing."""
+        try:
+            records = [self._renamed(line.data or {}) for line in group]
+            return [self._parsed_by(layout, record) for record in layout.shape(records, self.take)]
+        except ValueError:
+            return None
+
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
         """Yield the records of each row, and how they are laid out."""
         lines = islice(source.lines(), most)
@@ -260,28 +282,8 @@ class Parser:
         return uid
 
 
-class Survey:
-    """The columns of the rows seen so far and the shape of each, in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, Shape] = {}
-
-    def see(self, row: Row) -> None:
-        """Take one more row into account."""
-        for name, value in row.items():
-            known = self.shapes.get(name)
-            if name in CANONICAL:
-                self.shapes[name] = CANONICAL[name]
-            elif known != "json" and not (value is None and known is not None):
-                shape = shape_of(value)
-                self.shapes[name] = shape if known is None else merge(known, shape)
-
-    def table(self, rows: Sequence[Row]) -> pa.Table:
-        """Return rows as an Arrow table with the surveyed columns; absent values are null."""
-        import pyarrow as pa
-
-        columns = {name: ([fit(row.get(name), shape) for row in rows], shape) for name, shape in self.shapes.items()}
-        return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
+def _but(record: Record, name: str) -> Record:
+    return {key: value for key, value in record.items() if key != name}
 
 
 def _look(line: Line) -> tuple[tuple[str, object], ...] | None:

@@ -25,7 +25,7 @@ EXAMPLE = HARMLESS.few_shot_critique[0]
 
 def made(op: str, **params: Any) -> Operator[Any]:
     kind = operator_type(op)
-    given = {"input": "rows", "model": "base", **params} if op not in ("mix", "evaluate", "filter") else params
+    given = {"input": "rows", "model": "base", **params} if op not in ("mix", "evaluate", "filter", "map") else params
     return kind(kind.params_type.model_validate(given), StepContext(constitution=HARMLESS))
 
 
@@ -44,6 +44,7 @@ def noted(operator: Operator[Any], passed: Sequence[Passed], metrics: Mapping[st
 def test_every_measure_has_a_name_of_its_own_and_a_whole_sentence(op: str) -> None:
     params: dict[str, Any] = {
         "load": {"source": "x.jsonl"},
+        "map": {"input": "rows", "drop": ["context"]},
         "filter": {"input": "rows", "drop": ["unchanged", "unchanged"]},
         "mix": {"inputs": {"rows": 1}},
         "evaluate": {"models": ["base"], "inputs": {"a": "rows"}, "checks": {"mine": {"any_of": ["x"]}}},
@@ -53,7 +54,7 @@ def test_every_measure_has_a_name_of_its_own_and_a_whole_sentence(op: str) -> No
     operator = kind(kind.params_type.model_validate(params), StepContext(constitution=HARMLESS))
     found = operator.all_measures()
     assert len({measure.name for measure in found}) == len(found)
-    assert op == "load" or len(found) > 1 or operator.kind != "rows"
+    assert op in ("load", "map") or len(found) > 1 or operator.kind != "rows"
     for measure in found:
         assert measure.row or measure.figure
         message = measure.message(Reading(0.5, 1, 2))
