@@ -54,6 +54,7 @@ class Look(NamedTuple):
     because: str
     used: list[str]
     kept: list[str]
+    left_out: list[str]
     notes: list[str]
     rows: list[Row]
     bad: list[dict[str, str]]
@@ -221,8 +222,9 @@ class Load(TableOperator[LoadParams]):
         used = [name for name, needed in uses.items() if needed or name == self.params.uid]
         notes = overlooked(survey.shapes) if parser.format_name != "table" else []
         bad = [{"place": row.place, "reason": row.reason} for row in found if isinstance(row, BadRow)]
-        kept = [name for name in uses if name not in used]
-        return Look(self.params.source, parser.format_name, parser.why, used, kept, notes, good[:limit], bad[:limit])
+        left_out = [name for name in uses if name not in used and self.params.rename.get(name, name) in parser.takes]
+        kept = [name for name in uses if name not in (*used, *left_out)]
+        return Look(self.params.source, parser.format_name, parser.why, used, kept, left_out, notes, good[:limit], bad[:limit])
 
     def _told(self, survey: Survey) -> dict[str, Any]:
         """Return for the record which format was taken and why, and which columns seem to say something that no model sees."""

@@ -89,6 +89,8 @@ def _show(source: str, look: Look) -> None:
     say(f"{source}: read as {look.format} ({look.because})")
     say(f"used: {', '.join(look.used) or 'none'}")
     say(f"not used, kept as columns: {', '.join(look.kept) or 'none'}")
+    if look.left_out:
+        say(f"not used, left out: {', '.join(look.left_out)}")
     for note in look.notes:
         say(f"note: {note}")
     for bad in look.bad:

@@ -119,6 +119,11 @@ class Parser:
         """The name of the format, `auto` before any record is read."""
         return self.format.name if self.format else "auto"
 
+    @property
+    def takes(self) -> Collection[str]:
+        """The fields that the format uses up, none before any record is read."""
+        return self.format.takes if self.format else ()
+
     def rows(self, source: Source, most: int | None = None) -> Iterator[Row | BadRow]:
         """Yield the rows and bad rows of the first `most` records: one of each, unless the format joins or unfolds them."""
         for group, layout in self._groups(source, most):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caiflow.operators.formats.dialogue import Turns, decode, is_human, is_turns
 from caiflow.operators.formats.named.conversations import CHATS, CONVERSATIONS, alpaca, messages, prompted, sharegpt
-from caiflow.operators.formats.named.fields import Fields, Record, has
+from caiflow.operators.formats.named.fields import Fields, Record, has, present
 from caiflow.operators.formats.named.layout import Group, See, Take
 from caiflow.operators.formats.opening import Line
 
@@ -77,7 +77,11 @@ def labelled(record: Record, which: Turns) -> Fields:
 
 
 def _read(record: Record, which: Turns) -> Fields:
-    return _READERS[_answer_field(record) or "completion"]({**record, "label": None}, which)
+    field = _answer_field(record)
+    if field is None:
+        present(record, "prompt")
+        present(record, "completion")
+    return _READERS[field or "completion"]({**record, "label": None}, which)
 
 
 def _answer_field(record: Record) -> str | None:

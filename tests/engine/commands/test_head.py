@@ -44,6 +44,13 @@ def test_the_format_its_reason_and_the_columns_are_told(tmp_path: Path, name: st
     assert told["problems"] == told["bad"] == []
 
 
+def test_a_field_that_another_takes_the_place_of_is_left_out(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Why?", "prompt_id": "1", "messages": chat}])
+    told = head(tmp_path, "a.jsonl")
+    assert (told["used"], told["kept"], told["left_out"]) == (["messages"], ["prompt_id"], ["prompt"])
+
+
 def test_the_first_rows_are_shown_as_they_will_be(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [PAIR, {**PAIR, "prompt": "How?"}])
     done = command_here(tmp_path, "head", "a.jsonl", "--limit", "1")

@@ -63,6 +63,13 @@ def test_a_marked_conversation_is_cut_to_its_first_turn_with_its_bad_partner() -
     assert [(row["response"], row.get("chosen")) for row in first] == [("a", None), (None, None)]
 
 
+@pytest.mark.parametrize("lacking", ["prompt", "completion"])
+def test_a_mark_without_its_answer_or_question_is_told(lacking: str) -> None:
+    record = {**marked("completion", "q", "a", True), lacking: None}
+    with pytest.raises(ValueError, match=f"`{lacking}` is null"):
+        loaded([record], format="kto")
+
+
 def test_a_template_makes_the_prompt_by_which_answers_are_pairs() -> None:
     records = [{"q": text, "completion": text + mark, "label": mark == "+"} for mark in "+-" for text in ("one", "two")]
     rows = loaded(records, prompt="<{{ q }}>")
