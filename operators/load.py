@@ -210,7 +210,7 @@ class Load(TableOperator[LoadParams]):
         Raises:
             ValueError: the source can't be read.
         """
-        source = next(iter(self._sources()), None)
+        source = next(iter(self._from), None)
         if source is None:
             raise WrongValue(f"{self.params.source}: no file has such a name", "check the pattern")
         parser, survey = self._parser(), Survey()

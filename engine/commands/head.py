@@ -7,14 +7,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caiflow.engine.commands.parser import positive, print_json
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import SpecError, joined, refusal
-
-if TYPE_CHECKING:
-    from caiflow.operators.load import Load, Look
 
 EXAMPLES = """\
   caiflow head pairs.jsonl
@@ -50,7 +47,7 @@ def execute(args: Namespace) -> int:
     return 2 if wrong or not look.rows else 0
 
 
-def _step(source: str, sets: Sequence[str]) -> Load:
+def _step(source: str, sets: Sequence[str]) -> Any:
     """Return the step that loads a source, with its fields as they are given.
 
     Raises:
@@ -59,9 +56,8 @@ def _step(source: str, sets: Sequence[str]) -> Load:
     import yaml
     from pydantic import ValidationError
 
+    from caiflow.engine import registry
     from caiflow.engine.operator import StepContext
-    from caiflow.operators.formats.params import LoadParams
-    from caiflow.operators.load import Load
 
     fields: dict[str, Any] = {"source": source}
     try:
@@ -70,7 +66,8 @@ def _step(source: str, sets: Sequence[str]) -> Load:
             if not sign:
                 raise SpecError(f"--set {text}: no value", "write FIELD=VALUE, such as format=ranked")
             fields[name] = yaml.safe_load(value)
-        return Load(LoadParams(**fields), StepContext(base_dir=Path(os.getcwd())))
+        load = registry.operator("load")
+        return load(load.params_type(**fields), StepContext(base_dir=Path(os.getcwd())))
     except yaml.YAMLError as error:
         raise SpecError(f"--set: not YAML: {error}") from None
     except ValidationError as error:
@@ -82,7 +79,7 @@ def _refused(errors: Iterable[Any]) -> Iterable[str]:
         yield joined(f"{'.'.join(map(str, error['loc']))}: {refusal(error)[0]}", refusal(error)[1])
 
 
-def _show(source: str, look: Look) -> None:
+def _show(source: str, look: Any) -> None:
     from caiflow.engine.commands.tables import row_text
     from caiflow.engine.display.console import Console
 
