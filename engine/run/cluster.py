@@ -9,14 +9,9 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +23,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
 from caiflow.engine.run.actors import EngineActor, RayLink, Worker, first_line
+from caiflow.engine.run.entering import QUIET, WORKER_ENV, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.reaper import watch
 from caiflow.engine.run.units import Report, StepResult, Unit
 
@@ -35,45 +31,6 @@ WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 ENGINE_RESTARTS = 5
 START_TRIES = 3
-ANSWER_S = 10.0
-"""Longest wait for a cluster elsewhere to take a connection."""
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
-}
-LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
-"""A cluster of this machine alone: it listens on loopback, only to those who know this process's token, and starts no process
-ahead: Ray would start one for every core, and workers and engines, having an environment of their own, could use none."""
-WORKER_ENV = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "GOMP_SPINCOUNT": "20000",
-    "KMP_BLOCKTIME": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-"""Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
-threads that sleep at once double the time of a small model's step."""
-
-
-def _refuse_silence(address: str) -> None:
-    """Raise where nobody listens at HOST:PORT, which Ray itself would try for minutes; other forms are left to Ray."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
-    except OSError as error:
-        raise PlanError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
-
-
-def _lock_out_others() -> None:
-    """Set the environment of a cluster that only this process may use; Ray reads it once, when it is imported."""
-    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != LOCAL["RAY_AUTH_MODE"]:
-        raise PlanError("ray: it was imported before the run, too late to lock others out; import it after, or not at all")
-    os.environ.update(LOCAL)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @dataclass(slots=True)
@@ -139,9 +96,9 @@ class Cluster:
             return
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if self._address is None:
-            _lock_out_others()
+            lock_out_others()
         else:
-            _refuse_silence(self._address)
+            refuse_silence(self._address)
         import ray
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
@@ -165,7 +122,7 @@ class Cluster:
 
         for left in reversed(range(START_TRIES if self._address is None else 1)):
             try:
-                with _own_signals():
+                with own_signals():
                     ray.init(**options)
                 return
             except Exception as error:  # among others a bare one, where its node doesn't come up in time
@@ -244,7 +201,7 @@ class Cluster:
         for actor in [running.actor for running in self._running] + [actor for idle in self._idle.values() for actor in idle]:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        with _own_signals():
+        with own_signals():
             ray.shutdown()
         if self._temp is not None:
             shutil.rmtree(self._temp, ignore_errors=True)
@@ -381,17 +338,6 @@ def engine_key(source: ModelSource) -> str:
 _HOME = {"table": "rows", "flow": "rows", "train": "train"}
 """Where a pool's workers wait when idle: those that handle rows serve tables and flows alike."""
 _PREFIX = "caiflow-ray-"
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray replaces when it starts."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,9 +11,10 @@ from support.kills import without_token
 
 FAILING = """
 import os, sys
-from caiflow.engine.run.cluster import Cluster, _lock_out_others
+from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.entering import lock_out_others
 from caiflow.engine.errors import PlanError
-_lock_out_others()
+lock_out_others()
 import ray
 start, tries = ray.init, []
 

@@ -1,0 +1,68 @@
+"""How Ray is entered: quietly, locked where it is this machine's alone, and with this process's own signals.
+
+Owns the environment that Ray and its processes read. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+from caiflow.engine.errors import PlanError
+
+ANSWER_S = 10.0
+"""Longest wait for a cluster elsewhere to take a connection."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_METRICS_EXPORT_INTERVAL_MS": "0",
+}
+LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
+"""A cluster of this machine alone: it listens on loopback, only to those who know this process's token, and starts no process
+ahead: Ray would start one for every core, and workers and engines, having an environment of their own, could use none."""
+WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "GOMP_SPINCOUNT": "20000",
+    "KMP_BLOCKTIME": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
+threads that sleep at once double the time of a small model's step."""
+
+
+def refuse_silence(address: str) -> None:
+    """Raise where nobody listens at HOST:PORT, which Ray itself would try for minutes; other forms are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise PlanError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
+
+
+def lock_out_others() -> None:
+    """Set the environment of a cluster that only this process may use; Ray reads it once, when it is imported."""
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != LOCAL["RAY_AUTH_MODE"]:
+        raise PlanError("ray: it was imported before the run, too late to lock others out; import it after, or not at all")
+    os.environ.update(LOCAL)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
