@@ -91,6 +91,10 @@ class PlanError(CaiflowError):
     """A valid spec can't be carried out here: resources, a drifted lock, an unreadable model."""
 
 
+class ClusterError(PlanError):
+    """The cluster can't carry out the run: it can't be reached, lacks what is asked for, or its nodes aren't fit."""
+
+
 class StepError(CaiflowError):
     """A step failed while it ran; the runner adds its name and the path of its log."""
 

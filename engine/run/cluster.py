@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, PlanError, StepError
+from caiflow.engine.errors import CaiflowError, ClusterError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
 from caiflow.engine.run.actors import EngineActor, RayLink, Worker, first_line
 from caiflow.engine.run.entering import QUIET, WORKER_ENV, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.nodes import Node, Unplaced, alive, refuse_impossible, refuse_strangers, still_unplaced
 from caiflow.engine.run.reaper import watch
 from caiflow.engine.run.units import Report, StepResult, Unit
 
@@ -70,7 +71,7 @@ class Cluster:
     `alone` says that one engine is all that computes in this run: it then gets every core but the rows' own.
 
     Raises:
-        PlanError: Ray can't be started here, or the cluster at `address` can't be reached.
+        ClusterError: Ray can't be started here, or the cluster at `address` can't be reached.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -81,10 +82,12 @@ class Cluster:
         self._running: list[_Running] = []
         self._idle: dict[str, list[Any]] = {}
         self._gpus_used = 0.0
+        self._unplaced: list[Unplaced] = []
         self._spare: Any = None
         self._expected = 0
         self._spare_modules: Sequence[str] = ()
-        self.cpus = float(cores())
+        self.nodes: list[Node] = []
+        self.cpus = self._node_cpus = float(cores())
         self.gpus = 0.0
         self.alone = False
         self.started = False
@@ -99,7 +102,6 @@ class Cluster:
             lock_out_others()
         else:
             refuse_silence(self._address)
-        import ray
 
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
         if self._address is None:
@@ -110,11 +112,32 @@ class Cluster:
         else:
             options["address"] = self._address
         self._init(options)
-        resources = ray.cluster_resources()
-        self.cpus, self.gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+        self.nodes = alive()
+        self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
+        self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
         if self._address is None:
-            self.cpus = min(self.cpus, float(cores()))
+            self.cpus = self._node_cpus = min(self.cpus, float(cores()))
         self.started = True
+
+    def refuse_unfit(self, home: Path) -> None:
+        """Raise where a node doesn't see the store at `home`, or runs other code.
+
+        Raises:
+            ClusterError: names the nodes.
+        """
+        refuse_strangers(self.nodes, home)
+
+    def refuse_too_large(self, what: str, gpus: float, count: int = 1) -> None:
+        """Raise where `count` processes of `gpus` GPUs each, as `what` wants them, can never run here.
+
+        Raises:
+            ClusterError: says what there is.
+        """
+        refuse_impossible(self.nodes, gpus, count, what)
+
+    def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
+        """Raise where the engines of a model can never run here."""
+        self.refuse_too_large(label, self._engine_gpus(source), int(source.options.get("replicas") or 1))
 
     def _init(self, options: Mapping[str, Any]) -> None:
         """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports."""
@@ -130,7 +153,7 @@ class Cluster:
                 if not left:
                     where = self._address or "a local cluster"
                     hint = "; a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if self._address else ""
-                    raise PlanError(f"ray: can't start or reach {where}: {first_line(error)}{hint}") from error
+                    raise ClusterError(f"ray: can't start or reach {where}: {first_line(error)}{hint}") from error
 
     def engine(self, source: ModelSource, label: str, client: str) -> list[RayLink] | None:
         """Return links to the engine of a model, started if need be; None while no GPU is free for it."""
@@ -138,9 +161,11 @@ class Cluster:
         if name not in self._engines:
             gpus = self._engine_gpus(source)
             replicas = int(source.options.get("replicas") or 1)
+            self.refuse_too_large(label, gpus, replicas)
             if not self._reserve(gpus * replicas):
                 return None
             actors = [self._engine_actor(source, gpus) for _ in range(replicas)]
+            self._watch(label, actors, gpus)
             self._engines[name] = _Engine(actors, gpus * replicas, [actor.ready.remote(source) for actor in actors], label)
         return [RayLink(actor, source, client) for actor in self._engines[name].actors]
 
@@ -169,6 +194,7 @@ class Cluster:
         actor = self._take_worker(pool, gpus, cpus)
         for name in engines:
             self._engines[name].users += 1
+        self._watch("a training" if pool == "train" else "a step", [actor], gpus)
         self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines)))
         return True
 
@@ -218,12 +244,21 @@ class Cluster:
             with contextlib.suppress(Exception):  # a dead worker shows in its own reference
                 for event in ray.get(poll):
                     self.on_event(event)
+        self._unplaced, waiting = still_unplaced(self._unplaced)
+        for said in waiting:
+            self.on_event({"event": "log", "text": said})
         for engine in self._engines.values():
             ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], [])
             for reference in ready:
                 with contextlib.suppress(Exception):  # a failed load shows in the step that waits for it
                     _, kind, seconds = ray.get(reference)
                     self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
+
+    def _watch(self, what: str, actors: Sequence[Any], gpus: float) -> None:
+        """Have it said where processes that want GPUs wait for long."""
+        if gpus:
+            placed = [actor.__ray_ready__.remote() for actor in actors]
+            self._unplaced.append(Unplaced(what, gpus, placed, time.monotonic()))
 
     def _finish(self, running: _Running) -> Finished | None:
         import ray
@@ -264,7 +299,8 @@ class Cluster:
         return max(1, int(self.cpus // self._threads(None)))
 
     def _threads(self, cpus: float | None) -> int:
-        return max(1, int(cpus or max(1.0, self.cpus // 2)))
+        """Return the threads of a process: no more than half of the smallest node's cores, on whichever it may run."""
+        return max(1, int(cpus or max(1.0, self._node_cpus // 2)))
 
     def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> Any:
         idle = self._idle.get(_HOME[pool], [])
@@ -291,7 +327,7 @@ class Cluster:
             self._spare = None
             self._prepare_spare()
             return spare
-        most = max(1.0, self.cpus - 1) if self.alone else None
+        most = max(1.0, self._node_cpus - 1) if self.alone else None
         return self._new_engine(gpus, self._threads(source.options.get("num_cpus") or most))
 
     def _prepare_spare(self) -> None:
@@ -309,8 +345,6 @@ class Cluster:
 
     def _reserve(self, gpus: float) -> bool:
         """Take GPUs, closing idle engines where they are short."""
-        if gpus > self.gpus:
-            raise PlanError(f"resources: {gpus:g} GPUs are asked for, the cluster has {self.gpus:g}; lower `num_gpus`")
         for name in [name for name, engine in self._engines.items() if engine.gpus and not engine.users]:
             if self.gpus - self._gpus_used >= gpus:
                 break

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from caiflow.engine.errors import PlanError
+from caiflow.engine.errors import ClusterError
 
 ANSWER_S = 10.0
 """Longest wait for a cluster elsewhere to take a connection."""
@@ -46,13 +46,13 @@ def refuse_silence(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except OSError as error:
-        raise PlanError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
+        raise ClusterError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
 
 
 def lock_out_others() -> None:
     """Set the environment of a cluster that only this process may use; Ray reads it once, when it is imported."""
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != LOCAL["RAY_AUTH_MODE"]:
-        raise PlanError("ray: it was imported before the run, too late to lock others out; import it after, or not at all")
+        raise ClusterError("ray: it was imported before the run, too late to lock others out; import it after, or not at all")
     os.environ.update(LOCAL)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

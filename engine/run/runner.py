@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import AskAnewError, CaiflowError, PlanError, StepError
+from caiflow.engine.errors import AskAnewError, CaiflowError, ClusterError, PlanError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
@@ -194,6 +194,8 @@ class _Execution:
             if begun and (why := self.resolver.remade.get(step.name)):
                 self._journal.emit("log", text=f"{step.name} is made anew: {why}")
             return begun
+        except ClusterError:
+            raise  # no step could do better
         except (CaiflowError, ValueError, OSError) as error:
             self.folder.fail(step, str(error))
             return True
@@ -294,12 +296,12 @@ class _Execution:
                 self._claims_told.add(step.name)
                 self._journal.emit("log", text=f"{step.name} waits for another run, which trains the very same")
             return False  # its artifact will be ours
-        wanted = step.params.resources
-        gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
         unit = TrainUnit(
             step.name, operator, self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name)
         )
-        begun = self._submit(cluster, unit, [step], "train", gpus=gpus, cpus=wanted.num_cpus)
+        begun = self._submit(
+            cluster, unit, [step], "train", gpus=self._training_gpus(step, cluster), cpus=step.params.resources.num_cpus
+        )
         if begun:
             self.folder.keep(artifacts=[name])  # so that `gc` keeps its checkpoints
             self._claims[step.name] = claim
@@ -363,9 +365,25 @@ class _Execution:
             self._cluster = Cluster(self._address)
             self._cluster.on_event = self._relay
             self._cluster.start()
+            self._refuse_unfit(self._cluster)
             self._head_start = HeadStart(self._cluster, self.folder.unsettled)
             self._head_start.load_first_engine(self.resolver, self.client)
         return self._cluster
+
+    def _refuse_unfit(self, cluster: Cluster) -> None:
+        """Raise before the first step where the cluster can't do what the steps to come want of it."""
+        cluster.refuse_unfit(self.store.home)
+        for step in self.folder.unsettled():
+            if issubclass(step.operator_type(), ModelOperator):
+                cluster.refuse_too_large(step.name, self._training_gpus(step, cluster))
+                continue
+            for name, source in self._models(step).items():
+                cluster.refuse_too_large_model(source, name)
+
+    def _training_gpus(self, step: Step, cluster: Cluster) -> float:
+        """Return the GPUs of a training, all on one node."""
+        wanted = step.params.resources
+        return float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
 
     def _relay(self, event: dict[str, Any]) -> None:
         if event.get("event") == "engine_ready" and self._head_start is not None:

@@ -1,0 +1,153 @@
+"""A cluster of several nodes: what can never run there is refused before the first step, and what waits says so.
+
+Two raylets of this machine with GPUs in name only; a node whose store is another one lives in a mount namespace of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.kills import without_token
+from support.source_tree import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
+
+TWO_NODES = '''
+import json, os, secrets, subprocess, sys, time
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+from ray.cluster_utils import Cluster as Nodes
+
+NODE = """
+import sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=80 << 20), head=False)
+sys.stdin.read()
+"""
+here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
+nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2, "num_gpus": 1})
+nodes.add_node(**here, num_cpus=1, num_gpus=1)
+told = {}
+
+from pathlib import Path
+from caiflow.engine.cli import main
+from caiflow.engine.errors import ClusterError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.run import nodes as asked
+from caiflow.engine.run.cluster import Cluster
+
+folder = Path(sys.argv[1])
+began = time.monotonic()
+told["too large"] = main(["run", str(folder / "large.yaml"), "--out", str(folder / "large"), "--address", nodes.address])
+told["too large seconds"] = time.monotonic() - began
+
+cluster = Cluster(nodes.address)
+cluster.start()
+told["threads"] = cluster._threads(None)
+for name, wanted in {"one node": (2.0, 1), "all nodes": (1.0, 3), "fits": (1.0, 2)}.items():
+    try:
+        cluster.refuse_too_large("base", *wanted)
+        told[name] = "fits"
+    except ClusterError as error:
+        told[name] = str(error)
+
+import ray
+
+@ray.remote(num_gpus=1)
+class Other:
+    def here(self):
+        return True
+
+others = [Other.remote() for _ in range(2)]
+ray.get([other.here.remote() for other in others])
+asked.PATIENCE_S = 1.0
+said = []
+cluster.on_event = said.append
+tiny = ModelSource(path=sys.argv[2], identity="tiny", engine="transformers", options={"num_gpus": 1})
+cluster.engine(tiny, "base", "client")
+until = time.monotonic() + 30
+while not said and time.monotonic() < until:
+    cluster._poll()
+    time.sleep(0.2)
+told["busy"] = [event["text"] for event in said]
+cluster.refuse_unfit(folder / "home")
+told["marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
+
+start = f"mount -t tmpfs none {folder / 'home'} && exec {sys.executable} -c '{NODE}' {nodes.address}"
+node = subprocess.Popen(
+    ["unshare", "--mount", "sh", "-c", start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+)
+try:
+    until = time.monotonic() + 60
+    while len(asked.alive()) < 3 and node.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+    cluster.nodes = asked.alive()
+    began = time.monotonic()
+    try:
+        told["blind"] = cluster.refuse_unfit(folder / "home") or (f"ended with {node.poll()}" if node.poll() else "none")
+    except ClusterError as error:
+        told["blind"] = str(error)
+    told["blind seconds"] = time.monotonic() - began
+finally:
+    node.stdin.close()
+    node.wait(60)
+    cluster.close()
+    nodes.shutdown()
+print(json.dumps(told))
+'''
+LARGE = """
+caiflow: 1
+models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
+  answers: {op: generate, input: prompts, model: base}
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "home").mkdir()
+    (folder / "large.yaml").write_text(LARGE)
+    command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
+    variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "printed": done.stdout + done.stderr, "folder": folder}
+
+
+def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: dict[str, Any]) -> None:
+    assert told["too large"] == 1
+    assert "base wants 2 GPUs on one node; of the 2 here the largest has 1" in told["printed"]
+    run = json.loads((Path(told["folder"]) / "large" / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert all(step["rows_out"] is None for step in run["steps"].values())
+
+
+def test_each_process_may_want_what_one_node_has_and_all_what_all_have(told: dict[str, Any]) -> None:
+    assert "wants 2 GPUs on one node" in told["one node"]
+    assert "wants 3 GPUs, the cluster has 2" in told["all nodes"]
+    assert told["fits"] == "fits"
+
+
+def test_threads_are_those_of_the_smallest_node(told: dict[str, Any]) -> None:
+    assert told["threads"] == 1
+
+
+def test_a_model_that_waits_for_gpus_says_how_many_are_free(told: dict[str, Any]) -> None:
+    assert told["busy"] == ["base waits for 1 GPUs: of the cluster's 2, 0 are free; others have the rest"]
+
+
+def test_a_node_that_sees_another_store_is_named(told: dict[str, Any]) -> None:
+    assert told["marks left"] == []
+    if str(told["blind"]).startswith("ended with"):
+        pytest.skip("this user may make no mount namespace")
+    assert "doesn't see the store at" in told["blind"]
+    assert "put CAIFLOW_HOME on a file system that all nodes share" in told["blind"]
