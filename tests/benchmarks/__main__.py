@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import draws, ledger, scheduler, streaming, tables, training
+from benchmarks import draws, ledger, real, scheduler, streaming, tables, training
 
 Lines = list[dict[str, Any]]
 SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
     "streaming": (lambda: streaming.measure(repeats=3), streaming.measure),
     "draws": (lambda: draws.measure(repeats=5), draws.measure),
     "training": (lambda: training.measure(repeats=3), training.measure),
+    "real": (lambda: real.measure(repeats=1), lambda: real.measure(128, 256)),
 }
 """Each suite at a size for a few minutes, and at its full size."""
 

@@ -102,3 +102,28 @@ def save_model(folder: Path, size: str = "tiny", dtype: str = "float32") -> Path
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_real_model(folder: Path) -> Path | None:
+    """Write the real model of the package index so that none of its answers ends early; None where its package is absent."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from caiflow.engine.llm.gguf import unpack
+    from caiflow.engine.llm.model_files import packaged_file
+    from caiflow.engine.plan.model_identity import resolve_model
+    from caiflow.engine.spec.grammar import ModelEntry
+    from caiflow.engine.store.artifacts import Store
+
+    if packaged_file("smollm2") is None:
+        return None
+    source = resolve_model("base", ModelEntry(source="smollm2"), Path(), store=Store(folder.parent / "home"))
+    unpack(source)
+    tokenizer, model = AutoTokenizer.from_pretrained(source.path), AutoModelForCausalLM.from_pretrained(source.path)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # the embedding stays as it is
+    model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.all_special_ids] = 0  # never the largest: a real model's best score is far above
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

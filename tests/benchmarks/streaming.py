@@ -79,16 +79,18 @@ class Seat:
         raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}:\n{said}")
 
 
-def warm(model: Path, repeats: int = REPEATS, rows: int = ROWS, *, together: bool = True) -> dict[Lengths, Runs]:
+def warm(
+    model: Path, repeats: int = REPEATS, rows: int = ROWS, names: Sequence[str] = tuple(LOADERS), *, together: bool = True
+) -> dict[Lengths, Runs]:
     """Return each contender's figures, run after run, for both kinds of lengths.
 
     All are loaded and take turns, or come one after the other where not `together`: a GPU's memory holds one of them.
     """
-    found: dict[Lengths, Runs] = {lengths: {contender: [] for contender in LOADERS} for lengths in LENGTHS}
-    for contenders in [list(LOADERS)] if together else [[contender] for contender in LOADERS]:
+    found: dict[Lengths, Runs] = {lengths: {name: [] for name in names} for lengths in LENGTHS}
+    for present in [list(names)] if together else [[name] for name in names]:
         with ExitStack() as stack:
             seats = {}
-            for contender in contenders:  # one after the other: loading takes all cores
+            for contender in present:  # one after the other: loading takes all cores
                 seats[contender] = Seat(contender, model)
                 stack.callback(seats[contender].close)
                 seats[contender].ready()
@@ -128,6 +130,8 @@ def warm_lines(found: Mapping[str, list[dict[str, Any]]], lengths: Lengths) -> L
     """Return the comparisons of one kind of lengths, and on vLLM the steps."""
     lines = []
     for ours, theirs, title in PAIRS:
+        if not {ours, theirs} <= found.keys():
+            continue
         mine, other = rate(found[ours]), rate(found[theirs])
         name = f"{lengths} lengths on {title}"
         line: dict[str, Any] = {"name": name, "ours": round(mine, 1), "theirs": round(other, 1), "unit": "rows/s"}

@@ -39,8 +39,9 @@ def make_data(folder: Path, rows: int) -> None:
             out.write_rows([{"uid": str(place), "prompt": prompt, "response": chosen, "chosen": chosen, "rejected": rejected}])
 
 
-def ours(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
-    """Train with the operator."""
+def ours(kind: str, data: Path, out: Path, model: Path = MODEL) -> list[float]:
+    """Train with the operator and return the loss of each step."""
+    from caiflow.engine.training.loop import HISTORY
     from caiflow.operators.dpo import Dpo, DpoParams
     from caiflow.operators.sft import Sft, SftParams
 
@@ -50,10 +51,12 @@ def ours(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
     (out / "work").mkdir(parents=True)
     models = {"base": ModelSource(path=str(model), identity=model.name)}
     operator.train(Job(out / "model", {"rows": Rows(data / "rows")}, models, seed=SETTINGS["seed"], work_dir=out / "work"))
+    points = map(json.loads, (out / "model" / HISTORY).read_text(encoding="utf-8").splitlines())
+    return [float(point["loss"]) for point in points if "loss" in point]
 
 
-def theirs(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
-    """Train as the library's documentation shows."""
+def theirs(kind: str, data: Path, out: Path, model: Path = MODEL) -> list[float]:
+    """Train as the library's documentation shows and return the loss of each step."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,7 +65,7 @@ def theirs(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
     rows = Rows(data / "rows").pylist()
     tokenizer = AutoTokenizer.from_pretrained(model)
     common: dict[str, Any] = {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    common |= {**SETTINGS, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+    common |= {**SETTINGS, "gradient_checkpointing": False, "dataloader_pin_memory": False, "logging_steps": 1}
     if kind == "sft":
         records = [{"prompt": row["prompt"], "completion": [_said(row["response"])]} for row in rows]
         trainer_type, config = SFTTrainer, SFTConfig(str(out), **common)
@@ -79,34 +82,35 @@ def theirs(kind: str, data: Path, out: Path, model: Path = MODEL) -> None:
     trainer.train()
     trainer.model.merge_and_unload().save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
+    return [float(point["loss"]) for point in trainer.state.log_history if "loss" in point]
 
 
 def _said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-SIDES: dict[str, Callable[..., None]] = {"ours": ours, "theirs": theirs}
+SIDES: dict[str, Callable[..., list[float]]] = {"ours": ours, "theirs": theirs}
 
 
-def measure(rows: int = ROWS, repeats: int = 5) -> list[dict[str, Any]]:
-    """Return the figures: rows per second of both sides, medians of `repeats` turns."""
+def measure(rows: int = ROWS, repeats: int = 5, model: Path = MODEL, said: str = "") -> list[dict[str, Any]]:
+    """Return the figures: rows per second of both sides, medians of `repeats` turns; `said` tells of the model in the names."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, rows)
-        return [_compare(kind, folder, rows, repeats) for kind in ("sft", "dpo")]
+        return [_compare(kind, folder, rows, repeats, model, said) for kind in ("sft", "dpo")]
 
 
-def _compare(kind: str, folder: Path, rows: int, repeats: int) -> dict[str, Any]:
+def _compare(kind: str, folder: Path, rows: int, repeats: int, model: Path, said: str) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(repeats + 1):
         for side, train in SIDES.items():
             start = time.perf_counter()
-            train(kind, folder, folder / f"{kind}-{side}-{turn}")
+            train(kind, folder, folder / f"{kind}-{side}-{turn}", model)
             if turn:  # the first turn warms up
                 speeds[side].append(round(rows / (time.perf_counter() - start), 1))
     middle = {side: statistics.median(found) for side, found in speeds.items()}
     ratio = round(middle["ours"] / middle["theirs"], 3)
-    return {"name": f"{kind} against bare TRL", **middle, "unit": "rows/s", "ratio": ratio, "runs": speeds}
+    return {"name": f"{kind} against bare TRL{said}", **middle, "unit": "rows/s", "ratio": ratio, "runs": speeds}
 
 
 if __name__ == "__main__":
