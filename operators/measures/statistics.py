@@ -46,10 +46,15 @@ def wilson(successes: float, n: int, z: float = Z_95) -> Estimate:
     if n == 0:
         return Estimate(None, 0, 0.0, 1.0)
     rate = successes / n
+    return Estimate(rate, n, *wilson_ends(rate, n, z))
+
+
+def wilson_ends(rate: float, n: float, z: float = Z_95) -> tuple[float, float]:
+    """Return the ends of Wilson's interval for a rate on so many trials, of which there may be a fraction."""
     spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     centre, scale = rate + z * z / (2 * n), 1 + z * z / n
     low, high = (centre - spread) / scale, (centre + spread) / scale
-    return Estimate(rate, n, max(0.0, min(low, rate)), min(1.0, max(high, rate)))  # rounding can miss an end by one bit
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # rounding can miss an end by one bit
 
 
 class Mean(NamedTuple):
