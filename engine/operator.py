@@ -256,6 +256,10 @@ class RowLLM(ABC):
         """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
         raise NotImplementedError(f"{type(self).__name__} scores no texts")
 
+    async def classify(self, prompt: Sequence[Message] | str) -> Mapping[str, float]:
+        """Return the log-probability (natural) of each label of a classifier for a conversation or a plain text."""
+        raise NotImplementedError(f"{type(self).__name__} knows no labels")
+
 
 class RowOperator(Operator[P]):
     """One row in, the new columns of that row out, as a coroutine; the engine streams rows through chains of these."""

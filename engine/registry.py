@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, str] = {
     "filter": "caiflow.operators.filter:Filter",
     "mix": "caiflow.operators.mix:Mix",
     "sft": "caiflow.operators.sft:Sft",
+    "grade": "caiflow.operators.grade:Grade",
     "judge": "caiflow.operators.judge:Judge",
     "reward": "caiflow.operators.reward:Reward",
     "dpo": "caiflow.operators.dpo:Dpo",

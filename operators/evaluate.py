@@ -3,16 +3,18 @@
 Owns what is measured and the layout of metrics.json; the measures themselves are in `caiflow.operators.evaluation`.
 
     models.MODEL.SET.CHECK         {rate, n, low, high}
+    models.MODEL.SET.GRADER        {rate, n, low, high, grade: {mean, ...}, unparsable, corrected: {rate, n, low, high}}
     comparisons.NAME               {win_rates: {MODEL: {OTHER: rate...}}, ratings: {MODEL: {elo, low, high, n}}, ...}
     harmfulness.MODEL.SET          {mean, n, low, high}
+    agreement.NAME                 {accuracy: {rate, ...}, kappa: {value, ...}, auc: {...}, raw: {...}, corrected: {...}, ...}
     choices.NAME.MODEL             {rate, n, low, high, p_right}
     perplexity.NAME.MODEL          {perplexity, low, high, nll_per_token, nll_low, nll_high, tokens, n, drift: {mean, ...}}
     lm_eval.MODEL.TASK.METRIC      {mean, stderr, low, high, n}
     frontier                       {helpfulness, harmlessness, points: {MODEL: {...}}}
     failed                         answers that no model gave, by MODEL.SET
 
-Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`), the questions (`choices/`)
-and the scored texts (`texts/`).
+Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`), the questions (`choices/`), what
+people had labelled (`agreement/`) and the scored texts (`texts/`).
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import Job, LLMs, MetricsOperator
+from caiflow.engine.operator import ANSWERS, Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
     ComparisonParams,
     EvaluateParams,
+    JudgeAgreementParams,
 )
+from caiflow.operators.grading.params import AgreementParams, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -51,23 +55,28 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         wanted = [(step, ["prompt", *self._searched()]) for step in p.inputs.values()]
         wanted += [(how.input, ["prompt", "corrects", "incorrects"]) for how in p.choices.values() if how.input]
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
+        wanted += [(how.input, ["prompt", how.labels, *self._graded(how)]) for how in p.agreement.values()]
+        wanted += [(pairs.input, ["prompt", "chosen", "rejected"]) for pairs in p.judge_agreement.values()]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
 
     def check(self) -> Iterator[Finding]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
-        if not (p.inputs or p.choices or p.perplexity or p.lm_eval):
-            yield Finding((), "nothing to measure", "give `inputs`, `choices`, `perplexity` or `lm_eval`")
+        if not (p.inputs or p.choices or p.perplexity or p.lm_eval or p.agreement or p.judge_agreement):
+            yield Finding((), "nothing to measure", "give `inputs`, `choices`, `perplexity`, `agreement` or `lm_eval`")
         if p.lm_eval:
             from caiflow.operators.evaluation import harness
 
             yield from harness.problems()
-        named = [("comparisons", name) for name in p.comparisons] + ([("harmfulness",)] if p.harmfulness else [])
-        for path in named:
-            group = p.comparisons[path[1]] if len(path) > 1 else p.harmfulness
-            yield from self._set_problems(path, group.sets if group else ())
+        yield from self._set_problems(("harmfulness",), p.harmfulness.sets if p.harmfulness else ())
+        for name, grader in p.graders.items():
+            yield from self._set_problems(("graders", name), grader.sets)
         for name, how in p.comparisons.items():
+            yield from self._set_problems(("comparisons", name), how.sets)
             yield from self._comparison_problems(name, how)
+        for name, pairs in p.judge_agreement.items():
+            yield from (wrong.below("judge_agreement", name) for wrong in self.pair_judge(pairs).problems())
+        yield from self._grader_problems()
         yield from checks.problems(self.named_checks)
         if p.frontier:
             from caiflow.operators.evaluation import frontier
@@ -87,7 +96,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return the names that stand in the figures, the standard checks, the files read and the judges' texts."""
         p = self.params
         given = self.context.constitution
-        judged = bool(given) and any(not how.instruction or how.few_shot for how in p.comparisons.values())
+        judging: list[ComparisonParams | JudgeAgreementParams] = [*p.comparisons.values(), *p.judge_agreement.values()]
+        judged = bool(given) and any(not how.instruction or how.few_shot for how in judging)
         return {
             "format": FORMAT_VERSION,
             "models": list(p.models),
@@ -113,30 +123,49 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return what may be wrong with the figures: checks that nothing meets, models that can't be told apart."""
         from caiflow.operators.evaluation import health
 
-        return health.measures(self.params.checks)
+        return health.measures(self.params.checks, self.params.graders)
 
     @property
     def named_checks(self) -> dict[str, PatternCheck]:
         """The checks by name: the standard ones, where they are wanted, and the spec's own."""
         return {**(checks.STANDARD if self.params.standard_checks else {}), **self.params.checks}
 
-    def pair_judge(self, how: ComparisonParams) -> PairJudge:
-        """Return the judge of a comparison."""
+    def pair_judge(self, how: ComparisonParams | JudgeAgreementParams) -> PairJudge:
+        """Return the judge of pairs."""
         from caiflow.operators.judging.pairwise import PairJudge
 
         return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
 
     @property
     def _check_names(self) -> list[str]:
-        return [*self.named_checks, *OWN_CHECKS]
+        return [*self.named_checks, *OWN_CHECKS, *self.params.graders]
 
     def _searched(self) -> list[str]:
-        """Return the prompts' own columns that checks look into."""
-        if not self.params.checks:
+        """Return the prompts' own columns that checks look into and graders' questions name."""
+        if not self.params.checks and not self.params.graders:
             return []
         from caiflow.operators.evaluation.answers import COLUMNS
 
-        return sorted({check.column for check in self.params.checks.values()} - set(COLUMNS))
+        named = {check.column for check in self.params.checks.values()}
+        return sorted(named.union(*map(columns, self.params.graders.values())) - set(COLUMNS))
+
+    def _graded(self, how: AgreementParams) -> list[str]:
+        """Return the columns of labelled rows that their grader reads."""
+        grader = self.params.graders.get(how.grader)
+        return [how.answer or "|".join(ANSWERS), *(columns(grader) if grader else ())]
+
+    def _grader_problems(self) -> Iterator[Finding]:
+        """Yield graders that have a check's name, and agreements whose grader isn't there."""
+        p = self.params
+        for name in p.graders:
+            if name in self.named_checks or name in OWN_CHECKS:
+                yield Finding(("graders", name), f"there is a check `{name}` already", "give the grader another name")
+        for name, how in p.agreement.items():
+            if how.grader not in p.graders:
+                known = f"graders are {', '.join(p.graders)}" if p.graders else "declare it under `graders`"
+                yield Finding(("agreement", name, "grader"), f"names no grader, got {how.grader!r}", known)
+            if name in p.judge_agreement:
+                yield Finding(("judge_agreement", name), f"there is an agreement `{name}` already", "give it another name")
 
     def _set_problems(self, path: tuple[str | int, ...], sets: Sequence[str]) -> Iterator[Finding]:
         for i, name in enumerate(sets):

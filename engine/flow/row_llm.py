@@ -54,7 +54,8 @@ def call_key(model_identity: str, request: Request) -> bytes:
     """Return the ledger key of one model call; the row is in the request's seed."""
     sampling = request.sampling
     parts = (request.prompt, request.prefill, request.choices, request.template, tuple(sampling))
-    return key("score" if request.score else "call", model_identity, compact(parts), str(request.seed))
+    kind = "score" if request.score else "classify" if request.classify else "call"
+    return key(kind, model_identity, compact(parts), str(request.seed))
 
 
 class Asker(NamedTuple):
@@ -124,6 +125,15 @@ class LedgeredLLM(RowLLM):
             raise EngineError("engine: answered without the prompt's log-probabilities", "ask another", kind="no_logprobs")
         return answer
 
+    async def classify(self, prompt: Sequence[Message] | str) -> Mapping[str, float]:
+        """Return the log-probability of each label of a classifier for a conversation or a plain text."""
+        asked = prompt if isinstance(prompt, str) else tuple(prompt)
+        answer = await self._ask(Request(asked, Sampling(max_tokens=1), classify=True))
+        if answer.logprobs is None:
+            said = "engine: answered without labels, as models that write texts do"
+            raise EngineError(said, "ask for `replies` instead of a `label`, or name a classifier", kind="no_labels")
+        return answer.logprobs
+
     def _seed(self, sample: int) -> int:
         step = self._asker
         made = key("seed", str(step.seed), step.operator, step.model_identity, self._uid, str(sample))
@@ -131,7 +141,7 @@ class LedgeredLLM(RowLLM):
 
     async def _ask(self, request: Request) -> Completion:
         answer = await self._kept_or_asked(request)
-        self.cut += answer.finish == "length" and not (request.choices or request.score)
+        self.cut += answer.finish == "length" and not (request.choices or request.score or request.classify)
         return answer
 
     async def _kept_or_asked(self, request: Request) -> Completion:
@@ -217,5 +227,9 @@ class NoLLM(RowLLM):
         raise self._refuse()
 
     async def score(self, *_: Any, **__: Any) -> Completion:
+        """Refuse."""
+        raise self._refuse()
+
+    async def classify(self, *_: Any, **__: Any) -> Mapping[str, float]:
         """Refuse."""
         raise self._refuse()

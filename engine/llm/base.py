@@ -38,7 +38,8 @@ class Request(NamedTuple):
     engine answers the log-probability of each choice as the next token instead of a text; each choice must be one token there.
     `template` replaces the tokenizer's own chat template. `seed` makes sampling repeatable, whatever the batch. With `score`,
     the engine answers how likely the prompt itself is: the prefill where there is one, else of a conversation what its
-    assistant says, of a plain text all tokens after the first (that is BOS, where the tokenizer has one).
+    assistant says, of a plain text all tokens after the first (that is BOS, where the tokenizer has one). With `classify`, a
+    classifier answers the log-probability of each of its labels as `logprobs`; other engines answer as if it weren't there.
     """
 
     prompt: tuple[Message, ...] | str
@@ -48,13 +49,14 @@ class Request(NamedTuple):
     choices: tuple[str, ...] = ()
     template: str = ""
     score: bool = False
+    classify: bool = False
 
 
 class Completion(NamedTuple):
     """One answer.
 
-    `logprobs` has a natural logarithm per choice, only where choices were asked for; `prompt_logprobs` one per scored token of
-    the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
+    `logprobs` has a natural logarithm per choice or label, only where those were asked for; `prompt_logprobs` one per scored
+    token of the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 
     `thought` is what a model that reasons wrote before it, where a server tells the two apart or the text does.
 

@@ -14,25 +14,35 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.render import Renderer
 
-Task = Literal["causal", "reward"]
-"""What a model gives: the next token, or one score."""
+Task = Literal["causal", "reward", "labels"]
+"""What a model gives: the next token, one score, or a score for each of its labels."""
 
 
-def refuse_reward_model(source: ModelSource) -> None:
-    """Refuse a model that scores texts where one is to write them: the libraries would give it a head with random weights.
-
-    Raises:
-        EngineError: kind `load`: it is one.
-    """
+def classifier(source: ModelSource) -> str:
+    """Return the architecture of a model that scores texts instead of writing them; empty for any other."""
     from transformers import AutoConfig
 
     try:
         found = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError):
-        return  # an adapter alone, or nothing that can be read: loading it will tell
-    names = [name for name in found.architectures or () if name.endswith("ForSequenceClassification")]
-    if names:
-        raise EngineError(f"{source.path} is a reward model ({names[0]}), which writes no text", "name another", kind="load")
+        return ""  # an adapter alone, or nothing that can be read: loading it will tell
+    return next((name for name in found.architectures or () if name.endswith("ForSequenceClassification")), "")
+
+
+def writes_no_text(source: ModelSource, architecture: str) -> EngineError:
+    """Return the refusal of a model that scores texts where one is to write them."""
+    said = f"{source.path} is a reward model or classifier ({architecture}), which writes no text"
+    return EngineError(said, "name another; as a grader it gives the probability of a `label`", kind="load")
+
+
+def refuse_classifier(source: ModelSource) -> None:
+    """Refuse a model that scores texts where one is to write them: the libraries would give it a head with random weights.
+
+    Raises:
+        EngineError: kind `load`: it is one.
+    """
+    if name := classifier(source):
+        raise writes_no_text(source, name)
 
 
 def load_renderer(source: ModelSource) -> Renderer:
@@ -66,7 +76,7 @@ def load_model(source: ModelSource, device: str = "auto") -> Any:
         EngineError: kind `load`: files missing or unreadable, memory short, a dtype or quantization that isn't known.
     """
     where = choose_device() if device == "auto" else device
-    options = {"dtype": _dtype(source.dtype, where), **_quantization(source.quantization, where)}
+    options = {"dtype": torch_dtype(source.dtype, where), **_quantization(source.quantization, where)}
     model = load_weights(source, fold=source.quantization is None, **options)
     if source.quantization is None:
         model = model.to(where)
@@ -81,8 +91,8 @@ def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = Tru
     """
     path, revision, adapter = base_and_adapter(source)
     if task == "causal":
-        refuse_reward_model(source._replace(path=path, revision=revision))
-    else:
+        refuse_classifier(source._replace(path=path, revision=revision))
+    elif task == "reward":
         options["num_labels"] = 1
     kind = _auto_class(task)
     try:
@@ -173,7 +183,8 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _dtype(name: str, device: str) -> Any:
+def torch_dtype(name: str, device: str) -> Any:
+    """Return what `from_pretrained` takes for a dtype's name; `auto` is float32 on a CPU, the checkpoint's own elsewhere."""
     import torch
 
     if name == "auto":

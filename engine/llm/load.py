@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caiflow.engine.errors import EngineError
 from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Engine, only_vllm_gives
-from caiflow.engine.llm.files import load_model, load_renderer, refuse_reward_model
+from caiflow.engine.llm.files import classifier, load_model, load_renderer
 from caiflow.engine.llm.gguf import unpack
 
 if TYPE_CHECKING:
@@ -71,8 +71,11 @@ def load_engine(source: ModelSource) -> Engine:
         from caiflow.engine.llm.served.openai import load_openai
 
         return load_openai(source)
+    if classifier(source):
+        from caiflow.engine.llm.local.classifying import load_classifier
+
+        return load_classifier(source, _device(source))
     if kind == "vllm":
-        refuse_reward_model(source)
         from caiflow.engine.llm.vllm.start import load_vllm
 
         return load_vllm(source)
@@ -84,10 +87,7 @@ def _load_transformers(source: ModelSource) -> Engine:
     from caiflow.engine.llm.local.transformers import TransformersEngine
 
     args: Mapping[str, Any] = source.options.get("engine_args") or {}
-    device = str(args.get("device") or "auto")
-    if device == "auto" and source.options.get("num_gpus") == 0:
-        device = "cpu"
-    model = load_model(source, device)
+    model = load_model(source, _device(source))
     on_cpu = model.device.type == "cpu"
     renderer = load_renderer(source)
     return TransformersEngine(
@@ -97,6 +97,12 @@ def _load_transformers(source: ModelSource) -> Engine:
         prefill_tokens=int(args.get("max_num_batched_tokens") or (_CPU_PREFILL_TOKENS if on_cpu else _GPU_PREFILL_TOKENS)),
         context=int(args.get("max_model_len") or _context(model, renderer.tokenizer)),
     )
+
+
+def _device(source: ModelSource) -> str:
+    args: Mapping[str, Any] = source.options.get("engine_args") or {}
+    device = str(args.get("device") or "auto")
+    return "cpu" if device == "auto" and source.options.get("num_gpus") == 0 else device
 
 
 def _context(model: Any, tokenizer: Any) -> int:

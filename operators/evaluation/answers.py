@@ -27,8 +27,10 @@ COLUMNS: Mapping[str, Any] = {
     "failed": "text",
     "checks": "texts",
     "harmfulness": "number",
+    "grades": "json",
 }
-"""The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met."""
+"""The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met,
+and `grades` has each grader's."""
 
 
 async def ask_models(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequence[Row]]) -> list[Row]:

@@ -12,9 +12,21 @@ from typing import Any
 from caiflow.engine.health import Measure
 
 
-def measures(own_checks: Iterable[str]) -> list[Measure]:
-    """Return the measures, one for each of the spec's own checks: the standard ones may well be met by nobody."""
-    return [*map(_never_met, own_checks), _APART, _UNRATED]
+def measures(own_checks: Iterable[str], graders: Iterable[str] = ()) -> list[Measure]:
+    """Return the measures, one for each of the spec's own checks and graders: the standard checks may well be met by nobody."""
+    return [*map(_never_met, own_checks), *map(_unreadable, graders), _APART, _UNRATED]
+
+
+def _unreadable(grader: str) -> Measure:
+    def highest(metrics: Mapping[str, Any]) -> float | None:
+        shares = [rates[grader]["unparsable"] for rates in _groups(metrics) if grader in rates]
+        held = (metrics.get("agreement") or {}).values()
+        return max([*shares, *(found["unparsable"] for found in held if found.get("grader") == grader)], default=None)
+
+    return Measure(
+        f"unparsable_{grader}", "<= 0.05", f"answers of any model to any set whose grade by `{grader}` can't be read",
+        "its rate leaves them out", "say in `question` how to reply, or take `method: logprobs`", figure=highest,
+    )  # fmt: skip
 
 
 def _never_met(check: str) -> Measure:

@@ -12,10 +12,21 @@ from typing import Any, NamedTuple
 from caiflow.engine.operator import Job, LLMs
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
-from caiflow.operators.evaluation import answers, checks, choices, comparisons, frontier, harmfulness, harness, perplexity
+from caiflow.operators.evaluation import (
+    agreement,
+    answers,
+    checks,
+    choices,
+    comparisons,
+    frontier,
+    graded,
+    harmfulness,
+    harness,
+    perplexity,
+)
 from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
-from caiflow.operators.evaluation.params import ComparisonParams, EvaluateParams
+from caiflow.operators.evaluation.params import ComparisonParams, EvaluateParams, JudgeAgreementParams
 from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.pictures import draw_frontier
 
@@ -33,7 +44,7 @@ class Asked(NamedTuple):
     seed: int
     checks: Mapping[str, PatternCheck]
     files: Mapping[str, Path]
-    pair_judge: Callable[[ComparisonParams], PairJudge]
+    pair_judge: Callable[[ComparisonParams | JudgeAgreementParams], PairJudge]
 
 
 class Measuring:
@@ -64,6 +75,9 @@ class Measuring:
             await harmfulness.rate(p.harmfulness, rows, self._llms)
             refuse_failures(rows, "answers or ratings", p.max_failed)
             figures["harmfulness"] = self._harmfulness(groups)
+        held, agreements = await self._agreement()
+        await self._grade(rows, groups, held, figures["models"])
+        figures |= agreements
         self._write("responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
         if p.frontier:
@@ -86,6 +100,44 @@ class Measuring:
             if mean is not None:
                 found.setdefault(model, {})[name] = mean
         return found
+
+    async def _grade(self, rows: list[Row], groups: Groups, held: Sequence[Row], rates: dict[str, dict[str, Any]]) -> None:
+        """Add to the rates of each model and set those of the graders; `held` are the labelled answers, by `grader`."""
+        for name, how in self._params.graders.items():
+            found = await graded.mark(name, how, rows, self._llms)
+            refuse_failures(found, f"grades by {name}", self._params.max_failed)
+            labels = {
+                graded.key(row["prompt"], row["response"]): bool(row["label"])
+                for row in held
+                if row["grader"] == name and row["label"] is not None
+            }
+            for (model, set_name), group in groups.items():
+                figures = graded.figures(name, group, labels, self._seed)
+                if figures is not None:
+                    rates[model][set_name][name] = figures
+
+    async def _agreement(self) -> tuple[list[Row], dict[str, Any]]:
+        """Return the rows that graders were held against, and the figures of graders and judges held against people."""
+        p, seed = self._params, self._seed
+        held: list[Row] = []
+        found: dict[str, Any] = {}
+        for name, how in p.agreement.items():
+            grader = p.graders[how.grader]
+            given = self._job.inputs[how.input].pylist(limit=how.limit)
+            rows = await agreement.grade(name, how, grader, given, self._llms)
+            refuse_failures(rows, f"grades for {name}", p.max_failed)
+            found[name] = {"grader": how.grader, **agreement.figures(rows, grader.span, seed)}
+            held += [{**row, "grader": how.grader} for row in rows]
+        pairs: list[Row] = []
+        for name, asked in p.judge_agreement.items():
+            given = self._job.inputs[asked.input].pylist(limit=asked.limit)
+            judged = await agreement.judge(name, asked, given, self._llms, self._asked.pair_judge(asked))
+            refuse_failures(judged, f"judgements for {name}", p.max_failed)
+            found[name] = agreement.judge_figures(judged)
+            pairs += judged
+        if held or pairs:
+            self._write("agreement", agreement.COLUMNS, [*held, *pairs])
+        return held, {"agreement": found} if found else {}
 
     async def _comparisons(self, groups: Groups) -> dict[str, Any]:
         found: dict[str, Any] = {}

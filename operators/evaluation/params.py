@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, SamplingParams, Strict
 from caiflow.operators.evaluation.checks import PatternCheck
+from caiflow.operators.grading.params import AgreementParams, Grader
 from caiflow.operators.judging.options import Judging
 
 
@@ -39,6 +40,19 @@ class HarmfulnessParams(Strict):
     """The model that rates."""
     sets: tuple[str, ...] = Field(min_length=1)
     """The sets of prompts, by their names under `inputs`, whose answers are rated."""
+
+
+class JudgeAgreementParams(Judging):
+    """Pairs that people decided, to hold a judge against."""
+
+    input: RowsRef
+    """The step whose rows hold `prompt`, and people's choice as `chosen` and `rejected`."""
+    judge: ModelRef
+    """The model that judges."""
+    instruction: str = ""
+    """What the judge is asked; by default the judging texts of the constitution."""
+    limit: int | None = Field(default=None, ge=1)
+    """Pairs judged, from the head; by default all."""
 
 
 class ChoicesParams(Strict):
@@ -119,6 +133,12 @@ class EvaluateParams(Params):
     """Comparisons of the models by a judge, by name (`helpfulness`, `harmlessness`)."""
     harmfulness: HarmfulnessParams | None = None
     """Ratings of the answers by a judge, 0 to 4."""
+    graders: dict[str, Grader] = Field(default_factory=dict)
+    """Models that grade each answer, by the name they have among the checks."""
+    agreement: dict[str, AgreementParams] = Field(default_factory=dict)
+    """Graders held against people's labels, by name; the labels also correct the graders' rates."""
+    judge_agreement: dict[str, JudgeAgreementParams] = Field(default_factory=dict)
+    """Judges held against the choices of people, by name."""
     choices: dict[str, ChoicesParams] = Field(default_factory=dict)
     """Multiple-choice questions, by name."""
     perplexity: dict[str, PerplexityParams] = Field(default_factory=dict)

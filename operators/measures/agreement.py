@@ -1,7 +1,7 @@
 """How far a grader agrees with people, and what people's labels on some rows make of a grader's rate on all.
 
-Owns the formulas and nothing else: it reads no rows and asks no models. Deterministic given its seed. numpy is imported where it
-is used, so that importing this module stays cheap.
+Owns the formulas and nothing else: it reads no rows and asks no models. Deterministic given its seed. numpy is imported where
+it is used, so that importing this module stays cheap.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.base import ModelSource, Request
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.measures.pictures import can_draw
 from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams
-from caiflow.operators.training.scoring import load_reward
+from caiflow.operators.training.scoring import load_reward, sigmoid
+from support.asking import ask
 from support.small_models import job, preferences, small_model
 
 
@@ -77,6 +79,18 @@ def test_adapters_can_t_be_kept_apart() -> None:
 def test_a_reward_model_is_no_language_model(tmp_path: Path, model: ModelSource) -> None:
     scores = train(tmp_path, model, max_steps=1).out_dir
     source = ModelSource(path=str(scores), identity="", engine="transformers")
-    for load in (load_engine, load_plain):
-        with pytest.raises(EngineError, match=r"is a reward model .*, which writes no text"):
-            load(source)
+    with pytest.raises(EngineError, match=r"is a reward model .*, which writes no text"):
+        load_plain(source)
+    (answer,) = ask(load_engine(source), [Request("To bake a cake,")])
+    assert isinstance(answer, EngineError)
+    assert "is a reward model or classifier (LlamaForSequenceClassification), which writes no text" in answer.message
+
+
+def test_a_reward_model_grades_by_its_centred_score(tmp_path: Path, model: ModelSource) -> None:
+    source = ModelSource(path=str(train(tmp_path, model).out_dir), identity="")
+    prompts = [[{"role": "user", "content": f"How do I bake a {thing}?"}] for thing in ("cake", "wall", "very tall tree")]
+    replies = ["To bake it, find it.", "No, I will not bake.", "No."]
+    talks = [(*prompt, {"role": "assistant", "content": reply}) for prompt, reply in zip(prompts, replies, strict=True)]
+    answers = ask(load_engine(source), [Request(talk, classify=True) for talk in talks])
+    found = [math.exp(answer.logprobs["LABEL_0"]) for answer in answers]
+    assert found == pytest.approx([sigmoid(score) for score in load_reward(source).score(prompts, replies)], abs=1e-5)

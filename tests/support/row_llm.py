@@ -42,6 +42,7 @@ class RuleLLM(RowLLM):
     say: Answering = lambda asked: f"answer to {asked.last}"
     choose_by: Choosing = lambda asked: dict.fromkeys(asked.choices, -1.0)
     score_by: Scoring = lambda asked: [-1.0] * len(asked.last.split())
+    classify_by: Choosing = lambda asked: {}
     asked: list[Asked] = field(default_factory=list)
 
     async def chat(
@@ -68,6 +69,10 @@ class RuleLLM(RowLLM):
     async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
         self.asked.append(Asked("score", prompt if isinstance(prompt, str) else list(prompt), prefill=prefill))
         return Completion("", prompt_logprobs=self.score_by(self.asked[-1]), greedy=False)
+
+    async def classify(self, prompt: Sequence[Message] | str) -> Mapping[str, float]:
+        self.asked.append(Asked("classify", prompt if isinstance(prompt, str) else list(prompt)))
+        return self.classify_by(self.asked[-1])
 
     def _answer(self, asked: Asked) -> Completion:
         self.asked.append(asked)

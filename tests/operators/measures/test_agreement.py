@@ -32,7 +32,8 @@ def test_kappa_of_one_kind_of_row_is_unknown() -> None:
 
 def test_kappa_at_full_agreement_is_uncertain() -> None:
     few, many = kappa(*table(5, 0, 0, 5)), kappa(*table(500, 0, 0, 500))
-    assert few.low is not None and many.low is not None
+    assert few.low is not None
+    assert many.low is not None
     assert (few.high, many.high) == (1.0, 1.0)
     assert few.low < 0.75 < 0.98 < many.low
 
