@@ -15,6 +15,7 @@ import socket
 import stat
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -211,7 +212,9 @@ class Store:
         made = content_manifest(staged)
         made["stamps"] = {name: stamp(staged / name) for name in made["files"]}
         record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
-        (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        record = json.loads(json.dumps(record, default=str))
+        record["check"] = _check(record)
+        (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _readable_alike(staged)
         sync_tree(staged)
         target = self.path(digest)
@@ -287,12 +290,20 @@ def read_artifact(path: Path) -> Artifact:
     """
     try:
         record = json.loads((path / META).read_bytes())
+        check = record.pop("check", None)  # there is none in an artifact of an early version
+        if check is not None and check != _check(record):
+            raise ValueError("its record has changed")
         meta = record["meta"]
         given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}
         stamps = {name: Stamp(*values) for name, values in record.get("stamps", {}).items()}
         return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], stamps=stamps, **given)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: not a whole artifact, got {error!r}", "run again, which makes it anew") from error
+
+
+def _check(record: Mapping[str, Any]) -> int:
+    """Return the crc32 of an artifact's own record."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _read_run(path: Path) -> RunRecord | None:

@@ -1,0 +1,129 @@
+"""Runs of a small spec in this process: real spec, plan, resolver, operators, flow, ledger and store, without Ray.
+
+The model is a function of the request behind a `Link`, so that a run takes milliseconds and what it asked is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.operator import Job, TableOperator
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.rows.folder import Rows, RowsWriter
+from caiflow.engine.run.units import FlowUnit, StepResult
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.artifacts import Store
+
+SPEC = """\
+caiflow: 1
+name: small
+constitution: rules.yaml
+models: {m: {source: served, base_url: "http://127.0.0.1:9/v1"}}
+steps:
+  rows:     {op: load, source: rows.jsonl}
+  answer:   {op: generate, input: rows, model: m, retries: 0}
+  critique: {op: critique, input: answer, model: m, retries: 0}
+  kept:     {op: filter, input: critique, drop: [{length: {column: critique, min: 1}}]}
+"""
+
+
+def write_spec(folder: Path, prompts: Sequence[str], principles: Sequence[str]) -> Path:
+    """Write the spec with these prompts and principles; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    rules = [{"id": f"p{number}", "critique": text, "revision": "Mend it."} for number, text in enumerate(principles)]
+    (folder / "rules.yaml").write_text(json.dumps({"caiflow_constitution": 1, "name": "rules", "principles": rules}))
+    (folder / "spec.yaml").write_text(SPEC)
+    return folder / "spec.yaml"
+
+
+def says(request: Request) -> str:
+    """Answer with what was asked, so that another prompt or principle shows in the text."""
+    asked = request.prompt if isinstance(request.prompt, str) else json.dumps(request.prompt)
+    return f"said {digest([asked, request.seed])[:12]}"
+
+
+@dataclass
+class AskedLink:
+    """A way to a model in this process: remembers what it answered, and answers no more after `most` answers."""
+
+    most: int = 10**9
+    answered: list[Request] = field(default_factory=list)
+    capacity: int = 8
+    waiting: str = ""
+    _ready: list[tuple[int, Answer]] = field(default_factory=list)
+
+    async def open(self) -> None:
+        """Be there."""
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Answer at once; the answers wait to be collected."""
+        for number, request in requests:
+            if len(self.answered) < self.most:
+                self.answered.append(request)
+                self._ready.append((number, Completion(says(request), "stop", 3, 2)))
+            else:
+                self._ready.append((number, EngineError("the run was cut off", kind="spending_cap")))
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Return what was answered, or wait a little."""
+        await asyncio.sleep(0 if self._ready else 0.002)
+        ready, self._ready = self._ready, []
+        return ready
+
+    async def revive(self) -> None:
+        """Never needed."""
+
+
+def carry_out(
+    spec_path: Path, store: Store, link: AskedLink, sample: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run a spec to its end; return the rows of its last step, and what was said of damages.
+
+    Raises:
+        StepError: a step failed; what was done before is kept.
+    """
+    spec = load_spec(spec_path, sample=sample)
+    resolver, said = Resolver(spec, store), list[str]()
+    ledgers: set[str] = set()
+    for step in resolver.order:
+        if step.name in resolver.artifacts or resolver.settle(step)[1] is not None:
+            continue
+        operator = spec.operators[step.name]
+        if isinstance(operator, TableOperator):
+            staged = store.stage(step.name)
+            with RowsWriter(staged) as out:
+                operator.table(Job(staged, {name: Rows(resolver.artifacts[name].path) for name in resolver.edges(step)}), out)
+            _seal(resolver, step, StepResult(staged, rows_out=out.num_rows))
+            continue
+        chain = [member for member in resolver.chain(step) if member.name not in resolver.artifacts]
+        flow_steps = [found for found in map(resolver.flow_step, chain) if found is not None]
+        ledgers |= {found.namespace for found in flow_steps}
+        staged_by = {member.name: store.stage(member.name) for member in chain}
+        source = resolver.artifacts[step.input].path
+        unit = FlowUnit(flow_steps, source, {"m": [link]}, staged_by, store.ledger_dir)
+        results = unit.run(lambda event: said.append(event["text"]) if event.get("event") == "log" else None)
+        for member in chain:
+            if results[member.name].error or results[member.name].staged is None:
+                raise StepError(results[member.name].error or "its input failed")
+            _seal(resolver, member, results[member.name])
+    run_dir = spec_path.parent / "run"
+    run_dir.mkdir(exist_ok=True)
+    reached = [artifact.digest for artifact in resolver.artifacts.values()]
+    store.record_run(spec.name, run_dir, artifacts=reached, ledgers=ledgers)
+    return Rows(resolver.artifacts["kept"].path).pylist(), [*said, *resolver.remade.values()]
+
+
+def _seal(resolver: Resolver, step: Any, result: StepResult) -> None:
+    components = resolver.components(step)
+    assert result.staged is not None
+    made = {"kind": "rows", "op": step.op, "components": components, "rows_out": result.rows_out, "counts": dict(result.counts)}
+    resolver.artifacts[step.name] = resolver.store.seal(digest(components), result.staged, made)
