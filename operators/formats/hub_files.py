@@ -6,9 +6,11 @@ left out. Fetches nothing.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -44,7 +46,7 @@ def files_of(part: Part, names: Sequence[str], card: str, label: str) -> list[st
             return list(names)
         if part.split not in found:
             raise WrongValue(f"{label}: it has no split {part.split!r}", suggest(part.split, map(str, found), "splits"))
-        return [Path(path).relative_to(folder).as_posix() for path in found[part.split]]
+        return [_own(path, folder, label) for path in found[part.split]]
 
 
 def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Iterator[Any]:
@@ -57,8 +59,12 @@ def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Ite
 
     with _looking_like(files, card, part.split) as folder:
         try:
-            given = {"name": part.subset, "data_dir": part.folder, "split": part.split}
-            yield from datasets.load_dataset(str(folder), **given, streaming=True)
+            builder = datasets.load_dataset_builder(str(folder), name=part.subset, data_dir=part.folder)
+            for path in chain.from_iterable((builder.config.data_files or {}).values()):
+                _own(path, folder, label)
+            yield from builder.as_streaming_dataset(split=part.split)
+        except WrongValue:
+            raise
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ValueError(f"{label}: can't be loaded: {str(error).replace(str(folder), label)}") from error
 
@@ -77,6 +83,18 @@ def _looking_like(files: Mapping[str, Path | None], card: str, split: str) -> It
         if card:
             (folder / CARD).write_text(_for_split(card, split), encoding="utf-8")
         yield folder
+
+
+def _own(path: str, folder: Path, label: str) -> str:
+    """Return a file's name in the folder.
+
+    Raises:
+        WrongValue: it isn't there: a data set's card could have any file of this machine read.
+    """
+    place = Path(os.path.normpath(path))
+    if not place.is_relative_to(folder):
+        raise WrongValue(f"{label}: its card names {path}, which is no file of its own", "take another data set")
+    return place.relative_to(folder).as_posix()
 
 
 def _inside(name: str) -> bool:
