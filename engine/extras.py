@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, requires
 
 EXTRAS = {
     "vllm": "vllm",
@@ -17,6 +16,8 @@ EXTRAS = {
 
 def pip_command(extra: str) -> str:
     """Return the command that installs the libraries of an extra: `pip install 'vllm>=0.32,<0.34'`."""
+    from importlib.metadata import PackageNotFoundError, requires  # it takes long to import
+
     try:
         found = requires("caiflow") or ()
     except PackageNotFoundError:
