@@ -211,7 +211,7 @@ class Store:
     def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
         made = content_manifest(staged)
         made["stamps"] = {name: stamp(staged / name) for name in made["files"]}
-        record = {"format": 1, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
+        record = {"format": 2, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
         record = json.loads(json.dumps(record, default=str))
         record["check"] = _check(record)
         (staged / META).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -290,8 +290,8 @@ def read_artifact(path: Path) -> Artifact:
     """
     try:
         record = json.loads((path / META).read_bytes())
-        check = record.pop("check", None)  # there is none in an artifact of an early version
-        if check is not None and check != _check(record):
+        check = record.pop("check", None)
+        if (check is not None or record["format"] != 1) and check != _check(record):  # an early version has none
             raise ValueError("its record has changed")
         meta = record["meta"]
         given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}

@@ -184,7 +184,8 @@ def test_an_artifact_sealed_before_sizes_were_kept_is_whole_or_damaged_by_its_di
     store = Store(tmp_path)
     artifact = store.seal(DIGEST, staged(store), {})
     record = json.loads((artifact.path / META).read_text())
-    del record["stamps"]
+    del record["stamps"], record["check"]
+    record["format"] = 1
     (artifact.path / META).write_text(json.dumps(record))
     assert store.artifact(DIGEST) is not None
     (artifact.path / "part-00000.parquet").write_text("cows")
