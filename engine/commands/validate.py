@@ -44,4 +44,5 @@ def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
     except SpecError as error:
         return "", error.problems or (Problem(name, 1, 1, "", str(error)),)
     others = [profile for profile in spec.profiles if profile != args.profile]
-    return f"{name}: ok" + (f", without looking into --profile {' or '.join(others)}" if others else ""), ()
+    said = f"{name}: ok" + (f", without looking into --profile {' or '.join(others)}" if others else "")
+    return "\n".join([said, *(f"remark: {remark}" for remark in spec.remarks)]), ()

@@ -268,12 +268,12 @@ def shortages(spec: Spec) -> list[str]:
         if (wanted.num_cpus or 0) * wanted.workers > cpus:
             found.append(f"{step.name}: asks for {wanted.num_cpus:g} CPUs x {wanted.workers}, this machine has {cpus}")
     for name, entry in spec.models.items():
-        if (getattr(entry, "num_gpus", None) or 0) > gpus:
-            found.append(f"models.{name}: asks for {entry.num_gpus:g} GPUs, this machine has {gpus}")
+        for unit, wanted, there in (("GPUs", entry.num_gpus, gpus), ("CPUs", entry.num_cpus, cpus)):
+            if (wanted or 0) * entry.replicas > there:
+                times = f" x {entry.replicas} replicas" if entry.replicas > 1 else ""
+                found.append(f"models.{name}: asks for {wanted:g} {unit}{times}, this machine has {there}")
         if entry.exact and not gpus:
             found.append(f"models.{name}: asks for exact answers, which need an NVIDIA GPU; this machine has none")
-        if (entry.num_cpus or 0) > cpus:
-            found.append(f"models.{name}: asks for {entry.num_cpus} CPUs, this machine has {cpus}")
     return found
 
 

@@ -26,6 +26,7 @@ from caiflow.engine.spec.column_flow import check_columns, inputs_of
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
+from caiflow.engine.spec.overlap import remark_overlaps
 from caiflow.engine.spec.reach import matches, named, out_of_reach
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
@@ -37,6 +38,8 @@ DATA_SUFFIXES = (
 )  # fmt: skip
 MANY_PROBLEMS = 100
 """Findings after which no more names are compared, which takes time."""
+LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255, of which times and endings take some."""
 _OUTPUT = {"rows": "rows", "model": "a model", "metrics": "figures"}
 
 
@@ -51,14 +54,18 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     operators = _build_operators(checked, refused)
     columns = check_columns(checked, operators, broken)
     _check_model_files(checked._replace(models=_readable(checked, refused)), operators, broken, columns)
+    remark_overlaps(checked)
     return operators
 
 
 def _check_names(checked: Checked) -> None:
-    for name in checked.names("models"):
-        if name in checked.names("steps"):
-            place = checked.node(name).key
+    for name in checked.names("steps"):
+        place = checked.node(name).key
+        if name in checked.names("models"):
             checked.problems.at(place, ("steps", name), f"`{name}` is also the name of a model", "rename the step or the model")
+        if len(name.encode()) > LONGEST_NAME:
+            told = "the name is too long for a file" + (", with its arm's" if "@" in name else "")
+            checked.problems.at(place, ("steps", name), told, f"use at most {LONGEST_NAME} bytes")
 
 
 def _check_references(checked: Checked) -> set[str]:
@@ -78,6 +85,8 @@ def _wrong_reference(checked: Checked, step: str, mark: Mark) -> tuple[str, str]
     if mark.value in steps and mark.value in models:
         return None  # reported already
     if mark.value not in steps and mark.value not in models:
+        if step not in checked.steps and any(name.startswith(f"{mark.value}@") for name in (*steps, *models)):
+            return None  # a matrix made copies of it, and a step that couldn't be read names none of them yet
         what = "model" if mark.meaning == "model" else "step"
         return f"unknown {what} `{mark.value}`", _fitting(checked, step, mark, mark.value)
     found = "model" if mark.value in models else _kind(checked, mark.value)

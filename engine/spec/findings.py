@@ -28,6 +28,7 @@ class Checked(NamedTuple):
     models: Mapping[str, ModelEntry]
     steps: Mapping[str, Step]
     problems: Problems
+    remarks: Problems
     reach: Reach
 
     def node(self, step: str, path: Path_ = ()) -> Node:
@@ -57,6 +58,10 @@ class Checked(NamedTuple):
         """Add a finding about a step, at the value at `path`, or at its key."""
         node = self.node(step, path)
         self.problems.at(node.key if key or not path else node.at, ("steps", step, *path), message, hint)
+
+    def remark(self, step: str, path: Path_, message: str, hint: str = "") -> None:
+        """Add what is worth knowing about a step, though nothing is wrong."""
+        self.remarks.at(self.node(step, path).at, ("steps", step, *path), message, hint)
 
     def report_raised(self, step: str, error: Exception) -> None:
         """Add what an operator raised about a step: its own findings, or what it says."""

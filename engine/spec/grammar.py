@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from caiflow.engine.errors import WrongValue
+from caiflow.engine.errors import Problem, WrongValue
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
 from caiflow.engine.llm.model_files import part_of_repository
@@ -218,6 +218,8 @@ class Spec:
     """The resolved file with the place of each value, for messages."""
     profiles: tuple[str, ...] = ()
     """The names of the profiles that could be chosen."""
+    remarks: tuple[Problem, ...] = ()
+    """What is worth knowing, though nothing is wrong."""
 
     def dump(self) -> str:
         """Return the resolved spec as YAML, which loads to the same steps."""

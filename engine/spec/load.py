@@ -7,6 +7,7 @@ needs the whole (`checks`). All findings come in one SpecError. Nothing here run
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,11 +63,13 @@ def load_spec(
     tree, head, models, steps, profiles, reach, problems = draft
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
-    operators = checks.check(Checked(tree, path.parent, number, models, steps, problems, reach))
+    name = (head.name if head else None) or path.stem
+    _check_run_name(path, tree, name, problems)
+    checked = Checked(tree, path.parent, number, models, steps, problems, Problems(), reach)
+    operators = checks.check(checked)
     if problems:
         raise SpecError(in_order(problems))
     assert head is not None
-    name = head.name or path.stem
     raw = {"caiflow": 1, "name": name, **{key: value for key, value in tree.plain().items() if key not in ("caiflow", "name")}}
     return Spec(
         name=name,
@@ -81,6 +84,7 @@ def load_spec(
         raw=raw,
         source=tree,
         profiles=profiles,
+        remarks=tuple(checked.remarks),
     )
 
 
@@ -114,6 +118,18 @@ def draft_spec(
     return Draft(tree, parsed.head, models, steps, profiles, reach, problems)
 
 
+def _check_run_name(path: Path, tree: Node, name: str, problems: Problems) -> None:
+    """Report a name of the spec that no folder of its runs could have; by default it is the file's."""
+    if len(name.encode()) > checks.LONGEST_NAME:
+        at = node.at if (node := tree.child("name")) else Location(str(path), 1, 1)
+        hint = f"write a `name` of at most {checks.LONGEST_NAME} bytes"
+        problems.at(at, "name", "the spec's name is too long for the folders of its runs", hint)
+
+
+_ARM = re.compile(r"@[\w.+-]+`")
+"""The arm at the end of a step's name in a message."""
+
+
 def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> list[Problem]:
     """Return everything wrong with a spec, in order of place; empty where it is right."""
     try:
@@ -124,10 +140,10 @@ def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | Non
 
 
 def in_order(problems: Problems) -> tuple[Problem, ...]:
-    """Return each finding once; copies of a step in several arms share theirs."""
+    """Return each finding once; copies of a step in several arms share theirs, whichever arm they name."""
     unique: dict[tuple[str, int, int, str], Problem] = {}
     for problem in problems:
-        unique.setdefault((problem.file, problem.line, problem.col, problem.message), problem)
+        unique.setdefault((problem.file, problem.line, problem.col, _ARM.sub("`", problem.message)), problem)
     return tuple(sorted(unique.values(), key=lambda problem: (problem.file, problem.line, problem.col)))
 
 

@@ -86,8 +86,17 @@ class TrainingOperator(ModelOperator[P]):
         """Train in this process, which may be one of several; the first one saves."""
 
     def read_rows(self, job: Job, read: Callable[[Rows], Tokens]) -> tuple[Dataset, Dataset | None]:
-        """Return the rows to learn from and those held out; what became of each goes into the metrics."""
-        found = [read(job.inputs[step]) for step in self.params.row_steps()]
+        """Return the rows to learn from and those held out; what became of each goes into the metrics.
+
+        Raises:
+            StepError: rows of another step than the input have prompts that are learnt from.
+        """
+        steps = self.params.row_steps()
+        if len(set(steps)) > 1:
+            from caiflow.engine.training.held_out import refuse_shared
+
+            refuse_shared(job.inputs[steps[0]], job.inputs[steps[1]], steps)
+        found = [read(job.inputs[step]) for step in steps]
         for prefix, tokens in zip(("", "eval_"), found, strict=False):
             job.metrics |= tokens.counts.metrics(prefix)
         return found[0].data, found[1].data if len(found) > 1 else None

@@ -44,7 +44,7 @@ class TrainingParams(Params):
     input: RowsRef
     """The step whose rows are trained on."""
     eval_input: RowsRef | None = None
-    """The step whose rows the loss is measured on during training; they never train."""
+    """The step whose rows the loss is measured on during training: none whose prompt is trained on, or the `input` itself."""
     lora: Lora | None = None
     """Train adapters of this shape; by default all weights are trained."""
     merge: bool | Literal["original"] = True

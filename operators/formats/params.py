@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -78,6 +79,17 @@ class LoadParams(Params):
     """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
 
     _parts = field_validator("revision", "folder")(part_of_repository)
+
+    def may_share_rows(self, other: Params) -> bool:
+        """Return whether a row may be in this step's output and in another's: of one source, and not divided by a split."""
+        if not isinstance(other, LoadParams) or self._place != other._place:
+            return False
+        one, two = self.split, other.split
+        return one is None or two is None or one.part == two.part or one.model_copy(update={"part": two.part}) != two
+
+    @property
+    def _place(self) -> tuple[Path | str | None, ...]:
+        return Path(self.source), self.revision, self.subset, self.folder, self.hub_split
 
     @field_validator("prompt")
     @classmethod

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Job
 from caiflow.engine.rows.columns import Columns, ColumnType
+from caiflow.engine.rows.conversations import with_answer
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.draws import ranks
-from caiflow.operators.mixing.conversations import with_answer
 from caiflow.operators.mixing.order import Arrange
 from caiflow.operators.mixing.params import Make, MixInput, MixParams
 from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys

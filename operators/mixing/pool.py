@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from caiflow.engine.rows.conversations import said
 from caiflow.operators.draws import ranks
-from caiflow.operators.mixing.conversations import said
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.dpo import OF_BATCHES, Dpo, DpoParams, Loss
 from caiflow.operators.training.pair_losses import PAIR_LOSSES
-from support.small_models import job, preferences, small_model
+from support.small_models import held_out, job, preferences, small_model
 from support.trainings import train as train_by
 
 
@@ -30,7 +30,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 def train(folder: Path, model: ModelSource, p: tuple[float, ...] = (1.0,), **fields: Any) -> Job:
     models = {"base": model, "other": fields.pop("_other", model)}
-    done = job(folder, {"rows": preferences(p), "held": preferences(p)[:5]}, **models)
+    done = job(folder, {"rows": preferences(p), "held": held_out(preferences(p)[:5])}, **models)
     settings = {"input": "rows", "model": "base", "learning_rate": 2e-3, "num_train_epochs": 2, **fields}
     Dpo(DpoParams.model_validate(settings), StepContext()).train(done)
     return done

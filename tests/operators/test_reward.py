@@ -19,7 +19,7 @@ from caiflow.operators.measures.pictures import can_draw
 from caiflow.operators.reward import RELIABILITY, RELIABILITY_PICTURE, Reward, RewardParams
 from caiflow.operators.training.scoring import load_reward, sigmoid
 from support.asking import ask
-from support.small_models import job, preferences, small_model
+from support.small_models import held_out, job, preferences, small_model
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 def train(folder: Path, model: ModelSource, p: tuple[float, ...] = (1.0,), **fields: Any) -> Job:
-    done = job(folder, {"rows": preferences(p), "held": preferences(p)[:10]}, base=model)
+    done = job(folder, {"rows": preferences(p), "held": held_out(preferences(p)[:10])}, base=model)
     settings = {"input": "rows", "model": "base", "learning_rate": 2e-3, "num_train_epochs": 4, **fields}
     Reward(RewardParams.model_validate(settings), StepContext()).train(done)
     return done
@@ -42,7 +42,7 @@ def test_it_tells_chosen_from_rejected_and_scores_are_centred(
     assert done.metrics["accuracy"] == 1.0
     assert done.metrics["margin"] > 0.5
     assert done.metrics["measured_on"] == ("eval_input" if "eval_input" in fields else "input")
-    rows = preferences()[: 10 if "eval_input" in fields else None]
+    rows = held_out(preferences()[:10]) if "eval_input" in fields else preferences()
     judge = load_reward(ModelSource(path=str(done.out_dir), identity=""))
     prompts = [row["prompt"] for row in rows]
     chosen, rejected = (judge.score(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))

@@ -16,7 +16,7 @@ from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
-from support.small_models import job, preferences, small_model
+from support.small_models import held_out, job, preferences, small_model
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 def train(folder: Path, model: ModelSource, judge: ModelSource, log: Any = None, **fields: Any) -> Job:
     rows = [{"uid": row["uid"], "prompt": row["prompt"]} for row in preferences()]
-    done = job(folder, {"rows": rows, "held": rows[:8]}, base=model, judge=judge)
+    done = job(folder, {"rows": rows, "held": held_out(rows[:8])}, base=model, judge=judge)
     done.log = log
     Rl(RlParams.model_validate({**FIELDS, **fields}), StepContext()).train(done)
     return done

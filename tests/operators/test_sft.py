@@ -16,7 +16,7 @@ from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.operators.sft import Sft, SftParams
 from support.asking import ask
-from support.small_models import job, lessons, small_model
+from support.small_models import held_out, job, lessons, small_model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 def train(folder: Path, model: ModelSource | None, rows: Any = None, **fields: Any) -> Job:
     rows = lessons() if rows is None else rows
     models = {} if model is None else {"base": model}
-    done = job(folder, {"rows": rows, "held": lessons()[:6]}, **models)
+    done = job(folder, {"rows": rows, "held": held_out(lessons()[:6])}, **models)
     start = {} if model is None else {"model": "base"}
     settings = {"input": "rows", "learning_rate": 5e-3, "num_train_epochs": 3, **start, **fields}
     Sft(SftParams.model_validate(settings), StepContext()).train(done)

@@ -48,6 +48,13 @@ def preferences(labels: Sequence[float] = (1.0,)) -> list[Row]:
     ]
 
 
+def held_out(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the same answers to prompts that none of these has."""
+    column = "prompt" if "prompt" in rows[0] else "messages"
+    first = [{**row[column][0], "content": f"Tell me: {row[column][0]['content']}"} for row in rows]
+    return [{**row, column: [turn, *row[column][1:]]} for row, turn in zip(rows, first, strict=True)]
+
+
 def small_model(folder: Path, seed: int = 0, shape: Scratch = SHAPE) -> ModelSource:
     """Save a random Llama, of 0.15M parameters unless `shape` says otherwise, with a tokenizer of its own."""
     texts = [turn["content"] for row in lessons() for turn in row["messages"]] * 2

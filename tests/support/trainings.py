@@ -12,7 +12,7 @@ from caiflow.operators.dpo import Dpo, DpoParams
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
 from caiflow.operators.sft import Sft, SftParams
-from support.small_models import job, lessons, preferences
+from support.small_models import held_out, job, lessons, preferences
 
 _RL = {"rewards": {"judge": 1.0}, "max_completion_length": 8, "max_length": 96, "max_steps": 6}
 TRAINERS: Mapping[str, tuple[Any, Any, Mapping[str, Any]]] = {
@@ -32,7 +32,7 @@ def train(
     """Train `model` by one of the trainers; a folder used before goes on where it stopped."""
     kind, params_type, fields = TRAINERS[trainer]
     rows = lessons() if trainer == "sft" else preferences((1.0, 0.8))
-    done = job(folder, {"rows": rows, "held": rows[:8]}, base=model, **({"judge": judge} if judge else {}))
+    done = job(folder, {"rows": rows, "held": held_out(rows[:8])}, base=model, **({"judge": judge} if judge else {}))
     done.log = log
     settings = {"input": "rows", "model": "base", "learning_rate": 5e-3, **fields, **more}
     kind(params_type.model_validate(settings), StepContext()).train(done)

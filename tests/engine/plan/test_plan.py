@@ -279,3 +279,14 @@ def test_a_plan_tells_that_exact_answers_need_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("engine: transformers", "engine: vllm, exact: true"))
     (told,) = shortages(load_spec(tmp_path / "spec.yaml"))
     assert told == "models.base: asks for exact answers, which need an NVIDIA GPU; this machine has none"
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="a GPU is here")
+def test_a_plan_counts_what_all_replicas_of_a_model_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "How?"}\n')
+    (tmp_path / "rules.yaml").write_text("- Be kind.\n")
+    more = "engine: transformers, num_gpus: 16, num_cpus: 9000, replicas: 4"
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("engine: transformers", more))
+    told = shortages(load_spec(tmp_path / "spec.yaml"))
+    assert told[0] == "models.base: asks for 16 GPUs x 4 replicas, this machine has 0"
+    assert told[1].startswith("models.base: asks for 9000 CPUs x 4 replicas, this machine has ")

@@ -364,6 +364,32 @@ BROKEN = [
             ("at least 1", ""),
         ],
     ),
+    # Names that no file can have
+    Broken("long_spec", "name: »" + "n" * 201 + "\n" + HEAD, [("too long for the folders of its runs", "at most 200 bytes")]),
+    Broken("long_step", steps(ASK.replace("ask:", f"»{'s' * 201}:")), [("too long for a file", "at most 200 bytes")]),
+    Broken(
+        "long_arms",
+        steps(ASK.replace("  ask:", f"  »{'s' * 120}:"))
+        + f"matrix:\n  size: {{{'a' * 90}: {{data.limit: 1}}, b: {{data.limit: 2}}}}\n",
+        [("too long for a file, with its arm's", "at most 200 bytes")],
+    ),
+    # What follows from a mistake isn't told beside it, nor once per arm
+    Broken(
+        "typo_in_a_matrix",
+        steps(ASK + IMPROVE) + "matrix:\n  data.limit: [1, 2]\n  »i.nopes: [1, 2]\n",
+        [("unknown key `nopes`", "")],
+    ),
+    Broken(
+        "typo_in_a_copied_step",
+        steps(ASK + IMPROVE.replace("input:", "»inptu: 3, input:")) + "matrix:\n  data.limit: [1, 2]\n",
+        [("unknown key `inptu`", "did you mean `input`?")],
+    ),
+    Broken(
+        "no_such_column_in_any_arm",
+        steps("  few: {op: sift, input: data, drop: [{length: {column: »nope, max: 3}}]}\n")
+        + "matrix:\n  data.limit: [1, 2]\n",
+        [("has no column `nope`", "")],
+    ),
 ]
 
 
