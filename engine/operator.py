@@ -7,16 +7,21 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from caiflow.engine.asking import Ask as Ask
+from caiflow.engine.asking import LLMs as LLMs
+from caiflow.engine.asking import RowDropped as RowDropped
+from caiflow.engine.asking import RowLLM as RowLLM
+from caiflow.engine.asking import together as together
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
-from caiflow.engine.llm.base import Completion, Message, ModelSource, Sampling
+from caiflow.engine.llm.base import ModelSource, Sampling
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 
 if TYPE_CHECKING:
@@ -140,8 +145,18 @@ class StepContext(NamedTuple):
     constitution: Constitution | None = None
 
 
+class Expected(NamedTuple):
+    """The rows that a step is known to make before it runs: at most so many, and just as many where `exact`.
+
+    `answers` is the most texts that a list of answers has in a row.
+    """
+
+    rows: int
+    exact: bool = False
+    answers: int = 1
+
+
 P = TypeVar("P", bound=Params)
-T = TypeVar("T")
 
 
 class Operator(ABC, Generic[P]):
@@ -203,6 +218,10 @@ class Operator(ABC, Generic[P]):
         """Return what, beside the parameters, changes the output: prompts, few-shot texts, digests of source files (JSON)."""
         return {}
 
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return how many rows it will make, given those of each input step; None where that can't be known."""
+        return None
+
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with the step's output, each with the bound within which it is healthy."""
         return ()
@@ -218,47 +237,6 @@ class Operator(ABC, Generic[P]):
     def sources(self) -> Mapping[str, Path | str]:
         """Return local files and hub ids this step reads, by a name for the lock and the export."""
         return {}
-
-
-class RowDropped(Exception):
-    """Raised by a row operator to leave a row out, with the reason; a tombstone keeps it from being paid for again."""
-
-
-class RowLLM(ABC):
-    """The model as one row sees it: seeds, retries and the ledger are the engine's business.
-
-    `sample` numbers several answers to one prompt: each number has its own seed.
-    """
-
-    @abstractmethod
-    async def chat(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling = Sampling(),
-        *,
-        sample: int = 0,
-        prefill: str = "",
-        template: str = "",
-    ) -> Completion:
-        """Return the assistant's next turn."""
-
-    @abstractmethod
-    async def complete(self, text: str, sampling: Sampling = Sampling(), *, sample: int = 0) -> Completion:
-        """Return the continuation of a plain text, without chat template."""
-
-    @abstractmethod
-    async def choose(
-        self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = ""
-    ) -> Mapping[str, float]:
-        """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
-
-    async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
-        """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
-        raise NotImplementedError(f"{type(self).__name__} scores no texts")
-
-    async def classify(self, prompt: Sequence[Message] | str) -> Mapping[str, float]:
-        """Return the log-probability (natural) of each label of a classifier for a conversation or a plain text."""
-        raise NotImplementedError(f"{type(self).__name__} knows no labels")
 
 
 class RowOperator(Operator[P]):
@@ -300,6 +278,15 @@ class RowOperator(Operator[P]):
         """Return the calls that this row takes at the most; `coming` names columns that earlier steps have yet to write."""
         return self.calls()
 
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return at most as many rows as the input has: some may be left out."""
+        given = inputs.get(getattr(self.params, "input", ""))
+        return given and given._replace(exact=False)
+
+    def calls_expected(self, given: Expected) -> int:
+        """Return the calls that rows which are expected take at the most."""
+        return given.rows * self.calls()
+
     def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return figures about the step's finished output rows (read once, in any order), given its drops by reason."""
         return {}
@@ -313,28 +300,6 @@ class RowOperator(Operator[P]):
 def answer_column(columns: Container[str]) -> str | None:
     """Return the column an answer is in where none is named: the first of ANSWERS that is among these, None without any."""
     return next((name for name in ANSWERS if name in columns), None)
-
-
-async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Return the results of several calls of one row, all asked at once, in order."""
-    import asyncio  # imported here: operators are read by `validate`, which runs none of them
-
-    return list(await asyncio.gather(*calls))
-
-
-Ask = Callable[[Row, RowLLM], Awaitable[Row]]
-"""Asks a model about one row and returns the columns of its answer."""
-
-
-class LLMs(ABC):
-    """Models as a table of rows sees them: `map` runs a coroutine per row with ledger, retries and streaming."""
-
-    @abstractmethod
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
-        """Return `await ask(row, llm)` for each row, in order.
-
-        `label` names the work in the ledger and the progress display.
-        """
 
 
 class Log(Protocol):

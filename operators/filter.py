@@ -13,6 +13,7 @@ from caiflow.engine.errors import Finding, finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import (
     ANSWERS,
+    Expected,
     Job,
     Strict,
     TableOperator,
@@ -57,6 +58,11 @@ class Filter(TableOperator[FilterParams]):
         """Return the input's columns."""
         (given,) = inputs.values()
         return given.sifted()
+
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return at most the rows of the input."""
+        given = inputs.get(self.params.input)
+        return given and given._replace(exact=False)
 
     def check(self) -> Iterator[Finding]:
         """Yield what is wrong with expressions, ranges and missing helpers of rules."""

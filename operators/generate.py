@@ -14,7 +14,7 @@ from pydantic import Field
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnName, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.operator import ColumnName, Expected, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.rows.columns import Columns, ColumnType, Row, Turns
 from caiflow.engine.rows.turns import ANOTHER_TEMPLATE, refused_systems
 from caiflow.operators import accepting
@@ -119,6 +119,12 @@ class Generate(RowOperator[GenerateParams]):
     def calls(self) -> int:
         """Return the number of answers, each with all its draws."""
         return len(self._samplings()) * self.params.most_draws
+
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return a row for each prompt, or for each of its answers."""
+        given, number = inputs.get(self.params.input), len(self._samplings())
+        as_rows = self.params.samples_as == "rows"
+        return given and Expected(given.rows * number if as_rows else given.rows, answers=1 if as_rows else number)
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the answers to one prompt."""

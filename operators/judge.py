@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import RowLLM, RowOperator
+from caiflow.engine.operator import Expected, RowLLM, RowOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.operators.judging.options import MOST_OPTIONS, OptionsJudge
 from caiflow.operators.judging.params import JudgeParams
@@ -105,8 +105,22 @@ class Judge(RowOperator[JudgeParams]):
 
     def calls(self) -> int:
         """Return the calls of all pairs; a column of answers is taken to hold two."""
-        count = len(self._candidate_columns) if len(self._candidate_columns) > 1 else 2
+        return self._calls_among(2)
+
+    def _calls_among(self, answers: int) -> int:
+        """Return the calls that a row takes where a column of answers holds so many."""
+        count = len(self._candidate_columns) if len(self._candidate_columns) > 1 else answers
         return self._judge.calls(count) if self.params.listwise else self._judge.calls() * (count * (count - 1) // 2)
+
+    def calls_expected(self, given: Expected) -> int:
+        """Return the calls that rows with so many answers take."""
+        return given.rows * self._calls_among(max(2, given.answers))
+
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return a pair for each row, or all pairs of its answers."""
+        given = inputs.get(self.params.input)
+        count = max(len(self._candidate_columns), given.answers if given else 0, 2)
+        return given and Expected(given.rows * (count * (count - 1) // 2 if self.params.pairs == "all" else 1))
 
     def calls_for(self, row: Row, coming: Collection[str] = ()) -> int:
         """Return the calls that tell the row's answers apart; equal ones take none."""

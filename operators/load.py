@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from caiflow.engine.errors import Finding, WrongValue, finding
-from caiflow.engine.operator import Job, TableOperator
+from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.suggest import suggest
 from caiflow.operators.draws import fraction
@@ -42,6 +42,8 @@ _MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
 _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
 _IN_MEMORY = 20_000
+_COUNTED_BYTES = 1 << 26
+"""Most bytes of local files whose rows are counted for a plan: seconds of reading."""
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
 
@@ -106,6 +108,18 @@ class Load(TableOperator[LoadParams]):
                 for name, turns in found.items()
             }
         )
+
+    def expects(self, _inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return the rows of local files, counted as they will be loaded; of others the bound that the step sets."""
+        most = min((bound for bound in (self.params.sample, self.params.limit) if bound is not None), default=None)
+        local = [source.path for source in self._sources() if isinstance(source, FileSource)]
+        if len(local) == len(self._sources()) and sum(path.stat().st_size for path in local) <= _COUNTED_BYTES:
+            try:
+                rows = sum(not isinstance(row, BadRow) for row in self._limited(self._readable()))
+            except ValueError:
+                return None  # the run will say which row it is
+            return Expected(rows if most is None else min(rows, most), exact=True)
+        return None if most is None else Expected(most)
 
     def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local text file."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ANSWERS, NO_ANSWERS, Job, TableOperator
+from caiflow.engine.operator import ANSWERS, NO_ANSWERS, Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
 
@@ -74,6 +74,14 @@ class Mix(TableOperator[MixParams]):
             yield Finding(("tag",), f"`{tag}` is a column of the mixture itself", "give the tag another name")
         elif owners and tag != TAG:
             yield Finding(("tag",), f"`{owners[0]}` has a column `{tag}` already", "give the tag another name")
+
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return the rows of the mixture that is made where all rows of the inputs are fit."""
+        if not self.params.inputs.keys() <= inputs.keys():
+            return None
+        rows = self.params.wanted({name: inputs[name].rows for name in self.params.inputs})
+        most = {name: inputs[name].rows for name in rows} if self.params.on_short == "take_all" else rows
+        return Expected(sum(min(number, most[name]) for name, number in rows.items()))
 
     def identity(self) -> Mapping[str, Any]:
         """Return the seed, and the step names where they become values of a column."""

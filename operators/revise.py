@@ -17,7 +17,7 @@ from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import Measure
 from caiflow.engine.llm.base import Completion, Sampling
-from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
+from caiflow.engine.operator import Expected, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.turns import refused_systems
 from caiflow.operators import accepting
@@ -147,6 +147,11 @@ class Revise(RowOperator[ReviseParams]):
         """Return the calls of all rounds, less one where the first round's critique is there or will be."""
         given = self.params.critique and ("critique" in coming or self._has_critique(row))
         return self.calls() - given
+
+    def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
+        """Return a row for each input row, or for each of its rounds."""
+        given = inputs.get(self.params.input)
+        return given and Expected(given.rows * (self.params.rounds if self.params.rows == "each" else 1))
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the revision of the last round, or a row for each."""

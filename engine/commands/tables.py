@@ -35,11 +35,17 @@ def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> 
     table = plain_table("1:", "1:step", "n:cached", "n:to run", "n:calls", "why")
     for step in plan["steps"]:
         symbol, style = PLAN_LOOKS.get(step["state"], ("?", ""))
-        counts = [number(step.get(name)) for name in ("cached", "to_run", "calls")]
+        counts = [_bound(step, name) for name in ("cached", "to_run", "calls")]
         label = Text(f"{symbol} {step['name']}", style=style)
         why = "cached" if step["state"] == "cached" else clean(step["reason"])
         table.add_row(drawn.get(step["name"], ""), label, *counts, Text(why))
     return table
+
+
+def _bound(step: Mapping[str, Any], name: str) -> str:
+    """Return a count of a plan's step, with a sign before it where it is a bound."""
+    value = step.get(name)
+    return f"≤ {number(value)}" if value and name != "cached" and step.get("at_most") else number(value)
 
 
 def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:

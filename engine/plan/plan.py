@@ -15,6 +15,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.machine import cores
 from caiflow.engine.plan.changes import changes, describe
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
+from caiflow.engine.plan.expected import estimates
 from caiflow.engine.spec.graph import chosen
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class PlannedStep:
     previous: Components | None = None
     calls: int | None = None
     tokens: int | None = None
+    at_most: bool = False
+    """Whether `rows`, `to_run` and `calls` are bounds: rows before it may be left out yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
-        names = ("name", "op", "state", "rows", "cached", "to_run", "reason", "digest", "calls", "tokens")
+        names = ("name", "op", "state", "rows", "cached", "to_run", "reason", "digest", "calls", "tokens", "at_most")
         return {
             "steps": [{name: getattr(step, name) for name in names} for step in self.steps],
             "segments": [list(segment) for segment in self.segments],
@@ -99,10 +102,21 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
                 planned[step.name] = _to_run(resolver, step, components, before, planned)
     for name, why in resolver.remade.items():
         planned[name] = replace(planned[name], reason=f"{why}; {planned[name].reason}")
+    planned = _estimated(resolver, planned)
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
     return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require)
+
+
+def _estimated(resolver: Resolver, planned: Mapping[str, PlannedStep]) -> dict[str, PlannedStep]:
+    """Return the steps with the rows and calls that can be told of those that couldn't be counted."""
+    made = {name: step.rows for name, step in planned.items() if step.state == "cached" and step.rows is not None}
+    found = {**planned}
+    for name, told in estimates(resolver, made).items():
+        if planned[name].rows is None:
+            found[name] = replace(planned[name], rows=told.rows, to_run=told.rows, calls=told.calls, at_most=told.at_most)
+    return found
 
 
 class _Ledgers:
@@ -268,10 +282,10 @@ def shortages(spec: Spec) -> list[str]:
         if (wanted.num_cpus or 0) * wanted.workers > cpus:
             found.append(f"{step.name}: asks for {wanted.num_cpus:g} CPUs x {wanted.workers}, this machine has {cpus}")
     for name, entry in spec.models.items():
-        for unit, wanted, there in (("GPUs", entry.num_gpus, gpus), ("CPUs", entry.num_cpus, cpus)):
-            if (wanted or 0) * entry.replicas > there:
+        for unit, asked, there in (("GPUs", entry.num_gpus, gpus), ("CPUs", entry.num_cpus, cpus)):
+            if (asked or 0) * entry.replicas > there:
                 times = f" x {entry.replicas} replicas" if entry.replicas > 1 else ""
-                found.append(f"models.{name}: asks for {wanted:g} {unit}{times}, this machine has {there}")
+                found.append(f"models.{name}: asks for {asked:g} {unit}{times}, this machine has {there}")
         if entry.exact and not gpus:
             found.append(f"models.{name}: asks for exact answers, which need an NVIDIA GPU; this machine has none")
     return found

@@ -21,7 +21,7 @@ from caiflow.engine.rows.conversations import with_answer
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.draws import ranks
 from caiflow.operators.mixing.order import Arrange
-from caiflow.operators.mixing.params import Make, MixInput, MixParams
+from caiflow.operators.mixing.params import Make, MixParams
 from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys
 
 if TYPE_CHECKING:
@@ -115,17 +115,7 @@ class Mixer:
         Raises:
             ValueError: an input has fewer fit rows than asked for.
         """
-        ratios = {name: ratio for name in fit if (ratio := self._params.ratio(name)) is not None}
-        anchor = self._params.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
-        wanted = []
-        for name, share in self._params.inputs.items():
-            if name in ratios and anchor is not None:
-                number = max(1, round(fit[anchor] * ratios[name] / ratios[anchor]))
-            else:
-                rows = share.rows if isinstance(share, MixInput) else None
-                number = rows if isinstance(rows, int) else fit[name]
-            wanted.append(self._possible(name, number, fit[name]))
-        return wanted
+        return [self._possible(name, number, fit[name]) for name, number in self._params.wanted(fit).items()]
 
     def _possible(self, name: str, number: int, fit: int) -> int:
         if number <= fit or self._params.on_short == "oversample":

@@ -72,6 +72,19 @@ class MixParams(Params):
         share = self.inputs.get(name)
         return share.ratio if isinstance(share, MixInput) else share
 
+    def wanted(self, fit: Mapping[str, int]) -> dict[str, int]:
+        """Return how many rows each input is asked for, given how many of its rows are fit."""
+        ratios = {name: ratio for name in fit if (ratio := self.ratio(name)) is not None}
+        anchor = self.anchor or min(ratios, key=lambda name: fit[name] / ratios[name], default=None)
+        found = {}
+        for name, share in self.inputs.items():
+            rows = share.rows if isinstance(share, MixInput) else None
+            if name in ratios and anchor is not None:
+                found[name] = max(1, round(fit[anchor] * ratios[name] / ratios[anchor]))
+            else:
+                found[name] = rows if isinstance(rows, int) else fit[name]
+        return found
+
     def tags(self) -> Mapping[str, str]:
         """Return what stands for each input: its step's name, without the arm where that's clear: arms share equal mixtures."""
         bases = [name.partition("@")[0] for name in self.inputs]

@@ -1,0 +1,78 @@
+"""How an operator asks a model: about one row, or about the rows of a table. Seeds, retries and ledger are the engine's own.
+
+Operators see these names in `caiflow.engine.operator`. Asks nothing itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.rows.columns import Row
+
+T = TypeVar("T")
+
+
+class RowDropped(Exception):
+    """Raised by a row operator to leave a row out, with the reason; a tombstone keeps it from being paid for again."""
+
+
+class RowLLM(ABC):
+    """The model as one row sees it: seeds, retries and the ledger are the engine's business.
+
+    `sample` numbers several answers to one prompt: each number has its own seed.
+    """
+
+    @abstractmethod
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        sample: int = 0,
+        prefill: str = "",
+        template: str = "",
+    ) -> Completion:
+        """Return the assistant's next turn."""
+
+    @abstractmethod
+    async def complete(self, text: str, sampling: Sampling = Sampling(), *, sample: int = 0) -> Completion:
+        """Return the continuation of a plain text, without chat template."""
+
+    @abstractmethod
+    async def choose(
+        self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = ""
+    ) -> Mapping[str, float]:
+        """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
+
+    async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
+        """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
+        raise NotImplementedError(f"{type(self).__name__} scores no texts")
+
+    async def classify(self, prompt: Sequence[Message] | str) -> Mapping[str, float]:
+        """Return the log-probability (natural) of each label of a classifier for a conversation or a plain text."""
+        raise NotImplementedError(f"{type(self).__name__} knows no labels")
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Return the results of several calls of one row, all asked at once, in order."""
+    import asyncio  # imported here: operators are read by `validate`, which runs none of them
+
+    return list(await asyncio.gather(*calls))
+
+
+Ask = Callable[[Row, RowLLM], Awaitable[Row]]
+"""Asks a model about one row and returns the columns of its answer."""
+
+
+class LLMs(ABC):
+    """Models as a table of rows sees them: `map` runs a coroutine per row with ledger, retries and streaming."""
+
+    @abstractmethod
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
+        """Return `await ask(row, llm)` for each row, in order.
+
+        `label` names the work in the ledger and the progress display.
+        """
