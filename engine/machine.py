@@ -12,6 +12,14 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def home() -> Path:
+    """Return the user's home folder; where the user has none, a folder that isn't there."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def local_path(text: str, base_dir: Path) -> Path:
     """Return the path that a text means in the folder `base_dir`: `~` is a home folder, where that user has one."""
     try:

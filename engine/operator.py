@@ -167,7 +167,7 @@ class Operator(ABC, Generic[P]):
     version: ClassVar[int] = 1
     """Raised when the same parameters come to mean another output; part of the identity."""
     raised_for: ClassVar[Mapping[int, str]] = {}
-    """What a version changed for those who have results of an earlier one, and what that costs them: `plan` says it, once."""
+    """What a version changed for those who have results of an earlier one: `plan` says it once, and what that costs them."""
     kind: ClassVar[Kind]
     """What the step's output is."""
     params_type: ClassVar[type[Params]]

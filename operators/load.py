@@ -67,10 +67,7 @@ class Load(TableOperator[LoadParams]):
 
     name = "load"
     version = 3
-    raised_for: ClassVar[Mapping[int, str]] = {
-        3: "rows are named by what is in them, no longer by their file's name too; what was answered under the former names is "
-        "asked again"
-    }
+    raised_for: ClassVar[Mapping[int, str]] = {3: "rows are named by what is in them, no longer by their file's name too"}
     params_type = LoadParams
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
@@ -112,8 +109,8 @@ class Load(TableOperator[LoadParams]):
     def expects(self, _inputs: Mapping[str, Expected]) -> Expected | None:
         """Return the rows of local files, counted as they will be loaded; of others the bound that the step sets."""
         most = min((bound for bound in (self.params.sample, self.params.limit) if bound is not None), default=None)
-        local = [source.path for source in self._sources() if isinstance(source, FileSource)]
-        if len(local) == len(self._sources()) and sum(path.stat().st_size for path in local) <= _COUNTED_BYTES:
+        local = [source.path for source in self._from if isinstance(source, FileSource)]
+        if len(local) == len(self._from) and sum(path.stat().st_size for path in local) <= _COUNTED_BYTES:
             try:
                 rows = sum(not isinstance(row, BadRow) for row in self._limited(self._readable()))
             except ValueError:

@@ -25,7 +25,7 @@ from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
 from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
-from caiflow.engine.machine import cores
+from caiflow.engine.machine import cores, local_path
 from caiflow.engine.store.artifacts import default_home
 
 EXAMPLES = """\
@@ -182,7 +182,7 @@ def _store(home: Path) -> Iterator[Diagnosis]:
 
 
 def _hub() -> Iterator[Diagnosis]:
-    root = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    root = local_path(os.environ.get("HF_HOME") or "~/.cache/huggingface", Path())
     cache = Path(os.environ.get("HF_HUB_CACHE") or root / "hub")
     models = len(list(cache.glob("models--*")))
     offline = ", offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""

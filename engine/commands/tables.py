@@ -55,6 +55,11 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
     if calls:
         cost = f", about {tokens:,} tokens" if tokens else ""
         yield Text(f"\nknown so far: at most {calls:,} model calls{cost}", style="dim")
+    for rule in plan.get("rules", ()):
+        yield Text(f"changed rule: {rule}", style="yellow")
+    for model in plan.get("unchecked", ()):
+        told = "its files aren't on this machine yet, which tell its layers, positions and chat template"
+        yield Text(f"not checked: {model}; {told}", style="dim")
     for segment in plan.get("segments", ()):
         if len(segment) > 1:
             yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")

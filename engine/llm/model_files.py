@@ -71,7 +71,7 @@ def part_of_repository(value: str | None) -> str | None:
 def hub_cache() -> Path:
     """Return the folder in which the hub's client keeps what it fetched."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return local_path(str(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"), Path())
 
 
 def hub_snapshot(repo: str, revision: str | None, kind: str = "models") -> Path | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine import registry
 from caiflow.engine.display.board import clean
-from caiflow.engine.lookback.history import output_kind, read_metrics
+from caiflow.engine.lookback.history import output_dir, output_kind, read_metrics
 from caiflow.engine.plan.changes import changes as component_changes
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.store.journal import read_run
@@ -195,7 +195,7 @@ def _one_sided(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[OneSi
 
 def _judges(run_dir: Path, steps: Mapping[str, Any], step: str) -> bool:
     """Return whether a step chose between answers itself: by its operator, or because its inputs have no chosen answer yet."""
-    inputs = [run_dir / "steps" / name for name in steps[step].get("inputs", ())]
+    inputs = [output_dir(run_dir, name, steps.get(name, {})) for name in steps[step].get("inputs", ())]
     return _chooses(steps[step]["op"]) or (bool(inputs) and not any(map(_has_chosen, inputs)))
 
 
@@ -244,7 +244,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _rows(old_dir: Path, new_dir: Path, step: str, examples: int, *, judges: bool) -> RowsDiff | None:
-    paths = [run_dir / "steps" / step for run_dir in (old_dir, new_dir)]
+    paths = [output_dir(run_dir, step, read_run(run_dir)["steps"][step]) for run_dir in (old_dir, new_dir)]
     if not all(path.is_dir() and output_kind(path) == "rows" for path in paths):
         return None
     if paths[0].resolve() == paths[1].resolve():
@@ -334,7 +334,7 @@ def _figures(run: Mapping[str, Any], run_dir: Path, steps: Sequence[str]) -> dic
     figures: dict[str, Any] = {}
     for name in steps:
         step = run["steps"][name]
-        path = run_dir / "steps" / name
+        path = output_dir(run_dir, name, step)
         has_file = path.is_dir() and output_kind(path) == "metrics"
         figures[name] = read_metrics(path) if has_file else step.get("metrics") or {}
     return figures

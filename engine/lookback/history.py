@@ -74,12 +74,26 @@ def step_dir(run_dir: Path, step: str) -> Path:
     steps = read_run(run_dir)["steps"]
     if step not in steps:
         raise CaiflowError(f"{run_dir}: no step {step!r} in this run", suggest(step, steps, "steps"))
-    path = run_dir / "steps" / step
+    path = output_dir(run_dir, step, steps[step])
     if not path.is_dir():
         status = steps[step]["status"]
         reason = f" ({steps[step]['error']})" if steps[step].get("error") else ""
         raise CaiflowError(f"{step}: no output, the step is {status}{reason}", "run the spec again")
     return path
+
+
+def output_dir(run_dir: Path, step: str, record: Mapping[str, Any]) -> Path:
+    """Return where the run's link to a step's output leads; where it leads nowhere any more, the output's place in the store.
+
+    `record` is the step's own in run.json. Where neither is there, the link is returned.
+    """
+    from caiflow.engine.store.artifacts import Store
+
+    link = run_dir / "steps" / step
+    if link.is_dir() or not (digest := record.get("digest")):
+        return link
+    kept = Store().path(digest)
+    return kept if kept.is_dir() else link
 
 
 def output_kind(path: Path) -> Literal["rows", "metrics", "model"]:
@@ -96,8 +110,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each step of a run that measured something, with its figures."""
-    for step in read_run(run_dir)["steps"]:
-        path = run_dir / "steps" / step
+    for step, record in read_run(run_dir)["steps"].items():
+        path = output_dir(run_dir, step, record)
         if path.is_dir() and output_kind(path) == "metrics":
             yield step, read_metrics(path)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caiflow.engine.errors import CaiflowError, StoreError
+from caiflow.engine.lookback.history import output_dir
 from caiflow.engine.plan.lock import LOCK, read_lock
 from caiflow.engine.store.artifacts import Artifact, content_manifest, read_artifact
 
@@ -35,7 +36,7 @@ def verify(run_dir: Path) -> Iterator[Verdict]:
     locked = read_lock(run_dir / LOCK)["steps"] if (run_dir / LOCK).exists() else {}
     for name, step in steps.items():
         if step["status"] in ("done", "cached"):
-            yield _verdict(name, run_dir / "steps" / name, step.get("digest"), locked.get(name, {}).get("content"))
+            yield _verdict(name, output_dir(run_dir, name, step), step.get("digest"), locked.get(name, {}).get("content"))
 
 
 def _verdict(step: str, path: Path, digest: str | None, content: str | None) -> Verdict:

@@ -39,20 +39,20 @@ def describe(change: tuple[str, Any, Any]) -> str:
     if group == "models":
         return f"{rest}: another model"
     if group == "operator":
-        return f"operator {old} -> {new}{_why_raised(str(old), str(new))}"
+        return f"operator {old} -> {new}"
     short = rest if group in ("params", "uses") else name
     if _HEX.fullmatch(str(new)) or _HEX.fullmatch(str(old)):
         return f"{short} changed"
     return f"{short} {_short(old)} -> {_short(new)}"
 
 
-def _why_raised(old: str, new: str) -> str:
-    """Return what lies between two versions of one operator (`load@2`), as it says itself."""
+def why_raised(old: str, new: str) -> str:
+    """Return what lies between two versions of one operator (`load@2`), as it says itself; empty where it says nothing."""
     (name, _, version), (former, _, before) = new.partition("@"), old.partition("@")
     if name != former or not registry.exists(name):
         return ""
     told = [why for number, why in registry.operator(name).raised_for.items() if int(before) < number <= int(version)]
-    return f" ({'; '.join(told)})" if told else ""
+    return "; ".join(told)
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
     """What a step has to do: rows to go through (to make, where it reads no single input), and model calls."""
 
     rows: int
-    calls: int | None
+    calls: int
     at_most: bool
 
 
@@ -37,6 +37,6 @@ def estimates(resolver: Resolver, made: Mapping[str, int]) -> dict[str, Estimate
             known[step.name] = expected
         given = inputs.get(step.input) if isinstance(operator, RowOperator) else expected
         if given is not None:
-            asks = isinstance(operator, RowOperator) and getattr(step.params, "model", None)
-            found[step.name] = Estimate(given.rows, operator.calls_expected(given) if asks else 0, not given.exact)
+            asked = operator.calls_expected(given) if isinstance(operator, RowOperator) and hasattr(step.params, "model") else 0
+            found[step.name] = Estimate(given.rows, asked, not given.exact)
     return found

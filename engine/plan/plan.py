@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.identity import digest
+from caiflow.engine.llm.model_files import model_folder
 from caiflow.engine.machine import cores
-from caiflow.engine.plan.changes import changes, describe
+from caiflow.engine.plan.changes import changes, describe, why_raised
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
-from caiflow.engine.spec.graph import chosen
+from caiflow.engine.spec.graph import ancestors, chosen
+from caiflow.engine.store.artifacts import read_artifact
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.row_llm import Tally
@@ -60,6 +62,10 @@ class Plan:
     segments: tuple[tuple[str, ...], ...] = ()
     resources: tuple[str, ...] = ()
     require: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rules: tuple[str, ...] = ()
+    """Rules of operators that have changed since this spec ran last, and the answers that this costs."""
+    unchecked: tuple[str, ...] = ()
+    """Models whose files aren't on this machine yet, so that nothing was held against them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
@@ -69,6 +75,8 @@ class Plan:
             "segments": [list(segment) for segment in self.segments],
             "resources": list(self.resources),
             "require": {name: dict(bounds) for name, bounds in self.require.items()},
+            "rules": list(self.rules),
+            "unchecked": list(self.unchecked),
         }
 
 
@@ -106,7 +114,8 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
-    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require)
+    told = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(unchecked(spec))}
+    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told)
 
 
 def _estimated(resolver: Resolver, planned: Mapping[str, PlannedStep]) -> dict[str, PlannedStep]:
@@ -156,7 +165,7 @@ def _planned(
     components: Components | None,
     previous: Components | None,
     cached: int = 0,
-    **counts: int | None,
+    **counts: Any,
 ) -> PlannedStep:
     return PlannedStep(
         name=step.name,
@@ -256,6 +265,34 @@ def _usual_tokens(ledger: Ledger) -> float:
     payloads = (ledger.get(key) for key in islice(ledger, 500))
     known = [payload["tokens"] for payload in payloads if payload is not None and "tokens" in payload]
     return sum(known) / len(known) if known else 0.0
+
+
+def changed_rules(resolver: Resolver, planned: Sequence[PlannedStep]) -> Iterator[str]:
+    """Yield each rule of an operator that has changed since the last run, with the answers of that run which it costs."""
+    steps_of: dict[str, list[str]] = {}
+    for step in planned:
+        now, before = resolver.row_components(resolver.spec.steps[step.name]) or {}, step.previous or {}
+        if why := why_raised(str(before.get("operator", "")), str(now.get("operator", ""))):
+            steps_of.setdefault(why, []).append(step.name)
+    for why, changed in steps_of.items():
+        lost = [one for one in planned if one.previous and {*changed} & ancestors(resolver.spec, one.name)]
+        answers = sum(_answers_of(resolver, one) for one in lost)
+        cost = f"; {answers:,} answers of the last run are asked again" if answers else ""
+        yield f"{', '.join(changed)}: {why}{cost}"
+
+
+def _answers_of(resolver: Resolver, step: PlannedStep) -> int:
+    """Return the rows of a step's last output, where each is a model's answer."""
+    if not resolver.is_row_step(step.name) or not getattr(resolver.spec.steps[step.name].params, "model", None):
+        return 0
+    path = resolver.store.path(digest(step.previous))
+    return (read_artifact(path).rows_out or 0) if path.is_dir() else 0
+
+
+def unchecked(spec: Spec) -> list[str]:
+    """Return the models whose files aren't here, so that layers, positions, tokenizers and templates are unknown."""
+    entries = ((name, entry) for name, entry in spec.models.items() if not entry.served)
+    return [name for name, entry in entries if model_folder(entry.source, entry.revision, spec.base_dir) is None]
 
 
 def previous_components(spec: Spec, store: Store) -> dict[str, Components]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import PlanError
+from caiflow.engine.machine import home
 from caiflow.engine.store.disk import write_atomic
 
 _HEAD = "# What caiflow may do for any spec: see docs/how-to/strangers-specs.md\n"
@@ -41,7 +42,7 @@ class Permissions(NamedTuple):
 
 def permissions_file() -> Path:
     """Return where the user's file is: `allow.yaml` in $XDG_CONFIG_HOME/caiflow (default ~/.config/caiflow)."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "caiflow" / "allow.yaml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config") / "caiflow" / "allow.yaml"
 
 
 def permissions() -> Permissions:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine.field_marks import Mark, marks
-from caiflow.engine.machine import local_path
+from caiflow.engine.machine import home, local_path
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.yaml.tree import Node, Path_
 
@@ -51,11 +51,11 @@ class Reach:
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The spec's folder and the working folder around it, but never the home folder: all that a user has lies there."""
-        home, own, working = resolved(Path.home()), resolved(self.base_dir), resolved(Path.cwd())
+        mine, own, working = resolved(home()), resolved(self.base_dir), resolved(Path.cwd())
         folders = {"in the spec's folder": own}
         if own.is_relative_to(working):
             folders["in the working folder"] = working
-        return {words: folder for words, folder in folders.items() if not home.is_relative_to(folder)}
+        return {words: folder for words, folder in folders.items() if not mine.is_relative_to(folder)}
 
     @cached_property
     def _given(self) -> dict[str, list[Path]]:
@@ -95,7 +95,7 @@ def out_of_reach(value: str, target: Path) -> tuple[str, str]:
 def flag_for(target: Path) -> str:
     """Return the option that allows a path: its folder, or it alone where all of a home folder would be allowed with it."""
     folder = target if target.is_dir() else target.parent
-    wide = resolved(Path.home()).is_relative_to(folder) or target.name.startswith(".")
+    wide = resolved(home()).is_relative_to(folder) or target.name.startswith(".")
     return f"--allow-path {shlex.quote(str(target if wide else folder))}"
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import DamagedError
+from caiflow.engine.errors import DamagedError, StoreError
 from caiflow.engine.identity import digest
 from caiflow.engine.store.disk import storing, sync, sync_tree, write_atomic
 from caiflow.engine.store.file_digests import FileCache, Manifest, Stamp, file_digest, folder_manifest, stamp
@@ -74,8 +74,16 @@ class RunRecord:
 
 
 def default_home() -> Path:
-    """Return $CAIFLOW_HOME, or ~/.cache/caiflow."""
-    return Path(os.environ.get("CAIFLOW_HOME") or "~/.cache/caiflow").expanduser().absolute()
+    """Return $CAIFLOW_HOME, or ~/.cache/caiflow.
+
+    Raises:
+        StoreError: neither is there: the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("CAIFLOW_HOME") or "~/.cache/caiflow").expanduser().absolute()
+    except RuntimeError as error:
+        hint = "set CAIFLOW_HOME to a folder in which results may be kept"
+        raise StoreError("this user has no home folder, where results would be kept", hint) from error
 
 
 def short(digest: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from caiflow.engine.errors import StoreError
+from caiflow.engine.machine import home
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
 _REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
@@ -56,7 +57,14 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` lead to a folder, in the place of an earlier link."""
+    """Make `link` lead to a folder, in the place of an earlier link; relative where the two may move together.
+
+    They may where a folder of a user's holds both, as a project's does; a home folder as a whole isn't moved.
+    """
+    parent, led = link.parent.resolve(), target.resolve() if target.is_absolute() else target
+    shared = Path(os.path.commonpath([parent, led])) if led.is_absolute() else parent
+    if led.is_absolute() and not home().is_relative_to(shared):
+        target = Path(os.path.relpath(led, parent))
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target, target_is_directory=True)

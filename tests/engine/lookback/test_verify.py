@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.lookback.history import output_kind, step_dir
 from caiflow.engine.lookback.verify import verify
 from caiflow.engine.plan.lock import LOCK
 from caiflow.engine.store.artifacts import META, Store
+from caiflow.engine.store.disk import point
+from caiflow.engine.store.journal import read_run
 from tests.support.table_runs import run_tables, write_spec
 
 
@@ -57,3 +60,34 @@ def test_a_run_without_lock_is_checked_all_the_same(run_dir: Path) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(CaiflowError, match="no run"):
         list(verify(tmp_path))
+
+
+def test_after_the_store_moved_artifacts_are_found_by_their_digests(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = (tmp_path / "home").rename(tmp_path / "elsewhere")
+    assert all("not a whole artifact" in said or "can't" in said for said in problems(run_dir).values())
+    assert set(problems(run_dir)) == {"red", "clean"}
+    monkeypatch.setenv("CAIFLOW_HOME", str(moved))
+    assert problems(run_dir) == {}
+    assert read_run(run_dir)["steps"].keys() == {"red", "clean"}
+    assert output_kind(step_dir(run_dir, "clean")) == "rows"
+
+
+def test_a_project_that_moves_with_its_store_keeps_its_links(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    target = project / "store" / "artifact"
+    target.mkdir(parents=True)
+    (project / "run" / "steps").mkdir(parents=True)
+    point(project / "run" / "steps" / "red", target)
+    moved = project.rename(tmp_path / "moved")
+    assert (moved / "run" / "steps" / "red").resolve() == moved / "store" / "artifact"
+
+
+def test_a_link_out_of_a_home_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    target = tmp_path / ".cache" / "artifact"
+    target.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    point(tmp_path / "run" / "red", target)
+    assert (tmp_path / "run" / "red").readlink() == target

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.commands.tables import plan_notes
 from caiflow.engine.errors import SpecError
-from caiflow.engine.plan.changes import changes, describe
-from caiflow.engine.plan.plan import shortages
+from caiflow.engine.identity import digest
+from caiflow.engine.plan.changes import changes, describe, why_raised
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.plan import make_plan, shortages
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
@@ -178,14 +181,45 @@ def test_changes_are_named_in_words() -> None:
     ]
 
 
-def test_a_changed_rule_says_what_it_costs() -> None:
-    (change,) = changes({"operator": "load@2"}, {"operator": "load@3"})
-    assert describe(change) == (
-        "operator load@2 -> load@3 (rows are named by what is in them, no longer by their file's name too; "
-        "what was answered under the former names is asked again)"
-    )
-    assert describe(("operator", "load@3", "load@4")) == "operator load@3 -> load@4"
-    assert describe(("operator", "load@2", "other@3")) == "operator load@2 -> other@3"
+def test_a_version_is_told_by_number_and_its_rule_apart() -> None:
+    assert describe(("operator", "load@2", "load@3")) == "operator load@2 -> load@3"
+    assert why_raised("load@2", "load@3") == "rows are named by what is in them, no longer by their file's name too"
+    assert why_raised("load@3", "load@4") == why_raised("load@2", "other@3") == why_raised("", "load@3") == ""
+
+
+def test_a_changed_rule_is_told_once_with_the_answers_that_it_costs(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name} {n}?"}) + "\n" for n in range(3)))
+    steps = "".join(f"  {name}: {{op: load, source: {name}.jsonl}}\n" for name in ("one", "two"))
+    steps += "  answers: {op: generate, input: one, model: base}\n  more: {op: generate, input: answers, model: base}\n"
+    steps += "  clean: {op: filter, input: more, drop: [duplicates]}\n"
+    (tmp_path / "spec.yaml").write_text(f"caiflow: 1\nname: rule\nmodels: {{base: {{source: tiny}}}}\nsteps:\n{steps}")
+    spec, store = load_spec(tmp_path / "spec.yaml"), Store(tmp_path / "home")
+    resolver = Resolver(spec, store)
+    former = {name: dict(resolver.row_components(spec.steps[name]) or {}) for name in spec.steps}
+    former |= {name: {**former[name], "operator": "load@2"} for name in ("one", "two")}
+    for name in ("answers", "more", "clean"):
+        staged = store.stage(name)
+        (staged / "rows.txt").write_text(name)
+        store.seal(digest(former[name]), staged, {"kind": "rows", "rows_out": 3})
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "components.json").write_text(json.dumps(former))
+    store.record_run("rule", run_dir)
+    plan = make_plan(spec, store)
+    why = "rows are named by what is in them, no longer by their file's name too"
+    assert plan.rules == (f"one, two: {why}; 6 answers of the last run are asked again",)
+
+
+def test_a_model_that_isn_t_here_yet_isn_t_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Why?", "response": "So."}\n')
+    models = f"{{base: {{source: tiny}}, far: {{source: org/far, revision: {'a' * 40}}}}}"
+    text = f"caiflow: 1\nmodels: {models}\nsteps:\n  rows: {{op: load, source: rows.jsonl}}\n"
+    (tmp_path / "spec.yaml").write_text(text + "  t: {op: sft, input: rows, model: far, lora: {targets: [nope]}}\n")
+    plan = make_plan(load_spec(tmp_path / "spec.yaml"), Store(tmp_path / "home"))
+    assert plan.unchecked == ("far",)
+    assert any("not checked: far" in str(note) for note in plan_notes(plan.to_json()))
 
 
 def test_a_change_that_shows_in_what_a_step_uses_is_named_once() -> None:
