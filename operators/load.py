@@ -42,8 +42,7 @@ _MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
 _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
 _IN_MEMORY = 20_000
-_COUNTED_BYTES = 1 << 26
-"""Most bytes of local files whose rows are counted for a plan: seconds of reading."""
+_COUNTED_BYTES = 1 << 26  # of local files, whose rows a plan counts: seconds of reading
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
 
@@ -91,20 +90,13 @@ class Load(TableOperator[LoadParams]):
         """Return what the first records tell of the conversations in each column; further records may have what these lack."""
         found: dict[str, Turns] = {}
         for row, alike in zip(head.rows, head.alike, strict=True):
-            if isinstance(row, BadRow):
-                continue
-            for name in ("prompt", "messages"):
-                said = [turn["role"] for turn in row.get(name) or ()]
+            for name in () if isinstance(row, BadRow) else ("prompt", "messages"):
+                said = [turn["role"] for turn in row.get(name) or ()]  # type: ignore[union-attr]
                 here = Turns(alike, alike * ("system" in said), alike * ("assistant" in said[:-1]))
                 found[name] = found[name] + here if name in found else here
-        return (
-            found
-            if head.whole
-            else {
-                name: turns._replace(system=turns.system or None, earlier=turns.earlier or None)
-                for name, turns in found.items()
-            }
-        )
+        if head.whole:
+            return found
+        return {name: Turns(rows, system or None, earlier or None) for name, (rows, system, earlier) in found.items()}
 
     def expects(self, _inputs: Mapping[str, Expected]) -> Expected | None:
         """Return the rows of local files, counted as they will be loaded; of others the bound that the step sets."""

@@ -22,11 +22,10 @@ from caiflow.engine.machine import local_path
 from caiflow.engine.operator import Operator, StepContext
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
-from caiflow.engine.spec.column_flow import check_columns, inputs_of
+from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_overlaps
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
-from caiflow.engine.spec.overlap import remark_overlaps
 from caiflow.engine.spec.reach import matches, named, out_of_reach
 from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_

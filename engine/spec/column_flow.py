@@ -1,4 +1,4 @@
-"""Which columns flow where: a column that a step needs must come from upstream.
+"""Which columns and rows flow where: a column that a step needs must come from upstream, and rows to measure on from elsewhere.
 
 Asks each operator, in the order of the graph, what it needs and leaves. Where that isn't known, any column may be there.
 """
@@ -6,12 +6,12 @@ Asks each operator, in the order of the graph, what it needs and leaves. Where t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.field_marks import Mark
-from caiflow.engine.operator import Operator, Reference
+from caiflow.engine.operator import Operator, Params, Reference
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.findings import Checked
@@ -113,3 +113,67 @@ def _rename_hint(source: Operator[Any] | None, options: list[str], known: Column
 def _source_name(column: str) -> str:
     """Return the field that `load` reads a column from."""
     return "completion" if column == "response" else column
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """Parameters of a step whose rows come from outside, which can say whether another step's may be the same."""
+
+    def may_share_rows(self, other: Params) -> bool:
+        """Return whether a row may be in both; never where a division keeps them apart."""
+
+
+def remark_overlaps(checked: Checked) -> None:
+    """Remark each step that measures a trained model on rows from where its training had some."""
+    for step in checked.steps.values():
+        kind = step.operator_type().kind
+        for ref in step.references():
+            if ref.kind == "rows" and (kind == "metrics" or ref.path == ("eval_input",)):
+                _remark_overlap(checked, step, ref)
+
+
+def _remark_overlap(checked: Checked, step: Step, measured: Reference) -> None:
+    own = [ref.name for ref in step.references() if ref.path == ("input",)]
+    learnt = sorted(_taught(checked, step) | (_sources(checked, own) if measured.path == ("eval_input",) else set()))
+    for source in sorted(_sources(checked, [measured.name])):
+        shared = next((other for other in learnt if _share(checked, source, other)), None)
+        if shared is not None:
+            rows = f"`{source}`" if shared == source else f"`{source}` (from where `{shared}` is too)"
+            told = f"`{step.name}` measures on rows of {rows}, on which its model may be trained"
+            checked.remark(step.name, measured.path, told, "load the two sides by one `split`, or take other rows")
+            return
+
+
+def _share(checked: Checked, one: str, other: str) -> bool:
+    params = checked.steps[one].params
+    return one == other or (isinstance(params, Drawn) and params.may_share_rows(checked.steps[other].params))
+
+
+def _taught(checked: Checked, step: Step) -> set[str]:
+    """Return the sources of all rows that the models which a step names were trained on, whatever they were before."""
+    models = _reached(checked, [step.name], "model") - {step.name}
+    inputs = [ref.name for name in models for ref in checked.steps[name].references() if ref.path == ("input",)]
+    return _sources(checked, inputs)
+
+
+def _sources(checked: Checked, names: Iterable[str]) -> set[str]:
+    """Return the steps that the rows of some steps come from in the end."""
+    reached = _reached(checked, names, "rows")
+    return {name for name in reached if not any(_goes_on(ref, "rows") for ref in checked.steps[name].references())}
+
+
+def _reached(checked: Checked, names: Iterable[str], kind: str) -> set[str]:
+    """Return these steps, and all that they name as rows or as models, directly or over others."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name in checked.steps and name not in found:
+            found.add(name)
+            todo += [ref.name for ref in checked.steps[name].references() if _goes_on(ref, kind)]
+    return found
+
+
+def _goes_on(ref: Reference, kind: str) -> bool:
+    """Return whether what a reference names becomes part of what the step makes; rows that are held out don't."""
+    return ref.kind == kind and (kind == "model" or ref.path[0] in ("input", "inputs"))
