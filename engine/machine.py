@@ -1,9 +1,19 @@
-"""What this machine gives to this process: cores, and the folders of its users."""
+"""What this machine gives to this process: cores, the folders of its users, and how a library that lacks is brought."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+EXTRAS = {
+    "vllm": "vllm",
+    "lm-eval": "lm-eval",
+    "qlora": "bitsandbytes",
+    "serve": "fastapi uvicorn openai",
+    "plots": "matplotlib",
+}
+"""What each extra brings, where caiflow runs without having been installed."""
 
 
 def cores() -> int:
@@ -26,3 +36,16 @@ def local_path(text: str, base_dir: Path) -> Path:
         return base_dir / Path(text).expanduser()
     except RuntimeError:  # there is nobody of that name
         return base_dir / text
+
+
+def pip_command(extra: str) -> str:
+    """Return the command that installs the libraries of an extra: `pip install 'vllm>=0.32,<0.34'`."""
+    from importlib.metadata import PackageNotFoundError, requires  # it takes long to import
+
+    try:
+        found = requires("caiflow") or ()
+    except PackageNotFoundError:
+        return f"pip install {EXTRAS[extra]}"
+    wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
+    libraries = [line.partition(";")[0].strip() for line in found if wanted.search(line)]
+    return "pip install " + " ".join(f"'{library}'" for library in libraries)

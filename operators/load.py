@@ -21,7 +21,6 @@ from caiflow.engine.errors import Finding, WrongValue, finding
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.suggest import suggest
-from caiflow.operators.draws import fraction
 from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
@@ -31,6 +30,7 @@ from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
 from caiflow.operators.formats.survey import Survey
 from caiflow.operators.formats.tables import Csv
+from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,9 +23,8 @@ from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
-from caiflow.engine.machine import cores, local_path
+from caiflow.engine.machine import cores, local_path, pip_command
 from caiflow.engine.store.artifacts import default_home
 
 EXAMPLES = """\

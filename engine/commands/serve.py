@@ -18,8 +18,8 @@ from typing import Literal
 from caiflow.engine.commands.parser import named_run
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError, PlanError
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.machine import pip_command
 
 EXAMPLES = """\
   caiflow serve last rl_cai

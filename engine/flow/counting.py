@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.flow.outcomes import FlowStep, replay, spread
 from caiflow.engine.flow.row_llm import Tally
-from caiflow.engine.flow.stream import BATCH_ROWS, FlowStep, replay, spread
+from caiflow.engine.flow.stream import BATCH_ROWS
 from caiflow.engine.machine import cores
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows

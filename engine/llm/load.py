@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Engine, only_vllm_gives
 from caiflow.engine.llm.files import classifier, load_model, load_renderer
 from caiflow.engine.llm.gguf import unpack
+from caiflow.engine.machine import pip_command
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource

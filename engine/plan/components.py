@@ -22,7 +22,7 @@ from caiflow.engine.spec.permissions import Permissions
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
-    from caiflow.engine.flow.stream import FlowStep
+    from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
 
@@ -137,7 +137,7 @@ class Resolver:
 
     def flow_step(self, step: Step) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
-        from caiflow.engine.flow.stream import FlowStep
+        from caiflow.engine.flow.outcomes import FlowStep
         from caiflow.engine.store.ledger import ledger_name
 
         own = self.row_components(step)

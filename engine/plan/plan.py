@@ -21,8 +21,8 @@ from caiflow.engine.spec.graph import ancestors, chosen
 from caiflow.engine.store.artifacts import read_artifact
 
 if TYPE_CHECKING:
+    from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.flow.row_llm import Tally
-    from caiflow.engine.flow.stream import FlowStep
     from caiflow.engine.spec.grammar import Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
     from caiflow.engine.store.ledger import Ledger

@@ -32,7 +32,8 @@ from caiflow.engine.operator import (
 from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow.stream import Flow, FlowStep
+    from caiflow.engine.flow.outcomes import FlowStep
+    from caiflow.engine.flow.stream import Flow
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.rows.folder import RowsWriter
 

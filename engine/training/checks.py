@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import layer_names, model_settings
+from caiflow.engine.machine import pip_command
 from caiflow.engine.suggest import suggest
 from caiflow.engine.training.params import Lora, TrainingParams
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
-from caiflow.engine.extras import pip_command
+from caiflow.engine.machine import pip_command
 
 if TYPE_CHECKING:
     import torch

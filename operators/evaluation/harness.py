@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding, WrongValue
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Sampling
+from caiflow.engine.machine import pip_command
 from caiflow.engine.operator import Ask, LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import attempted, refuse_failures

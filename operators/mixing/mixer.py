@@ -19,7 +19,7 @@ from caiflow.engine.operator import Job
 from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.rows.conversations import with_answer
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
-from caiflow.operators.draws import ranks
+from caiflow.operators.mixing.draws import ranks
 from caiflow.operators.mixing.order import Arrange
 from caiflow.operators.mixing.params import Make, MixParams
 from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from caiflow.engine.rows.conversations import said
-from caiflow.operators.draws import ranks
+from caiflow.operators.mixing.draws import ranks
 
 if TYPE_CHECKING:
     import numpy as np

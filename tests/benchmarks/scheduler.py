@@ -20,7 +20,8 @@ from typing import Any
 
 from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.flow.counting import count_known
-from caiflow.engine.flow.stream import Flow, FlowStep
+from caiflow.engine.flow.outcomes import FlowStep
+from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.chain import CALLS, Message, Work, first_turn, next_turn
-from caiflow.engine.flow.stream import FlowStep
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from caiflow.operators.draws import fraction, ranks
+from caiflow.operators.mixing.draws import fraction, ranks
 
 
 def test_ranks_are_the_same_on_every_machine() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.flow.stream import FlowStep
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.operator import ModelRowParams, RowDropped, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter

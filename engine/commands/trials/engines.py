@@ -15,10 +15,10 @@ from typing import Any
 from caiflow.engine.commands.trials.bench import Check, SkippedError
 from caiflow.engine.commands.trials.device import bundled, gpus, memory_used
 from caiflow.engine.errors import EngineError
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Answer, Completion, Engine, Message, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model, load_renderer
 from caiflow.engine.llm.load import load_engine
+from caiflow.engine.machine import pip_command
 
 ANSWER_S = 120.0
 QUESTIONS = (

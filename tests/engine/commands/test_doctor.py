@@ -8,8 +8,8 @@ import pytest
 
 from caiflow.engine.commands import doctor
 from caiflow.engine.commands.doctor import Diagnosis, examine
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.model_files import packaged_file
+from caiflow.engine.machine import pip_command
 
 
 def examined(home: Path) -> dict[str, Diagnosis]:

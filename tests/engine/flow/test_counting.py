@@ -9,7 +9,7 @@ import pytest
 from caiflow.engine.errors import StepError
 from caiflow.engine.flow import counting
 from caiflow.engine.flow.counting import count_known
-from caiflow.engine.flow.stream import FlowStep
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.operator import RowParams, StepContext
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger

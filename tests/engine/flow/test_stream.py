@@ -10,8 +10,9 @@ import pytest
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.counting import count_known
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.row_llm import Tally
-from caiflow.engine.flow.stream import Flow, FlowStep
+from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from functools import cached_property
 
-from caiflow.engine.flow.stream import FlowStep
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
 

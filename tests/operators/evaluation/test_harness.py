@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError, StepError
-from caiflow.engine.extras import pip_command
 from caiflow.engine.llm.base import Sampling
+from caiflow.engine.machine import pip_command
 from caiflow.engine.operator import StepContext
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation.harness import FOLDER, figures, run_tasks, sampling

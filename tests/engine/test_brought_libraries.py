@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from caiflow.engine.extras import EXTRAS, pip_command
+from caiflow.engine.machine import EXTRAS, pip_command
 from support.source_tree import ROOT, source_files
 
 

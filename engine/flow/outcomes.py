@@ -1,0 +1,86 @@
+"""A row step as a flow needs it, and what comes of it for a row: result, key, and what the ledger holds of it already.
+
+The run and the plan's counts both ask here, so that they can't differ. Runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from caiflow.engine.errors import StepError
+from caiflow.engine.identity import NoIdentityError, compact, key
+from caiflow.engine.operator import RowOperator, RowParams
+from caiflow.engine.rows.columns import Row
+from caiflow.engine.store.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """A row step as the flow needs it: `identity` decides its results, `source` is the step its rows come from."""
+
+    name: str
+    operator: RowOperator[Any]
+    source: str
+    identity: str
+    namespace: str
+    model: str | None = None
+    model_identity: str = ""
+    seed: int = 0
+    params: RowParams | None = None
+
+    def view(self, row: Row) -> Row:
+        """Return the part of a row that the operator sees: what it declares to read, so that no key can miss an input."""
+        seen = {name: row.get(name) for name in self.operator.reads()}
+        seen["uid"] = row["uid"]
+        return seen
+
+    def row_key(self, view: Row) -> bytes:
+        """Return the ledger key of this step's result for a row.
+
+        Raises:
+            StepError: the row holds, or the operator says, what may be written otherwise in the next process.
+        """
+        try:
+            return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))
+        except NoIdentityError as error:
+            raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one step for one row: rows out, or the reason why there are none."""
+
+    rows: tuple[Row, ...] = ()
+    dropped: str = ""
+    failed: str = ""
+    may_pass: bool = False
+    """Whether it failed for a reason that may pass, so that the ledger holds nothing and the next run asks again."""
+    cached: bool = False
+    tokens: int = 0
+    trace: str = ""
+    """Where the operator's code raised; empty where an engine refused, or the operator said what is wrong with the row."""
+    cut: int | None = None
+    """Answers behind it that ended at `max_tokens`; None where the ledger doesn't tell."""
+
+
+def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
+    """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
+    kept = ledger.get(row_key)
+    if kept is None:
+        return None
+    if "dropped" in kept:
+        return Outcome(dropped=kept["dropped"], cached=True)
+    if "failed" in kept:
+        return Outcome(failed=kept["failed"], cached=True)
+    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"], cut=kept.get("cut"))
+
+
+def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[Row]:
+    """Return the whole rows that follow from a step's outcome for `row`, without what is outdated; several get own uids."""
+    if outdated:
+        row = {name: value for name, value in row.items() if name not in outdated}
+    if len(outcome.rows) == 1:
+        return [{**row, **outcome.rows[0]}]
+    return [{**row, **new, "uid": f"{row['uid']}/{i}"} for i, new in enumerate(outcome.rows)]
