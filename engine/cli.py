@@ -103,7 +103,7 @@ def _dispatch(given: list[str]) -> int:
         return DONE
     name = given[0]
     if name not in COMMANDS:
-        from caiflow.engine.suggest import suggest
+        from caiflow.engine.errors import suggest
 
         return _say(f"caiflow: no command {name!r}; {suggest(name, COMMANDS, 'commands')}", WRONG, given)
     code: int = _module(name).execute(command_parser(name).parse(given[1:]))

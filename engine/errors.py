@@ -1,4 +1,4 @@
-"""The one tree of errors that caiflow raises on purpose, and the forms in which a finding travels before it has a place.
+"""The one tree of errors that caiflow raises on purpose, the forms in which a finding travels before it has a place, and hints.
 
 Every text reads `<where>: <what is wrong>, got <value>; <what to do>`: what is wrong and what to do are kept apart and joined
 here alone. All errors pickle, since they cross Ray. This module imports nothing of caiflow and never prints.
@@ -6,8 +6,11 @@ here alone. All errors pickle, since they cross Ray. This module imports nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+MANY = 300
+"""Names among which only the same letters in another order are looked for: comparing each pair of thousands takes minutes."""
 
 
 def joined(message: str, hint: str) -> str:
@@ -122,3 +125,33 @@ class EngineError(CaiflowError):
 
 class AskAnewError(CaiflowError):
     """A server taught how it is to be asked, by which its answers count as another model's: the work begins anew with that."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name most like `name`, or None where none is alike; letter case and `-` against `_` don't count."""
+    plain = {_plain(candidate): candidate for candidate in reversed(list(names))}
+    asked = _plain(name)
+    letters = sorted(asked)
+    swapped = next((candidate for candidate in plain if sorted(candidate) == letters), None) if asked else None
+    if swapped is not None or not asked or len(plain) > MANY:
+        return plain.get(swapped or "")
+    from difflib import get_close_matches
+
+    found = get_close_matches(asked, plain, n=1, cutoff=0.6)
+    return plain[found[0]] if found else None
+
+
+def suggest(name: str, names: Iterable[str], what: str) -> str:
+    """Return a hint: `did you mean x?`, or the valid names, or that there are none. `what` is their plural."""
+    names = list(names)
+    found = nearest(name, names)
+    if found is not None:
+        return f"did you mean `{found}`?"
+    if not names:
+        return f"there are no {what} to name"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"{what}: {shown}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from caiflow.engine.errors import Finding
+from caiflow.engine.errors import Finding, suggest
 from caiflow.engine.health import Bound, Measure, Passed
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import ModelRowParams, RowDropped
 from caiflow.engine.rows.columns import ColumnType, Row
-from caiflow.engine.suggest import suggest
 
 FURTHER = 1 << 16
 """Between the sample numbers of an answer's draws, so that each has a seed of its own."""

@@ -17,10 +17,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from caiflow.engine.errors import Finding, WrongValue, finding
+from caiflow.engine.errors import Finding, WrongValue, finding, suggest
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
-from caiflow.engine.suggest import suggest
 from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caiflow.engine.display.terminal import say
-from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.suggest import suggest
+from caiflow.engine.errors import Problem, SpecError, suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec

@@ -49,8 +49,7 @@ from caiflow.engine.constitution.principles import (
     same_id,
     usable,
 )
-from caiflow.engine.errors import Problem, SpecError, finding
-from caiflow.engine.suggest import nearest
+from caiflow.engine.errors import Problem, SpecError, finding, nearest
 
 __all__ = [
     "STAGES",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.suggest import nearest
+from caiflow.engine.errors import nearest
 
 Data = dict[str, Any]
 RULE = ("text", "principle", "definition", "description", "trait", "statement", "guideline", "rule")

@@ -22,9 +22,8 @@ from caiflow.engine.constitution.principles import (
     known,
     same_id,
 )
-from caiflow.engine.errors import Finding, Problem, SpecError, WrongValue, finding, refusal
+from caiflow.engine.errors import Finding, Problem, SpecError, WrongValue, finding, refusal, suggest
 from caiflow.engine.llm.base import Message
-from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Location, Node
 
 _Loc = tuple[str | int, ...]

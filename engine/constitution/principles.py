@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from caiflow.engine.errors import WrongValue
+from caiflow.engine.errors import WrongValue, nearest
 from caiflow.engine.llm.base import Message
-from caiflow.engine.suggest import nearest
 
 Stage = Literal["critique", "revision", "judge"]
 STAGES: tuple[Stage, ...] = ("critique", "revision", "judge")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import AskAnewError, EngineError
+from caiflow.engine.errors import AskAnewError, EngineError, suggest
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
@@ -25,7 +25,6 @@ from caiflow.engine.operator import RowDropped
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
-from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa

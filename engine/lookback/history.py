@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, suggest
 from caiflow.engine.store.journal import read_run
-from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.store.artifacts import Store

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, suggest
 from caiflow.engine.lookback.history import model_card, output_kind, read_metrics, step_dir
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.journal import read_run
-from caiflow.engine.suggest import suggest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding
+from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding, suggest
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
@@ -27,7 +27,6 @@ from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
 from caiflow.engine.spec.reach import matches, named, out_of_reach
-from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

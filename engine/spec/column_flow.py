@@ -9,14 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, suggest
 from caiflow.engine.field_marks import Mark
 from caiflow.engine.operator import Operator, Params, Reference
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import Step
-from caiflow.engine.suggest import suggest
 
 
 def check_columns(checked: Checked, operators: Mapping[str, Operator[Any]], broken: set[str]) -> Mapping[str, Columns]:

@@ -9,8 +9,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from caiflow.engine.errors import SpecError
-from caiflow.engine.suggest import suggest
+from caiflow.engine.errors import SpecError, suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import Spec, Step

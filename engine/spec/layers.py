@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.errors import Problem, SpecError, suggest
 from caiflow.engine.spec.reach import Reach, out_of_reach
-from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.reader import parse_yaml, read_yaml, scalar
 from caiflow.engine.yaml.tree import Location, Node, Path_, dotted
 

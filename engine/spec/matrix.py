@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from caiflow.engine.errors import nearest, suggest
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.grammar import Step
 from caiflow.engine.spec.layers import Problems, assign, split_path
-from caiflow.engine.suggest import nearest, suggest
 from caiflow.engine.yaml.tree import Node, Path_
 
 Arm = tuple[tuple[str, str], ...]

@@ -14,10 +14,9 @@ from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
 from caiflow.engine import registry
-from caiflow.engine.errors import refusal
+from caiflow.engine.errors import refusal, suggest
 from caiflow.engine.spec import schema, slips
 from caiflow.engine.spec.layers import Problems
-from caiflow.engine.suggest import suggest
 from caiflow.engine.yaml.tree import Node, Path_
 
 KIND_NAMES = {

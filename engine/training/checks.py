@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import Finding
+from caiflow.engine.errors import Finding, suggest
 from caiflow.engine.llm.model_files import layer_names, model_settings
 from caiflow.engine.machine import pip_command
-from caiflow.engine.suggest import suggest
 from caiflow.engine.training.params import Lora, TrainingParams
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from caiflow.engine.errors import WrongValue
-from caiflow.engine.suggest import nearest
+from caiflow.engine.errors import WrongValue, nearest
 
 LONGEST = 2000
 """Longest expression, in characters."""

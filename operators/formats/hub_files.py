@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from caiflow.engine.errors import WrongValue
-from caiflow.engine.suggest import suggest
+from caiflow.engine.errors import WrongValue, suggest
 
 CARD = "README.md"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from caiflow.engine.suggest import nearest, suggest
+from caiflow.engine.errors import nearest, suggest
 
 
 @pytest.mark.parametrize(

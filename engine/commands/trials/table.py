@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from caiflow.engine.errors import SpecError
-from caiflow.engine.suggest import suggest
+from caiflow.engine.errors import SpecError, suggest
 
 LIMIT_S = 300.0
 """What a trial may take; most take a tenth of it, but a first start on a GPU compiles."""

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import EngineError, nearest
 from caiflow.engine.llm.base import Draws, ModelSource
 from caiflow.engine.llm.files import load_error, load_renderer
 from caiflow.engine.llm.vllm.engine import VLLMEngine
 from caiflow.engine.llm.vllm.failures import Printed, start_error
 from caiflow.engine.llm.vllm.seeds import PROCESSORS
-from caiflow.engine.suggest import nearest
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process: no copy of every request and answer
