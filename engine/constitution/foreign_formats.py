@@ -122,6 +122,8 @@ def _decode(text: str, structured: bool) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             refused = FormatError(f"not valid JSON: {error.msg}", line=error.lineno, col=error.colno)
+        except RecursionError:
+            raise FormatError("nested too deep") from None
         if (lines := _json_lines(text, dict)) is not None:
             return lines
         try:
@@ -146,7 +148,7 @@ def _json_lines(text: str, kind: type) -> list[Any] | None:
     """Return what JSON lines hold; None where some line is something else."""
     try:
         found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     return found if all(isinstance(item, kind) for item in found) else None
 

@@ -86,17 +86,21 @@ class TokenizerFiles:
         """
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         special = {name: token for name in names if (token := self._special(name)) is not None}
+        from caiflow.engine.llm.bounded_jinja import bounded
+
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=prompt, **special)
+            with bounded():
+                return self._compiled.render(messages=messages, add_generation_prompt=prompt, **special)
         except Exception as error:  # a template is user text: whatever it raises is the user's to read
             raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
 
     @cached_property
     def _compiled(self) -> Template:
         import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        from caiflow.engine.llm.bounded_jinja import BoundedSandbox
+
+        sandbox = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
         sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
         sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         return sandbox.from_string(_TRAINING_MARKS.sub("", self.template))

@@ -34,6 +34,8 @@ SCHEME = re.compile(r"[a-z][a-z0-9]+:")
 DATA_SUFFIXES = (
     ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt", ".yaml", ".yml", ".jinja", ".gguf",
 )  # fmt: skip
+LARGEST_TEMPLATE = 1_000_000
+"""Bytes of a chat template's file."""
 MANY_PROBLEMS = 100
 """Findings after which no more names are compared, which takes time."""
 LONGEST_NAME = 200
@@ -145,6 +147,19 @@ def _check_models(checked: Checked) -> None:
         _check_engine_has(checked, path, entry)
 
 
+def _check_template(checked: Checked, path: Path_, value: str | None) -> None:
+    """Report a chat template that is no template: a file that isn't there, or that can't be one."""
+    if not value or "{" in value:
+        return
+    file, at = checked.base_dir / value, checked.tree.nearest(path).at
+    if not os.path.exists(file):
+        hint = "name one that is there, or write the template itself, which has `{{ ... }}`"
+        checked.problems.at(at, path, f"no such file: {value}", hint)
+    elif not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
+        told = f"{value} is no file of a template, which has at most {LARGEST_TEMPLATE:,} bytes"
+        checked.problems.at(at, path, told, "name a file ending in .jinja")
+
+
 def _check_engine_has(checked: Checked, path: Path_, entry: ModelEntry) -> None:
     """Report what vLLM alone gives and the named engine doesn't; for `auto` the engine's start tells."""
     if not entry.served and entry.engine != "transformers":
@@ -180,17 +195,24 @@ def _check_files(checked: Checked, refused: set[Path_]) -> None:
     for owner, mark in owned:
         if (*owner, *mark.path) not in refused:
             _check_file(checked, owner, mark)
+    for name, entry in checked.models.items():
+        if (path := ("models", name, "chat_template")) not in refused:
+            _check_template(checked, path, entry.chat_template)
 
 
 def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
     if mark.meaning != "file" and SCHEME.match(mark.value):
         return  # a server, or a bundled thing such as tiny:red_team, which its operator checks
     full, path = local_path(mark.value, checked.base_dir), Path(mark.value)
+    at = checked.tree.nearest((*owner, *mark.path)).at
+    if os.path.exists(full) and not (full.is_file() or full.is_dir()):
+        told = f"{mark.value} is neither a file nor a folder"
+        checked.problems.at(at, (*owner, *mark.path), told, "a device or a pipe may have no end; name a file")
+        return
     if os.path.exists(full) or (mark.meaning != "file" and may_be_hub_id(mark.value)):
         return
     if any(char in mark.value for char in "*?[") and any(matches(full)):
         return
-    at = checked.tree.nearest((*owner, *mark.path)).at
     where = full.parent if full.parent.is_dir() else None
     near = [entry.name for entry in sorted(where.iterdir())[:500]] if where else []
     hint = suggest(path.name, near, "files there") if near else f"there is no folder {full.parent}"

@@ -82,7 +82,7 @@ class ModelEntry(Strict):
     """GPUs per replica; by default 1 where there is one."""
     num_cpus: int | None = Field(default=None, ge=1, json_schema_extra=SPEED)
     """Threads of an engine that computes on a CPU; by default half the cores, or all but one where it is alone."""
-    replicas: int = Field(default=1, ge=1, json_schema_extra=SPEED)
+    replicas: int = Field(default=1, ge=1, le=1024, json_schema_extra=SPEED)
     """Engines started for this model."""
     base_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=SPEED)
     """Address of an OpenAI-compatible server, up to and with `/v1`."""

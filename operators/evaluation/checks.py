@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.errors import Finding
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import ColumnName, Strict
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation import refusals
@@ -29,7 +29,10 @@ class PatternCheck(Strict):
     """
 
     pattern: str | None = None
-    """One pattern: a regular expression as Python's `re` has them, its dot matching line ends too."""
+    """One pattern: a regular expression, its dot matching line ends too.
+
+    It is searched in a time that grows with the text alone, and so has no `(?=...)`, `(?<=...)` and no `\\1`.
+    """
     any_of: tuple[str, ...] = ()
     """Patterns of which one is enough."""
     column: ColumnName = "response"
@@ -46,10 +49,8 @@ class PatternCheck(Strict):
         if bool(self.pattern) == bool(self.any_of):
             raise ValueError("a check has either `pattern` or `any_of`")
         for text in self.texts:
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise ValueError(f"{text!r} is no regular expression: {error}") from None
+            if text not in _OWN:
+                _search(text)
         return self
 
     @property
@@ -90,6 +91,10 @@ STANDARD: Mapping[str, PatternCheck] = {
 help), and the phrases of an over-trained model. English, for first answers; a check of the same name replaces one."""
 
 
+_OWN = frozenset(text for check in STANDARD.values() for text in check.texts)
+"""Patterns that come with this module, which Python's `re` searches; a spec's could keep that busy for ever."""
+
+
 def compiled(checks: Mapping[str, PatternCheck]) -> dict[str, Test]:
     """Return each check as a test of a row; null counts as an empty text."""
     return {name: _test(checks, check) for name, check in checks.items()}
@@ -112,16 +117,37 @@ def problems(checks: Mapping[str, PatternCheck]) -> Iterator[Finding]:
 
 
 def _test(checks: Mapping[str, PatternCheck], check: PatternCheck) -> Test:
-    wanted = [re.compile(text, re.IGNORECASE | re.DOTALL) for text in check.texts]
+    wanted = [_search(text) for text in check.texts]
     other = _test(checks, checks[check.of]) if check.of else None
 
     def met(row: Row) -> bool:
         text = _text(row, check.column).replace("\u2019", "'")
         text = text[: check.within] if check.within else text
-        found = any(pattern.search(text) for pattern in wanted)
+        found = any(search(text) for search in wanted)
         return found != check.negate and (other is None or other(row))
 
     return met
+
+
+def _search(pattern: str) -> Callable[[str], object]:
+    """Return the search for a pattern of a spec by an engine that never goes back, polars' own.
+
+    Raises:
+        ValueError: it is no regular expression, or one that only going back can find.
+    """
+    if pattern in _OWN:
+        return re.compile(pattern, re.IGNORECASE | re.DOTALL).search
+    import polars as pl
+
+    def search(text: str) -> object:
+        return pl.Series([text]).str.contains(f"(?is){pattern}").item()
+
+    try:
+        search("")
+    except pl.exceptions.ComputeError as error:
+        said = str(error).strip().splitlines()[-1].removeprefix("error: ")
+        raise WrongValue(f"{pattern!r} is no regular expression that can be searched: {said}", "write it without") from None
+    return search
 
 
 def _text(row: Row, column: str) -> str:

@@ -73,7 +73,7 @@ def read(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
                 question(row)
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"{path.name}:{number}: {error}") from None
             yield {**row, "uid": str(number)}
 

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from caiflow.engine.errors import WrongValue
-from caiflow.operators.formats.opening import Line, inner_name, open_bytes, open_text, plain_name
+from caiflow.operators.formats.opening import (
+    LARGEST_DOCUMENT,
+    LONGEST_LINE,
+    Line,
+    inner_name,
+    numbered_lines,
+    open_bytes,
+    open_text,
+    plain_name,
+    refuse_irregular,
+)
 from caiflow.operators.formats.tables import Csv, read_csv, read_parquet
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
@@ -74,6 +84,7 @@ def read_lines(path: Path, csv: Csv = Csv()) -> Iterator[Line]:
 
 def is_pointer(path: Path) -> bool:
     """Return whether the file only says where Git LFS has the data."""
+    refuse_irregular(path)
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
 
@@ -89,35 +100,33 @@ def _json_kind(path: Path) -> Kind:
     first, *more = head.split(b"\n", 1)
     try:
         json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "json"
     return "jsonl" if more and more[0].strip() else "json"
 
 
 def _text(path: Path) -> Iterator[Line]:
     """Yield each line that isn't blank as a prompt."""
-    with open_bytes(path) as file:
-        for place, raw in enumerate(file, 1):
-            try:
-                text = raw.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield Line(place, None, f"not UTF-8: {error.reason} at byte {error.start}", raw.decode("utf-8", "replace"))
-                continue
-            if text.strip():
-                yield Line(place, {"prompt": text})
+    for place, raw in numbered_lines(path):
+        try:
+            text = raw.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            yield Line(place, None, f"not UTF-8: {error.reason} at byte {error.start}", raw.decode("utf-8", "replace"))
+            continue
+        if text.strip():
+            yield Line(place, {"prompt": text})
 
 
 def _jsonl(path: Path) -> Iterator[Line]:
     record = _Records()
-    with open_bytes(path) as file:
-        for place, raw in enumerate(file, 1):
-            text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
-            if not text:
-                continue
-            try:
-                yield record(place, json.loads(text.removeprefix(b"\xef\xbb\xbf")))
-            except ValueError as error:
-                yield Line(place, None, f"not JSON: {_reason(error)}", text.decode("utf-8", "replace"))
+    for place, raw in numbered_lines(path):
+        text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
+        if not text:
+            continue
+        try:
+            yield record(place, json.loads(text.removeprefix(b"\xef\xbb\xbf")))
+        except (ValueError, RecursionError) as error:
+            yield Line(place, None, f"not JSON: {_reason(error)}", text.decode("utf-8", "replace"))
 
 
 def _json(path: Path) -> Iterator[Line]:
@@ -128,8 +137,10 @@ def _json(path: Path) -> Iterator[Line]:
             yield from _array(path.name, head[start + 1 :], file, 1 + head[:start].count("\n"))
             return
         try:
-            document = json.loads(head + file.read())
-        except ValueError as error:
+            document = json.loads(_whole(path.name, head + file.read(LARGEST_DOCUMENT)))
+        except WrongValue:
+            raise
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}:{getattr(error, 'lineno', 1)}: not JSON: {_reason(error)}") from error
     yield from _object(document)
 
@@ -145,6 +156,8 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
         try:
             item, end = decode(body)
             whole = ended or end < len(body)
+        except RecursionError as error:
+            raise ValueError(f"{name}:{line}: {_reason(error)}") from error
         except ValueError as error:
             if ended:
                 line += body[: getattr(error, "pos", 0)].count("\n")
@@ -154,6 +167,8 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
             yield record(line, item)
             line, buffer = line + body[:end].count("\n"), body[end:]
             continue
+        if len(body) > LONGEST_LINE:
+            raise WrongValue(f"{name}:{line}: an item of more than {LONGEST_LINE >> 20} MiB", "write one record an item")
         more = file.read(max(_CHUNK, len(body)))
         buffer, ended = body + more, not more
 
@@ -214,7 +229,20 @@ class _Records:
         return Line(place, None, f"expected {wanted}, got {type(data).__name__}", json.dumps(data))
 
 
-def _reason(error: ValueError) -> str:
+def _whole(name: str, text: str) -> str:
+    """Return the text of a document, once it is known to be all of it.
+
+    Raises:
+        ValueError: there is more.
+    """
+    if len(text) >= LARGEST_DOCUMENT:
+        raise WrongValue(f"{name}: one document of more than {LARGEST_DOCUMENT >> 20} MiB", "write it as JSON lines")
+    return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return str(error)

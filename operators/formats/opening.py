@@ -1,18 +1,26 @@
 """Data files as they lie on the disk: plain, or packed by gzip, zstd or zip; and the record that any of them is read into.
 
-Knows how a file is packed, never what is written in it.
+Knows how a file is packed, never what is written in it. Whatever a file unpacks to and however long its lines are,
+no more of it is held than the bounds here say.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from caiflow.engine.errors import WrongValue
 
 PACKED = (".gz", ".zst", ".zip")
+LONGEST_LINE = 32 << 20
+"""Bytes of a line."""
+LARGEST_DOCUMENT = 64 << 20
+"""Characters of a document that is read whole."""
+_ALWAYS_UNPACKED = 64 << 20
+_MOST_TIMES = 400
+"""A file that unpacks to more than this many times its size, and to more bytes than these, is no data."""
 
 
 class Line(NamedTuple):
@@ -39,8 +47,57 @@ def inner_name(path: Path) -> str:
     return _member(path) if path.suffix == ".zip" and path.is_file() else plain_name(path.name)
 
 
+class _Unpacked(io.RawIOBase):
+    """The bytes that a packed file unpacks to, as far as data does.
+
+    Raises:
+        ValueError: while it is read, once it has become larger than data does.
+    """
+
+    def __init__(self, packed: IO[bytes], path: Path) -> None:
+        self._packed = packed
+        self._name = path.name
+        self._left = max(_ALWAYS_UNPACKED, _MOST_TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits into the buffer."""
+        data = self._packed.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise WrongValue(
+                f"{self._name}: it unpacks to more than {_MOST_TIMES} times its size", "unpack it, if it is what it should be"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the packed file."""
+        self._packed.close()
+        super().close()
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raise for what is there but is no file of data: a folder, a device, a pipe, which may have no end.
+
+    Raises:
+        ValueError: it is one of them.
+    """
+    if path.exists() and not path.is_file():
+        raise WrongValue(f"{path.name}: not a regular file", "name a file of data")
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """Return the bytes of a file, unpacked."""
+    refuse_irregular(path)
+    packed = _packed(path)
+    return path.open("rb") if packed is None else io.BufferedReader(_Unpacked(packed, path), 1 << 20)
+
+
+def _packed(path: Path) -> IO[bytes] | None:
     if path.suffix == ".gz":
         import gzip
 
@@ -48,12 +105,29 @@ def open_bytes(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
         import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+        return cast(IO[bytes], pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
     if path.suffix == ".zip":
         import zipfile
 
         return zipfile.ZipFile(path).open(_member(path))
-    return path.open("rb")
+    return None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their numbers.
+
+    Raises:
+        ValueError: a line is too long to be a record.
+    """
+    with open_bytes(path) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise WrongValue(
+                    f"{path.name}:{number}: a line of more than {LONGEST_LINE >> 20} MiB", "write one record a line"
+                )
+            yield number, line
 
 
 def open_text(path: Path, encoding: str = "utf-8-sig") -> io.TextIOWrapper:

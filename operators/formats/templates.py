@@ -10,15 +10,17 @@ from caiflow.engine.errors import WrongValue
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from caiflow.engine.llm.bounded_jinja import BoundedSandbox
 
 
 @lru_cache(maxsize=1)
-def _sandbox() -> ImmutableSandboxedEnvironment:
+def _sandbox() -> BoundedSandbox:
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_said)
+    from caiflow.engine.llm.bounded_jinja import BoundedSandbox
+
+    return BoundedSandbox(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_said)
 
 
 def _said(value: Any) -> Any:
@@ -35,11 +37,17 @@ def compiled(text: str) -> Template:
         ValueError: it is no Jinja.
     """
     from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
+
+    from caiflow.engine.llm.bounded_jinja import bounded
 
     try:
-        return _sandbox().from_string(text)
+        with bounded():
+            return _sandbox().from_string(text)
     except TemplateSyntaxError as error:
         raise WrongValue(f"no Jinja template: {error.message} (line {error.lineno})", 'such as "{{ context }}"') from None
+    except (SecurityError, RecursionError) as error:
+        raise WrongValue(f"the template is refused: {error}", "write a simpler one") from None
 
 
 def names_in(text: str) -> list[str]:
@@ -62,11 +70,15 @@ def rendered(text: str, record: Mapping[str, Any], name: str = "the template `pr
     """
     from jinja2 import TemplateError
 
+    from caiflow.engine.llm.bounded_jinja import bounded
+
+    template = compiled(text)
     try:
-        made = compiled(text).render(record)
+        with bounded():
+            made = template.render(record)
     except WrongValue as error:
         raise WrongValue(f"{name}: {error.message}", error.hint) from error
-    except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+    except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise WrongValue(f"{name}: {error}", f"the record has {', '.join(record)}") from error
     if not made.strip():
         raise ValueError(f"{name} comes out blank")

@@ -12,12 +12,14 @@ from caiflow.engine.rows.columns import Columns
 
 Make = Literal["messages", "preference", "prompts"]
 TAG = "source_step"
+LEAST, MOST = 1e-9, 1e9
+"""Bounds of a ratio: no input has more rows."""
 
 
 class MixInput(Strict):
     """How one input takes part."""
 
-    ratio: float | None = Field(default=None, gt=0)
+    ratio: float | None = Field(default=None, ge=LEAST, le=MOST)
     """Its share against the other inputs' ratios."""
     rows: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     """Its number of rows, whatever the others have, or `all` of them."""
@@ -30,7 +32,7 @@ class MixParams(Params):
 
     trial: ClassVar[Mapping[str, Any]] = {"on_short": "take_all"}
 
-    inputs: dict[RowsRef, Annotated[float, Field(gt=0)] | MixInput] = Field(min_length=1)
+    inputs: dict[RowsRef, Annotated[float, Field(ge=LEAST, le=MOST)] | MixInput] = Field(min_length=1)
     """Steps to take rows from: a ratio, or `{ratio | rows, answer}`. Ratios give the largest mixture in which no input runs
     out."""
     anchor: RowsRef | None = None

@@ -38,7 +38,7 @@ def _told(text: str) -> Iterator[tuple[str, str]]:
     """Yield each thing that a refusal says, with the field it is about where that is told apart; what it echoes is left out."""
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         yield text, ""
         return
     yield from _entries(parsed)
