@@ -1,4 +1,4 @@
-"""vLLM's two model runners side by side: the same work in as many steps, over two devices, and through a whole run."""
+"""vLLM's two model runners side by side: the same work in as many steps, over two devices, and through a run."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ def test_two_devices_draw_what_one_does(tmp_path: Path, tiny_source: ModelSource
 
 
 def run(folder: Path, engine: dict[str, Any], **variables: str) -> dict[str, dict[str, Any]]:
-    """Run the quickstart on eight rows of each set and return the rows of its steps, by step and uid."""
+    """Run the quickstart on eight rows of each set, up to its judge, and return the rows of its steps, by step and uid."""
     sets = [part for name, value in engine.items() for part in ("--set", f"models.base.{name}={value}")]
     command = [sys.executable, "-m", "caiflow.engine.cli", "run", str(ROOT / "specs" / "quickstart.yaml"), "--sample", "8"]
+    command += ["--until", "preference"]
     done = subprocess.run(
         [*command, *sets, "--out", str(folder / "run")], env={**os.environ, "CAIFLOW_HOME": str(folder / "home"), **variables},
         capture_output=True, text=True, check=False,
@@ -68,7 +69,7 @@ def run(folder: Path, engine: dict[str, Any], **variables: str) -> dict[str, dic
 
 
 @pytest.mark.timeout(1800)
-def test_the_whole_quickstart_gives_on_the_second_runner_what_transformers_gives(tmp_path: Path) -> None:
+def test_the_quickstart_gives_on_the_second_runner_what_transformers_gives_up_to_its_judge(tmp_path: Path) -> None:
     for name in ("theirs", "mine"):
         (tmp_path / name).mkdir()
     theirs = run(tmp_path / "theirs", {"engine": "transformers"})
