@@ -1,0 +1,135 @@
+"""Shipped recipes, changed at random places into what nobody would write: problems with a place, or a spec, and never more.
+
+`CAIFLOW_FUZZ` sets how many the long test tries. A failure names the seed, from which its spec is made again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import re
+import resource
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from caiflow.engine.registry import names
+from support.commands import command_here
+from support.source_tree import ROOT
+
+BRIEFLY, LONG = 120, int(os.environ.get("CAIFLOW_FUZZ", "2000"))
+CPU_S, MEMORY_MIB = 2.0, 300
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+PLACED = re.compile(r"^fuzzed\.yaml:\d+:\d+: ")
+VALUES: list[Any] = [
+    None, True, -1, 0, 1.5, 10**30, float("inf"), float("nan"), "", "x", "\x1b[31mred\x07", "\u202eevil", "a" * 5000,
+    "../../etc/passwd", "{{ 'a' * 10**9 }}", "{% for i in range(10**9) %}x{% endfor %}", "(a+)+$", "base", "no_such_step",
+    "1e400", [], {}, [[[[]]]], {"a": {"a": {}}}, [1, None, "x"], {"min": 2, "max": 1}, {"\x1b]0;t\x07": 1}, "${HOME}", "<<",
+    "!!python/object:os.system", "\ud7ff", "\xe9" * 300,
+]  # fmt: skip
+KEYS = [
+    "op",
+    "input",
+    "inputs",
+    "model",
+    "models",
+    "source",
+    "sampling",
+    "drop",
+    "require",
+    "<<",
+    "",
+    "\x1b[2J",
+    "a b",
+    "x" * 300,
+]
+
+
+@cache
+def recipes() -> list[dict[str, Any]]:
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "specs").glob("*.yaml"))]
+
+
+def fuzzed(seed: int) -> str:
+    """Return a recipe with one to six changes: values replaced, keys renamed, entries dropped and exchanged, or a byte."""
+    dice = random.Random(seed)
+    spec = copy.deepcopy(dice.choice(recipes()))
+    for _ in range(dice.randint(1, 6)):
+        _change(spec, dice)
+    text = yaml.safe_dump(spec, allow_unicode=dice.random() < 0.5, sort_keys=False)
+    if dice.random() < 0.2:
+        place = dice.randrange(len(text))
+        text = (
+            text[:place]
+            + dice.choice(["\t", ":", "{", "}", "- ", "&a", "*a", "\x00", "'", "\n\n", "#", "|"])
+            + text[place + 1 :]
+        )
+    return text
+
+
+def _change(spec: Any, dice: random.Random) -> None:
+    owner, key = dice.choice(list(_places(spec)))
+    action = dice.randrange(6)
+    if action == 0:
+        owner[key] = copy.deepcopy(dice.choice(VALUES))
+    elif action == 1:
+        del owner[key]
+    elif action == 2:
+        other, place = dice.choice(list(_places(spec)))
+        if isinstance(other[place], (dict, list)) or isinstance(owner, list):
+            owner[key] = copy.deepcopy(other[place])
+        else:
+            owner[key], other[place] = copy.deepcopy(other[place]), copy.deepcopy(owner[key])
+    elif action == 3 and isinstance(owner, dict):
+        owner[dice.choice(KEYS)] = owner.pop(key)
+    elif action == 4 and isinstance(owner, dict):
+        owner[dice.choice(KEYS)] = copy.deepcopy(dice.choice(VALUES))
+    elif isinstance(owner, dict) and "op" in owner:
+        owner["op"] = dice.choice(names())
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each value's owner and its key there."""
+    for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()):
+        yield value, key
+        yield from _places(inner)
+
+
+def try_specs(folder: Path, number: int, start: int) -> None:
+    began_kib, longest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+    answers: dict[int, int] = {}
+    for seed in range(start, start + number):
+        (folder / "fuzzed.yaml").write_text(fuzzed(seed), encoding="utf-8", errors="surrogatepass")
+        began = time.process_time()
+        found = command_here(folder, "validate", "fuzzed.yaml", CAIFLOW_HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
+        took = time.process_time() - began
+        longest, said = max(longest, took), found.stdout + found.stderr
+        answers[found.returncode] = answers.get(found.returncode, 0) + 1
+        assert found.returncode in (0, 2), (seed, said)
+        assert "Traceback" not in said, (seed, said)
+        assert CONTROL.search(said) is None, (seed, said)
+        lines = [line for line in found.stdout.splitlines() if line.startswith("fuzzed.yaml") and ": ok" not in line]
+        assert found.returncode == 0 or (lines and all(map(PLACED.match, lines))), (seed, said)
+        assert took < CPU_S, (seed, took)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began_kib) / 1024
+    print(json.dumps({"specs": number, "by exit code": answers, "longest CPU s": round(longest, 2), "MiB grown": round(grown)}))
+    assert set(answers) == {0, 2} or number < 10
+    assert grown < MEMORY_MIB
+
+
+def test_changed_recipes_are_answered_with_places(tmp_path: Path) -> None:
+    try_specs(tmp_path, BRIEFLY, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(36000)
+def test_many_changed_recipes_are_answered_with_places(tmp_path: Path) -> None:
+    try_specs(tmp_path, LONG, 1000)
