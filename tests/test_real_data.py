@@ -47,7 +47,7 @@ steps:
 def run(text: str, data: Path, folder: Path) -> dict[str, Any]:
     spec = folder / "spec.yaml"
     spec.write_text(text.replace("DATA", str(data)), encoding="utf-8")
-    code = start(spec, folder / "run", folder / "home").wait(timeout=500)
+    code = start(spec, folder / "run", folder / "home", "--allow-path", str(data.resolve().parent)).wait(timeout=500)
     assert code == 0, (folder / "run" / "console.txt").read_text()
     return read_run(folder / "run")
 

@@ -145,7 +145,7 @@ LOOKS = (
     ["show", "first", "red", "--columns", f"c{ALL}"], ["show", "first", f"red{ALL}"], ["show", f"first{ALL}"],
     ["diff", "first", "second"], ["diff", "first", "second", "--json"], ["verify", "first"], ["verify", "first", "--json"],
     ["export", "first", f"out{STEERING['bidi']}"], ["gc", "--dry-run"], ["gc", "--dry-run", "--json"],
-    ["constitution", "show", "mine.yaml"],
+    ["constitution", "show", "mine.yaml"], ["head", "red.jsonl"], ["head", "red.jsonl", "--json"], ["head", f"none{ALL}"],
     ["constitution", "show", "mine.yaml", "--json"], ["constitution", "check", "mine.yaml"],
     ["constitution", "convert", "mine.yaml"],
     ["constitution", "check", f"none{ALL}"], ["ops", f"loud{ALL}"], ["ops"], ["ops", "filter"], ["specs"], ["schema"],

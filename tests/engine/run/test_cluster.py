@@ -114,10 +114,10 @@ def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
     script = "import ray\nfrom caiflow.engine.run.cluster import Cluster\nCluster().start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=200)
-    assert "PlanError: ray: it was imported before the run" in done.stderr
+    assert "ClusterError: ray: it was imported before the run" in done.stderr
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     script = "from caiflow.engine.run.cluster import Cluster\nCluster('127.0.0.1:1').start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=20)
-    assert "PlanError: ray: can't reach 127.0.0.1:1: " in done.stderr
+    assert "ClusterError: ray: can't reach 127.0.0.1:1: " in done.stderr

@@ -46,4 +46,4 @@ def test_a_stopped_engine_is_begun_again(ray_address: str, model: ModelSource, h
         assert 0 < noticed_s < 60
         assert again_s < 180
     finally:
-        cluster.free(set())
+        cluster.close()

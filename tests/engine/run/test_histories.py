@@ -59,9 +59,9 @@ class Histories(RuleBasedStateMachine):
         return _right[state]
 
     def planned_calls(self, sample: int | None) -> int | None:
-        """Return how many calls the plan says; None where it can't know before its input is made."""
-        calls = [step.calls for step in make_plan(load_spec(self.spec, sample=sample), Store(self.home)).steps]
-        known = [number for number in calls[1:3] if number is not None]
+        """Return how many calls the plan says; None where it can't know, or only a bound, before its input is made."""
+        steps = make_plan(load_spec(self.spec, sample=sample), Store(self.home)).steps[1:3]
+        known = [step.calls for step in steps if step.calls is not None and not step.at_most]
         return sum(known) if len(known) == 2 else None
 
     def kept(self) -> int:
