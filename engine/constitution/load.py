@@ -190,7 +190,9 @@ def _from_mapping(value: Mapping[str, Any], base_dir: Path) -> Constitution:
 
 def _ids(value: Mapping[str, Any], key: str, whole: Constitution) -> frozenset[str]:
     given = value.get(key) or []
-    names = [given] if isinstance(given, str) else list(given)
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise _wrong(key, f"the ids of principles are expected, got {given!r}"[:200], f"write `{key}: [ID, ...]`")
     by_id = {principle.id: principle for principle in whole.principles}
     for name in names:
         try:

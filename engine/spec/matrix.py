@@ -53,7 +53,7 @@ def _axes(tree: Node, problems: Problems) -> Axes:
         for arm, settings in _arms(axis, node):
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", arm):
                 problems.at(
-                    settings[0][1].at,
+                    settings[0][1].at if settings else node.at,
                     ("matrix", axis),
                     f"`{arm}` can't name an arm",
                     "write the arms as NAME: {STEP.FIELD: value}",

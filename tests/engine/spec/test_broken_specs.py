@@ -337,6 +337,7 @@ BROKEN = [
         HEAD + "matrix: {data.limit: [null, 2, »1]}\n",
         [("come out under the name `1`", "name each")],
     ),
+    Broken("arm_without_name_or_content", HEAD + "matrix: {x: »{'a b': {}}}\n", [("`a b` can't name an arm", "NAME")]),
     Broken("arm_step", HEAD + "matrix: {x: {a: {»dta.limit: 1}}}\n", [("unknown step `dta`", "did you mean `data`?")]),
     Broken("arm_value", HEAD + "matrix: {data.limit: [1, »none]}\n", [("`limit` must be a whole number", "")]),
     Broken("arm_key", HEAD + "matrix: {x: {a: {»data.limits: 1}, b: {}}}\n", [("unknown key `limits`", "`limit`?")]),
