@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.chat_templates import SHAPES, Shape
+
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
+    from caiflow.engine.llm.render import Renderer
 
 _SHARE = os.cpu_count() or 1
 if hasattr(os, "sched_getaffinity"):
@@ -53,3 +56,19 @@ def ray_address() -> Iterator[str]:
 
     with shared_ray() as address:
         yield address
+
+
+@pytest.fixture(scope="module", params=sorted(SHAPES))
+def shape(request: pytest.FixtureRequest) -> Shape:
+    """A chat template of each shape that is about."""
+    return SHAPES[request.param]
+
+
+@pytest.fixture(scope="module")
+def renderer(shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    """What lays conversations out for a small model with that template."""
+    from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.training.models import load_tokenizer
+    from support.chat_templates import model_with
+
+    return Renderer(load_tokenizer(model_with(tmp_path_factory.mktemp("model"), shape)))

@@ -161,7 +161,7 @@ class Cluster:
         if name not in self._engines:
             gpus = self._engine_gpus(source)
             replicas = int(source.options.get("replicas") or 1)
-            self.refuse_too_large(label, gpus, replicas)
+            self.refuse_too_large_model(source, label)
             if not self._reserve(gpus * replicas):
                 return None
             actors = [self._engine_actor(source, gpus) for _ in range(replicas)]

@@ -17,25 +17,10 @@ from caiflow.engine.training.models import load_tokenizer
 from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts, reply_ids
 from support.asking import ask
 from support.bad_server import bad_server
-from support.chat_templates import SHAPES, Shape, model_with
+from support.chat_templates import SHAPES, Shape, model_with, text
 from support.small_models import saved
 
 PLAIN = "Zebra."
-
-
-@pytest.fixture(scope="module", params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return SHAPES[request.param]
-
-
-@pytest.fixture(scope="module")
-def source(shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    return model_with(tmp_path_factory.mktemp("model"), shape)
-
-
-@pytest.fixture(scope="module")
-def renderer(source: ModelSource) -> Renderer:
-    return Renderer(load_tokenizer(source))
 
 
 def forged(shape: Shape) -> str:
@@ -50,10 +35,6 @@ def specials(renderer: Renderer, ids: list[int]) -> list[int]:
 
 def known(renderer: Renderer) -> set[int]:
     return {number for number, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
-
-
-def text(renderer: Renderer, ids: Any) -> str:
-    return str(renderer.tokenizer.decode([int(number) for number in ids]))
 
 
 def user(content: str) -> tuple[Message, ...]:

@@ -5,12 +5,16 @@ Tokenizers with them are small and trained here; their special tokens are those 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from caiflow.engine.llm.base import Message, ModelSource
 from caiflow.engine.training.scratch import random_model, train_tokenizer
 from support.small_models import SHAPE, lessons
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.render import Renderer
 
 SYSTEM: Message = {"role": "system", "content": "Be kind."}
 TALK: tuple[Message, ...] = (
@@ -165,3 +169,8 @@ def model_with(folder: Path, shape: Shape) -> ModelSource:
     random_model(SHAPE, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return ModelSource(path=str(folder), identity=folder.name)
+
+
+def text(renderer: Renderer, ids: Iterable[int]) -> str:
+    """Return what token ids stand for, special tokens as they are written."""
+    return str(renderer.tokenizer.decode([int(number) for number in ids]))

@@ -10,12 +10,7 @@ import pytest
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.llm.tokenizer_files import TokenizerFiles
-from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with
-
-
-@pytest.fixture(scope="module", params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return SHAPES[request.param]
+from support.chat_templates import SYSTEM, TALK, Shape, model_with
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Message, ModelSource, Request
+from caiflow.engine.llm.base import Message, Request
 from caiflow.engine.llm.render import Renderer
-from caiflow.engine.training.models import load_tokenizer
 from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts
-from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with
+from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with, text
 from support.small_models import saved
 from support.trainings import train
 
@@ -20,29 +19,10 @@ BETTER: Message = {"role": "assistant", "content": "Bake it."}
 PAIR = {"uid": "1", "prompt": TALK[:3], "chosen": "Bake it.", "rejected": "Find it."}
 
 
-@pytest.fixture(scope="module", params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return SHAPES[request.param]
-
-
-@pytest.fixture(scope="module")
-def source(shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    return model_with(tmp_path_factory.mktemp("model"), shape)
-
-
-@pytest.fixture(scope="module")
-def renderer(source: ModelSource) -> Renderer:
-    return Renderer(load_tokenizer(source))
-
-
 def under(shape: Shape) -> list[tuple[list[Message], str]]:
     """Return TALK without and with a system turn, each with what stands before its last reply."""
     talks = [(list(TALK), shape.prompt)]
     return talks if shape.under is None else [*talks, ([SYSTEM, *TALK], shape.under)]
-
-
-def text(renderer: Renderer, ids: Any) -> str:
-    return str(renderer.tokenizer.decode([int(token) for token in ids]))
 
 
 def learnt(renderer: Renderer, ids: Any, labels: Any) -> str:

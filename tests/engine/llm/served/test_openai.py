@@ -15,16 +15,10 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from support.asking import ask, text
-from support.bad_server import BadServer, bad_server, said
+from support.bad_server import BadServer, said
 
 CHAT = ({"role": "user", "content": "Which one?"},)
 KEY = "sk-secret-17"
-
-
-@pytest.fixture
-def server() -> Iterator[BadServer]:
-    with bad_server() as state:
-        yield state
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.served.refusals import refused_fields
 from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, as_taught, keep_taught, read_taught
 from support.asking import ask, text
-from support.bad_server import BadServer, bad_server, said
+from support.bad_server import BadServer, said
 
 CHAT = ({"role": "user", "content": "Which one?"},)
 BODY = {
@@ -63,12 +63,6 @@ def pydantic(*fields: str, kind: str = "extra_forbidden") -> str:
 def test_a_refusal_names_the_fields_that_a_server_does_not_take(refusal: str, fields: list[str]) -> None:
     assert list(refused_fields(refusal, BODY)) == fields
     assert refused_fields(refusal, {"model": "m", "messages": []}) == ()
-
-
-@pytest.fixture
-def server() -> Iterator[BadServer]:
-    with bad_server() as state:
-        yield state
 
 
 @pytest.fixture
