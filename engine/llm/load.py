@@ -27,6 +27,10 @@ EngineKind = Literal["transformers", "vllm", "openai"]
 _CPU_ROWS, _GPU_ROWS = 128, 64
 _CPU_PREFILL_TOKENS, _GPU_PREFILL_TOKENS = 8192, 16384
 _LONGEST_CONTEXT = 1 << 20
+_WORTH_SPREADING = 50_000_000
+"""Parameters from which a token takes so long that a second core helps more than the rows' workers miss it."""
+_SPREAD = 4
+"""Cores up to which such a model is spread, whatever share of them its process was given."""
 
 
 def choose_kind(source: ModelSource) -> EngineKind:
@@ -84,11 +88,15 @@ def load_engine(source: ModelSource) -> Engine:
 
 def _load_transformers(source: ModelSource) -> Engine:
     """Load with transformers; uses max_num_seqs, max_num_batched_tokens, max_model_len and device of `engine_args`."""
+    from caiflow.engine.llm.local.attention import share_keys
     from caiflow.engine.llm.local.transformers import TransformersEngine
 
     args: Mapping[str, Any] = source.options.get("engine_args") or {}
     model = load_model(source, _device(source))
     on_cpu = model.device.type == "cpu"
+    if on_cpu:
+        share_keys(model)
+        _spread(model, source)
     renderer = load_renderer(source)
     return TransformersEngine(
         model,
@@ -97,6 +105,15 @@ def _load_transformers(source: ModelSource) -> Engine:
         prefill_tokens=int(args.get("max_num_batched_tokens") or (_CPU_PREFILL_TOKENS if on_cpu else _GPU_PREFILL_TOKENS)),
         context=int(args.get("max_model_len") or _context(model, renderer.tokenizer)),
     )
+
+
+def _spread(model: Any, source: ModelSource) -> None:
+    """Let a large model use more cores than its process was given, where those are few and the spec doesn't say how many."""
+    import torch
+
+    if model.num_parameters() >= _WORTH_SPREADING and not source.options.get("num_cpus"):
+        cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _SPREAD)
+        torch.set_num_threads(max(torch.get_num_threads(), cores))
 
 
 def _device(source: ModelSource) -> str:

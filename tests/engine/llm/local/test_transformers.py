@@ -12,6 +12,7 @@ from caiflow.engine.llm.files import load_model, load_renderer
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.local.transformers import TransformersEngine
 from support.asking import WORDS, ask, mixed_requests, scored_requests, text
+from support.small_models import SHAPE, small_model
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +227,43 @@ def test_a_closed_engine_lets_go_of_its_model(tiny_source: ModelSource) -> None:
     text(engine, Request("a", Sampling(max_tokens=2)))
     engine.close()
     assert engine.step(0) == []
+
+
+@pytest.fixture(scope="module")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A random model whose four heads share two of keys and values."""
+    return small_model(tmp_path_factory.mktemp("sharing"), shape=SHAPE.model_copy(update={"num_key_value_heads": 2}))
+
+
+def test_heads_that_share_keys_answer_as_with_a_copy_for_each(sharing: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(" ".join(WORDS[:count]), Sampling(max_tokens=12)) for count in (1, 3, 7, 2)]
+    with monkeypatch.context() as patched:
+        patched.setattr("caiflow.engine.llm.local.attention.share_keys", lambda _model: None)
+        copied = ask(load_engine(sharing), requests)
+    fed: list[int] = []
+    forward = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *given: object, **more: object) -> torch.Tensor:
+        fed.append(key.shape[1])
+        return forward(query, key, *given, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    assert ask(load_engine(sharing), requests) == copied
+    layers = SHAPE.num_hidden_layers
+    assert fed[-layers:] == [2] * layers  # heads of keys that the last token's attention read: no copies
+
+
+def test_a_large_model_is_spread_over_more_cores_unless_the_spec_says_how_many(
+    sharing: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caiflow.engine.llm.load._WORTH_SPREADING", 1000)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(3), raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        load_engine(sharing._replace(options={"num_cpus": 1}))
+        assert torch.get_num_threads() == 1
+        load_engine(sharing)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
