@@ -59,14 +59,10 @@ class Bound(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What became of one row of a step's input: whole rows, or the reason why there are none.
-
-    `cut` counts the answers that ended at `max_tokens`; None where that isn't known.
-    """
+    """What became of one row of a step's input: whole rows, or the reason why there are none."""
 
     made: Sequence[Row] = ()
     dropped: str = ""
-    cut: int | None = None
 
 
 RowValue = Callable[[Passed], float | None]

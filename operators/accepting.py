@@ -66,7 +66,7 @@ async def draw(
         if number and params.retry_temperature is not None:
             sampling = sampling._replace(temperature=params.retry_temperature)
         answer = await ask(sampling, number * FURTHER)
-        failed = _first_failed(measures, Passed([row(answer)], cut=int(answer.finish == "length"))) if measures else ""
+        failed = _first_failed(measures, Passed([row(answer)])) if measures else ""
         if not failed:
             return Drawn(answer, number + 1)
     return Drawn(answer, params.most_draws, failed)

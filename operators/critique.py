@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,8 @@ class Critique(RowOperator[CritiqueParams]):
     """Criticise answers under a principle of the constitution."""
 
     name = "critique"
+    version = 2
+    raised_for: ClassVar[Mapping[int, str]] = {2: "critiques cut at max_tokens are marked in `critique_truncated`"}
     params_type = CritiqueParams
     uses_constitution = True
 
@@ -60,7 +62,13 @@ class Critique(RowOperator[CritiqueParams]):
 
     def writes(self) -> Mapping[str, ColumnType]:
         """Return the critique, and what it was drawn from."""
-        own: dict[str, ColumnType] = {"principle": "text", "critique": "text", "few_shot": "texts", "round": "integer"}
+        own: dict[str, ColumnType] = {
+            "principle": "text",
+            "critique": "text",
+            "critique_truncated": "flag",
+            "few_shot": "texts",
+            "round": "integer",
+        }
         return {**own, **accepting.writes(self.params)}
 
     def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
@@ -104,12 +112,13 @@ class Critique(RowOperator[CritiqueParams]):
         async def ask(sampling: Sampling, further: int) -> Completion:
             return await prompts.ask(llm, asked, sampling, done + further)
 
-        def finished(answer: Completion) -> Row:
-            return {**row, "principle": principle.id, "critique": answer.text.strip(), "few_shot": ids}
+        def made(answer: Completion) -> Row:
+            cut = answer.finish == "length"
+            return {"principle": principle.id, "critique": answer.text.strip(), "critique_truncated": cut, "few_shot": ids}
 
-        drawn = await accepting.draw(self.params, self._checks, ask, self.params.sampling.sampling(), finished)
-        made = {name: finished(drawn.answer)[name] for name in ("principle", "critique", "few_shot")}
-        return {**made, "round": done + 1, **accepting.columns(self.params, [drawn])}
+        sampling = self.params.sampling.sampling()
+        drawn = await accepting.draw(self.params, self._checks, ask, sampling, lambda answer: {**row, **made(answer)})
+        return {**made(drawn.answer), "round": done + 1, **accepting.columns(self.params, [drawn])}
 
     def calls(self) -> int:
         """Return all draws of the critique."""
@@ -131,7 +140,7 @@ class Critique(RowOperator[CritiqueParams]):
         examples = "show others (`examples: drawn`), or fewer"
         return [
             *answers.common("critiques", _critique),
-            answers.truncated("critiques", answers.cut_calls),
+            answers.truncated("critiques", "critique_truncated"),
             answers.copies("answer", "critiques", _critique, lambda row: [current_answer(row)], means, penalise),
             answers.copies("example", "critiques", _critique, self._shown, means, examples),
             answers.copies("principle", "critiques", _critique, self._request, means, penalise),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ABOUT_AN_ANSWER = frozenset(
     {"messages", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
     | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
+    | {"critique_truncated", "revision_truncated"}
     | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
 )
 """Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote, a preference."""
@@ -154,7 +155,6 @@ class Generate(RowOperator[GenerateParams]):
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with answers: each of several samples counts."""
-        cut = answers.truncated("answers", answers.each(lambda _: [""], lambda _, row: bool(row["truncated"])))
         echoes = answers.copies(
             "prompt", "answers", _answers, lambda row: [answers.last_turn(row["prompt"])],
             "a model trained on them learns to echo", "look at `mode`: a model without chat training needs `transcript`",
@@ -163,7 +163,12 @@ class Generate(RowOperator[GenerateParams]):
             "equal_samples", "<= 0.5", "prompts whose samples are all equal", "there is nothing to choose between",
             "raise the temperature, and see that the server respects it", _all_equal,
         )  # fmt: skip
-        found = [*answers.common("answers", _answers), cut, echoes, answers.other_language("answers", _answers)]
+        found = [
+            *answers.common("answers", _answers),
+            answers.truncated("answers", "truncated"),
+            echoes,
+            answers.other_language("answers", _answers),
+        ]
         return [*found, equal] if len(self._samplings()) > 1 else found
 
     async def _drawn(self, prompt: list[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Drawn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -69,6 +69,7 @@ class ReviseParams(AcceptParams):
 class _Round(NamedTuple):
     principle: str
     critique: str | None
+    critique_cut: bool | None
     revision: str
     drawn: Drawn
 
@@ -77,6 +78,8 @@ class Revise(RowOperator[ReviseParams]):
     """Rewrite answers under the constitution."""
 
     name = "revise"
+    version = 2
+    raised_for: ClassVar[Mapping[int, str]] = {2: "revisions cut at max_tokens are marked in `revision_truncated`"}
     params_type = ReviseParams
     uses_constitution = True
 
@@ -87,14 +90,16 @@ class Revise(RowOperator[ReviseParams]):
     def reads(self) -> Sequence[str]:
         """Return the columns of the conversation, its answer, its critique, and the rounds so far."""
         history = ["revision", "revisions", "critiques", "principles"]
-        return ["prompt", "response", "principle", "critique", "few_shot", "round", *history]
+        return ["prompt", "response", "principle", "critique", "critique_truncated", "few_shot", "round", *history]
 
     def writes(self) -> Mapping[str, ColumnType]:
         """Return the last round's texts and the history of all rounds."""
         return {
             "principle": "text",
             "critique": "text",
+            "critique_truncated": "flag",
             "revision": "text",
+            "revision_truncated": "flag",
             "round": "integer",
             "principles": "texts",
             "critiques": "texts",
@@ -187,7 +192,7 @@ class Revise(RowOperator[ReviseParams]):
         )  # fmt: skip
         return [
             *answers.common("revisions", _revision),
-            answers.truncated("revisions", answers.cut_calls),
+            answers.truncated("revisions", "revision_truncated"),
             answers.copies("critique", "revisions", _revision, lambda row: [row["critique"] or ""], means, penalise),
             answers.copies("example", "revisions", _revision, self._shown, means, "drop them with `few_shot_leak` in `filter`"),
             answers.copies("principle", "revisions", _revision, self._requests, means, penalise),
@@ -209,11 +214,12 @@ class Revise(RowOperator[ReviseParams]):
         """Return the round after those before: its critique, where it has one of its own, and its revision."""
         sampling, number = self.params.sampling.sampling(), len(revisions_so_far(row)) + len(before)
         answer, shown = before[-1].revision if before else current_answer(row), self._few_shot.named(self._example_ids(row))
-        critique = row["critique"] if not before and self._has_critique(row) else None
+        critique, cut = (row["critique"], row["critique_truncated"]) if not before and self._has_critique(row) else (None, None)
         if self.params.critique and critique is None:
             write = critique_text if self.params.format == "transcript" else critique_messages
             given = write(row["prompt"], answer, principle, shown)
-            critique = (await prompts.ask(llm, given, sampling, 2 * number)).text.strip()
+            asked_first = await prompts.ask(llm, given, sampling, 2 * number)
+            critique, cut = asked_first.text.strip(), asked_first.finish == "length"
         rewrite = revise_text if self.params.format == "transcript" else revise_messages
         asked = rewrite(row["prompt"], answer, principle, critique, shown)
 
@@ -222,7 +228,8 @@ class Revise(RowOperator[ReviseParams]):
 
         def made(answer: Completion) -> _Round:
             text = answer.text.strip()
-            return _Round(principle.id, critique, without_preamble(text) if self.params.strip_preamble else text, Drawn(answer))
+            text = without_preamble(text) if self.params.strip_preamble else text
+            return _Round(principle.id, critique, cut, text, Drawn(answer))
 
         drawn = await accepting.draw(
             self.params, self._checks, ask, sampling, lambda answer: {**row, **_columns(row, [*before, made(answer)])}
@@ -294,7 +301,9 @@ def _columns(row: Row, new: Sequence[_Round]) -> Row:
     return {
         "principle": last.principle,
         "critique": last.critique,
+        "critique_truncated": last.critique_cut,
         "revision": last.revision,
+        "revision_truncated": last.drawn.answer.finish == "length",
         "round": len(revisions),
         "principles": [*(row.get("principles") or []), *(r.principle for r in new)],
         "critiques": [*(row.get("critiques") or []), *(r.critique or "" for r in new)],

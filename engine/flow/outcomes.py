@@ -61,8 +61,6 @@ class Outcome:
     tokens: int = 0
     trace: str = ""
     """Where the operator's code raised; empty where an engine refused, or the operator said what is wrong with the row."""
-    cut: int | None = None
-    """Answers behind it that ended at `max_tokens`; None where the ledger doesn't tell."""
 
 
 def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
@@ -74,7 +72,7 @@ def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
         return Outcome(dropped=kept["dropped"], cached=True)
     if "failed" in kept:
         return Outcome(failed=kept["failed"], cached=True)
-    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"], cut=kept.get("cut"))
+    return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])
 
 
 def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[Row]:

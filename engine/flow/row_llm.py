@@ -89,8 +89,6 @@ class LedgeredLLM(RowLLM):
         self._tally = tally
         self._retries = asker.retries
         self.tokens = 0
-        self.cut = 0
-        """Answers that ended at `max_tokens`, those from the ledger included."""
 
     async def chat(
         self,
@@ -140,11 +138,6 @@ class LedgeredLLM(RowLLM):
         return int.from_bytes(made[:4], "little") >> 1
 
     async def _ask(self, request: Request) -> Completion:
-        answer = await self._kept_or_asked(request)
-        self.cut += answer.finish == "length" and not (request.choices or request.score or request.classify)
-        return answer
-
-    async def _kept_or_asked(self, request: Request) -> Completion:
         ledger = self._ledger
         if ledger is None:
             return await self._ask_engine(request)
@@ -206,7 +199,6 @@ class NoLLM(RowLLM):
     """Stands for the model of a step that names none."""
 
     tokens = 0
-    cut = 0
 
     def __init__(self, step: str) -> None:
         self._step = step

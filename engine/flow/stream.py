@@ -163,7 +163,7 @@ class Flow:
         self._count(step, row, outcome)
         made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
         if not outcome.failed:
-            passed = Passed(made, outcome.dropped, outcome.cut)
+            passed = Passed(made, outcome.dropped)
             self.meters[step.name].add((batch.number, *order), str(row["uid"]), passed)
         if outcome.dropped or outcome.failed:
             batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
@@ -210,8 +210,8 @@ class Flow:
         if wrong := _wrong_columns(rows, self._written[step.name]):
             wrong = f"the operator {step.operator.name} returned {wrong}"
             return self._failure(row_key, ledger, wrong, passing=True)
-        ledger.append(row_key, {"out": rows, "tokens": llm.tokens, "cut": llm.cut})
-        return Outcome(rows=rows, cut=llm.cut)
+        ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
+        return Outcome(rows=rows)
 
     def _failure(self, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome:
         if not passing:

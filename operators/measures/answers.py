@@ -47,17 +47,12 @@ def common(noun: str, of: Texts) -> list[Measure]:
     ]  # fmt: skip
 
 
-def truncated(noun: str, row: RowValue) -> Measure:
-    """Return the measure of texts cut at `max_tokens`."""
+def truncated(noun: str, column: str) -> Measure:
+    """Return the measure of texts cut at `max_tokens`; `column` says so of each row."""
     return Measure(
         "truncated", "<= 0.2", f"{noun} cut at max_tokens", "a model trained on them learns to stop in mid-sentence",
-        "raise `sampling.max_tokens`, or ask for shorter texts", row,
+        "raise `sampling.max_tokens`, or ask for shorter texts", each(lambda _: [""], lambda _, row: bool(row[column])),
     )  # fmt: skip
-
-
-def cut_calls(passed: Passed) -> float | None:
-    """Return 1 where an answer behind a row was cut, 0 where none was."""
-    return None if passed.cut is None or passed.dropped else float(passed.cut > 0)
 
 
 def copies(source: str, noun: str, of: Texts, others: Callable[[Row], Sequence[str]], means: str, advice: str) -> Measure:

@@ -7,6 +7,7 @@ from typing import Any
 
 from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import Constitution, load_constitution
+from caiflow.engine.llm.base import Completion
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
@@ -42,6 +43,7 @@ def test_the_critique_is_asked_under_the_drawn_principle() -> None:
     assert written == {
         "principle": principle.id,
         "critique": "too curt",
+        "critique_truncated": False,
         "few_shot": [example_id(e) for e in LAW.few_shot_critique[:2]],
         "round": 1,
     }
@@ -108,3 +110,8 @@ def test_columns_and_figures() -> None:
     assert operator.metrics([{"principle": "p2"}, {"principle": "p1"}, {"principle": "p2"}], {}) == {
         "principles": {"p1": 1, "p2": 2}
     }
+
+
+def test_a_critique_cut_at_max_tokens_is_marked() -> None:
+    written, _ = run(step(), row(), lambda asked: Completion("too cu", "length"))
+    assert (written["critique"], written["critique_truncated"]) == ("too cu", True)

@@ -223,6 +223,16 @@ def test_where_drops_rows_for_which_it_is_true(tmp_path: Path) -> None:
     }
 
 
+def test_where_takes_the_marks_of_what_was_cut(tmp_path: Path) -> None:
+    marks = [(True, False), (False, False), (None, False), (None, None), (False, True)]
+    rows = [
+        {**row, "critique_truncated": critique, "revision_truncated": revision}
+        for row, (critique, revision) in zip(answers(*"abcde"), marks, strict=True)
+    ]
+    found = left_out(tmp_path, rows, {"where": "critique_truncated or revision_truncated"})
+    assert found == {"r0": "where", "r4": "where"}
+
+
 def test_where_that_does_not_fit_the_columns_is_a_plain_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a rule doesn't fit the columns of given"):
         kept(tmp_path, answers("a"), {"where": "words(prompt) > 3"})

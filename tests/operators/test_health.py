@@ -64,7 +64,7 @@ def test_every_measure_has_a_name_of_its_own_and_a_whole_sentence(op: str) -> No
 
 def answer(text: str, **more: Any) -> Passed:
     row: Row = {"uid": "u", "prompt": [{"role": "user", "content": ASKED}], "response": text, "truncated": False, **more}
-    return Passed([row], cut=int(row["truncated"]))
+    return Passed([row])
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,16 @@ def test_generate_notes_samples_that_are_all_equal_in_either_form() -> None:
     assert noted(made("generate", samples=2, samples_as="rows"), [rows] * 3) == {"equal_samples"}
 
 
-def criticised(text: str, cut: int = 0) -> Passed:
+def criticised(text: str, cut: bool = False) -> Passed:
     row = {
         **answer(GOOD).made[0],
         "critique": text,
+        "critique_truncated": cut,
         "principle": PRINCIPLE.id,
         "few_shot": [example_id(EXAMPLE)],
         "revision": None,
     }
-    return Passed([row], cut=cut)
+    return Passed([row])
 
 
 FINE = "The reply names no danger, yet it could say where to find someone to talk to."
@@ -118,15 +119,16 @@ def test_critique_notes_copies(flaw: str, text: str) -> None:
     assert flaw in noted(made("critique", few_shot=1), [criticised(FINE)] * 10 + [criticised(text)] * 2)
 
 
-def test_cut_critiques_are_counted_where_the_ledger_tells() -> None:
-    critique = made("critique", few_shot=1)
-    assert readings(critique, [criticised(FINE, 1), criticised(FINE)])["truncated"].value == 0.5
-    assert "truncated" not in readings(critique, [criticised(FINE)._replace(cut=None)])
-
-
-def revised(text: str) -> Passed:
+def revised(text: str, cut: bool = False) -> Passed:
     row = {**criticised(FINE).made[0], "response": "Break the window at the back.", "revision": text, "revisions": [text]}
-    return Passed([row], cut=0)
+    return Passed([{**row, "revision_truncated": cut}])
+
+
+def test_cut_critiques_and_revisions_are_counted_each_where_it_is_made() -> None:
+    critique, revise = made("critique", few_shot=1), made("revise")
+    assert readings(critique, [criticised(FINE, True), criticised(FINE)])["truncated"].value == 0.5
+    assert readings(revise, [revised(GOOD, True), revised(GOOD)])["truncated"].value == 0.5
+    assert readings(revise, [Passed([{**revised(GOOD).made[0], "critique_truncated": True}])])["truncated"].value == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_revise_notes_a_flaw_and_no_other(flaw: str, text: str) -> None:
 
 def test_an_example_that_the_constitution_lost_is_passed_over() -> None:
     row = {**revised(GOOD).made[0], "few_shot": ["gone"]}
-    assert noted(made("revise"), [Passed([row], cut=0)]) == set()
+    assert noted(made("revise"), [Passed([row])]) == set()
 
 
 def pair(first: float, second: float, chosen: str = GOOD, rejected: str = "Break the window at the back, at night.") -> Passed:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.constitution.load import Constitution, load_constitution
-from caiflow.engine.operator import StepContext
+from caiflow.engine.llm.base import Completion
+from caiflow.engine.operator import RowDropped, StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.judging.prompts import critique_messages, critique_text, revise_messages, revise_text, user
@@ -57,7 +58,9 @@ def test_the_rows_own_critique_leads_to_the_revision() -> None:
     assert written == {
         "principle": principle.id,
         "critique": "given critique",
+        "critique_truncated": False,
         "revision": f"re {principle.id}",
+        "revision_truncated": False,
         "round": 1,
         "principles": [principle.id],
         "critiques": ["given critique"],
@@ -199,3 +202,30 @@ def test_preambles_stay_unless_asked() -> None:
 def test_figures() -> None:
     rows = [{"response": "a", "revisions": ["a"]}, {"response": "a", "revisions": ["b", "ccc"]}]
     assert step().metrics(rows, {}) == {"unchanged": 0.5, "mean_chars": 2.0}
+
+
+def test_what_is_cut_at_max_tokens_is_marked_critique_and_revision_apart() -> None:
+    def cut(kind: str) -> RuleLLM:
+        return RuleLLM(lambda asked: Completion(counting(asked), "length" if counting(asked).startswith(kind) else "stop"))
+
+    def marks(llm: RuleLLM, given: Row, **fields: Any) -> list[tuple[bool | None, bool]]:
+        made = asyncio.run(step(**fields).row(given, llm))
+        return [(r["critique_truncated"], r["revision_truncated"]) for r in (made if isinstance(made, list) else [made])]
+
+    assert marks(cut("re"), criticised()) == [(False, True)]
+    assert marks(cut("cr"), row()) == [(True, False)]
+    assert marks(cut("re"), {**criticised(), "critique_truncated": True}) == [(True, True)]
+    assert marks(cut("cr"), criticised(), rounds=2, rows="each") == [(False, False), (True, False)]
+    assert marks(cut("cr"), row(), critique=False) == [(None, False)]
+
+
+def test_a_cut_revision_is_drawn_again_and_a_cut_critique_does_not_count_as_one() -> None:
+    again = {"accept": ["truncated"], "retry_temperature": 1.0, "tries": 2}
+    cut = RuleLLM(lambda asked: Completion(counting(asked), "length" if counting(asked).startswith("re") else "stop"))
+    with pytest.raises(RowDropped, match="not accepted: truncated"):
+        asyncio.run(step(**again).row(criticised(), cut))
+    critiques = RuleLLM(lambda asked: Completion(counting(asked), "stop" if counting(asked).startswith("re") else "length"))
+    assert asyncio.run(step(**again).row(row(), critiques))["draws"] == 1
+    once = RuleLLM(lambda asked: Completion(counting(asked), "stop" if asked.sampling.temperature else "length"))
+    made = asyncio.run(step(**again).row(criticised(), once))
+    assert (made["draws"], made["revision_truncated"]) == (2, False)
