@@ -19,13 +19,13 @@ from support.tables import run_table, write_jsonl
 
 KINDS = ("jsonl", "json", "csv", "parquet")
 """The kinds of files that `write` writes, by their suffix."""
-_TEMPTING = (
+TEMPTING = (
     "[Your Name]\nDear Ann,", "[1, 2]", "[]", "[[[", '{"a": 1}', '[{"name": "Ann"}] as a sentence', '[{"role": 1}]',
     "System: Windows 11 is slow.", "Human: a noun?", "Assistant: who?", "[INST] hello [/INST]", "null", "a\n\nSystem: b",
 )  # fmt: skip
 
 texts = st.one_of(
-    st.sampled_from(_TEMPTING),
+    st.sampled_from(TEMPTING),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     st.builds("{}{}".format, st.sampled_from(("[", "[{", "System:", "Human:", "\n\nHuman:", "{", "- ")), st.text(max_size=20)),
 ).filter(lambda text: bool(text.strip()) and "\x00" not in text and text.isprintable() | ("\n" in text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ def write_spec(folder: Path, prompts: Sequence[str], principles: Sequence[str]) 
     return folder / "spec.yaml"
 
 
-def says(request: Request) -> str:
+def says(request: Request) -> Answer:
     """Answer with what was asked, so that another prompt or principle shows in the text."""
     asked = request.prompt if isinstance(request.prompt, str) else json.dumps(request.prompt)
-    return f"said {digest([asked, request.seed])[:12]}"
+    return Completion(f"said {digest([asked, request.seed])[:12]}", "stop", 3, 2)
 
 
 @dataclass
@@ -56,6 +56,7 @@ class AskedLink:
     """A way to a model in this process: remembers what it answered, and answers no more after `most` answers."""
 
     most: int = 10**9
+    says: Callable[[Request], Answer] = says
     answered: list[Request] = field(default_factory=list)
     capacity: int = 8
     waiting: str = ""
@@ -69,7 +70,7 @@ class AskedLink:
         for number, request in requests:
             if len(self.answered) < self.most:
                 self.answered.append(request)
-                self._ready.append((number, Completion(says(request), "stop", 3, 2)))
+                self._ready.append((number, self.says(request)))
             else:
                 self._ready.append((number, EngineError("the run was cut off", kind="spending_cap")))
 
@@ -86,11 +87,17 @@ class AskedLink:
 def carry_out(
     spec_path: Path, store: Store, link: AskedLink, sample: int | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run a spec to its end; return the rows of its last step, and what was said of damages.
+    """Run a spec to its end; return the rows of its step `kept`, and what was said of damages.
 
     Raises:
         StepError: a step failed; what was done before is kept.
     """
+    resolver, said = carried_out(spec_path, store, link, sample)
+    return Rows(resolver.artifacts["kept"].path).pylist(), said
+
+
+def carried_out(spec_path: Path, store: Store, link: AskedLink, sample: int | None = None) -> tuple[Resolver, list[str]]:
+    """Run a spec to its end, as `carry_out` does; return the resolver with all its artifacts, and what was said of damages."""
     spec = load_spec(spec_path, sample=sample)
     resolver, said = Resolver(spec, store), list[str]()
     ledgers: set[str] = set()
@@ -119,7 +126,7 @@ def carry_out(
     run_dir.mkdir(exist_ok=True)
     reached = [artifact.digest for artifact in resolver.artifacts.values()]
     store.record_run(spec.name, run_dir, artifacts=reached, ledgers=ledgers)
-    return Rows(resolver.artifacts["kept"].path).pylist(), [*said, *resolver.remade.values()]
+    return resolver, [*said, *resolver.remade.values()]
 
 
 def _seal(resolver: Resolver, step: Any, result: StepResult) -> None:

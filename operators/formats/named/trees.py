@@ -56,7 +56,7 @@ def paths_of_messages(records: Sequence[Record], take: Take) -> Sequence[Record]
     """
     replies: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
-        replies[record.get("parent_id")].append(record)
+        replies[record.get("parent_id") or None].append(record)  # a table writes an empty text for null
     roots = replies.pop(None, [])
     if len(roots) != 1:
         raise ValueError(f"a tree of messages has one without `parent_id`, got {len(roots)}")
@@ -76,7 +76,7 @@ def _paths(root: Record, replies_to: Callable[[Record], Iterable[Record]], take:
         path = begun.pop()
         if len(path) > _DEEPEST:
             raise ValueError(f"a tree of messages that is more than {_DEEPEST} deep")
-        replies = sorted((reply for reply in replies_to(path[-1]) if not reply.get("deleted")), key=_rank)
+        replies = sorted((reply for reply in replies_to(path[-1]) if not _is_deleted(reply)), key=_rank)
         begun += [[*path, reply] for reply in reversed(replies[: 1 if take == "best" else None])]
         if not replies:
             kept = _answered(path)
@@ -90,9 +90,13 @@ def _answered(path: Path) -> Path:
     return path[: ends[-1]] if ends else path
 
 
+def _is_deleted(message: Record) -> bool:
+    return str(message.get("deleted") or "false").lower() != "false"
+
+
 def _rank(message: Record) -> float:
     rank = message.get("rank")
-    return float("inf") if rank is None else float(rank)
+    return float("inf") if rank in (None, "") else float(rank)
 
 
 def _role(message: Record) -> str:

@@ -254,6 +254,14 @@ def test_a_tree_is_its_best_path_or_each(text: str) -> None:
         assert len({row["uid"] for row in each}) == 3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_of_messages_has_empty_cells_for_what_is_null(kind: str) -> None:
+    gone = {"message_id": "x", "parent_id": "m", "message_tree_id": "t", "text": "gone", "role": "assistant", "rank": None}
+    records = [{**one, "deleted": False} for one in flat(tree()["prompt"])] + [{**gone, "deleted": True}]
+    (row,) = loaded(records, kind)
+    assert [turn["content"] for turn in row["messages"]] == ["q", "a", "r", "c"]
+
+
 def test_messages_of_trees_are_gathered_wherever_they_stand() -> None:
     other = [{**one, "message_tree_id": "u"} for one in flat(tree()["prompt"], name="u")]
     mixed = [record for both in zip(flat(tree()["prompt"]), other, strict=True) for record in reversed(both)]
