@@ -94,6 +94,10 @@ class PlanError(CaiflowError):
     """A valid spec can't be carried out here: resources, a drifted lock, an unreadable model."""
 
 
+class UnreachableError(PlanError, ValueError):
+    """What only the hub could tell isn't known: it is out of reach, or mayn't be asked. A plan goes on without, a run can't."""
+
+
 class ClusterError(PlanError):
     """The cluster can't carry out the run: it can't be reached, lacks what is asked for, or its nodes aren't fit."""
 

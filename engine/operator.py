@@ -206,6 +206,10 @@ class Operator(ABC, Generic[P]):
         """Yield what neither the schema nor the parameter model can see to be wrong; reads no large file."""
         yield from ()
 
+    def remarks(self) -> Iterator[Finding]:
+        """Yield what is worth knowing before a run though nothing is wrong, such as what couldn't be checked."""
+        yield from ()
+
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield what the inputs' columns, by step, rule out; those that are needed are there."""
         yield from ()

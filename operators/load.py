@@ -114,10 +114,6 @@ class Load(TableOperator[LoadParams]):
         first = next(iter(self._from), None)
         if isinstance(first, FileSource):
             yield from self._check_file(first)
-        elif first is not None and not first.within_reach:
-            yield Finding(
-                ("source",), f"no file {first.repo}, and no such data set in the hub's cache while offline", "check the name"
-            )
         if isinstance(self._head, Finding):
             yield self._head
         elif self._head.rows:
@@ -125,6 +121,12 @@ class Load(TableOperator[LoadParams]):
             yield from found or self._check_rows(self._head)  # a wrong name explains why rows are bad
         elif [isinstance(one, FileSource) and one.is_text for one in self._from] == [True]:
             yield Finding(("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}')
+
+    def remarks(self) -> Iterator[Finding]:
+        """Yield a data set that can't be looked at: it isn't here, and offline it can't be fetched."""
+        for source in self._from:
+            if not isinstance(source, FileSource) and (absence := source.absence):
+                yield Finding(("source",), f"not checked: {absence}", "check the name, or fetch it while online")
 
     def _check_file(self, file: FileSource) -> Iterator[Finding]:
         given = self.params.source

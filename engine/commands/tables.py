@@ -60,6 +60,8 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
     for model in plan.get("unchecked", ()):
         told = "its files aren't on this machine yet, which tell its layers, positions and chat template"
         yield Text(f"not checked: {model}; {told}", style="dim")
+    for told in plan.get("unreached", ()):
+        yield Text(f"not checked: {clean(told)}", style="yellow")
     for segment in plan.get("segments", ()):
         if len(segment) > 1:
             yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")

@@ -6,15 +6,15 @@ Loads nothing.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import EngineError, PlanError
+from caiflow.engine.errors import EngineError, PlanError, UnreachableError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.files import adapter_base, template_text
 from caiflow.engine.llm.gguf import inspect, unpacked_name
+from caiflow.engine.llm.hub import ask_hub
 from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
 from caiflow.engine.machine import local_path
 from caiflow.engine.spec.engine_args import counted
@@ -201,15 +201,9 @@ def _folder(where: str, folder: Path) -> tuple[str, str]:
 def _hub_commit(where: str, repo: str, revision: str | None) -> str:
     if revision and COMMIT.fullmatch(revision):
         return revision
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
-        raise PlanError(f"{where}: {repo!r} isn't in the hub's cache and HF_HUB_OFFLINE is set", "download it or unset that")
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlanError(
-            f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had from the hub ({reason})",
-            "check the name, download it, or pin `revision` to a commit",
-        ) from error
+        return ask_hub(repo, revision, "model").commit
+    except ValueError as error:
+        told = f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had ({error})"
+        kind = UnreachableError if isinstance(error, UnreachableError) else PlanError
+        raise kind(told, "check the name, download it, or pin `revision` to a commit") from error

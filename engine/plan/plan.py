@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.identity import digest
-from caiflow.engine.llm.model_files import model_folder
 from caiflow.engine.machine import cores
 from caiflow.engine.plan.changes import changes, describe, why_raised
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
+from caiflow.engine.plan.foresight import Foresight
 from caiflow.engine.spec.graph import ancestors, chosen
 from caiflow.engine.store.artifacts import read_artifact
 
@@ -66,6 +66,8 @@ class Plan:
     """Rules of operators that have changed since this spec ran last, and the answers that this costs."""
     unchecked: tuple[str, ...] = ()
     """Models whose files aren't on this machine yet, so that nothing was held against them."""
+    unreached: tuple[str, ...] = ()
+    """What only the hub could tell, and why it can't be asked: what depends on that isn't known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
@@ -77,6 +79,7 @@ class Plan:
             "require": {name: dict(bounds) for name, bounds in self.require.items()},
             "rules": list(self.rules),
             "unchecked": list(self.unchecked),
+            "unreached": list(self.unreached),
         }
 
 
@@ -84,11 +87,11 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
     """Return what `run` would do now, of the whole spec or up to one step, and why.
 
     Raises:
-        PlanError: a model can't be found.
+        PlanError: a model can't be found. One that only a hub that is out of reach may have isn't known.
         SpecError: there is no step `until`.
     """
     wanted = chosen(spec, until)
-    resolver = Resolver(spec, store, trust_remote_code=trust_remote_code)
+    resolver = Foresight(spec, store, trust_remote_code=trust_remote_code)
     previous = previous_components(spec, store)
     planned: dict[str, PlannedStep] = {}
     segments: list[tuple[str, ...]] = []
@@ -114,8 +117,9 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
-    told = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(unchecked(spec))}
-    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told)
+    told = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(resolver.without_files())}
+    unreached = tuple(dict.fromkeys(resolver.unreached.values()))
+    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told, unreached=unreached)
 
 
 def _estimated(resolver: Resolver, planned: Mapping[str, PlannedStep]) -> dict[str, PlannedStep]:
@@ -181,10 +185,13 @@ def _planned(
 
 
 def _to_run(
-    resolver: Resolver, step: Step, components: Components | None, before: Components | None, planned: Mapping[str, PlannedStep]
+    resolver: Foresight,
+    step: Step,
+    components: Components | None,
+    before: Components | None,
+    planned: Mapping[str, PlannedStep],
 ) -> PlannedStep:
-    waiting = [name for name in resolver.edges(step) if planned[name].state != "cached"]
-    reason = _reason(components, before) if components is not None else f"after {', '.join(waiting)}"
+    reason = _reason(components, before) if components is not None else _waits(resolver, step, planned)
     own = resolver.row_components(step)
     if components is None and own is not None and before is not None:
         changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
@@ -192,6 +199,12 @@ def _to_run(
     if components is not None and (steps := _steps_kept(resolver, step, digest(components))):
         return _planned(step, "partial", f"cut off before; goes on after {steps} optimizer steps", components, before)
     return _planned(step, "run", reason, components, before)
+
+
+def _waits(resolver: Foresight, step: Step, planned: Mapping[str, PlannedStep]) -> str:
+    """Return what a step without an identity waits for, or why the hub's word on it is missing."""
+    waiting = [name for name in resolver.edges(step) if planned[name].state != "cached"]
+    return "; ".join(filter(None, [f"after {', '.join(waiting)}" if waiting else "", resolver.silence(step)]))
 
 
 def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
@@ -212,7 +225,7 @@ def _described(found: Iterable[tuple[str, Any, Any]]) -> list[str]:
 
 
 def _plan_chain(
-    resolver: Resolver, chain: Sequence[Step], ledgers: _Ledgers, previous: Mapping[str, Components]
+    resolver: Foresight, chain: Sequence[Step], ledgers: _Ledgers, previous: Mapping[str, Components]
 ) -> dict[str, PlannedStep]:
     """Count what the ledger holds for the steps of one chain, whose first step's input is made."""
     from caiflow.engine.flow.counting import count_known
@@ -236,7 +249,7 @@ def _plan_chain(
             per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(namespaces[step.name]))
             planned[step.name] = _counted(resolver, step, tally, components, before, per_row)
         else:
-            after = f"after {step.input}" if step.input in uncounted else "after its model"
+            after = f"after {step.input}" if step.input in uncounted else resolver.silence(step) or "after its model"
             planned[step.name] = _planned(step, "run", after, components, before)
     return planned
 
@@ -287,12 +300,6 @@ def _answers_of(resolver: Resolver, step: PlannedStep) -> int:
         return 0
     path = resolver.store.path(digest(step.previous))
     return (read_artifact(path).rows_out or 0) if path.is_dir() else 0
-
-
-def unchecked(spec: Spec) -> list[str]:
-    """Return the models whose files aren't here, so that layers, positions, tokenizers and templates are unknown."""
-    entries = ((name, entry) for name, entry in spec.models.items() if not entry.served)
-    return [name for name, entry in entries if model_folder(entry.source, entry.revision, spec.base_dir) is None]
 
 
 def previous_components(spec: Spec, store: Store) -> dict[str, Components]:

@@ -245,6 +245,8 @@ def _build_operators(checked: Checked, refused: set[Path_]) -> dict[str, Operato
             operator = kind(step.params, StepContext(checked.seed, checked.base_dir.absolute(), loaded))
             for wrong in (*operator.check(), *_check_require(operator)):
                 checked.report(name, *wrong)
+            for told in operator.remarks():
+                checked.remark(name, *told)
             made[name] = operator
         except (ValueError, CaiflowError, OSError) as error:
             checked.report_raised(name, error)
@@ -265,6 +267,16 @@ def _check_model_files(
         models = {model: files for model, origin in origins.items() if (files := found[origin]) is not None}
         for wrong in operator.check_models(models, inputs_of(step, columns)):
             checked.report(name, *wrong)
+    for name in sorted(origin for origin, files in found.items() if files is None):
+        _remark_absence(checked, name)
+
+
+def _remark_absence(checked: Checked, name: str) -> None:
+    """Say that nothing could be held against a model whose files aren't here yet."""
+    entry, path = checked.models.get(name), ("models", name, "source")
+    if entry is not None and not entry.served:
+        told = "not checked: its files aren't on this machine yet, which tell its layers, positions and chat template"
+        checked.remarks.at(checked.tree.nearest(path).at, path, told, "")
 
 
 def _origin(checked: Checked, name: str, broken: set[str]) -> str:
@@ -282,7 +294,7 @@ def _model_files(checked: Checked, name: str) -> ModelFiles | None:
         return None
     tokenizer = model_folder(entry.tokenizer, None, checked.base_dir) if entry.tokenizer else folder
     template = template_text(entry.chat_template, checked.base_dir)
-    return ModelFiles(folder, TokenizerFiles(tokenizer or folder, template))
+    return ModelFiles(folder, TokenizerFiles(tokenizer, template)) if tokenizer else None
 
 
 def _check_require(operator: Operator[Any]) -> Iterator[Finding]:

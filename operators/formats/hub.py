@@ -7,57 +7,24 @@ is kept beside them, so that a split of which some are missing is never taken fo
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-from caiflow.engine.errors import WrongValue
-from caiflow.engine.llm.model_files import hub_cache
+from caiflow.engine.errors import UnreachableError, WrongValue
+from caiflow.engine.llm.hub import ask_hub, offline
+from caiflow.engine.llm.model_files import hub_cache, hub_snapshot
 from caiflow.engine.store.disk import write_atomic
 from caiflow.operators.formats.hub_files import CARD, Part, files_of, rows_of
 from caiflow.operators.formats.opening import Line
 
 _COMMIT = r"[0-9a-f]{40}"
-_TOLD_FOR_S = 60.0
-"""For how long what the hub says of a repository holds: for all steps of a plan, and not for ever in a notebook."""
 _AT_ONCE = 8
 Progress = Callable[[str], None]
 """Takes what is being done, in words."""
-
-
-class _Told(NamedTuple):
-    """What the hub said of a revision: its commit and its files, or why it said nothing."""
-
-    at: float
-    commit: str = ""
-    names: tuple[str, ...] = ()
-    error: Exception | None = None
-
-
-_told: dict[tuple[str, ...], _Told] = {}
-
-
-def _ask_hub(repo: str, revision: str | None) -> _Told:
-    """Return what the hub says of a repository, asked once for all who want to know at about the same time."""
-    about = (os.environ.get("HF_ENDPOINT", ""), str(hub_cache()), repo, revision or "")
-    known = _told.get(about)
-    if known is None or time.monotonic() - known.at > _TOLD_FOR_S:
-        from huggingface_hub import HfApi
-
-        try:
-            info = HfApi().dataset_info(repo, revision=revision, timeout=20)
-            names = tuple(sibling.rfilename for sibling in info.siblings or ())
-            known = _Told(time.monotonic(), str(info.sha), names)
-        except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-            known = _Told(time.monotonic(), error=error)
-        _told[about] = known
-    return known
 
 
 @dataclass(frozen=True)
@@ -88,11 +55,11 @@ class HubSource:
     def _found(self) -> tuple[str, bool]:
         """The commit, and whether the hub may be asked for its files: not where it was out of reach just now."""
         if self.revision and re.fullmatch(_COMMIT, self.revision):
-            return self.revision, not _offline()
-        if _offline():
-            return self._cached_commit(None), False
-        told = _ask_hub(self.repo, self.revision)
-        return (self._cached_commit(told.error), False) if told.error else (told.commit, True)
+            return self.revision, not offline("dataset")
+        try:
+            return ask_hub(self.repo, self.revision, "dataset").commit, True
+        except ValueError as error:
+            return self._cached_commit(error), False
 
     def lines(self) -> Iterator[Line]:
         """Yield the rows of the split in order; its files are fetched into the hub's cache first.
@@ -151,9 +118,10 @@ class HubSource:
             names: list[str] = json.loads(listing.read_text(encoding="utf-8"))
             return names
         if self._found[1]:
-            told = _ask_hub(self.repo, self.revision)
-            if told.error is not None:
-                raise ValueError(f"{self.repo}: can't be fetched from the hub: {told.error}") from told.error
+            try:
+                told = ask_hub(self.repo, self.revision, "dataset")
+            except ValueError as error:
+                raise ValueError(f"{self.repo}: can't be fetched: {error}") from error
             write_atomic(listing, json.dumps(told.names))
             return told.names
         here = [path.relative_to(self._snapshot).as_posix() for path in self._snapshot.rglob("*") if path.is_file()]
@@ -178,28 +146,21 @@ class HubSource:
             raise ValueError(f"{self.repo}: {name} can't be fetched from the hub: {error}") from error
 
     @property
-    def within_reach(self) -> bool:
-        """Whether the revision is in the hub's cache, or the hub may be asked."""
-        try:
-            return not _offline() or bool(self.commit and self._cached_folder.is_dir())
-        except ValueError:
-            return False
+    def absence(self) -> str:
+        """That the revision isn't in the hub's cache, and mayn't be fetched; empty where it is or may. Asks nobody."""
+        here = not offline("dataset") or hub_snapshot(self.repo, self.revision, "datasets") is not None
+        return "" if here else f"no file {self.repo}, and no such data set in the hub's cache while offline"
 
     @property
     def _cached_folder(self) -> Path:
         return hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
 
-    def _cached_commit(self, cause: Exception | None) -> str:
+    def _cached_commit(self, cause: ValueError) -> str:
         ref = self._cached_folder / "refs" / (self.revision or "main")
         try:
             return ref.read_text().strip()
         except OSError:
             named = f"data set {self.repo}" + (f" with revision {self.revision!r}" if self.revision else "")
-            why = f"the hub says: {str(cause).strip().splitlines()[0]}" if cause and str(cause).strip() else "offline"
-            hint = "check the name, or fetch it while online"
-            raise WrongValue(f"no {named} in the hub's cache, nor to be had ({why})", hint) from cause
-
-
-def _offline() -> bool:
-    flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(flag.upper() in ("1", "ON", "YES", "TRUE") for flag in flags)
+            told = f"no {named} in the hub's cache, nor to be had ({cause})"
+            kind = UnreachableError if isinstance(cause, UnreachableError) else WrongValue
+            raise kind(told, "check the name, or fetch it while online") from cause

@@ -22,7 +22,8 @@ from caiflow.engine.operator import StepContext
 from caiflow.engine.errors import CaiflowError
 from support.tables import run_table
 step = Load(LoadParams(**json.loads(sys.argv[1])), StepContext(base_dir=Path(sys.argv[2])))
-found = {"checks": [list(found[:2]) for found in step.check()], "open": step.columns({}).open}
+found = {"checks": [list(found[:2]) for found in step.check()], "remarks": [list(found[:2]) for found in step.remarks()]}
+found |= {"open": step.columns({}).open}
 try:
     found |= {"identity": dict(step.identity()), "sources": dict(step.sources())}
     found["rows"] = run_table(step, Path(sys.argv[2]) / "out")[0].pylist()
@@ -82,7 +83,7 @@ def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None
     assert asked(found) == ["new kind test 0", "new kind test 1", "new kind test 2"]
     assert found["identity"] == {"content": f"org/dialogues:kind:test@{NEW}"}
     assert found["sources"] == {"source": f"org/dialogues@{NEW}"}
-    assert found["checks"] == []
+    assert found["checks"] == found["remarks"] == []
     assert found["open"]
 
 
@@ -96,7 +97,8 @@ def test_a_pinned_revision_and_another_folder(hub: Path) -> None:
 
 def test_what_is_not_there_is_told(hub: Path) -> None:
     found = load(hub, source="org/missing")
-    assert found["checks"][0][0] == ["source"]
+    assert found["remarks"][0][0] == ["source"]
+    assert found["checks"] == [], "offline nobody knows whether it is there"
     assert "offline" in found["error"]
     assert "no-such" in load(hub, source="org/dialogues", revision="no-such")["error"]
     assert "org/dialogues" in load(hub, source="org/dialogues", folder="kind", hub_split="nope")["error"]
@@ -107,6 +109,6 @@ def test_without_a_network_the_cache_serves_or_the_message_says_what_to_do(hub: 
         nobody.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         found = load(hub, hub=address, source="org/missing")
-        assert found["error"].startswith("no data set org/missing in the hub's cache, nor to be had (the hub says: ")
+        assert found["error"].startswith("no data set org/missing in the hub's cache, nor to be had (the hub is out of reach: ")
         assert found["error"].endswith("; check the name, or fetch it while online")
         assert load(hub, hub=address, source="org/dialogues")["identity"] == {"content": f"org/dialogues:train@{NEW}"}
