@@ -156,6 +156,13 @@ class Expected(NamedTuple):
     answers: int = 1
 
 
+class Calls(NamedTuple):
+    """The model calls that a step is known to make before it runs: at most so many, and just as many where `exact`."""
+
+    number: int
+    exact: bool = False
+
+
 P = TypeVar("P", bound=Params)
 
 
@@ -364,6 +371,10 @@ class MetricsOperator(Operator[P]):
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return no columns: the output is figures."""
         return Columns()
+
+    def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
+        """Return its calls, given the rows of the input steps that are known; None where that can't be told."""
+        return None
 
     @abstractmethod
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ANSWERS, Job, LLMs, MetricsOperator
+from caiflow.engine.operator import ANSWERS, Calls, Expected, Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
@@ -111,6 +111,15 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def sources(self) -> Mapping[str, Any]:
         """Return the files of questions."""
         return {f"choices.{n}": self.context.base_dir / c.source for n, c in self.params.choices.items() if c.source}
+
+    def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
+        """Return the calls of all measures; None where an input's rows aren't known, or the harness decides them."""
+        if self.params.lm_eval or not self.needs().keys() <= inputs.keys():
+            return None
+        from caiflow.operators.evaluation import expected
+
+        sizes = expected.Sizes({step: inputs[step] for step in self.needs()}, self.sources())
+        return expected.calls(self.params, sizes, lambda how: self.pair_judge(how).calls())
 
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return the figures and write the rows behind them."""

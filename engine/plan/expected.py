@@ -6,18 +6,21 @@ Reads local sources to count them, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from caiflow.engine.operator import Expected, RowOperator
+from caiflow.engine.operator import Expected, MetricsOperator, RowOperator
+from caiflow.engine.store.ledger import ledger_name
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.spec.grammar import Step
 
 
 class Estimate(NamedTuple):
-    """What a step has to do: rows to go through (to make, where it reads no single input), and model calls."""
+    """What a step has to do: rows to go through (None for figures; to make, where it reads no single input), and calls."""
 
-    rows: int
+    rows: int | None
     calls: int
     at_most: bool
 
@@ -35,8 +38,26 @@ def estimates(resolver: Resolver, made: Mapping[str, int]) -> dict[str, Estimate
             continue
         if expected is not None:
             known[step.name] = expected
-        given = inputs.get(step.input) if isinstance(operator, RowOperator) else expected
-        if given is not None:
-            asked = operator.calls_expected(given) if isinstance(operator, RowOperator) and hasattr(step.params, "model") else 0
-            found[step.name] = Estimate(given.rows, asked, not given.exact)
+        if (told := _estimate(resolver, step, inputs, expected)) is not None:
+            found[step.name] = told
     return found
+
+
+def _estimate(resolver: Resolver, step: Step, inputs: Mapping[str, Expected], expected: Expected | None) -> Estimate | None:
+    operator = resolver.spec.operators[step.name]
+    if isinstance(operator, MetricsOperator):
+        calls = operator.calls_expected(inputs)
+        return calls and Estimate(None, calls.number, not calls.exact or _asked_before(resolver, step))
+    given = inputs.get(step.input) if isinstance(operator, RowOperator) else expected
+    if given is None:
+        return None
+    asked = operator.calls_expected(given) if isinstance(operator, RowOperator) and hasattr(step.params, "model") else 0
+    return Estimate(given.rows, asked, not given.exact)
+
+
+def _asked_before(resolver: Resolver, step: Step) -> bool:
+    """Return whether some of a step's calls may be in the ledger already, or two of its models be one."""
+    models = [ref.name for ref in step.references() if ref.kind == "model"]
+    known = [source.identity for name in dict.fromkeys(models) if (source := resolver.model(name))]
+    ledgers = (resolver.store.ledger_dir / ledger_name(step.op, identity) for identity in known)
+    return len({*known}) < len(known) or any(map(Path.exists, ledgers))

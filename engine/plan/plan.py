@@ -127,7 +127,7 @@ def _estimated(resolver: Resolver, planned: Mapping[str, PlannedStep]) -> dict[s
     made = {name: step.rows for name, step in planned.items() if step.state == "cached" and step.rows is not None}
     found = {**planned}
     for name, told in estimates(resolver, made).items():
-        if planned[name].rows is None:
+        if planned[name].rows is None and planned[name].state != "cached":
             found[name] = replace(planned[name], rows=told.rows, to_run=told.rows, calls=told.calls, at_most=told.at_most)
     return found
 

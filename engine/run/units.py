@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from caiflow.engine.flow.stream import Flow
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.rows.folder import RowsWriter
+
+_OF_CALLS = ("calls", "reused_calls", "prompt_tokens", "completion_tokens")
 
 Report = Callable[[dict[str, Any]], None]
 """Takes the fields of a `step_progress` or `sample` event, with its `step`."""
@@ -144,7 +146,8 @@ class MeasureUnit(_OneStep):
             measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
-        return self._result(job, {**job.metrics, **measured})
+        (result,) = self._result(job, {**job.metrics, **measured}).values()
+        return {self.step: replace(result, counts=llms.counts())}
 
 
 class LedgeredLLMs(LLMs):
@@ -198,6 +201,10 @@ class LedgeredLLMs(LLMs):
 
         told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
         return {**progress_fields(self._tally), "waiting": told or None} if self._tally.total else {}
+
+    def counts(self) -> dict[str, int]:
+        """Return the calls that were made and those that the ledger spared, and the tokens."""
+        return {name: getattr(self._tally, name) for name in _OF_CALLS}
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -254,8 +261,7 @@ class FlowUnit:
 
     def _result(self, step: FlowStep, flow: Flow, writer: RowsWriter) -> StepResult:
         tally, seconds = flow.tallies[step.name], round(flow.pace.busy_s(step.name), 3)
-        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", "calls")}
-        counts |= {name: getattr(tally, name) for name in ("reused_calls", "prompt_tokens", "completion_tokens")}
+        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", *_OF_CALLS)}
         if tally.error:
             return StepResult(None, tally.total, None, {}, counts, seconds=seconds, error=tally.error)
         writer.close()

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.identity import key
 from caiflow.engine.operator import Expected, Job, StepContext
+from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.ledger import Ledger, ledger_name
 from caiflow.operators.formats.params import LoadParams
 from caiflow.operators.load import Load
 from caiflow.operators.mix import Mix
@@ -29,15 +32,16 @@ STEPS = """\
   both: {op: mix, inputs: {clean: 1, few: 1}}
   tuned: {op: sft, input: both, model: base}
   last: {op: generate, input: clean, model: tuned}
+  sure: {op: evaluate, models: [base, tuned], inputs: {few: few}}
+  scores: {op: evaluate, models: [base, tuned], inputs: {few: few}, comparisons: {help: {judge: base, sets: [few]}}}
+  late: {op: evaluate, models: [tuned], inputs: {clean: clean}, limit: 5}
 """
 
 
-def planned(folder: Path, steps: str = STEPS) -> dict[str, dict[str, Any]]:
+def planned(folder: Path, steps: str = STEPS, models: str = "{base: {source: tiny}}") -> dict[str, dict[str, Any]]:
     lines = [json.dumps({"prompt": f"Why {n}?", "response": "So."}) for n in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "spec.yaml").write_text(
-        f"caiflow: 1\nconstitution: harmless\nmodels: {{base: {{source: tiny}}}}\nsteps:\n{steps}"
-    )
+    (folder / "spec.yaml").write_text(f"caiflow: 1\nconstitution: harmless\nmodels: {models}\nsteps:\n{steps}")
     plan = make_plan(load_spec(folder / "spec.yaml"), Store(folder / "home")).to_json()
     return {step["name"]: step for step in plan["steps"]}
 
@@ -55,7 +59,30 @@ def test_rows_and_calls_follow_from_local_sources(tmp_path: Path) -> None:
         "both": (8, 0, True),
         "tuned": (None, None, False),
         "last": (16, 16, True),
+        "sure": (None, 8, False),
+        "scores": (None, 16, True),  # eight answers, and four pairs in both orders
+        "late": (None, 5, True),
     }
+
+
+def test_calls_that_the_ledger_may_hold_are_a_bound(tmp_path: Path) -> None:
+    steps = "  rows: {op: load, source: rows.jsonl}\n  scores: {op: evaluate, models: [base], inputs: {rows: rows}}\n"
+    told = planned(tmp_path, steps)["scores"]
+    assert (told["calls"], told["at_most"]) == (10, False)
+    store = Store(tmp_path / "home")
+    model = Resolver(load_spec(tmp_path / "spec.yaml"), store).model("base")
+    assert model is not None
+    ledger = Ledger(store.ledger_dir, ledger_name("evaluate", model.identity))
+    ledger.append(key("a call"), {"text": "So."})
+    ledger.close()
+    told = planned(tmp_path, steps)["scores"]
+    assert (told["calls"], told["at_most"]) == (10, True)
+
+
+def test_two_names_of_one_model_are_a_bound(tmp_path: Path) -> None:
+    steps = "  rows: {op: load, source: rows.jsonl}\n  scores: {op: evaluate, models: [base, same], inputs: {rows: rows}}\n"
+    told = planned(tmp_path, steps, models="{base: {source: tiny}, same: {source: tiny}}")["scores"]
+    assert (told["calls"], told["at_most"]) == (20, True)
 
 
 def test_sources_elsewhere_are_bounded_where_the_step_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
