@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.display.terminal import escaped
 
@@ -71,6 +71,16 @@ class StepState:
         return (total - self.done) * (self.told - begun) / worked
 
 
+class Latest(NamedTuple):
+    """The latest row of a step: the text that it made beside the one it was made of, and the columns they are of."""
+
+    step: str
+    before_column: str
+    before: str
+    after_column: str
+    after: str
+
+
 @dataclass(slots=True)
 class Board:
     """A run as the events told it so far."""
@@ -79,8 +89,7 @@ class Board:
     started: float = 0.0
     status: str = "running"
     steps: dict[str, StepState] = field(default_factory=dict)
-    sample: tuple[str, str, str] | None = None
-    """Step, text before and text after of the latest sample."""
+    sample: Latest | None = None
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; unknown kinds and steps are left alone."""
@@ -91,7 +100,7 @@ class Board:
         elif kind == "run_done":
             self.status = event["status"]
         elif kind == "sample":
-            self.sample = (event["step"], clean(str(event.get("before", ""))), clean(str(event.get("after", ""))))
+            self.sample = Latest(*(clean(str(event.get(name, ""))) for name in Latest._fields))
         elif step is not None:
             _advance(step, event)
 

@@ -138,10 +138,13 @@ def draw(board: Board, drawn_lanes: Mapping[str, str], now: float, height: int =
     sample_lines = 3 if board.sample else 0
     parts: list[RenderableType] = [_heading(board, now), _steps(board, drawn_lanes, now, max(4, height - 4 - sample_lines))]
     if board.sample:
-        step, before, after = board.sample
-        parts.append(Text.assemble(("latest of ", "dim"), (step, "bold")))
-        parts.append(Text.assemble(("  before ", "red"), before, no_wrap=True, overflow="ellipsis"))
-        parts.append(Text.assemble(("  after  ", "green"), after, no_wrap=True, overflow="ellipsis"))
+        latest = board.sample
+        parts.append(Text.assemble(("latest of ", "dim"), (latest.step, "bold")))
+        width = max(len(latest.before_column), len(latest.after_column))
+        for column, text, style in (
+            (latest.before_column, latest.before, "red"), (latest.after_column, latest.after, "green"),
+        ):  # fmt: skip
+            parts.append(Text.assemble((f"  {column:<{width}} ", style), text, no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 

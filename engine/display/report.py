@@ -18,7 +18,7 @@ from caiflow.engine.display.step_graph import lanes
 
 HEADLINES = {
     "train_loss": "mean loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy",
-    "tie_rate": "ties", "unparsable_rate": "unparsable",
+    "ties": "ties", "unparsable": "unparsable",
 }  # fmt: skip
 """Metrics that the table of steps shows, the most telling first, and how they are called there."""
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.flow.claiming import claimed
+from caiflow.engine.flow.sample import NOTHING, Sample
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
@@ -42,8 +43,7 @@ class Tally:
     tokens: int = 0
     drop_reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     error: str = ""
-    before: str = ""
-    after: str = ""
+    sample: Sample = NOTHING
 
     def finished(self) -> int:
         """Return the number of rows that need no more work."""

@@ -19,6 +19,7 @@ from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.pace import Pace
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
+from caiflow.engine.flow.sample import sample
 from caiflow.engine.health import Meter, Passed
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowDropped
@@ -243,7 +244,7 @@ class Flow:
                 tally.cached += 1
             else:
                 tally.done += 1
-                tally.before, tally.after = _sample(row, outcome.rows)
+                tally.sample = sample(step.view(row), outcome.rows)
 
     def _write_finished(self, open_batches: list[_OpenBatch]) -> None:
         while open_batches and open_batches[0].open_rows == 0:
@@ -266,15 +267,6 @@ def progress_fields(tally: Tally) -> dict[str, Any]:
     """Return the counts of a `step_progress` event; `done` are the rows that need no more work, whatever became of them."""
     fields = ("total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
     return {"done": tally.finished(), **{name: getattr(tally, name) for name in fields}}
-
-
-def _sample(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
-    new = next((v for v in reversed(list(rows[0].values())) if isinstance(v, str)), "") if rows else ""
-    old = row.get("revision") or row.get("response")
-    if not old:
-        prompt = row.get("prompt") or [{"content": ""}]
-        old = prompt[-1]["content"] if isinstance(prompt, list) else str(prompt)
-    return str(old), new
 
 
 class _Slots:

@@ -303,9 +303,9 @@ async def _watch(flow: Flow, report: Report) -> None:
         for name, fields in flow.progress().items():
             tally = flow.tallies[name]
             report({"step": name, **fields})
-            if tally.after and shown.get(name) != tally.after:
-                shown[name] = tally.after
-                report({"step": name, "before": tally.before, "after": tally.after})
+            if tally.sample.after and shown.get(name) != tally.sample.after:
+                shown[name] = tally.sample.after
+                report({"step": name, **tally.sample._asdict()})
         await asyncio.sleep(0.25)
 
 

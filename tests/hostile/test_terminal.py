@@ -143,6 +143,7 @@ LOOKS = (
     ["why", "s.yaml", f"clean{ALL}"], ["runs"], ["runs", "--json"],
     ["show", "first"], ["show", "first", "--json"], ["show", "first", "clean"], ["show", "first", "clean", "--json"],
     ["show", "first", "red", "--columns", f"c{ALL}"], ["show", "first", f"red{ALL}"], ["show", f"first{ALL}"],
+    ["report", "first", "--compare", "second", "--out", f"r{STEERING['bidi']}"],
     ["diff", "first", "second"], ["diff", "first", "second", "--json"], ["verify", "first"], ["verify", "first", "--json"],
     ["export", "first", f"out{STEERING['bidi']}"], ["gc", "--dry-run"], ["gc", "--dry-run", "--json"],
     ["constitution", "show", "mine.yaml"], ["head", "red.jsonl"], ["head", "red.jsonl", "--json"], ["head", f"none{ALL}"],
@@ -190,7 +191,7 @@ EVENTS = [
     {"t": 1.0, "event": "log", "step": f"s{ALL}", "text": f"said {ALL}"},
     {"t": 1.0, "event": "lock_compared", "grade": "same", "lock": ALL, "drift": [ALL]},
     {"t": 2.0, "event": "step_progress", "step": f"s{ALL}", "done": 1, "total": 2, "doing": f"asks {ALL}"},
-    {"t": 2.0, "event": "sample", "step": f"s{ALL}", "before": ALL, "after": ALL},
+    {"t": 2.0, "event": "sample", "step": f"s{ALL}", "before_column": ALL, "before": ALL, "after_column": ALL, "after": ALL},
     {
         "t": 3.0, "event": "step_done", "step": f"s{ALL}", "status": "failed", "error": f"broke {ALL}",
         "notes": [{"step": f"s{ALL}", "message": f"note {ALL}", "uids": [ALL]}],

@@ -31,7 +31,8 @@ RECORDED: list[Event] = [
         "t": 111.0, "event": "step_progress", "step": "answer", "done": 600, "total": 1500, "cached": 100, "failed": 2,
         "tokens_per_second": 312.4, "busy_s": 10.0, "left_s": 18.0,
     },
-    {"t": 111.0, "event": "sample", "step": "answer", "before": "How do\nI?", "after": "Take \x1b[31mcare."},
+    {"t": 111.0, "event": "sample", "step": "answer", "before_column": "prompt", "before": "How do\nI?",
+     "after_column": "response", "after": "Take \x1b[31mcare."},
 ]  # fmt: skip
 
 
@@ -75,8 +76,8 @@ def test_for_whom_a_step_waits_is_shown_until_it_gets_on() -> None:
 
 def test_latest_sample_is_shown_without_control_characters() -> None:
     text = rendered(fold(RECORDED))
-    assert "before How do I?" in text
-    assert r"after  Take \u001b[31mcare." in text
+    assert "prompt   How do I?" in text
+    assert r"response Take \u001b[31mcare." in text
     assert "\x1b" not in text
 
 

@@ -108,6 +108,20 @@ def test_rows_that_were_paid_for_before_are_counted_in_a_step_that_is_done() -> 
     assert "58 cached" not in shown[2]
 
 
+def test_the_figures_of_a_judge_stand_beside_its_step() -> None:
+    """Under the names that it gives them itself."""
+    from caiflow.engine.operator import StepContext
+    from caiflow.operators.judge import Judge
+    from caiflow.operators.judging.params import JudgeParams
+
+    judge = Judge(JudgeParams(input="pairs", model="base", candidates="responses"), StepContext())
+    metrics = judge.metrics([], {"tie": 3})
+    step = {"op": "judge", "status": "done", "rows_in": 4, "rows_out": 1, "seconds": 3.0, "metrics": metrics, "inputs": []}
+    assert {"ties", "unparsable"} <= metrics.keys() & report.HEADLINES.keys()
+    shown = text(report.steps_table({"steps": {"judged": step}}))
+    assert f"ties {report.number(metrics['ties'])}, unparsable {report.number(metrics['unparsable'])}" in shown
+
+
 def test_a_loss_curve_fits_a_line() -> None:
     assert report.sparkline([3.0, 2.0, 1.0, 1.0]) == "█▅▁▁"
     assert len(report.sparkline([float(i) for i in range(1000)])) == 40
