@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
 from caiflow.engine.display.terminal import say
+from caiflow.engine.store.checkpoints import KEPT
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
@@ -85,7 +86,7 @@ def execute(args: Namespace) -> int:
     if args.traceback:
         _print_reports(result.run_dir)
     if result.exit_code == 130:
-        say(f"interrupted; everything done is kept. To go on: {again()}", file=sys.stderr)
+        say(f"interrupted; {KEPT}. To go on: {again()}", file=sys.stderr)
     return result.exit_code
 
 

@@ -81,6 +81,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     from caiflow.engine.run import runner
     from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.artifacts import Store
+    from caiflow.engine.store.checkpoints import KEPT
 
     loaded = _loaded(spec, set, profile, sample, allow_paths)
     with display() if progress else nullcontext() as listener:
@@ -90,7 +91,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
             allowed=Permissions(frozenset(KeySent(*pair) for pair in (allow_env or {}).items()), frozenset(allow_hosts)),
         )  # fmt: skip
     if result.status == "interrupted":
-        raise KeyboardInterrupt(f"everything done is kept in {result.run_dir}; the same call goes on")
+        raise KeyboardInterrupt(f"{KEPT} in {result.run_dir}; the same call goes on")
     finished = Run(result.run_dir)
     if result.status == "failed":
         raise StepError(_failures(finished))

@@ -26,6 +26,7 @@ from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.checkpoints import steps_kept
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 
 if TYPE_CHECKING:
@@ -160,11 +161,19 @@ class _Execution:
         self.folder.open()
         while steps := self.folder.unsettled():
             if self._interrupted.is_set():
+                self._tell_trainings()
                 return "interrupted"
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
             if not moved:
                 self._wait()
         return "done" if self.folder.all_made() else "failed"
+
+    def _tell_trainings(self) -> None:
+        """Say of each training that is cut off where it will go on."""
+        for name in self._claims:
+            kept = steps_kept(self.store.work_path(digest(self.folder.components[name])))
+            told = f"goes on from step {kept}, its last checkpoint" if kept else "begins anew: no checkpoint was due yet"
+            self._journal.emit("log", step=name, text=f"the training {told} (`save_steps` says when one is made)")
 
     def close(self) -> None:
         """End all work."""

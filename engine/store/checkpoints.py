@@ -11,6 +11,9 @@ CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"
 """The file that marks a checkpoint as written to its end."""
 
+KEPT = "what is done is kept, and of a training what its last checkpoint has"
+"""What a run that is cut off keeps, in words."""
+
 
 def steps_kept(work_dir: Path) -> int:
     """Return the optimizer steps that a training cut off before needn't do again."""

@@ -285,6 +285,7 @@ def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
         run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
         assert run.wait(timeout=30) == 130
+    assert "what is done is kept, and of a training what its last checkpoint has" in rest
     assert "caiflow run short.yaml --set seed=77" in rest
     assert json.loads((place / "stopped" / "run.json").read_text())["status"] == "interrupted"
 

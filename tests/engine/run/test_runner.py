@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from caiflow.engine.rows.folder import Rows
 from caiflow.engine.run.runner import run
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.checkpoints import steps_kept
 from caiflow.engine.store.journal import read_run, true_status
 from support.commands import run_here
 from support.events import read_events
@@ -291,3 +293,22 @@ def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Pat
     assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
     rows = [Rows(tmp_path / name / "steps" / "revision").pylist() for name in ("one", "two")]
     assert rows[0] == rows[1] == Rows(calm[1] / "steps" / "revision").pylist()
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(("save_steps", "told"), [(2, r"goes on from step (\d+), its last checkpoint"), (1000, "begins anew")])
+def test_a_training_that_is_cut_off_says_what_is_kept_of_it(tmp_path: Path, save_steps: int, told: str) -> None:
+    training = "{op: sft, input: answers, model: base, num_train_epochs: 200, logging_steps: 1, save_steps: "
+    steps = f'  answers: {{op: load, source: "tiny:helpful_train.jsonl", limit: 64}}\n  tuned: {training}{save_steps}}}\n'
+    (tmp_path / "spec.yaml").write_text(f"caiflow: 1\nmodels:\n  base: {{source: tiny}}\nsteps:\n{steps}", encoding="utf-8")
+    out, home = tmp_path / "run", tmp_path / "home"
+    driver = start(tmp_path / "spec.yaml", out, home)
+    wait_for(out, lambda event: event.get("step") == "tuned" and event.get("done", 0) > 4)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    said = (out / "console.txt").read_text().replace("\n", " ")
+    found = re.search(f"tuned: the training {told}", said)
+    assert found, said
+    (work,) = (path for path in (home / "work").iterdir() if path.is_dir())
+    assert steps_kept(work) == int((*found.groups(), "0")[0])
+    assert "everything" not in said
