@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from caiflow.engine.commands.parser import named_run, print_json
+from caiflow.engine.commands.parser import named_run, nearby, print_json
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -25,11 +25,15 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.lookback.verify import verify
 
     verdicts = []
-    for verdict in verify(named_run(args.run)):
+    run_dir = named_run(args.run)
+    for verdict in verify(run_dir):
         verdicts.append(verdict)
         if not args.json:
             said = f"{verdict.files} files as they were sealed" if not verdict.problems else "; ".join(verdict.problems)
             say(f"{'✗' if verdict.problems else '✓'} {verdict.step:<20} {said}", flush=True)
     if args.json:
         print_json([asdict(verdict) for verdict in verdicts])
-    return 1 if any(verdict.problems for verdict in verdicts) else 0
+    damaged = any(verdict.problems for verdict in verdicts)
+    if damaged and not args.json:
+        say(f"what isn't as it was sealed is made anew by: caiflow run {nearby(run_dir) / 'spec.yaml'}")
+    return int(damaged)

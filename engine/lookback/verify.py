@@ -1,4 +1,7 @@
-"""Hashing again what runs have made, to find files that changed behind the store's back. Reads only."""
+"""Hashing again what runs have made, to find files that changed behind the store's back.
+
+Changes nothing but the time of a file that isn't what was sealed, so that no run takes it for unchanged.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from caiflow.engine.errors import CaiflowError, StoreError
 from caiflow.engine.lookback.history import output_dir
 from caiflow.engine.plan.lock import LOCK, read_lock
-from caiflow.engine.store.artifacts import Artifact, content_manifest, read_artifact
+from caiflow.engine.store.artifacts import Artifact, content_manifest, distrust, read_artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Verdict:
 
 
 def verify(run_dir: Path) -> Iterator[Verdict]:
-    """Yield a verdict for each step of a run that has an output, hashing every file.
+    """Yield a verdict for each step of a run that has an output, hashing every file; what has changed no run will use.
 
     Raises:
         CaiflowError: the folder holds no run.
@@ -36,7 +39,8 @@ def verify(run_dir: Path) -> Iterator[Verdict]:
     locked = read_lock(run_dir / LOCK)["steps"] if (run_dir / LOCK).exists() else {}
     for name, step in steps.items():
         if step["status"] in ("done", "cached"):
-            yield _verdict(name, output_dir(run_dir, name, step), step.get("digest"), locked.get(name, {}).get("content"))
+            path = output_dir(run_dir, name, step)
+            yield _verdict(name, path, step.get("digest"), locked.get(name, {}).get("content"))
 
 
 def _verdict(step: str, path: Path, digest: str | None, content: str | None) -> Verdict:
@@ -58,6 +62,7 @@ def _changed(artifact: Artifact) -> Iterator[str]:
     for name in sorted({*artifact.files, *found["files"]}):
         sealed, now = artifact.files.get(name), found["files"].get(name)
         if sealed != now:
+            distrust(artifact.path / name)
             yield f"{name} is {'missing' if now is None else 'new' if sealed is None else 'changed'}"
     if found["content"] != artifact.content and found["files"] == artifact.files:
         yield "the recorded content doesn't belong to the recorded files"

@@ -25,7 +25,15 @@ from typing import Any
 from caiflow.engine.errors import DamagedError, StoreError
 from caiflow.engine.identity import digest
 from caiflow.engine.store.disk import storing, sync, sync_tree, write_atomic
-from caiflow.engine.store.file_digests import FileCache, Manifest, Stamp, file_digest, folder_manifest, stamp
+from caiflow.engine.store.file_digests import (
+    FileCache,
+    Manifest,
+    Stamp,
+    file_digest,
+    folder_files,
+    folder_manifest,
+    stamp,
+)
 
 ADAPTER = "adapter_config.json"
 META = ".caiflow.json"  # hidden: `datasets` reads every other file of a folder
@@ -111,7 +119,7 @@ class Store:
     def artifact(self, digest: str) -> Artifact | None:
         """Return the sealed artifact, or None where there is none.
 
-        A file that has its size and time of then counts as unchanged (`verify` hashes all); any other is hashed.
+        A file that has its size and time of then counts as unchanged, until `distrust`; any other is hashed.
 
         Raises:
             DamagedError: it is there, but not as it was sealed.
@@ -120,6 +128,8 @@ class Store:
         if not path.is_dir():
             return None
         artifact = read_artifact(path)
+        for name in set(folder_files(path)).difference(artifact.files):
+            raise DamagedError(f"{path}: {name} is none of its files", "run again, which makes it anew")
         for name, sha256 in artifact.files.items():
             if said := self._difference(path / name, sha256, artifact.stamps.get(name)):
                 raise DamagedError(f"{path}: {name} {said}", "run again, which makes it anew")
@@ -265,6 +275,12 @@ class Store:
 
     def _records(self) -> dict[Path, RunRecord]:
         return {path: record for path in self.runs_dir.glob("[!.]*.json") if (record := _read_run(path))}
+
+
+def distrust(file: Path) -> None:
+    """Have a file of an artifact that was hashed, and isn't what was sealed, no longer count as unchanged by its time."""
+    with suppress(OSError):  # it is gone, or its store is only read from here
+        os.utime(file)
 
 
 def _readable_alike(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Hashing again what runs made."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, DamagedError
 from caiflow.engine.lookback.history import output_kind, step_dir
 from caiflow.engine.lookback.verify import verify
 from caiflow.engine.plan.lock import LOCK
@@ -43,6 +45,28 @@ def test_each_change_is_named(run_dir: Path) -> None:
     assert problems(run_dir) == {"clean": "more.txt is new; part-00000.parquet is missing"}
     (run_dir / "steps" / "red" / META).unlink()
     assert "not a whole artifact" in problems(run_dir)["red"]
+
+
+def test_what_verify_finds_changed_no_run_uses_again(run_dir: Path, tmp_path: Path) -> None:
+    """As a failing disk does it: the bytes change, size and time stay."""
+    part = (run_dir / "steps" / "clean" / "part-00000.parquet").resolve()
+    before, data = part.stat(), bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
+    digest = read_run(run_dir)["steps"]["clean"]["digest"]
+    assert Store().artifact(digest) is not None, "nothing tells it without hashing"
+    assert problems(run_dir) == {"clean": "part-00000.parquet is changed"}
+    with pytest.raises(DamagedError, match=r"part-00000.parquet has changed; run again, which makes it anew"):
+        Store().artifact(digest)
+
+
+def test_an_artifact_with_a_file_of_somebody_else_is_not_used_again(run_dir: Path) -> None:
+    digest = read_run(run_dir)["steps"]["red"]["digest"]
+    shutil.copy(run_dir / "steps" / "red" / "part-00000.parquet", run_dir / "steps" / "red" / "part-00001.parquet")
+    assert problems(run_dir) == {"red": "part-00001.parquet is new"}
+    with pytest.raises(DamagedError, match=r"part-00001.parquet is none of its files; run again, which makes it anew"):
+        Store().artifact(digest)
 
 
 def test_an_artifact_of_another_step_does_not_pass(run_dir: Path) -> None:
