@@ -46,7 +46,8 @@ def test_spec_with_the_plugin_is_valid_only_with_it(plugin: Path) -> None:
     assert caiflow(plugin, "validate", "example/redact.yaml").returncode == 0
     without = caiflow(plugin.parent, "validate", str(plugin / "example/redact.yaml"))
     assert without.returncode == 2
-    assert "redact" in without.stdout
+    assert "unknown operator `redact`; operators: load, " in without.stdout
+    assert "or install the plugin that has it" in without.stdout
 
 
 def test_its_parameters_are_checked_and_described(plugin: Path) -> None:
@@ -67,3 +68,13 @@ def test_it_runs(plugin: Path) -> None:
         "At 9 on weekdays.",
         "Ask [left out] first.",
     ]
+    assert json.loads((plugin / "out" / "caiflow.lock").read_text())["plugins"] == {"redact": "caiflow-redact==1.0"}
+
+
+def test_whoever_lacks_the_plugin_is_told_its_package_by_the_lock(plugin: Path, tmp_path: Path) -> None:
+    shutil.copytree(plugin / "example", tmp_path / "handed")
+    lock = {"caiflow_lock": 1, "plugins": {"redact": "caiflow-redact==1.0"}}
+    (tmp_path / "handed" / "caiflow.lock").write_text(json.dumps(lock))
+    without = caiflow(tmp_path, "validate", "handed/redact.yaml")
+    assert without.returncode == 2
+    assert "install the plugin that has it, by the lock beside the file caiflow-redact==1.0" in without.stdout

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from caiflow.engine import registry
 from caiflow.engine.errors import PlanError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import digest
@@ -51,7 +52,7 @@ class Drift:
 
     @property
     def section(self) -> str:
-        """The part of the lock: recipe, constitutions, sources, models, steps, packages, python or hardware."""
+        """The part of the lock: recipe, constitutions, sources, models, steps, packages, plugins, python or hardware."""
         return self.name.partition(".")[0]
 
     @property
@@ -75,6 +76,7 @@ def make_lock(resolver: Resolver) -> Lock:
         "models": {name: _model(resolver, name) for name in spec.models},
         "steps": dict(_made(resolver)),
         "packages": dict(_packages()),
+        "plugins": dict(_plugins(resolver)),
         "python": platform.python_version(),
         "hardware": _hardware(),
     }
@@ -220,6 +222,13 @@ def _packages() -> Iterator[tuple[str, str]]:
             yield name, version(name)
         except PackageNotFoundError:
             continue
+
+
+def _plugins(resolver: Resolver) -> Iterator[tuple[str, str]]:
+    """Yield each operator that isn't built in, with the package that brings it and its version."""
+    for step in resolver.order:
+        if package := registry.package(step.op):
+            yield step.op, package
 
 
 def _hardware() -> dict[str, Any]:

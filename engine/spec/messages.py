@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -14,7 +16,7 @@ from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
 from caiflow.engine import registry
-from caiflow.engine.errors import refusal, suggest
+from caiflow.engine.errors import nearest, refusal, suggest
 from caiflow.engine.spec import schema, slips
 from caiflow.engine.spec.layers import Problems
 from caiflow.engine.yaml.tree import Node, Path_
@@ -102,7 +104,7 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems, def
         hint = "add `caiflow: 1`" if missing == "caiflow" else f"add `{missing}:`"
         problems.at(node.key, path, f"`{path[-1]}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
     elif rule == "enum" and path[-1:] == ("op",):
-        problems.at(node.at, path, f"unknown operator `{value}`", suggest(str(value), registry.names(), "operators"))
+        problems.at(node.at, path, f"unknown operator `{value}`", _operator_hint(str(value), node.at.file))
     elif rule == "enum":
         problems.at(node.at, path, f"unknown value {_shown(value)} for {field}", _allowed(value, bound))
     elif rule == "const" and path == ("caiflow",) and isinstance(value, int) and value > bound:
@@ -118,6 +120,15 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems, def
         problems.at(key, (*path, value), f"`{value}` is no valid name", _NAME_HINT)
     else:
         problems.at(node.at, path, f"{field} {_bound(rule, bound)}, got {_shown(value)}", _bound_hint(rule, bound))
+
+
+def _operator_hint(op: str, file: str) -> str:
+    """Name the nearest operator, or say that it may be a plugin's: whose it was by the lock beside the file."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        package = json.loads(Path(file).with_name("caiflow.lock").read_bytes())["plugins"][op]
+        return f"install the plugin that has it, by the lock beside the file {package}"
+    names = registry.names()
+    return suggest(op, names, "operators") + ("" if nearest(op, names) else ", or install the plugin that has it")
 
 
 def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: Problems, definitions: slips.Schema) -> None:
