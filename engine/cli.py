@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "look back": {
         "runs": "list the runs of this machine's store",
         "show": "show a run, or page through the rows of one of its steps",
+        "report": "write a run, or two side by side, as one HTML file that opens anywhere",
         "diff": "compare two runs: settings, texts, judgements, metrics",
         "verify": "hash a run's artifacts again and compare them with its lock",
         "export": "make a folder from which another person can repeat a run",
@@ -148,7 +149,9 @@ def _interrupted(given: Sequence[str]) -> str:
         return "\ncaiflow: interrupted"
     import shlex
 
-    return f"\ninterrupted; everything done is kept. To go on: {shlex.join(['caiflow', *given])}"
+    from caiflow.engine.store.checkpoints import KEPT
+
+    return f"\ninterrupted; {KEPT}. To go on: {shlex.join(['caiflow', *given])}"
 
 
 def _crashed(error: Exception, given: Sequence[str]) -> int:

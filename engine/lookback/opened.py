@@ -5,12 +5,12 @@ Reads what a run left behind, each time anew, so that a run that is still going 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, suggest
-from caiflow.engine.lookback.history import model_card, output_kind, read_metrics, step_dir
+from caiflow.engine.lookback.history import model_card, output_dir, output_kind, read_metrics, step_dir
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.journal import read_run
@@ -37,6 +37,11 @@ class Table:
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows: {', '.join(self.columns)}>"
+
+    def select(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows with these columns alone; no other is read."""
+        for batch in self._rows.batches(columns=columns):
+            yield from batch.to_pylist()
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -85,6 +90,16 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<step {self.name}: {self.op}, {self.status}>"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What run.json has of the step."""
+        return dict(self._record)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what the step made is (still) there."""
+        return output_dir(self._run_dir, self.name, self._record).is_dir()
 
     @property
     def op(self) -> str:
@@ -195,5 +210,5 @@ class Run(Mapping[str, Step]):
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
         """The figures of every step that measured something, by step."""
-        made = (name for name, step in self.items() if step.status in ("done", "cached"))
+        made = (name for name, step in self.items() if step.status in ("done", "cached") and step.is_there)
         return {name: self[name].figures for name in made if self[name].kind == "metrics"}
