@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.plan.relocate import as_yaml, relocated
-from caiflow.engine.spec.reach import Reach, links_below
+from caiflow.engine.spec.reach import Reach, links_below, matches
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
 if TYPE_CHECKING:
@@ -88,22 +88,23 @@ class _Copier:
         self._taken: dict[Path, str] = {}
 
     def take(self, path: Path) -> str | None:
-        """Copy unless it is too large or may not be handed on, and return the new path: relative, or of what stays absolute."""
+        """Copy unless it is too large or may not be handed on, and return the new path: relative, or of what stays absolute.
+
+        A pattern stays one, of its files in a folder of their own.
+        """
         path = path.resolve()
         if path in self.left_out or path in self.unasked:
             return str(path)
-        if any(self._reach.refused(place, for_good=False) for place in (path, *links_below(path))):
+        several = not path.exists()
+        files = sorted(filter(Path.is_file, matches(path))) if several else [path]
+        if any(self._reach.refused(place, for_good=False) for file in files for place in (file, *links_below(file))):
             self.unasked.append(path)
             return str(path)
         if path not in self._taken:
-            names = folder_files(path) if path.is_dir() else None
-            if (
-                sum(file.stat().st_size for file in ([path] if names is None else [path / name for name in names]))
-                > self._limit
-            ):
+            if sum(_size(file) for file in files) > self._limit:
                 self.left_out.append(path)
                 return str(path)
-            self._taken[path] = self._copy(path, names)
+            self._taken[path] = self._copy_all(path, files) if several else self._copy(path, Path("data"))
         return self._taken[path]
 
     def words(self) -> str:
@@ -111,8 +112,15 @@ class _Copier:
         listed = "".join(f"- `{path}`\n" for path in (*self.left_out, *self.unasked))
         return f"\nWhat didn't come along; put it somewhere and change `spec.yaml`:\n\n{listed}" if listed else ""
 
-    def _copy(self, path: Path, names: Sequence[str] | None) -> str:
-        place = self._free(Path("data") / path.name)
+    def _copy_all(self, pattern: Path, files: Sequence[Path]) -> str:
+        folder = self._free(Path("patterns") / (pattern.parent.name or "root"))
+        for file in files:
+            self._copy(file, folder)
+        return (folder / pattern.name).as_posix()
+
+    def _copy(self, path: Path, folder: Path) -> str:
+        place = self._free(folder / path.name)
+        names = folder_files(path) if path.is_dir() else None
         for source, to in [(path, place)] if names is None else [(path / name, place / name) for name in names]:
             (self._target / to).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, self._target / to)
@@ -124,3 +132,8 @@ class _Copier:
         while (self._target / found).exists():
             found, number = place.parent / str(number) / place.name, number + 1
         return found
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum((path / name).stat().st_size for name in folder_files(path)) if path.is_dir() else path.stat().st_size

@@ -5,7 +5,6 @@ Goes by what the spec says, before anything that it names is opened, asked or lo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.spec.layers import ByHand
 from caiflow.engine.spec.load import Draft, in_order
 from caiflow.engine.spec.permissions import Permissions
-from caiflow.engine.spec.reach import Named, flag_for, matches, named, resolved
+from caiflow.engine.spec.reach import Named, flag_for, is_there, named, resolved
 from caiflow.engine.store.artifacts import default_home
 from caiflow.engine.yaml.tree import Node, dotted
 
@@ -135,7 +134,7 @@ def _reading(value: Named, draft: Draft) -> Iterator[Reading]:
         yield Reading(place, value.value, str(target), "not allowed", flag_for(target))
         return
     written = local_path(value.value, base_dir)
-    there = os.path.exists(written) or any(matches(written))
+    there = is_there(written)
     if there:
         why = "written by hand" if by_hand else draft.reach.why(written)
         yield Reading(place, value.value, str(resolved(written)), why)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.machine import local_path
-from caiflow.engine.spec.reach import Named, named
+from caiflow.engine.spec.reach import Named, is_there, named
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import Spec
@@ -21,7 +20,7 @@ def portable(spec: Spec) -> str:
 
 
 def relocated(spec: Spec, move: Callable[[Path], str | None]) -> dict[str, Any]:
-    """Return the resolved spec with each local file or folder it names replaced by `move(path)`; None leaves it."""
+    """Return the resolved spec with each local file, folder or pattern of files replaced by `move(path)`; None leaves it."""
     raw = copy.deepcopy(dict(spec.raw))
     for found in named(spec.models, {name: step.marks("x-path") for name, step in spec.steps.items()}, spec.source):
         path = _local(spec, found)
@@ -35,13 +34,13 @@ def relocated(spec: Spec, move: Callable[[Path], str | None]) -> dict[str, Any]:
 
 
 def _local(spec: Spec, found: Named) -> Path | None:
-    """Return the file or folder on this machine that a value names, if it does."""
+    """Return the file, folder or pattern of files on this machine that a value names, if it does."""
     if found.takes == "constitution":
         from caiflow.engine.constitution.load import source_path
 
         return source_path(found.value, spec.base_dir)
     path = local_path(found.value, spec.base_dir)
-    return path if os.path.exists(path) else None
+    return path if is_there(path) else None
 
 
 def _bundled(path: Path) -> bool:

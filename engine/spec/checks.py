@@ -26,7 +26,7 @@ from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_ove
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
-from caiflow.engine.spec.reach import matches, named, out_of_reach
+from caiflow.engine.spec.reach import is_there, named, out_of_reach
 from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -211,8 +211,8 @@ def _check_file(checked: Checked, owner: Path_, mark: Mark) -> None:
         return
     if os.path.exists(full) or (mark.meaning != "file" and may_be_hub_id(mark.value)):
         return
-    if any(char in mark.value for char in "*?[") and any(matches(full)):
-        return
+    if owner[0] == "steps" and mark.meaning == "file-or-hub" and is_there(full):
+        return  # a pattern of files
     where = full.parent if full.parent.is_dir() else None
     near = [entry.name for entry in sorted(where.iterdir())[:500]] if where else []
     hint = suggest(path.name, near, "files there") if near else f"there is no folder {full.parent}"

@@ -19,7 +19,7 @@ from caiflow.engine.spec import checks, matrix
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Spec, SpecFile, Step
 from caiflow.engine.spec.layers import Problems, assign, read_layers
-from caiflow.engine.spec.reach import Reach
+from caiflow.engine.spec.reach import Reach, is_there
 from caiflow.engine.spec.shapes import parse, parse_model, parse_step
 from caiflow.engine.yaml.tree import Location, Node, Path_
 
@@ -193,6 +193,6 @@ def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps
 def _moved(node: Node, base_dir: Path) -> str | None:
     written_in = Path(node.at.file).parent
     target = written_in / node.value
-    if written_in == base_dir or Path(node.value).is_absolute() or not os.path.exists(target):
+    if written_in == base_dir or Path(node.value).is_absolute() or not is_there(target):
         return None
     return os.path.relpath(target, base_dir)

@@ -160,9 +160,14 @@ def _in_constitution(node: Node | None, place: Path_) -> Iterator[Named]:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """Yield the files and folders that fit a path whose last name is a pattern; none where it is no pattern (`**x`)."""
-    with suppress(ValueError):
+    """Yield the files and folders that fit a path whose last name is a pattern; none where it is no pattern (`**x`) or too long for one."""
+    with suppress(ValueError, OSError):
         yield from pattern.parent.glob(pattern.name)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path is that of a file or folder, or a pattern that some fit."""
+    return os.path.exists(path) or any(matches(path))
 
 
 def links_below(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caiflow.engine.identity import digest
@@ -36,9 +36,9 @@ def write_spec(folder: Path, rows: int = 20) -> Path:
     return folder / "spec.yaml"
 
 
-def run_tables(spec_path: Path, run_dir: Path, store: Store) -> Resolver:
+def run_tables(spec_path: Path, run_dir: Path, store: Store, allowed: Collection[Path] = ()) -> Resolver:
     """Carry out a spec of table steps and leave what a run leaves; return the resolver with all its artifacts."""
-    spec = load_spec(spec_path)
+    spec = load_spec(spec_path, allowed=allowed)
     resolver = Resolver(spec, store)
     statuses = {}
     for step in resolver.order:

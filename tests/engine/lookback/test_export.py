@@ -1,5 +1,6 @@
 """A run as a folder for somebody else."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 
 from caiflow.engine.errors import CaiflowError, SpecError
 from caiflow.engine.lookback.export import export
+from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.lock import LOCK, grade, make_lock, read_lock
 from caiflow.engine.plan.relocate import portable, relocated
 from caiflow.engine.spec.load import load_spec
@@ -32,6 +34,73 @@ def test_an_export_runs_elsewhere_to_the_same_artifacts(place: Path, monkeypatch
     monkeypatch.setenv("CAIFLOW_HOME", str(place / "other-home"))
     again = run_tables(place / "received" / "spec.yaml", place / "run-there", Store())
     assert grade(read_lock(place / "received" / LOCK), make_lock(again)) == "same artifacts"
+
+
+NAMES = ["d[1].jsonl", "a*b.jsonl", "what?.jsonl", "{x}.jsonl", "a b.jsonl", "~x.jsonl", "ä[!a].jsonl", "[].jsonl"]
+
+
+def rows_of(word: str, number: int) -> str:
+    return "".join(json.dumps({"prompt": f"{word} {n}?", "response": "So."}) + "\n" for n in range(number))
+
+
+@pytest.fixture
+def patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with files whose names read like patterns, others that those would fit, and a folder of shards."""
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    here = tmp_path / "here"
+    (here / "shards").mkdir(parents=True)
+    for name in (*NAMES, "d1.jsonl", "aXb.jsonl", "whats.jsonl"):
+        (here / name).write_text(rows_of(name, 2))
+    for number in range(3):
+        (here / "shards" / f"part{number}.jsonl").write_text(rows_of(f"part {number}", number + 1))
+    (here / "shards" / "other.jsonl").write_text(rows_of("other", 9))
+    sources = {
+        f"s{number}": name for number, name in enumerate([*NAMES, "d1.jsonl", "shards/part*.jsonl", "./shards/[op]*.jsonl"])
+    }
+    steps = {name: {"op": "load", "source": source} for name, source in sources.items()}
+    (here / "spec.yaml").write_text(yaml.safe_dump({"caiflow": 1, "name": "named", "steps": steps}))
+    return tmp_path
+
+
+def contents(resolver: Resolver) -> dict[str, str]:
+    return {name: artifact.content for name, artifact in resolver.artifacts.items()}
+
+
+def test_files_named_like_patterns_and_patterns_run_elsewhere_to_the_same_artifacts(
+    patterns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_tables(patterns / "here" / "spec.yaml", patterns / "run", Store())
+    assert {name: artifact.rows_out for name, artifact in made.artifacts.items()} == {
+        **{f"s{number}": 2 for number in range(len(NAMES) + 1)}, f"s{len(NAMES) + 1}": 6, f"s{len(NAMES) + 2}": 15,
+    }  # fmt: skip
+    again = run_tables(patterns / "run" / "spec.yaml", patterns / "again", Store(patterns / "fresh"), allowed=[patterns])
+    assert contents(again) == contents(made), "the spec that a run leaves behind means the same"
+    sent = export(patterns / "run", patterns / "sent", Store(), allowed=[patterns])
+    assert sent.drift == sent.left_out == sent.unasked == ()
+    assert str(patterns) not in (patterns / "sent" / "spec.yaml").read_text()
+    (patterns / "sent").rename(patterns / "received")
+    shutil.rmtree(patterns / "here")
+    monkeypatch.setenv("CAIFLOW_HOME", str(patterns / "other-home"))
+    there = run_tables(patterns / "received" / "spec.yaml", patterns / "run-there", Store())
+    assert contents(there) == contents(made)
+    assert grade(read_lock(patterns / "received" / LOCK), make_lock(there)) == "same artifacts"
+
+
+def test_a_pattern_whose_files_are_too_large_stays_where_it_is(patterns: Path) -> None:
+    run_tables(patterns / "here" / "spec.yaml", patterns / "run", Store())
+    sent = export(patterns / "run", patterns / "sent", Store(), limit_bytes=300, allowed=[patterns])
+    assert sent.left_out == (patterns / "here" / "shards" / "[op]*.jsonl",)
+    steps = yaml.safe_load((patterns / "sent" / "spec.yaml").read_text())["steps"]
+    assert steps["s10"]["source"] == str(patterns / "here" / "shards" / "[op]*.jsonl")
+    assert steps["s9"]["source"] == "patterns/shards/part*.jsonl"
+    assert steps["s0"]["source"] == "data/d[1].jsonl"
+
+
+def test_a_pattern_written_in_another_folder_is_taken_from_there(patterns: Path) -> None:
+    (patterns / "spec.yaml").write_text("caiflow: 1\nextends: here/spec.yaml\n")
+    spec = load_spec(patterns / "spec.yaml")
+    assert spec.raw["steps"]["s9"]["source"] == "here/shards/part*.jsonl"
+    assert spec.raw["steps"]["s0"]["source"] == "here/d[1].jsonl"
 
 
 def test_what_changed_since_the_run_is_said(place: Path) -> None:
