@@ -160,7 +160,7 @@ def _in_constitution(node: Node | None, place: Path_) -> Iterator[Named]:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """Yield the files and folders that fit a path whose last name is a pattern; none where it is no pattern (`**x`) or too long for one."""
+    """Yield what fits a path whose last name is a pattern; nothing where it is none (`**x`) or too long to be one."""
     with suppress(ValueError, OSError):
         yield from pattern.parent.glob(pattern.name)
 
