@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from math import ceil
 from pathlib import Path
 
 EXTRAS = {
@@ -20,6 +21,11 @@ def cores() -> int:
     """Return the CPU cores this process may use: fewer than the machine has where its affinity says so."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in words, rounded up: GB of 10^9 bytes, as makers of GPUs count them, or MB."""
+    return f"{ceil(count / 1e8) / 10:,.1f} GB" if count >= 1e9 else f"{ceil(count / 1e6):,} MB"
 
 
 def home() -> Path:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.errors import Finding, StepError, WrongValue
 from caiflow.engine.operator import SPEED, Job, ModelRef
 from caiflow.engine.training import health
+from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
@@ -135,6 +136,15 @@ class Dpo(TrainingOperator[DpoParams]):
             told = f"`{odd[0]}` can't weigh single pairs, and `{soft[0]}` has a `p_chosen` for each"
             yield Finding(("loss_type",), told, _HARD)
 
+    def at_once(self) -> Load:
+        """Return both replies of each pair."""
+        return super().at_once()._replace(sequences=2 * self.params.per_device_train_batch_size)
+
+    def read_beside(self) -> Iterator[Beside]:
+        """Yield the reference, where the model itself doesn't serve."""
+        if self._held_reference:
+            yield Beside(self._held_reference, "alike")
+
     def learn(self, job: Job) -> None:
         """Train on the input's preferences and save the model, its tokenizer and the loss curve."""
         from trl import DPOConfig
@@ -181,15 +191,17 @@ class Dpo(TrainingOperator[DpoParams]):
         pairs = some_rows(data, self.params, steps)
         return loss_on(reply_rows(pairs, "chosen_ids"), pad_id, self.params.per_device_eval_batch_size)
 
-    def _reference(self, job: Job) -> Any:
-        """Return the reference, or None where the model itself serves: without its adapters, or before training."""
-        from caiflow.engine.training.models import load_alike
-
+    @property
+    def _held_reference(self) -> str:
+        """The model that is the reference; empty where the model itself serves: without its adapters, or before training."""
         params = self.params
         itself = params.lora is not None or params.precompute_ref_log_probs
-        if params.reference_free or (params.reference is None and itself):
-            return None
-        return load_alike(job.models[params.reference or params.model], params)
+        return "" if params.reference_free or (params.reference is None and itself) else params.reference or params.model
+
+    def _reference(self, job: Job) -> Any:
+        from caiflow.engine.training.models import load_alike
+
+        return load_alike(job.models[self._held_reference], self.params) if self._held_reference else None
 
     def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
         from caiflow.engine.training.tokens import preferences

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training import health
+from caiflow.engine.training.memory import Load
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 from caiflow.operators.measures.pictures import draw_reliability
@@ -68,6 +69,10 @@ class Reward(TrainingOperator[RewardParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
         return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
+
+    def at_once(self) -> Load:
+        """Return both replies of each pair, which one score reads."""
+        return Load(2 * self.params.per_device_train_batch_size, self.params.max_length, head=False)
 
     def learn(self, job: Job) -> None:
         """Train on the input's preferences; save the model with its mean score, the loss curve and the reliability bins."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training import health
+from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
 
@@ -162,6 +163,16 @@ class Rl(TrainingOperator[RlParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the prompt."""
         return {step: ["prompt"] for step in self.params.row_steps()}
+
+    def at_once(self) -> Load:
+        """Return the replies that are learnt from at once, and those that are drawn at once."""
+        return super().at_once()._replace(drawn=self.params.per_device_train_batch_size * self.params.batches)
+
+    def read_beside(self) -> Iterator[Beside]:
+        """Yield the model as it was, unless adapters can be taken off it, and the reward models."""
+        if self.params.lora is None and self.params.beta:
+            yield Beside(self.params.model, "float32")
+        yield from (Beside(name, "stored") for name in self.params.rewards)
 
     def learn(self, job: Job) -> None:
         """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""

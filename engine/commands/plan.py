@@ -10,6 +10,7 @@ EXAMPLES = """\
   caiflow plan cai.yaml
   caiflow plan cai.yaml --set constitution=mine.yaml
   caiflow plan cai.yaml --until clean
+  caiflow plan cai.yaml --profile full --gpus 8x80GB
   caiflow plan cai.yaml --json | jq '.steps[] | select(.state != "cached")'
 """
 
@@ -18,19 +19,22 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `plan`."""
     spec_arguments(parser)
     parser.add_argument("--until", metavar="STEP", help="plan up to this step and no further")
+    parser.add_argument("--gpus", metavar="8x80GB", help="hold trainings against these GPUs instead of this machine's memory")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def execute(args: Namespace) -> int:
     """Plan the spec; nothing is run."""
+    from caiflow.engine.plan.memory import parse_devices
     from caiflow.engine.plan.plan import make_plan
 
+    devices = parse_devices(args.gpus) if args.gpus else None
     spec = read_spec(args)
-    plan = make_plan(spec, open_store(), until=args.until).to_json()
+    plan = make_plan(spec, open_store(), until=args.until, devices=devices).to_json()
     if args.json:
         print_json(plan)
         return 0
-    from caiflow.engine.commands.tables import plan_notes, plan_table
+    from caiflow.engine.commands.tables import memory_notes, memory_table, plan_notes, plan_table
     from caiflow.engine.display.console import Console
     from caiflow.engine.spec.graph import edges
 
@@ -38,6 +42,8 @@ def execute(args: Namespace) -> int:
     edges_of = edges(spec)
     order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
     console.print(plan_table(plan, order))
-    for note in plan_notes(plan):
+    if plan["memory"]:
+        console.print(memory_table(plan["memory"]))
+    for note in (*plan_notes(plan), *memory_notes(plan["memory"])):
         console.print(note)
     return 0

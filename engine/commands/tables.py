@@ -19,12 +19,14 @@ from caiflow.engine.display.progress import LOOKS
 from caiflow.engine.display.report import number, plain_table
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import escaped
+from caiflow.engine.machine import size
 
 if TYPE_CHECKING:
     from caiflow.engine.lookback.compare import Change, RowsDiff, RunsDiff
     from caiflow.engine.lookback.history import RunLine
 
 PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "beside")
 EVERYWHERE = ("max_failed", "retries", "concurrency", "require", "constitution", "description", "resources")
 """Parameters that most operators share; they come last in a list of parameters."""
 
@@ -70,6 +72,35 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"{step} must have {required} before the steps behind it begin", style="dim")
     for shortage in plan.get("resources", ()):
         yield Text(f"short: {shortage}", style="bold red")
+
+
+def memory_table(memory: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what each training needs of a device's memory, part by part; `all at once` is less than their sum."""
+    table = plain_table("training", *(f"n:{part}" for part in (*MEMORY_PARTS, "all at once")), "fits")
+    for step in memory:
+        if "peak" not in step:
+            table.add_row(Text(step["step"]), *[""] * (len(MEMORY_PARTS) + 1), Text("not checked", style="dim"))
+            continue
+        verdict = Text("yes", style="green") if step["fits"] else Text("does not fit", style="bold red")
+        table.add_row(Text(step["step"]), *(size(step[part]) for part in (*MEMORY_PARTS, "peak")), verdict)
+    return table
+
+
+def memory_notes(memory: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Yield what the trainings' memory is held against, why some isn't known, and what would fit of what doesn't."""
+    for step in memory:
+        if step["unchecked"]:
+            yield Text(f"memory of {step['step']} not checked: {step['unchecked']}", style="dim")
+        elif not step["fits"]:
+            there = step["devices"]
+            has = (
+                f"{there['number']} GPUs of {size(there['size_bytes'])}"
+                if there["gpu"]
+                else f"{size(there['size_bytes'])} of memory"
+            )
+            would = "; ".join(step["would_fit"]) or "nothing that is known here; take a smaller model or larger devices"
+            yield Text(f"does not fit: {step['step']} needs {size(step['peak'])} a device, got {has}", style="bold red")
+            yield Text(f"  what would: {would}", style="yellow")
 
 
 def uncut(table: Table) -> Table:

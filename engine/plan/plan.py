@@ -17,6 +17,7 @@ from caiflow.engine.plan.changes import changes, describe, why_raised
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
 from caiflow.engine.plan.foresight import Foresight
+from caiflow.engine.plan.memory import Devices, StepMemory, devices_here, memory_of
 from caiflow.engine.spec.graph import ancestors, chosen
 from caiflow.engine.store.artifacts import read_artifact
 
@@ -68,6 +69,8 @@ class Plan:
     """Models whose files aren't on this machine yet, so that nothing was held against them."""
     unreached: tuple[str, ...] = ()
     """What only the hub could tell, and why it can't be asked: what depends on that isn't known."""
+    memory: tuple[StepMemory, ...] = ()
+    """What each training that is to run needs of a device's memory, and whether it fits."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
@@ -80,11 +83,14 @@ class Plan:
             "rules": list(self.rules),
             "unchecked": list(self.unchecked),
             "unreached": list(self.unreached),
+            "memory": [step.to_json() for step in self.memory],
         }
 
 
-def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remote_code: bool = False) -> Plan:
-    """Return what `run` would do now, of the whole spec or up to one step, and why.
+def make_plan(
+    spec: Spec, store: Store, *, until: str | None = None, trust_remote_code: bool = False, devices: Devices | None = None
+) -> Plan:
+    """Return what `run` would do now, of the whole spec or up to one step, and why; on this machine unless `devices` are given.
 
     Raises:
         PlanError: a model can't be found. One that only a hub that is out of reach may have isn't known.
@@ -117,9 +123,11 @@ def make_plan(spec: Spec, store: Store, *, until: str | None = None, trust_remot
     in_order = tuple(planned[step.name] for step in resolver.order if step.name in wanted)
     streams = (tuple(name for name in segment if name in wanted) for segment in segments)
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
-    told = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(resolver.without_files())}
-    unreached = tuple(dict.fromkeys(resolver.unreached.values()))
-    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told, unreached=unreached)
+    told: dict[str, Any] = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(resolver.without_files())}
+    told["unreached"] = tuple(dict.fromkeys(resolver.unreached.values()))
+    to_run = {step.name for step in in_order if step.state != "cached"}
+    needed = tuple(one for one in memory_of(spec, store, devices or devices_here()) if one.step in to_run)
+    return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told, memory=needed)
 
 
 def _estimated(resolver: Resolver, planned: Mapping[str, PlannedStep]) -> dict[str, PlannedStep]:

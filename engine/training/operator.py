@@ -13,6 +13,7 @@ from caiflow.engine.rows.columns import Columns
 from caiflow.engine.rows.turns import refused_systems
 from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
+from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.params import TrainingParams
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ class TrainingOperator(ModelOperator[P]):
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with the training."""
         return [measure for group in (health.training, *self.watched) for measure in group()]
+
+    def at_once(self) -> Load:
+        """Return what goes through the model at once while it is trained."""
+        return Load(self.params.per_device_train_batch_size, self.params.max_length)
+
+    def read_beside(self) -> Iterator[Beside]:
+        """Yield the models that are held beside the trained one, to read from."""
+        yield from ()
 
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`, in as many processes as asked for."""

@@ -60,6 +60,18 @@ class Scratch(Strict):
     chat_template: str | None = None
     """Jinja text that lays out a conversation; by default a plain one, turn by turn with a role token each."""
 
+    def settings(self, vocabulary: int | None = None) -> dict[str, Any]:
+        """Return what the model's config.json has of this shape; the tokenizer may come to fewer entries than it may have."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "tie_word_embeddings")
+        return {
+            **{name: getattr(self, name) for name in (*names, "initializer_range")},
+            "vocab_size": vocabulary or self.tokenizer.vocab_size,
+            "intermediate_size": self.intermediate_size or -(-self.hidden_size * 8 // 24) * 8,
+            "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+        }
+
 
 def train_tokenizer(texts: Iterable[str], scratch: Scratch) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer on `texts`; any text encodes and decodes without loss.
@@ -101,20 +113,7 @@ def random_model(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, seed: int
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(seed)
-    width = scratch.hidden_size
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=scratch.intermediate_size or -(-width * 8 // 24) * 8,
-        num_hidden_layers=scratch.num_hidden_layers,
-        num_attention_heads=scratch.num_attention_heads,
-        num_key_value_heads=scratch.num_key_value_heads or scratch.num_attention_heads,
-        max_position_embeddings=scratch.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": scratch.rope_theta},
-        tie_word_embeddings=scratch.tie_word_embeddings,
-        initializer_range=scratch.initializer_range,
-        **_special_ids(tokenizer),
-    )
+    config = LlamaConfig(**scratch.settings(len(tokenizer)), **_special_ids(tokenizer))
     model = LlamaForCausalLM(config)
     model.generation_config.update(**_special_ids(tokenizer))
     return model

@@ -1,0 +1,212 @@
+"""The memory that a training needs of each device, from the model's sizes and the step's parameters alone.
+
+Owns the formula. Loads nothing and asks no device. What each term is and how far it is from what was measured is in
+docs/ideas/memory.md. Sources: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), section 3, for the bytes of a weight, its
+gradient and Adam's states; Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the way of counting what a block keeps
+for its backward pass; Dettmers et al. 2022 and 2023 (arXiv 2110.02861, 2305.14314) for states and weights in fewer bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from caiflow.engine.llm.model_shape import Linear, Shape
+from caiflow.engine.training.params import Lora, TrainingParams
+
+FLOAT = 4
+HALF = 2
+BYTES_OF = {"4bit": 0.516, "8bit": 1.002}
+"""Bytes of a rounded weight with its scales, of which 4 bits round a second time."""
+STATES = {"sgd": 0.0, "adafactor": 0.02, "adagrad": 4.0, "rmsprop": 4.0, "lion": 4.0, "ademamix": 12.0}
+"""Bytes of an optimizer's states for each trained weight, by how its name begins; Adam's, 8, for any other."""
+TILE = (4096, 32768)
+"""Tokens and entries of the vocabulary whose logits TRL's output head holds at once."""
+TILE_COPIES = 8
+"""Copies of those logits that its backward pass makes where there is no Triton, as on a CPU."""
+
+
+class Load(NamedTuple):
+    """What goes through a model at once: so many sequences of so many tokens."""
+
+    sequences: int
+    tokens: int
+    head: bool = True
+    """Whether its output head reads them; a reward model has none."""
+    drawn: int = 0
+    """Sequences that are drawn by the model at once."""
+
+
+class Beside(NamedTuple):
+    """A model that is only read, and how it is held: as the trained one's weights are, as stored, or in float32."""
+
+    model: str
+    held: Literal["alike", "stored", "float32"]
+
+
+class Need(NamedTuple):
+    """The bytes that a training needs of each device; `peak` is less than all together, since not all are there at once."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    beside: int
+    peak: int
+
+
+class Setting(NamedTuple):
+    """Where a model is trained: on GPUs or a CPU, and what its entry says of its number format."""
+
+    gpu: bool
+    dtype: str = "auto"
+
+
+def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tuple[Shape, Beside]], setting: Setting) -> Need:
+    """Return the memory that training a model of this shape takes."""
+    trained = trained_weights(shape, params.lora, head=load.head)
+    weights = held_bytes(shape, params, setting, head=load.head)
+    each = FLOAT if params.lora else _trained_bytes(setting)
+    weights += trained * FLOAT if params.lora else 0
+    gradients = trained * each
+    optimizer = int(trained * state_bytes(params.optim, each))
+    activations = kept(shape, params, load, setting) + head_bytes(shape, params, load, setting)
+    read = sum(_beside(other, how, params, setting) for other, how in beside)
+    copies = _autocast_copies(shape, params, setting)
+    at_once = gradients if params.gradient_accumulation_steps > 1 or params.resources.workers > 1 else 0
+    buckets = gradients if params.resources.workers > 1 else 0
+    phases = (
+        copies + optimizer + at_once + buckets + activations,
+        optimizer + gradients + buckets + _step_copies(shape, params, trained, each, setting),
+        optimizer + copies + drawn_bytes(shape, load),
+        _checked(shape, params, load, setting),
+    )
+    return Need(weights, gradients, optimizer, activations, read, weights + read + max(phases))
+
+
+def _trained_bytes(setting: Setting) -> int:
+    return HALF if setting.dtype == "bfloat16" else FLOAT
+
+
+def _computed_bytes(params: TrainingParams, setting: Setting) -> int:
+    """Return the bytes of what linear layers read and write."""
+    in_half = params.bf16 if params.bf16 is not None else setting.gpu
+    return HALF if in_half or setting.dtype in ("bfloat16", "float16") else FLOAT
+
+
+def _frozen_bytes(shape: Shape, setting: Setting) -> int:
+    """Return the bytes of a weight under adapters that isn't rounded."""
+    if setting.dtype != "auto":
+        return FLOAT if setting.dtype == "float32" else HALF
+    return shape.stored_bytes if setting.gpu else FLOAT
+
+
+def held_bytes(shape: Shape, params: TrainingParams, setting: Setting, *, head: bool = True) -> int:
+    """Return the bytes of the weights as they are held for training."""
+    count = shape.weights - (shape.embedding if not head and not shape.tied else 0)
+    if params.lora is None:
+        return count * _trained_bytes(setting)
+    each = _frozen_bytes(shape, setting)
+    if params.lora.quantization is None:
+        return count * each
+    return int(shape.in_blocks * BYTES_OF[params.lora.quantization]) + (count - shape.in_blocks) * each
+
+
+def trained_weights(shape: Shape, lora: Lora | None, *, head: bool = True) -> int:
+    """Return the number of weights that learn."""
+    if lora is None:
+        return shape.weights - (shape.embedding if not head and not shape.tied else 0)
+    return shape.layers * sum(one.copies * lora.rank * (one.inputs + one.outputs) for one in _adapted(shape, lora))
+
+
+def _adapted(shape: Shape, lora: Lora) -> list[Linear]:
+    """Return the layers of a block that get an adapter; experts, which are one weight in the libraries, get none."""
+    wanted = lora.targets
+    found = []
+    for name, linear in shape.linears.items():
+        block = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+        if isinstance(wanted, str):
+            taken = wanted == "all-linear" or bool(re.fullmatch(wanted, f"model.layers.0.{block}.{name}"))
+        else:
+            taken = any(part.rpartition(".")[2] == name for part in wanted)
+        found += [linear] if taken and linear.copies == 1 else []
+    return found
+
+
+def state_bytes(optim: str, each: int) -> float:
+    """Return the bytes of an optimizer's states for a weight of `each` bytes; paged ones can leave the device, and count 0."""
+    if optim.startswith("paged"):
+        return 0.0
+    states = next((value for name, value in STATES.items() if optim.startswith(name)), 8.0)
+    if "8bit" in optim:
+        return states / 4
+    return states if "bnb" in optim or "32bit" in optim else states * each / FLOAT
+
+
+def kept(shape: Shape, params: TrainingParams, load: Load, setting: Setting) -> int:
+    """Return the bytes that the blocks keep for the backward pass, with the gradients that flow through one of them.
+
+    Of each token a block keeps what both norms read and, where they learn, what they made (float32 or as the stream is), what
+    linear layers read, queries, keys, values and what attention made of them, and four times the width inside the feed-forward
+    network: gate, its activation, the other half, and their product.
+    """
+    half = _computed_bytes(params, setting)
+    stream = FLOAT if params.lora is None or half == FLOAT else half
+    inner = shape.inner * shape.experts_used
+    block = 2 * shape.hidden * FLOAT + 2 * shape.hidden * half + 4 * inner * half
+    block += 2 * (shape.queries + shape.keys) * half
+    if params.lora is None or half != FLOAT:
+        block += 2 * shape.hidden * stream
+    if params.lora is not None:
+        block += len(_adapted(shape, params.lora)) * params.lora.rank * FLOAT
+    tokens = load.sequences * load.tokens
+    flowing = 3 * inner * half
+    if params.gradient_checkpointing:
+        return tokens * (shape.layers * shape.hidden * stream + block + flowing)
+    return tokens * (shape.layers * block + flowing)
+
+
+def head_bytes(shape: Shape, params: TrainingParams, load: Load, setting: Setting) -> int:
+    """Return what the output head needs: a tile of logits with its copies, and the gradients of what it reads and of itself."""
+    if not load.head:
+        return 0
+    tokens = load.sequences * load.tokens
+    rows = min(tokens, TILE[0])
+    if setting.gpu:
+        tile = rows * TILE[1] * _computed_bytes(params, setting)
+    else:
+        tile = TILE_COPIES * rows * min(shape.vocabulary, TILE[1]) * FLOAT
+    gradient = shape.embedding * FLOAT if params.lora is None else 0
+    return tile + gradient + tokens * shape.hidden * FLOAT
+
+
+def _autocast_copies(shape: Shape, params: TrainingParams, setting: Setting) -> int:
+    """Return what computing float32 weights in bfloat16 takes beside them: a copy of each that learns."""
+    in_half = _computed_bytes(params, setting) == HALF and _trained_bytes(setting) == FLOAT
+    return shape.in_blocks * HALF if in_half and params.lora is None else 0
+
+
+def _step_copies(shape: Shape, params: TrainingParams, trained: int, each: int, setting: Setting) -> int:
+    """Return what the optimizer's step takes: on a GPU all weights once more (`foreach`), elsewhere the largest one twice."""
+    if setting.gpu:
+        return trained * each if params.optim in ("adamw_torch", "adagrad", "rmsprop", "sgd") else 0
+    return 2 * each * (shape.embedding if params.lora is None else 0)
+
+
+def _checked(shape: Shape, params: TrainingParams, load: Load, setting: Setting) -> int:
+    """Return what holding the saved model to the trained one takes: logits three times, and off GPUs the saved model too."""
+    each = FLOAT if not setting.gpu else shape.stored_bytes
+    logits = params.per_device_eval_batch_size * load.tokens * shape.vocabulary * (each + 2 * FLOAT) if load.head else 0
+    return logits + (0 if setting.gpu else shape.weights * FLOAT)
+
+
+def _beside(shape: Shape, how: Beside, params: TrainingParams, setting: Setting) -> int:
+    if how.held == "alike":
+        return held_bytes(shape, params, setting)
+    return shape.weights * (FLOAT if how.held == "float32" else shape.stored_bytes)
+
+
+def drawn_bytes(shape: Shape, load: Load) -> int:
+    """Return the keys and values of all sequences that are drawn at once, as long as they may become."""
+    return load.drawn * load.tokens * 2 * shape.keys * shape.layers * FLOAT
