@@ -7,6 +7,7 @@ values. Names of copies are `step@arm`, with `+` between the arms of several axe
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,9 +66,26 @@ def _axes(tree: Node, problems: Problems) -> Axes:
                     settings[0][1].at if settings else node.at, ("matrix", axis), said, "name each: {ARM: {STEP.FIELD: value}}"
                 )
                 continue
+            if isinstance(node.value, tuple) and (other := _alike(found[axis], settings[0][1])):
+                said = f"arm `{arm}` of `{axis}` has the value of arm `{other}`"
+                problems.at(
+                    settings[0][1].at, ("matrix", axis), said, "write it once, or name both: {ARM: {STEP.FIELD: value}}"
+                )
+                continue
             changes = (_change(tree, key, value, ("matrix", axis, arm), problems) for key, value in settings)
             found[axis][arm] = tuple(change for change in changes if change)
     return {axis: arms for axis, arms in found.items() if arms}
+
+
+def _alike(arms: Mapping[str, tuple[Change, ...]], value: Node) -> str | None:
+    """Return the arm of a list that has the same value, however its numbers are written."""
+    wanted = _numbers_alike(value.plain())
+    return next((arm for arm, changes in arms.items() if changes and _numbers_alike(changes[0].node.plain()) == wanted), None)
+
+
+def _numbers_alike(value: Any) -> str:
+    """Return a value as text in which 1 and 1.0 are the same, and 1 and true aren't."""
+    return json.dumps(json.loads(json.dumps(value, sort_keys=True, default=str), parse_int=float))
 
 
 def _arms(axis: str, node: Node) -> Iterator[tuple[str, list[tuple[str, Node]]]]:

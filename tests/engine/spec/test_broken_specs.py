@@ -337,6 +337,17 @@ BROKEN = [
         HEAD + "matrix: {data.limit: [null, 2, »1]}\n",
         [("come out under the name `1`", "name each")],
     ),
+    Broken(
+        "arms_of_one_number", HEAD + "matrix: {data.limit: [1, »1.0]}\n", [("arm `1.0` of `data.limit` has the value", "once")]
+    ),
+    Broken(
+        "arms_of_one_mapping",
+        HEAD + "matrix: {data.limit: [»{a: 1, b: 2}, »{b: 2.0, a: 1}]}\n",
+        [("must be a whole number", ""), ("arm `2` of `data.limit` has the value of arm `1`", "name both")],
+    ),
+    Broken(
+        "arms_of_nothing", HEAD + "matrix: {data.limit: [null, »null]}\n", [("arm `2` of `data.limit` has the value", "once")]
+    ),
     Broken("arm_without_name_or_content", HEAD + "matrix: {x: »{'a b': {}}}\n", [("`a b` can't name an arm", "NAME")]),
     Broken("arm_step", HEAD + "matrix: {x: {a: {»dta.limit: 1}}}\n", [("unknown step `dta`", "did you mean `data`?")]),
     Broken("arm_value", HEAD + "matrix: {data.limit: [1, »none]}\n", [("`limit` must be a whole number", "")]),
