@@ -128,7 +128,7 @@ class EngineError(CaiflowError):
 
 
 class AskAnewError(CaiflowError):
-    """A server taught how it is to be asked, by which its answers count as another model's: the work begins anew with that."""
+    """A server turned out to need asking in another way, so that its answers count as another model's: the work begins anew."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -87,7 +87,7 @@ class Measure:
     row: RowValue | None = None
     figure: FigureValue | None = None
     unit: str = ""
-    """Behind a figure, where it isn't a share."""
+    """What follows a figure that isn't a share."""
 
     def message(self, reading: Reading) -> str:
         """Return the note's sentence."""

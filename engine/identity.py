@@ -1,7 +1,7 @@
 """What makes two pieces of work the same: canonical JSON, digests and row keys.
 
-Owns the one way in which values become digests; those of files are in `store/file_digests.py`. What may be written otherwise in
-the next process is refused: a digest of it would find nothing again. Never decides what belongs to an identity.
+Owns the one way in which values become digests; those of files are in `store/file_digests.py`. A value that the next process
+may write otherwise is refused: its digest would never be found again. Never decides what belongs to an identity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ALWAYS_THE_SAME_TEXT = (date, time, timedelta, Decimal, UUID, bytes)
 
 
 class NoIdentityError(TypeError):
-    """A value that has no form which is the same in every process."""
+    """A value without a form that is the same in every process."""
 
 
 def canonical(value: Any) -> bytes:

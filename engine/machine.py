@@ -1,4 +1,4 @@
-"""What this machine gives to this process: cores, the folders of its users, and how a library that lacks is brought."""
+"""What this machine gives to this process: cores, the folders of its users, and how a missing library is installed."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def plugins() -> Mapping[str, EntryPoint]:
 
 
 def package(name: str) -> str | None:
-    """Return the package that an operator was installed with, as `NAME==VERSION`; None of one that is built in."""
+    """Return the package that an operator was installed with, as `NAME==VERSION`; None for one that is built in."""
     entry = None if name in BUILT_IN or name in _extra else plugins().get(name)
     return None if entry is None or entry.dist is None else f"{entry.dist.name}=={entry.dist.version}"
 

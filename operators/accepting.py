@@ -1,6 +1,6 @@
 """Answers that are drawn again until checks accept them: what `accept` and `tries` mean.
 
-Owns those fields, the further draws, and what becomes of an answer that fails to the last. Which checks there are is the
+Owns those fields, the further draws, and what becomes of an answer whose last draw fails too. Which checks there are is the
 operators' affair: they are the health measures that can be read off one row.
 """
 
@@ -90,7 +90,7 @@ def columns(params: AcceptParams, drawn: Sequence[Drawn]) -> Row:
     """Return these columns for the answers of a row.
 
     Raises:
-        RowDropped: one of them fails to the last, and such rows are left out.
+        RowDropped: the last draw of one fails too, and such rows are left out.
     """
     failed = next((d.failed for d in drawn if d.failed), None)
     if failed and params.on_reject == "drop":
@@ -120,7 +120,7 @@ class Count:
 
 
 def problems(params: AcceptParams, measures: Iterable[Measure], samplings: Iterable[Sampling]) -> Iterator[Finding]:
-    """Yield checks that aren't there, and draws that would be the same again."""
+    """Yield checks that don't exist, and further draws that would be the same again."""
     known = [measure.name for measure in measures if measure.row is not None]
     for place, name in enumerate(params.accept):
         if name not in known:

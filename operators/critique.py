@@ -77,7 +77,7 @@ class Critique(RowOperator[CritiqueParams]):
             yield from refused_systems(inputs, "prompt", self.params.model, models)
 
     def check(self) -> Iterator[Finding]:
-        """Yield what the constitution lacks, and checks of critiques that can't be."""
+        """Yield what the constitution lacks, and checks that there are none of for critiques."""
         yield from accepting.problems(self.params, self.measures(), [self.params.sampling.sampling()])
         given = self.context.constitution
         if given is None:

@@ -103,7 +103,7 @@ class Generate(RowOperator[GenerateParams]):
             yield from refused_systems(inputs, "prompt", given.model, models)
 
     def check(self) -> Iterator[Finding]:
-        """Yield columns to be kept that aren't left out, and checks of answers that can't be."""
+        """Yield columns to be kept that aren't left out, and checks that there are none of for answers."""
         yield from accepting.problems(self.params, self.measures(), self._samplings())
         for place, name in enumerate(self.params.keep_columns):
             if name not in ABOUT_AN_ANSWER:

@@ -47,7 +47,7 @@ class Mix(TableOperator[MixParams]):
         return Columns(types, opened, self._gaps(mixed, types), self._turns(mixed, made))
 
     def check(self) -> Iterator[Finding]:
-        """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that can't be."""
+        """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that aren't possible."""
         for name, share in self.params.inputs.items():
             if isinstance(share, MixInput) and (share.ratio is None) == (share.rows is None):
                 yield Finding(("inputs", name), "an input takes part by `ratio` or by `rows`", "give one of the two")

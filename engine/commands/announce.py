@@ -1,4 +1,4 @@
-"""Saying that a server answers, once it does: a process beside it, which ends with the announcement or with the server.
+"""Says that a server answers once it does: a process beside it, which ends with the announcement or with the server.
 
 Run as a program: `python -m caiflow.engine.commands.announce PID URL TEXT`. Knows nothing of what is served.
 """

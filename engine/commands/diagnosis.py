@@ -1,4 +1,4 @@
-"""What is said of one thing that was looked at or tried on this machine, and how it is shown."""
+"""The verdict on one thing that was looked at or tried on this machine, and how it is shown."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def execute(args: Namespace) -> int:
 
 
 def try_out(trials: Sequence[Trial]) -> Iterator[Diagnosis]:
-    """Make the trials one after the other; what they wrote stays only where something is broken."""
+    """Carry out the trials one after the other; what they wrote stays only where something is broken."""
     from caiflow.engine.commands.trials.bench import make
 
     folder = Path(tempfile.mkdtemp(prefix="caiflow-doctor-"))
@@ -190,7 +190,7 @@ def _hub() -> Iterator[Diagnosis]:
 
 
 def _packaged() -> Iterator[Diagnosis]:
-    """Say of each model that another package brings whether it is here."""
+    """Say for each model that another package brings whether it is here."""
     for name, packaged in PACKAGED.items():
         if file := packaged_file(name):
             yield Diagnosis(name, "ok", str(file))

@@ -51,7 +51,7 @@ def _step(source: str, sets: Sequence[str]) -> Any:
     """Return the step that loads a source, with its fields as they are given.
 
     Raises:
-        SpecError: a field that it hasn't, or a value that can't be.
+        SpecError: a field that `load` doesn't have, or a value that it can't take.
     """
     import yaml
     from pydantic import ValidationError

@@ -13,7 +13,7 @@ _LOADER = "pydantic.plugin._loader"
 
 
 class _NoPlugins(ModuleType):
-    """Stands for pydantic's search for plugins to itself, which nothing here uses.
+    """Stands in for pydantic's search for its plugins, of which nothing here uses any.
 
     The search is made through importlib.metadata, which imports the standard library's e-mail, zip and network modules: a tenth
     of the time of `caiflow validate`. Asked for anything but that search, it gives way to the real module.
@@ -32,13 +32,13 @@ class _NoPlugins(ModuleType):
 
 
 def begin() -> None:
-    """Call before anything is imported: no search for garbage, since starting makes none, and none for pydantic's plugins."""
+    """Call before anything is imported: switch off garbage collection, since starting makes none, and pydantic's plugins."""
     gc.disable()  # commands that go on for long turn it on again
     sys.modules.setdefault(_LOADER, _NoPlugins(_LOADER))
 
 
 def end() -> None:
-    """Call when a command is done: where it searched for no garbage, what is left needs no search either."""
+    """Call when a command is done: where garbage collection stayed off, what is left needs none either."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

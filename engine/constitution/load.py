@@ -129,7 +129,7 @@ def _read(path: Path, _mtime_ns: int, size: int) -> Constitution:
 
 
 def convert(value: str, base_dir: Path = Path()) -> Constitution:
-    """Return a constitution, also of a file that is refused for its form alone.
+    """Return a constitution, even from a file that is refused for its form alone.
 
     Raises:
         SpecError: as `load_constitution`.

@@ -19,7 +19,7 @@ class StepState:
     name: str
     op: str = ""
     kind: str = "rows"
-    """What it makes; of a model, `done` and `total` count optimizer steps."""
+    """What it makes; for a model, `done` and `total` count optimizer steps."""
     inputs: tuple[str, ...] = ()
     status: str = "waiting"
     done: int = 0
@@ -43,7 +43,7 @@ class StepState:
     doing: str = ""
     """What it does before it tells how far it is."""
     waiting: str = ""
-    """For whom it has waited for long, as it last told."""
+    """Whom it has long been waiting for, as it last told."""
     note: str = ""
     error: str = ""
     notes: tuple[Mapping[str, Any], ...] = ()
@@ -92,7 +92,7 @@ class Board:
     sample: Latest | None = None
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Take in one event; unknown kinds and steps are left alone."""
+        """Take in one event; unknown kinds and steps are ignored."""
         kind, step = event["event"], self.steps.get(event.get("step", ""))
         if kind == "run_started":
             self.name, self.started = event.get("name", ""), event["t"]

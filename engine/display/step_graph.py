@@ -9,7 +9,7 @@ def lanes(inputs: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return for each step (in topological order, as given) its piece of the drawn graph.
 
     A step is `●`; a line runs down from it until the last step that reads it: two steps right below each other are joined, so
-    nothing else is put below a step that nobody reads. Inputs that are no steps are left out.
+    nothing else is put below a step that nobody reads. Inputs that aren't steps are left out.
     """
     readers = {name: {n for n, sources in inputs.items() if name in sources} for name in inputs}
     open_lanes: list[str | None] = []
@@ -30,7 +30,7 @@ def lanes(inputs: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _place(open_lanes: list[str | None], ending: Sequence[int], above: int | None) -> int:
-    """Return the lane a step goes to: that of an input nobody else reads, or a free one but `above` (made if need be)."""
+    """Return the lane a step goes to: that of an input nobody else reads, or a free one but not `above` (or a new one)."""
     if ending:
         return ending[0]
     free = [k for k, source in enumerate(open_lanes) if source is None and k != above]

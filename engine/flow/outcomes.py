@@ -40,7 +40,7 @@ class FlowStep:
         """Return the ledger key of this step's result for a row.
 
         Raises:
-            StepError: the row holds, or the operator says, what may be written otherwise in the next process.
+            StepError: the row, or what the operator says of it, has a value that the next process may write otherwise.
         """
         try:
             return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))

@@ -46,7 +46,7 @@ class Pace:
         """Return the seconds until the step has no rows left; None where that can't be told yet.
 
         `waiting` has the rows, by step, that aren't finished or are still to come. What comes earlier in the chain must be done
-        first; of what comes later, as much as rows get there meanwhile, since later steps go before.
+        first; of what comes later, as much as rows get there meanwhile, since later steps go first.
         """
         self._share_out()
         left = 0.0
@@ -62,7 +62,7 @@ class Pace:
         return computed >= max(1, self._under_way[step], TRUSTED_FROM * (computed + waiting))
 
     def _cost_s(self, step: str, waiting: int) -> float:
-        """Return the seconds that a waiting row costs yet: those under way are taken to be half through."""
+        """Return the seconds that waiting rows will still cost: those under way are taken to be half through."""
         half = self._under_way[step] / 2
         return self._busy_s[step] / (self._computed[step] + half) * (waiting - half) / waiting
 

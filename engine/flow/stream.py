@@ -124,7 +124,7 @@ class Flow:
         return found
 
     def _waiting(self, name: str) -> str:
-        """Return for whom a step has waited for long, and how long; nothing while it gets on."""
+        """Return whom a step has long been waiting for, and how long; nothing while it gets on."""
         step = next(step for step in self.steps if step.name == name)
         client, awaited = self._clients.get(step.model or ""), self._awaited[name]
         told = client.waiting if client else ""

@@ -88,7 +88,7 @@ class Engine(Protocol):
 
     @property
     def waiting(self) -> str:
-        """For whom it has waited for long, and for how long; empty while it gets on."""
+        """Whom it has long been waiting for, and how long; empty while it gets on."""
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Queue requests under the caller's own ids."""
@@ -105,7 +105,7 @@ Draws = Literal["caiflow", "vllm"]
 
 
 def only_vllm_gives(exact: bool, draws: Draws) -> dict[str, str]:
-    """Return what a model asks for that no other engine has, as a spec says it."""
+    """Return the settings of a model that only vLLM has, as a spec writes them."""
     return {**({"exact": "true"} if exact else {}), **({"draws": draws} if draws != "caiflow" else {})}
 
 

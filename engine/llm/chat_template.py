@@ -70,7 +70,7 @@ def spans(render: Render, messages: Sequence[Message], end: str | None, *, last:
 
 
 def rewrites_turns(render: Render, end: str | None, *, system: bool) -> bool:
-    """Return whether what an assistant said stands otherwise once the conversation goes on, under a system turn or none."""
+    """Return whether the template rewrites what an assistant said once the conversation goes on, with a system turn or not."""
     try:
         spans(render, (*([_SYSTEM] if system else []), *PROBE, *_FURTHER), end)
     except EngineError as error:

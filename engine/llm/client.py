@@ -29,7 +29,7 @@ class Link(Protocol):
 
     capacity: int
     waiting: str
-    """For whom the engine has waited for long, as it last told, or that it is itself waited for; empty while it gets on."""
+    """Whom the engine has long been waiting for, as it last told, or that it is itself waited for; empty while it gets on."""
 
     async def open(self) -> None:
         """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
@@ -132,7 +132,7 @@ class EngineClient:
 
     @property
     def waiting(self) -> str:
-        """For whom its engines have waited for long; each is told once."""
+        """Whom its engines have long been waiting for; each is told once."""
         told = (replica.link.waiting for replica in self._replicas if replica.in_flight)
         return " and ".join(dict.fromkeys(filter(None, told)))
 

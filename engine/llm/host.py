@@ -69,7 +69,7 @@ class EngineHost:
 
     @property
     def waiting(self) -> str:
-        """For whom the engine has waited for long."""
+        """Whom the engine has long been waiting for."""
         return self._engine.waiting
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ def ask_hub(repo: str, revision: str | None, kind: Kind) -> Told:
 
 
 def offline(kind: Kind) -> bool:
-    """Return whether the environment forbids to ask the hub."""
+    """Return whether the environment forbids asking the hub."""
     names = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", *(["HF_DATASETS_OFFLINE"] if kind == "dataset" else [])]
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 

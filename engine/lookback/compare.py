@@ -72,7 +72,7 @@ class RowsDiff:
 
 @dataclass(frozen=True, slots=True)
 class OneSided:
-    """A step that one run alone made. `other` is its status in the other run; None where that has no such step."""
+    """A step that only one of the runs made. `other` is its status in the other run; None where that has no such step."""
 
     step: str
     made_in: Literal["old", "new"]

@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
 
 def estimates(resolver: Resolver, made: Mapping[str, int]) -> dict[str, Estimate]:
-    """Return what the steps have to do of which that can be told; `made` has the rows of those that are done."""
+    """Return what each step has to do, where that can be told; `made` has the rows of those that are done."""
     known: dict[str, Expected] = {}
     found: dict[str, Estimate] = {}
     for step in resolver.order:

@@ -34,7 +34,7 @@ def relocated(spec: Spec, move: Callable[[Path], str | None]) -> dict[str, Any]:
 
 
 def _local(spec: Spec, found: Named) -> Path | None:
-    """Return the file, folder or pattern of files on this machine that a value names, if it does."""
+    """Return the file, folder or pattern of files on this machine that a value names, if any."""
     if found.takes == "constitution":
         from caiflow.engine.constitution.load import source_path
 

@@ -255,7 +255,7 @@ class Cluster:
                     self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
 
     def _watch(self, what: str, actors: Sequence[Any], gpus: float) -> None:
-        """Have it said where processes that want GPUs wait for long."""
+        """Have it reported where processes have long been waiting for GPUs."""
         if gpus:
             placed = [actor.__ray_ready__.remote() for actor in actors]
             self._unplaced.append(Unplaced(what, gpus, placed, time.monotonic()))

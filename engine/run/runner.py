@@ -224,7 +224,7 @@ class _Execution:
         cluster.free({key for step in self.folder.unsettled() for key in self._engine_keys(self._models(step))})
 
     def _begin_anew(self, steps: Sequence[Step], taught: AskAnewError) -> None:
-        """Have steps begin once more under the identity that a model has by what its server taught."""
+        """Begin steps once more, under the identity that a model has after what its server taught."""
         if str(taught) not in self._lessons:
             self._journal.emit("log", text=str(taught))
         self._lessons.append(str(taught))
@@ -329,7 +329,7 @@ class _Execution:
     # ---------------------------------------------------------------------------------------- what units are made of
 
     def _stage(self, step: Step) -> Path:
-        """Return the folder for a step's output; one that waits for room is asked for it again and again."""
+        """Return the folder for a step's output: always the same one, since a step that waits for room asks again and again."""
         if step.name not in self._stages:
             self._stages[step.name] = self.store.stage(step.name)
         return self._stages[step.name]
@@ -346,7 +346,7 @@ class _Execution:
         return found
 
     def _keep(self, sources: Mapping[str, ModelSource | None]) -> None:
-        """Have `gc` leave what GGUF files are unpacked into."""
+        """Have `gc` keep what GGUF files are unpacked into."""
         if unpacked := [Path(source.path).name for source in sources.values() if source and source.gguf]:
             self.folder.keep(artifacts=unpacked)
 

@@ -272,7 +272,7 @@ def _check_model_files(
 
 
 def _remark_absence(checked: Checked, name: str) -> None:
-    """Say that nothing could be held against a model whose files aren't here yet."""
+    """Say that nothing could be checked against a model whose files aren't here yet."""
     entry, path = checked.models.get(name), ("models", name, "source")
     if entry is not None and not entry.served:
         told = "not checked: its files aren't on this machine yet, which tell its layers, positions and chat template"

@@ -1,6 +1,6 @@
 """The words of the spec language: the top-level keys, the entries of `models:`, and the frozen objects a spec becomes.
 
-Declares; reads no file and checks nothing that needs more than one value. `spec.py` turns a file into these.
+Declares; reads no file and checks nothing that needs more than one value. `load.py` turns a file into these.
 
 A matrix compares variants within one run::
 

@@ -1,6 +1,6 @@
 """`matrix:` carried out: each step that an arm changes, and each that needs one, once per arm; the others stay shared.
 
-`language.py` shows the grammar. Works on the tree and the steps parsed from it, so that every copy keeps the places of its
+`grammar.py` shows how it is written. Works on the tree and the steps parsed from it, so that every copy keeps the places of its
 values. Names of copies are `step@arm`, with `+` between the arms of several axes.
 """
 

@@ -63,7 +63,7 @@ def permissions() -> Permissions:
 
 
 def remember(allowed: KeySent | str) -> None:
-    """Add a key's way or a host to the user's file."""
+    """Add a key with its server, or a host, to the user's file."""
     import yaml
 
     held = permissions()

@@ -136,7 +136,7 @@ class Store:
         return artifact
 
     def _difference(self, file: Path, sha256: str, sealed: Stamp | None) -> str:
-        """Return in what a file isn't as it was sealed; nothing where it is."""
+        """Return how a file differs from what was sealed; nothing where it doesn't."""
         try:
             now = stamp(file)
             if now == sealed:
@@ -163,11 +163,11 @@ class Store:
         return path
 
     def spent_path(self, spec_name: str, model_identity: str) -> Path:
-        """Return where it is counted what all runs of a spec have spent on a served model."""
+        """Return the file that counts what all runs of a spec have spent on a served model."""
         return self.home / "spent" / short(digest([spec_name, model_identity]))
 
     def taught_path(self, address: str, model: str) -> Path:
-        """Return where it is kept how a server wants to be asked for a model."""
+        """Return the file that keeps how a server wants to be asked for a model."""
         return self.home / "taught" / f"{short(digest([address, model]))}.json"
 
     def work_dir(self, digest: str) -> Path:
@@ -278,7 +278,7 @@ class Store:
 
 
 def distrust(file: Path) -> None:
-    """Have a file of an artifact that was hashed, and isn't what was sealed, no longer count as unchanged by its time."""
+    """Make a file that was hashed, and isn't what was sealed, no longer count as unchanged by its size and time."""
     with suppress(OSError):  # it is gone, or its store is only read from here
         os.utime(file)
 

@@ -78,7 +78,7 @@ class _Pair:
     memory_before: int = 0
 
     def start(self) -> str:
-        """Start vLLM, the answers to hold it against in hand."""
+        """Start vLLM, once the answers to compare it with are there."""
         if not find_spec("vllm"):
             raise SkippedError(f"vLLM isn't installed; {pip_command('vllm')} on a GPU machine")
         asked = {"answers": _answers(0.0) + _answers(0.8), "scores": _scores(), "choices": _choices()}
@@ -147,7 +147,7 @@ def _asked_alone(source: ModelSource, asked: dict[str, list[Request]]) -> dict[s
 
 
 def _source(engine: str) -> ModelSource:
-    """Return the bundled model as a run's engine would get it here; a cache that a CPU's memory holds."""
+    """Return the bundled model as a run's engine would get it here, with a cache that fits into a CPU's memory."""
     args: dict[str, Any] = _CPU_ARGS if engine == "vllm" and not gpus() else {}
     return bundled(engine=engine, dtype=_dtype(), engine_args=args)
 

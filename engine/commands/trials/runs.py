@@ -95,7 +95,7 @@ def judge_sight(seen: list[list[str]]) -> str:
 
 
 def hand_over(folder: Path) -> Iterator[Check]:
-    """Run a spec that asks a model, trains it and asks what was trained."""
+    """Run a spec that asks a model, trains it and asks the trained one."""
     yield Check("hand-over", lambda: _hand_over(folder))
 
 

@@ -41,7 +41,7 @@ def chosen(names: Iterable[str]) -> list[Trial]:
     """Return the trials of these names, or all where none is named.
 
     Raises:
-        SpecError: there is none of a name.
+        SpecError: no trial has one of the names.
     """
     wanted = list(names)
     for name in wanted:

@@ -107,7 +107,7 @@ def _lesson(number: int) -> Row:
 
 
 def _even_model(folder: Path) -> ModelSource:
-    """Save a small model of random weights whose widths the kernels for 4 bits take, which the bundled one's aren't."""
+    """Save a small model with random weights whose widths, unlike the bundled model's, the 4-bit kernels take."""
     from transformers import AutoTokenizer
 
     from caiflow.engine.training.scratch import Scratch, random_model

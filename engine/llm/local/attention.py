@@ -1,9 +1,8 @@
 """Attention of one new token per row over keys and values that several heads share.
 
-Owns how such a step is computed; every other goes through transformers' own. The library lays a copy of the shared keys and
-values before each head, of all rows and columns and at every token, which on a CPU takes three quarters of a step of a model
-like SmolLM2. Here the heads that share are the rows of one product instead: the same sums over the same numbers. Imported on
-workers only.
+Owns how such a step is computed; every other goes through transformers' own. For each head the library copies the shared keys
+and values of all rows and columns, at every token, which on a CPU takes three quarters of a step of a model like SmolLM2. Here
+the heads that share are the rows of one product instead: the same sums over the same numbers. Imported on workers only.
 """
 
 from __future__ import annotations
