@@ -91,6 +91,7 @@ def test_a_step_that_fails_is_raised_with_the_runs_folder() -> None:
     assert caiflow.open_run("last").status == "failed"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("nbclient"), reason="nbclient isn't installed")
 def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path) -> None:

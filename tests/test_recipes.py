@@ -172,7 +172,7 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
 
 @pytest.mark.slow
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", [17, 5, 11])
+@pytest.mark.parametrize("seed", [17, 11])
 def test_each_stage_of_the_quickstart_earns_its_place(home: Path, tmp_path: Path, seed: int) -> None:
     out = tmp_path / "run"
     assert start(ROOT / "specs" / "quickstart.yaml", out, home, "--set", f"seed={seed}").wait(timeout=900) == 0

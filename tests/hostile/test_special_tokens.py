@@ -159,6 +159,7 @@ def test_the_engine_is_given_what_the_renderer_made(tmp_path: Path) -> None:
     assert [answer.prompt_tokens for answer in found] == [len(renderer.ids(request)) for request in requests]
 
 
+@pytest.mark.soak
 @pytest.mark.vllm
 def test_vllm_is_given_what_the_renderer_made() -> None:
     folder = Path(str(caiflow.examples.tiny.__file__)).with_name("model")

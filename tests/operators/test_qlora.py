@@ -51,8 +51,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(
+    ("trainer", "bits"),
+    [
+        pytest.param(trainer, bits, marks=() if (trainer, bits) in {("sft", "8bit"), ("dpo", "4bit")} else pytest.mark.soak)
+        for trainer in TRAINERS
+        for bits in BITS
+    ],
+)
 def test_what_is_merged_is_what_was_trained(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
 ) -> None:
@@ -74,7 +80,7 @@ def learnt(done: Job, model: ModelSource) -> torch.Tensor:
     return torch.linalg.matrix_rank(change, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ["4bit", pytest.param("8bit", marks=pytest.mark.soak)])
 def test_adapters_are_folded_into_the_original_weights_by_choice(tmp_path: Path, model: ModelSource, bits: str) -> None:
     rounded = train(tmp_path / "rounded", "sft", model, lora=lora(bits))
     original = train(tmp_path / "original", "sft", model, lora=lora(bits), merge="original")
@@ -173,6 +179,7 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("bits", BITS)
 def test_an_evaluation_on_the_way_changes_nothing(tmp_path: Path, even: ModelSource, bits: str) -> None:
     alone = train(tmp_path / "alone", "sft", even, lora=lora(bits))
@@ -183,6 +190,7 @@ def test_an_evaluation_on_the_way_changes_nothing(tmp_path: Path, even: ModelSou
     assert measured.metrics["final_loss"] == alone.metrics["final_loss"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("bits", BITS)
 def test_it_computes_in_bfloat16_too(tmp_path: Path, even: ModelSource, bits: str) -> None:
     done = train(tmp_path, "sft", even._replace(dtype="bfloat16"), lora=lora(bits), bf16=True, eval_input="held")

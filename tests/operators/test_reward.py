@@ -66,6 +66,7 @@ def test_the_reliability_figure_s_data_lies_beside_the_model(tmp_path: Path, mod
     assert (done.out_dir / RELIABILITY_PICTURE).exists() == can_draw()
 
 
+@pytest.mark.soak
 def test_scores_can_be_left_as_they_are(tmp_path: Path, model: ModelSource) -> None:
     done = train(tmp_path, model, center=False)
     assert load_reward(ModelSource(path=str(done.out_dir), identity="")).mean == 0.0

@@ -47,6 +47,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rloo": {"algorithm": "rloo", "num_generations": 4},
     "ppo": {"algorithm": "ppo", "steps_per_generation": 2},
 }
+EACH = [pytest.param(name, marks=[pytest.mark.soak] if name == "rloo" else []) for name in ALGORITHMS]
+"""RLOO goes GRPO's way but for its advantages."""
 
 
 def train(folder: Path, model: ModelSource, judge: ModelSource, log: Any = None, **fields: Any) -> Job:
@@ -58,8 +60,8 @@ def train(folder: Path, model: ModelSource, judge: ModelSource, log: Any = None,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, {"rank": 8}])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 8}, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("algorithm", EACH)
 def test_the_reward_rises(tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str, lora: Any) -> None:
     done = train(tmp_path, model, judge, lora=lora, **ALGORITHMS[algorithm])
     assert done.metrics["reward_end"] > done.metrics["reward_start"] + 0.1
@@ -69,6 +71,7 @@ def test_the_reward_rises(tmp_path: Path, model: ModelSource, judge: ModelSource
     assert names == set(load_plain(model).state_dict()), "no value head is left in the model"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_ppo_learns_does_not_hang_on_where_the_scores_have_their_zero(
     tmp_path: Path, model: ModelSource, judge: ModelSource
@@ -84,6 +87,7 @@ def test_what_ppo_learns_does_not_hang_on_where_the_scores_have_their_zero(
     assert plain["reward_end"] > plain["reward_start"] + 0.1
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_long_replies_can_be_made_dear(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
     fields = {**ALGORITHMS["rloo"], "rewards": {"judge": 0.0}, "length_penalty": 0.2, "length_free": 2, "num_train_epochs": 4}
@@ -96,7 +100,7 @@ class Stop(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EACH)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str
 ) -> None:

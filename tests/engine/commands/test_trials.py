@@ -60,10 +60,10 @@ EVERYTHING = [trial.name for trial in TRIALS if trial.name != "vllm"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["transformers", "training"], pytest.param(EVERYTHING, marks=pytest.mark.soak)])
-def test_engines_trainings_and_ray_are_tried_on_this_machine_in_one_command(short_path: Path, names: list[str]) -> None:
-    code, found = doctor(short_path, *names)
-    parts = [part for trial in chosen(names) for part in trial.parts]
+@pytest.mark.soak
+def test_engines_trainings_and_ray_are_tried_on_this_machine_in_one_command(short_path: Path) -> None:
+    code, found = doctor(short_path, *EVERYTHING)
+    parts = [part for trial in chosen(EVERYTHING) for part in trial.parts]
     assert [found[part]["detail"] for part in parts if found[part]["verdict"] == "broken"] == []
     assert code == 0
     assert "loss" in found["train float32"]["detail"]
@@ -81,6 +81,7 @@ def test_vllm_is_held_against_transformers_in_every_kind_of_request(tmp_path: Pa
     assert code == 0
 
 
+@pytest.mark.soak
 def test_a_broken_vllm_is_named_with_its_cause_and_makes_the_command_fail(tmp_path: Path) -> None:
     package = tmp_path / "path" / "vllm"
     package.mkdir(parents=True)

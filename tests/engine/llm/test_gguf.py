@@ -46,7 +46,7 @@ class Made:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.soak] if name == "qwen2" else []) for name in ARCHITECTURES],
+    params=[pytest.param(name, marks=[] if name == "llama" else [pytest.mark.soak]) for name in ARCHITECTURES],
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(request.param, tmp_path_factory.mktemp(request.param))
@@ -131,6 +131,7 @@ def _unpack_at(barrier: Any, source: ModelSource) -> None:
     unpack(source)
 
 
+@pytest.mark.soak
 def test_two_processes_unpack_a_file_once(llama: Made, tmp_path: Path) -> None:
     source = resolve_model("base", ModelEntry(source=str(llama.file)), Path(), store=Store(tmp_path / "home"))
     context = multiprocessing.get_context("spawn")

@@ -88,6 +88,7 @@ def test_a_start_that_always_fails_says_why() -> None:
     assert said_by(FAILING, "99") == said
 
 
+@pytest.mark.soak
 def test_a_process_may_run_one_cluster_after_the_other() -> None:
     assert said_by(TWICE) == "twice"
 

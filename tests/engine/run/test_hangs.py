@@ -16,7 +16,8 @@ from caiflow.engine.run.cluster import Cluster
 pytestmark = [pytest.mark.slow, pytest.mark.kill]
 
 
-@pytest.mark.parametrize("hangs_s", [2.0, pytest.param(None, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("hangs_s", [2.0, None])
 def test_a_stopped_engine_is_begun_again(ray_address: str, model: ModelSource, hangs_s: float | None) -> None:
     cluster = Cluster(ray_address)
     cluster.start()

@@ -247,6 +247,7 @@ def test_a_signal_stops_the_run_within_seconds_and_keeps_everything(tmp_path: Pa
     assert done["steps"]["revision"]["rows_out"] == 120
 
 
+@pytest.mark.soak
 @pytest.mark.kill
 def test_killed_engines_and_workers_are_replaced_and_lose_nothing(calm: tuple[Path, Path, Path], tmp_path: Path) -> None:
     spec, out, home = write_spec(tmp_path, rows=128), tmp_path / "run", tmp_path / "home"

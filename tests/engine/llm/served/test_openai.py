@@ -214,6 +214,7 @@ def test_a_server_that_drips_bytes_is_given_up_after_the_time_limit(server: BadS
     assert (found.kind, found.retry) == ("timeout", True)
 
 
+@pytest.mark.soak
 def test_a_server_that_only_refuses_is_asked_ever_more_rarely(server: BadServer, connect: Callable[..., Engine]) -> None:
     server.reply = lambda body, n: (429, {}, "too many")
     engine = connect()

@@ -94,6 +94,7 @@ def test_speculation_is_refused_since_seeded_draws_would_go_wrong(source: ModelS
         load_engine(source._replace(options={"engine_args": {"speculative_config": {"method": "ngram"}}}))
 
 
+@pytest.mark.soak
 def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: Engine) -> None:
     engine.close()
     with pytest.raises(EngineError, match="lower max_model_len") as caught:
@@ -101,6 +102,7 @@ def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: E
     assert caught.value.kind == "load"
 
 
+@pytest.mark.soak
 def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engine, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model

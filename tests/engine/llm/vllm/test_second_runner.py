@@ -106,6 +106,7 @@ def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) ->
     assert_agree(source, asked, ours, others)
 
 
+@pytest.mark.soak
 def test_drawn_filtered_odd_and_scored_requests_are_answered_as_on_transformers(
     tiny_source: ModelSource, tmp_path: Path
 ) -> None:
