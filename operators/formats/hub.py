@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,7 @@ class HubSource:
             for done, future in enumerate(as_completed(coming)):
                 progress(f"fetching {self.label}: {done + 1} of {len(missing)} files")
                 found[coming[future]] = future.result()
+        self._remember_commit()
         return {name: found[name] for name in wanted}
 
     def content(self) -> str:
@@ -154,6 +156,12 @@ class HubSource:
     @property
     def _cached_folder(self) -> Path:
         return hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
+
+    def _remember_commit(self) -> None:
+        """Keep what the revision stood for, as the hub's client does where it isn't given a commit: offline it is looked up."""
+        if self._found[1] and self.revision != self.commit:
+            with suppress(OSError):  # a cache that can only be read serves all the same
+                write_atomic(self._cached_folder / "refs" / (self.revision or "main"), self.commit)
 
     def _cached_commit(self, cause: ValueError) -> str:
         ref = self._cached_folder / "refs" / (self.revision or "main")

@@ -80,11 +80,13 @@ def test_only_the_files_of_the_asked_split_are_fetched_and_the_cache_knows_what_
     fetched = sorted(path.rpartition("/")[2].partition("-of-")[0] for path in asked if "/resolve/" in path)
     assert fetched == ["README.md", "train_sft-00000", "train_sft-00001", "train_sft-00002"]
     assert len([path for path in asked if path.startswith("/api/")]) == 1
-    train, gen = loaded(
-        hub, tmp_path / "offline", {"hub_split": "train_sft", "revision": train["of"].rpartition("@")[2]},
-        {"hub_split": "train_gen", "revision": train["of"].rpartition("@")[2]}, HF_HUB_OFFLINE="1",
+    pinned = train["of"].rpartition("@")[2]
+    train, named, gen = loaded(
+        hub, tmp_path / "offline", {"hub_split": "train_sft", "revision": pinned}, {"hub_split": "train_sft"},
+        {"hub_split": "train_gen", "revision": pinned}, HF_HUB_OFFLINE="1",
     )  # fmt: skip
-    assert train["rows"] == 600
+    assert train["rows"] == named["rows"] == 600
+    assert named["of"].endswith(f"@{pinned}"), "what the revision stood for when it was fetched"
     assert gen["error"] == f"{CHAT}:train_gen: 3 of 3 files aren't in the hub's cache; fetch it while online"
 
 
