@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import UnreachableError
-from caiflow.engine.llm.model_files import model_folder
+from caiflow.engine.llm.model_files import gguf_file, model_folder
 from caiflow.engine.plan.components import Components, Resolver
 
 if TYPE_CHECKING:
@@ -51,5 +51,7 @@ class Foresight(Resolver):
 
     def without_files(self) -> list[str]:
         """Return the models whose files aren't here, so that layers, positions, tokenizers and templates are unknown."""
+        place = self.spec.base_dir
         entries = ((name, entry) for name, entry in self.spec.models.items() if not entry.served)
-        return [name for name, entry in entries if model_folder(entry.source, entry.revision, self.spec.base_dir) is None]
+        absent = ((name, entry) for name, entry in entries if model_folder(entry.source, entry.revision, place) is None)
+        return [name for name, entry in absent if gguf_file(entry.source, place) is None]

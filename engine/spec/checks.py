@@ -16,7 +16,7 @@ from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding, sug
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
-from caiflow.engine.llm.model_files import model_folder
+from caiflow.engine.llm.model_files import gguf_file, model_folder
 from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
 from caiflow.engine.machine import local_path
 from caiflow.engine.operator import Operator, StepContext
@@ -274,7 +274,7 @@ def _check_model_files(
 def _remark_absence(checked: Checked, name: str) -> None:
     """Say that nothing could be checked against a model whose files aren't here yet."""
     entry, path = checked.models.get(name), ("models", name, "source")
-    if entry is not None and not entry.served:
+    if entry is not None and not entry.served and gguf_file(entry.source, checked.base_dir) is None:
         told = "not checked: its files aren't on this machine yet, which tell its layers, positions and chat template"
         checked.remarks.at(checked.tree.nearest(path).at, path, told, "")
 

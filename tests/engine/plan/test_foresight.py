@@ -142,6 +142,12 @@ def test_validate_says_what_it_could_not_look_at(tmp_path: Path, monkeypatch: py
     assert all(remark.message.startswith("not checked: ") for remark in remarks)
 
 
+def test_a_gguf_file_that_is_here_isn_t_said_to_be_absent(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    steps = [ROWS, "it: {op: generate, input: rows, model: far}"]
+    assert load_spec(spec_of(tmp_path, "far: {source: small.gguf}", steps)).remarks == ()
+
+
 @contextmanager
 def hub_that_says(status: int, text: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have a hub answer everything alike."""
