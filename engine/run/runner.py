@@ -67,8 +67,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     `locked` names a lock that the run must not differ from; `allowed` adds to the user's own file.
 
     Raises:
-        PlanError: the spec wants what its user didn't allow, a model can't be found, something differs from the lock, or the
-            cluster is short of what the spec asks for.
+        PlanError: something isn't allowed, a model can't be found, the lock isn't met, or the cluster lacks what is asked for.
         StoreError: the store can't be written.
     """
     refuse_unallowed(spec.models, with_typed(spec.models, spec.source, allowed), trust_remote_code=trust_remote_code)
