@@ -191,7 +191,7 @@ def unmet(require: Mapping[str, str], values: Mapping[str, float]) -> list[str]:
     for name, text in require.items():
         bound, value = Bound.parse(text), values.get(name)
         if value is None:
-            found.append(f"{name} can't be told of it, required {bound}")
+            found.append(f"{name} can't be measured here, required {bound}")
         elif not bound.holds(value):
             found.append(f"{name} is {value:.6g}, required {bound}")
     return found

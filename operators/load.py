@@ -133,7 +133,7 @@ class Load(TableOperator[LoadParams]):
         for name in sorted(self.params.model_fields_set & _HUB_FIELDS):
             yield Finding((name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`")
         if self.params.csv != Csv() and file.path.is_file() and Path(inner_name(file.path)).suffix not in (".csv", ".tsv"):
-            yield Finding(("csv",), f"`csv` says how a table is written, and {given!r} is none", "remove `csv`")
+            yield Finding(("csv",), f"`csv` says how a table is written, and {given!r} isn't one", "remove `csv`")
         if file.path.is_dir():
             yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
         if not file.is_text and file.path.is_file() and is_pointer(file.path):

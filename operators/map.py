@@ -112,7 +112,7 @@ class Map(TableOperator[MapParams]):
             for name in getattr(self.params, field):
                 if name in _MADE:
                     yield Finding(
-                        (field, name), f"`{name}` holds {_MADE[name]}, which no text is", "give the column another name"
+                        (field, name), f"`{name}` holds {_MADE[name]}, which a text can't be", "give the column another name"
                     )
         if "uid" in self.params.drop:
             yield Finding(("drop", self.params.drop.index("uid")), "`uid` names the rows", "leave it")

@@ -224,7 +224,7 @@ def _plain_text(data: Any) -> Data | None:
     if not (isinstance(data, str) and data.strip()) or "\0" in data:
         return None
     if len(re.findall(_SPEAKS, data)) > 1:
-        raise ValueError("it is a dialogue, whose turns are no principles")
+        raise ValueError("it is a dialogue, whose turns aren't principles")
     if table_rows(data) is not None:
         raise ValueError("it is a table of comma-separated values: write its rows as JSON lines, {principle: ...} each")
     texts = {stage: f"{data.strip()}\n\n{asked}" for stage, asked in _ALL_RULES.items()}

@@ -73,7 +73,7 @@ class _Walk:
     def whole(self) -> dict[str, Any]:
         """Return the entries wanted, once the tensors' places are found to lie within the file."""
         if self._bytes(4, "its first four bytes") != b"GGUF":
-            raise self._wrong(0, f"no GGUF file, it begins with {self.data[:4]!r}")
+            raise self._wrong(0, f"not a GGUF file, it begins with {self.data[:4]!r}")
         if (version := self._number("<I", "the version")) not in _VERSIONS:
             known = " and ".join(map(str, _VERSIONS))
             raise self._wrong(4, f"version {version} of the format, where {known} little-endian are known")
@@ -138,7 +138,7 @@ class _Walk:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self._wrong(self.at - len(raw), f"{what} is no UTF-8 text") from error
+            raise self._wrong(self.at - len(raw), f"{what} isn't UTF-8 text") from error
 
     def _bytes(self, size: int, what: str) -> bytes:
         start = self.at
@@ -227,7 +227,7 @@ def _plain(model: Any, file: Path) -> Any:
     weights = model.state_dict()
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
-            raise EngineError(f"{file}: damaged: {name} holds what is no number", "fetch the file again", kind="load")
+            raise EngineError(f"{file}: damaged: {name} holds values that aren't numbers", "fetch the file again", kind="load")
     del model.config.quantization_config
     with torch.device("meta"):
         fresh = type(model)(model.config)

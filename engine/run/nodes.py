@@ -83,7 +83,7 @@ def refuse_strangers(nodes: Sequence[Node], home: Path) -> None:
     finally:
         mark.unlink(missing_ok=True)
     if wrong:
-        raise ClusterError("the cluster can't work for this run: " + "; ".join(wrong))
+        raise ClusterError("the cluster isn't fit for this run: " + "; ".join(wrong))
 
 
 @dataclass(frozen=True, slots=True)

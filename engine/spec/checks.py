@@ -156,7 +156,7 @@ def _check_template(checked: Checked, path: Path_, value: str | None) -> None:
         hint = "name one that is there, or write the template itself, which has `{{ ... }}`"
         checked.problems.at(at, path, f"no such file: {value}", hint)
     elif not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
-        told = f"{value} is no file of a template, which has at most {LARGEST_TEMPLATE:,} bytes"
+        told = f"{value} isn't a template file, which has at most {LARGEST_TEMPLATE:,} bytes"
         checked.problems.at(at, path, told, "name a file ending in .jinja")
 
 

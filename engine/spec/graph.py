@@ -108,5 +108,5 @@ def chosen(spec: Spec, last: str | None) -> set[str]:
         return set(spec.steps)
     ends = [name for name, step in spec.steps.items() if last in (name, step.base)]
     if not ends:
-        raise SpecError(f"caiflow: {last!r} is none of the steps", suggest(last, spec.steps, "steps"))
+        raise SpecError(f"caiflow: there is no step {last!r}", suggest(last, spec.steps, "steps"))
     return set(ends).union(*(ancestors(spec, name) for name in ends))

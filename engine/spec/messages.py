@@ -117,7 +117,7 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems, def
         problems.at(node.at, path, f"{field} must be {_expected(error)}, got {_shown(value)}", hint)
     elif rule == "pattern" and error.parent is None and error.schema_path[-2] == "propertyNames":
         key = (node.child(value) or node).key
-        problems.at(key, (*path, value), f"`{value}` is no valid name", _NAME_HINT)
+        problems.at(key, (*path, value), f"`{value}` isn't a valid name", _NAME_HINT)
     else:
         problems.at(node.at, path, f"{field} {_bound(rule, bound)}, got {_shown(value)}", _bound_hint(rule, bound))
 

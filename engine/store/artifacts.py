@@ -129,7 +129,7 @@ class Store:
             return None
         artifact = read_artifact(path)
         for name in set(folder_files(path)).difference(artifact.files):
-            raise DamagedError(f"{path}: {name} is none of its files", "run again, which makes it anew")
+            raise DamagedError(f"{path}: {name} isn't one of its files", "run again, which makes it anew")
         for name, sha256 in artifact.files.items():
             if said := self._difference(path / name, sha256, artifact.stamps.get(name)):
                 raise DamagedError(f"{path}: {name} {said}", "run again, which makes it anew")

@@ -112,7 +112,7 @@ def _wrong_pattern(pattern: str, layers: frozenset[str]) -> Iterator[Finding]:
     try:
         found = any(re.fullmatch(pattern, layer) for layer in layers)
     except re.error as error:
-        yield Finding(path, f"`{pattern}` is no pattern: {error}", "give a list of layers' names")
+        yield Finding(path, f"`{pattern}` isn't a pattern: {error}", "give a list of layers' names")
         return
     if not found:
         several = f"write a list: [{', '.join(pattern.split(','))}]" if "," in pattern else ""

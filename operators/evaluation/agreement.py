@@ -45,7 +45,7 @@ async def grade(name: str, how: AgreementParams, grader: Grader, rows: Sequence[
     values = [row[how.labels] for row in rows]
     if unknown := [text for text in how.met if text not in values]:
         known = ", ".join(sorted({str(value) for value in values if value is not None})[:9])
-        raise WrongValue(f"agreement.{name}: no label is {unknown[0]!r}", f"labels are {known}")
+        raise WrongValue(f"agreement.{name}: there is no label {unknown[0]!r}", f"labels are {known}")
     asked = [
         {**row, "prompt": turns(row["prompt"]), "response": row[column] or "", "label": truth(value, how.met)}
         for row, value in zip(rows, values, strict=True)

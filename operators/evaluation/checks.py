@@ -146,7 +146,7 @@ def _search(pattern: str) -> Callable[[str], object]:
         search("")
     except pl.exceptions.ComputeError as error:
         said = str(error).strip().splitlines()[-1].removeprefix("error: ")
-        raise WrongValue(f"{pattern!r} is no regular expression that can be searched: {said}", "write it without") from None
+        raise WrongValue(f"{pattern!r} isn't a regular expression that can be searched: {said}", "write it without") from None
     return search
 
 

@@ -92,7 +92,7 @@ def _own(path: str, folder: Path, label: str) -> str:
     """
     place = Path(os.path.normpath(path))
     if not place.is_relative_to(folder):
-        raise WrongValue(f"{label}: its card names {path}, which is no file of its own", "take another data set")
+        raise WrongValue(f"{label}: its card names {path}, which isn't one of its files", "take another data set")
     return place.relative_to(folder).as_posix()
 
 

@@ -246,7 +246,7 @@ class Parser:
         fields = layout.parse({**record, "prompt": asked}, self.turns)
         given = [turn for turn in fields.get("prompt", ()) if turn["role"] != "user"]
         if "messages" in fields or any(turn["role"] != "system" for turn in given):
-            raise ValueError("the record has a conversation, whose prompt is no template's")
+            raise ValueError("the record has a conversation, whose prompt a template can't replace")
         return {**fields, "prompt": [*given, Message(role="user", content=asked)]}
 
     def _in_turns(self, record: Mapping[str, Any]) -> Mapping[str, Any]:

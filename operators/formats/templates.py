@@ -45,7 +45,7 @@ def compiled(text: str) -> Template:
         with bounded():
             return _sandbox().from_string(text)
     except TemplateSyntaxError as error:
-        raise WrongValue(f"no Jinja template: {error.message} (line {error.lineno})", 'such as "{{ context }}"') from None
+        raise WrongValue(f"not a Jinja template: {error.message} (line {error.lineno})", 'such as "{{ context }}"') from None
     except (SecurityError, RecursionError) as error:
         raise WrongValue(f"the template is refused: {error}", "write a simpler one") from None
 

@@ -98,4 +98,4 @@ def test_requirements_say_value_and_bound() -> None:
         "rows is 22, required >= 100",
         "copies_critique is 0.54, required < 0.1",
     ]
-    assert unmet({"circles": "< 0.1"}, values) == ["circles can't be told of it, required < 0.1"]
+    assert unmet({"circles": "< 0.1"}, values) == ["circles can't be measured here, required < 0.1"]

@@ -97,7 +97,7 @@ def test_what_comes_out_is_known_before_the_run() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("set: {prompt: '{{ a'}", "no Jinja template"),
+        ("set: {prompt: '{{ a'}", "not a Jinja template"),
         ("set: {messages: '{{ q }}'}", "`messages` holds conversations"),
         ("drop: [uid]", "`uid` names the rows"),
         ("rename: {q: n}", "there is a column `n` already"),

@@ -202,7 +202,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(llama: Made, tmp_path: 
     file = tmp_path / "nan.gguf"
     file.write_bytes(changed)
     with pytest.raises(
-        EngineError, match=r"nan\.gguf: damaged: model\.layers\.1\.input_layernorm\.weight holds what is no number"
+        EngineError, match=r"nan\.gguf: damaged: model\.layers\.1\.input_layernorm\.weight holds values that aren't numbers"
     ):
         dequantise(file, tmp_path / "out")
 

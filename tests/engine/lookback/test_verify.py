@@ -65,7 +65,7 @@ def test_an_artifact_with_a_file_of_somebody_else_is_not_used_again(run_dir: Pat
     digest = read_run(run_dir)["steps"]["red"]["digest"]
     shutil.copy(run_dir / "steps" / "red" / "part-00000.parquet", run_dir / "steps" / "red" / "part-00001.parquet")
     assert problems(run_dir) == {"red": "part-00001.parquet is new"}
-    with pytest.raises(DamagedError, match=r"part-00001.parquet is none of its files; run again, which makes it anew"):
+    with pytest.raises(DamagedError, match=r"part-00001.parquet isn't one of its files; run again, which makes it anew"):
         Store().artifact(digest)
 
 

@@ -85,7 +85,7 @@ BROKEN = [
     Broken("seed_truth", HEAD + "seed: »true\n", [("`seed` must be a whole number, got true", "")]),
     Broken("steps_as_list", "caiflow: 1\nsteps: »[{op: read}]\n", [("`steps` must be a mapping", "")]),
     Broken(
-        "step_name", steps("  »my step: {op: ask, input: data, model: base}\n"), [("`my step` is no valid name", "letters")]
+        "step_name", steps("  »my step: {op: ask, input: data, model: base}\n"), [("`my step` isn't a valid name", "letters")]
     ),
     # models
     Broken("model_key", "caiflow: 1\nmodels: {m: {source: tiny, »dtyp: auto}}\n" + DATA, [("unknown key `dtyp`", "`dtype`")]),

@@ -44,7 +44,7 @@ WRONG = [
     ("lora: {targets: [c_attn]}", "no layer `c_attn`"),
     ("lora: {targets: [lm_head]}", "no adapter on `lm_head`"),
     ('lora: {targets: "q_proj,v_proj"}', "write a list: [q_proj, v_proj]"),
-    ('lora: {targets: ".*(q_porj"}', "is no pattern"),
+    ('lora: {targets: ".*(q_porj"}', "isn't a pattern"),
     ("optim: adamw", "unknown optimizer `adamw`; did you mean `adamw_torch`?"),
     ("lr_scheduler_type: cosine_with_min_lr", "needs `min_lr` or `min_lr_rate`"),
     ("lr_scheduler_type: warmup_stable_decay", "needs `num_decay_steps`"),

@@ -154,7 +154,7 @@ def test_texts_that_no_label_is_are_refused(tmp_path: Path) -> None:
     people = saved(tmp_path / "people", labelled(4, lambda i: "bad" if i else "good"), human="text")
     how = {"input": "people", "grader": "harm", "labels": "human", "met": ["Bad"]}
     operator = evaluate(models=["m"], graders={"harm": HARM}, agreement={"us": how})
-    with pytest.raises(ValueError, match=r"agreement.us: no label is 'Bad'; labels are bad, good"):
+    with pytest.raises(ValueError, match=r"agreement.us: there is no label 'Bad'; labels are bad, good"):
         measured(tmp_path, operator, {"people": people}, judge=RuleLLM(choose_by=worried))
 
 

@@ -221,7 +221,7 @@ def test_a_template_that_cant_be_rendered_is_told(record: dict[str, Any], templa
 
 
 def test_what_is_no_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="no Jinja template"):
+    with pytest.raises(ValueError, match="not a Jinja template"):
         LoadParams(source="a.jsonl", prompt="{{ a")
 
 

@@ -107,7 +107,7 @@ def test_text_that_cant_be_read_has_no_grade() -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"question": "{{ oops"}, "no Jinja template"),
+        ({"question": "{{ oops"}, "not a Jinja template"),
         ({"replies": {"Yes": 1}}, "at least 2 items"),
         ({"replies": {"Yes": 1, "No": 1}}, "two different numbers"),
         ({"label": "toxic", "method": "text"}, "read by itself, without method"),
