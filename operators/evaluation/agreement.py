@@ -12,7 +12,7 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.identity import key
 from caiflow.engine.operator import LLMs, RowLLM, answer_column
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.evaluation import graded
+from caiflow.operators.evaluation import effects, graded
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import JudgeAgreementParams
 from caiflow.operators.grading.graders import truth
@@ -30,9 +30,11 @@ COLUMNS: Mapping[str, Any] = {
     "grade": "number",
     "met": "flag",
     "p_chosen": "number",
+    "p_second": "number",
     "failed": "text",
 }
-"""The columns of the rows kept beside the figures; `p_chosen` is a judge's probability of what people chose."""
+"""The columns of the rows kept beside the figures; `p_chosen` is a judge's probability of what people chose, `p_second` that of
+a second one."""
 
 
 async def grade(name: str, how: AgreementParams, grader: Grader, rows: Sequence[Row], llms: LLMs) -> list[Row]:
@@ -87,22 +89,28 @@ def _both(met: Sequence[bool], labels: Sequence[bool]) -> int:
 
 
 async def judge(name: str, how: JudgeAgreementParams, rows: Sequence[Row], llms: LLMs, pair_judge: PairJudge) -> list[Row]:
-    """Return the pairs with the judge's probability of what people chose, and its votes as they were shown."""
+    """Return the pairs with the judge's probability of what people chose, and its votes as they were shown.
+
+    A second judge's probability is `p_second`: None without one, or where it gave none.
+    """
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         verdict = await pair_judge.verdict(row["uid"], row["prompt"], _pair(row), llm)
         of_chosen = verdict.p_first if _chosen_first(row) else 1 - verdict.p_first
-        return {"p_chosen": of_chosen, "p_a": [vote.p_a for vote in verdict.votes], "unparsable_votes": verdict.unparsable}
+        moved = effects.votes_of(row["uid"], _pair(row), verdict, {"people": 1.0 if _chosen_first(row) else -1.0})
+        votes = {"p_a": [vote.p_a for vote in verdict.votes], "unparsable_votes": verdict.unparsable, "moved": moved}
+        return {"p_chosen": of_chosen, **votes}
 
-    blank: Row = {"p_chosen": None, "p_a": [], "unparsable_votes": 0}
+    blank: Row = {"p_chosen": None, "p_a": [], "unparsable_votes": 0, "moved": []}
     found = await llms.map("agreement", how.judge, rows, attempted(ask, blank))
+    others = await llms.map("agreement again", how.second, rows, attempted(ask, blank)) if how.second else [blank] * len(rows)
     return [
-        {"uid": row["uid"], "agreement": name, "response": row["chosen"], **given}
-        for row, given in zip(rows, found, strict=True)
+        {"uid": row["uid"], "agreement": name, "response": row["chosen"], "p_second": other["p_chosen"], **given}
+        for row, given, other in zip(rows, found, others, strict=True)
     ]
 
 
-def judge_figures(rows: Sequence[Row]) -> dict[str, Any]:
+def judge_figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """Return how often a judge prefers what people chose, a tie counting half, beyond chance, and how sure it may be.
 
     Which of the two is shown first says nothing about people's choice, so chance agrees on half, and kappa is twice the
@@ -122,7 +130,25 @@ def judge_figures(rows: Sequence[Row]) -> dict[str, Any]:
         "ties": sum(abs(p - 0.5) < 1e-9 for p in shares) / len(rows) if rows else None,
         "unparsable": sum(bool(row["unparsable_votes"]) for row in rows) / len(rows) if rows else None,
         "position_bias": sum(votes) / len(votes) - 0.5 if votes else 0.0,
+        "effects": effects.effects([vote for row in rows for vote in row["moved"]], seed=seed),
+        **_of_two(rows, seed),
     }
+
+
+def _of_two(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Return how often two judges, or one asked twice, prefer the same answer; pairs that either leaves undecided are left out.
+
+    Kappa takes which of the two is shown first, which is drawn, for the verdict, so that chance is not their shared taste.
+    """
+    both = [row for row in rows if row["p_second"] is not None]
+    decided = [row for row in both if abs(row["p_chosen"] - 0.5) > 1e-9 and abs(row["p_second"] - 0.5) > 1e-9]
+    if not both:
+        return {}
+    first, second = ([(row[name] > 0.5) == _chosen_first(row) for row in decided] for name in ("p_chosen", "p_second"))
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    undecided = (len(both) - len(decided)) / len(both)
+    agreed = {"accuracy": wilson(same, len(decided)).as_dict(), "kappa": kappa(first, second, seed=seed).as_dict()}
+    return {"second": {**agreed, "undecided": undecided}}
 
 
 def _chosen_first(row: Row) -> bool:

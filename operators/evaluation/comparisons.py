@@ -11,6 +11,7 @@ from typing import Any
 
 from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
+from caiflow.operators.evaluation import effects
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ComparisonParams
 from caiflow.operators.judging.pairwise import PairJudge, Verdict
@@ -37,16 +38,24 @@ async def compare(
     asked = [row for name_of_set in how.sets for row in _pairs(answers, name_of_set, how)]
 
     async def ask(row: Row, llm: RowLLM) -> Row:
-        verdict = await judge.verdict(row["uid"], row["prompt"], (row["a"], row["b"]), llm)
+        pair = (row["a"], row["b"])
+        verdict = await judge.verdict(row["uid"], row["prompt"], pair, llm)
+        group = f"{row['set']}\0{row['uid']}"
         return {
             "score": _score(verdict, how.labels),
             "p_a": [v.p_a for v in verdict.votes],
             "unparsable_votes": verdict.unparsable,
+            "moved": effects.votes_of(group, pair, verdict, {"own": _own(row, how.judge)}),
         }
 
-    blank: Row = {"score": None, "p_a": [], "unparsable_votes": 0}
+    blank: Row = {"score": None, "p_a": [], "unparsable_votes": 0, "moved": []}
     found = await llms.map("comparison", how.judge, asked, attempted(ask, blank))
     return [{**row, **answer, "comparison": name} for row, answer in zip(asked, found, strict=True)]
+
+
+def _own(row: Row, judge: str) -> float:
+    """Return 1 where the first answer is the judge's own, -1 where the second one is, else 0."""
+    return float(row["first"] == judge) - float(row["second"] == judge)
 
 
 def _pairs(answers: Mapping[tuple[str, str], Sequence[Row]], set_name: str, how: ComparisonParams) -> list[Row]:
@@ -96,6 +105,7 @@ def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[s
         "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
         "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),
         "position_bias": sum(votes) / len(votes) - 0.5 if votes else 0.0,
+        "effects": effects.effects([vote for row in rows for vote in row["moved"]], seed=seed),
     }
 
 

@@ -68,4 +68,5 @@ def _about_rows(p: EvaluateParams, sizes: Sizes, judge_calls: JudgeCalls) -> int
     """Return the calls about texts, labelled answers and pairs, as if no two were alike."""
     texts = sum(sizes.of(how.input, how.limit) for how in p.perplexity.values()) * len(p.models)
     labelled = sum(sizes.of(how.input, how.limit) for how in p.agreement.values())
-    return texts + labelled + sum(sizes.of(how.input, how.limit) * judge_calls(how) for how in p.judge_agreement.values())
+    pairs = (sizes.of(how.input, how.limit) * judge_calls(how) * (2 if how.second else 1) for how in p.judge_agreement.values())
+    return texts + labelled + sum(pairs)

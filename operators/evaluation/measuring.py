@@ -133,7 +133,7 @@ class Measuring:
             given = self._job.inputs[asked.input].pylist(limit=asked.limit)
             judged = await agreement.judge(name, asked, given, self._llms, self._asked.pair_judge(asked))
             refuse_failures(judged, f"judgements for {name}", p.max_failed)
-            found[name] = agreement.judge_figures(judged)
+            found[name] = agreement.judge_figures(judged, seed)
             pairs += judged
         if held or pairs:
             self._write("agreement", agreement.COLUMNS, [*held, *pairs])

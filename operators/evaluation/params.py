@@ -49,6 +49,8 @@ class JudgeAgreementParams(Judging):
     """The step whose rows hold `prompt`, and people's choice as `chosen` and `rejected`."""
     judge: ModelRef
     """The model that judges."""
+    second: ModelRef | None = None
+    """Another judge who is asked about the same pairs; the same one is asked a second time. How far the two agree is told."""
     instruction: str = ""
     """What the judge is asked; by default the judging texts of the constitution."""
     limit: int | None = Field(default=None, ge=1)

@@ -182,6 +182,76 @@ def test_a_judge_is_held_against_what_people_chose(tmp_path: Path) -> None:
     assert (us["ties"], us["unparsable"], us["position_bias"]) == (0, 0, pytest.approx(0))
 
 
+def drawn_pairs(folder: Path, count: int) -> Rows:
+    """Save pairs of which people chose one, whatever its length."""
+    dice = random.Random(8)
+    pairs = [
+        {
+            "uid": str(i),
+            "prompt": [user(f"ask {i}")],
+            "chosen": f"good {i} " + "word " * dice.randint(1, 40),
+            "rejected": f"bad {i} " + "word " * dice.randint(1, 40),
+        }
+        for i in range(count)
+    ]
+    with RowsWriter(folder, {"uid": "text", "prompt": "messages", "chosen": "text", "rejected": "text"}) as out:
+        out.write_rows(pairs)
+    return Rows(folder)
+
+
+def biased(asked: Asked, length: float, people: float = 1.0, first: float = 0.3) -> dict[str, float]:
+    """A judge in log-odds: so much for what people chose, for an answer twice as long, and for the one that is shown first."""
+    a, b = asked.last.split("Options:\n(A) ")[1].split("\n(B) ")
+    odds = first + length * math.log2((len(a) + 1) / (len(b) + 1)) + people * (1 if a.startswith("good") else -1)
+    return {"A": -math.log1p(math.exp(-odds)), "B": -math.log1p(math.exp(odds))}
+
+
+def test_a_planted_length_bias_is_recovered_within_its_interval(tmp_path: Path) -> None:
+    how = {"input": "pairs", "judge": "judge", "instruction": "Which is better?"}
+    operator = evaluate(models=["m"], judge_agreement={"us": how})
+    judge = RuleLLM(choose_by=lambda asked: biased(asked, length=0.7))
+    found, _ = measured(tmp_path, operator, {"pairs": drawn_pairs(tmp_path / "pairs", 60)}, judge=judge)
+    told = found["agreement"]["us"]["effects"]
+    for name, planted in {"length": 0.7, "people": 1.0, "position": 0.3}.items():
+        assert told[name]["low"] - 0.02 <= planted <= told[name]["high"] + 0.02, (name, told[name])
+    assert told["length"]["low"] > 0
+    assert "second" not in found["agreement"]["us"]
+
+
+def test_two_judges_and_one_asked_twice(tmp_path: Path) -> None:
+    pairs = drawn_pairs(tmp_path / "pairs", 60)
+    how = {"input": "pairs", "judge": "one", "instruction": "Which is better?"}
+    fields = {"other": {**how, "second": "two"}, "again": {**how, "second": "one"}}
+    operator = evaluate(models=["m"], judge_agreement=fields)
+    one = RuleLLM(choose_by=lambda asked: biased(asked, length=0.0, first=0.0))
+    two = RuleLLM(choose_by=lambda asked: biased(asked, length=9.0, people=0.1, first=0.0))
+    found, job = measured(tmp_path, operator, {"pairs": pairs}, one=one, two=two)
+    again, other = found["agreement"]["again"]["second"], found["agreement"]["other"]["second"]
+    assert (again["accuracy"]["rate"], again["kappa"]["value"], again["undecided"]) == (1.0, 1.0, 0.0)
+    rows = [row for row in Rows(job.out_dir / "agreement").pylist() if row["agreement"] == "other"]
+    decided = [row for row in rows if row["p_second"] != 0.5]
+    same = sum(row["p_second"] > 0.5 for row in decided)
+    assert other["accuracy"]["rate"] == pytest.approx(same / len(decided)), "the first judge goes by people's choice alone"
+    assert other["accuracy"]["rate"] < 0.8
+    assert other["kappa"]["low"] <= other["kappa"]["value"] <= other["kappa"]["high"]
+
+
+def test_a_judge_that_prefers_its_own_answers_is_seen_in_a_comparison(tmp_path: Path, prompts: dict[str, Rows]) -> None:
+    def partial(asked: Asked) -> Any:
+        if "Options:" not in asked.last:
+            return f"mine {asked.last}"
+        a, b = asked.last.split("Options:\n(A) ")[1].split("\n(B) ")
+        odds = 1.2 * (a.startswith("mine") - b.startswith("mine"))
+        return {"A": odds, "B": 0.0}
+
+    how = {"judge": "judge", "sets": ["red"], "instruction": "Which is better?"}
+    operator = evaluate(models=["m", "judge"], inputs={"red": "red"}, comparisons={"help": how})
+    judge = RuleLLM(partial, choose_by=partial)
+    found, _ = measured(tmp_path, operator, prompts, m=ECHO, judge=judge)
+    own = found["comparisons"]["help"]["effects"]["own"]
+    assert own["low"] - 0.1 <= 1.2 <= own["high"] + 0.1
+
+
 def test_names_that_lead_nowhere_are_found_before() -> None:
     operator = evaluate(
         models=["m"],
