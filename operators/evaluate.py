@@ -21,7 +21,7 @@ people had labelled (`agreement/`) and the scored texts (`texts/`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
@@ -48,6 +48,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
     name = "evaluate"
     version = 4
+    raised_for: ClassVar[Mapping[int, str]] = {4: "what moves a judge is told beside its figures"}
     params_type = EvaluateParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
