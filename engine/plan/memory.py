@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.gguf import unpacked_name
-from caiflow.engine.llm.model_files import gguf_file, model_folder, model_settings
-from caiflow.engine.llm.model_shape import Shape, shape_of
+from caiflow.engine.llm.model_files import Shape, gguf_file, model_folder, model_settings, shape_of
 from caiflow.engine.machine import size
 from caiflow.engine.store.file_digests import file_digest
 from caiflow.engine.training.memory import Need, Setting, need

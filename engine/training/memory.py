@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from caiflow.engine.llm.model_shape import Linear, Shape
+from caiflow.engine.llm.model_files import Linear, Shape
 from caiflow.engine.training.params import Lora, TrainingParams
 
 FLOAT = 4

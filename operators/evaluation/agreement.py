@@ -12,14 +12,15 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.identity import key
 from caiflow.engine.operator import LLMs, RowLLM, answer_column
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.evaluation import effects, graded
+from caiflow.operators.evaluation import graded
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import JudgeAgreementParams
 from caiflow.operators.grading.graders import truth
 from caiflow.operators.grading.params import AgreementParams, Grader
-from caiflow.operators.judging.pairwise import PairJudge
+from caiflow.operators.judging.pairwise import PairJudge, judged_votes
 from caiflow.operators.judging.prompts import turns
 from caiflow.operators.measures.agreement import auc, corrected, kappa
+from caiflow.operators.measures.effects import effects
 from caiflow.operators.measures.statistics import calibration, wilson
 
 COLUMNS: Mapping[str, Any] = {
@@ -97,7 +98,7 @@ async def judge(name: str, how: JudgeAgreementParams, rows: Sequence[Row], llms:
     async def ask(row: Row, llm: RowLLM) -> Row:
         verdict = await pair_judge.verdict(row["uid"], row["prompt"], _pair(row), llm)
         of_chosen = verdict.p_first if _chosen_first(row) else 1 - verdict.p_first
-        moved = effects.votes_of(row["uid"], _pair(row), verdict, {"people": 1.0 if _chosen_first(row) else -1.0})
+        moved = judged_votes(row["uid"], _pair(row), verdict, {"people": 1.0 if _chosen_first(row) else -1.0})
         votes = {"p_a": [vote.p_a for vote in verdict.votes], "unparsable_votes": verdict.unparsable, "moved": moved}
         return {"p_chosen": of_chosen, **votes}
 
@@ -130,7 +131,7 @@ def judge_figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
         "ties": sum(abs(p - 0.5) < 1e-9 for p in shares) / len(rows) if rows else None,
         "unparsable": sum(bool(row["unparsable_votes"]) for row in rows) / len(rows) if rows else None,
         "position_bias": sum(votes) / len(votes) - 0.5 if votes else 0.0,
-        "effects": effects.effects([vote for row in rows for vote in row["moved"]], seed=seed),
+        "effects": effects([vote for row in rows for vote in row["moved"]], seed=seed),
         **_of_two(rows, seed),
     }
 

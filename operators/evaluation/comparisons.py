@@ -11,10 +11,10 @@ from typing import Any
 
 from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.evaluation import effects
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ComparisonParams
-from caiflow.operators.judging.pairwise import PairJudge, Verdict
+from caiflow.operators.judging.pairwise import PairJudge, Verdict, judged_votes
+from caiflow.operators.measures.effects import effects
 from caiflow.operators.measures.statistics import Comparison, elo_ratings, wilson
 
 COLUMNS: Mapping[str, Any] = {
@@ -45,7 +45,7 @@ async def compare(
             "score": _score(verdict, how.labels),
             "p_a": [v.p_a for v in verdict.votes],
             "unparsable_votes": verdict.unparsable,
-            "moved": effects.votes_of(group, pair, verdict, {"own": _own(row, how.judge)}),
+            "moved": judged_votes(group, pair, verdict, {"own": _own(row, how.judge)}),
         }
 
     blank: Row = {"score": None, "p_a": [], "unparsable_votes": 0, "moved": []}
@@ -105,7 +105,7 @@ def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[s
         "unparsable": sum(bool(r["unparsable_votes"]) for r in rows) / len(rows),
         "ties": sum(abs(r["score"] - 0.5) < 1e-9 for r in rows) / len(rows),
         "position_bias": sum(votes) / len(votes) - 0.5 if votes else 0.0,
-        "effects": effects.effects([vote for row in rows for vote in row["moved"]], seed=seed),
+        "effects": effects([vote for row in rows for vote in row["moved"]], seed=seed),
     }
 
 

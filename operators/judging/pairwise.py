@@ -7,10 +7,13 @@ do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import log2
 from typing import Any, NamedTuple
 
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import Case, Instruction, OptionsJudge
+from caiflow.operators.measures.effects import JudgedVote
 
 
 class Vote(NamedTuple):
@@ -67,3 +70,17 @@ class PairJudge(OptionsJudge):
         reply = await self._reply(number, instruction, options, case)
         logprobs = None if reply.logprobs is None else (reply.logprobs[0], reply.logprobs[1])
         return Vote(instruction.id, swapped, reply.shares[0], reply.parsed, logprobs, reply.thought)
+
+
+def judged_votes(uid: str, pair: tuple[str, str], verdict: Verdict, sides: Mapping[str, float]) -> list[JudgedVote]:
+    """Return the readable votes on a pair with what may have moved them.
+
+    `sides` are the effects that take its first answer's side (1), or the other's (-1).
+    """
+    longer = log2((len(pair[0]) + 1) / (len(pair[1]) + 1))
+    found = []
+    for vote in verdict.votes:
+        side = -1.0 if vote.swapped else 1.0
+        weights = {"position": 1.0, **{name: side * value for name, value in {"length": longer, **sides}.items()}}
+        found += [JudgedVote(uid, vote.p_a, weights)] if vote.parsed else []
+    return found

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.model_files import model_settings
-from caiflow.engine.llm.model_shape import shape_of
+from caiflow.engine.llm.model_files import model_settings, shape_of
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.memory import Setting, need
 from support.small_models import saved, small_model

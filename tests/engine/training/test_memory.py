@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.llm.gguf import unpack
-from caiflow.engine.llm.model_files import PACKAGED, bundled_folder, packaged_file
-from caiflow.engine.llm.model_shape import Shape
+from caiflow.engine.llm.model_files import PACKAGED, Shape, bundled_folder, packaged_file
 from caiflow.engine.plan.model_identity import resolve_model
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.store.artifacts import Store

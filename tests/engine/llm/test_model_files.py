@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.llm.model_files import bundled_folder, model_settings
-from caiflow.engine.llm.model_shape import shape_of
+from caiflow.engine.llm.model_files import bundled_folder, model_settings, shape_of
 
 WIDE = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 900, "intermediate_size": 704}
 KINDS: dict[str, dict[str, Any]] = {
