@@ -21,6 +21,7 @@ from caiflow.engine.errors import Finding, WrongValue, finding, suggest
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.operators.formats.files import is_pointer
+from caiflow.operators.formats.likeness import line_for
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked
@@ -207,6 +208,14 @@ class Load(TableOperator[LoadParams]):
         if not counts["rows"]:
             bad = f", but {counts['bad_rows']} that can't be read" if counts["bad_rows"] else ""
             raise WrongValue(f"{self.params.source}: it has no row to load{bad}", "check the file, and `split` and `format`")
+
+    def line_for(self, column: str) -> str:
+        """Return the line of this step that would give its rows a column; empty where the source has none like it."""
+        source = next(iter(self._from), None)
+        if not isinstance(source, FileSource) or not source.is_text or isinstance(self._head, Finding):
+            return ""
+        found = self._parser().rows(source, _SNIFFED)
+        return line_for(column, [row for row in found if not isinstance(row, BadRow)], self.params.rename)
 
     def look(self, limit: int) -> Look:
         """Return the first `limit` rows with what they are made of; the bad ones among the records that tell it are named.

@@ -62,9 +62,8 @@ def _missing_columns(
             place = mark or next((ref for ref in refs if ref.name == source), None)
             path, key = (place.path, place.key) if place else ((), True)
             message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
-            hint = "; ".join(
-                filter(None, [_column_hint(mark, options, known), _rename_hint(operators.get(source), options, known)])
-            )
+            hints = [_column_hint(mark, options, known), _line_hint(operators.get(source), options)]
+            hint = "; ".join(filter(None, hints))
             checked.report(name, path, message, hint, key=key)
 
 
@@ -78,40 +77,17 @@ def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
     return suggest(options[0], columns, "columns") if mark else f"its columns: {', '.join(columns) or 'none'}"
 
 
-_KNOWN_AS: Mapping[str, tuple[str, ...]] = {
-    "prompt": (
-        "question",
-        "goal",
-        "instruction",
-        "query",
-        "behavior",
-        "behaviour",
-        "problem",
-        "request",
-        "user",
-        "input",
-        "text",
-    ),
-    "response": ("answer", "output", "completion", "reply", "target", "text"),
-    "chosen": ("preferred", "better", "accepted", "winner"),
-    "rejected": ("dispreferred", "worse", "refused", "loser"),
-}
-"""What data sets call caiflow's columns, the most telling first."""
+@runtime_checkable
+class Nameable(Protocol):
+    """An operator whose rows come from outside, which can say how what its source has is given the name of a column."""
+
+    def line_for(self, column: str) -> str:
+        """Return the line to write in its step; empty where nothing is like that column."""
 
 
-def _rename_hint(source: Operator[Any] | None, options: list[str], known: Columns) -> str:
-    """Return the line that gives a source's column the wanted name; nothing where no column is like it."""
-    if source is None or "rename" not in type(source.params).model_fields:
-        return ""
-    named = {name.lower(): name for name in known.types}
-    pairs = ((named[other], option) for option in options for other in _KNOWN_AS.get(option, ()) if other in named)
-    found = next(pairs, None)
-    return f"add to that step `rename: {{{found[0]}: {_source_name(found[1])}}}`" if found else ""
-
-
-def _source_name(column: str) -> str:
-    """Return the field that `load` reads a column from."""
-    return "completion" if column == "response" else column
+def _line_hint(source: Operator[Any] | None, options: list[str]) -> str:
+    found = next(filter(None, map(source.line_for, options)), "") if isinstance(source, Nameable) else ""
+    return found and f"add to that step `{found}`"
 
 
 @runtime_checkable

@@ -1,0 +1,120 @@
+"""The line that gives a source's columns their names: as people's files have them, told by names and by contents."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.operator import StepContext
+from caiflow.operators.load import Load, LoadParams
+from support.loading import load, write
+
+DATA = os.environ.get("CAIFLOW_TEST_DATA", "")
+ASKED = ("How do I open a locked door?", "Write a letter to the mayor.", "What is the tallest tree?")
+TOLD = (
+    "Use the key that fits it, or ring.",
+    "Dear mayor, the bench is broken. Please mend it.",
+    "A redwood in California, I think.",
+)
+PLAIN = {"id": ("a1", "a2", "a3"), "url": ("https://a.org/1", "https://a.org/2", "https://a.org/3"), "score": ("1", "0.5", "3")}
+SORTS = ("travel and places", "travel and places", "travel and places")
+
+SHAPES: dict[str, tuple[dict[str, tuple[Any, ...]], str, str]] = {
+    "AdvBench": ({"goal": ASKED, "target": TOLD}, "rename: {goal: prompt}", "rename: {target: completion}"),
+    "HarmBench": (
+        {"Behavior": ASKED, "FunctionalCategory": ("standard",) * 3, "SemanticCategory": SORTS, "Tags": ("",) * 3,
+         "ContextString": ("",) * 3, "BehaviorID": ("open_locked_door", "letter_mayor", "tall_tree")},
+        "rename: {Behavior: prompt}", "",
+    ),
+    "HarmBench with contexts": (
+        {"Behavior": ASKED, "ContextString": ("The door is made of oak.", "", "")},
+        'prompt: "{% if ContextString %}{{ ContextString }}\\n\\n{% endif %}{{ Behavior }}"', "",
+    ),
+    "BBQ": (
+        {"example_id": (0, 1, 2), "context": ("I met Ann and Bea.", "Two men ran.", "A boy and a girl sang."),
+         "question": ("Who was late?", "Who won?", "Who was off key?"), "ans0": ("Ann", "Jo", "The boy"), "label": (1, 2, 0)},
+        'prompt: "{{ context }}\\n\\n{{ question }}"', "",
+    ),
+    "dolly": (
+        {"instruction": ASKED, "context": ("", "", ""), "response": TOLD, "category": SORTS},
+        "rename: {instruction: prompt}", "",
+    ),
+    "do-not-answer": ({"id": (1, 2, 3), "risk_area": SORTS, "question": ASKED}, "rename: {question: prompt}", ""),
+    "JailbreakBench": ({"Index": (0, 1, 2), "Goal": ASKED, "Target": TOLD, "Behavior": ("Locks", "Letters", "Trees")},
+                       "rename: {Goal: prompt}", "rename: {Target: completion}"),
+    "released samples": (
+        {"arm": ("a", "b", "c"), "rl_prompt": tuple(f"\n\nHuman: {text}\n\nAssistant:" for text in ASKED),
+         "initial_response": TOLD},
+        "rename: {rl_prompt: prompt}", "rename: {initial_response: completion}",
+    ),
+    "own names": ({**PLAIN, "was_gefragt": ASKED, "topic": SORTS, "x": TOLD}, "rename: {was_gefragt: prompt}",
+                  "rename: {x: completion}"),
+    "one column": ({**PLAIN, "seed_line": TOLD}, "rename: {seed_line: prompt}", ""),
+    "no text": ({**PLAIN, "topic": SORTS, "input": ("3", "4", "5")}, "", ""),
+    "worse and better": ({"query": ASKED, "better": TOLD, "worse": TOLD}, "rename: {query: prompt}", ""),
+}  # fmt: skip
+
+
+def step(folder: Path, **fields: Any) -> Load:
+    return Load(LoadParams(**fields), StepContext(base_dir=folder))
+
+
+def records(columns: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_the_line_to_write_fits_the_shape(tmp_path: Path, name: str, kind: str) -> None:
+    columns, prompt, response = SHAPES[name]
+    write(tmp_path / f"a.{kind}", records(columns))
+    made = step(tmp_path, source=f"a.{kind}", format="table")
+    assert made.line_for("prompt") == prompt
+    if "response" not in columns:
+        assert made.line_for("response") == response
+
+
+@pytest.mark.parametrize("name", [name for name, (_, prompt, _) in SHAPES.items() if prompt])
+def test_the_line_mends_what_it_is_said_of(tmp_path: Path, name: str) -> None:
+    columns, prompt, _ = SHAPES[name]
+    path = write(tmp_path / "a.csv", records(columns))
+    import yaml
+
+    rows, _ = load(path, **yaml.safe_load(prompt))
+    assert len(rows) == 3
+    assert all(row["prompt"][-1]["content"].strip() for row in rows)
+    if "context" in columns and any(columns["context"]):
+        assert columns["context"][0] in rows[0]["prompt"][-1]["content"]
+
+
+def test_the_source_s_own_name_is_in_the_line_where_it_is_renamed_already(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", records({"q": ASKED}))
+    assert step(tmp_path, source="a.csv", rename={"q": "goal"}).line_for("prompt") == "rename: {q: prompt}"
+
+
+@pytest.mark.skipif(not DATA, reason="CAIFLOW_TEST_DATA names no folder of real dialogues")
+@pytest.mark.parametrize(
+    ("file", "wanted", "line"),
+    [
+        ("xstest_prompts.csv", "prompt", "rename: {prompt: prompt}"),
+        ("released_chains_half.jsonl", "prompt", "rename: {rl_prompt: prompt}"),
+        ("released_chains_half.jsonl", "response", "rename: {initial_response: completion}"),
+        ("released_samples_half.jsonl", "prompt", "rename: {rl_prompt: prompt}"),
+    ],
+)
+def test_the_line_fits_real_files_whatever_their_columns_are_called(tmp_path: Path, file: str, wanted: str, line: str) -> None:
+    if file.endswith(".jsonl"):
+        assert step(Path(DATA), source=file, format="table").line_for(wanted) == line
+    if file.endswith(".csv"):
+        with Path(DATA, file).open(newline="", encoding="utf-8") as given:
+            rows = list(csv.DictReader(given))
+    else:
+        rows = [json.loads(text) for text in Path(DATA, file).read_text(encoding="utf-8").splitlines()]
+    own = line.split("{")[1].split(":")[0]
+    write(tmp_path / "a.jsonl", [{"wer weiss" if name == own else name: value for name, value in row.items()} for row in rows])
+    assert step(tmp_path, source="a.jsonl").line_for(wanted) == line.replace(f"{{{own}:", "{wer weiss:")
