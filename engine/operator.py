@@ -23,6 +23,7 @@ from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
 from caiflow.engine.llm.base import ModelSource, Sampling
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
+from caiflow.engine.rows.tool_use import refused_tools
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
@@ -268,6 +269,11 @@ class RowOperator(Operator[P]):
         Raises:
             RowDropped: the row is to be left out.
         """
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield inputs whose prompts have tool turns, where prompts decide the result: no model is asked about those."""
+        if "prompt" in self.reads():
+            yield from refused_tools(inputs, list(inputs), "prompt")
 
     def outdates(self) -> Collection[str]:
         """Return the columns of the input that aren't true any more beside the new ones, and are left out."""

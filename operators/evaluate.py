@@ -27,6 +27,7 @@ from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import ANSWERS, Calls, Expected, Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
+from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
@@ -87,6 +88,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield checks that search a column in which there are no texts."""
+        yield from refused_tools(inputs, list(self.params.inputs.values()), "prompt", "inputs")
         for name, check in self.params.checks.items():
             kinds = {inputs[step].types.get(check.column) for step in self.params.inputs.values()}
             lists = check.column == "prompt" or not kinds.isdisjoint(("messages", "conversations", "texts", "numbers"))

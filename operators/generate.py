@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.tokenizer_files import ModelFiles
 
 ABOUT_AN_ANSWER = frozenset(
-    {"messages", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
+    {"messages", "tool_use", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
     | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
     | {"critique_truncated", "revision_truncated"}
     | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
@@ -90,7 +90,7 @@ class Generate(RowOperator[GenerateParams]):
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the input's columns and the answers'; a prompt cut to one turn has none before it."""
         found = super().columns(inputs)
-        return found if self.params.keep == "all" else found.plus({"prompt": "messages"}, {"prompt": Turns(0, 0, 0)})
+        return found if self.params.keep == "all" else found.plus({"prompt": "messages"}, {"prompt": Turns(0, 0, 0, 0)})
 
     def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield system turns that the chat template refuses: the prompts' own, or the one given here."""

@@ -83,6 +83,7 @@ class Judge(RowOperator[JudgeParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield a column that isn't what it is taken for: one holds a list of answers, several an answer each."""
+        yield from super().check_columns(inputs)
         types = inputs[self.params.input].types
         if isinstance(self.params.candidates, str):
             found = types.get(self.params.candidates)

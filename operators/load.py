@@ -92,11 +92,12 @@ class Load(TableOperator[LoadParams]):
         for row, alike in zip(head.rows, head.alike, strict=True):
             for name in () if isinstance(row, BadRow) else ("prompt", "messages"):
                 said = [turn["role"] for turn in row.get(name) or ()]  # type: ignore[union-attr]
-                here = Turns(alike, alike * ("system" in said), alike * ("assistant" in said[:-1]))
+                having = ("system" in said, "assistant" in said[:-1], "tool" in said)
+                here = Turns(alike, *(alike * number for number in having))
                 found[name] = found[name] + here if name in found else here
         if head.whole:
             return found
-        return {name: Turns(rows, system or None, earlier or None) for name, (rows, system, earlier) in found.items()}
+        return {name: Turns(turns.rows, *(count or None for count in turns[1:])) for name, turns in found.items()}
 
     def expects(self, _inputs: Mapping[str, Expected]) -> Expected | None:
         """Return the rows of local files, counted as they will be loaded; of others the bound that the step sets."""

@@ -129,6 +129,7 @@ class Revise(RowOperator[ReviseParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield the principles under which a critique may have been made and no revision can be."""
+        yield from super().check_columns(inputs)
         given = self.context.constitution
         criticised = self.params.critique and {"critique", "principle"} <= inputs[self.params.input].types.keys()
         lacking = [p.id for p in given.principles if p.critique and not p.revision] if given and criticised else []

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import SPEED, ColumnName, Job, ModelRef
+from caiflow.engine.rows.tool_use import LEAVE_OUT
+from caiflow.engine.rows.turns import ANOTHER_TEMPLATE
 from caiflow.engine.training import health
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
@@ -70,6 +72,7 @@ class Sft(TrainingOperator[SftParams]):
     name = "sft"
     params_type = SftParams
     watched = (health.falling_loss,)
+    takes_tools = True
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the column with what is to be learnt."""
@@ -88,6 +91,8 @@ class Sft(TrainingOperator[SftParams]):
         """Yield beside the rest a template under which earlier turns can't be learnt, where rows may have some."""
         yield from super().check_models(models, inputs)
         name = self.params.model or ""
+        if name in models and not models[name].tokenizer.takes_tools:
+            yield from self._without_tools(inputs, f"the chat template of `{name}`")
         if self.params.loss_on == "completion" or name not in models:
             return
         talks = [columns.turns.get(column) for columns in inputs.values() if (column := self.conversations(columns))]
@@ -97,6 +102,20 @@ class Sft(TrainingOperator[SftParams]):
         if going_on and any(tokenizer.rewrites_turns(system=system) for system in {False, under_system}):
             told = f"the chat template of `{name}` rewrites what the assistant said before the last turn, so it can't be learnt"
             yield Finding(("loss_on",), told, "write `loss_on: completion` to learn the last reply alone")
+
+    def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
+        """Yield beside the rest tool turns that a model from nothing would be to learn under a template that hasn't any."""
+        yield from super().check_columns(inputs)
+        if self.params.scratch and not (self.params.scratch.chat_template or ""):
+            yield from self._without_tools(inputs, "the chat template of a model from nothing")
+
+    def _without_tools(self, inputs: Mapping[str, Columns], whose: str) -> Iterator[Finding]:
+        for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
+            turns = inputs[step].turns.get(self.conversations(inputs[step]))
+            if turns and turns.tools:
+                have = f"{turns.tools} of {turns.rows} rows of `{step}` have"
+                told = f"{whose} has no tool calls and tool turns, which {have}"
+                yield Finding((field,), told, f"{ANOTHER_TEMPLATE}, or {LEAVE_OUT}")
 
     def learn(self, job: Job) -> None:
         """Train on the input's rows and save the model, its tokenizer and the loss curve."""

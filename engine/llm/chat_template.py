@@ -6,7 +6,7 @@ Knows a template only by what it renders, whoever renders it. Never tokenises, r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Message
@@ -16,6 +16,13 @@ Spans = list[tuple[int, int]]
 
 PROBE: tuple[Message, ...] = ({"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Quite."})
 _FURTHER: tuple[Message, ...] = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."})
+_CALL = {"id": "callnr001", "type": "function", "function": {"name": "find_tea", "arguments": {"where": "in_the_pot"}}}
+_TOOLS: Sequence[Any] = (
+    PROBE[0],
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "name": "find_tea", "tool_call_id": "callnr001", "content": "No more than a cup."},
+    PROBE[1],
+)
 _SYSTEM: Message = {"role": "system", "content": "Briefly."}
 
 
@@ -57,7 +64,7 @@ def spans(render: Render, messages: Sequence[Message], end: str | None, *, last:
         closed = _end(body, len(head), message["content"], end)
         if body.startswith(head) and whole.startswith(body[:closed]):
             found.append((len(head), closed))
-        elif last:  # the prompt as serving has it, and what the model is to say then
+        elif last and not message.get("tool_calls"):  # the prompt as serving has it, and what the model is to say then
             text = head + _reply(render, messages, end)
             return text, [(len(head), len(text))]
         else:
@@ -89,6 +96,15 @@ def refuses_system(render: Render) -> bool:
     except EngineError:
         return True
     return False
+
+
+def takes_tools(render: Render) -> bool:
+    """Return whether the template says which tool is called, with what, and what it gives back."""
+    try:
+        said = render(_TOOLS, prompt=False)
+    except EngineError:
+        return False
+    return all(word in said for word in ("find_tea", "in_the_pot", "No more than a cup."))
 
 
 def _opening(render: Render, message: Message) -> str:

@@ -78,6 +78,15 @@ class Renderer:
         turns = self._special.quoted_turns(request.prompt)
         return self._apply(turns, request.template, prompt=True) + self._special.quoted(request.prefill)
 
+    def prompt_ids(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
+        """Return the ids of a conversation up to where the assistant is to speak next, as `ids` does; `tools` are those it has.
+
+        Raises:
+            EngineError: as `ids`.
+        """
+        turns, tools = self._special.quoted_turns(messages), self._special.quoted_value(tools)
+        return self._ids(self._apply(turns, "", prompt=True, tools=tools), raw=False)
+
     def spells_tokens(self, messages: Sequence[Message]) -> bool:
         """Return whether a text of the conversation spells a special token, which who renders it may take for one."""
         return self._special.quoted_turns(messages) is not messages
@@ -142,16 +151,19 @@ class Renderer:
         whole = self._decode_ids([*tail, *ids])
         return whole[len(head) :] if whole.startswith(head) else self._decode_ids(ids)
 
-    def conversation(self, messages: Sequence[Message], template: str = "", *, last: bool = False) -> Rendered:
+    def conversation(
+        self, messages: Sequence[Message], template: str = "", *, last: bool = False, tools: Any = None
+    ) -> Rendered:
         """Return a finished conversation with the mask of the assistant's tokens; an end-of-turn token is added if missing.
 
-        With `last`, only the last turn is marked, which templates that rewrite earlier ones allow too.
+        With `last`, only the last turn is marked, which templates that rewrite earlier ones allow too. `tools` are those that
+        the template is to tell of.
 
         Raises:
             EngineError: the template is missing, refuses the conversation, or rewrites earlier turns when later ones follow.
         """
-        turns = self._special.quoted_turns(messages)
-        text, spans = chat_template.spans(self._template(template), turns, self.end_of_turn, last=last)
+        turns, tools = self._special.quoted_turns(messages), self._special.quoted_value(tools)
+        text, spans = chat_template.spans(self._template(template, tools), turns, self.end_of_turn, last=last)
         ids, offsets = self._encode_with_offsets(text)
         mask = [int(any(start < b and a < end for a, b in spans)) for start, end in offsets]
         if spans and spans[-1][1] == len(text) and self.end_of_turn is not None:
@@ -161,10 +173,10 @@ class Renderer:
         self._check_bos(ids)
         return Rendered(ids, mask)
 
-    def _template(self, template: str) -> chat_template.Render:
-        return partial(self._apply, template=template)
+    def _template(self, template: str, tools: Any = None) -> chat_template.Render:
+        return partial(self._apply, template=template, tools=tools)
 
-    def _apply(self, messages: Sequence[Message], template: str, *, prompt: bool) -> str:
+    def _apply(self, messages: Sequence[Message], template: str, *, prompt: bool, tools: Any = None) -> str:
         chosen = template or self.chat_template
         if not chosen:
             raise EngineError(
@@ -174,7 +186,7 @@ class Renderer:
             )
         try:
             text: str = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt, chat_template=chosen
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, chat_template=chosen
             )
         except Exception as error:  # a template is user text: whatever it raises is the user's to read
             raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error

@@ -8,7 +8,7 @@ its letters, split into tokens as any word is. Texts that spell none aren't touc
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -48,9 +48,17 @@ class SpecialTokens:
 
     def quoted_turns(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return the conversation with its texts quoted; the same one where there is nothing to quote."""
-        if not any(self.spelled(turn["content"]) or self.spelled(turn["role"]) for turn in messages):
+        if not any(self.spelled(text) for turn in messages for text in _texts(list(turn.values()))):
             return messages
-        return [{**turn, "role": self.quoted(turn["role"]), "content": self.quoted(turn["content"])} for turn in messages]
+        return [{name: self.quoted_value(item) for name, item in turn.items()} for turn in messages]  # type: ignore[misc]
+
+    def quoted_value(self, value: Any) -> Any:
+        """Return a value of JSON with all texts in it quoted, the names of its fields too."""
+        if isinstance(value, str):
+            return self.quoted(value)
+        if isinstance(value, dict):
+            return {self.quoted_value(name): self.quoted_value(item) for name, item in value.items()}
+        return [self.quoted_value(item) for item in value] if isinstance(value, list) else value
 
     @staticmethod
     def marked(text: str) -> bool:
@@ -137,6 +145,19 @@ class SpecialTokens:
             offsets += [(start + done, end + done) for start, end in coded.get("offset_mapping", ())]
             done += len(piece) + 1
         return ids, offsets
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(name)
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def _is_marker(token: Any) -> bool:

@@ -73,6 +73,11 @@ class TokenizerFiles:
         """Whether the template refuses system turns."""
         return bool(self.template) and chat_template.refuses_system(self.render)
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template has the calls of tools and what those give back."""
+        return bool(self.template) and chat_template.takes_tools(self.render)
+
     def rewrites_turns(self, *, system: bool) -> bool:
         """Return whether the template rewrites what an assistant said once the conversation goes on."""
         sees_others = _SEES_OTHERS.search(self.template) is not None  # else there's nothing to try
@@ -90,7 +95,7 @@ class TokenizerFiles:
 
         try:
             with bounded():
-                return self._compiled.render(messages=messages, add_generation_prompt=prompt, **special)
+                return self._compiled.render(messages=messages, tools=None, add_generation_prompt=prompt, **special)
         except Exception as error:  # a template is user text: whatever it raises is the user's to read
             raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
 

@@ -15,7 +15,7 @@ Gap = Literal["some", "all"]
 
 
 class Turns(NamedTuple):
-    """In how many of `rows` rows a column's conversations have a system turn, and an assistant's turn before the last turn.
+    """In how many of `rows` rows a column's conversations have a system turn, an assistant's turn before the last, a tool's.
 
     None where that isn't known.
     """
@@ -23,6 +23,7 @@ class Turns(NamedTuple):
     rows: int
     system: int | None
     earlier: int | None
+    tools: int | None
 
     def sifted(self) -> Turns:
         """Return what is known of some of these rows: only what all have, or none."""

@@ -10,6 +10,7 @@ from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import NO_ANSWERS, Job, ModelOperator
 from caiflow.engine.rows.columns import Columns
+from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.engine.rows.turns import refused_systems
 from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
@@ -34,6 +35,8 @@ class TrainingOperator(ModelOperator[P]):
 
     watched: ClassVar[tuple[Callable[[], list[Measure]], ...]] = ()
     """Groups of health measures beside those of every training."""
+    takes_tools: ClassVar[bool] = False
+    """Whether it learns conversations in which tools are called, where the model's chat template has them."""
 
     def check(self) -> Iterator[Finding]:
         """Yield what the trainer's libraries would refuse once everything before it is paid for."""
@@ -53,7 +56,9 @@ class TrainingOperator(ModelOperator[P]):
         return "prompt"
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
-        """Yield inputs of which some rows are known to have nothing to learn."""
+        """Yield inputs of which some rows are known to have nothing to learn, or tool turns where those aren't learnt."""
+        for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
+            yield from () if self.takes_tools else refused_tools(inputs, [step], "prompt", field)
         for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
             for wanted in self.needs().get(step, ()):
                 empty = inputs[step].nothing_in(wanted.split("|"))

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.errors import EngineError, StepError, WrongValue
 from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.rows.tool_use import refuse_tools, tools_of, with_tool_use
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,11 +90,11 @@ def conversation_of(row: Mapping[str, Any], column: str | None = None) -> list[M
         value = row.get(name)
         if value is None:
             continue
-        _refuse_unfit(name, value)
+        _refuse_unfit(name, value, row)
         if not isinstance(value, str):
-            return list(value)
+            return with_tool_use(value, row)
         if row.get("prompt"):
-            return [*as_messages(row["prompt"]), {"role": "assistant", "content": value}]
+            return with_tool_use([*_turns_of(row["prompt"]), {"role": "assistant", "content": value}], row)
         if name == "text" or column:
             return value
     if _mark(row) is False:
@@ -107,10 +108,11 @@ def _mark(row: Mapping[str, Any]) -> bool | None:
     return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).strip().lower())
 
 
-def _refuse_unfit(name: str, value: Any) -> None:
+def _refuse_unfit(name: str, value: Any, row: Mapping[str, Any]) -> None:
     if not isinstance(value, str) and not all(isinstance(turn, Mapping) for turn in value):
         raise StepError(f"`{name}` holds several texts, not one reply or conversation; name another `column`")
-    if _is_blank(value):
+    calls = not isinstance(value, str) and bool(value) and "tool_calls" in with_tool_use(value, row)[-1]
+    if _is_blank(value) and not calls:
         raise Blank(f"`{name}` is empty, and an empty reply teaches to say nothing")
 
 
@@ -130,7 +132,17 @@ def contents(rows: Rows, column: str | None = None) -> Iterator[list[Message] | 
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """Return a prompt as turns; a text is one turn of the user."""
+    """Return a prompt as turns; a text is one turn of the user.
+
+    Raises:
+        ValueError: tools are called in it.
+    """
+    found = _turns_of(prompt)
+    refuse_tools(found)
+    return found
+
+
+def _turns_of(prompt: str | Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]  # type: ignore[misc]
 
 
@@ -140,23 +152,31 @@ def reply_ids(renderer: Renderer, prompt: Sequence[Message], reply: Message) -> 
     return head, tail
 
 
-def _rendered(renderer: Renderer, content: Sequence[Message], *, last: bool) -> tuple[list[int], list[int], list[int]]:
+def _rendered(
+    renderer: Renderer, content: Sequence[Message], *, last: bool, tools: Any = None
+) -> tuple[list[int], list[int], list[int]]:
     """Return the prompt's ids, which of them (1) the assistant wrote in earlier turns, and the ids of the last reply.
 
     With `last`, none of the prompt's ids are marked.
     """
-    head = renderer.ids(Request(tuple(content[:-1])))
-    whole = renderer.conversation(content, last=last)
+    head = renderer.prompt_ids(content[:-1], tools)
+    whole = renderer.conversation(content, last=last, tools=tools)
     if whole.ids[: len(head)] == head:
         end = len(whole.mask) - whole.mask[::-1].index(1) if 1 in whole.mask else len(head)
         return head, whole.mask[: len(head)], whole.ids[len(head) : end]
+    if content[-1].get("tool_calls"):
+        raise StepError("the chat template doesn't tell the call of a tool from its prompt")
     # a token spans the end of the prompt where both are read at once; serving sees the prompt alone
     tail = renderer.words(content[-1]["content"])
     return head, [0] * len(head), [*tail, renderer.tokenizer.eos_token_id]
 
 
-def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) -> tuple[list[int], list[int]]:
+def labelled(
+    renderer: Renderer, content: list[Message] | str, loss_on: LossOn, tools: Any = None
+) -> tuple[list[int], list[int]]:
     """Return a conversation's or text's token ids and labels; what precedes the last reply has the ids that serving gives it.
+
+    `tools` are those that the conversation has; calls of them are learnt as replies are.
 
     Raises:
         StepError: a conversation doesn't end with the assistant.
@@ -166,7 +186,7 @@ def labelled(renderer: Renderer, content: list[Message] | str, loss_on: LossOn) 
         return ids, list(ids)
     if not content or content[-1]["role"] != "assistant":
         raise StepError("a conversation to train on must end with the assistant's turn; give the reply a column and name it")
-    head, earlier, reply = _rendered(renderer, content, last=loss_on == "completion")
+    head, earlier, reply = _rendered(renderer, content, last=loss_on == "completion", tools=tools)
     if loss_on == "all":
         return head + reply, head + reply
     counts = [bit == 1 and loss_on == "assistant" for bit in earlier]
@@ -177,8 +197,11 @@ def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: L
     """Tokenise rows for supervised training: columns `input_ids` and `labels`, cut to `max_length` tokens."""
     counts = Counts()
 
+    def read(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        return labelled(renderer, conversation_of(row, column), loss_on, tools_of(row))
+
     def encoded() -> Iterator[dict[str, list[int]]]:
-        for ids, labels in _each(rows, counts, lambda row: labelled(renderer, conversation_of(row, column), loss_on)):
+        for ids, labels in _each(rows, counts, read):
             counts.cut += len(ids) > max_length
             kept = labels[:max_length]
             if all(label == IGNORED for label in kept[1:]):
@@ -305,7 +328,7 @@ def _at(row: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (Blank, Aside):
         raise
-    except (StepError, EngineError) as error:
+    except (StepError, EngineError, WrongValue) as error:
         raise StepError(f"row {row.get('uid', '?')}: {error}") from error
 
 

@@ -24,10 +24,11 @@ ROLES: Mapping[str, str] = {
 
 _OURS = ("user", "assistant", "system")
 _PLAIN = frozenset(("role", "content"))
-_TOOLS = frozenset(
-    ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response", "ipython")
-)
-_NO_TOOLS = "tool calls aren't read: leave such conversations out, or set `on_bad_row: quarantine`"
+CALLS = ("function_call", "tool_call")
+"""Roles of turns that call a tool."""
+RESULTS = ("tool", "function", "function_response", "observation", "tool_response", "ipython")
+"""Roles of turns that say what a tool gave back."""
+_NO_TOOLS = "tool calls are read in whole conversations alone: leave such rows out, or set `on_bad_row: quarantine`"
 
 _FIRST = re.compile(r"\s*(Human|Assistant|System):")
 _NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
@@ -145,7 +146,7 @@ def parse_messages(value: object) -> list[Message]:
         raise ValueError(f"messages must be a list, got {_kind(value)}")
     if not value:
         raise ValueError("messages must not be empty")
-    return [_message(item) for item in value]
+    return [parse_message(item) for item in value]
 
 
 def parse_prompt(value: object) -> list[Message]:
@@ -249,13 +250,18 @@ def _role(item: object) -> str | None:
     return ROLES.get(role.lower()) if isinstance(role, str) else None
 
 
-def _message(item: object) -> Message:
+def parse_message(item: object) -> Message:
+    """Return one message in caiflow's form.
+
+    Raises:
+        ValueError: as `parse_messages` does.
+    """
     if not isinstance(item, Mapping):
         raise ValueError(f"a message must be a mapping, got {_kind(item)}")
     if item.keys() == _PLAIN and isinstance(item["content"], str) and item["role"] in _OURS:
         return Message(role=item["role"], content=item["content"])
     role = item.get("role") or item.get("from")
-    if isinstance(role, str) and role.lower() in _TOOLS:
+    if isinstance(role, str) and role.lower() in (*CALLS, *RESULTS):
         raise WrongValue(f"a message is a tool's turn (role {role!r})", _NO_TOOLS)
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise WrongValue(f"unknown role {role!r}", f"expected one of {', '.join(ROLES)}")

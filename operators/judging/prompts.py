@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.rows.tool_use import refuse_tools
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, JudgeExample, Principle
@@ -43,7 +44,9 @@ def turns(prompt: Prompt) -> list[Message]:
     """Return a prompt as messages; a plain text is one user turn."""
     if isinstance(prompt, str):
         return [user(prompt)]
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+    found: list[Message] = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    refuse_tools(found)
+    return found
 
 
 def conversation_text(messages: Iterable[Message]) -> str:

@@ -24,6 +24,14 @@ TALK: tuple[Message, ...] = (
     {"role": "assistant", "content": "Bake it."},
 )
 
+WITH_TOOLS = (
+    "{{ bos_token }}{% if tools %}<|system|>{{ tools | tojson }}{{ eos_token }}{% endif %}"
+    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}CALL {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Over a small model's tokens: tools at the head, calls behind an assistant's words, results as turns of the user."""
+
 
 class Shape(NamedTuple):
     """A template, its tokenizer's special tokens, and what it makes of TALK.

@@ -11,6 +11,7 @@ from caiflow.operators.formats.dialogue import (
     Turns,
     answer_text,
     cut,
+    decode,
     decode_answers,
     is_turns,
     parse_messages,
@@ -18,6 +19,7 @@ from caiflow.operators.formats.dialogue import (
     parse_transcript,
 )
 from caiflow.operators.formats.named.fields import Fields, Record, present, reply, said
+from caiflow.operators.formats.named.tool_turns import uses_tools, with_tools
 
 CONVERSATIONS = ("conversations", "conversation", "items")
 CHATS = ("messages", *CONVERSATIONS)
@@ -33,7 +35,10 @@ def dialogue(turns: Sequence[Message], which: Turns) -> Fields:
 
 def messages(record: Record, which: Turns) -> Fields:
     """Read `messages`, and the `completion` that answers them where it is apart."""
-    turns = opened(parse_messages(present(record, "messages")), record)
+    given = present(record, "messages")
+    if uses_tools(given):
+        return _with_tools(given, record, which)
+    turns = opened(parse_messages(given), record)
     if turns[-1]["role"] == "user" and record.get("completion"):
         turns = [*turns, Message(role="assistant", content=answer_text(reply(record, "completion")))]
     return dialogue(turns, which)
@@ -41,7 +46,21 @@ def messages(record: Record, which: Turns) -> Fields:
 
 def sharegpt(record: Record, which: Turns) -> Fields:
     """Read a conversation under one of the names that it has."""
-    return dialogue(opened(parse_messages(present(record, *CONVERSATIONS)), record), which)
+    given = present(record, *CONVERSATIONS)
+    return _with_tools(given, record, which) if uses_tools(given) else dialogue(opened(parse_messages(given), record), which)
+
+
+def _with_tools(given: Any, record: Record, which: Turns) -> Fields:
+    """Return a conversation in which tools are called, whole.
+
+    Raises:
+        ValueError: it was to be cut, or begins with another system turn than the record has beside it.
+    """
+    if which == "first":
+        raise WrongValue("a conversation with tool calls can't be cut at its first turn", "leave `turns` out")
+    turns = decode(given)
+    head = opened(parse_messages(turns[:1]), record) if not uses_tools(turns[:1]) else []
+    return with_tools([*head, *turns[1:]] if head else turns, record)
 
 
 def is_sharegpt(record: Record) -> bool:

@@ -74,7 +74,10 @@ def test_message_lists_of_all_spellings(value: Any) -> None:
     [
         ([], "must not be empty"),
         ("text", "must be a list, got str"),
-        ([{"role": "tool", "content": "x"}], "a tool's turn \\(role 'tool'\\); tool calls aren't read"),
+        (
+            [{"role": "tool", "content": "x"}],
+            "a tool's turn \\(role 'tool'\\); tool calls are read in whole conv",
+        ),
         ([{"role": "assistant", "content": "x", "tool_calls": [{"id": "c"}]}], "calls a tool \\(`tool_calls`\\)"),
         ([{"role": "assistant", "content": "x", "weight": 0}], "`weight: 0`"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}], "isn't text, of type 'image_url'"),

@@ -98,8 +98,11 @@ ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "hh": ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, {"rejected": "nothing"}),
     "preference": ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"rejected": None}),
-    "ultrachat": ({"prompt": "q", "prompt_id": "x", "messages": said("q")}, {"messages": [{"role": "tool", "content": "x"}]}),
-    "messages": ({"messages": said("q"), "prompt": "q"}, {"messages": [*said("q"), {"role": "tool", "content": "x"}]}),
+    "ultrachat": (
+        {"prompt": "q", "prompt_id": "x", "messages": said("q")},
+        {"messages": [{"role": "narrator", "content": "x"}]},
+    ),
+    "messages": ({"messages": said("q"), "prompt": "q"}, {"messages": [*said("q"), {"role": "narrator", "content": "x"}]}),
     "alpaca": ({"instruction": "q", "output": "a", "prompt": "q"}, {"output": None}),
 }
 
@@ -183,9 +186,9 @@ def test_a_column_that_no_format_understands_is_noted(tmp_path: Path, name: str)
 
 def test_half_a_bad_file_does_not_validate(tmp_path: Path) -> None:
     good = [{"messages": said(f"q{n}")} for n in range(300)]
-    path = write(tmp_path / "a.jsonl", [*good, {"messages": [*said("q"), {"role": "tool", "content": "12"}]}])
+    path = write(tmp_path / "a.jsonl", [*good, {"messages": [*said("q"), {"role": "narrator", "content": "12"}]}])
     (found,) = Load(LoadParams(source=path.name), StepContext(base_dir=tmp_path)).check()
-    assert "a.jsonl:301 (1 of the 301 records can't be read): a message is a tool's turn" in found.message
+    assert "a.jsonl:301 (1 of the 301 records can't be read): unknown role 'narrator'" in found.message
     assert not list(Load(LoadParams(source=path.name, on_bad_row="quarantine"), StepContext(base_dir=tmp_path)).check())
 
 
