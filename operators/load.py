@@ -7,10 +7,9 @@ themselves are in `caiflow.operators.formats`. Never asks a model, and imports n
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -20,16 +19,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from caiflow.engine.errors import Finding, WrongValue, finding, suggest
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
+from caiflow.engine.rows.tool_use import TOOL_USE
 from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.likeness import line_for
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked
+from caiflow.operators.formats.passes import Drawn, Replay
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
 from caiflow.operators.formats.survey import Survey
 from caiflow.operators.formats.tables import Csv
+from caiflow.operators.formats.templates import names_in
 from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 _MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
 _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
-_IN_MEMORY = 20_000
 _COUNTED_BYTES = 1 << 26  # of local files, whose rows a plan counts: seconds of reading
 _BATCH = 4096
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
@@ -195,8 +196,8 @@ class Load(TableOperator[LoadParams]):
         for source in self._from:
             if not isinstance(source, FileSource):
                 source.fetch(partial(_tell, job))
-        reading = _Replay(self._readable)
-        survey, drawn = Survey(), _Drawn(self.params.sample, self.context.seed)
+        reading = Replay(self._readable)
+        survey, drawn = Survey(), Drawn(self.params.sample, self.context.seed)
         for row in self._limited(reading):
             if not isinstance(row, BadRow):
                 survey.see(row)
@@ -234,7 +235,7 @@ class Load(TableOperator[LoadParams]):
             survey.see(row)
         uses = self._parser().uses(source, _SNIFFED)
         used = [name for name, needed in uses.items() if needed or name == self.params.uid]
-        notes = overlooked(survey.shapes) if parser.format_name != "table" else []
+        notes = self._notes(survey.shapes, parser.format_name)
         bad = [{"place": row.place, "reason": row.reason} for row in found if isinstance(row, BadRow)]
         left_out = [name for name in uses if name not in used and self.params.rename.get(name, name) in parser.takes]
         kept = [name for name in uses if name not in (*used, *left_out)]
@@ -242,9 +243,14 @@ class Load(TableOperator[LoadParams]):
 
     def _told(self, survey: Survey) -> dict[str, Any]:
         """Return for the record which format was taken and why, and which columns seem to say something that no model sees."""
-        notes = overlooked(name for name, shape in survey.shapes.items() if shape != "null")
+        said = [name for name, shape in survey.shapes.items() if shape != "null"]
+        notes = self._notes(said, self._reading.format_name)
         found = {"format": self._reading.format_name, "format_because": self._reading.why}
-        return {**found, "notes": notes} if notes and self._reading.format_name != "table" else found
+        return {**found, "notes": notes} if notes else found
+
+    def _notes(self, columns: Collection[str], format_name: str) -> list[str]:
+        used = {*(names_in(self.params.prompt) if self.params.prompt else ()), *(["tools"] if TOOL_USE in columns else [])}
+        return [] if format_name == "table" else overlooked((name for name in columns if name not in used), format_name)
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
         return rows if self.params.sample else _limited(rows, self.params.limit)
@@ -366,45 +372,3 @@ def _bad_table(bad: list[BadRow]) -> pa.Table:
 
     uids = [hashlib.blake2b(row.place.encode(), digest_size=10).hexdigest() for row in bad]
     return pa.table({"uid": uids, "place": [row.place for row in bad], "text": [row.text for row in bad]})
-
-
-class _Drawn:
-    """The uids of a sample of `size` among those offered, all where it is None; it depends on the seed and the uids alone."""
-
-    def __init__(self, size: int | None, seed: int) -> None:
-        self._size, self._seed = size, seed
-        self._lowest: list[float] = []  # a heap of the lowest ranks, negated
-
-    def offer(self, uid: str) -> None:
-        if self._size is None:
-            return
-        if len(self._lowest) < self._size:
-            heapq.heappush(self._lowest, -self._rank(uid))
-        else:
-            heapq.heappushpop(self._lowest, -self._rank(uid))
-
-    def __contains__(self, uid: str) -> bool:
-        return self._size is None or (bool(self._lowest) and self._rank(uid) <= -self._lowest[0])
-
-    def _rank(self, uid: str) -> float:
-        return fraction("sample", self._seed, uid)
-
-
-class _Replay:
-    """What `start` yields, as often as wanted; kept in memory where the first reading ended within a bound."""
-
-    def __init__(self, start: Callable[[], Iterator[Row | BadRow]]) -> None:
-        self._start = start
-        self._kept: list[Row | BadRow] | None = None
-
-    def __iter__(self) -> Iterator[Row | BadRow]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Row | BadRow] | None = []
-        for row in self._start():
-            yield row
-            if kept is not None:
-                kept.append(row)
-                kept = kept if len(kept) <= _IN_MEMORY else None
-        self._kept = kept

@@ -175,11 +175,23 @@ _MEANT = re.compile(
 )
 
 
-def overlooked(columns: Iterable[str]) -> list[str]:
+_BEFORE = re.compile(r"(?i)(context_?(str|string)?|passage|document)")
+_ASKED = {"prompt": "prompt", "preference": "prompt", "kto": "prompt", "orca": "question", "alpaca": "instruction"}
+"""The field of a format that has the question, where a template can take its place."""
+
+
+def overlooked(columns: Iterable[str], format_name: str = "") -> list[str]:
     """Return a note for each further column that, by its name, says something that `prompt` and the replies don't have."""
-    return [
-        f"`{name}` is kept as a column, and no part of `prompt` or of a reply" for name in columns if _MEANT.fullmatch(name)
-    ]
+    asked = _ASKED.get(format_name)
+    return [_noted(name, asked) for name in columns if _MEANT.fullmatch(name)]
+
+
+def _noted(name: str, asked: str | None) -> str:
+    """Return the note on a column, with the line to write where it stands before what is asked."""
+    told = f"`{name}` is kept as a column, and no part of `prompt` or of a reply"
+    if asked is None or not _BEFORE.fullmatch(name):
+        return told
+    return f'{told}; to ask with it: `prompt: "{{{{ {name} }}}}\\n\\n{{{{ {asked} }}}}"`'
 
 
 class Detected(NamedTuple):

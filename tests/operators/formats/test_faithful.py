@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -179,7 +180,13 @@ def test_the_same_answer_twice_is_no_pair_in_any_format(record: dict[str, Any]) 
 @pytest.mark.parametrize("name", ["context", "ContextString", "history", "images", "tools", "documents"])
 def test_a_column_that_no_format_understands_is_noted(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "q", name: "something", "topic": "t"}])
-    assert load(path)[1]["notes"] == [f"`{name}` is kept as a column, and no part of `prompt` or of a reply"]
+    (note,) = load(path)[1]["notes"]
+    assert note.startswith(f"`{name}` is kept as a column, and no part of `prompt` or of a reply")
+    if name in ("context", "ContextString"):
+        line = f'prompt: "{{{{ {name} }}}}\\n\\n{{{{ prompt }}}}"'
+        assert note.endswith(f"to ask with it: `{line}`")
+        (row,), metrics = load(path, **yaml.safe_load(line))
+        assert (row["prompt"], row[name], "notes" in metrics) == (said("something\n\nq"), "something", False)
     assert "notes" not in load(path, format="table")[1]
     assert not overlooked(FORMATS)
 

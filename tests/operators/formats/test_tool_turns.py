@@ -78,6 +78,12 @@ def test_a_conversation_with_tools_is_kept_whole_in_every_form(form: str) -> Non
     assert (plain["response"], plain["tool_use"]) == ("Yo", None)
 
 
+def test_tools_that_are_used_are_not_noted_as_overlooked(tmp_path: Path) -> None:
+    assert "notes" not in load(write(tmp_path / "a.jsonl", [FORMS["openai"]]))[1]
+    (note,) = load(write(tmp_path / "b.jsonl", [{**PLAIN, "tools": TOOLS}]))[1]["notes"]
+    assert "`tools`" in note
+
+
 def test_ids_and_names_of_calls_and_results_are_kept() -> None:
     _, call, result, _ = json.loads(loaded([FORMS["openai"]])[0]["tool_use"])["turns"]
     assert (call["tool_calls"][0]["id"], result) == ("c1", {"tool_call_id": "c1"})
