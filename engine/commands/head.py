@@ -37,7 +37,11 @@ def execute(args: Namespace) -> int:
     """Show what the step would load; 2 where it would be refused."""
     step = _step(args.source, args.sets)
     wrong = [joined(found.message, found.hint) for found in step.check()]
-    look = step.look(args.limit)
+    try:
+        look = step.look(args.limit)
+    except (ValueError, OSError) as error:
+        told = f"{args.source}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise SpecError("\n".join(wrong or [told])) from error
     if args.json:
         print_json({**look._asdict(), "problems": wrong})
     else:

@@ -182,8 +182,8 @@ _ASKED = {"prompt": "prompt", "preference": "prompt", "kto": "prompt", "orca": "
 
 def overlooked(columns: Iterable[str], format_name: str = "") -> list[str]:
     """Return a note for each further column that, by its name, says something that `prompt` and the replies don't have."""
-    asked = _ASKED.get(format_name)
-    return [_noted(name, asked) for name in columns if _MEANT.fullmatch(name)]
+    asked, marks = _ASKED.get(format_name), ("label",) if format_name == "kto" else ()
+    return [_noted(name, asked) for name in columns if _MEANT.fullmatch(name) and name not in marks]
 
 
 def _noted(name: str, asked: str | None) -> str:

@@ -80,13 +80,18 @@ def test_fields_of_the_step_change_what_is_shown(tmp_path: Path) -> None:
         (["a.jsonl", "--set", "format"], "write FIELD=VALUE"),
         (["none.jsonl"], "none.jsonl"),
         (["none*.jsonl"], "no file has such a name"),
+        (["latin.csv"], "latin.csv:1: can't be read further: it isn't UTF-8"),
+        (["pointer.jsonl"], "a Git LFS pointer"),
         (["a.jsonl", "--limit", "0"], "no whole number above 0"),
     ],
 )
 def test_what_cant_be_is_told(tmp_path: Path, arguments: list[str], message: str) -> None:
     write_jsonl(tmp_path / "a.jsonl", [PAIR])
+    (tmp_path / "latin.csv").write_bytes("prompt\nWo ist der Löffel?\n".encode("latin1"))
+    (tmp_path / "pointer.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     done = command_here(tmp_path, "head", *arguments)
-    assert (done.returncode != 0, message in done.stderr) == (True, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "traceback" not in done.stderr
 
 
 def test_rows_that_cant_be_read_are_named_beside_the_good_ones(tmp_path: Path) -> None:
