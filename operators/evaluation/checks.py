@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.operator import ColumnName, Strict
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.evaluation import refusals
+from caiflow.operators.measures import refusals
 
 Test = Callable[[Row], bool]
 REPEATED_SHARE = 0.3
