@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from caiflow.engine.commands.parser import allow_path_argument, named_run, open_store
+from caiflow.engine.commands.parser import allowed_by, allowing_arguments, named_run, open_store
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -19,7 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `export`."""
     parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
     parser.add_argument("dir", metavar="DIR", type=Path, help="a new or empty folder")
-    allow_path_argument(parser)
+    allowing_arguments(parser)
 
 
 def execute(args: Namespace) -> int:
@@ -27,7 +27,8 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.lookback.export import export
     from caiflow.engine.spec.reach import flag_for
 
-    made = export(named_run(args.run), args.dir, open_store(), allowed=args.allowed_paths)
+    allowed = allowed_by(args)._replace(paths=tuple(args.allowed_paths))
+    made = export(named_run(args.run), args.dir, open_store(), allowed=allowed)
     say(f"wrote {made.path}: {', '.join(made.files)}")
     for path in made.left_out:
         say(f"too large to come along: {path}")

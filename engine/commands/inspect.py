@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import find_spec, print_json, spec_arguments
+from caiflow.engine.commands.parser import allowed_by, find_spec, print_json, spec_arguments
 from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def execute(args: Namespace) -> int:
 
     path = find_spec(args.spec)
     draft = draft_spec(path, sets=args.sets, profile=args.profile, sample=args.sample, allowed=args.allowed_paths)
-    found = inspection(path, draft)
+    found = inspection(path, draft, allowed_by(args))
     if args.json:
         print_json(found.to_json())
         return 0

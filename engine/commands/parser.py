@@ -15,6 +15,7 @@ from caiflow.engine.errors import Problem, SpecError, suggest
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
+    from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.artifacts import Store
 
 
@@ -96,16 +97,31 @@ def variant_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value, for example steps.sl_cai.learning_rate=1e-4; VALUE is read as YAML; may be repeated",
     )  # fmt: skip
     parser.add_argument("--profile", metavar="NAME", help="apply one of the spec's `profiles:`")
-    allow_path_argument(parser)
+    allowing_arguments(parser)
     parser.add_argument("--sample", metavar="N", type=positive, help="take only N rows of every source; a full run reuses them")
 
 
-def allow_path_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that lets a spec read outside its own folder."""
+def allowing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments by which a spec may read outside its own folder, ask private networks and send keys."""
     parser.add_argument(
         "--allow-path", dest="allowed_paths", metavar="DIR", action="append", type=Path, default=[],
         help="let this folder (or file) be read outside the spec's own; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-env", dest="allowed_keys", metavar="VARIABLE=HOST", action="append", type=_key_sent, default=[],
+        help="let the key in an environment variable be sent to a server; in a terminal, `run` asks, and keeps the answer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-host", dest="allowed_hosts", metavar="HOST", action="append", type=_host, default=[],
+        help="let a server in a private network be asked, HOST or HOST:PORT; in a terminal, `run` asks, and keeps the answer",
+    )  # fmt: skip
+
+
+def allowed_by(args: argparse.Namespace) -> Permissions:
+    """Return what the arguments allow of keys and hosts; paths are the spec's to know when it is read."""
+    from caiflow.engine.spec.permissions import Permissions
+
+    return Permissions(frozenset(args.allowed_keys), frozenset(args.allowed_hosts))
 
 
 def read_spec(args: argparse.Namespace) -> Spec:
@@ -162,6 +178,24 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _key_sent(text: str) -> KeySent:
+    from caiflow.engine.plan.consent import parse_key_sent
+
+    try:
+        return parse_key_sent(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _host(text: str) -> str:
+    from caiflow.engine.plan.consent import parse_host
+
+    try:
+        return parse_host(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _terminal_width() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from caiflow.engine.commands.parser import open_store, print_json, read_spec, spec_arguments
+from caiflow.engine.commands.parser import allowed_by, open_store, print_json, read_spec, spec_arguments
 
 EXAMPLES = """\
   caiflow plan cai.yaml
@@ -30,7 +30,7 @@ def execute(args: Namespace) -> int:
 
     devices = parse_devices(args.gpus) if args.gpus else None
     spec = read_spec(args)
-    plan = make_plan(spec, open_store(), until=args.until, devices=devices).to_json()
+    plan = make_plan(spec, open_store(), until=args.until, devices=devices, allowed=allowed_by(args)).to_json()
     if args.json:
         print_json(plan)
         return 0

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import open_store, read_spec, spec_arguments
+from caiflow.engine.commands.parser import allowed_by, open_store, read_spec, spec_arguments
 from caiflow.engine.display.terminal import say
 from caiflow.engine.store.checkpoints import KEPT
 
 if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
-    from caiflow.engine.spec.permissions import KeySent, Permissions
+    from caiflow.engine.spec.permissions import Permissions
     from caiflow.engine.store.journal import Event, Listener
 
 EXAMPLES = """\
@@ -45,23 +45,13 @@ def arguments(parser: ArgumentParser) -> None:
         "--trust-remote-code", action="store_true",
         help="let model repositories, and what `other_engine_args` names, run their own code on this machine (off)",
     )  # fmt: skip
-    parser.add_argument(
-        "--allow-env", metavar="VARIABLE=HOST", action="append", type=_key_sent, default=[],
-        help="let the key in an environment variable be sent to a server; a terminal is asked, and the answer kept",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-host", metavar="HOST", action="append", type=_host, default=[],
-        help="let a server in a private network be asked, by HOST or HOST:PORT; a terminal is asked, and the answer kept",
-    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on standard output")
 
 
 def execute(args: Namespace) -> int:
     """Run the spec; 0 done, 1 a step failed, 130 interrupted."""
     spec = read_spec(args)
-    from caiflow.engine.spec.permissions import Permissions
-
-    allowed = Permissions(frozenset(args.allow_env), frozenset(args.allow_host))
+    allowed = allowed_by(args)
     from caiflow.engine.display.progress import display
     from caiflow.engine.run import runner
 
@@ -90,34 +80,16 @@ def execute(args: Namespace) -> int:
     return result.exit_code
 
 
-def _key_sent(text: str) -> KeySent:
-    from caiflow.engine.plan.consent import parse_key_sent
-
-    try:
-        return parse_key_sent(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
-
-
-def _host(text: str) -> str:
-    from caiflow.engine.plan.consent import parse_host
-
-    try:
-        return parse_host(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
-
-
 def _ask(spec: Spec, allowed: Permissions) -> None:
     """Ask for each key that is sent somewhere and each host in a private network; keep the answer where it is yes."""
-    from caiflow.engine.plan.consent import unallowed_hosts, unallowed_keys, with_typed
+    from caiflow.engine.plan.consent import told_of, unallowed_hosts, unallowed_keys, with_typed
     from caiflow.engine.spec.permissions import remember
 
     for key, name in unallowed_keys(spec.models, allowed).items():
         if _allows(f"models.{name} sends the key in {key.variable} to {key.host}"):
             remember(key)
     for host, (name, address) in unallowed_hosts(spec.models, with_typed(spec.models, spec.source, allowed)).items():
-        if _allows(f"models.{name} asks {host}, which is in a private network ({address})"):
+        if _allows(f"models.{name} asks {told_of(host, address)}"):
             remember(host)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import one_of, open_store, print_json, read_spec, spec_arguments
+from caiflow.engine.commands.parser import allowed_by, one_of, open_store, print_json, read_spec, spec_arguments
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.plan import PlannedStep
@@ -29,7 +29,8 @@ def execute(args: Namespace) -> int:
 
     spec = read_spec(args)
     one_of(args.step, spec.steps, "steps")
-    planned = next(step for step in make_plan(spec, open_store(), until=args.step).steps if step.name == args.step)
+    plan = make_plan(spec, open_store(), until=args.step, allowed=allowed_by(args))
+    planned = next(step for step in plan.steps if step.name == args.step)
     if args.json:
         print_json(_as_json(planned))
     else:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from caiflow.engine.lookback.opened import Run
     from caiflow.engine.spec.load import Spec
+    from caiflow.engine.spec.permissions import Permissions
 
 __all__ = [
     "CaiflowError", "EngineError", "PlanError", "Problem", "SpecError", "StepError", "StoreError",
@@ -79,7 +80,6 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     from caiflow.engine.display.progress import display
     from caiflow.engine.lookback.opened import Run
     from caiflow.engine.run import runner
-    from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.artifacts import Store
     from caiflow.engine.store.checkpoints import KEPT
 
@@ -88,7 +88,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
         result = runner.run(
             loaded, Store(), Path(out) if out is not None else default_out(loaded),
             only=only, until=until, address=address, on_event=listener, trust_remote_code=trust_remote_code,
-            allowed=Permissions(frozenset(KeySent(*pair) for pair in (allow_env or {}).items()), frozenset(allow_hosts)),
+            allowed=_allowed(allow_env, allow_hosts),
         )  # fmt: skip
     if result.status == "interrupted":
         raise KeyboardInterrupt(f"{KEPT} in {result.run_dir}; the same call goes on")
@@ -98,16 +98,20 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     return finished
 
 
-def plan(
+def plan(  # noqa: PLR0913 - as `run`
     spec: str | Path | Mapping[str, Any],
     *,
     set: Mapping[str, Any] | None = None,
     profile: str | None = None,
     sample: int | None = None,
     until: str | None = None,
+    allow_env: Mapping[str, str] | None = None,
+    allow_hosts: Sequence[str] = (),
     allow_paths: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Return what `run` would do now, as `caiflow plan --json` prints it: steps with state, rows and reason.
+
+    What is allowed is as in `run`; without its user's word a server isn't asked which model it has.
 
     Raises:
         SpecError: the spec is wrong.
@@ -116,7 +120,8 @@ def plan(
     from caiflow.engine.plan.plan import make_plan
     from caiflow.engine.store.artifacts import Store
 
-    return make_plan(_loaded(spec, set, profile, sample, allow_paths), Store(), until=until).to_json()
+    loaded = _loaded(spec, set, profile, sample, allow_paths)
+    return make_plan(loaded, Store(), until=until, allowed=_allowed(allow_env, allow_hosts)).to_json()
 
 
 def validate(
@@ -170,6 +175,12 @@ def _loaded(
 
     text = yaml.safe_dump(_plain(spec), sort_keys=False, allow_unicode=True)
     return load_spec(_DICT, text=text, sets=sets, profile=profile, sample=sample, allowed=allowed)
+
+
+def _allowed(allow_env: Mapping[str, str] | None, allow_hosts: Sequence[str]) -> Permissions:
+    from caiflow.engine.spec.permissions import KeySent, Permissions
+
+    return Permissions(frozenset(KeySent(*pair) for pair in (allow_env or {}).items()), frozenset(allow_hosts))
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ Copies; never changes the run, and never takes hub files along.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.plan.relocate import as_yaml, relocated
+from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.spec.reach import Reach, links_below, matches
 from caiflow.engine.store.file_digests import file_digest, folder_files
 
@@ -49,11 +50,11 @@ class Export:
 
 
 def export(
-    run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMIT_BYTES, allowed: Collection[Path] = ()
+    run_dir: Path, target: Path, store: Store, *, limit_bytes: int = LIMIT_BYTES, allowed: Permissions = Permissions()
 ) -> Export:
     """Write a folder from which the run can be repeated elsewhere.
 
-    Files beyond the reach of the run's spec (see `spec.reach`) come along only from the `allowed` folders.
+    Files beyond the reach of the run's spec (see `spec.reach`) come along only from the `allowed` paths.
 
     Raises:
         CaiflowError: the target isn't empty, or the run has no lock.
@@ -65,14 +66,14 @@ def export(
     if target.exists() and any(target.iterdir()):
         raise CaiflowError(f"{target}: not empty", "name a new folder")
     locked = read_lock(run_dir / LOCK)
-    spec = load_spec(run_dir / "spec.yaml", allowed=allowed)
+    spec = load_spec(run_dir / "spec.yaml", allowed=allowed.paths)
     target.mkdir(parents=True, exist_ok=True)
-    copier = _Copier(target, limit_bytes, Reach(run_dir, allowed))
+    copier = _Copier(target, limit_bytes, Reach(run_dir, allowed.paths))
     (target / "spec.yaml").write_text(as_yaml(relocated(spec, copier.take)), encoding="utf-8")
     shutil.copyfile(run_dir / LOCK, target / LOCK)
     words = _README.format(name=spec.name, version=locked["packages"].get("caiflow", ""))
     (target / "README.md").write_text(words + copier.words(), encoding="utf-8")
-    drift = tuple(found for found in compare_locks(locked, make_lock(Resolver(spec, store))) if found.refused)
+    drift = tuple(found for found in compare_locks(locked, make_lock(Resolver(spec, store, allowed=allowed))) if found.refused)
     return Export(target, tuple(folder_files(target)), tuple(copier.left_out), tuple(copier.unasked), drift)
 
 

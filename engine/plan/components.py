@@ -14,7 +14,7 @@ from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.served.taught import as_taught
 from caiflow.engine.operator import RowOperator, RowParams
-from caiflow.engine.plan.consent import with_typed
+from caiflow.engine.plan.consent import named_by_hand, with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.plan.served_name import learn_name
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of
@@ -73,7 +73,10 @@ class Resolver:
         taught = self.store.taught_path(entry.address, entry.source)
         if entry.address == entry.source:
             learn_name(entry, taught, self._allowed)
-        return as_taught(found._replace(options={**found.options, "spent": str(spent)}), taught)
+        return as_taught(
+            found._replace(options={**found.options, "spent": str(spent), "by_hand": named_by_hand(entry, self._allowed)}),
+            taught,
+        )
 
     def forget_served(self) -> None:
         """Look again at what servers taught."""

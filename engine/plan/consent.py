@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import PlanError
-from caiflow.engine.plan.hosts import host_of, is_here, private_address
+from caiflow.engine.llm.served.hosts import host_of, is_here, name_of, private_address, proxied
 from caiflow.engine.spec.layers import ByHand
 from caiflow.engine.spec.permissions import KeySent, Permissions, permissions, permissions_file
 
@@ -90,9 +90,8 @@ def refuse_unallowed(models: Mapping[str, ModelEntry], allowed: Permissions, *, 
             f"say --allow-env {key} if that is what you want; {permissions_file()} holds what you allow for good",
         )
     for host, (name, address) in unallowed_hosts(models, allowed).items():
-        leads = "" if address in host else f" ({address})"
         raise PlanError(
-            f"models.{name}: {host}{leads} is in a private network, which a spec may ask only where you allow it",
+            f"models.{name}: {told_of(host, address)}, which a spec may ask only where you allow it",
             f"say --allow-host {host} if that is what you want; {permissions_file()} holds what you allow for good",
         )
 
@@ -109,18 +108,36 @@ def unallowed_hosts(
 ) -> dict[str, tuple[str, str]]:
     """Return the hosts in private networks that the user didn't name, each with a model it answers for and its address there.
 
-    A host that may be sent a key is named. Without `look_up` names of hosts are taken for public ones.
+    The address is empty where a proxy looks the host's name up. An address that may be sent a key is named; a name that may be
+    isn't: it can lead anywhere. Without `look_up` names of hosts are taken for public ones.
     """
     found = {}
-    for host, names in servers(models).items():
-        if host not in _hosts(allowed) and (address := private_address(host, look_up=look_up)):
-            found[host] = names[0], address
+    for entry_name, entry in models.items():
+        host = _host_beyond(entry)
+        if not host or host in found or host in _hosts(allowed):
+            continue
+        if look_up and name_of(host) and proxied(entry.address):
+            found[host] = entry_name, ""
+        elif address := private_address(host, look_up=look_up):
+            found[host] = entry_name, address
     known = _hosts(permissions()) if found else set()
     return {host: told for host, told in found.items() if host not in known}
 
 
+def told_of(host: str, address: str) -> str:
+    """Return in words why a host needs its user's word."""
+    if not address:
+        return f"{host} is asked through a proxy, which alone knows where that name leads"
+    return f"{host}{'' if address in host else f' ({address})'} is in a private network"
+
+
+def named_by_hand(entry: ModelEntry, allowed: Permissions) -> bool:
+    """Return whether the user named the server, so that it may be asked wherever its name leads."""
+    return host_of(entry.address) in _hosts(allowed) | _hosts(permissions())
+
+
 def _hosts(allowed: Permissions) -> set[str]:
-    return {*allowed.hosts, *(key.host for key in allowed.keys)}
+    return {*allowed.hosts, *(key.host for key in allowed.keys if not name_of(key.host))}
 
 
 def _host_beyond(entry: ModelEntry) -> str:

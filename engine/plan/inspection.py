@@ -13,9 +13,9 @@ from typing import Any
 from caiflow.engine import registry
 from caiflow.engine.errors import SpecError
 from caiflow.engine.llm.model_files import BUNDLED, PACKAGED
+from caiflow.engine.llm.served.hosts import host_of
 from caiflow.engine.machine import local_path
 from caiflow.engine.plan.consent import unallowed_hosts, unallowed_keys, with_typed
-from caiflow.engine.plan.hosts import host_of
 from caiflow.engine.spec.checks import SCHEME, may_be_hub_id
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.spec.layers import ByHand
@@ -89,8 +89,8 @@ class Inspection:
         return {**asdict(self), "flags": list(self.flags)}
 
 
-def inspection(path: Path, draft: Draft) -> Inspection:
-    """Return what a spec may do, and what of it isn't allowed for good or by hand.
+def inspection(path: Path, draft: Draft, allowed: Permissions = Permissions()) -> Inspection:
+    """Return what a spec may do, and what of it is allowed neither for good nor by hand, nor by `allowed`.
 
     Raises:
         SpecError: its values aren't of the right shape, so that it can't be told.
@@ -103,7 +103,7 @@ def inspection(path: Path, draft: Draft) -> Inspection:
         unseen=draft.profiles,
         models={name: _model(entry) for name, entry in draft.models.items()},
         reads=tuple(found for value in named(draft.models, steps, draft.tree) for found in _reading(value, draft)),
-        asks=tuple(_askings(draft)),
+        asks=tuple(_askings(draft, with_typed(draft.models, draft.tree, allowed))),
         runs=tuple(_codes(draft)),
         writes=(f"runs/{draft.head.name or path.stem}/ in the working folder, or --out", f"the store, {default_home()}"),
     )
@@ -153,8 +153,7 @@ def _until_refused(value: Named, draft: Draft) -> Iterator[Path]:
             return
 
 
-def _askings(draft: Draft) -> Iterator[Asking]:
-    allowed = with_typed(draft.models, draft.tree, Permissions())
+def _askings(draft: Draft, allowed: Permissions) -> Iterator[Asking]:
     unnamed = unallowed_keys(draft.models, allowed)
     private = unallowed_hosts(draft.models, allowed, look_up=False)
     asked: dict[str, list[str]] = {}

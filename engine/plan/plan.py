@@ -19,6 +19,7 @@ from caiflow.engine.plan.expected import estimates
 from caiflow.engine.plan.foresight import Foresight
 from caiflow.engine.plan.memory import Devices, StepMemory, devices_here, memory_of
 from caiflow.engine.spec.graph import ancestors, chosen
+from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import read_artifact
 
 if TYPE_CHECKING:
@@ -88,16 +89,24 @@ class Plan:
 
 
 def make_plan(
-    spec: Spec, store: Store, *, until: str | None = None, trust_remote_code: bool = False, devices: Devices | None = None
+    spec: Spec,
+    store: Store,
+    *,
+    until: str | None = None,
+    trust_remote_code: bool = False,
+    devices: Devices | None = None,
+    allowed: Permissions = Permissions(),
 ) -> Plan:
     """Return what `run` would do now, of the whole spec or up to one step, and why; on this machine unless `devices` are given.
+
+    `allowed` adds to the user's own file.
 
     Raises:
         PlanError: a model can't be found. One that only a hub that is out of reach may have isn't known.
         SpecError: there is no step `until`.
     """
     wanted = chosen(spec, until)
-    resolver = Foresight(spec, store, trust_remote_code=trust_remote_code)
+    resolver = Foresight(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
     previous = previous_components(spec, store)
     planned: dict[str, PlannedStep] = {}
     segments: list[tuple[str, ...]] = []

@@ -24,6 +24,7 @@ class BadServer:
     calls: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    listings: int = 0
     times: list[float] = field(default_factory=list)
     most_at_once: int = 0
     at_once: int = 0
@@ -51,6 +52,7 @@ def bad_server() -> Iterator[BadServer]:
             pass
 
         def do_GET(self) -> None:
+            state.listings += 1
             self.answer(200, {}, json.dumps({"data": [{"id": name} for name in state.listed]}))
 
         def do_POST(self) -> None:

@@ -15,15 +15,19 @@ def key_header(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def ask_listed(address: str, headers: Mapping[str, str], timeout_s: float) -> httpx.Response:
-    """Ask a server for its models.
+def ask_listed(address: str, headers: Mapping[str, str], timeout_s: float, *, by_hand: bool) -> httpx.Response:
+    """Ask a server for its models; `by_hand` says whether its user named it.
 
     Raises:
         httpx.HTTPError, httpx.InvalidURL: it doesn't answer.
+        EngineError: its name leads where it may not be asked.
     """
     import httpx
 
-    return httpx.get(f"{address.rstrip('/')}/models", headers=dict(headers), timeout=timeout_s)
+    from caiflow.engine.llm.served.pinned import pinned
+
+    with httpx.Client(transport=pinned(address, by_hand=by_hand), timeout=timeout_s) as client:
+        return client.get(f"{address.rstrip('/')}/models", headers=dict(headers))
 
 
 def names_of(response: httpx.Response) -> list[str]:

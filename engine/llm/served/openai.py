@@ -64,6 +64,8 @@ class Endpoint:
     """Where what was spent is counted; None counts what this engine spends."""
     taught: Path | None = None
     """Where what the server teaches is kept, by which its answers count as another model's; None goes on with it."""
+    by_hand: bool = False
+    """Whether the user named the server, so that it may be asked wherever its name leads."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
@@ -304,6 +306,7 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         prices=Prices(**(options.get("prices") or {})),
         spent=Path(options["spent"]) if options.get("spent") else None,
         taught=Path(options["taught"]) if options.get("taught") else None,
+        by_hand=bool(options.get("by_hand")),
     )
     endpoint = replace(endpoint, model=_served_model(endpoint))
     renderer = load_renderer(source) if source.tokenizer else None
@@ -319,9 +322,13 @@ def _most(options: Mapping[str, Any]) -> Most:
 def _client(endpoint: Endpoint) -> httpx.AsyncClient:
     import httpx
 
+    from caiflow.engine.llm.served.pinned import pinned_async
+
     limits = httpx.Limits(max_connections=endpoint.most_calls, max_keepalive_connections=endpoint.most_calls)
     timeout = httpx.Timeout(endpoint.timeout_s, pool=None)
-    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=key_header(endpoint.key), limits=limits, timeout=timeout)
+    way = pinned_async(endpoint.base_url, limits, by_hand=endpoint.by_hand)
+    headers = key_header(endpoint.key)
+    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=headers, limits=limits, timeout=timeout, transport=way)
 
 
 def _served_model(endpoint: Endpoint) -> str:
@@ -335,7 +342,9 @@ def _served_model(endpoint: Endpoint) -> str:
 
     listed: list[str] = []
     try:
-        response = ask_listed(endpoint.base_url, key_header(endpoint.key), min(30.0, endpoint.timeout_s))
+        response = ask_listed(
+            endpoint.base_url, key_header(endpoint.key), min(30.0, endpoint.timeout_s), by_hand=endpoint.by_hand
+        )
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise EngineError(
             f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load", retry=True

@@ -13,6 +13,7 @@ from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.lock import LOCK, grade, make_lock, read_lock
 from caiflow.engine.plan.relocate import portable, relocated
 from caiflow.engine.spec.load import load_spec
+from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
 from tests.support.table_runs import run_tables, write_spec
 
@@ -25,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_export_runs_elsewhere_to_the_same_artifacts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = export(place / "run", place / "sent", Store(), allowed=[place])
+    made = export(place / "run", place / "sent", Store(), allowed=Permissions(paths=(place,)))
     assert made.files == ("README.md", LOCK, "data/red.jsonl", "data/rules.yaml", "spec.yaml")
     assert made.drift == made.left_out == ()
     assert str(place) not in "".join(path.read_text() for path in place.joinpath("sent").rglob("*") if path.is_file())
@@ -106,13 +107,13 @@ def test_a_pattern_written_in_another_folder_is_taken_from_there(patterns: Path)
 def test_what_changed_since_the_run_is_said(place: Path) -> None:
     with open(place / "here" / "red.jsonl", "a") as file:
         file.write('{"prompt": "new", "response": "new"}\n')
-    assert [drift.name for drift in export(place / "run", place / "sent", Store(), allowed=[place]).drift] == [
-        "sources.red.source.sha256"
-    ]
+    assert [
+        drift.name for drift in export(place / "run", place / "sent", Store(), allowed=Permissions(paths=(place,))).drift
+    ] == ["sources.red.source.sha256"]
 
 
 def test_large_files_stay_where_they_are_and_the_reader_is_told(place: Path) -> None:
-    made = export(place / "run", place / "sent", Store(), limit_bytes=200, allowed=[place])
+    made = export(place / "run", place / "sent", Store(), limit_bytes=200, allowed=Permissions(paths=(place,)))
     assert [path.name for path in made.left_out] == ["red.jsonl"]
     assert "red.jsonl" in (place / "sent" / "README.md").read_text()
     assert yaml.safe_load((place / "sent" / "spec.yaml").read_text())["steps"]["red"]["source"] == str(
@@ -129,7 +130,7 @@ def test_files_of_one_name_stay_apart_and_keep_their_names(place: Path) -> None:
         "  c: {op: load, source: a/same.jsonl, limit: 1}\n"
     )
     run_tables(place / "pair.yaml", place / "pair-run", Store())
-    export(place / "pair-run", place / "sent", Store(), allowed=[place])
+    export(place / "pair-run", place / "sent", Store(), allowed=Permissions(paths=(place,)))
     steps = yaml.safe_load((place / "sent" / "spec.yaml").read_text())["steps"]
     assert [steps[name]["source"] for name in "abc"] == ["data/same.jsonl", "data/2/same.jsonl", "data/same.jsonl"]
     assert "a?" in (place / "sent" / "data" / "same.jsonl").read_text()
@@ -154,7 +155,7 @@ def test_folders_and_every_kind_of_constitution_move(place: Path) -> None:
 def test_a_portable_spec_loads_from_any_folder_to_the_same_steps(place: Path) -> None:
     spec = load_spec(place / "here" / "spec.yaml")
     (place / "elsewhere.yaml").write_text(portable(spec))
-    loaded = load_spec(place / "elsewhere.yaml", allowed=[place])
+    loaded = load_spec(place / "elsewhere.yaml", allowed=Permissions(paths=(place,)))
     assert list(loaded.steps) == list(spec.steps)
     assert loaded.constitution == str(place / "here" / "rules.yaml")
 
@@ -181,7 +182,7 @@ def test_what_cannot_be_exported_is_said(place: Path) -> None:
         export(place / "run", place / "here", Store())
     (place / "here" / "red.jsonl").unlink()
     with pytest.raises(SpecError, match=r"red\.jsonl"):
-        export(place / "run", place / "sent", Store(), allowed=[place])
+        export(place / "run", place / "sent", Store(), allowed=Permissions(paths=(place,)))
     (place / "run" / LOCK).unlink()
     with pytest.raises(CaiflowError, match="no readable lock"):
-        export(place / "run", place / "sent", Store(), allowed=[place])
+        export(place / "run", place / "sent", Store(), allowed=Permissions(paths=(place,)))

@@ -1,6 +1,7 @@
-"""Histories of a store: edits, trials, runs cut off, two at once, damages, cleaning and moves, in any order.
+"""Histories of a store: edits, trials, runs cut off or killed, two at once, damages, cleaning and moves, in any order.
 
 After each, a run gives the rows that a fresh store gives, asks what the plan said, and asks nothing again that is still kept.
+`CAIFLOW_HISTORIES` sets how many the long test plays.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.cleaning import collect, find_garbage
 from caiflow.engine.store.ledger import Ledger
+from support.forked_runs import IN_FLIGHT, ForkedRun
 from support.runs_without_ray import AskedLink, carry_out, write_spec
 
-MANY = int(os.environ.get("CAIFLOW_TEST_HISTORIES", "40"))
+BRIEFLY, MANY = 4, int(os.environ.get("CAIFLOW_HISTORIES", "1500"))
+SOME = 100
+MEMORY = Path("/dev/shm")
 PRINCIPLES = ("What is unkind?", "What is untrue?", "What is unclear?")
 _right: dict[Any, list[dict[str, Any]]] = {}
 
@@ -37,7 +41,7 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="caiflow-history-"))
+        self.root = Path(tempfile.mkdtemp(prefix="caiflow-history-", dir=MEMORY if MEMORY.is_dir() else None))
         self.home, self.moves = self.root / "home", 0
         self.prompts = 3
         self.principles = [PRINCIPLES[0], PRINCIPLES[1]]
@@ -111,6 +115,18 @@ class Histories(RuleBasedStateMachine):
             assert [run.result()[0] for run in runs] == [self.right(None)] * 2
         assert self.kept() == before + sum(len(link.answered) for link in links)
 
+    @rule(count=st.integers(1, 2), killed=st.booleans(), answers=st.integers(0, 6), later_ms=st.integers(0, 30))
+    def run_in_processes(self, count: int, killed: bool, answers: int, later_ms: int) -> None:
+        """Run in a process of its own, or in two at once; the last of them may be killed at a moment."""
+        before, runs = self.kept(), [ForkedRun(self.spec, self.home) for _ in range(count)]
+        if killed:
+            runs[-1].kill(answers, later_ms / 1000)
+        rows = [run.end() for run in runs]
+        whole = rows[:-1] if killed else rows
+        assert whole == [self.right(None)] * len(whole)
+        lost = before + sum(run.answered for run in runs) - self.kept()
+        assert 0 <= lost <= (IN_FLIGHT if killed else 0)
+
     @rule(seed=st.integers(0, 10**6), how=st.sampled_from(["flip", "torn", "gone"]))
     def be_damaged(self, seed: int, how: str) -> None:
         rng = random.Random(seed)
@@ -141,8 +157,21 @@ class Histories(RuleBasedStateMachine):
             self.home = self.home.rename(self.root / f"home{self.moves}")
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(MANY, marks=pytest.mark.soak)])
-def test_any_history_ends_in_the_right_rows(count: int) -> None:
-    how = settings(max_examples=count, stateful_step_count=8 if count == 2 else 15, suppress_health_check=list(HealthCheck))
-    run_state_machine_as_test(Histories, settings=how)
-    print(f"{count} histories")
+def play(count: int) -> None:
+    for played in range(0, count, SOME):
+        how = settings(max_examples=min(SOME, count - played), stateful_step_count=8, suppress_health_check=list(HealthCheck))
+        run_state_machine_as_test(Histories, settings=how)
+        print(
+            f"{min(played + SOME, count):,} histories: each ended in the right rows, nothing kept was asked again", flush=True
+        )
+
+
+def test_any_history_ends_in_the_right_rows() -> None:
+    play(BRIEFLY)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(36000)
+def test_many_histories_end_in_the_right_rows() -> None:
+    play(MANY)

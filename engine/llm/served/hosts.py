@@ -1,6 +1,6 @@
 """Which machine a server's address means: this one, one in a private network, or one that anybody can reach.
 
-Looks a name up only where it is asked to. Sends nothing, and decides nothing: see `consent`.
+Looks a name up only where it is asked to. Sends nothing, and decides nothing: see the plan's `consent`, and `pinned`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -39,8 +40,25 @@ def private_address(host: str, *, look_up: bool) -> str:
     is resolved; one that can't be is of no network.
     """
     name = _name(host)
-    found = [*_literal(name)] or [*(_looked_up(name) if look_up else ())]
-    return next((str(address) for address in found if not _is_loopback(address) and not _is_public(address)), "")
+    found = [*_literal(name)] or [*(looked_up(name) if look_up else ())]
+    return next((str(address) for address in found if is_private(address)), "")
+
+
+def name_of(host: str) -> str:
+    """Return the name in a host that must be looked up; empty for an address, and for this machine."""
+    name = _name(host)
+    return "" if is_here(host) or any(_literal(name)) else name
+
+
+def proxied(address: str) -> bool:
+    """Return whether the environment has a proxy for what is asked of an address."""
+    parts, proxies = urlsplit(address), getproxies()
+    return bool(proxies.get(parts.scheme) or proxies.get("all")) and not proxy_bypass(parts.hostname or "")
+
+
+def is_private(address: Address) -> bool:
+    """Return whether an address is in no public network, and not this machine's own."""
+    return not _is_loopback(address) and not _is_public(address)
 
 
 def _name(host: str) -> str:
@@ -55,7 +73,8 @@ def _literal(name: str) -> Iterator[Address]:
         yield ipaddress.IPv4Address(socket.inet_aton(name))
 
 
-def _looked_up(name: str) -> Iterator[Address]:
+def looked_up(name: str) -> Iterator[Address]:
+    """Yield the addresses that the system knows for a name; none where it knows none."""
     with suppress(OSError, UnicodeError, ValueError):
         for *_, place in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
             yield ipaddress.ip_address(str(place[0]).partition("%")[0])
