@@ -14,6 +14,7 @@ from caiflow.engine.plan.components import Components, Resolver
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
     from caiflow.engine.spec.grammar import Spec, Step
+    from caiflow.engine.spec.permissions import Permissions
     from caiflow.engine.store.artifacts import Store
 
 
@@ -23,8 +24,8 @@ class Foresight(Resolver):
     `unreached` has why, by model and step.
     """
 
-    def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool) -> None:
-        super().__init__(spec, store, trust_remote_code=trust_remote_code)
+    def __init__(self, spec: Spec, store: Store, *, trust_remote_code: bool, allowed: Permissions) -> None:
+        super().__init__(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
         self.unreached: dict[str, str] = {}
 
     def model(self, name: str) -> ModelSource | None:

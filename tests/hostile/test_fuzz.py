@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import random
@@ -25,8 +26,9 @@ from caiflow.engine.registry import names
 from support.commands import command_here
 from support.source_tree import ROOT
 
-BRIEFLY, LONG = 120, int(os.environ.get("CAIFLOW_FUZZ", "2000"))
+BRIEFLY, LONG = 120, int(os.environ.get("CAIFLOW_FUZZ", "8000"))
 CPU_S, MEMORY_MIB = 2.0, 300
+SOME = 500
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 PLACED = re.compile(r"^fuzzed\.yaml:\d+:\d+: ")
@@ -135,8 +137,15 @@ def try_specs(folder: Path, number: int, start: int) -> None:
         trouble = wrong_with(said, found.returncode, found.stdout)
         if trouble or took >= CPU_S or grown >= MEMORY_MIB:
             wrong[seed] = f"{trouble}; {took:.1f} s of CPU, {grown:.0f} MiB: {said[-2000:]}"
-    told = {"specs": number, "by exit code": answers, "longest CPU s": round(longest, 2), "most MiB": round(most)}
-    print(json.dumps({**told, "wrong": len(wrong)}))
+        if seed % SOME == SOME - 1 or seed == start + number - 1:
+            told = {
+                "specs": seed + 1 - start,
+                "by exit code": answers,
+                "longest CPU s": round(longest, 2),
+                "most MiB": round(most),
+            }
+            print(json.dumps({**told, "wrong": len(wrong)}), flush=True)
+            gc.collect()  # the command leaves that to the end of its process
     assert not wrong, dict(list(wrong.items())[:20])
     assert set(answers) == {0, 2}
 

@@ -76,7 +76,7 @@ def test_files_named_like_patterns_and_patterns_run_elsewhere_to_the_same_artifa
     }  # fmt: skip
     again = run_tables(patterns / "run" / "spec.yaml", patterns / "again", Store(patterns / "fresh"), allowed=[patterns])
     assert contents(again) == contents(made), "the spec that a run leaves behind means the same"
-    sent = export(patterns / "run", patterns / "sent", Store(), allowed=[patterns])
+    sent = export(patterns / "run", patterns / "sent", Store(), allowed=Permissions(paths=(patterns,)))
     assert sent.drift == sent.left_out == sent.unasked == ()
     assert str(patterns) not in (patterns / "sent" / "spec.yaml").read_text()
     (patterns / "sent").rename(patterns / "received")
@@ -89,7 +89,7 @@ def test_files_named_like_patterns_and_patterns_run_elsewhere_to_the_same_artifa
 
 def test_a_pattern_whose_files_are_too_large_stays_where_it_is(patterns: Path) -> None:
     run_tables(patterns / "here" / "spec.yaml", patterns / "run", Store())
-    sent = export(patterns / "run", patterns / "sent", Store(), limit_bytes=300, allowed=[patterns])
+    sent = export(patterns / "run", patterns / "sent", Store(), limit_bytes=300, allowed=Permissions(paths=(patterns,)))
     assert sent.left_out == (patterns / "here" / "shards" / "[op]*.jsonl",)
     steps = yaml.safe_load((patterns / "sent" / "spec.yaml").read_text())["steps"]
     assert steps["s10"]["source"] == str(patterns / "here" / "shards" / "[op]*.jsonl")
@@ -155,7 +155,7 @@ def test_folders_and_every_kind_of_constitution_move(place: Path) -> None:
 def test_a_portable_spec_loads_from_any_folder_to_the_same_steps(place: Path) -> None:
     spec = load_spec(place / "here" / "spec.yaml")
     (place / "elsewhere.yaml").write_text(portable(spec))
-    loaded = load_spec(place / "elsewhere.yaml", allowed=Permissions(paths=(place,)))
+    loaded = load_spec(place / "elsewhere.yaml", allowed=[place])
     assert list(loaded.steps) == list(spec.steps)
     assert loaded.constitution == str(place / "here" / "rules.yaml")
 
