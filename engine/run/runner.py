@@ -86,6 +86,8 @@ def run(  # noqa: PLR0913 - all that a run can be asked
             status = "interrupted"
         finally:
             execution.close()
+        if status == "interrupted":
+            execution.tell_trainings()
         _lock(resolver, out_dir, journal)
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
@@ -160,18 +162,21 @@ class _Execution:
         self.folder.open()
         while steps := self.folder.unsettled():
             if self._interrupted.is_set():
-                self._tell_trainings()
                 return "interrupted"
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
             if not moved:
                 self._wait()
         return "done" if self.folder.all_made() else "failed"
 
-    def _tell_trainings(self) -> None:
-        """Say of each training that is cut off where it will go on."""
+    def tell_trainings(self) -> None:
+        """Say of each training that was cut off where it will go on; whose process may yet save one more."""
         for name in self._claims:
             kept = steps_kept(self.store.work_path(digest(self.folder.components[name])))
-            told = f"goes on from step {kept}, its last checkpoint" if kept else "begins anew: no checkpoint was due yet"
+            told = (
+                f"goes on from its last checkpoint, of step {kept} or later"
+                if kept
+                else "begins anew: no checkpoint was due yet"
+            )
             self._journal.emit("log", step=name, text=f"the training {told} (`save_steps` says when one is made)")
 
     def close(self) -> None:

@@ -297,7 +297,9 @@ def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Pat
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(("save_steps", "told"), [(2, r"goes on from step (\d+), its last checkpoint"), (1000, "begins anew")])
+@pytest.mark.parametrize(
+    ("save_steps", "told"), [(2, r"goes on from its last checkpoint, of step (\d+) or later"), (1000, "begins anew")]
+)
 def test_a_training_that_is_cut_off_says_what_is_kept_of_it(tmp_path: Path, save_steps: int, told: str) -> None:
     training = "{op: sft, input: answers, model: base, num_train_epochs: 200, logging_steps: 1, save_steps: "
     steps = f'  answers: {{op: load, source: "tiny:helpful_train.jsonl", limit: 64}}\n  tuned: {training}{save_steps}}}\n'
@@ -311,5 +313,6 @@ def test_a_training_that_is_cut_off_says_what_is_kept_of_it(tmp_path: Path, save
     found = re.search(f"tuned: the training {told}", said)
     assert found, said
     (work,) = (path for path in (home / "work").iterdir() if path.is_dir())
-    assert steps_kept(work) == int((*found.groups(), "0")[0])
+    least = int((*found.groups(), "0")[0])
+    assert (steps_kept(work) >= least, bool(least)) == (True, save_steps == 2)
     assert "everything" not in said
