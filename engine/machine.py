@@ -11,7 +11,7 @@ EXTRAS = {
     "vllm": "vllm",
     "lm-eval": "lm-eval",
     "qlora": "bitsandbytes",
-    "serve": "fastapi uvicorn openai",
+    "serve": "uvicorn",
     "plots": "matplotlib",
 }
 """What each extra brings, where caiflow runs without having been installed."""

@@ -150,13 +150,13 @@ def _vllm() -> Iterator[Diagnosis]:
 
 
 def _serve() -> Iterator[Diagnosis]:
-    """Say whether `caiflow serve` can start a server: vLLM's, or else that of transformers."""
+    """Say whether `caiflow serve` can start without vLLM."""
     missing = missing_libraries()
     if not missing:
-        yield Diagnosis("serve", "ok", "the server of transformers can start")
+        yield Diagnosis("serve", "ok", "`caiflow serve` can start without vLLM")
         return
     lost = "" if find_spec("vllm") else "; `caiflow serve` can't start"
-    yield Diagnosis("serve", "note", f"the server of transformers needs {', '.join(missing)}{lost}", pip_command("serve"))
+    yield Diagnosis("serve", "note", f"without vLLM it needs {', '.join(missing)}{lost}", pip_command("serve"))
 
 
 def _ray() -> Iterator[Diagnosis]:

@@ -1,109 +1,173 @@
-"""`caiflow serve`: a run's model at an OpenAI-compatible endpoint, by vLLM's or transformers' own server.
+"""`caiflow serve`: models of a run at an OpenAI-compatible endpoint, on the engine that a run would take.
 
-The chat template is the one saved with the model, as in training. The server takes the place of the command's process.
+On transformers caiflow serves by itself, several models side by side; vLLM's own server takes the place of the command's
+process. The chat template is the one saved with the model, as in training.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import named_run
+from caiflow.engine.commands.parser import named_run, open_store
 from caiflow.engine.display.terminal import say
-from caiflow.engine.errors import CaiflowError, PlanError
-from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.errors import PlanError
 from caiflow.engine.machine import pip_command
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.base import ModelSource
 
 EXAMPLES = """\
   caiflow serve last rl_cai
+  caiflow serve last rl_cai --also sl_cai --also base        # before and after, side by side
   caiflow serve last rl_cai --port 8080 --engine transformers
-  caiflow serve last rl_cai -- --max-model-len 4096          # the server's own options
+  caiflow serve last rl_cai --engine vllm -- --max-model-len 4096   # vLLM's own options
   curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "rl_cai", "messages": [{"role": "user", "content": "Hello"}]}'
 """
 
-Server = Literal["auto", "vllm", "transformers"]
-
-SERVER_LIBRARIES = ("fastapi", "uvicorn", "openai")
-"""What transformers' own server imports beside transformers; the extra `serve` has them."""
+SERVER_LIBRARIES = ("uvicorn",)
+"""What serving without vLLM needs; the extra `serve` has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """What to execute and in which folder; `environment` gives way to what is set already."""
+    """What to execute; `environment` gives way to what is set already."""
 
     arguments: tuple[str, ...]
-    folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `serve`."""
     parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
-    parser.add_argument("step", metavar="STEP", help="a step that trained a model")
-    parser.add_argument("extra", metavar="-- OPTION", nargs="*", help="options for the server itself")
-    parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto", help="whose server")
+    parser.add_argument("step", metavar="STEP", help="a step that trained a model, or a name under `models`")
+    parser.add_argument("extra", metavar="-- OPTION", nargs="*", help="options for vLLM's server itself")
+    parser.add_argument("--also", metavar="STEP", action="append", default=[], help="serve this one, too; may be repeated")
+    parser.add_argument(
+        "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="what computes (default: as in a run)"
+    )
     parser.add_argument("--host", default="localhost", help="address to listen on (default localhost)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
 
 
 def execute(args: Namespace) -> int:
-    """Become the server; never returns where that works."""
-    from caiflow.engine.lookback.history import output_kind, step_dir
+    """Serve until it is ended; where vLLM does, become its server."""
+    from caiflow.engine.lookback.models import run_models
 
-    path = step_dir(named_run(args.run), args.step)
-    if (kind := output_kind(path)) != "model":
-        raise CaiflowError(f"{args.step}: its output is {kind}, not a model", "name a step that trains one")
-    command = server_command(path.absolute(), server=args.engine, host=args.host, port=args.port, extra=args.extra)
-    url = f"http://{args.host}:{args.port}/v1"
-    say(f"loading {args.step}, to be served at {url}", file=sys.stderr, flush=True)
-    announcing = ("-m", "caiflow.engine.commands.announce", str(os.getpid()), f"{url}/models", f"serving {args.step} at {url}")
+    run_dir = named_run(args.run)
+    sources = run_models(run_dir, [args.step, *args.also], open_store())
+    url, names = f"http://{args.host}:{args.port}/v1", ", ".join(sources)
+    engine = chosen_engine(sources, args.engine)
+    if engine == "transformers" and (missing := missing_libraries()):
+        raise PlanError(f"serve: serving needs {', '.join(missing)}", pip_command("serve"))
+    if engine == "transformers" and args.extra:
+        raise PlanError(f"serve: {args.extra[0]} is an option of vLLM's server", "leave it out, or add --engine vllm")
+    where = ("--host", args.host, "--port", str(args.port), *args.extra)
+    command = vllm_command(sources, where) if engine == "vllm" else None
+    say(f"loading {names} on {engine}, to be served at {url}", file=sys.stderr, flush=True)
+    if command is None:
+        _serve(sources, args.host, args.port, f"serving {names} at {url}")
+    else:
+        _become(command, f"{url}/models", f"serving {names} at {url}")
+    return 0
+
+
+def _become(command: ServerCommand, url: str, told: str) -> None:
+    announcing = ("-m", "caiflow.engine.commands.announce", str(os.getpid()), url, told)
     subprocess.Popen([sys.executable, *announcing], stdin=subprocess.DEVNULL)
-    os.chdir(command.folder)
     os.execve(command.arguments[0], list(command.arguments), {**command.environment, **os.environ})
 
 
-def server_command(
-    model: Path, *, server: Server = "auto", host: str = "localhost", port: int = 8000, extra: Sequence[str] = ()
-) -> ServerCommand:
-    """Return the command that serves the folder `model` under its own name; auto takes vLLM where it is installed.
+def chosen_engine(sources: Mapping[str, ModelSource], asked: str) -> str:
+    """Return `vllm` or `transformers`: what is asked for, by default the engine that a run would take.
 
     Raises:
-        PlanError: the server isn't installed, or can't serve this model.
+        PlanError: a model is behind a server already.
     """
-    chosen = server if server != "auto" else "vllm" if find_spec("vllm") else "transformers"
-    where = ("--host", host, "--port", str(port), *extra)
-    if chosen == "vllm":
-        return _vllm(model, where)
-    if missing := missing_libraries():
-        raise PlanError(f"serve: transformers' server needs {', '.join(missing)}", pip_command("serve"))
-    if adapter_base(model):
-        raise PlanError(f"serve: {model} is an adapter, which transformers' server can't load", "train with `merge: true`")
-    program = (sys.executable, "-m", "caiflow.engine.llm.local.serving")
-    folder = str(model.resolve())  # an `@` in a path, as a step's link has it, would be a revision to the server
-    return ServerCommand((*program, folder, model.name, *where), model.parent)
+    from caiflow.engine.llm.load import choose_kind
+
+    kinds = {name: choose_kind(source) for name, source in sources.items()}
+    if served := [name for name, kind in kinds.items() if kind == "openai"]:
+        raise PlanError(f"serve: {served[0]} is behind a server already", "ask that one")
+    return asked if asked != "auto" else "vllm" if "vllm" in kinds.values() else "transformers"
 
 
 def missing_libraries() -> list[str]:
-    """Return which of the libraries of transformers' server aren't installed."""
+    """Return which of the libraries that serving without vLLM needs aren't installed."""
     return [name for name in SERVER_LIBRARIES if not find_spec(name)]
 
 
-def _vllm(model: Path, where: Sequence[str]) -> ServerCommand:
+def _serve(sources: Mapping[str, ModelSource], host: str, port: int, told: str) -> None:
+    import uvicorn
+
+    from caiflow.engine.llm.host import EngineHost
+    from caiflow.engine.llm.load import load_engine
+    from caiflow.engine.llm.serving import Serving
+
+    class Server(uvicorn.Server):
+        """Says that it is there once it listens."""
+
+        async def startup(self, sockets: list[object] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                say(told, file=sys.stderr, flush=True)
+
+    here = {name: source._replace(engine="transformers") for name, source in sources.items()}
+    hosts = {name: EngineHost(lambda source=source: load_engine(source)) for name, source in here.items()}
+    try:
+        Server(uvicorn.Config(Serving(hosts), host=host, port=port, lifespan="on", log_level="warning")).run()
+    finally:
+        for engine in hosts.values():
+            engine.close()
+
+
+def vllm_command(sources: Mapping[str, ModelSource], where: Sequence[str]) -> ServerCommand:
+    """Return the command of vLLM's server for one model, or for a model and adapters over it.
+
+    Raises:
+        PlanError: vLLM isn't installed, or the models have different weights.
+    """
+    from caiflow.engine.llm.gguf import unpack
+
     if not find_spec("vllm"):
         raise PlanError("serve: vLLM isn't installed", f"{pip_command('vllm')}, or use --engine transformers")
-    base, _ = adapter_base(model) or (None, None)
-    loaded = ("--model", base or str(model), "--served-model-name", model.name if base is None else base)
-    adapter = () if base is None else ("--enable-lora", "--lora-modules", f"{model.name}={model}")
+    if len(weights := {(source.path, source.revision) for source in sources.values()}) > 1:
+        names = ", ".join(sources)
+        raise PlanError(
+            f"serve: {names} have {len(weights)} sets of weights", "vLLM's server holds one; use --engine transformers"
+        )
+    unpack(next(iter(sources.values())))
+    adapters = {name: source.adapter for name, source in sources.items() if source.adapter}
+    plain = [name for name in sources if name not in adapters]
+    path, revision = weights.pop()
+    loaded = ["--model", path, "--served-model-name", *(plain or [path]), *(("--revision", revision) if revision else ())]
+    if adapters:
+        loaded += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(_rank(adapters.values())),
+            "--lora-modules",
+            *(f"{name}={at}" for name, at in adapters.items()),
+        ]
     on_cpu = not any(Path("/proc/driver/nvidia/gpus").glob("*"))
     slow = ("--dtype", "float32", "--enforce-eager") if on_cpu else ()
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if on_cpu else {}
     program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-    return ServerCommand((*program, *loaded, *adapter, *slow, *where), model.parent, environment)
+    return ServerCommand((*program, *loaded, *slow, *where), environment)
+
+
+def _rank(adapters: Iterable[str]) -> int:
+    """Return the least rank that vLLM takes and that all adapters fit into."""
+    from caiflow.engine.llm.vllm.start import LORA_RANKS
+
+    most = max(json.loads((Path(at) / "adapter_config.json").read_bytes())["r"] for at in adapters)
+    return next((rank for rank in LORA_RANKS if rank >= most), most)

@@ -33,7 +33,7 @@ _CPU_ROWS = 128
 _CPU_BLOCK = 32
 """Tokens per cache block on a CPU: vLLM's 128 there would keep shorter prompts from sharing anything."""
 _CPU_KV_BYTES = (1 << 30, 16 << 30)
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def load_vllm(source: ModelSource) -> VLLMEngine:
@@ -165,7 +165,7 @@ def _adapter_shape(adapter: str) -> dict[str, Any]:
         rank, layers = int(config["r"]), config.get("target_modules")
     except (OSError, ValueError, KeyError) as error:
         raise load_error(f"the adapter {adapter}", error) from error
-    shape: dict[str, Any] = {"max_lora_rank": next((known for known in _LORA_RANKS if known >= rank), rank)}
+    shape: dict[str, Any] = {"max_lora_rank": next((known for known in LORA_RANKS if known >= rank), rank)}
     plain = isinstance(layers, list) and all("." not in layer for layer in layers)  # neither a pattern nor whole paths
     return shape | ({"lora_target_modules": layers} if plain else {})
 

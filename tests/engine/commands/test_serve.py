@@ -1,10 +1,11 @@
-"""`caiflow serve`: the real servers, asked by the openai client; and the commands for adapters."""
+"""`caiflow serve`: the real servers, asked by the openai client and by caiflow's own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,35 +22,88 @@ from packaging.requirements import Requirement
 import caiflow.examples
 from caiflow.engine.commands import serve
 from caiflow.engine.commands.announce import announce
-from caiflow.engine.commands.serve import server_command
+from caiflow.engine.commands.serve import chosen_engine, vllm_command
 from caiflow.engine.errors import PlanError
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import Completion, Message, ModelSource, Request, Sampling
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.lookback.models import run_models
+from caiflow.engine.rows.folder import RowsWriter
+from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import Journal
+from support.asking import ask as answered
+from support.commands import command_here
 from support.ports import free_port
 
 TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
-QUESTION = [{"role": "user", "content": "How do I water the roses?"}]
+QUESTION: Any = [{"role": "user", "content": "How do I water the roses?"}]
+SPEC = """\
+caiflow: 1
+name: cai
+models:
+  base: {source: tiny}
+  hosted: {source: gpt, engine: openai, base_url: "http://127.0.0.1:9/v1"}
+matrix: {arm: {one: {}, two: {tuned.num_train_epochs: 2}}}
+steps:
+  red: {op: load, source: "tiny:helpful_test.jsonl"}
+  tuned: {op: sft, input: red, model: base}
+  kept: {op: sft, input: red, model: base, lora: {rank: 4}, merge: false}
+"""
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """Return a finished run whose steps `tuned` and `tuned@arm` made the tiny model."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run_dir(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run whose step `tuned@one` made the tiny model, and `kept` an adapter over it."""
+    folder, store = tmp_path_factory.mktemp("runs") / "run", Store(home)
+    made = {"tuned@one": _tuned, "kept": _adapter, "red": _rows}
     with Journal(folder) as journal:
-        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "sft"} for name in ("tuned", "tuned@arm", "red")])
-        for name in ("tuned", "tuned@arm", "red"):
-            journal.emit("step_done", step=name, status="done")
+        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "sft"} for name in made])
+        (folder / "steps").mkdir()
+        for name, make in made.items():
+            staged = store.stage(digest(name))
+            make(staged)
+            artifact = store.seal(digest(name), staged, {"kind": "rows" if name == "red" else "model"})
+            (folder / "steps" / name).symlink_to(artifact.path)
+            journal.emit("step_done", step=name, status="done", digest=artifact.digest)
         journal.emit("run_done", status="done")
-    (folder / "steps" / "red").mkdir(parents=True)
-    (folder / "steps" / "red" / "part-00000.parquet").touch()
-    for name in ("tuned", "tuned@arm"):
-        (folder / "steps" / name).symlink_to(TINY)
+    (folder / "spec.yaml").write_text(SPEC)
+    store.record_run("cai", folder)
     return folder
 
 
+def _tuned(folder: Path) -> None:
+    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+
+
+def _adapter(folder: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    config = LoraConfig(
+        r=4, lora_alpha=400, init_lora_weights=False, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]
+    )
+    get_peft_model(model, config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+
+
+def _rows(folder: Path) -> None:
+    with RowsWriter(folder) as out:
+        out.write_rows([{"uid": "1", "prompt": "How?"}])
+
+
 @contextlib.contextmanager
-def serving(run_dir: Path, engine: str, step: str = "tuned", **variables: str) -> Iterator[int]:
+def serving(run_dir: Path, engine: str, *steps: str, **variables: str) -> Iterator[int]:
     port = free_port()
-    command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), step]
+    command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), steps[0]]
+    command += [word for step in steps[1:] for word in ("--also", step)]
     command += ["--engine", engine, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **variables}
     log = run_dir / "server.log"
@@ -71,58 +125,121 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
     until = time.monotonic() + 150
     while time.monotonic() < until and server.poll() is None:
-        if "\nserving tuned" in log.read_text():
+        if "\nserving tuned@one" in log.read_text():
             assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).status_code == 200
             return
         time.sleep(0.3)
     pytest.fail(f"no server: {log.read_text()[-2000:]}")
 
 
+@pytest.fixture(scope="module")
+def port(run_dir: Path, home: Path) -> Iterator[int]:
+    with serving(run_dir, "auto", "tuned@one", "kept", "base", CAIFLOW_HOME=str(home), CUDA_VISIBLE_DEVICES="") as port:
+        yield port
+
+
+@pytest.fixture
+def client(port: int) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+
+
+def ask(client: Any, **more: Any) -> Any:
+    return client.chat.completions.create(**{"model": "tuned@one", "messages": QUESTION, "max_tokens": 40, **more})
+
+
 @pytest.mark.slow
-def test_transformers_server_does_what_it_is_asked_or_refuses_it(run_dir: Path, tmp_path: Path) -> None:
-    from openai import BadRequestError, NotFoundError, OpenAI
+def test_several_models_are_served_side_by_side_adapters_too(client: Any) -> None:
+    assert [model.id for model in client.models.list().data] == ["tuned@one", "kept", "base"]
+    said = {name: ask(client, model=name, temperature=0) for name in ("tuned@one", "kept", "base")}
+    assert {name: answer.model for name, answer in said.items()} == {name: name for name in said}
+    texts = {name: answer.choices[0].message.content for name, answer in said.items()}
+    assert texts["tuned@one"] == texts["base"] == own_answer()
+    assert texts["kept"] != texts["base"], "the adapter counts"
 
-    with serving(run_dir, "transformers", "tuned@arm", HF_HOME=str(tmp_path / "hugging")) as port:
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
 
-        def ask(**more: Any) -> Any:
-            return client.chat.completions.create(**{"model": "tuned@arm", "messages": QUESTION, "max_tokens": 40, **more})
+@pytest.mark.slow
+def test_what_is_asked_is_done(client: Any) -> None:
+    text = own_answer()
+    drawn = [ask(client).choices[0].message.content for _ in range(8)]
+    assert len(set(drawn)) > 1, "without a temperature it is 1"
+    several = ask(client, n=4, seed=3)
+    again = ask(client, n=4, seed=3)
+    found = [choice.message.content for choice in several.choices]
+    assert found == [choice.message.content for choice in again.choices]
+    assert ([choice.index for choice in several.choices], len(set(found)) > 1) == ([0, 1, 2, 3], True)
+    assert found[0] == ask(client, seed=3).choices[0].message.content
+    stop = text[len(text) // 2 :][:5]
+    cut = ask(client, temperature=0, stop=[stop, "never said"]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
+    short = ask(client, temperature=0, max_tokens=None, max_completion_tokens=4)
+    assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (4, "length")
+    for more in ({"logprobs": False, "user": "me"}, {"stream": True}, {"stream": True, "stop": [stop]}):
+        answer = ask(client, temperature=0, **more)
+        parts = (
+            [part.choices[0].delta.content or "" for part in answer]
+            if "stream" in more
+            else [answer.choices[0].message.content]
+        )
+        assert "".join(parts) == (cut.message.content if "stop" in more else text)
+    plain = client.completions.create(model="base", prompt=["First take", "Then"], max_tokens=5, temperature=0)
+    assert len(plain.choices) == 2
+    begun = {"add_generation_prompt": False, "continue_final_message": True}
+    ahead = ask(client, temperature=0, messages=[*QUESTION, {"role": "assistant", "content": text[:10]}], extra_body=begun)
+    assert text[:10] + ahead.choices[0].message.content == text
 
-        greedy = ask(temperature=0)
-        assert greedy.choices[0].message.content == own_answer()
-        assert (greedy.model, [model.id for model in client.models.list().data]) == ("tuned@arm", ["tuned@arm"])
-        drawn = [ask().choices[0].message.content for _ in range(8)]
-        assert len(set(drawn)) > 1, "without a temperature it is 1"
-        assert ask(seed=3).choices[0].message.content == ask(seed=3).choices[0].message.content
-        text = own_answer()
-        stop = text[len(text) // 2 :][:5]
-        cut = ask(temperature=0, stop=[stop, "never said"]).choices[0]
-        assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
-        short = ask(temperature=0, max_tokens=None, max_completion_tokens=4)
-        assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (4, "length")
-        assert ask(temperature=0, n=1, logprobs=False, user="me").choices[0].message.content == text
-        streamed = "".join(part.choices[0].delta.content or "" for part in ask(temperature=0, stream=True) if part.choices)
-        assert streamed.strip() == text
-        refused: list[dict[str, Any]] = [{"n": 2}, {"logprobs": True}, {"presence_penalty": 1}, {"stop": "x", "stream": True}]
-        for asked in [*refused, {"extra_body": {"prompt_logprobs": 1}}, {"model": "tuned"}]:
-            with pytest.raises(BadRequestError, match=r"isn't supported|no model 'tuned' here"):
-                ask(**asked)
-        with pytest.raises(NotFoundError, match="isn't served"):
-            client.responses.create(model="tuned@arm", input="hello")
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"n": 0}, "`n` is a whole number from 1 to 128, got 0"),
+        ({"logprobs": True}, "`logprobs` isn't supported by this server; leave it out, or use caiflow serve --engine vllm"),
+        ({"extra_body": {"prompt_logprobs": 1}}, "`prompt_logprobs` isn't supported"),
+        ({"presence_penalty": 1}, "`presence_penalty` isn't supported"),
+        ({"model": "tuned"}, "no model 'tuned' here; this server has 'tuned@one', 'kept', 'base'"),
+        ({"temperature": -1}, "`temperature` is a number from 0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a text as `content`"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "tokens"),
+    ],
+)  # fmt: skip
+def test_what_cant_be_done_is_refused_in_words(client: Any, asked: dict[str, Any], said: str) -> None:
+    from openai import BadRequestError, NotFoundError
+
+    with pytest.raises(BadRequestError, match=re.escape(said)):
+        ask(client, **asked)
+    with pytest.raises(NotFoundError, match="isn't served"):
+        client.responses.create(model="tuned@one", input="hello")
+
+
+@pytest.mark.slow
+def test_a_judge_of_a_run_gets_what_it_gets_of_the_engine_itself(port: int) -> None:
+    """As `judge` with `method: text` asks, at a temperature: the same seeds draw the same texts as in a run."""
+    local, there = ModelSource(str(TINY), "tiny", engine="transformers"), {"base_url": f"http://127.0.0.1:{port}/v1"}
+    turn: Message = {"role": "user", "content": "Which answer is better? (A) Go away. (B) With pleasure."}
+    asked = [Request((turn,), Sampling(temperature=1.0, max_tokens=12, stop=(".",)), seed) for seed in range(6)]
+    asked += [request._replace(prefill="The better one is (") for request in asked]
+    answers = []
+    for source in (local, ModelSource("base", "served", engine="openai", options=there)):
+        engine = load_engine(source)
+        answers.append([answer.text if isinstance(answer, Completion) else str(answer) for answer in answered(engine, asked)])
+        engine.close()
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.soak
-def test_the_openai_client_gets_the_models_own_answer_of_vllm(run_dir: Path, tmp_path: Path) -> None:
+def test_the_openai_client_gets_the_models_own_answer_of_vllm(run_dir: Path, home: Path, tmp_path: Path) -> None:
     from openai import OpenAI
 
-    with serving(run_dir, "vllm", HF_HOME=str(tmp_path / "hugging" / "face")) as port:
+    with serving(run_dir, "vllm", "tuned@one", CAIFLOW_HOME=str(home), HF_HOME=str(tmp_path / "hugging" / "face")) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
         listed = client.models.list().data
-        answer = client.chat.completions.create(model="tuned", messages=QUESTION, temperature=0, max_tokens=40)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model="tuned@one", messages=QUESTION, temperature=0, max_tokens=40)
     assert answer.choices[0].message.content == own_answer()
-    assert [model.id for model in listed] == ["tuned"]
+    assert [model.id for model in listed] == ["tuned@one"]
 
 
 def own_answer() -> str:
@@ -136,10 +253,13 @@ def own_answer() -> str:
     return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
-def test_what_the_server_lacks_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "find_spec", lambda name: name == "fastapi")
-    with pytest.raises(PlanError, match=r"uvicorn, openai; pip install 'fastapi\S+ 'uvicorn\S+ 'openai\S+'"):
-        server_command(TINY, server="transformers")
+def test_what_serving_lacks_is_named_with_the_extra_that_has_it(
+    run_dir: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    done = command_here(tmp_path, "serve", str(run_dir), "base", "--engine", "transformers", CAIFLOW_HOME=str(home))
+    assert done.returncode == 1
+    assert re.search(r"serve: serving needs uvicorn; pip install '", done.stderr)
 
 
 def test_the_extra_has_all_that_the_server_imports() -> None:
@@ -149,22 +269,43 @@ def test_the_extra_has_all_that_the_server_imports() -> None:
         assert set(serve.SERVER_LIBRARIES) <= named
 
 
-def test_rows_cant_be_served(run_dir: Path) -> None:
-    command = [sys.executable, "-m", "caiflow.engine.cli", "serve", str(run_dir), "red"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "caiflow: red: its output is rows, not a model; name a step that trains one\n"
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["red"], "red: its output is rows, not a model; name a step that trains one"),
+        (["bas"], "no model 'bas' in this run; did you mean `base`?"),
+        (["hosted"], "serve: hosted is behind a server already; ask that one"),
+        (["base", "--", "--max-model-len", "9"], "--max-model-len is an option of vLLM's server; leave it out"),
+    ],
+)
+def test_what_cant_be_served_is_said(run_dir: Path, home: Path, tmp_path: Path, asked: list[str], said: str) -> None:
+    done = command_here(tmp_path, "serve", str(run_dir), *asked, CAIFLOW_HOME=str(home), CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
 
 
-def test_an_adapter_is_served_over_its_base_by_vllm_alone(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    with pytest.raises(PlanError, match="merge"):
-        server_command(tmp_path, server="transformers")
+def test_serving_takes_the_engine_that_a_run_would_take(
+    run_dir: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sources = run_models(run_dir, ["tuned@one", "kept", "base"], Store(home))
+    assert {name: bool(source.adapter) for name, source in sources.items()} == {"tuned@one": False, "kept": True, "base": False}
+    assert chosen_engine(sources, "auto") == "transformers", "vLLM is taken where there is a GPU"
     if find_spec("vllm"):
-        arguments = server_command(tmp_path, server="vllm", port=1234).arguments
-        assert arguments[3:5] == ("--model", "org/base")
-        assert f"{tmp_path.name}={tmp_path}" in arguments
-        assert arguments[-2:] == ("--port", "1234")
+        on_vllm = {name: source._replace(engine="vllm") for name, source in sources.items()}
+        assert chosen_engine(on_vllm, "auto") == "vllm"
+
+
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+def test_vllm_serves_a_model_with_the_adapters_over_it_and_no_other_weights(run_dir: Path, home: Path) -> None:
+    sources = run_models(run_dir, ["kept", "base"], Store(home))
+    arguments = vllm_command(sources, ("--port", "1234")).arguments
+    assert arguments[3:5] == ("--model", sources["base"].path)
+    assert arguments[arguments.index("--served-model-name") + 1] == "base"
+    assert arguments[arguments.index("--lora-modules") + 1] == f"kept={sources['kept'].adapter}"
+    assert arguments[arguments.index("--max-lora-rank") + 1] == "8"
+    assert arguments[-2:] == ("--port", "1234")
+    with pytest.raises(PlanError, match="tuned@one, base have 2 sets of weights; vLLM's server holds one"):
+        vllm_command(run_models(run_dir, ["tuned@one", "base"], Store(home)), ())
 
 
 def test_a_server_that_ends_before_it_answers_is_not_announced(capfd: pytest.CaptureFixture[str]) -> None:
