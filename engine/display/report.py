@@ -225,21 +225,20 @@ def figure(value: Any) -> str:
 
 def _leaves(values: Mapping[str, Any], title: str, limit: int = 24) -> Table:
     table = plain_table("figure", "n:value", title=title)
-    found = list(_flat(values))
+    found = [(path, figure(value)) for path, value in leaves(values) if not isinstance(value, list)]
     for path, value in found[:limit]:
-        table.add_row(path, number(value))
+        table.add_row(path, value)
     if len(found) > limit:
         table.add_row(f"... {len(found) - limit} more in metrics.json", "")
     return table
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values; a figure with its interval is one value."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and not any(centre in value for centre in CENTRES):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, Mapping):
-            yield f"{prefix}{name}", figure(value)
-        elif not isinstance(value, list):
+        if isinstance(value, Mapping) and not any(isinstance(value.get(centre), int | float) for centre in CENTRES):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
             yield f"{prefix}{name}", value
 
 
@@ -250,8 +249,9 @@ def card_table(card: Mapping[str, Any]) -> Table:
         if card[name]:
             table.add_row(name, Text(str(card[name])))
     table.add_row("weights", f"{card['size_bytes'] / 1e6:,.1f} MB")
-    for name, value in _flat(card["metrics"]):
-        table.add_row(name, number(value))
+    for name, value in leaves(card["metrics"]):
+        if not isinstance(value, list):
+            table.add_row(name, figure(value))
     losses = [point["loss"] for point in card["history"] if isinstance(point.get("loss"), int | float)]
     if losses:
         table.add_row("loss", f"{losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine import registry
 from caiflow.engine.display.board import clean
+from caiflow.engine.display.report import leaves
 from caiflow.engine.lookback.history import output_dir, output_kind, read_metrics
 from caiflow.engine.plan.changes import changes as component_changes
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
@@ -80,6 +81,18 @@ class OneSided:
 
 
 @dataclass(frozen=True, slots=True)
+class FigureChange:
+    """One figure of a step that differs, with its interval where it has one; `apart` where the two intervals don't overlap."""
+
+    step: str
+    name: str
+    old: Any
+    new: Any
+    apart: bool | None
+    """None of figures without intervals."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunsDiff:
     """Everything that differs between two runs."""
 
@@ -87,6 +100,8 @@ class RunsDiff:
     prompts: Sequence[Change] = ()
     rows: Sequence[RowsDiff] = ()
     metrics: Sequence[Change] = field(default_factory=tuple)
+    figures: Sequence[FigureChange] = ()
+    """The same as `metrics`, a figure with its interval as one; those that are apart first in each step."""
     notes: Sequence[Change] = ()
     """By step and measure; the value is the note's sentence."""
     one_sided: Sequence[OneSided] = ()
@@ -171,6 +186,7 @@ def compare(old_dir: Path, new_dir: Path, *, examples: int = 3) -> RunsDiff:
         metrics=tuple(
             c for c in changes(_figures(old, old_dir, both), _figures(new, new_dir, both)) if not c.path.endswith(TIMINGS)
         ),
+        figures=tuple(figure_changes(_figures(old, old_dir, both), _figures(new, new_dir, both))),
         notes=tuple(changes(_notes(old, both), _notes(new, both))),
         one_sided=one_sided,
     )
@@ -328,6 +344,25 @@ def _listed(value: Any) -> Any:
     import polars as pl
 
     return value.to_list() if isinstance(value, pl.Series) else value
+
+
+def figure_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[FigureChange]:
+    """Yield the figures by step that differ, those whose intervals are apart first, timings left out."""
+    for step in old:
+        before, after = (dict(leaves(figures[step])) for figures in (old, new))
+        found = [
+            FigureChange(step, name, before.get(name), after.get(name), _apart(before.get(name), after.get(name)))
+            for name in dict.fromkeys([*before, *after])
+            if before.get(name) != after.get(name) and not name.endswith(TIMINGS)
+        ]
+        yield from sorted(found, key=lambda change: not change.apart)
+
+
+def _apart(old: Any, new: Any) -> bool | None:
+    known = [value for value in (old, new) if isinstance(value, Mapping) and None not in (value.get("low"), value.get("high"))]
+    if len(known) < 2:
+        return None
+    return bool(max(value["low"] for value in known) > min(value["high"] for value in known))
 
 
 def _figures(run: Mapping[str, Any], run_dir: Path, steps: Sequence[str]) -> dict[str, Any]:

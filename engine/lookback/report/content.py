@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from caiflow.engine.display.board import duration
-from caiflow.engine.display.report import CENTRES, figure, figures, number
+from caiflow.engine.display.report import figure, figures, leaves, number
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.lookback.opened import Run, Step
 from caiflow.engine.lookback.report.principles import principles
@@ -41,6 +41,7 @@ def content(run: Run) -> Json:
     return {
         "name": run.name,
         "status": run.status,
+        "variant": record.get("variant", ""),
         "folder": str(run.path),
         "started": record.get("started"),
         "seconds": record.get("seconds"),
@@ -71,20 +72,9 @@ def _step(step: Step, lane: int) -> Json:
         "inputs": list(record.get("inputs", ())),
         "error": record.get("error") or "",
         "taken": duration(record["seconds"]) if record.get("seconds") and step.status != "cached" else "",
-        "metrics": [[path, number(value)] for path, value in leaves(step.metrics)],
+        "metrics": [[path, figure(value)] for path, value in leaves(step.metrics)],
         **{name: record.get(name) for name in COUNTS},
     }
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values; a figure with its interval is one value."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and any(isinstance(value.get(centre), int | float) for centre in CENTRES):
-            yield f"{prefix}{name}", figure(value)
-        elif isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _figures(step: str, metrics: Mapping[str, Any]) -> Json:
@@ -146,5 +136,5 @@ def _settings(run: Run) -> Json:
     spec, lock = run.path / "spec.yaml", run.path / LOCK
     return {
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
-        "lock": [[path, str(value)] for path, value in leaves(read_lock(lock))] if lock.exists() else [],
+        "lock": [[path, figure(value)] for path, value in leaves(read_lock(lock))] if lock.exists() else [],
     }

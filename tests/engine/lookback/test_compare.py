@@ -20,6 +20,7 @@ from caiflow.engine.lookback.compare import (
     changes,
     compare,
     excerpt,
+    figure_changes,
     rows_diff,
 )
 from caiflow.engine.rows.folder import RowsWriter
@@ -269,7 +270,8 @@ def test_the_report_shows_it_all(runs: tuple[Path, Path]) -> None:
     for table in diff_tables(compare(*runs), "old", "new"):
         console.print(table)
     text = console.export_text()
-    for part in ("steps.sft.epochs", "old text", "1 of 2", "response 1", "two", "scores.models.base.harmful.complies.rate"):
+    figures = ("figures of scores", "models.base.harmful.complies")
+    for part in ("steps.sft.epochs", "old text", "1 of 2", "response 1", "two", *figures):
         assert part in text
 
 
@@ -291,3 +293,26 @@ def test_notes_that_came_went_or_changed_are_a_difference(tmp_path: Path) -> Non
         ("pair.copies_prompt", ABSENT, "copies: 9%"),
     }
     assert len(diff.as_json()["notes"]) == 3
+
+
+def test_a_figure_with_its_interval_is_one_change_and_those_apart_come_first() -> None:
+    def rate(value: float, half: float = 0.1) -> dict[str, float]:
+        return {"rate": value, "low": value - half, "high": value + half, "n": 40}
+
+    old = {"scores": {"models": {"base": {"set": {"near": rate(0.5), "far": rate(0.9), "same": rate(0.3)}}}, "seconds": 1}}
+    new = {"scores": {"models": {"base": {"set": {"near": rate(0.55), "far": rate(0.2), "same": rate(0.3)}}}, "seconds": 9}}
+    found = list(figure_changes({**old, "tuned": {"train_loss": 0.5}}, {**new, "tuned": {"train_loss": 0.4}}))
+    assert [(one.step, one.name, one.apart) for one in found] == [
+        ("scores", "models.base.set.far", True),
+        ("scores", "models.base.set.near", False),
+        ("tuned", "train_loss", None),
+    ]
+    assert (found[0].old, found[0].new) == (rate(0.9), rate(0.2))
+
+
+def test_touching_intervals_are_not_apart_and_a_figure_of_one_run_alone_has_nothing_to_overlap() -> None:
+    ends = ((0.1, 0.0, 0.2), (0.3, 0.2, 0.4))
+    touching = [{"s": {"f": {"rate": rate, "low": low, "high": high}}} for rate, low, high in ends]
+    assert [one.apart for one in figure_changes(*touching)] == [False]
+    (gone,) = figure_changes(touching[0], {"s": {}})
+    assert (gone.new, gone.apart) == (None, None)

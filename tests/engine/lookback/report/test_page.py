@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.display.report import figure, leaves
 from caiflow.engine.lookback.opened import Run
-from caiflow.engine.lookback.report.content import content, leaves
+from caiflow.engine.lookback.report.content import content
 from caiflow.engine.lookback.report.page import page
 from support.commands import command_here
 from support.made_runs import made_run, plain_rows
@@ -94,8 +95,8 @@ def test_hostile_names_and_rows_never_become_markup(home: Path, tmp_path: Path) 
 
 def test_a_name_like_that_of_a_figure_is_no_figure() -> None:
     values = {"steps": {"rate": {"op": "load"}, "mean": {"op": "mix", "n": 3}}, "score": {"rate": 0.5, "low": 0.4, "high": 0.6}}
-    assert dict(leaves(values)) == {
-        "steps.rate.op": "load", "steps.mean.op": "mix", "steps.mean.n": 3, "score": "50% [40, 60]",
+    assert {name: figure(value) for name, value in leaves(values)} == {
+        "steps.rate.op": "load", "steps.mean.op": "mix", "steps.mean.n": "3", "score": "50% [40, 60]",
     }  # fmt: skip
 
 
