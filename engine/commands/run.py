@@ -154,7 +154,8 @@ def print_end(run_dir: Path) -> None:
     for n, note in enumerate(notes_text(run)):
         console.print(Text("\n" * (not n)) + note)
     style = "bold red" if run["status"] != "done" else "yellow" if run.get("notes") else "green"
-    console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}: {run_dir}"))
+    variant = f", with {run['variant']}" if run.get("variant") else ""
+    console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}{variant}: {run_dir}"))
 
 
 def _lock_path(spec: Spec, given: str | None) -> Path | None:

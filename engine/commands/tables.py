@@ -16,13 +16,13 @@ from rich.text import Text
 
 from caiflow.engine.display.board import clean, duration
 from caiflow.engine.display.progress import LOOKS
-from caiflow.engine.display.report import number, plain_table
+from caiflow.engine.display.report import figure, number, plain_table
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import escaped
 from caiflow.engine.machine import size
 
 if TYPE_CHECKING:
-    from caiflow.engine.lookback.compare import Change, RowsDiff, RunsDiff
+    from caiflow.engine.lookback.compare import Change, FigureChange, RowsDiff, RunsDiff
     from caiflow.engine.lookback.history import RunLine
 
 PLAN_LOOKS = {"cached": ("≡", "cyan"), "partial": ("◐", "yellow"), "run": ("●", "green")}
@@ -126,10 +126,24 @@ def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
     if diff.rows:
         yield _rows_table(diff.rows)
         yield from (_examples_table(rows, old, new) for rows in diff.rows if rows.examples)
-    if diff.metrics:
-        yield changes_table(diff.metrics, old, new, "metrics")
+    for step in dict.fromkeys(change.step for change in diff.figures):
+        yield _figures_table(step, [change for change in diff.figures if change.step == step], old, new)
     if diff.notes:
         yield changes_table(diff.notes, old, new, "notes")
+
+
+def _figures_table(step: str, found: Sequence[FigureChange], old: str, new: str) -> Table:
+    """Return the figures of a step that differ; of those with intervals, whether these are apart."""
+    table = plain_table("figure", f"n:{old}", f"n:{new}", "", title=f"figures of {step}")
+    for change in found:
+        said = {True: ("apart", "bold"), False: ("within their intervals", "dim"), None: ("", "")}[change.apart]
+        cells = (_figure(value) for value in (change.old, change.new))
+        table.add_row(Text(change.name), *cells, Text(*said))
+    return table
+
+
+def _figure(value: Any) -> Text:
+    return Text(short(value if isinstance(value, str) else figure(value) if value is not None else "none"))
 
 
 def _rows_table(found: Sequence[RowsDiff]) -> Table:
@@ -159,7 +173,8 @@ def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
         ago = duration(max(0.0, (time.time() if now is None else now) - run.started))
         taken = duration(run.seconds) if run.seconds is not None else ""
         status, notes = Text(f"{symbol} {run.status}", style=style), Text(number(run.notes or None), style="yellow")
-        table.add_row(Text(run.name), status, steps, notes, taken, ago, Text(str(run.path)))
+        name = Text.assemble(run.name, (f" {short(run.variant, 40)}" if run.variant else "", "dim"))
+        table.add_row(name, status, steps, notes, taken, ago, Text(str(run.path)))
     return table
 
 

@@ -27,6 +27,8 @@ class RunLine:
     seconds: float | None
     steps: Mapping[str, int]
     notes: int = 0
+    variant: str = ""
+    """What was asked beside the spec's file: `--sample 8`; empty of a full run."""
 
 
 def list_runs(store: Store) -> list[RunLine]:
@@ -40,7 +42,8 @@ def _line(run_dir: Path) -> RunLine | None:
     except (OSError, ValueError, KeyError):
         return None
     counts = Counter(step["status"] for step in run["steps"].values())
-    return RunLine(run["name"], run_dir, run["status"], run["started"], run["seconds"], dict(counts), len(run.get("notes", ())))
+    told = (len(run.get("notes", ())), run.get("variant", ""))
+    return RunLine(run["name"], run_dir, run["status"], run["started"], run["seconds"], dict(counts), *told)
 
 
 def find_run(name: str, store: Store) -> Path:

@@ -53,7 +53,8 @@ class RunFolder:
             {"name": s.name, "op": s.op, "kind": s.operator_type().kind, "inputs": list(self._resolver.edges(s))}
             for s in self._steps
         ]
-        self._journal.emit("run_started", name=spec.name, spec=digest(spec.raw), seed=spec.seed, steps=steps)
+        variant = " ".join(spec.variant) or None
+        self._journal.emit("run_started", name=spec.name, variant=variant, spec=digest(spec.raw), seed=spec.seed, steps=steps)
 
     def unsettled(self) -> list[Step]:
         """Return the steps that wait or run."""

@@ -220,6 +220,8 @@ class Spec:
     """The names of the profiles that could be chosen."""
     remarks: tuple[Problem, ...] = ()
     """What is worth knowing, though nothing is wrong."""
+    variant: tuple[str, ...] = field(default=(), compare=False)
+    """What was asked beside the file, in the words of the command: `--sample 8`, `--set seed=3`."""
 
     def dump(self) -> str:
         """Return the resolved spec as YAML, which loads to the same steps."""

@@ -85,7 +85,13 @@ def load_spec(
         source=tree,
         profiles=profiles,
         remarks=tuple(checked.remarks),
+        variant=_variant(sets, profile, sample),
     )
+
+
+def _variant(sets: Sequence[str], profile: str | None, sample: int | None) -> tuple[str, ...]:
+    chosen = [*([f"--profile {profile}"] if profile else []), *([f"--sample {sample}"] if sample else [])]
+    return (*chosen, *(f"--set {text}" for text in sets))
 
 
 def draft_spec(

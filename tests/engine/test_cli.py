@@ -156,6 +156,14 @@ def test_run_prints_its_steps_plainly_without_a_terminal(place: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
+def test_a_run_says_what_was_asked_beside_its_spec(place: Path) -> None:
+    done = caiflow(place, "run", "short.yaml", "--set", "description=mine", "--out", "varied")
+    assert ", with --set description=mine: varied" in done.stdout
+    assert json.loads((place / "varied" / "run.json").read_text())["variant"] == "--set description=mine"
+    assert "variant" not in json.loads((place / "first" / "run.json").read_text())
+    assert "short --set description=mine" in caiflow(place, "runs").stdout
+
+
 def test_json_run_prints_events_and_nothing_else(place: Path) -> None:
     done = caiflow(place, "run", "short.yaml", "--out", "events", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]

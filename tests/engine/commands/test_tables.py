@@ -40,6 +40,16 @@ def test_runs_table_tells_how_long_ago(tmp_path: Path) -> None:
         assert part in shown
 
 
+def test_a_trial_is_told_from_a_full_run_in_the_list(tmp_path: Path) -> None:
+    runs = [
+        RunLine("cai", tmp_path, "done", 100.0, 9.0, {"done": 3}, 0, "--sample 8 --set seed=3"),
+        RunLine("cai", tmp_path, "done", 100.0, 9.0, {"done": 3}),
+    ]
+    lines = text(tables.runs_table(runs, now=400.0)).splitlines()
+    assert lines[1].startswith("cai --sample 8 --set seed=3  ✓ done")
+    assert lines[2].split()[:2] == ["cai", "✓"]
+
+
 def test_parameters_are_told_with_types_and_groups() -> None:
     definitions = {"Lora": {"properties": {"rank": {"type": "integer", "default": 16, "description": "Rank."}}}}
     schema = {
@@ -98,3 +108,17 @@ def test_rows_are_shown_whole_without_escapes_or_markup() -> None:
     assert "p  0.25" in shown
     assert "none" not in shown
     assert "\x1b" not in shown
+
+
+def test_figures_of_two_runs_stand_a_line_each_with_their_intervals() -> None:
+    from caiflow.engine.lookback.compare import FigureChange, RunsDiff
+
+    rates = [{"rate": value, "low": value - 0.1, "high": value + 0.1, "n": 40} for value in (0.9, 0.2)]
+    changes = [FigureChange("scores", "base.far", *rates, True), FigureChange("tuned", "train_loss", 0.5, None, None)]
+    shown = [
+        line.split() for table in tables.diff_tables(RunsDiff(figures=changes), "A", "B") for line in text(table).splitlines()
+    ]
+    assert shown == [
+        ["figures", "of", "scores"], ["figure", "A", "B"], ["base.far", "90%", "[80,", "100]", "20%", "[10,", "30]", "apart"],
+        ["figures", "of", "tuned"], ["figure", "A", "B"], ["train_loss", "0.5", "none"],
+    ]  # fmt: skip

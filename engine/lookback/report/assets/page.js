@@ -7,7 +7,7 @@ async function begin() {
   const said = await unpacked("content");
   const { run } = said;
   document.getElementById("head").append(el("h1", {}, run.name), el("p", { class: "soft" },
-    el("span", { class: run.status === "done" ? "good" : "bad" }, run.status), run.taken ? ` in ${run.taken}` : "",
+    el("span", { class: run.status === "done" ? "good" : "bad" }, run.status), run.taken ? ` in ${run.taken}` : "", run.variant ? `, with ${run.variant}` : "",
     run.started ? ` · begun ${new Date(run.started * 1000).toLocaleString()}` : "", ` · seed ${run.seed} · caiflow ${run.caiflow} · ${run.folder}`));
   const browser = new Browser(said.tables);
   const sections = new Map(Object.entries(PAGES).filter(([name]) => name !== "comparison" || said.diff).map(([name, [, made]]) =>
