@@ -13,6 +13,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from caiflow.engine.errors import PlanError
 from caiflow.engine.machine import pip_command
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from caiflow.engine.llm.base import ModelSource
 
 EXAMPLES = """\
@@ -116,13 +119,13 @@ def _serve(sources: Mapping[str, ModelSource], host: str, port: int, told: str) 
     class Server(uvicorn.Server):
         """Says that it is there once it listens."""
 
-        async def startup(self, sockets: list[object] | None = None) -> None:
+        async def startup(self, sockets: list[socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 say(told, file=sys.stderr, flush=True)
 
     here = {name: source._replace(engine="transformers") for name, source in sources.items()}
-    hosts = {name: EngineHost(lambda source=source: load_engine(source)) for name, source in here.items()}
+    hosts = {name: EngineHost(partial(load_engine, source)) for name, source in here.items()}
     try:
         Server(uvicorn.Config(Serving(hosts), host=host, port=port, lifespan="on", log_level="warning")).run()
     finally:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from caiflow.engine.commands.parser import find_spec, print_json, variant_arguments
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import Problem, SpecError
 
+SHOWN = 70
+"""Characters shown of a line of a spec."""
 EXAMPLES = """\
   caiflow validate cai.yaml
   caiflow validate specs/*.yaml --json
@@ -29,10 +33,25 @@ def execute(args: Namespace) -> int:
         said, problems = _checked(name, args)
         found += problems
         if not args.json:
-            say("\n".join(map(str, problems)) or said)
+            shown = with_source if sys.stdout.isatty() else str
+            say("\n".join(map(shown, problems)) or said)
     if args.json:
         print_json([problem._asdict() for problem in found])
+    elif len(found) > 1 and sys.stdout.isatty():
+        say(f"{len(found)} problems")
     return 2 if found else 0
+
+
+def with_source(problem: Problem) -> str:
+    """Return a problem with its line of the file, as wide as a terminal shows it, and a caret below its place."""
+    try:
+        line = Path(problem.file).read_text(encoding="utf-8").splitlines()[problem.line - 1]
+    except (OSError, ValueError, IndexError):
+        return str(problem)  # it isn't in a file, but in an option, say
+    start = max(0, problem.col - 1 - SHOWN // 2)
+    number = f"{problem.line:>5} | "
+    mark = " " * (len(number) + problem.col - 1 - start) + "^"
+    return f"{problem}\n{number}{line[start : start + SHOWN]}\n{mark}"
 
 
 def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
