@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from caiflow.engine.commands.parser import one_of, print_json
+from caiflow.engine.commands.parser import one_of, print_json, recipes
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -17,6 +17,8 @@ EXAMPLES = """\
 """
 
 MODELS = "models"
+WIDE = 110
+"""Columns from which on the parameters stand in a table; in a narrower one their meanings would have no room."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -51,10 +53,29 @@ def _summary(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _describe(name: str, found: Mapping[str, Any]) -> None:
-    from caiflow.engine.commands.tables import parameters_table
+    from caiflow.engine.commands.tables import parameters_list, parameters_table
     from caiflow.engine.display.console import Console
 
     console = Console()
     gives = f" -> {found['x-kind']}" if "x-kind" in found else ""
     console.print(f"{name}{gives}\n\n{found.get('description', '')}\n")
-    console.print(parameters_table(found))
+    if console.width >= WIDE:
+        console.print(parameters_table(found))
+    else:
+        console.print(*parameters_list(found), sep="\n")
+    if example := _example(name):
+        console.print(f"\nexample, of the recipe {example}")
+
+
+def _example(op: str) -> str:
+    """Return a bundled recipe's name and how its step of this operator is written; nothing where none has it."""
+    import yaml
+
+    found = recipes()
+    for recipe in sorted(found, key=lambda name: name != "quickstart"):
+        steps = yaml.safe_load(found[recipe].read_text(encoding="utf-8")).get("steps") or {}
+        for name, step in steps.items():
+            if step and step.get("op") == op:
+                written = yaml.safe_dump({name: step}, default_flow_style=None, sort_keys=False, width=70).rstrip()
+                return f"{recipe}:\n\n" + "\n".join(f"  {line}" for line in written.splitlines())
+    return ""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,8 @@ from caiflow.engine.display.terminal import escaped
 from caiflow.engine.machine import size
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from caiflow.engine.lookback.compare import Change, FigureChange, RowsDiff, RunsDiff
     from caiflow.engine.lookback.history import RunLine
 
@@ -181,17 +184,30 @@ def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
 def parameters_table(operator: Mapping[str, Any]) -> Table:
     """Return an operator's parameters (its part of the schema), groups of fields indented below their field."""
     table = plain_table("parameter", "type", "n:default", "meaning")
+    for row in _parameters(operator):
+        table.add_row(*row)
+    return table
+
+
+def _parameters(operator: Mapping[str, Any]) -> Iterator[tuple[Text, Text, Text, Text]]:
     required, definitions = operator.get("required", ()), operator.get("$defs", {})
     for name in sorted(operator["properties"], key=lambda name: (name in EVERYWHERE, name not in required)):
         if name != "op":
-            for row in _parameter(name, operator["properties"][name], definitions, name in required):
-                table.add_row(*row)
-    return table
+            yield from _parameter(name, operator["properties"][name], definitions, name in required)
+
+
+def parameters_list(operator: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield an operator's parameters for a narrow terminal: each on a line, its meaning below in the whole width."""
+    for name, kind, default, meaning in _parameters(operator):
+        depth = len(name.plain) - len(name.plain.lstrip())
+        value = f" = {default.plain}" if default.plain not in ("", "required") else f"  {default.plain}".rstrip()
+        yield Text.assemble(name, "  ", (f"{kind.plain}{value}", "dim"))
+        yield Padding(meaning, (0, 0, 0, depth + 4)) if meaning.plain else Text()
 
 
 def _parameter(
     name: str, field: Mapping[str, Any], definitions: Mapping[str, Any], required: bool, depth: int = 0
-) -> Iterator[tuple[Text, ...]]:
+) -> Iterator[tuple[Text, Text, Text, Text]]:
     default = "required" if required else short(field["default"], 24) if "default" in field else ""
     label = Text("  " * depth + name, style="bold" if required else "")
     yield label, Text(type_text(field, definitions)), Text(default), Text(field.get("description", ""))

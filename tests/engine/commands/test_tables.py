@@ -68,6 +68,20 @@ def test_parameters_are_told_with_types_and_groups() -> None:
     assert lines[2][1:] == ["integer", "16", "Rank."]
 
 
+def test_parameters_have_the_whole_width_of_a_narrow_terminal_and_an_example() -> None:
+    from support.commands import command_here
+
+    said = command_here(Path.cwd(), "ops", "judge", COLUMNS="80").stdout
+    lines = said.splitlines()
+    at = lines.index("swap  true | false = true")
+    assert lines[at + 1].startswith("    Whether answers are shown in several orders")
+    assert max(map(len, lines)) <= 80
+    assert "input  step with rows  required" in [" ".join(line.split(" ")) for line in lines]
+    assert "example, of the recipe quickstart:" in said
+    assert any(line.startswith("  preference: {op: judge, input: pair, model: base, swap: true") for line in lines)
+    assert "parameter" in command_here(Path.cwd(), "ops", "judge", COLUMNS="140").stdout
+
+
 def test_settings_of_a_lists_items_and_of_a_mappings_values_are_told() -> None:
     one = {"properties": {"n": {"type": "integer", "default": 8, "description": "Words."}}}
     rule = {"properties": {"leak": {"anyOf": [{"$ref": "#/$defs/One"}, {"type": "null"}]}}}
