@@ -114,7 +114,7 @@ def _serve(sources: Mapping[str, ModelSource], host: str, port: int, told: str) 
 
     from caiflow.engine.llm.host import EngineHost
     from caiflow.engine.llm.load import load_engine
-    from caiflow.engine.llm.serving import Serving
+    from caiflow.engine.llm.local.serving import Serving
 
     class Server(uvicorn.Server):
         """Says that it is there once it listens."""

@@ -26,7 +26,7 @@ from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.checkpoints import steps_kept
+from caiflow.engine.store.checkpoints import going_on
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def run(  # noqa: PLR0913 - all that a run can be asked
             status = "interrupted"
         finally:
             execution.close()
-        if status == "interrupted":
-            execution.tell_trainings()
+        for step, work in execution.cut_off().items() if status == "interrupted" else ():
+            journal.emit("log", step=step, text=going_on(work))
         _lock(resolver, out_dir, journal)
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
@@ -168,16 +168,9 @@ class _Execution:
                 self._wait()
         return "done" if self.folder.all_made() else "failed"
 
-    def tell_trainings(self) -> None:
-        """Say of each training that was cut off where it will go on; whose process may yet save one more."""
-        for name in self._claims:
-            kept = steps_kept(self.store.work_path(digest(self.folder.components[name])))
-            told = (
-                f"goes on from its last checkpoint, of step {kept} or later"
-                if kept
-                else "begins anew: no checkpoint was due yet"
-            )
-            self._journal.emit("log", step=name, text=f"the training {told} (`save_steps` says when one is made)")
+    def cut_off(self) -> dict[str, Path]:
+        """Return the trainings that haven't settled, and where their checkpoints are."""
+        return {name: self.store.work_path(digest(self.folder.components[name])) for name in self._claims}
 
     def close(self) -> None:
         """End all work."""

@@ -20,6 +20,13 @@ def steps_kept(work_dir: Path) -> int:
     return steps_of(last_checkpoint(work_dir / CHECKPOINTS, clean=False))
 
 
+def going_on(work_dir: Path) -> str:
+    """Say where a training that was cut off will go on; its process may yet save one more checkpoint."""
+    kept = steps_kept(work_dir)
+    told = f"goes on from its last checkpoint, of step {kept} or later" if kept else "begins anew: no checkpoint was due yet"
+    return f"the training {told} (`save_steps` says when one is made)"
+
+
 def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
     """Return the newest checkpoint that was written to its end; `clean` removes those that weren't."""
     found: list[tuple[int, Path]] = []
