@@ -216,5 +216,25 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     config = folder / "adapter_config.json"
     if not config.is_file() or (folder / "config.json").exists():
         return None
-    named = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        named = json.loads(config.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{config}: it is nested too deep") from error
     return named["base_model_name_or_path"], named.get("revision")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; empty where there is none that can be read: loading the model will tell."""
+    try:
+        return parsed_object(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parsed_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a text is; empty where it is none, or nested too deep."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -5,7 +5,6 @@ Owns the bundled model, those that packages bring, and the hub's cache. Download
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
-from caiflow.engine.llm.files import adapter_base
+from caiflow.engine.llm.files import adapter_base, parsed_object, read_object
 from caiflow.engine.machine import local_path
 
 BUNDLED = {"tiny": ("examples", "tiny", "model")}
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_LARGEST_HEADER = 100_000_000
+"""Bytes of the head of a file of weights, by its format."""
 
 
 class Packaged(NamedTuple):
@@ -96,25 +97,23 @@ def model_folder(source: str, revision: str | None, base_dir: Path) -> Path | No
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
-    """Return a model's config.json; empty where there is none."""
-    path = folder / "config.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    """Return a model's config.json; empty where there is none that can be read: loading it will tell."""
+    return read_object(folder / "config.json")
 
 
 def layer_names(folder: Path) -> frozenset[str]:
     """Return the names of the modules that have weights, as the weights' files name them; empty where they can't be read."""
-    return frozenset(name.rpartition(".")[0] for name in _weights(folder))
+    return frozenset(name.rpartition(".")[0] for name in _weights(folder) if isinstance(name, str))
 
 
 def _weights(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        yield from json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        yield from read_object(index).get("weight_map") or ()
         return
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header = parsed_object(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
         yield from (name for name in header if name != "__metadata__")
 
 

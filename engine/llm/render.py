@@ -48,7 +48,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, chat_template: str = "") -> None:
         self.tokenizer = tokenizer
-        self.chat_template = chat_template or tokenizer.chat_template or ""
+        self.chat_template = chat_template or _own_template(tokenizer)
         self._encode_text = _plain_encoder(tokenizer)
         self._decode_ids = _plain_decoder(tokenizer)
         self._before = _ids_before_text(tokenizer)
@@ -184,13 +184,9 @@ class Renderer:
                 "give `chat_template` in the model's entry, or ask for a raw completion",
                 kind="template",
             )
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, chat_template=chosen
-            )
-        except Exception as error:  # a template is user text: whatever it raises is the user's to read
-            raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
-        return text
+        from caiflow.engine.llm.jinja.chat import laid_out
+
+        return laid_out(chosen, messages, self.tokenizer.special_tokens_map, prompt=prompt, tools=tools)
 
     def _ids(self, text: str, *, raw: bool) -> list[int]:
         ids = self._encode(text)
@@ -258,6 +254,12 @@ class Renderer:
                 "the tokenizer gives no character offsets", "training needs a fast tokenizer", kind="template"
             ) from error
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
+
+
+def _own_template(tokenizer: Any) -> str:
+    """Return a tokenizer's chat template, of several the one for plain chat; empty where it has none."""
+    own = tokenizer.chat_template or ""
+    return str(own.get("default", "")) if isinstance(own, Mapping) else str(own)
 
 
 def _last_begins(mask: Sequence[int]) -> int:

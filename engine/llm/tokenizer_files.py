@@ -1,26 +1,19 @@
 """What a tokenizer's files tell without being loaded: its special tokens, its size, and its chat template, which can be tried.
 
-Renders as transformers does, in a sandbox. Never tokenises, and imports no LLM library.
+Renders as the engines do. Never tokenises, and imports no LLM library.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from caiflow.engine.errors import EngineError
 from caiflow.engine.llm import chat_template
 from caiflow.engine.llm.base import Message
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-_TRAINING_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""Blocks that only say what an assistant wrote; transformers has them for its own trainers."""
+from caiflow.engine.llm.files import read_object
 
 _SEES_OTHERS = re.compile(r"loop|namespace|\bset\b|length|messages\s*[^\s%]|last|macro|import|include")
 """What a template has that lays a turn out by the turns around it, or by how many there are."""
@@ -91,24 +84,9 @@ class TokenizerFiles:
         """
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         special = {name: token for name in names if (token := self._special(name)) is not None}
-        from caiflow.engine.llm.bounded_jinja import bounded
+        from caiflow.engine.llm.jinja.chat import laid_out
 
-        try:
-            with bounded():
-                return self._compiled.render(messages=messages, tools=None, add_generation_prompt=prompt, **special)
-        except Exception as error:  # a template is user text: whatever it raises is the user's to read
-            raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
-
-    @cached_property
-    def _compiled(self) -> Template:
-        import jinja2.ext
-
-        from caiflow.engine.llm.bounded_jinja import BoundedSandbox
-
-        sandbox = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-        sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-        sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        return sandbox.from_string(_TRAINING_MARKS.sub("", self.template))
+        return laid_out(self.template, messages, special, prompt=prompt)
 
     def _special(self, name: str) -> str | None:
         token = self._settings.get(name)
@@ -116,11 +94,11 @@ class TokenizerFiles:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        return {**_read(self._folder / "special_tokens_map.json"), **_read(self._folder / "tokenizer_config.json")}
+        return {**read_object(self._folder / "special_tokens_map.json"), **read_object(self._folder / "tokenizer_config.json")}
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
-        return _read(self._folder / "tokenizer.json")
+        return read_object(self._folder / "tokenizer.json")
 
 
 class ModelFiles(NamedTuple):
@@ -128,22 +106,3 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     tokenizer: TokenizerFiles
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object; empty where there is none that can be read: loading it will tell."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _refuse(message: str) -> None:
-    raise EngineError(str(message), kind="template")
-
-
-def _now(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(form)

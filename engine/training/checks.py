@@ -80,7 +80,8 @@ def wrong_for_model(params: TrainingParams, model: ModelFiles) -> Iterator[Findi
 
 def _told(settings: Mapping[str, Any], name: str) -> Any:
     """Return what a model's settings say, or those of the part of it that reads text."""
-    return settings.get(name) or settings.get("text_config", {}).get(name)
+    part = settings.get("text_config")
+    return settings.get(name) or (part.get(name) if isinstance(part, Mapping) else None)
 
 
 def _wrong_tokenizer(tokenizer: TokenizerFiles, embeddings: Any) -> Iterator[Finding]:

@@ -11,14 +11,14 @@ from caiflow.engine.errors import WrongValue
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from caiflow.engine.llm.bounded_jinja import BoundedSandbox
+    from caiflow.engine.llm.jinja.bounded import BoundedSandbox
 
 
 @lru_cache(maxsize=1)
 def _sandbox() -> BoundedSandbox:
     from jinja2 import StrictUndefined
 
-    from caiflow.engine.llm.bounded_jinja import BoundedSandbox
+    from caiflow.engine.llm.jinja.bounded import BoundedSandbox
 
     return BoundedSandbox(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_said)
 
@@ -39,7 +39,7 @@ def compiled(text: str) -> Template:
     from jinja2 import TemplateSyntaxError
     from jinja2.exceptions import SecurityError
 
-    from caiflow.engine.llm.bounded_jinja import bounded
+    from caiflow.engine.llm.jinja.bounded import bounded
 
     try:
         with bounded():
@@ -70,7 +70,7 @@ def rendered(text: str, record: Mapping[str, Any], name: str = "the template `pr
     """
     from jinja2 import TemplateError
 
-    from caiflow.engine.llm.bounded_jinja import bounded
+    from caiflow.engine.llm.jinja.bounded import bounded
 
     template = compiled(text)
     try:

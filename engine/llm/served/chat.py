@@ -97,6 +97,8 @@ class Dialect:
             counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
+        except RecursionError as error:
+            raise ValueError(f"it is nested too deep: {text[:200]!r}") from error
         self._check_model(body.get("model"))
         if reason == "content_filter":
             raise EngineError("the server filtered its answer", kind="refused")

@@ -1,13 +1,18 @@
-"""Which models a server lists. Owns that one request; decides nothing by its answer."""
+"""Which models a server lists. Owns that one request and its bound; decides nothing by its answer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import httpx
+
+
+_LARGEST_LIST = 8 << 20
+"""Bytes of an answer that are read; a list of models is far smaller."""
 
 
 def key_header(key: str) -> dict[str, str]:
@@ -26,15 +31,26 @@ def ask_listed(address: str, headers: Mapping[str, str], timeout_s: float, *, by
 
     from caiflow.engine.llm.served.pinned import pinned
 
-    with httpx.Client(transport=pinned(address, by_hand=by_hand), timeout=timeout_s) as client:
-        return client.get(f"{address.rstrip('/')}/models", headers=dict(headers))
+    client = httpx.Client(transport=pinned(address, by_hand=by_hand), timeout=timeout_s)
+    with client, client.stream("GET", f"{address.rstrip('/')}/models", headers=dict(headers)) as response:
+        return httpx.Response(response.status_code, content=_bounded(response.iter_bytes()), request=response.request)
+
+
+def _bounded(chunks: Iterable[bytes]) -> bytes:
+    """Return what an answer says; nothing where that is too much."""
+    said = bytearray()
+    for chunk in chunks:
+        said += chunk
+        if len(said) > _LARGEST_LIST:
+            return b""
+    return bytes(said)
 
 
 def names_of(response: httpx.Response) -> list[str]:
     """Return the names in a server's answer; none where it lists none."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if response.status_code == 200:
-            return [str(entry["id"]) for entry in response.json().get("data", [])]
+            return [str(entry["id"]) for entry in json.loads(response.content).get("data", [])]
     return []
 
 

@@ -320,15 +320,10 @@ def _most(options: Mapping[str, Any]) -> Most:
 
 
 def _client(endpoint: Endpoint) -> httpx.AsyncClient:
-    import httpx
+    from caiflow.engine.llm.served.pinned import client_of
 
-    from caiflow.engine.llm.served.pinned import pinned_async
-
-    limits = httpx.Limits(max_connections=endpoint.most_calls, max_keepalive_connections=endpoint.most_calls)
-    timeout = httpx.Timeout(endpoint.timeout_s, pool=None)
-    way = pinned_async(endpoint.base_url, limits, by_hand=endpoint.by_hand)
-    headers = key_header(endpoint.key)
-    return httpx.AsyncClient(base_url=endpoint.base_url + "/", headers=headers, limits=limits, timeout=timeout, transport=way)
+    header = key_header(endpoint.key)
+    return client_of(endpoint.base_url, header, endpoint.most_calls, endpoint.timeout_s, by_hand=endpoint.by_hand)
 
 
 def _served_model(endpoint: Endpoint) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import httpx
 
@@ -123,6 +123,20 @@ def pinned_async(address: str, limits: httpx.Limits, *, by_hand: bool) -> httpx.
     """
     pin = pin_of(address, by_hand=by_hand)
     return _PinnedAsync(pin, limits) if pin else None
+
+
+def client_of(
+    address: str, headers: Mapping[str, str], most_calls: int, timeout_s: float, *, by_hand: bool
+) -> httpx.AsyncClient:
+    """Return a client for paths below an address that keeps as many connections as it makes calls at once.
+
+    Raises:
+        EngineError: as `pin_of`.
+    """
+    limits = httpx.Limits(max_connections=most_calls, max_keepalive_connections=most_calls)
+    timeout = httpx.Timeout(timeout_s, pool=None)
+    way = pinned_async(address, limits, by_hand=by_hand)
+    return httpx.AsyncClient(base_url=f"{address}/", headers=headers, limits=limits, timeout=timeout, transport=way)
 
 
 def pin_of(address: str, *, by_hand: bool) -> Pin | None:

@@ -37,11 +37,10 @@ def refused_fields(text: str, body: Mapping[str, Any]) -> tuple[str, ...]:
 def _told(text: str) -> Iterator[tuple[str, str]]:
     """Yield each thing that a refusal says, with the field it is about where that is told apart; what it echoes is left out."""
     try:
-        parsed = json.loads(text)
+        told = [*_entries(json.loads(text))]
     except (ValueError, RecursionError):
-        yield text, ""
-        return
-    yield from _entries(parsed)
+        told = [(text, "")]
+    yield from told
 
 
 def _entries(value: Any) -> Iterator[tuple[str, str]]:

@@ -75,6 +75,9 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "sends no usage": (body(usage=None), "fine"),
     "sends a usage without counts": (body(usage={"prompt_tokens": None}), "fine"),
     "sends a usage of words": (body(usage={"prompt_tokens": "many"}), ("bad_answer", True)),
+    "sends what is nested too deep": ((200, {}, "[" * 100_000 + "]" * 100_000), ("bad_answer", True)),
+    "sends an object that is nested too deep": ((200, {}, '{"choices":' * 50_000 + "1" + "}" * 50_000), ("bad_answer", True)),
+    "says what is nested deep": (body(choices=[{"text": json.loads("[" * 400 + "]" * 400)}]), ("empty", False)),
     # the answer
     "says nothing": (answered(None), ("empty", False)),
     "says a number": (answered(7), ("bad_answer", True)),
@@ -108,6 +111,7 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "takes too long for its gateway": ((504, {}, ""), ("refused", True)),
     "sends elsewhere": ((302, {"Location": "http://127.0.0.1:9/"}, ""), ("refused", False)),
     "says it has nothing": ((204, {}, ""), ("refused", False)),
+    "refuses with what is nested too deep": ((400, {}, '{"error":' * 50_000 + '"no"' + "}" * 50_000), ("refused", False)),
     "is a teapot": ((418, {}, "I'm a teapot"), ("refused", False)),
     "wants another name for the length": (while_asked("max_tokens", refusing(400, "use max_completion_tokens")), "fine"),
     "takes no seed": (while_asked("seed", refusing(400, "Unsupported parameter: 'seed'", param="seed")), "fine"),
