@@ -69,7 +69,8 @@ class TokenizerFiles:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether the template has the calls of tools and what those give back."""
-        return bool(self.template) and chat_template.takes_tools(self.render)
+        named = "tool" in self.template  # else there's nothing to try
+        return named and chat_template.takes_tools(self.render)
 
     def rewrites_turns(self, *, system: bool) -> bool:
         """Return whether the template rewrites what an assistant said once the conversation goes on."""

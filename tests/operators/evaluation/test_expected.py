@@ -74,7 +74,7 @@ class Judging(AskedLink):
             logprobs = {choice: -1.0 - place for place, choice in enumerate(request.choices or ())} or None
             if request.classify:
                 logprobs = {"bad": -0.1, "good": -2.4}
-            text = "the same" if self.alike else says(request)
+            text = "the same" if self.alike else says(request).text
             scored = (-1.0,) if request.score else None
             self._ready.append((number, Completion(text, "stop", 3, 2, logprobs=logprobs, prompt_logprobs=scored)))
 

@@ -1,4 +1,7 @@
-"""What loaded before new formats came loads the same: columns, texts, uids, and the format that it is taken for."""
+"""What loaded before new formats came loads the same: columns, texts, uids, and the format that it is taken for.
+
+A turn of a tool, once a bad row, is the exception: it is kept.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.lookback.export import export
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
+from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
 from caiflow.operators.formats.parse import FORMATS
 from support.commands import command_here
@@ -203,7 +204,7 @@ def test_any_text_comes_through_it_all(name: str, data: st.DataObject) -> None:
         _compare(asked, way, made)
         leave_run(resolver, root / "run", {})
         assert _shown(root, "revised") == made["revised"]
-        export(root / "run", root / "sent", Store(root / "home"), allowed=[root])
+        export(root / "run", root / "sent", Store(root / "home"), allowed=Permissions(paths=(root,)))
         again, _ = carried_out(root / "sent" / "spec.yaml", Store(root / "new"), AskedLink(says=_Model(asked).says))
         assert {step: Rows(artifact.path).pylist() for step, artifact in again.artifacts.items()} == made
 
