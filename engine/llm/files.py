@@ -212,15 +212,20 @@ def _quantization(name: str | None, device: str) -> dict[str, Any]:
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None] | None:
-    """Return the name and revision of the model that a folder with nothing but an adapter is laid over; None for any other."""
+    """Return the name and revision of the model that a folder with nothing but an adapter is laid over; None for any other.
+
+    Raises:
+        EngineError: kind `load`: the adapter's settings can't be read, or name no model.
+    """
     config = folder / "adapter_config.json"
     if not config.is_file() or (folder / "config.json").exists():
         return None
-    try:
-        named = json.loads(config.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{config}: it is nested too deep") from error
-    return named["base_model_name_or_path"], named.get("revision")
+    named = read_object(config)
+    base, revision = named.get("base_model_name_or_path"), named.get("revision")
+    if not isinstance(base, str) or not isinstance(revision, str | None):
+        told = f"{config}: not the settings of an adapter, which name their model as `base_model_name_or_path`"
+        raise EngineError(told, "save the adapter anew, or name another folder", kind="load")
+    return base, revision
 
 
 def read_object(path: Path) -> dict[str, Any]:

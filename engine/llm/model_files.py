@@ -109,7 +109,8 @@ def layer_names(folder: Path) -> frozenset[str]:
 def _weights(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        yield from read_object(index).get("weight_map") or ()
+        named = read_object(index).get("weight_map")
+        yield from named if isinstance(named, dict) else ()
         return
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -189,7 +190,8 @@ class Shape(NamedTuple):
 
 def shape_of(settings: Mapping[str, Any]) -> Shape | None:
     """Return the sizes that a model's config.json tells; None for a model of another kind, or without settings."""
-    told = {**settings, **settings.get("text_config", {})}
+    text = settings.get("text_config")
+    told = {**settings, **(text if isinstance(text, dict) else {})}
     if "rms_norm_eps" not in told or any(told.get(name) for name in _OTHERS):
         return None
     try:

@@ -29,14 +29,14 @@ class TokenizerFiles:
     @cached_property
     def tokens(self) -> Sequence[str]:
         """The tokens that were added beside the learnt ones, special or not."""
-        return [str(token["content"]) for token in self._tokenizer.get("added_tokens", ())]
+        return [str(token["content"]) for token in self._added]
 
     @cached_property
     def size(self) -> int | None:
         """One more than the highest id that a text may become."""
         learnt = self._tokenizer.get("model", {}).get("vocab", {})
-        ids = [token["id"] for token in self._tokenizer.get("added_tokens", ())]
-        ids += learnt.values() if isinstance(learnt, dict) else [len(learnt) - 1]
+        ids = [token["id"] for token in self._added]
+        ids += learnt.values() if isinstance(learnt, dict) else [len(learnt) - 1] if isinstance(learnt, list) else []
         return max(ids, default=-1) + 1 or None
 
     @cached_property
@@ -56,7 +56,7 @@ class TokenizerFiles:
             return self._given
         own = self._folder / "chat_template.jinja"
         if own.is_file():
-            return own.read_text(encoding="utf-8")
+            return own.read_text(encoding="utf-8", errors="replace")
         told = self._settings.get("chat_template") or ""
         named = {one["name"]: one["template"] for one in told} if isinstance(told, list) else {"default": told}
         return str(named.get("default", ""))
@@ -88,6 +88,11 @@ class TokenizerFiles:
         from caiflow.engine.llm.jinja.chat import laid_out
 
         return laid_out(self.template, messages, special, prompt=prompt)
+
+    @cached_property
+    def _added(self) -> Sequence[dict[str, Any]]:
+        added = self._tokenizer.get("added_tokens")
+        return [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
 
     def _special(self, name: str) -> str | None:
         token = self._settings.get(name)

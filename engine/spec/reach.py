@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from caiflow.engine.errors import EngineError
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.machine import home, local_path
 from caiflow.engine.spec.grammar import ModelEntry
@@ -180,8 +181,8 @@ def _laid_over(folder: Path, base_dir: Path) -> Iterator[Path]:
     from caiflow.engine.llm.files import adapter_base
 
     try:
-        base: Any = adapter_base(folder)
-    except (ValueError, KeyError, TypeError, OSError):
+        base = adapter_base(folder)
+    except EngineError:
         return  # what is wrong with it is said where it is read
-    if base and isinstance(base[0], str) and not _by_name(base[0]):
+    if base and not _by_name(base[0]):
         yield base_dir / base[0]
