@@ -84,6 +84,7 @@ def test_what_is_wrong_comes_with_its_place() -> None:
     assert "quickstart" in problem.hint
 
 
+@pytest.mark.soak
 def test_a_step_that_fails_is_raised_with_the_runs_folder() -> None:
     failing = spec(none={"op": "mix", "inputs": {"kept": {"rows": 5}}, "make": "prompts"})
     with pytest.raises(caiflow.StepError, match=r"none: (.|\n)*kept in .*runs/small/"):

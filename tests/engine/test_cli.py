@@ -298,6 +298,7 @@ def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
     assert json.loads((place / "stopped" / "run.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.soak
 def test_a_second_ctrl_c_prints_how_to_go_on_too(place: Path) -> None:
     code = "import sys, time\nfrom caiflow.engine import cli\nfrom caiflow.engine.run import runner\n"
     code += "def close(self): print('closing', file=sys.stderr, flush=True); time.sleep(60)\n"

@@ -72,6 +72,7 @@ def test_they_are_said_while_it_runs_at_its_end_and_afterwards(noted: Noted, cap
     assert " ".join(capsys.readouterr().out.split()).count(note["message"]) == 2
 
 
+@pytest.mark.soak
 def test_a_cached_run_and_one_from_the_ledger_have_the_same_notes(noted: Noted, ray_address: str) -> None:
     spec, out, home = noted
     again = run_here(ray_address, spec, out.parent / "again", home)

@@ -140,6 +140,7 @@ sys.exit(code)
     assert {step["status"] for step in read_run(out.parent / "again")["steps"].values()} == {"cached"}
 
 
+@pytest.mark.soak
 def test_a_damaged_artifact_is_made_anew_without_asking_again(
     calm: tuple[Path, Path, Path], tmp_path: Path, ray_address: str
 ) -> None:
@@ -298,7 +299,11 @@ def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Pat
 
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    ("save_steps", "told"), [(2, r"goes on from its last checkpoint, of step (\d+) or later"), (1000, "begins anew")]
+    ("save_steps", "told"),
+    [
+        (2, r"goes on from its last checkpoint, of step (\d+) or later"),
+        pytest.param(1000, "begins anew", marks=pytest.mark.soak),
+    ],
 )
 def test_a_training_that_is_cut_off_says_what_is_kept_of_it(tmp_path: Path, save_steps: int, told: str) -> None:
     training = "{op: sft, input: answers, model: base, num_train_epochs: 200, logging_steps: 1, save_steps: "

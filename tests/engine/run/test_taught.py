@@ -75,6 +75,7 @@ def test_a_refused_field_is_said_once_and_counts_to_what_the_answers_are(
     assert set(lock["models"]["served"]["without"]) == {"seed", "temperature"}
 
 
+@pytest.mark.soak
 def test_another_model_behind_the_same_address_is_asked_anew_and_a_server_that_is_down_is_the_one_it_was(
     server: BadServer, tmp_path: Path, ray_address: str
 ) -> None:

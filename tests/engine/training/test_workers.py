@@ -60,12 +60,14 @@ def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert all((ours[name] - theirs[name]).abs().max() < 2e-3 for name in theirs)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_worker_s_error_is_the_step_s(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="row 0: nothing to train on"):
         train(tmp_path, [{"uid": "0", "prompt": "p"}], resources={"workers": 2})
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.kill
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:

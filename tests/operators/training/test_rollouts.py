@@ -54,6 +54,7 @@ def test_watched_rates_are_told_and_don_t_count() -> None:
     assert told == {"hollow_rate": 0.5}
 
 
+@pytest.mark.soak
 @pytest.mark.vllm
 def test_the_trainers_of_replies_come_without_vllm_which_trl_would_import() -> None:
     script = (
