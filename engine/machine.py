@@ -23,6 +23,11 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def gpus() -> int:
+    """Return how many NVIDIA GPUs this machine's driver has, whether or not an installed library can use them."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
 def size(count: float) -> str:
     """Return a number of bytes in words, rounded up: GB of 10^9 bytes, as makers of GPUs count them, or MB."""
     return f"{ceil(count / 1e8) / 10:,.1f} GB" if count >= 1e9 else f"{ceil(count / 1e6):,} MB"

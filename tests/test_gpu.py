@@ -19,6 +19,7 @@ import pytest
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.sampler import draw, probabilities
+from caiflow.engine.machine import gpus
 from caiflow.engine.plan.model_identity import resolve_model
 from caiflow.engine.spec.grammar import ModelEntry
 from support.agreement import assert_agree
@@ -28,7 +29,7 @@ from support.source_tree import ROOT
 from support.trainings import TRAINERS, reward_model, train
 from support.vllm_process import answered
 
-GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+GPUS = gpus()
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")]
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
 ARGS = {"max_model_len": 512, "gpu_memory_utilization": 0.5}

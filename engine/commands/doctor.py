@@ -24,7 +24,7 @@ from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
-from caiflow.engine.machine import cores, local_path, pip_command
+from caiflow.engine.machine import cores, gpus, local_path, pip_command
 from caiflow.engine.store.artifacts import default_home
 
 EXAMPLES = """\
@@ -120,8 +120,7 @@ def _torch() -> Iterator[Diagnosis]:
         return
     yield Diagnosis("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        seen = any(Path("/proc/driver/nvidia/gpus").glob("*"))
-        hint = "the driver sees a GPU but this torch doesn't: install a torch built for CUDA" if seen else ""
+        hint = "the driver sees a GPU but this torch doesn't: install a torch built for CUDA" if gpus() else ""
         yield Diagnosis("gpu", "note", "none; everything runs on the CPU", hint)
         return
     for index in range(torch.cuda.device_count()):

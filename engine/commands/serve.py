@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.commands.parser import named_run, open_store
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import PlanError
-from caiflow.engine.machine import pip_command
+from caiflow.engine.machine import gpus, pip_command
 
 if TYPE_CHECKING:
     from socket import socket
@@ -161,7 +161,7 @@ def vllm_command(sources: Mapping[str, ModelSource], where: Sequence[str]) -> Se
             "--lora-modules",
             *(f"{name}={at}" for name, at in adapters.items()),
         ]
-    on_cpu = not any(Path("/proc/driver/nvidia/gpus").glob("*"))
+    on_cpu = not gpus()
     slow = ("--dtype", "float32", "--enforce-eager") if on_cpu else ()
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if on_cpu else {}
     program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
@@ -170,7 +170,7 @@ def vllm_command(sources: Mapping[str, ModelSource], where: Sequence[str]) -> Se
 
 def _rank(adapters: Iterable[str]) -> int:
     """Return the least rank that vLLM takes and that all adapters fit into."""
-    from caiflow.engine.llm.vllm.start import LORA_RANKS
+    from caiflow.engine.llm.vllm.start import rank_for
 
     most = max(json.loads((Path(at) / "adapter_config.json").read_bytes())["r"] for at in adapters)
-    return next((rank for rank in LORA_RANKS if rank >= most), most)
+    return rank_for(most)

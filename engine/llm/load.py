@@ -18,7 +18,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Engine, only_vllm_gives
 from caiflow.engine.llm.files import classifier, load_model, load_renderer
 from caiflow.engine.llm.gguf import unpack
-from caiflow.engine.machine import pip_command
+from caiflow.engine.machine import cores, pip_command
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -112,8 +112,7 @@ def _spread(model: Any, source: ModelSource) -> None:
     import torch
 
     if model.num_parameters() >= _WORTH_SPREADING and not source.options.get("num_cpus"):
-        cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _SPREAD)
-        torch.set_num_threads(max(torch.get_num_threads(), cores))
+        torch.set_num_threads(max(torch.get_num_threads(), min(cores(), _SPREAD)))
 
 
 def _device(source: ModelSource) -> str:

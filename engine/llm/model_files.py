@@ -103,7 +103,7 @@ def model_settings(folder: Path) -> dict[str, Any]:
 
 def layer_names(folder: Path) -> frozenset[str]:
     """Return the names of the modules that have weights, as the weights' files name them; empty where they can't be read."""
-    return frozenset(name.rpartition(".")[0] for name in _weights(folder) if isinstance(name, str))
+    return frozenset(name.rpartition(".")[0] for name in _weights(folder))
 
 
 def _weights(folder: Path) -> Iterator[str]:

@@ -10,13 +10,12 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.gguf import unpacked_name
 from caiflow.engine.llm.model_files import Shape, gguf_file, model_folder, model_settings, shape_of
-from caiflow.engine.machine import size
+from caiflow.engine.machine import gpus, size
 from caiflow.engine.store.file_digests import file_digest
 from caiflow.engine.training.memory import Need, Setting, need
 from caiflow.engine.training.operator import TrainingOperator
@@ -74,12 +73,12 @@ def parse_devices(text: str) -> Devices:
 
 def devices_here() -> Devices:
     """Return this machine's GPUs, or its main memory where it has none."""
-    if list(Path("/proc/driver/nvidia/gpus").glob("*")) and (found := _gpus()):
+    if gpus() and (found := _gpu_sizes()):
         return Devices(len(found), min(found), True)
     return Devices(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
 
 
-def _gpus() -> list[int]:
+def _gpu_sizes() -> list[int]:
     """Return the memory of each GPU in bytes, as its driver says; none where that can't be asked."""
     asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -91,9 +90,10 @@ def _gpus() -> list[int]:
 
 def memory_of(spec: Spec, store: Store, devices: Devices) -> Iterator[StepMemory]:
     """Yield what each training of a spec needs, in the order of the file."""
+    shapes = _Shapes(spec, store)
     for name, operator in spec.operators.items():
         if isinstance(operator, TrainingOperator):
-            yield _of_step(name, operator, _Shapes(spec, store), devices)
+            yield _of_step(name, operator, shapes, devices)
 
 
 class _Shapes:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine import machine
 from caiflow.engine.identity import digest
-from caiflow.engine.machine import cores
 from caiflow.engine.plan.changes import changes, describe, why_raised
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
@@ -334,7 +333,7 @@ def previous_components(spec: Spec, store: Store) -> dict[str, Components]:
 
 def shortages(spec: Spec) -> list[str]:
     """Return, in words, what the steps ask for that this machine lacks."""
-    gpus, cpus = _gpus(), cores()
+    gpus, cpus = machine.gpus(), machine.cores()
     found = []
     for step in spec.steps.values():
         wanted = step.params.resources
@@ -350,7 +349,3 @@ def shortages(spec: Spec) -> list[str]:
         if entry.exact and not gpus:
             found.append(f"models.{name}: asks for exact answers, which need an NVIDIA GPU; this machine has none")
     return found
-
-
-def _gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

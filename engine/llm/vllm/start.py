@@ -155,6 +155,11 @@ def _adapter(source: ModelSource) -> Any:
     return LoRARequest("adapter", 1, source.adapter)
 
 
+def rank_for(rank: int) -> int:
+    """Return the least `max_lora_rank` that vLLM knows and that an adapter's rank fits into."""
+    return next((known for known in LORA_RANKS if known >= rank), rank)
+
+
 def _adapter_shape(adapter: str) -> dict[str, Any]:
     """Return vLLM's arguments for an adapter: the smallest rank it knows that holds the adapter's, and the layers it is for.
 
@@ -165,7 +170,7 @@ def _adapter_shape(adapter: str) -> dict[str, Any]:
         rank, layers = int(config["r"]), config.get("target_modules")
     except (OSError, ValueError, KeyError) as error:
         raise load_error(f"the adapter {adapter}", error) from error
-    shape: dict[str, Any] = {"max_lora_rank": next((known for known in LORA_RANKS if known >= rank), rank)}
+    shape: dict[str, Any] = {"max_lora_rank": rank_for(rank)}
     plain = isinstance(layers, list) and all("." not in layer for layer in layers)  # neither a pattern nor whole paths
     return shape | ({"lora_target_modules": layers} if plain else {})
 
