@@ -107,8 +107,8 @@ def read(sent: bytes, models: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         asked = json.loads(sent)
-    except ValueError as error:
-        raise Refused(f"the request isn't JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the request isn't JSON that can be read: {error}") from None
     if not isinstance(asked, dict):
         raise Refused("the request isn't a JSON object")
     asked = {name: value for name, value in asked.items() if value is not None and name not in ABOUT_NOTHING}
