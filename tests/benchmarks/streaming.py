@@ -134,7 +134,7 @@ def warm_lines(found: Mapping[str, list[dict[str, Any]]], lengths: Lengths) -> L
             continue
         mine, other = rate(found[ours]), rate(found[theirs])
         name = f"{lengths} lengths on {title}"
-        line: dict[str, Any] = {"name": name, "ours": round(mine, 1), "theirs": round(other, 1), "unit": "rows/s"}
+        line: dict[str, Any] = {"name": name, "ours": round(mine, 2), "theirs": round(other, 2), "unit": "rows/s"}
         line |= {"ratio": round(mine / other, 3), "runs": len(found[ours])}
         for side, runs in (("ours", found[ours]), ("theirs", found[theirs])):
             line |= {f"spread_{side}": spread(runs), f"tokens_per_s_{side}": round(rate(runs) * _tokens_per_row(runs))}

@@ -93,7 +93,7 @@ SIDES: dict[str, Callable[..., list[float]]] = {"ours": ours, "theirs": theirs}
 
 
 def measure(rows: int = ROWS, repeats: int = 5, model: Path = MODEL, said: str = "") -> list[dict[str, Any]]:
-    """Return the figures: rows per second of both sides, medians of `repeats` turns; `said` tells of the model in the names."""
+    """Return the figures: tokens per second of both sides, medians of `repeats`; `said` tells of the model in the names."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, rows)
@@ -101,16 +101,30 @@ def measure(rows: int = ROWS, repeats: int = 5, model: Path = MODEL, said: str =
 
 
 def _compare(kind: str, folder: Path, rows: int, repeats: int, model: Path, said: str) -> dict[str, Any]:
-    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(repeats + 1):
         for side, train in SIDES.items():
             start = time.perf_counter()
             train(kind, folder, folder / f"{kind}-{side}-{turn}", model)
             if turn:  # the first turn warms up
-                speeds[side].append(round(rows / (time.perf_counter() - start), 1))
-    middle = {side: statistics.median(found) for side, found in speeds.items()}
-    ratio = round(middle["ours"] / middle["theirs"], 3)
-    return {"name": f"{kind} against bare TRL{said}", **middle, "unit": "rows/s", "ratio": ratio, "runs": speeds}
+                seconds[side].append(time.perf_counter() - start)
+    middle = {side: statistics.median(found) for side, found in seconds.items()}
+    tokens = _tokens(kind, folder, model)
+    line: dict[str, Any] = {"name": f"{kind} against bare TRL{said}", "unit": "tokens/s"}
+    line |= {side: round(tokens / took) for side, took in middle.items()}
+    line |= {f"rows_per_s_{side}": round(rows / took, 2) for side, took in middle.items()}
+    line |= {f"spread_{side}": f"{tokens / max(found):.0f} to {tokens / min(found):.0f}" for side, found in seconds.items()}
+    return {**line, "ratio": round(middle["theirs"] / middle["ours"], 3), "runs": repeats}
+
+
+def _tokens(kind: str, folder: Path, model: Path) -> int:
+    """Return the tokens that one epoch reads, padding apart: a conversation a row, or two of a pair."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    replies = ("response",) if kind == "sft" else ("chosen", "rejected")
+    talks = [[*row["prompt"], _said(row[reply])] for row in Rows(folder / "rows").pylist() for reply in replies]
+    return sum(len(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"]) for talk in talks)
 
 
 if __name__ == "__main__":
