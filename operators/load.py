@@ -24,14 +24,13 @@ from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.likeness import line_for
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
-from caiflow.operators.formats.parse import FORMATS, overlooked
+from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
 from caiflow.operators.formats.passes import Drawn, Replay
 from caiflow.operators.formats.rows import BadRow, Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
 from caiflow.operators.formats.survey import Survey
 from caiflow.operators.formats.tables import Csv
-from caiflow.operators.formats.templates import names_in
 from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ class Load(TableOperator[LoadParams]):
             return
         blamed = next((row for row in bad if row.parameter), bad[0])
         where = blamed.parameter or ("source" if self.params.format == "auto" else "format",)
-        hint = f"the formats are {', '.join(FORMATS)}"
+        hint = f"the formats are {', '.join(FORMATS)}" if head.fields else "write it in UTF-8, one record a line"
         if where == ("uid",):
             hint = suggest(str(self.params.uid), [self.params.rename.get(name, name) for name in head.fields], "fields")
         elif blamed.parameter:
@@ -235,7 +234,7 @@ class Load(TableOperator[LoadParams]):
             survey.see(row)
         uses = self._parser().uses(source, _SNIFFED)
         used = [name for name, needed in uses.items() if needed or name == self.params.uid]
-        notes = self._notes(survey.shapes, parser.format_name)
+        notes = self._notes([name for name, shape in survey.shapes.items() if shape != "null"], parser.format_name)
         bad = [{"place": row.place, "reason": row.reason} for row in found if isinstance(row, BadRow)]
         left_out = [name for name in uses if name not in used and self.params.rename.get(name, name) in parser.takes]
         kept = [name for name in uses if name not in (*used, *left_out)]
@@ -249,8 +248,18 @@ class Load(TableOperator[LoadParams]):
         return {**found, "notes": notes} if notes else found
 
     def _notes(self, columns: Collection[str], format_name: str) -> list[str]:
-        used = {*(names_in(self.params.prompt) if self.params.prompt else ()), *(["tools"] if TOOL_USE in columns else [])}
-        return [] if format_name == "table" else overlooked((name for name in columns if name not in used), format_name)
+        """Return what to say of columns that look as if they belonged to a prompt or an answer, and went into none."""
+        pairs = uncompared(columns) if self.params.format == "auto" and "chosen" not in columns else []
+        noted = {} if format_name == "table" else overlooked(columns, format_name)
+        if TOOL_USE in columns:
+            noted = {name: note for name, note in noted.items() if name != "tools"}
+        used = self._used(noted) if noted else ()
+        return [*pairs, *(note for name, note in noted.items() if name not in used)]
+
+    def _used(self, names: Collection[str]) -> Collection[str]:
+        """Return those of some columns of which something is made in the first records."""
+        uses = self._parser().uses(self._from[0], _SMALL_ROWS, names)
+        return {self.params.rename.get(name, name) for name, needed in uses.items() if needed}
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
         return rows if self.params.sample else _limited(rows, self.params.limit)

@@ -5,6 +5,7 @@ Never reads files and knows no format's field names.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ Turns = Literal["all", "first"]
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "chatbot", "bot", "model", "ai"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """What data sets call the three roles, lower-cased, and what caiflow calls them."""
@@ -35,6 +36,9 @@ _NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
 """Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
 _HUMAN = re.compile(r"\n\n\s*Human:")
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
+_PRINTED = re.compile(r"\s*\[\s*\{'")
+_UNJOINED = re.compile(r"\}\s*\n\s*\{'")
+"""Between two items of a list as numpy prints it; in Python's texts a line end is written `\\n`."""
 
 
 def is_transcript(text: object) -> bool:
@@ -111,7 +115,7 @@ def parse_transcripts(chosen: object, rejected: object) -> tuple[list[Message], 
 
 
 def decode(value: Any) -> Any:
-    """Return a text as it is, unless the whole of it is the JSON of a message list: then that list.
+    """Return a text as it is, unless the whole of it is a message list, as JSON or as Python prints it: then that list.
 
     Raises:
         ValueError: a message has half of a character.
@@ -119,10 +123,10 @@ def decode(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
+        items = _listed(value)
+    except ValueError:
         return value
-    return _from_json(value) if isinstance(items, list) and any(map(_role, items)) else value
+    return _whole(value, items) if isinstance(items, list) and any(map(_role, items)) else value
 
 
 def decode_answers(*values: Any) -> Sequence[Any]:
@@ -135,13 +139,13 @@ def decode_answers(*values: Any) -> Sequence[Any]:
 
 
 def parse_messages(value: object) -> list[Message]:
-    """Return a message list in caiflow's form from `{role, content}` or `{from, value}` items, or from their JSON text.
+    """Return a message list in caiflow's form from `{role, content}` or `{from, value}` items, or from the text of these.
 
     Raises:
         ValueError: not a list, empty, an unknown role, or a content that isn't text.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _from_json(value)
+        value = _whole(value, _listed(value))
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"messages must be a list, got {_kind(value)}")
     if not value:
@@ -203,11 +207,22 @@ def half_character(text: str) -> str | None:
     return None
 
 
-def _from_json(text: str) -> Any:
+def _listed(text: str) -> Any:
+    """Return the list that a text is: as JSON, or as Python and numpy print it, which pandas puts into cells of a csv.
+
+    Raises:
+        ValueError: it is neither.
+    """
     try:
-        value = json.loads(text)
+        return ast.literal_eval(_UNJOINED.sub("}, {'", text.strip())) if _PRINTED.match(text) else json.loads(text)
+    except (SyntaxError, MemoryError) as error:
+        raise ValueError("neither JSON nor a list as Python prints it") from error
     except RecursionError as error:
         raise ValueError("a list nested too deep to be messages") from error
+
+
+def _whole(text: str, value: Any) -> Any:
+    """Return what a text was, once it is known to have no half of a character."""
     half = half_character(json.dumps(value, ensure_ascii=False)) if "\\" in text else None
     if half is not None:
         raise ValueError(f"a message has {half}, which is half of a character")
@@ -269,14 +284,24 @@ def parse_message(item: object) -> Message:
         if item.get(name):
             raise WrongValue(f"a message calls a tool (`{name}`)", _NO_TOOLS)
     ours = ROLES[role.lower()]
-    if ours == "assistant" and item.get("weight") == 0:
-        raise WrongValue(
-            "a message has `weight: 0`", "each reply of a conversation is learnt, so cut it before, or drop the field"
-        )
-    return Message(role=ours, content=_content(item.get("content", item.get("value"))))
+    if ours == "assistant" and (mark := _unlearnt(item)):
+        raise WrongValue(f"a message has {mark}", "each reply of a conversation is learnt, so cut it before, or drop the field")
+    return Message(role=ours, content=content_text(item.get("content", item.get("value", item.get("parts")))))
 
 
-def _content(value: Any) -> str:
+def _unlearnt(item: Mapping[str, Any]) -> str:
+    """Return the mark of a turn that isn't to be learnt; empty where it has none."""
+    if item.get("weight") == 0:
+        return "`weight: 0`"
+    return next((f"`{name}: false`" for name in ("train", "training", "loss") if item.get(name) is False), "")
+
+
+def content_text(value: Any) -> str:
+    """Return the text of a message's content, which may be in parts.
+
+    Raises:
+        ValueError: it isn't text, or a part of it is none.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(part, (str, Mapping)) for part in value):

@@ -5,12 +5,14 @@ Knows no format of dialogues. A record that can't be read is yielded with its er
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from caiflow.engine.errors import WrongValue
+from caiflow.operators.formats.columnar import by_column, is_conversation, rows_of_columns
 from caiflow.operators.formats.opening import (
     LARGEST_DOCUMENT,
     LONGEST_LINE,
@@ -18,7 +20,7 @@ from caiflow.operators.formats.opening import (
     inner_name,
     numbered_lines,
     open_bytes,
-    open_text,
+    open_utf8,
     plain_name,
     refuse_irregular,
 )
@@ -35,13 +37,27 @@ SUFFIXES: Mapping[str, Kind] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+_QUESTIONS = ("prompt", "instruction", "question", "query")
+_ANSWERS = ("answers", "responses", "completions", "candidates", "outputs", "generations")
+_MARKS: Mapping[bytes, tuple[str, str]] = {
+    b"\x1f\x8b": ("a gzip file", "let its name end in `.gz`"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "let its name end in `.zst`"),
+    b"PK\x03\x04": ("a zip file, or an office document", "let its name end in `.zip`, or save the sheet as CSV"),
+    b"PAR1": ("a parquet file", "let its name end in `.parquet`"),
+    b"ARROW1": ("an Arrow file", "write it as parquet"),
+    b"\x89PNG": ("an image", "name the file with the data"),
+    b"\xff\xd8\xff": ("an image", "name the file with the data"),
+    b"%PDF-": ("a PDF", "name the file with the data"),
+    b"SQLite f": ("a SQLite database", "write the table that is meant as CSV"),
+}
+"""How files begin that are no texts: what each is, and what to do."""
 _CHUNK = 1 << 20
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def has_data_suffix(name: str) -> bool:
     """Return whether `name` ends as a data file's name does, packed or not."""
-    return Path(plain_name(name)).suffix in SUFFIXES
+    return Path(plain_name(name)).suffix.lower() in SUFFIXES
 
 
 def kind_of(path: Path) -> Kind:
@@ -52,10 +68,9 @@ def kind_of(path: Path) -> Kind:
     """
     suffix = Path(inner_name(path)).suffix
     if suffix not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise WrongValue(
-            f"{path.name}: unknown kind of file, got suffix {suffix!r}", f"use {known}, or any of these + .gz, .zst or .zip"
-        )
+        known = f"use {', '.join(SUFFIXES)}, or any of these + .gz, .zst or .zip"
+        hint = "save the sheet as CSV" if suffix in (".xlsx", ".xls", ".ods") else known
+        raise WrongValue(f"{path.name}: unknown kind of file, got suffix {suffix!r}", hint)
     kind = SUFFIXES[suffix]
     return _json_kind(path) if kind in ("json", "jsonl") else kind
 
@@ -77,7 +92,13 @@ def read_lines(path: Path, csv: Csv = Csv()) -> Iterator[Line]:
     if is_pointer(path):
         raise WrongValue(f"{path.name}: a Git LFS pointer, not the data that it stands for", "fetch the file: `git lfs pull`")
     try:
-        yield from readers[kind_of(path)](path)
+        kind = kind_of(path)
+        if kind != "parquet":
+            _refuse_binary(path)
+        yield from readers[kind](path)
+    except UnicodeDecodeError as error:
+        hint = "write it in UTF-8, as `iconv -f cp1252 -t utf-8` does from Windows' encoding"
+        raise WrongValue(f"{path.name}: can't be read: it isn't {error.encoding.upper()} ({error.reason})", hint) from error
     except (EOFError, OSError) as error:  # a bad gzip file is an OSError
         raise ValueError(f"{path.name}: can't be read: {error}") from error
 
@@ -89,20 +110,45 @@ def is_pointer(path: Path) -> bool:
         return file.read(len(_POINTER)) == _POINTER
 
 
-def _json_kind(path: Path) -> Kind:
-    """Tell lines from one document: an array begins with `[`, and in a `.json` lines are objects that are whole on theirs."""
+def _refuse_binary(path: Path) -> None:
+    """Raise for a file that isn't the text that its name says.
+
+    Raises:
+        ValueError: it begins as another kind of file does.
+    """
     with open_bytes(path) as file:
+        head = file.read(8)
+    for mark, (kind, hint) in _MARKS.items():
+        if head.startswith(mark):
+            raise WrongValue(f"{path.name}: {kind}, by its first bytes", hint)
+
+
+def _json_kind(path: Path) -> Kind:
+    """Tell lines from documents: an array begins with `[`, and objects of a line each are whole on theirs.
+
+    In a `.jsonl` lines may be broken; it has objects over several lines where the first one is such.
+    """
+    with open_utf8(path) as file:
         head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"["):
         return "json"
-    if not inner_name(path).endswith(".json"):
-        return "jsonl"
     first, *more = head.split(b"\n", 1)
+    if not inner_name(path).endswith(".json"):
+        return "json" if first.strip() == b"{" and more and _begins_whole(head) else "jsonl"
     try:
         json.loads(first)
     except (ValueError, RecursionError):
         return "json"
     return "jsonl" if more and more[0].strip() else "json"
+
+
+def _begins_whole(head: bytes) -> bool:
+    """Return whether a text begins with a whole value."""
+    try:
+        json.JSONDecoder().raw_decode(head.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _text(path: Path) -> Iterator[Line]:
@@ -130,28 +176,30 @@ def _jsonl(path: Path) -> Iterator[Line]:
 
 
 def _json(path: Path) -> Iterator[Line]:
-    with open_text(path) as file:
+    with io.TextIOWrapper(open_utf8(path), encoding="utf-8-sig", newline="") as file:
         head = file.read(_CHUNK)
         start = len(head) - len(head.lstrip())
         if head[start : start + 1] == "[":
-            yield from _array(path.name, head[start + 1 :], file, 1 + head[:start].count("\n"))
+            yield from _items(path.name, head[start + 1 :], file, 1 + head[:start].count("\n"))
             return
+        text = _whole(path.name, head + file.read(LARGEST_DOCUMENT))
         try:
-            document = json.loads(_whole(path.name, head + file.read(LARGEST_DOCUMENT)))
-        except WrongValue:
-            raise
+            document = json.loads(text)
         except (ValueError, RecursionError) as error:
+            if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):  # one after the other, as jq writes
+                yield from _items(path.name, text, file, 1, until="")
+                return
             raise ValueError(f"{path.name}:{getattr(error, 'lineno', 1)}: not JSON: {_reason(error)}") from error
-    yield from _object(document)
+    yield from _object(path.name, document)
 
 
-def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
-    """Yield the items of an array whose `[` has been read, holding one item and one chunk at a time."""
+def _items(name: str, buffer: str, file: IO[str], line: int, until: str = "]") -> Iterator[Line]:
+    """Yield values that commas or blanks divide, holding one and one chunk at a time: until `]`, or until the file ends."""
     decode, record, ended = json.JSONDecoder().raw_decode, _Records(), False
     while True:
         body = buffer.lstrip(", \t\r\n")
         line += buffer[: len(buffer) - len(body)].count("\n")
-        if body.startswith("]"):
+        if body.startswith(until) if until else ended and not body:
             return
         try:
             item, end = decode(body)
@@ -161,7 +209,8 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
         except ValueError as error:
             if ended:
                 line += body[: getattr(error, "pos", 0)].count("\n")
-                raise ValueError(f"{name}:{line}: the array breaks off here: {getattr(error, 'msg', error)}") from error
+                what = "the array" if until else "it"
+                raise ValueError(f"{name}:{line}: {what} breaks off here: {getattr(error, 'msg', error)}") from error
             whole = False
         if whole:
             yield record(line, item)
@@ -173,42 +222,50 @@ def _array(name: str, buffer: str, file: IO[str], line: int) -> Iterator[Line]:
         buffer, ended = body + more, not more
 
 
-def _object(document: Any) -> Iterator[Line]:
+def _object(name: str, document: Any) -> Iterator[Line]:
     """Yield the rows of one object: its only list of objects, or its values where all are objects, or itself.
 
-    A conversation is one row. An object of columns, each with its values by the rows' numbers, is turned into these rows.
+    A conversation is one row, and so is a question with its answers. An object of columns is turned into the rows of these.
+
+    Raises:
+        ValueError: it is several lists of rows.
     """
     record = _Records()
     if not isinstance(document, dict):
         yield record(1, document)
         return
-    columns = _by_number(document)
-    lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    columns = by_column(document)
+    lists = {field: value for field, value in document.items() if isinstance(value, list) and value and _is_object(value[0])}
     if columns:
-        numbers = dict.fromkeys(number for values in columns.values() for number in values)
-        rows = ({name: values.get(number) for name, values in columns.items()} for number in numbers)
-        yield from (record(place, row) for place, row in enumerate(rows, 1))
-    elif len(lists) == 1 and not _is_conversation(lists[0]):
-        yield from (record(place, item) for place, item in enumerate(lists[0], 1))
-    elif document and all(isinstance(value, dict) for value in document.values()):
-        yield from (record(place, {"key": name, **value}) for place, (name, value) in enumerate(document.items(), 1))
+        rows = rows_of_columns(columns)
+    elif lists and (any(map(is_conversation, lists.values())) or _is_question(document, lists)):
+        rows = [document]
+    elif all(map(_is_row, lists.get("rows", [None]))):
+        rows = [item["row"] for item in lists["rows"]]
+    elif len(lists) == 1:
+        (rows,) = lists.values()
+    elif len(lists) == len(document) > 1:
+        told = f"{len(lists)} lists of rows ({', '.join(lists)})"
+        raise WrongValue(f"{name}: {told}", "write the one that is meant to a file of its own")
+    elif document and all(map(_is_object, document.values())):
+        rows = [{"key": key, **value} for key, value in document.items()]
     else:
-        yield record(1, document)
+        rows = [document]
+    yield from (record(place, row) for place, row in enumerate(rows, 1))
 
 
-def _by_number(document: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the columns of what pandas' `to_json` writes: `{column: {row number: value}}`, or as lists; nothing of others."""
-    if document.keys() == {"columns", "index", "data"} and all(isinstance(part, list) for part in document.values()):
-        rows = [dict(zip(document["columns"], row, strict=False)) for row in document["data"]]
-        return {name: {str(number): row.get(name) for number, row in enumerate(rows)} for name in document["columns"]}
-    numbered = all(isinstance(values, dict) and values and all(map(str.isdecimal, values)) for values in document.values())
-    return document if numbered else {}
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
-def _is_conversation(items: list[Any]) -> bool:
-    return all(
-        isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys()) for item in items
-    )
+def _is_row(item: Any) -> bool:
+    """Return whether an item is a row as the hub's viewer hands it out."""
+    return isinstance(item, dict) and isinstance(item.get("row"), dict)
+
+
+def _is_question(document: Mapping[str, Any], lists: Collection[str]) -> bool:
+    """Return whether an object is one question with a list of answers."""
+    return any(isinstance(document.get(name), str) for name in _QUESTIONS) and any(name in lists for name in _ANSWERS)
 
 
 class _Records:

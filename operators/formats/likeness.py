@@ -9,12 +9,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caiflow.operators.formats.dialogue import is_turns
+from caiflow.operators.formats.named.compared import told_apart
+from caiflow.operators.formats.shapes import CANONICAL
+
 Row = Mapping[str, Any]
 
 _KNOWN_AS: Mapping[str, Sequence[str]] = {
     "prompt": (
-        "question", "goal", "instruction", "query", "behavior", "behaviour", "problem", "request", "prompt", "task", "user",
-        "human", "attack", "input", "text", "sentence", "content",
+        "question", "goal", "instruction", "query", "behavior", "behaviour", "problem", "request", "prompt", "task", "history",
+        "post", "user", "human", "attack", "input", "text", "sentence", "content",
     ),
     "response": ("answer", "output", "completion", "response", "reply", "target", "solution", "assistant", "text", "content"),
     "chosen": ("preferred", "better", "accepted", "winner", "correct", "good", "positive", "chosen"),
@@ -37,8 +41,15 @@ _CLEARLY = 0.3
 
 def line_for(wanted: str, rows: Sequence[Row], renamed: Mapping[str, str]) -> str:
     """Return the line of a `load` step that would give its rows the column `wanted`; empty where no column is like it."""
-    texts = {name: found for name in dict.fromkeys(name for row in rows for name in row) if (found := _texts(rows, name))}
-    texts.pop("uid", None)
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "uid"]
+    own = {new: old for old, new in renamed.items()}
+    turns = next((name for name in names if name not in CANONICAL and any(map(is_turns, _values(rows, name)))), None)
+    two = told_apart(names)
+    if two and (turns in two or wanted in ("chosen", "rejected")):
+        return "format: compared"
+    if turns is not None and wanted in ("prompt", "response", "messages"):
+        return f"rename: {{{own.get(turns, turns)}: messages}}"
+    texts = {name: found for name in names if (found := _texts(rows, name))}
     name = _named(wanted, texts) or _alike(wanted, texts)
     if name is None:
         return ""
@@ -47,14 +58,17 @@ def line_for(wanted: str, rows: Sequence[Row], renamed: Mapping[str, str]) -> st
         always = len(texts[context]) == len(rows)
         before = f"{{{{ {context} }}}}\\n\\n" if always else f"{{% if {context} %}}{{{{ {context} }}}}\\n\\n{{% endif %}}"
         return f'prompt: "{before}{{{{ {name} }}}}"'
-    own = {new: old for old, new in renamed.items()}
     return f"rename: {{{own.get(name, name)}: {'completion' if wanted == 'response' else wanted}}}"
 
 
 def _texts(rows: Sequence[Row], name: str) -> list[str]:
     """Return what a column says, where it does; nothing of one with anything but texts, or with numbers and addresses."""
-    found = [value for row in rows if (value := row.get(name)) is not None and str(value).strip()]
+    found = _values(rows, name)
     return found if all(isinstance(value, str) and not _NO_TEXT.fullmatch(value) for value in found) else []
+
+
+def _values(rows: Sequence[Row], name: str) -> list[Any]:
+    return [value for row in rows if (value := row.get(name)) is not None and str(value).strip()]
 
 
 def _named(wanted: str, texts: Mapping[str, Sequence[str]]) -> str | None:

@@ -6,6 +6,7 @@ no more of it is held than the bounds here say.
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,17 +35,21 @@ class Line(NamedTuple):
 
 def plain_name(name: str) -> str:
     """Return a file's name as it is without its packing: `a.jsonl` of `a.jsonl.gz`."""
-    packing = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    return name.removesuffix(packing)
+    packing = next((suffix for suffix in PACKED if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(packing)]
 
 
 def inner_name(path: Path) -> str:
-    """Return the name that tells how a file is written: its own without its packing, or that of the one file in a zip.
+    """Return the name that tells how a file is written, in small letters: its own without its packing, or that in a zip.
 
     Raises:
         ValueError: a zip that doesn't have one file.
     """
-    return _member(path) if path.suffix == ".zip" and path.is_file() else plain_name(path.name)
+    return (_member(path) if _suffix(path) == ".zip" and path.is_file() else plain_name(path.name)).lower()
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
 class _Unpacked(io.RawIOBase):
@@ -98,15 +103,15 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def _packed(path: Path) -> IO[bytes] | None:
-    if path.suffix == ".gz":
+    if _suffix(path) == ".gz":
         import gzip
 
         return cast(IO[bytes], gzip.open(path))
-    if path.suffix == ".zst":
+    if _suffix(path) == ".zst":
         import pyarrow as pa
 
         return cast(IO[bytes], pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    if path.suffix == ".zip":
+    if _suffix(path) == ".zip":
         import zipfile
 
         return zipfile.ZipFile(path).open(_member(path))
@@ -119,7 +124,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         ValueError: a line is too long to be a record.
     """
-    with open_bytes(path) as file:
+    with open_utf8(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
@@ -128,6 +133,41 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"{path.name}:{number}: a line of more than {LONGEST_LINE >> 20} MiB", "write one record a line"
                 )
             yield number, line
+
+
+class _Recoded(io.RawIOBase):
+    """The bytes of a text in UTF-8."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self._left = b""
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits into the buffer."""
+        self._left = self._left or self._text.read(1 << 16).encode()
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        """Close the text."""
+        self._text.close()
+        super().close()
+
+
+def is_utf16(path: Path) -> bool:
+    """Return whether a file begins with a mark of UTF-16, as Windows' tools write it."""
+    with open_bytes(path) as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def open_utf8(path: Path) -> IO[bytes]:
+    """Return the bytes of a file of text, unpacked, in UTF-8 also where it is UTF-16."""
+    return io.BufferedReader(_Recoded(open_text(path, "utf-16"))) if is_utf16(path) else open_bytes(path)
 
 
 def open_text(path: Path, encoding: str = "utf-8-sig") -> io.TextIOWrapper:

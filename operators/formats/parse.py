@@ -7,11 +7,21 @@ wrong with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from caiflow.operators.formats.dialogue import Turns, is_turns, is_whole_transcript
-from caiflow.operators.formats.named.conversations import CHATS, alpaca, is_sharegpt, messages, prompted, red_team, sharegpt
+from caiflow.operators.formats.named.compared import told_apart
+from caiflow.operators.formats.named.conversations import (
+    CHATS,
+    SYSTEM,
+    alpaca,
+    is_sharegpt,
+    messages,
+    prompted,
+    red_team,
+    sharegpt,
+)
 from caiflow.operators.formats.named.fields import Fields, Record, has, names
 from caiflow.operators.formats.named.labelled import WORSE, by_prompt, is_labelled, joined, labelled
 from caiflow.operators.formats.named.layout import Format, in_twos, two_texts
@@ -170,6 +180,7 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
+_SYSTEM = re.compile(r"(?i)(custom_?)?(system|sys|developer)_?(prompt|message|msg|text|instructions?)?|instructions")
 _MEANT = re.compile(
     r"(?i)(input|context_?(str|string)?s?|passages?|documents?|history|later_turns|tools|functions|images?|audio|videos?|label|weight)"
 )
@@ -180,15 +191,24 @@ _ASKED = {"prompt": "prompt", "preference": "prompt", "kto": "prompt", "orca": "
 """The field of a format that has the question, where a template can take its place."""
 
 
-def overlooked(columns: Iterable[str], format_name: str = "") -> list[str]:
-    """Return a note for each further column that, by its name, says something that `prompt` and the replies don't have."""
+def overlooked(columns: Collection[str], format_name: str = "") -> Mapping[str, str]:
+    """Return a note for each further column that, by its name, says something that `prompt` and the replies may not have."""
     asked, marks = _ASKED.get(format_name), ("label",) if format_name == "kto" else ()
-    return [_noted(name, asked) for name in columns if _MEANT.fullmatch(name) and name not in marks]
+    meant = [name for name in columns if (_MEANT.fullmatch(name) or _SYSTEM.fullmatch(name)) and name not in marks]
+    return {name: _noted(name, asked) for name in meant}
+
+
+def uncompared(columns: Collection[str]) -> list[str]:
+    """Return a note on two answers, where a column says which is preferred."""
+    two = told_apart(columns)
+    return [f"`{two[0]}` and `{two[1]}` are kept as columns; to learn which is better: `format: compared`"] if two else []
 
 
 def _noted(name: str, asked: str | None) -> str:
     """Return the note on a column, with the line to write where it stands before what is asked."""
     told = f"`{name}` is kept as a column, and no part of `prompt` or of a reply"
+    if _SYSTEM.fullmatch(name):
+        return told if name in SYSTEM else f"{told}; to begin with it: `rename: {{{name}: system}}`"
     if asked is None or not _BEFORE.fullmatch(name):
         return told
     return f'{told}; to ask with it: `prompt: "{{{{ {name} }}}}\\n\\n{{{{ {asked} }}}}"`'

@@ -155,15 +155,17 @@ class Parser:
             fields |= dict.fromkeys(name for line in group for name in line.data or ())
         return Head(rows, number < most, fields, number, alike)
 
-    def uses(self, source: Source, most: int) -> Mapping[str, bool]:
+    def uses(self, source: Source, most: int, of: Collection[str] | None = None) -> Mapping[str, bool]:
         """Return each field of the first `most` records with whether a row would be another one, or none, without it.
 
-        What is only carried along as a column isn't used.
+        What is only carried along as a column isn't used. `of` names the fields to tell of as they are after `rename`.
         """
         found: dict[str, bool] = {}
         for group, layout in self._groups(source, most):
             made = self._made(group, layout)
             for name in dict.fromkeys(name for line in group for name in line.data or ()):
+                if of is not None and self.rename.get(name, name) not in of:
+                    continue
                 less = [
                     line._replace(data={key: value for key, value in (line.data or {}).items() if key != name})
                     for line in group

@@ -8,8 +8,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +19,14 @@ from pydantic import Field, field_validator
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Strict
-from caiflow.operators.formats.opening import Line, inner_name, open_bytes, open_text
+from caiflow.operators.formats.opening import Line, inner_name, is_utf16, open_bytes, open_text
 
 _CHUNK = 1 << 20
 _WIDEST_CELL = 1 << 28
+_SAID = re.compile(r"sep=([^\r\n])[\r\n]*")
+_QUOTED = re.compile(r'"[^"]*"')
+_ONLY_CP1252 = re.compile(rb"[\x80-\x9f]")
+"""Windows' quotes, dashes and the like, where Latin-1 has signs that nobody writes."""
 _QUOTING: Mapping[str, Mapping[str, Any]] = {
     "double": {},
     "backslash": {"doublequote": False, "escapechar": "\\"},
@@ -56,20 +62,23 @@ def read_csv(path: Path, how: Csv) -> Iterator[Line]:
     """
     csv.field_size_limit(_WIDEST_CELL)
     place = 1
-    names: list[str] = []
+    names: list[str] | None = None
     try:
-        separator = how.separator or _separator(path, how.encoding)
+        if how == Csv() and is_utf16(path):
+            how = how.model_copy(update={"encoding": "utf-16"})
+        separator, above = _separator(path, how)
         with open_text(path, _with_mark(how.encoding)) as file:
+            place += sum(1 for _ in islice(file, above))
             rows = csv.reader(file, delimiter=separator, strict=True, **_QUOTING[how.quote])
             for cells in rows:
-                if place == 1:
+                if names is None:
                     names = _names(f"{path.name}:{place}", cells)
                 elif cells and len(cells) != len(names):
                     text = separator.join(cells)
                     yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
                 elif cells:
                     yield Line(place, dict(zip(names, cells, strict=True)))
-                place = rows.line_num + 1
+                place = above + rows.line_num + 1
     except UnicodeError as error:
         raise WrongValue(f"{path.name}:{place}: can't be read further: {_undecoded(error)}", _encoding(path, how)) from error
     except csv.Error as error:
@@ -91,8 +100,8 @@ def _undecoded(error: UnicodeError) -> str:
 def _encoding(path: Path, how: Csv) -> str:
     """Return the line to write for a table that isn't in the encoding it is read in."""
     with open_bytes(path) as file:
-        head = file.read(2)
-    likely = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+        windows = _ONLY_CP1252.search(file.read(_CHUNK))
+    likely = "utf-16" if is_utf16(path) else "cp1252" if windows else "latin1"
     return f"say how it is written: `csv: {{encoding: {likely}}}`" if likely != how.encoding else "name its encoding in `csv`"
 
 
@@ -101,14 +110,21 @@ def _line(path: Path, how: Csv, place: int) -> str:
         return next((line for number, line in enumerate(file, 1) if number >= place), "")
 
 
-def _separator(path: Path, encoding: str) -> str:
-    """Return what stands between a table's cells: as its name says, unless its names of columns have another sign alone."""
+def _separator(path: Path, how: Csv) -> tuple[str, int]:
+    """Return what stands between a table's cells, and the number of lines above the columns' names.
+
+    It is as the step says, or a first line `sep=;` (Excel's), or the file's name, or what alone stands between the names.
+    """
     expected = "\t" if inner_name(path).endswith(".tsv") else ","
-    with open_text(path, _with_mark(encoding)) as file:
+    with open_text(path, _with_mark(how.encoding)) as file:
         names = file.readline(_CHUNK)
-    if expected in names or '"' in names:
-        return expected
-    return next((sign for sign in (";", "\t", "|", ",") if sign in names), expected)
+    said = _SAID.fullmatch(names)
+    if said or how.separator:
+        return how.separator or str(said and said[1]), 1 if said else 0
+    between = _QUOTED.sub("", names)
+    if expected in between or '"' in between:
+        return expected, 0
+    return next((sign for sign in (";", "\t", "|", ",") if sign in between), expected), 0
 
 
 def _names(place: str, cells: list[str]) -> list[str]:
@@ -134,7 +150,7 @@ def read_parquet(path: Path) -> Iterator[Line]:
     import pyarrow.parquet as pq
 
     source = path
-    if path.suffix != ".parquet":
+    if path.suffix.lower() != ".parquet":
         with open_bytes(path) as packed:
             source = pa.BufferReader(packed.read())
     try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
 from caiflow.operators.formats.dialogue import (
+    ROLES,
     Turns,
     answer_text,
+    content_text,
     cut,
     decode,
     decode_answers,
@@ -47,6 +49,7 @@ def messages(record: Record, which: Turns) -> Fields:
 def sharegpt(record: Record, which: Turns) -> Fields:
     """Read a conversation under one of the names that it has."""
     given = present(record, *CONVERSATIONS)
+    given = exchanges(given) or given
     return _with_tools(given, record, which) if uses_tools(given) else dialogue(opened(parse_messages(given), record), which)
 
 
@@ -65,23 +68,53 @@ def _with_tools(given: Any, record: Record, which: Turns) -> Fields:
 
 def is_sharegpt(record: Record) -> bool:
     """Return whether a record has a conversation under one of these names."""
-    return any(is_turns(record.get(name)) for name in CONVERSATIONS)
+    return any(is_turns(record.get(name)) or exchanges(record.get(name)) for name in CONVERSATIONS)
+
+
+def exchanges(value: object) -> list[Message]:
+    """Return the turns of a list of questions with answers, `[{input, output}]` or `[[question, answer]]`; none of others."""
+    items = value if isinstance(value, list) else []
+    pairs = [(item.get("input"), item.get("output")) if isinstance(item, Mapping) else item for item in items]
+    if not all(map(_is_exchange, pairs)):
+        return []
+    whose = ("user", "assistant")
+    return [Message(role=role, content=text) for pair in pairs for role, text in zip(whose, pair, strict=True)]
+
+
+def _is_exchange(pair: Any) -> bool:
+    """Return whether this is a question and its answer, no role and what it says."""
+    two = isinstance(pair, (list, tuple)) and [type(text) for text in pair] == [str, str]
+    return two and pair[0].strip().lower() not in ROLES
 
 
 def opened(turns: list[Message], record: Record) -> list[Message]:
     """Return turns with the system turn that the record has beside them.
 
     Raises:
-        ValueError: they begin with another one.
+        ValueError: they begin with another one, it has two, or one that isn't text.
     """
-    name, text = next(((name, record[name]) for name in SYSTEM if isinstance(record.get(name), str)), ("", ""))
-    if not text.strip():
+    found = {name: text for name in SYSTEM if (text := _system_text(record, name)).strip()}
+    if not found:
         return turns
+    name, text = next(iter(found.items()))
+    if len({text.strip() for text in found.values()}) > 1:
+        raise WrongValue(f"{' and '.join(f'`{name}`' for name in found)} are system turns, and differ", "drop or rename one")
     if turns[0]["role"] != "system":
         return [Message(role="system", content=text), *turns]
     if turns[0]["content"].strip() != text.strip():
         raise WrongValue(f"`{name}` and the first message are system turns, and differ", f"drop or rename `{name}`")
     return turns
+
+
+def _system_text(record: Record, name: str) -> str:
+    """Return the system text in a field, which may be a message or in parts; empty where there is none."""
+    value = record.get(name)
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("parts", [value]))
+    try:
+        return content_text(value) if isinstance(value, (str, list)) else ""
+    except ValueError as error:
+        raise WrongValue(f"`{name}`: {error}", "make it a text, or rename it") from error
 
 
 def prompted(record: Record, which: Turns) -> Fields:
@@ -97,7 +130,9 @@ def prompted(record: Record, which: Turns) -> Fields:
 def with_input(prompt: Any, record: Record) -> Any:
     """Return a text with what its `input` adds to it."""
     given = record.get("input")
-    return f"{prompt}\n\n{given}" if isinstance(prompt, str) and isinstance(given, str) and given.strip() else prompt
+    if not isinstance(prompt, str) or not isinstance(given, str) or given.strip() in ("", prompt.strip()):
+        return prompt
+    return f"{prompt}\n\n{given}"
 
 
 def _is_bad(label: object) -> bool:
@@ -106,9 +141,14 @@ def _is_bad(label: object) -> bool:
 
 
 def alpaca(record: Record, which: Turns) -> Fields:
-    """Read `instruction`, `input` and `output`."""
+    """Read `instruction`, `input` and `output`, after what `history` has of questions and answers."""
     prompt, answer = present(record, "instruction"), present(record, "output")
-    return prompted({**record, "prompt": prompt, "completion": answer, "label": None}, which)
+    earlier = exchanges(record.get("history"))
+    if not earlier:
+        return prompted({**record, "prompt": prompt, "completion": answer, "label": None}, which)
+    last = [*parse_prompt(with_input(prompt, record)), Message(role="assistant", content=answer_text(answer))]
+    asked, response = cut(opened([*earlier, *last], record), which)
+    return {"prompt": asked, "response": response}
 
 
 def red_team(record: Record, which: Turns) -> Fields:

@@ -13,6 +13,7 @@ from caiflow.operators.formats.dialogue import (
     answer_text,
     cut,
     decode_answers,
+    is_turns,
     parse_messages,
     parse_prompt,
     parse_transcript,
@@ -54,7 +55,7 @@ def preference(record: Record, which: Turns) -> Fields:
     if given is None:
         sides = [opened(parse_messages(answer), record) for answer in answers]
         return pair(sides[0], sides[1], which, share)
-    asked = parse_prompt(with_input(said(record, given), record))
+    asked = parse_prompt(said(record, given) if given == "input" else with_input(said(record, given), record))
     if any(isinstance(answer, str) for answer in answers):
         return _replies(cut(opened(asked, record), which)[0], answer_text(answers[0]), answer_text(answers[1]), share)
     sides = [opened(_continued(asked, parse_messages(answer)), record) for answer in answers]
@@ -68,7 +69,11 @@ def _asked_in(record: Record, answers: Sequence[Any]) -> str | None:
     whole = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
     fields = QUESTIONS[:1] if whole else (*QUESTIONS[:1], *CHATS, *QUESTIONS[1:])
     found = next((name for name in fields if record.get(name) is not None), None)
-    return found or ("prompt" if isinstance(answers[0], str) else None)
+    if found or whole:
+        return found
+    if isinstance(record.get("input"), str):
+        return "input"
+    return "context" if is_turns(record.get("context")) else "prompt" if isinstance(answers[0], str) else None
 
 
 def is_openai(record: Record) -> bool:

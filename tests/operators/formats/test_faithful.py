@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -149,6 +150,94 @@ def test_a_system_text_beside_is_the_first_turn(record: dict[str, Any], name: st
             loaded([twice])
 
 
+PARTS = ("Be brief.", [{"type": "text", "text": "Be "}, {"text": "brief."}], {"role": "system", "content": "Be brief."},
+         {"role": "system", "parts": [{"text": "Be brief."}]})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("given", PARTS, ids=str)
+@pytest.mark.parametrize("record", REPLIES, ids=lambda record: " ".join(record))
+def test_a_system_text_is_read_however_it_is_given(record: dict[str, Any], given: Any, name: str) -> None:
+    other = {"system", "system_prompt"} - {name}
+    (row,) = loaded([{**record, name: given, **dict.fromkeys(other, "")}])
+    assert row["prompt"] == [*said("Be brief.", "system"), *said("q")]
+    (row,) = loaded([{**record, name: given, **dict.fromkeys(other, "Be brief.")}])
+    assert row["prompt"] == [*said("Be brief.", "system"), *said("q")]
+    with pytest.raises(ValueError, match="`system` and `system_prompt` are system turns, and differ"):
+        loaded([{**record, name: given, **dict.fromkeys(other, "Be rude.")}])
+    with pytest.raises(ValueError, match=f"`{name}`: a message has a part that isn't text, of type 'image'"):
+        loaded([{**record, name: [{"type": "image", "data": ""}]}])
+
+
+@pytest.mark.parametrize("name", ["system_message", "systemPrompt", "sys_prompt", "SystemInstruction", "instructions"])
+def test_a_system_text_of_another_name_is_noted_with_the_line_to_write(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a", name: "Be brief."}])
+    (note,) = load(path)[1]["notes"]
+    line = note.split("to begin with it: `")[1].rstrip("`")
+    (row,), metrics = load(path, **yaml.safe_load(line))
+    assert (row["prompt"], metrics.get("notes")) == ([*said("Be brief.", "system"), *said("q")], None)
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}])
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_turn_that_is_not_to_be_learnt_is_refused_by_its_mark(name: str, mark: dict[str, Any]) -> None:
+    field = next(iter(mark))
+    answer = {"role": "assistant", "content": "a", **mark}
+    with pytest.raises(ValueError, match=f"a message has `{field}: (0|false)`"):
+        loaded([{name: [*said("q"), answer, *said("r"), *said("b", "assistant")]}])
+    learnt = [{"role": "user", "content": "q", **mark}, {**answer, field: True}]
+    assert loaded([{name: learnt}])[0]["response"] == "a"
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts, texts, texts, texts)
+def test_what_was_said_before_an_instruction_is_before_it(asked: str, answer: str, again: str, last: str) -> None:
+    record = {"instruction": again, "input": "", "output": last, "system": "Be brief.", "history": [[asked, answer]]}
+    (row,) = loaded([record])
+    earlier = [*said("Be brief.", "system"), *said(asked), *said(answer, "assistant")]
+    assert (row["prompt"], row["response"]) == ([*earlier, *said(again)], last)
+    (first,) = loaded([record], turns="first")
+    assert (first["prompt"], first["response"]) == (earlier[:2], answer)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
+def test_questions_with_their_answers_are_turns(pairs: list[tuple[str, str]]) -> None:
+    turns = [turn for asked, answer in pairs for turn in (*said(asked), *said(answer, "assistant"))]
+    (row,) = loaded([{"conversation": [{"input": asked, "output": answer} for asked, answer in pairs]}])
+    assert (row["prompt"], row["response"], row["messages"]) == (turns[:-1], pairs[-1][1], turns)
+
+
+def as_numpy(turns: list[dict[str, str]]) -> str:
+    return "[" + "\n ".join(map(repr, turns)) + "]"
+
+
+@pytest.mark.parametrize("printed", [repr, as_numpy, json.dumps], ids=["python", "numpy", "json"])
+@settings(max_examples=25, deadline=None)
+@given(texts, texts, texts)
+def test_turns_that_a_table_has_as_text_are_turns(printed: Callable[[Any], str], asked: str, better: str, worse: str) -> None:
+    chosen, rejected = ([*said(asked), *said(text, "assistant")] for text in (better, worse + "!"))
+    for name in ("messages", "conversations"):
+        (row,) = loaded([{name: printed(chosen)}], "csv")
+        assert (row["prompt"], row["response"]) == (said(asked), better)
+    (row,) = loaded([{"prompt": asked, "chosen": printed(chosen), "rejected": printed(rejected)}], "csv")
+    assert (row["chosen"], row["rejected"]) == ((better, worse + "!") if better != worse + "!" else (None, None))
+
+
+def test_an_input_that_is_used_is_not_noted(tmp_path: Path) -> None:
+    for asked in ({"prompt": "q", "completion": "a"}, {"instruction": "q", "chosen": "a", "rejected": "b"}):
+        path = write(tmp_path / "a.jsonl", [{**asked, "input": ""}] * 100 + [{**asked, "input": "x"}])
+        assert "notes" not in load(path)[1]
+    path = write(tmp_path / "b.jsonl", [{"prompt": said("q"), "input": "x"}])
+    assert load(path)[1]["notes"] == ["`input` is kept as a column, and no part of `prompt` or of a reply"]
+
+
+def test_an_input_is_what_two_answers_are_to_where_nothing_else_is() -> None:
+    (row,) = loaded([{"input": "q", "chosen": "a", "rejected": "b"}])
+    assert (row["prompt"], row["chosen"]) == (said("q"), "a")
+    assert loaded([{"prompt": "q", "input": " q", "completion": "a"}])[0]["prompt"] == said("q")
+
+
 def test_an_input_is_part_of_the_prompt() -> None:
     assert loaded([{"instruction": "Sort.", "input": "3 1", "output": "1 3"}])[0]["prompt"] == said("Sort.\n\n3 1")
     renamed = loaded([{"instruction": "Sort.", "input": "3 1", "output": "1 3"}], rename={"instruction": "prompt"})
@@ -245,6 +334,20 @@ def test_what_is_no_template_is_refused() -> None:
         (("response_a", "response_b"), {"winner": "A"}, "One", "Two"),
         (("output_1", "output_2"), {"preference": 2}, "Two", "One"),
         (("response_a", "response_b"), {"winner": "tie"}, None, None),
+        (("response_0", "response_1"), {"better_response_id": 1.0}, "Two", "One"),
+        (("response_0", "response_1"), {"better_response_id": "0.0"}, "One", "Two"),
+        (("output_1", "output_2"), {"preference": 1.5}, None, None),
+        (("response_a", "response_b"), {"preference": "[[B]]"}, "Two", "One"),
+        (("response_1", "response_2"), {"preferred": "Response 2"}, "Two", "One"),
+        (("response_a", "response_b"), {"winner": "both_bad"}, None, None),
+        (("response_a", "response_b"), {"winner": "tie (bothbad)"}, None, None),
+        (("response_a", "response_b"), {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, "Two", "One"),
+        (("response_a", "response_b"), {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}, None, None),
+        (("response_1", "response_2"), {"preference_strength": -2}, "One", "Two"),
+        (("response1", "response2"), {"overall_preference": 3}, "Two", "One"),
+        (("response1", "response2"), {"overall_preference": 0}, None, None),
+        (("answer_0", "answer_1"), {"score_0": -0.5, "score_1": 0.5}, "Two", "One"),
+        (("human_ref_A", "human_ref_B"), {"score_A": 9, "score_B": 2}, "One", "Two"),
     ],
 )
 def test_a_column_that_says_which_is_preferred_makes_pairs(
@@ -253,6 +356,19 @@ def test_a_column_that_says_which_is_preferred_makes_pairs(
     record = {"prompt": "Which?", names[0]: "One", names[1]: "Two", **choice}
     (row,) = loaded([record], format="compared")
     assert (row["prompt"], row["chosen"], row["rejected"]) == (said("Which?"), better, worse)
+
+
+def test_two_answers_and_a_choice_are_noted_with_the_line_to_write(tmp_path: Path) -> None:
+    for record in (
+        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0},
+        {"context": said("q"), "response1": "a", "response2": "b", "overall_preference": -1},
+        {"conversation_a": [*said("q"), *said("a", "assistant")], "winner": "model_a",
+         "conversation_b": [*said("q"), *said("b", "assistant")]},
+    ):  # fmt: skip
+        path = write(tmp_path / "a.jsonl", [record])
+        (note,) = load(path)[1]["notes"]
+        (row,), metrics = load(path, **yaml.safe_load(note.split("`")[-2]))
+        assert (row["prompt"], row["chosen"], metrics.get("notes")) == (said("q"), "a", None)
 
 
 def test_two_conversations_are_compared() -> None:
@@ -267,6 +383,11 @@ def test_two_conversations_are_compared() -> None:
         ({"prompt": "Which?", "winner": "a"}, "no two answers"),
         ({"prompt": "Which?", "response_0": "One", "response_1": "Two"}, "nothing says which answer is preferred"),
         ({"prompt": "Which?", "response_0": "One", "response_1": "Two", "winner": 2}, "is 2, which is neither"),
+        ({"prompt": "Which?", "output_1": "One", "output_2": "Two", "preference": 1.9}, "is 1.9, which is neither"),
+        (
+            {"prompt": "Which?", "answer_0": "One", "answer_1": "Two", "score_0": "x", "score_1": 1},
+            "`score_0` must be a number",
+        ),
     ],
 )
 def test_a_comparison_without_its_parts_is_told(record: dict[str, Any], message: str) -> None:

@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caiflow.engine.operator import StepContext
 from caiflow.operators.formats.files import read_lines
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.rows import BadRow, Parser
 from caiflow.operators.formats.source import FileSource
 from caiflow.operators.formats.tables import Csv
+from caiflow.operators.load import Load, LoadParams
 
 RECORDS = [{"prompt": f'ask {n}:\n"quoted", ünïcode 🦊', "note": "x" * n} for n in range(5)]
 
@@ -250,7 +252,7 @@ def test_a_zip_is_as_the_one_file_in_it(tmp_path: Path) -> None:
     ("text", "encoding", "how", "line"),
     [
         ("prompt\nWo ist der Löffel?\n", "latin1", Csv(encoding="latin1"), r"csv: \{encoding: latin1\}"),
-        ("prompt\nWo ist der Löffel?\n", "utf-16", Csv(encoding="utf-16"), r"csv: \{encoding: utf-16\}"),
+        ("prompt\nWo ist der „Löffel“?\n", "cp1252", Csv(encoding="cp1252"), r"csv: \{encoding: cp1252\}"),
         ('prompt,b\n"He says \\"hi\\", twice",b\n', "utf-8", Csv(quote="backslash"), r"csv: \{quote: backslash\}"),
     ],
 )
@@ -263,7 +265,127 @@ def test_a_table_written_otherwise_is_told_with_the_line_to_write(
         read(path)
     (found,) = read_lines(path, how)
     assert found.data is not None
-    assert found.data["prompt"] in ("Wo ist der Löffel?", 'He says "hi", twice')
+    assert found.data["prompt"] in ("Wo ist der Löffel?", "Wo ist der „Löffel“?", 'He says "hi", twice')
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.jsonl.gz", "A.JSONL.GZ", "A.CSV"])
+def test_files_as_windows_writes_them(tmp_path: Path, name: str, encoding: str) -> None:
+    plain = write(tmp_path / name.lower().removesuffix(".gz")).read_bytes().decode()
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    told = (mark + plain.replace("\r\n", "\n").replace("\n", "\r\n")).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(told) if name.lower().endswith(".gz") else told)
+    found = [{key: str(value).replace("\r\n", "\n") for key, value in dict(line).items()} for line in data(tmp_path / name)]  # type: ignore[call-overload]
+    assert found == RECORDS
+
+
+def test_plain_texts_as_windows_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Wo ist 🦊?\r\n\r\nDort.\r\n".encode("utf-16"))
+    assert data(tmp_path / "a.txt") == [{"prompt": "Wo ist 🦊?"}, {"prompt": "Dort."}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt"])
+def test_a_text_in_another_encoding_is_told(tmp_path: Path, name: str) -> None:
+    text = "Löffel\n" if name == "a.txt" else '{"prompt": "Löffel"}\n'
+    (tmp_path / name).write_bytes((f"[{text}]" if name == "a.json" else text).encode("cp1252"))
+    (found,) = Load(LoadParams(source=name), StepContext(base_dir=tmp_path)).check()
+    assert "UTF-8" in found.hint
+    assert "utf-8" in found.message.lower()
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+@pytest.mark.parametrize("head", ["sep={}\r\n", ""])
+def test_a_sheet_as_excel_saves_it(tmp_path: Path, separator: str, head: str) -> None:
+    path = tmp_path / "a.csv"
+    lines = [('"prompt"', '"the note"'), ('"Tea, or; ""milk""|no?"', "x"), ("Wer?", "y")]
+    path.write_bytes(("\ufeff" + head.format(separator) + "".join(f"{separator.join(line)}\r\n" for line in lines)).encode())
+    found = read(path)
+    assert [line.data for line in found] == [
+        {"prompt": 'Tea, or; "milk"|no?', "the note": "x"},
+        {"prompt": "Wer?", "the note": "y"},
+    ]
+    assert found[0].place == 2 + bool(head)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b"prompt\nq\n"), "a gzip file"),
+        (pa.compress(b"prompt\nq\n", "zstd", asbytes=True), "a zstd file"),
+        (b"PK\x03\x04....", "a zip file"),
+        (b"PAR1....", "a parquet file"),
+        (b"\x89PNG\r\n\x1a\n", "an image"),
+        (b"\xff\xd8\xff\xe0", "an image"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+def test_a_file_that_its_name_belies_is_told(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=f"{what}.*, by its first bytes"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("between", ["\n", "", "\r\n", ",\n"])
+def test_objects_one_after_the_other_are_rows(tmp_path: Path, name: str, between: str) -> None:
+    text = between.join(json.dumps(record, indent=2) for record in RECORDS)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert data(tmp_path / name) == RECORDS
+
+
+def test_a_broken_line_leaves_the_lines_after_it(tmp_path: Path) -> None:
+    for first in ("{", '{"a": 1', "{'a': 1}", '{"a": 1}{"a": 2}'):
+        (tmp_path / "a.jsonl").write_text(first + '\n{"a": 3}\n')
+        assert data(tmp_path / "a.jsonl") == [None, {"a": 3}]
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a":\n 2} {"a"')
+    with pytest.raises(ValueError, match=r"a\.json:3: it breaks off here"):
+        read(tmp_path / "a.json")
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["lists", "polars", "viewer", "table"]), st.lists(st.tuples(plain, plain), min_size=1, max_size=4))
+def test_what_other_tools_write_is_its_rows(tool: str, rows: list[tuple[Any, Any]]) -> None:
+    columns = {"prompt": [row[0] for row in rows], "kind": [row[1] for row in rows]}
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    written: dict[str, Any] = {
+        "lists": columns,
+        "polars": {"columns": [{"name": name, "datatype": "String", "values": values} for name, values in columns.items()]},
+        "viewer": {"features": [{"name": "prompt"}], "rows": [{"row_idx": 0, "row": record} for record in records]},
+        "table": {"schema": {"fields": [{"name": "prompt"}]}, "data": records},
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(json.dumps(written[tool]))
+        assert data(path) == records
+
+
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"messages": [{"role": "user", "content": "q"}, CALL, {"role": "tool", "content": "3"}]},
+        {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+        {"messages": [{"role": "user", "content": "q"}], "tools": [{"type": "function"}]},
+        {"chosen": [{"role": "user", "content": "q"}], "rejected": [{"role": "user", "content": "q"}]},
+        {"prompt": "q", "answers": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]},
+        {"question_id": 81, "turns": ["q", "r"], "reference": ["a", "b"]},
+        {"turns": ["q", "r"], "reference": ["a", "b"]},
+        {"id": "x", "facts": [{"a": 1}], "spans": [{"b": 1}]},
+    ],
+)
+def test_one_record_is_one_row(tmp_path: Path, document: dict[str, Any]) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(document, indent=indent))
+        assert data(tmp_path / "a.json") == [document]
+
+
+def test_several_lists_of_rows_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"train": [{"prompt": "q"}], "test": [{"prompt": "r"}]}))
+    with pytest.raises(ValueError, match=r"a\.json: 2 lists of rows \(train, test\)"):
+        read(tmp_path / "a.json")
 
 
 def test_a_table_has_the_separator_and_quotes_that_are_given(tmp_path: Path) -> None:

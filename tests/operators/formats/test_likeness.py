@@ -56,6 +56,11 @@ SHAPES: dict[str, tuple[dict[str, tuple[Any, ...]], str, str]] = {
                   "rename: {x: completion}"),
     "one column": ({**PLAIN, "seed_line": TOLD}, "rename: {seed_line: prompt}", ""),
     "no text": ({**PLAIN, "topic": SORTS, "input": ("3", "4", "5")}, "", ""),
+    "SHP": (
+        {"domain": ("askphysics",) * 3, "history": ASKED, "human_ref_A": TOLD, "human_ref_B": TOLD, "score_A": (3, 4, 5),
+         "score_B": (1, 1, 9)},
+        "rename: {history: prompt}", "rename: {human_ref_A: completion}",
+    ),
     "worse and better": ({"query": ASKED, "better": TOLD, "worse": TOLD}, "rename: {query: prompt}", ""),
 }  # fmt: skip
 
@@ -90,6 +95,22 @@ def test_the_line_mends_what_it_is_said_of(tmp_path: Path, name: str) -> None:
     assert all(row["prompt"][-1]["content"].strip() for row in rows)
     if "context" in columns and any(columns["context"]):
         assert columns["context"][0] in rows[0]["prompt"][-1]["content"]
+
+
+@pytest.mark.parametrize("name", ["dialogue", "turns", "chat", "contents"])
+def test_turns_under_another_name_are_messages(tmp_path: Path, name: str) -> None:
+    turns = [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]
+    path = write(tmp_path / "a.jsonl", [{"id": 1, name: turns}])
+    line = step(tmp_path, source="a.jsonl").line_for("prompt")
+    assert line == f"rename: {{{name}: messages}}"
+    (row,), _ = load(path, rename={name: "messages"})
+    assert (row["prompt"][0]["content"], row["response"]) == ("q", "a")
+
+
+def test_two_answers_and_a_choice_are_a_pair(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"prompt": "q", "response_a": "x y z", "response_b": "u v w", "winner": "model_a"}])
+    for wanted in ("chosen", "rejected"):
+        assert step(tmp_path, source="a.jsonl").line_for(wanted) == "format: compared"
 
 
 def test_the_source_s_own_name_is_in_the_line_where_it_is_renamed_already(tmp_path: Path) -> None:
