@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caiflow.engine.constitution.judge_prompts import judge_prompts
+from caiflow.engine.constitution.judge_prompts import judge_prompts, score_rubric
 from caiflow.engine.constitution.others_names import clean, first, renamed, slug, table_rows, without_others_keys
 from caiflow.engine.errors import SpecError, WrongValue
 from caiflow.engine.yaml.reader import parse_yaml
@@ -35,7 +35,12 @@ _BEGUN = r"(?m)^(?:(?:caiflow|caiflow_constitution|principles)|-\s+\{?\s*(?:id|c
 _OPTION = r"(?s)\(([AB])\)\s*\[\[\[(.*?)\]\]\]"
 
 
-_SPEAKS = r"(?m)^\s*(?:Human|Assistant|User|AI|System)\s*:"
+_SPEAKS = (
+    r"(?mi)^\W*(?:Human|Assistant|User|AI|System|Bot|GPT|Q|A)\W*:"
+    r"|<\|(?:im_start|start_header_id|user|assistant|system)\|>|\[INST\]"
+)
+_PLACE = r"\{+\s*(?:question|answer|prompt|response|instruction|input|output|conversation)(?:_\w+)?\s*\}+"
+_MARKUP = r"(?i)\s*(?:<!doctype|<html|<\?xml)"
 
 
 class FormatError(WrongValue):
@@ -225,6 +230,10 @@ def _plain_text(data: Any) -> Data | None:
         return None
     if len(re.findall(_SPEAKS, data)) > 1:
         raise ValueError("it is a dialogue, whose turns aren't principles")
+    if re.search(_PLACE, data):
+        raise ValueError("it is a template, with places for a question or an answer")
+    if re.match(_MARKUP, data):
+        raise ValueError("it is a page of a website")
     if table_rows(data) is not None:
         raise ValueError("it is a table of comma-separated values: write its rows as JSON lines, {principle: ...} each")
     texts = {stage: f"{data.strip()}\n\n{asked}" for stage, asked in _ALL_RULES.items()}
@@ -249,6 +258,7 @@ FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
     "llm-swarm's constitution ({constitutions: [{critic, revision}], system_chat})": _swarm,
     "NeMo-Aligner's few-shots ({samples: [six {role, content} each]})": _nemo,
     "judge prompts of MT-bench's shape ({system_prompt, prompt_template} each)": judge_prompts,
+    "a rubric of scores ({criteria, score1_description, ...})": score_rubric,
     "principles in others' names ({name, text|principle|trait, critique_request, ...} each, or {name: text})": renamed,
     "a list of caiflow's principles ([{id, critique, revision, judge}])": _listed,
     "a list of rules ([be kind, be honest])": _rules,

@@ -1,4 +1,4 @@
-"""Judge prompts as MT-bench publishes them, turned into judging instructions.
+"""Judge prompts as MT-bench publishes them, and rubrics of scores, turned into judging instructions.
 
 Owns what is kept of such a prompt: what to judge by. How the answers are shown and how the verdict is to be written is left
 out, since `judge` has a form of its own.
@@ -16,6 +16,7 @@ _SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=[A-Z\[\"'])")
 _ABOUT_FORM = re.compile(r"\[\[|(?i:verdict|output format|following (?:this|the) format|on a scale of|explanation|rate the)")
 _SHOWN = re.compile(r"\n*\[[^\]\n]*\]\s*\n?\s*\{|\{\w+\}|\n+<\|")
 """Where a template begins to show the question and the answers."""
+_SCORE = re.compile(r"score_?(-?\d+)(?:_?description)?")
 _QUESTION = "Which response is better by this?"
 
 
@@ -38,6 +39,16 @@ def judge_prompts(data: Any) -> Data | None:
         raise ValueError("each of its prompts wants a reference answer, which `judge` doesn't show")
     left = ", ".join(str(item.get("name", "one")) for item in referring)
     return {"principles": principles, **({"description": f"Without {left}: they want a reference answer."} if left else {})}
+
+
+def score_rubric(data: Any) -> Data | None:
+    """Return the instruction of a rubric that says what each score stands for (Prometheus); None for something else."""
+    scores = {key: match[1] for key in data if (match := _SCORE.fullmatch(str(key)))} if isinstance(data, Mapping) else {}
+    if not scores or not isinstance(data.get("criteria"), str):
+        return None
+    levels = "\n".join(f"{number}: {data[key]}" for key, number in scores.items())
+    told = f"{data['criteria'].strip()}\n\nWhat a response earns:\n\n{levels}\n\nWhich response earns more by this?"
+    return {"principles": [{"id": slug(data["criteria"]) or "rubric", "judge": told}]}
 
 
 def _principle(item: Mapping[str, Any], number: int) -> Data:

@@ -20,6 +20,7 @@ JUDGE = ("judge_prompt", "comparison", "preference", "judge")
 _THEIRS = {*RULE, *CRITIQUE, *REVISION, *JUDGE}
 OWN = ("id", "critique", "revision", "judge", "rule", "guards", "weight")
 _TITLES = ("id", "name", "title", "dimension")
+_WEIGHTS = ("weight", "probability", "prob")
 _ABOUT_FILE = {"name", "title", "version", "description", "author", "license", "source", "date", "language"}
 _MARKERS = r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:|\b(?:Critique|Revision|Options)\s*:\s*$"
 
@@ -34,7 +35,8 @@ def renamed(data: Any) -> Data | None:
     if not items or not all(isinstance(item, Mapping) and item.keys() & _THEIRS for item in items):
         return None
     listed = isinstance(data, list) or (isinstance(data, Mapping) and "principles" in data)
-    if listed and not any(item.keys() & _THEIRS - {*OWN} for item in items):
+    unnamed = isinstance(data, list) and not any("id" in item for item in items)
+    if listed and not unnamed and not any(item.keys() & _THEIRS - {*OWN} for item in items):
         return None  # all as caiflow names them
     principles = [_principle(item, number) for number, item in enumerate(items, 1)]
     ids = [principle["id"] for principle in principles]
@@ -56,7 +58,8 @@ def without_others_keys(data: Mapping[str, Any], known: Sequence[str]) -> Data:
 def table_rows(text: str) -> list[dict[str, str]] | None:
     """Return the rows of a table of comma-separated values, whose first line names its columns; None for another text."""
     rows = [row for row in csv.reader(text.strip().splitlines()) if row]
-    named = bool(rows) and all(re.fullmatch(r"\s*\w+\s*", cell) for cell in rows[0])
+    head = r"\s*\w[\w -]*" if re.search(r'(?m)^"|,"', text) else r"\s*\w+\s*"
+    named = bool(rows) and all(re.fullmatch(head, cell) for cell in rows[0])
     if len(rows) < 2 or len(rows[0]) < 2 or not named or any(len(row) != len(rows[0]) for row in rows):
         return None
     columns = [cell.strip() for cell in rows[0]]
@@ -99,8 +102,10 @@ def _items(data: Any) -> list[Any]:
     inside = {key: value for key, value in data.items() if key not in _ABOUT_FILE or isinstance(value, list | Mapping)}
     if inside and all(isinstance(value, list) for value in inside.values()):
         return _texts([item for value in inside.values() for item in value])
-    if len(inside) == 1 and isinstance(only := next(iter(inside.values())), Mapping) and len(inside) < len(data):
-        return _items(only)
+    if len(inside) == 1 and isinstance(only := next(iter(inside.values())), Mapping):
+        named = list(_named(only)) if not only.keys() & _THEIRS else []
+        if len(inside) < len(data) or (named and all(item.keys() == {"name", "text"} for item in named)):
+            return _items(only)
     return list(_named(inside))
 
 
@@ -134,7 +139,8 @@ def _principle(item: Mapping[str, Any], number: int) -> Data:
         name = found.get("rule", f"principle{number}")
     title = next((item[key] for key in _TITLES if item.get(key) is not None), name)
     found["id"] = slug(str(title)) or f"principle{number}"
-    return found if item.get("weight") is None else {**found, "weight": _number(item["weight"])}
+    weight = next((item[name] for name in _WEIGHTS if item.get(name) is not None), None)
+    return found if weight is None else {**found, "weight": _number(weight)}
 
 
 def _number(weight: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from caiflow.engine.constitution.judge_prompts import score_rubric
 from caiflow.engine.errors import WrongValue
 
 _CRITERION = ("criterion", "criteria", "text", "description", "requirement", "name")
@@ -21,6 +22,8 @@ def rubric_instruction(value: Any) -> str:
         WrongValue: an entry of a list is no criterion.
     """
     value = _decoded(value)
+    if isinstance(value, Mapping) and (found := score_rubric(value)):
+        return str(found["principles"][0]["judge"])
     if isinstance(value, Mapping):
         value = (
             [value] if any(name in value for name in _CRITERION) else [{"criterion": k, "points": v} for k, v in value.items()]

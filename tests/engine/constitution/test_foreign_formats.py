@@ -220,6 +220,16 @@ def test_a_refusal_names_the_formats_where_python_strips_docstrings() -> None:
         ('{"version": 1.0, "principles": [{"id": "kind", "text": "Be kind."}]}', [{"id": "kind", "rule": "Be kind."}]),
         ('[{"trait": "Be kind.", "category": "tone"}]', [{"id": "be-kind", "rule": "Be kind."}]),
         (
+            '{"rule": "Be kind.", "category": "tone"}\n{"rule": "Be true.", "category": "facts"}\n',
+            [{"id": "be-kind", "rule": "Be kind."}, {"id": "be-true", "rule": "Be true."}],
+        ),
+        ('[{"text": "Be kind.", "probability": 0.7}]', [{"id": "be-kind", "rule": "Be kind.", "weight": 0.7}]),
+        (
+            '{"summaries": {"0": "Be kind.", "1": "Be true."}}',
+            [{"id": "0", "rule": "Be kind."}, {"id": "1", "rule": "Be true."}],
+        ),
+        ('{"constitution": {"kind": "Be kind."}}', [{"id": "kind", "rule": "Be kind."}]),
+        (
             '{"caiflow_constitution": 1, "version": 1, "principles": [{"id": "kind", "text": "Be kind.", "category": "tone"}]}',
             [{"id": "kind", "rule": "Be kind."}],
         ),
@@ -234,6 +244,13 @@ def test_principles_in_others_names(text: str, found: list[dict[str, Any]]) -> N
     [
         ("name,principle\nkind,Be kind.\ntrue,Be true.\n", "a table of comma-separated values"),
         ("Talk with me.\n\nHuman: hi\n\nAssistant: yo\n", "it is a dialogue"),
+        ("**User**: hi\n\n**Assistant**: yo\n", "it is a dialogue"),
+        ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n", "it is a dialogue"),
+        ("Q: Where is it?\nA: Here.\n", "it is a dialogue"),
+        ("Judge this.\n\n{question}\n\n{answer_a}\n", "it is a template"),
+        ("Judge this.\n\n{{ prompt }}\n", "it is a template"),
+        ("<!DOCTYPE html><html><body>Not found</body></html>", "a page of a website"),
+        ('Statement Text,Votes\n"Be kind, always.",3\n"Be true.",2\n', "a table of comma-separated values"),
         ('[{"text": "Be kind."}, {"text": "be kind"}]', "two principles are named 'be-kind'"),
         ('[{"text": 3}]', "a text is expected|not subscriptable"),
     ],
@@ -241,3 +258,10 @@ def test_principles_in_others_names(text: str, found: list[dict[str, Any]]) -> N
 def test_what_has_no_principles_is_no_constitution(text: str, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         read_data(text, "n")
+
+
+def test_a_rubric_of_scores_is_a_judging_instruction() -> None:
+    rubric = {"criteria": "Is it kind?", "score1_description": "Not at all.", "score5_description": "Very."}
+    (found,) = read_data(json.dumps(rubric), "n")["principles"]
+    assert found.keys() == {"id", "judge"}
+    assert all(part in found["judge"] for part in ("Is it kind?", "1: Not at all.", "5: Very."))
