@@ -338,7 +338,7 @@ def test_a_broken_line_leaves_the_lines_after_it(tmp_path: Path) -> None:
     for first in ("{", '{"a": 1', "{'a': 1}", '{"a": 1}{"a": 2}'):
         (tmp_path / "a.jsonl").write_text(first + '\n{"a": 3}\n')
         assert data(tmp_path / "a.jsonl") == [None, {"a": 3}]
-    (tmp_path / "a.json").write_text('{"a": 1}\n{"a":\n 2} {"a"')
+    (tmp_path / "a.json").write_text('{"a":\n 1}\n{"a": 2} {"a"')
     with pytest.raises(ValueError, match=r"a\.json:3: it breaks off here"):
         read(tmp_path / "a.json")
 
