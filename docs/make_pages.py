@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine import cli, registry
+from caiflow.engine.commands.parser import SHAPES
+from caiflow.engine.commands.shapes.every import OUTPUTS
 from caiflow.engine.commands.tables import EVERYWHERE, type_text
 from caiflow.engine.spec.schema import generate
 
@@ -28,6 +30,17 @@ SPEED_NOTE = (
     "[identity](../ideas/identity.md), so changing one never makes work run again.\n"
 )
 SERVED_NOTE = "The one exception is `base_url`: a served model is known by its address and name.\n"
+JSON_HEAD = """\
+# JSON
+
+Every command but `serve` prints JSON with `--json`, one object whose `shape` has its name and version. A version is raised
+where a field is renamed, removed or means another thing; a further field raises none, so read those that you know and pass
+over the others. Exit codes are the same as without it.
+
+Two commands print lines of JSON instead: `caiflow run --json` the run's events as they happen (`t`, `event`, and the fields of
+each, as in `events.jsonl`), and `caiflow show RUN STEP --json` a row a line, with the row's own columns. `caiflow schema` and
+`caiflow ops OP --json` print JSON Schema.
+"""
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
@@ -54,6 +67,7 @@ def reference_pages() -> dict[str, str]:
         "spec.md": spec_page(schema),
         "models.md": models_page(schema),
         "operators.md": operators_page(schema),
+        "json.md": json_page(),
     }
 
 
@@ -97,6 +111,16 @@ def operators_page(schema: Schema) -> str:
         found = schema["$defs"][f"op:{name}"]
         text += f"\n## {name}\n\n{found['description']}\n\nGives {found['x-kind']}.\n\n{TABLE_HEAD}"
         text += "".join(_fields(found, schema["$defs"]))
+    return text
+
+
+def json_page() -> str:
+    """Return the page of what commands print with `--json`."""
+    text = JSON_HEAD
+    for name, shape in OUTPUTS.items():
+        found = shape.model_json_schema()
+        text += f"\n## {name}/{SHAPES[name]}\n\n{found['description']}\n\n{TABLE_HEAD}"
+        text += "".join(_fields(found, found.get("$defs", {})))
     return text
 
 

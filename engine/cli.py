@@ -24,13 +24,14 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 GROUPS: dict[str, dict[str, str]] = {
     "begin": {
         "specs": "list the bundled recipes",
-        "init": "copy a bundled recipe to a folder, ready to run on a CPU",
+        "init": "copy a bundled recipe, or one from the hub, to a folder",
         "doctor": "check this machine: Python, torch, vLLM, GPUs, Ray, the store",
     },
     "work": {
         "inspect": "say what a spec may read, ask and run, before you run one of someone else's",
         "head": "show what `load` makes of a file: its format, the columns used, the first rows",
         "validate": "say everything that is wrong with specs, with file, line and column",
+        "try": "send one prompt through a step and those before it, and show what each model saw",
         "plan": "say what a run would do, step by step, and why",
         "run": "validate, plan and run a spec; what was done before isn't done again",
         "why": "say which part of a step's identity changed since it last ran",
@@ -39,9 +40,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "runs": "list the runs of this machine's store",
         "show": "show a run, or page through the rows of one of its steps",
         "report": "write a run, or two side by side, as one HTML file that opens anywhere",
+        "gate": "hold a run's figures to bounds and keep the evidence; 1 where one isn't met",
         "diff": "compare two runs: settings, texts, judgements, metrics",
         "verify": "hash a run's artifacts again and compare them with its lock",
         "export": "make a folder from which another person can repeat a run",
+        "push": "put what a step made on the hub, with its card, its figures and the recipe",
         "gc": "remove what no kept run needs from the store",
     },
     "reference": {
@@ -51,6 +54,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "serve": "serve a run's model at an OpenAI-compatible endpoint",
     },
 }
+KEYWORDS = {"try": "trying"}
+"""Commands that no module may be named after, and their modules."""
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 
 EXAMPLES = """\
@@ -112,7 +117,7 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _module(name: str) -> ModuleType:
-    return import_module(f"caiflow.engine.commands.{name}")
+    return import_module(f"caiflow.engine.commands.{KEYWORDS.get(name, name)}")
 
 
 def command_parser(name: str) -> Parser:

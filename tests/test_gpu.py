@@ -146,7 +146,7 @@ def command(home: Path, *arguments: str) -> str:
 
 
 def test_the_doctor_finds_every_part_in_order(tmp_path: Path) -> None:
-    found = json.loads(command(tmp_path / "home", "doctor", "--json", "--try"))
+    found = json.loads(command(tmp_path / "home", "doctor", "--json", "--try"))["findings"]
     assert [one for one in found if one["verdict"] == "broken"] == []
 
 

@@ -102,7 +102,8 @@ def _show(constitution: Constitution, args: Namespace) -> int:
         shots = [example._asdict() for example in constitution.few_shot_critique]
         shots += [example._asdict() for example in constitution.few_shot_judge]
         principles = [principle.model_dump(exclude_none=True) for principle in chosen]
-        print_json({"name": constitution.name, "principles": principles, "few_shot": [] if args.id else shots})
+        told = {"name": constitution.name, "description": constitution.description, "principles": principles}
+        print_json("constitution", {**told, "few_shot": [] if args.id else shots})
         return 0
     from caiflow.engine.commands.tables import row_text
     from caiflow.engine.display.console import Console

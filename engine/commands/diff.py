@@ -27,7 +27,7 @@ def execute(args: Namespace) -> int:
 
     diff = compare(named_run(args.old), named_run(args.new), examples=args.examples)
     if args.json:
-        print_json(diff.as_json())
+        print_json("diff", diff.as_json())
         return 0
     from caiflow.engine.commands.tables import diff_tables, uncut
     from caiflow.engine.display.console import Console

@@ -59,7 +59,7 @@ def execute(args: Namespace) -> int:
         if not args.json:
             say(str(diagnosis), flush=True)
     if args.json:
-        print_json([asdict(diagnosis) for diagnosis in diagnoses])
+        print_json("doctor", {"findings": [asdict(diagnosis) for diagnosis in diagnoses]})
     return 1 if any(diagnosis.verdict == "broken" for diagnosis in diagnoses) else 0
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.commands.parser import allowed_by, allowing_arguments, named_run, open_store
+from caiflow.engine.commands.parser import allowed_by, allowing_arguments, named_run, open_store, print_json
 from caiflow.engine.display.terminal import say
+
+if TYPE_CHECKING:
+    from caiflow.engine.lookback.export import Export
 
 EXAMPLES = """\
   caiflow export last handover
   cd handover && caiflow run spec.yaml --locked
+  caiflow export last archive --results             # rows, models and figures too: caiflow show archive clean
   caiflow export last handover --allow-path ~/data  # files outside the working folder come along only so
 """
 
@@ -20,15 +26,24 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
     parser.add_argument("dir", metavar="DIR", type=Path, help="a new or empty folder")
     allowing_arguments(parser)
+    parser.add_argument(
+        "--results", action="store_true", help="also copy what the steps made, so that `show` works on the folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written, and what wasn't, as JSON")
 
 
 def execute(args: Namespace) -> int:
     """Write the folder and say what it lacks."""
-    from caiflow.engine.lookback.export import export
+    from caiflow.engine.lookback.export import export, write_results
     from caiflow.engine.spec.reach import flag_for
 
     allowed = allowed_by(args)._replace(paths=tuple(args.allowed_paths))
-    made = export(named_run(args.run), args.dir, open_store(), allowed=allowed)
+    run_dir = named_run(args.run)
+    made = export(run_dir, args.dir, open_store(), allowed=allowed)
+    made = replace(made, files=(*made.files, *write_results(run_dir, args.dir, whole=args.results)))
+    if args.json:
+        print_json("export", _as_json(made))
+        return 0
     say(f"wrote {made.path}: {', '.join(made.files)}")
     for path in made.left_out:
         say(f"too large to come along: {path}")
@@ -38,3 +53,13 @@ def execute(args: Namespace) -> int:
         say(f"changed since the run: {drift}")
     say(f"next: cd {made.path} && caiflow run spec.yaml --locked")
     return 0
+
+
+def _as_json(made: Export) -> dict[str, Any]:
+    return {
+        "folder": str(made.path),
+        "files": list(made.files),
+        "left_out": list(map(str, made.left_out)),
+        "unasked": list(map(str, made.unasked)),
+        "drift": list(map(str, made.drift)),
+    }

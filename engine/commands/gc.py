@@ -35,7 +35,8 @@ def execute(args: Namespace) -> int:
     found = find_garbage(store, paid=args.ledgers)
     gone = found if args.dry_run else collect(store, found)
     if args.json:
-        print_json([{"kind": item.kind, "path": str(item.path), "size_bytes": item.size_bytes} for item in gone])
+        things = [{"kind": item.kind, "path": str(item.path), "size_bytes": item.size_bytes} for item in gone]
+        print_json("gc", {"removed": not args.dry_run, "things": things})
     else:
         say(_words(gone, "would be removed" if args.dry_run else "removed"))
     return 0

@@ -43,7 +43,7 @@ def execute(args: Namespace) -> int:
         told = f"{args.source}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise SpecError("\n".join(wrong or [told])) from error
     if args.json:
-        print_json({**look._asdict(), "problems": wrong})
+        print_json("head", {**look._asdict(), "problems": wrong})
     else:
         _show(args.source, look)
         for problem in wrong:

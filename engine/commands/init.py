@@ -1,4 +1,4 @@
-"""`caiflow init`: a bundled recipe copied to a folder, with what it needs, ready to run on a CPU."""
+"""`caiflow init`: a recipe copied to a folder, with what it needs: a bundled one, or that of a repository on the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from caiflow.engine.commands.parser import one_of, recipes
+from caiflow.engine.commands.parser import one_of, print_json, recipes
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import CaiflowError
 
@@ -16,20 +16,29 @@ EXAMPLES = """\
   caiflow init                       # quickstart, into ./quickstart
   caiflow init paper my-run
   cd my-run && caiflow run paper.yaml
+  caiflow init hub:me/kind-llama again            # what `caiflow push` left there
+  caiflow init hub:datasets/me/kind-pairs@main again
 """
 SCHEMA = "caiflow.schema.json"
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `init`."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="quickstart", help="a recipe (default quickstart)")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        default="quickstart",
+        help="a bundled recipe (default quickstart), or hub:OWNER/REPO",
+    )
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help="folder to make (default: the recipe's name)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def execute(args: Namespace) -> int:
     """Copy the recipe; refuses to overwrite."""
-    from caiflow.engine.spec import schema
-
+    if args.recipe.startswith("hub:"):
+        return _from_hub(args)
     known = recipes()
     recipe = known[one_of(args.recipe, known, "bundled recipes")]
     target: Path = args.dir or Path(args.recipe)
@@ -39,10 +48,39 @@ def execute(args: Namespace) -> int:
         raise CaiflowError(f"{target}: {', '.join(present)} would be overwritten", "name another folder")
     for path in files:
         _copy(path, target / path.relative_to(recipe.parent))
-    (target / SCHEMA).write_text(schema.text(schema.spec_schema()), encoding="utf-8")
-    say(f"wrote {', '.join(str(target / path.relative_to(recipe.parent)) for path in files)}")
+    _write_schema(target)
+    written = [str(path.relative_to(recipe.parent)) for path in files]
+    if args.json:
+        print_json("init", {"folder": str(target), "spec": recipe.name, "files": [*written, SCHEMA]})
+        return 0
+    say(f"wrote {', '.join(str(target / path) for path in written)}")
     say(f"next: cd {target} && caiflow run {recipe.name}")
     return 0
+
+
+def _from_hub(args: Namespace) -> int:
+    """Fetch the recipe of a repository; a stranger's is to be looked at before it runs."""
+    from caiflow.engine.lookback.hub import fetch_recipe
+    from caiflow.engine.store.file_digests import folder_files
+
+    target: Path = args.dir or Path(args.recipe.partition("@")[0].rpartition("/")[2])
+    if target.exists() and any(target.iterdir()):
+        raise CaiflowError(f"{target}: not empty", "name another folder")
+    commit = fetch_recipe(args.recipe, target)
+    _write_schema(target)
+    files = folder_files(target)
+    if args.json:
+        print_json("init", {"folder": str(target), "spec": "spec.yaml", "files": files})
+        return 0
+    say(f"wrote {target}: {', '.join(files)} ({args.recipe} at {commit[:12]})")
+    say(f"next: cd {target} && caiflow inspect spec.yaml && caiflow run spec.yaml --locked")
+    return 0
+
+
+def _write_schema(target: Path) -> None:
+    from caiflow.engine.spec import schema
+
+    (target / SCHEMA).write_text(schema.text(schema.spec_schema()), encoding="utf-8")
 
 
 def needed_files(recipe: Path) -> list[Path]:

@@ -34,7 +34,7 @@ def execute(args: Namespace) -> int:
     draft = draft_spec(path, sets=args.sets, profile=args.profile, sample=args.sample, allowed=args.allowed_paths)
     found = inspection(path, draft, allowed_by(args))
     if args.json:
-        print_json(found.to_json())
+        print_json("inspect", found.to_json())
         return 0
     say(f"{args.spec}: what a run of it may do")
     for title, lines in _sections(found):

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from caiflow.engine.commands.parser import one_of, print_json, recipes
+from caiflow.engine.commands.parser import one_of, print_json, print_schema, recipes
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -35,12 +35,12 @@ def execute(args: Namespace) -> int:
     if args.op is not None:
         name = one_of(args.op, [*registry.names(), MODELS], "operators")
         found = schema.describe_models() if name == MODELS else schema.describe(name)
-        print_json(found) if args.json else _describe(args.op, found)
+        print_schema(found) if args.json else _describe(args.op, found)
         return 0
     found = schema.spec_schema()
     summaries = {name: _summary(found["$defs"][f"op:{name}"]) for name in registry.names()}
     if args.json:
-        print_json([{"op": name, **summary} for name, summary in summaries.items()])
+        print_json("ops", {"operators": [{"op": name, **summary} for name, summary in summaries.items()]})
         return 0
     for name, summary in summaries.items():
         say(f"{name:<10} {summary['kind']:<8} {summary['description']}")

@@ -6,7 +6,7 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from caiflow.engine.spec.load import Spec
     from caiflow.engine.spec.permissions import KeySent, Permissions
     from caiflow.engine.store.artifacts import Store
+
+
+SHAPES = dict.fromkeys(
+    (
+        "constitution", "diff", "doctor", "export", "figures", "gate", "gc", "head", "init", "inspect", "model", "ops", "plan",
+        "push", "report", "run", "runs", "specs", "try", "validate", "verify", "why",
+    ),
+    1,
+)  # fmt: skip
+"""What `--json` prints, by the name of its shape, with the version: raised where a field is renamed, removed or means another
+thing; a further field raises nothing."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -166,8 +177,22 @@ def open_store() -> Store:
     return Store()
 
 
-def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
+def print_json(shape: str, value: Mapping[str, Any]) -> None:
+    """Print what a command found as indented JSON, in the shape that `shapes` declares under this name."""
+    _print(as_shape(shape, value))
+
+
+def print_schema(schema: Mapping[str, Any]) -> None:
+    """Print a JSON Schema, or a part of one: JSON whose shape is the draft's."""
+    _print(schema)
+
+
+def as_shape(shape: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value under the name and version of its shape."""
+    return {"shape": f"{shape}/{SHAPES[shape]}", **value}
+
+
+def _print(value: Any) -> None:
     import json
 
     say(json.dumps(value, ensure_ascii=False, indent=2, default=str))

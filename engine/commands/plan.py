@@ -32,7 +32,7 @@ def execute(args: Namespace) -> int:
     spec = read_spec(args)
     plan = make_plan(spec, open_store(), until=args.until, devices=devices, allowed=allowed_by(args)).to_json()
     if args.json:
-        print_json(plan)
+        print_json("plan", plan)
         return 0
     from caiflow.engine.commands.tables import memory_notes, memory_table, plan_notes, plan_table
     from caiflow.engine.display.console import Console

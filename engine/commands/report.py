@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from caiflow.engine.commands.parser import named_run, nearby, positive
+from caiflow.engine.commands.parser import named_run, nearby, positive, print_json
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -21,6 +21,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="RUN", help="another run, shown beside it, rows joined by uid")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the file (default report.html in the run's folder)")
     parser.add_argument("--rows", metavar="N", type=positive, default=100_000, help="most rows of each step (default 100000)")
+    parser.add_argument("--json", action="store_true", help="print where it is as JSON")
 
 
 def execute(args: Namespace) -> int:
@@ -33,5 +34,8 @@ def execute(args: Namespace) -> int:
     other = Run(named_run(args.compare)) if args.compare else None
     path: Path = args.out or run_dir / "report.html"
     write_atomic(path, page(Run(run_dir), other, limit=args.rows))
+    if args.json:
+        print_json("report", {"path": str(path.absolute()), "size_bytes": path.stat().st_size})
+        return 0
     say(f"wrote {nearby(path.absolute())}, {path.stat().st_size / 1e6:,.1f} MB; open it in a browser")
     return 0

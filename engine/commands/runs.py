@@ -29,7 +29,7 @@ def execute(args: Namespace) -> int:
 
     runs = list_runs(open_store())[-args.limit :]
     if args.json:
-        print_json([asdict(run) for run in runs])
+        print_json("runs", {"runs": [asdict(run) for run in runs]})
         return 0
     from caiflow.engine.commands.tables import runs_table, uncut
     from caiflow.engine.display.console import Console

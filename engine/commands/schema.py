@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from caiflow.engine.commands.parser import print_json
+from caiflow.engine.commands.parser import print_schema
 
 EXAMPLES = """\
   caiflow schema > caiflow.schema.json
@@ -21,5 +21,5 @@ def execute(_args: Namespace) -> int:
     """Print the schema."""
     from caiflow.engine.spec.schema import spec_schema
 
-    print_json(spec_schema())
+    print_schema(spec_schema())
     return 0

@@ -60,7 +60,7 @@ def _show_run(run_dir: Path, args: Namespace) -> None:
     from caiflow.engine.store.journal import read_run
 
     if args.json:
-        print_json(read_run(run_dir))
+        print_json("run", read_run(run_dir))
     else:
         print_end(run_dir)
 
@@ -114,7 +114,7 @@ def _show_metrics(path: Path, args: Namespace) -> None:
 
     metrics = read_metrics(path)
     if args.json:
-        print_json(metrics)
+        print_json("figures", metrics)
         return
     from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import figures
@@ -128,7 +128,7 @@ def _show_model(path: Path, args: Namespace) -> None:
 
     card = model_card(path)
     if args.json:
-        print_json(card)
+        print_json("model", card)
         return
     from caiflow.engine.commands.tables import uncut
     from caiflow.engine.display.console import Console

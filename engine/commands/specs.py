@@ -23,7 +23,7 @@ def execute(args: Namespace) -> int:
     """List the recipes with their descriptions."""
     found = [_describe(name, path) for name, path in recipes().items()]
     if args.json:
-        print_json(found)
+        print_json("specs", {"recipes": found})
         return 0
     for recipe in found:
         say(f"{recipe['name']:<22} {recipe['description']}")

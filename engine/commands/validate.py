@@ -23,7 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `validate`."""
     parser.add_argument("specs", metavar="SPEC", nargs="+", help="spec files or names of bundled recipes")
     variant_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the problems as a JSON list")
+    parser.add_argument("--json", action="store_true", help="print the problems as JSON")
 
 
 def execute(args: Namespace) -> int:
@@ -36,7 +36,7 @@ def execute(args: Namespace) -> int:
             shown = with_source if sys.stdout.isatty() else str
             say("\n".join(map(shown, problems)) or said)
     if args.json:
-        print_json([problem._asdict() for problem in found])
+        print_json("validate", {"problems": [problem._asdict() for problem in found]})
     elif len(found) > 1 and sys.stdout.isatty():
         say(f"{len(found)} problems")
     return 2 if found else 0

@@ -32,7 +32,7 @@ def execute(args: Namespace) -> int:
             said = f"{verdict.files} files as they were sealed" if not verdict.problems else "; ".join(verdict.problems)
             say(f"{'✗' if verdict.problems else '✓'} {verdict.step:<20} {said}", flush=True)
     if args.json:
-        print_json([asdict(verdict) for verdict in verdicts])
+        print_json("verify", {"steps": [asdict(verdict) for verdict in verdicts]})
     damaged = any(verdict.problems for verdict in verdicts)
     if damaged and not args.json:
         say(f"what isn't as it was sealed is made anew by: caiflow run {nearby(run_dir) / 'spec.yaml'}")

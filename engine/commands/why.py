@@ -32,7 +32,7 @@ def execute(args: Namespace) -> int:
     plan = make_plan(spec, open_store(), until=args.step, allowed=allowed_by(args))
     planned = next(step for step in plan.steps if step.name == args.step)
     if args.json:
-        print_json(_as_json(planned))
+        print_json("why", _as_json(planned))
     else:
         _show(planned)
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caiflow.engine import registry
 from caiflow.engine.display.board import clean
 from caiflow.engine.display.report import leaves
-from caiflow.engine.lookback.history import output_dir, output_kind, read_metrics
+from caiflow.engine.lookback.history import output_dir, output_kind, step_figures
 from caiflow.engine.plan.changes import changes as component_changes
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.store.journal import read_run
@@ -366,10 +366,4 @@ def _apart(old: Any, new: Any) -> bool | None:
 
 
 def _figures(run: Mapping[str, Any], run_dir: Path, steps: Sequence[str]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name in steps:
-        step = run["steps"][name]
-        path = output_dir(run_dir, name, step)
-        has_file = path.is_dir() and output_kind(path) == "metrics"
-        figures[name] = read_metrics(path) if has_file else step.get("metrics") or {}
-    return figures
+    return {name: step_figures(run_dir, name, run["steps"][name]) for name in steps}

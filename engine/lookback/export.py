@@ -1,4 +1,4 @@
-"""A run as a folder that another person can run: spec, lock, constitution, and the local files that are small enough.
+"""A run as a folder that another person can run: spec, lock, constitution, local files that are small enough, and cards.
 
 Copies; never changes the run, and never takes hub files along.
 """
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.lookback.cards import MADE, card
+from caiflow.engine.lookback.opened import Run
+from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
 from caiflow.engine.plan.relocate import as_yaml, relocated
 from caiflow.engine.spec.permissions import Permissions
@@ -27,12 +30,16 @@ LIMIT_BYTES = 200_000_000
 _README = """\
 # {name}
 
-A caiflow run to repeat. `spec.yaml` says what it does, `caiflow.lock` what it used and made.
+A caiflow run to repeat. `spec.yaml` says what it does, `caiflow.lock` what it used and made, `steps/*.md` what each step made.
 
-    pip install caiflow=={version}
+    caiflow inspect spec.yaml        # what it may do
     caiflow run spec.yaml            # says at the end how far it is the same
     caiflow run spec.yaml --locked   # stops where anything differs from the lock
+
+It was made with {packages}.
 """
+_OF_A_RUN = ("run.json", "events.jsonl", COMPONENTS, TEXTS)
+"""What of a run's folder `show`, `diff` and `report` read beside the artifacts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +78,31 @@ def export(
     copier = _Copier(target, limit_bytes, Reach(run_dir, allowed.paths))
     (target / "spec.yaml").write_text(as_yaml(relocated(spec, copier.take)), encoding="utf-8")
     shutil.copyfile(run_dir / LOCK, target / LOCK)
-    words = _README.format(name=spec.name, version=locked["packages"].get("caiflow", ""))
+    needed = {**locked["packages"], **dict(package.split("==", 1) for package in locked["plugins"].values())}
+    words = _README.format(name=spec.name, packages=", ".join(f"{name} {version}" for name, version in needed.items()))
     (target / "README.md").write_text(words + copier.words(), encoding="utf-8")
     drift = tuple(found for found in compare_locks(locked, make_lock(Resolver(spec, store, allowed=allowed))) if found.refused)
     return Export(target, tuple(folder_files(target)), tuple(copier.left_out), tuple(copier.unasked), drift)
+
+
+def write_results(run_dir: Path, target: Path, *, whole: bool) -> tuple[str, ...]:
+    """Write a card of each step's rows or model into an export; `whole` also copies what the steps made, links resolved.
+
+    The folder is then a run's own, which `show`, `diff`, `report` and `verify` take on any machine. Returns the new files.
+    """
+    run, before = Run(run_dir), set(folder_files(target))
+    (target / "steps").mkdir(exist_ok=True)
+    for name, step in run.items():
+        if step.status not in MADE or not step.is_there:
+            continue
+        if step.kind != "metrics":
+            (target / "steps" / f"{name}.md").write_text(card(run, name), encoding="utf-8")
+        if whole:
+            shutil.copytree(step.path, target / "steps" / name)
+    for name in _OF_A_RUN if whole else ():
+        if (run_dir / name).exists():
+            shutil.copyfile(run_dir / name, target / name)
+    return tuple(name for name in folder_files(target) if name not in before)
 
 
 class _Copier:

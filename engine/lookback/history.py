@@ -110,6 +110,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return _read_json(path / "metrics.json")
 
 
+def step_figures(run_dir: Path, step: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a step: of one that measures its metrics.json, else what it kept of itself in run.json."""
+    path = output_dir(run_dir, step, record)
+    measured = path.is_dir() and output_kind(path) == "metrics"
+    return read_metrics(path) if measured else dict(record.get("metrics") or {})
+
+
 def evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each step of a run that measured something, with its figures."""
     for step, record in read_run(run_dir)["steps"].items():

@@ -105,7 +105,7 @@ def test_validate_prints_every_problem_with_its_place(place: Path) -> None:
     assert lines[1].startswith("wrong.yaml:6:")
     assert "did you mean `red`" in lines[1]
     assert lines[2] == "short.yaml: ok"
-    found = json.loads(caiflow(place, "validate", "wrong.yaml", "--json").stdout)
+    found = json.loads(caiflow(place, "validate", "wrong.yaml", "--json").stdout)["problems"]
     assert [sorted(problem) for problem in found] == [["col", "file", "hint", "line", "message", "path"]] * 2
 
 
@@ -117,7 +117,7 @@ def test_validate_says_which_profiles_it_did_not_look_into(place: Path) -> None:
 
 
 def test_a_missing_spec_is_a_problem_at_its_place(place: Path) -> None:
-    (problem,) = json.loads(caiflow(place, "validate", "nowhere.yaml", "--json").stdout)
+    (problem,) = json.loads(caiflow(place, "validate", "nowhere.yaml", "--json").stdout)["problems"]
     assert (problem["file"], problem["line"], problem["col"]) == ("nowhere.yaml", 1, 1)
 
 
@@ -224,7 +224,7 @@ def test_show_into_a_closed_pipe_is_quiet(place: Path) -> None:
 def test_runs_and_diff_look_back(place: Path, ray_address: str) -> None:
     arguments = ("--set", "steps.clean.drop=[{length: {column: response, max: 99}}]", "--out", "longer")
     assert caiflow(place, "run", "short.yaml", *arguments, "--address", ray_address).returncode == 0
-    assert "longer" in [Path(run["path"]).name for run in shown(place, "runs")]
+    assert "longer" in [Path(run["path"]).name for run in shown(place, "runs")["runs"]]
     diff = shown(place, "diff", "first", "longer")
     assert [change["new"] for change in diff["settings"]] == [99]
     assert [(rows["step"], rows["same"], rows["only_new"]) for rows in diff["rows"]] == [("clean", 1, 1)]
@@ -233,7 +233,7 @@ def test_runs_and_diff_look_back(place: Path, ray_address: str) -> None:
 
 def test_verify_finds_a_changed_file_and_gc_keeps_what_runs_need(place: Path) -> None:
     assert caiflow(place, "verify", "first").returncode == 0
-    assert shown(place, "gc", "--dry-run") == []
+    assert shown(place, "gc", "--dry-run")["things"] == []
     copy = place / "home-copy"
     shutil.copytree(place / "home", copy)
     shutil.copytree(place / "first", place / "moved", symlinks=True)
@@ -320,12 +320,12 @@ def test_a_second_ctrl_c_prints_how_to_go_on_too(place: Path) -> None:
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_runs_prints_whole_folders_to_a_pipe(place: Path, columns: str) -> None:
     printed = caiflow(place, "runs", COLUMNS=columns).stdout
-    for run in shown(place, "runs"):
+    for run in shown(place, "runs")["runs"]:
         assert any(line.rstrip().endswith(run["path"]) for line in printed.splitlines())
 
 
 def test_runs_folds_a_long_folder_in_a_terminal(place: Path) -> None:
-    (path,) = [run["path"] for run in shown(place, "runs") if run["path"].endswith("/first")]
+    (path,) = [run["path"] for run in shown(place, "runs")["runs"] if run["path"].endswith("/first")]
     code = "import sys\nfrom caiflow.engine import cli\nsys.stdout.isatty = lambda: True\nsys.exit(cli.main(['runs']))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=place, env=environment(place, COLUMNS="60"), capture_output=True, text=True)
@@ -334,7 +334,7 @@ def test_runs_folds_a_long_folder_in_a_terminal(place: Path) -> None:
 
 
 def test_specs_are_listed_and_one_is_copied_ready_to_run(place: Path) -> None:
-    recipes = [recipe["name"] for recipe in shown(place, "specs")]
+    recipes = [recipe["name"] for recipe in shown(place, "specs")["recipes"]]
     assert "quickstart" in recipes
     assert caiflow(place, "init", "quickstart", "mine").returncode == 0
     assert caiflow(place / "mine", "validate", "quickstart.yaml").stdout == "quickstart.yaml: ok\n"
@@ -347,7 +347,7 @@ def test_specs_are_listed_and_one_is_copied_ready_to_run(place: Path) -> None:
 
 def test_schema_and_ops_describe_the_language(place: Path) -> None:
     schema = json.loads(caiflow(place, "schema").stdout)
-    ops = [op["op"] for op in shown(place, "ops")]
+    ops = [op["op"] for op in shown(place, "ops")["operators"]]
     assert [name for name in ops if f"op:{name}" not in schema["$defs"]] == []
     text = caiflow(place, "ops", "filter").stdout
     assert "input" in text

@@ -70,7 +70,7 @@ def test_inspect_asks_for_no_word_that_it_was_given(place: Path, host: str) -> N
     assert "nothing of this needs your word" in command_here(place, "inspect", "spec.yaml", *flag.split()).stdout
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "why", "inspect", "validate", "export"])
+@pytest.mark.parametrize("command", ["run", "plan", "try", "why", "inspect", "validate", "export"])
 def test_every_command_takes_the_three_options(place: Path, command: str) -> None:
     said = command_here(place, command, "--help").stdout
     assert all(option in said for option in ("--allow-path DIR", "--allow-env VARIABLE=HOST", "--allow-host HOST")), said

@@ -138,12 +138,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
 
 LOOKS = (
     ["validate", "s.yaml"], ["inspect", "s.yaml"], ["inspect", "s.yaml", "--json"],
-    ["plan", "s.yaml"], ["plan", "s.yaml", "--json"],
+    ["plan", "s.yaml"], ["plan", "s.yaml", "--json"], ["try", "s.yaml", f"red{ALL}", ALL], ["try", "s.yaml", "clean", ALL],
     ["why", "s.yaml", "red"], ["why", "s.yaml", "clean"], ["why", "s.yaml", "red", "--json"],
     ["why", "s.yaml", f"clean{ALL}"], ["runs"], ["runs", "--json"],
     ["show", "first"], ["show", "first", "--json"], ["show", "first", "clean"], ["show", "first", "clean", "--json"],
     ["show", "first", "red", "--columns", f"c{ALL}"], ["show", "first", f"red{ALL}"], ["show", f"first{ALL}"],
     ["report", "first", "--compare", "second", "--out", f"r{STEERING['bidi']}"],
+    ["push", "first", "clean", f"me/x{ALL}", "--dry-run"], ["push", "first", f"red{ALL}", "me/x"],
+    ["gate", "first", "s.yaml"], ["gate", f"first{ALL}", "s.yaml"], ["gate", "first", f"g{ALL}"],
     ["diff", "first", "second"], ["diff", "first", "second", "--json"], ["verify", "first"], ["verify", "first", "--json"],
     ["export", "first", f"out{STEERING['bidi']}"], ["gc", "--dry-run"], ["gc", "--dry-run", "--json"],
     ["constitution", "show", "mine.yaml"], ["head", "red.jsonl"], ["head", "red.jsonl", "--json"], ["head", f"none{ALL}"],

@@ -35,7 +35,7 @@ def doctor(home: Path, *trials: str, path: str = "") -> tuple[int, dict[str, dic
     home.mkdir(exist_ok=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout, done.stderr
-    return done.returncode, {diagnosis["what"]: diagnosis for diagnosis in json.loads(done.stdout)}
+    return done.returncode, {diagnosis["what"]: diagnosis for diagnosis in json.loads(done.stdout)["findings"]}
 
 
 def tried(

@@ -1,0 +1,234 @@
+"""What the commands that look back print with `--json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from caiflow.engine.commands.shapes.base import Output, Shape
+
+
+class RunLineShape(Shape):
+    """One run of the list."""
+
+    name: str
+    """The spec's name."""
+    path: str
+    """The run's folder."""
+    status: str
+    """running, done, failed or interrupted."""
+    started: float
+    """Unix seconds."""
+    seconds: float | None
+    """What it took."""
+    steps: dict[str, int]
+    """Steps by status."""
+    notes: int
+    """Notes on what its steps made."""
+    variant: str
+    """What was asked beside the spec's file."""
+
+
+class Runs(Output):
+    """`caiflow runs --json`: the runs of this machine's store."""
+
+    runs: list[RunLineShape]
+    """The latest last."""
+
+
+class RunOutput(Output):
+    """`caiflow show RUN --json`: what run.json has. Further keys may come without a new version."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    caiflow: str
+    """The version that ran it."""
+    name: str
+    """The spec's name."""
+    status: str
+    """running, done, failed or interrupted."""
+    started: float
+    """Unix seconds."""
+    finished: float | None
+    """Unix seconds."""
+    seconds: float | None
+    """What it took."""
+    seed: int
+    """The spec's seed."""
+    steps: dict[str, dict[str, Any]]
+    """By name: `op`, `digest`, `status`, `inputs`, `rows_in`, `rows_out`, `seconds`, `metrics`, counts and `error`."""
+    notes: list[dict[str, Any]]
+    """What is wrong with what steps made: `step`, `measure`, `value`, `threshold`, `message`, `uids`."""
+
+
+class Figures(Output):
+    """`caiflow show RUN STEP --json` of a step that measures: its metrics.json, whose keys are the operator's."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+
+class Model(Output):
+    """`caiflow show RUN STEP --json` of a training."""
+
+    path: str
+    """The model's folder."""
+    architecture: str
+    """Its class in transformers."""
+    adapter_of: str | None
+    """The model that it is an adapter over."""
+    dtype: str | None
+    """Number format of the weights."""
+    size_bytes: int
+    """Size of the weights."""
+    metrics: dict[str, Any]
+    """Figures of the training."""
+    history: list[dict[str, Any]]
+    """Its curve, a point each."""
+
+
+class Diff(Output):
+    """`caiflow diff --json`: what differs between two runs; every entry has `old` and `new`, or names the side."""
+
+    settings: list[dict[str, Any]]
+    """Values of the specs, by `path`."""
+    prompts: list[dict[str, Any]]
+    """Prompts and principles, by `path`."""
+    rows: list[dict[str, Any]]
+    """By `step`: rows `same`, `changed`, `only_old`, `only_new`, `columns`, judged `pairs` and `flips`, `examples`."""
+    metrics: list[dict[str, Any]]
+    """Figures, number by number, by `path`."""
+    figures: list[dict[str, Any]]
+    """Figures with their intervals, by `step` and `name`; `apart` where the intervals don't overlap."""
+    notes: list[dict[str, Any]]
+    """Notes, by `path`."""
+    one_sided: list[dict[str, Any]]
+    """Steps that only one run made."""
+
+
+class VerdictShape(Shape):
+    """What became of one artifact."""
+
+    step: str
+    """The step."""
+    path: str
+    """Its folder."""
+    files: int
+    """Files that were hashed."""
+    problems: list[str]
+    """What isn't as it was sealed."""
+
+
+class Verify(Output):
+    """`caiflow verify --json`: exit code 1 where anything isn't as it was."""
+
+    steps: list[VerdictShape]
+    """Of each step that has an output."""
+
+
+class GateShape(Shape):
+    """One bound and what came of it."""
+
+    step: str
+    """The step; empty for `notes`."""
+    figure: str
+    """The figure's dotted name."""
+    bound: str
+    """What was wanted."""
+    verdict: Literal["holds", "crosses", "fails", "missing"]
+    """Within it; its interval reaches beyond it; beyond it; no value."""
+    value: float | int | None
+    """The figure."""
+    low: float | int | None
+    """Lower end of its interval."""
+    high: float | int | None
+    """Upper end."""
+    n: int | None
+    """Prompts or answers behind it."""
+    digest: str | None
+    """Identity of the artifact that has it."""
+
+
+class GateOutput(Output):
+    """`caiflow gate --json`, and gate.json: exit code 1 where it isn't `passed`."""
+
+    passed: bool
+    """The run is done and every bound holds for the whole interval."""
+    run: str
+    """The run's folder."""
+    name: str
+    """The spec's name."""
+    status: str
+    """The run's."""
+    lock_sha256: str | None
+    """Digest of its lock."""
+    gates: str
+    """The file of bounds."""
+    gates_sha256: str
+    """Its digest."""
+    at: float
+    """Unix seconds."""
+    version: str
+    """The caiflow that looked."""
+    held: list[GateShape]
+    """In the file's order."""
+
+
+class ReportOutput(Output):
+    """`caiflow report --json`."""
+
+    path: str
+    """The file."""
+    size_bytes: int
+    """Its size."""
+
+
+class ExportOutput(Output):
+    """`caiflow export --json`."""
+
+    folder: str
+    """Where it was written."""
+    files: list[str]
+    """What is in it."""
+    left_out: list[str]
+    """Files that were too large."""
+    unasked: list[str]
+    """Files outside the working folder, which stayed there."""
+    drift: list[str]
+    """What has changed since the run."""
+
+
+class Push(Output):
+    """`caiflow push --json`."""
+
+    kind: Literal["model", "dataset"]
+    """The repository's."""
+    url: str | None
+    """Where the commit is; null with `--dry-run`."""
+    commit: str | None
+    """Its id; null with `--dry-run`."""
+    files: list[str]
+    """What was pushed, or would be."""
+    card: str
+    """README.md."""
+    left_out: list[str]
+    """Files that the recipe names and that stayed here."""
+
+
+class ThingShape(Shape):
+    """One thing in the store."""
+
+    kind: str
+    """artifact, ledger, work, staging, run or aside."""
+    path: str
+    """Where it is, or was."""
+    size_bytes: int
+    """Its size."""
+
+
+class Gc(Output):
+    """`caiflow gc --json`."""
+
+    removed: bool
+    """False with `--dry-run`."""
+    things: list[ThingShape]
+    """What went, or would go."""
