@@ -18,6 +18,7 @@ from caiflow.engine.spec.grammar import Spec
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run
+from support.commands import run_here
 from support.kills import start
 
 ROOT = Path(__file__).parent.parent
@@ -150,21 +151,33 @@ def shortened(path: Path, profile: str | None) -> list[str]:
 
 
 TRIALS = [
-    *(pytest.param(path, None, marks=[] if path.stem == "quickstart" else [pytest.mark.soak]) for path in RECIPES),
-    pytest.param(ROOT / "specs" / "paper.yaml", "thinking", marks=[pytest.mark.soak]),
+    *((path, None) for path in RECIPES),
+    (ROOT / "specs" / "paper.yaml", "thinking"),
 ]
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("path", "profile"), TRIALS, ids=lambda value: value.stem if isinstance(value, Path) else value)
 def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: Path, tmp_path: Path) -> None:
     needs_packages(load_spec(path))
     options = ["--sample", str(SAMPLE), *shortened(path, profile), *(["--profile", profile] if profile else [])]
     code = start(path, tmp_path / "run", home, *options).wait(timeout=500)
     assert code == 0, (tmp_path / "run" / "console.txt").read_text()
-    run = read_run(tmp_path / "run")
+    check_trial(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_on_a_sample_as_where_vllm_is_not_installed(tmp_path: Path, ray_address: str) -> None:
+    options = ["--sample", str(SAMPLE // 2), "--set", "models.base.engine=transformers"]
+    run_here(ray_address, ROOT / "specs" / "quickstart.yaml", tmp_path / "run", tmp_path / "home", *options)
+    check_trial(tmp_path / "run")
+
+
+def check_trial(out: Path) -> None:
+    run = read_run(out)
     assert {step["status"] for step in run["steps"].values()} <= {"done", "cached"}
-    measured = json.loads((tmp_path / "run" / "steps" / "scores" / "metrics.json").read_text())
+    measured = json.loads((out / "steps" / "scores" / "metrics.json").read_text())
     rates = [check for sets in measured["models"].values() for checks in sets.values() for check in checks.values()]
     assert rates
     assert all(rate["n"] > 0 and 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1 for rate in rates)

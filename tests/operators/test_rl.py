@@ -17,6 +17,7 @@ from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
 from support.small_models import held_out, job, preferences, small_model
+from support.tiers import few_at_once
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ class Stop(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", EACH)
+@pytest.mark.parametrize("algorithm", few_at_once(ALGORITHMS, "grpo"))
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str
 ) -> None:

@@ -35,7 +35,7 @@ steps:
   critique: {op: critique, input: response, model: base, sampling: {max_tokens: 16}}
   revision: {op: revise, input: critique, model: base, sampling: {max_tokens: 16}}
 """
-ROWS = 200
+ROWS = 80
 
 
 class Project:

@@ -270,7 +270,7 @@ def test_killed_engines_and_workers_are_replaced_and_lose_nothing(calm: tuple[Pa
 
 @pytest.mark.kill
 def test_a_killed_driver_leaves_no_process_and_a_run_seen_as_interrupted(tmp_path: Path, ray_address: str) -> None:
-    spec, out, home = write_spec(tmp_path, rows=64), tmp_path / "run", tmp_path / "home"
+    spec, out, home = write_spec(tmp_path, rows=40), tmp_path / "run", tmp_path / "home"
     driver = start(spec, out, home)
     wait_for(out, rows_flow)
     driver.kill()
@@ -297,13 +297,10 @@ def test_two_runs_at_once_on_one_store_both_end_well(calm: tuple[Path, Path, Pat
     assert rows[0] == rows[1] == Rows(calm[1] / "steps" / "revision").pylist()
 
 
+@pytest.mark.soak
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    ("save_steps", "told"),
-    [
-        (2, r"goes on from its last checkpoint, of step (\d+) or later"),
-        pytest.param(1000, "begins anew", marks=pytest.mark.soak),
-    ],
+    ("save_steps", "told"), [(2, r"goes on from its last checkpoint, of step (\d+) or later"), (1000, "begins anew")]
 )
 def test_a_training_that_is_cut_off_says_what_is_kept_of_it(tmp_path: Path, save_steps: int, told: str) -> None:
     training = "{op: sft, input: answers, model: base, num_train_epochs: 200, logging_steps: 1, save_steps: "

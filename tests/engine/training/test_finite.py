@@ -12,6 +12,7 @@ import pytest
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.loop import HISTORY, write_history
+from support.tiers import few_at_once
 from support.trainings import TRAINERS, reward_model, train
 
 WILD = {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant"}
@@ -33,7 +34,7 @@ def fails(folder: Path, trainer: str, model: ModelSource, judge: ModelSource, **
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", few_at_once(TRAINERS, "sft", "ppo"))
 def test_it_ends_at_the_first_loss_or_gradient_that_isn_t_finite(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, lora: Any
 ) -> None:
@@ -45,7 +46,7 @@ def test_it_ends_at_the_first_loss_or_gradient_that_isn_t_finite(
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", few_at_once(TRAINERS, "sft", "ppo"))
 def test_it_ends_at_the_first_weight_that_isn_t_finite(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, lora: Any
 ) -> None:
@@ -58,7 +59,7 @@ def test_a_held_out_loss_that_isn_t_finite_ends_it(tmp_path: Path, model: ModelS
     assert "training step 1, learning rate 1e+16: the loss on `eval_input` is not finite" in said
 
 
-@pytest.mark.parametrize("trainer", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("trainer", few_at_once(("sft", "dpo", "reward"), "sft"))
 def test_weights_asked_for_in_float16_are_trained_in_float32(tmp_path: Path, model: ModelSource, trainer: str) -> None:
     half = train(tmp_path / "half", trainer, model._replace(dtype="float16"))
     whole = train(tmp_path / "whole", trainer, model)

@@ -14,6 +14,7 @@ from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.saving import Trained, loss_on, save
 from caiflow.operators.sft import SftParams
 from support.small_models import SHAPE, job, small_model
+from support.tiers import few_at_once
 from support.trainings import TRAINERS, reward_model, train
 
 WAYS = {"whole": {}, "folded": {"lora": {"rank": 4}}, "apart": {"lora": {"rank": 4}, "merge": False}}
@@ -25,7 +26,14 @@ def judge(tmp_path_factory: pytest.TempPathFactory, model: ModelSource) -> Model
 
 
 @pytest.mark.parametrize(
-    ("trainer", "way"), [(trainer, way) for trainer in TRAINERS for way in WAYS if (trainer, way) != ("reward", "apart")]
+    ("trainer", "way"),
+    few_at_once(
+        ((trainer, way) for trainer in TRAINERS for way in WAYS if (trainer, way) != ("reward", "apart")),
+        *(("sft", way) for way in WAYS),
+        ("dpo", "apart"),
+        ("reward", "whole"),
+        ("grpo", "folded"),
+    ),
 )
 def test_both_losses_are_told_and_are_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, way: str
@@ -51,7 +59,7 @@ def test_adapters_on_tied_embeddings_are_folded_in_as_they_were_trained(
     assert again.metrics["trained_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
 
 
-@pytest.mark.parametrize("trainer", ["dpo", "reward", "ppo"])
+@pytest.mark.parametrize("trainer", few_at_once(("dpo", "reward", "ppo"), "dpo"))
 def test_so_they_are_by_the_other_trainers(tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str) -> None:
     lora = {"rank": 4, "targets": ["embed_tokens", "v_proj"]}
     done = train(tmp_path, trainer, model, judge, lora=lora, learning_rate=1e-2)
@@ -73,7 +81,7 @@ def test_a_model_that_isn_t_saved_as_it_was_trained_is_refused(tmp_path: Path, m
         save(Trained(trained, tokenizer, model, loss_on(rows, 0, 8)), params, job(tmp_path, {}))
 
 
-@pytest.mark.parametrize("trainer", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("trainer", few_at_once(("sft", "dpo", "grpo"), "sft"))
 def test_a_kept_adapter_names_the_revision_that_it_was_trained_over(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str
 ) -> None:

@@ -43,6 +43,7 @@ def train(folder: Path, rows: Any = None, **fields: Any) -> Job:
     return done
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     from safetensors.torch import load_file

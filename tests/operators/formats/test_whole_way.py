@@ -25,6 +25,7 @@ from support.commands import command_here
 from support.loading import TEMPTING, said, write
 from support.runs_without_ray import AskedLink, carried_out
 from support.table_runs import leave_run
+from support.tiers import few_at_once
 
 SPEC = """\
 caiflow: 1
@@ -185,7 +186,7 @@ def test_every_format_is_tried() -> None:
     assert WAYS.keys() == FORMATS.keys()
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", few_at_once(WAYS, "messages", "hh", "compared", "table"))
 @settings(deadline=None, max_examples=2)
 @given(st.data())
 def test_any_text_comes_through_it_all(name: str, data: st.DataObject) -> None:
