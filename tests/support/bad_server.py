@@ -21,6 +21,7 @@ class BadServer:
     url: str = ""
     reply: Callable[[dict[str, Any], int], Reply | str] = lambda body, n: said("fine")
     listed: list[str] = field(default_factory=lambda: ["served"])
+    owner: str = "vllm"
     calls: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -53,7 +54,7 @@ def bad_server() -> Iterator[BadServer]:
 
         def do_GET(self) -> None:
             state.listings += 1
-            self.answer(200, {}, json.dumps({"data": [{"id": name} for name in state.listed]}))
+            self.answer(200, {}, json.dumps({"data": [{"id": name, "owned_by": state.owner} for name in state.listed]}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Request
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
-from caiflow.engine.llm.served.refusals import refused_fields
+from caiflow.engine.llm.served.refusals import PREFILL_FIELDS, refused_fields
 from caiflow.engine.llm.stops import Stops
 
 CHAT, RAW = "chat/completions", "completions"
@@ -31,13 +31,21 @@ class Dialect:
     """Speaks to one server about one model.
 
     With a `renderer`, whatever the chat call can't say everywhere (a prefill, a template, choices after a prefill) goes as
-    token ids to the completions call; without one, through the fields that vLLM and its like know.
+    token ids to the completions call; without one, through the fields that vLLM and its like know. A server that doesn't
+    (`continues` is false, or it refuses them) is asked in words to go on from a prefill.
     """
 
     def __init__(
-        self, model: str, renderer: Renderer | None = None, answers_as: str = "", without: tuple[str, ...] = ()
+        self,
+        model: str,
+        renderer: Renderer | None = None,
+        answers_as: str = "",
+        without: tuple[str, ...] = (),
+        *,
+        continues: bool = True,
     ) -> None:
         self.model = model
+        self._continues = continues
         self.without = without
         """Fields that the server refuses, in the order in which it did."""
         self._answers_as = answers_as
@@ -56,6 +64,11 @@ class Dialect:
         path = RAW if self._raw(request) else CHAT
         fields = {**self._what(request), **self._how(request, path)}
         return path, {"model": self.model, **{name: value for name, value in fields.items() if name not in self.without}}
+
+    def learn(self, request: Request) -> None:
+        """Leave out, from the first call with a prefill on, the fields of it that this server is not known to take."""
+        if request.prefill and not self._continues and not request.score and not self._raw(request):
+            self.without += tuple(name for name in PREFILL_FIELDS if name not in self.without)
 
     def most_tokens(self, request: Request) -> tuple[int, int]:
         """Return a generous guess of a call's tokens: one per two bytes asked, and the longest answer."""
@@ -110,7 +123,8 @@ class Dialect:
         if request.choices:
             found = _choice_logprobs(request.choices, _first_token(choice))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
-        said, thought = _apart(request, _spoken(said, message, reason), message)
+        continued = request._replace(prefill="") if self._in_words(request) else request
+        said, thought = _apart(continued, _spoken(said, message, reason), message)
         return Completion(*_trimmed(request, said, reason), *counts, thought=thought)
 
     def _check_model(self, named: Any) -> None:
@@ -176,10 +190,19 @@ class Dialect:
         asked: dict[str, Any] = {"messages": messages}
         if request.template:
             asked["chat_template"] = request.template
-        if request.prefill:
+        if request.prefill and self._in_words(request):
+            messages[-1]["content"] += _in_words(request)
+        elif request.prefill:
             messages.append({"role": "assistant", "content": request.prefill})
-            asked |= {"add_generation_prompt": False, "continue_final_message": True}
+            asked |= dict(zip(PREFILL_FIELDS, (False, True), strict=True))
         return asked
+
+    def _in_words(self, request: Request) -> bool:
+        """Return whether a prefill is asked for in words, which stand at the end of what the user says."""
+        if self._raw(request) or not set(PREFILL_FIELDS) <= set(self.without):
+            return False
+        last = request.prompt[-1] if request.prompt else None
+        return isinstance(last, Mapping) and last["role"] == "user"
 
     def _how(self, request: Request, path: str) -> dict[str, Any]:
         length = self._length if path == CHAT else "max_tokens"
@@ -209,6 +232,12 @@ _VERSION = re.compile(r"(@.*|:.*|-latest|-v?\d[\d.-]*)$")
 
 def _bare_name(model: str) -> str:
     return _VERSION.sub("", model.lower().rstrip("/").rpartition("/")[2])
+
+
+def _in_words(request: Request) -> str:
+    """Return the end of a user's turn that asks for what comes after a prefill."""
+    next_one = f" That is one of these: {', '.join(request.choices)}." if request.choices else ""
+    return f"\n\nYour answer has begun as follows. Write what comes next, and nothing before it.{next_one}\n\n{request.prefill}"
 
 
 def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:

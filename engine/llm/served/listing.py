@@ -1,4 +1,4 @@
-"""Which models a server lists. Owns that one request and its bound; decides nothing by its answer."""
+"""Which models a server lists, and what server that tells of. Owns that one request and its bound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import httpx
 
-
+_CONTINUING = ("vllm", "sglang", "caiflow")
 _LARGEST_LIST = 8 << 20
 """Bytes of an answer that are read; a list of models is far smaller."""
 
@@ -52,6 +52,13 @@ def names_of(response: httpx.Response) -> list[str]:
         if response.status_code == 200:
             return [str(entry["id"]) for entry in json.loads(response.content).get("data", [])]
     return []
+
+
+def continues_turns(response: httpx.Response) -> bool:
+    """Return whether a server says by its models' owner that it goes on with a turn as vLLM does; hosted APIs refuse to."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return any(entry.get("owned_by") in _CONTINUING for entry in json.loads(response.content)["data"])
+    return False
 
 
 def choose_named(kept: str, listed: list[str]) -> str:

@@ -15,7 +15,6 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,9 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.files import load_renderer
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
-from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, names_of
-from caiflow.engine.llm.served.pace import Pace
+from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
+from caiflow.engine.llm.served.pace import Pace, retry_after_s
+from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
 from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by
 from caiflow.engine.store.spending import Account, Most, Spent
 
@@ -64,6 +64,8 @@ class Endpoint:
     """Where what was spent is counted; None counts what this engine spends."""
     taught: Path | None = None
     """Where what the server teaches is kept, by which its answers count as another model's; None goes on with it."""
+    continues: bool = False
+    """Whether the server is known to go on with a turn that has begun."""
     by_hand: bool = False
     """Whether the user named the server, so that it may be asked wherever its name leads."""
 
@@ -208,6 +210,7 @@ class EndpointEngine:
 
     async def _answer(self, request: Request) -> Completion:
         """Put one call and read its answer."""
+        self._dialect.learn(request)
         self._refuse_if_taught()
         path, body = self._dialect.call(request)  # as the calls before this one taught
         try:
@@ -234,7 +237,8 @@ class EndpointEngine:
         named = self._endpoint.model if self._endpoint.address_only else ""
         keep_taught(self._endpoint.taught, Taught(named, self._dialect.without))
         fields = ", ".join(f"`{name}`" for name in added)
-        raise EngineError(f"{self._endpoint.base_url} refuses {fields}: it is asked without from here on", kind=ASK_ANEW)
+        so = "isn't known to take" if {*added} <= {*PREFILL_FIELDS} else "refuses"
+        raise EngineError(f"{self._endpoint.base_url} {so} {fields}: it is asked without from here on", kind=ASK_ANEW)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and body of one call.
@@ -272,7 +276,7 @@ class EndpointEngine:
         if status in (402, 429) and any(sign in text.lower() for sign in _SPENT):
             raise EngineError(said, "pay for more, or ask another server", kind="refused")
         if status in _BUSY:
-            raise _Again(said, busy=True, retry_after_s=_retry_after_s(headers))
+            raise _Again(said, busy=True, retry_after_s=retry_after_s(headers))
         if status in _PASSING or status >= 500:
             raise _Passing(said, "refused", spent=False)
         if self._dialect.adapt(status, text, body):
@@ -308,9 +312,10 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         taught=Path(options["taught"]) if options.get("taught") else None,
         by_hand=bool(options.get("by_hand")),
     )
-    endpoint = replace(endpoint, model=_served_model(endpoint))
+    endpoint = _as_listed(endpoint)
     renderer = load_renderer(source) if source.tokenizer else None
-    dialect = Dialect(endpoint.model, renderer, str(options.get("answers_as") or ""), taught.without)
+    answers_as = str(options.get("answers_as") or "")
+    dialect = Dialect(endpoint.model, renderer, answers_as, taught.without, continues=endpoint.continues)
     return EndpointEngine(endpoint, dialect)
 
 
@@ -326,8 +331,8 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
     return client_of(endpoint.base_url, header, endpoint.most_calls, endpoint.timeout_s, by_hand=endpoint.by_hand)
 
 
-def _served_model(endpoint: Endpoint) -> str:
-    """Return the name to ask for: the one given, else one that the server lists.
+def _as_listed(endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint with the name to ask for (the one given, else one that is listed) and what its listing tells of it.
 
     Raises:
         EngineError: no server answers there, it refuses the key, or it lists no model though none is named.
@@ -336,6 +341,7 @@ def _served_model(endpoint: Endpoint) -> str:
     import httpx
 
     listed: list[str] = []
+    continues = False
     try:
         response = ask_listed(
             endpoint.base_url, key_header(endpoint.key), min(30.0, endpoint.timeout_s), by_hand=endpoint.by_hand
@@ -347,11 +353,13 @@ def _served_model(endpoint: Endpoint) -> str:
     except httpx.HTTPError:
         pass  # it may answer calls all the same
     else:
-        listed = names_of(response)
+        listed, continues = names_of(response), continues_turns(response)
         if response.status_code in (401, 403):
             said = f"the server answers {response.status_code}: {response.text[:300]}"
             raise _final(response.status_code, endpoint.blot(said), "")
-    return _listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
+    return replace(
+        endpoint, continues=continues, model=_listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
+    )
 
 
 def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:
@@ -365,18 +373,6 @@ def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:
         keep_taught(endpoint.taught, Taught(model))
         raise AskAnewError(f"{endpoint.base_url} lists {model!r}: its answers count as that model's")
     return model
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """Return the seconds that Retry-After asks for, given as a number or a date; 0 without one that can be read."""
-    value = headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
-        import datetime
-
-        return max(0.0, (parsedate_to_datetime(value) - datetime.datetime.now(datetime.UTC)).total_seconds())
-    return 0.0
 
 
 def _final(status: int, said: str, text: str) -> EngineError:

@@ -7,9 +7,12 @@ refuses for being too many. Makes no call itself. Belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 _FIRST = 8.0
 _FIRST_PAUSE_S = 0.5
@@ -115,3 +118,15 @@ class Pace:
         pause = self._resume_at - time.monotonic()
         if self._waiting and pause > 0:
             asyncio.get_running_loop().call_later(pause, self._wake)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return the seconds that Retry-After asks for, given as a number or a date; 0 without one that can be read."""
+    value = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        import datetime
+
+        return max(0.0, (parsedate_to_datetime(value) - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return 0.0

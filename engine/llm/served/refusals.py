@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PREFILL = ("add_generation_prompt", "continue_final_message")
-_SPARED = ("seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", *_PREFILL)
-"""Fields that a call can do without: the answers are drawn otherwise, or a prefill is taken for a turn."""
+PREFILL_FIELDS = ("add_generation_prompt", "continue_final_message")
+"""By which vLLM's server and its like go on with a turn that has begun."""
+_SPARED = ("seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", *PREFILL_FIELDS)
+"""Fields that a call can do without: the answers are drawn otherwise, or a prefill is asked for in words."""
 _NOT_TAKEN = re.compile(
     r"not\W+(?:\w+\W+){0,2}(?:support|permit|allow|accept|recogni|available|expected)|n't (?:support|accept|take|allow)"
     r"|un(?:support|recogni|expected|known|available)|extra|only the default|deprecated|no longer|no such|forbidden",
@@ -29,8 +30,8 @@ def refused_fields(text: str, body: Mapping[str, Any]) -> tuple[str, ...]:
             continue
         named = named if named in body else ""
         found |= {name for name in candidates if (name == named if named else re.search(rf"(?<!\w){name}(?!\w)", said))}
-    if found & {*_PREFILL}:
-        found |= {*_PREFILL} & body.keys()
+    if found & {*PREFILL_FIELDS}:
+        found |= {*PREFILL_FIELDS} & body.keys()
     return tuple(name for name in candidates if name in found)
 
 
