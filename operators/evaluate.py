@@ -12,6 +12,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
     perplexity.NAME.MODEL          {perplexity, low, high, nll_per_token, nll_low, nll_high, tokens, n, drift: {mean, ...}}
     lm_eval.MODEL.TASK.METRIC      {mean, stderr, low, high, n}
     frontier                       {helpfulness, harmlessness, points: {MODEL: {...}}}
+    not_english                    share of the answers in another language than English, of those whose language can be told
     failed                         answers that no model gave, by MODEL.SET
 
 Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`), the questions (`choices/`), what

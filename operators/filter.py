@@ -7,7 +7,7 @@ Owns what the rules look at and need. How rows are put through them is in `filte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caiflow.engine.errors import Finding, finding
 from caiflow.engine.health import Measure
@@ -44,7 +44,8 @@ class Filter(TableOperator[FilterParams]):
     """Leave out rows by rules, and keep them beside with the reason."""
 
     name = "filter"
-    version = 2
+    version = 3
+    raised_for: ClassVar[Mapping[int, str]] = {3: "each character of a script without spaces counts as a word"}
     params_type = FilterParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

@@ -15,6 +15,7 @@ from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
 from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import turns, with_system
 from caiflow.operators.measures.statistics import wilson
+from caiflow.operators.measures.texts import is_english
 
 COLUMNS: Mapping[str, Any] = {
     "uid": "text",
@@ -81,6 +82,12 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]
         shares = [sum(name in row["checks"] for row in group) / len(group) for group in by_prompt.values()]
         figures[name] = wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
     return figures
+
+
+def not_english(rows: Sequence[Row]) -> float | None:
+    """Return the share of answers in another language than English; None where no answer's language can be told."""
+    told = [found for row in answered(rows) if (found := is_english(row["response"])) is not None]
+    return told.count(False) / len(told) if told else None
 
 
 def by_model_and_set(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

@@ -14,7 +14,7 @@ from caiflow.engine.health import Measure
 
 def measures(own_checks: Iterable[str], graders: Iterable[str] = ()) -> list[Measure]:
     """Return the measures, one for each of the spec's own checks and graders: the standard checks may well be met by nobody."""
-    return [*map(_never_met, own_checks), *map(_unreadable, graders), _APART, _UNRATED]
+    return [*map(_never_met, own_checks), *map(_unreadable, graders), _APART, _UNRATED, _ENGLISH]
 
 
 def _unreadable(grader: str) -> Measure:
@@ -67,6 +67,11 @@ def _unrated(metrics: Mapping[str, Any]) -> float | None:
 _UNRATED = Measure(
     "unrated", "<= 0", "models without a rating, since no chain of comparisons joins them to the anchor",
     "they can't be placed among the others", "compare them with the anchor, or with a model that met it", figure=_unrated,
+)  # fmt: skip
+_ENGLISH = Measure(
+    "not_english", "<= 0.5", "answers in another language than English", "the standard checks know English phrases alone",
+    "write `checks` for that language, or let a model grade the answers (`graders`)",
+    figure=lambda metrics: metrics.get("not_english"),
 )  # fmt: skip
 _APART = Measure(
     "undecided", "< 1", "rates at which no two models' intervals are apart", "the figures say nothing about which is better",

@@ -66,6 +66,8 @@ class Measuring:
         refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
         figures: dict[str, Any] = {"models": self._rates(groups)}
+        if p.standard_checks and (foreign := answers.not_english(rows)):
+            figures["not_english"] = foreign
         figures |= await self._choices()
         figures |= await self._perplexity()
         if p.lm_eval:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.operators.measures.texts import PREAMBLE, is_copy
+from caiflow.operators.measures.texts import PREAMBLE, UNSPACED, is_copy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def repetition(label: str, column: str, n: int, most: float) -> Check:
     """Flag texts of whose n-grams (of words and single signs) more than a share of `most` has been there before."""
     import polars as pl
 
-    tokens = pl.col(column).fill_null("").str.to_lowercase().str.extract_all(_TOKEN)
+    tokens = pl.col(column).fill_null("").str.to_lowercase().str.replace_all(f"({UNSPACED})", " ${1} ").str.extract_all(_TOKEN)
 
     def decide(_frame: pl.DataFrame, flags: pl.Series, _alive: Flags) -> Flags:
         return _repeated_share(flags, n) > most
@@ -177,25 +177,27 @@ def few_shot_leak(
 
 
 def word_ngrams(text: str, n: int) -> set[str]:
-    """Return the runs of `n` words in lower case, joined by spaces; apostrophes belong to words, other signs divide them."""
+    """Return the runs of `n` words in lower case, joined by spaces; apostrophes belong to words, other signs divide them.
+
+    A character of a script without spaces is a word.
+    """
     words = _words(text).split()
     return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}
 
 
 def _words(text: str) -> str:
-    """Return the words with a space before and after each."""
-    return f" {_NOT_WORD.sub(' ', text.lower().translate(_APOSTROPHES))} "
+    """Return the words with a space before and after each, as polars sees them."""
+    import polars as pl
 
-
-_APOSTROPHES = dict.fromkeys(map(ord, "'’"))
-_NOT_WORD = re.compile(r"[\W_]+")
+    return str(pl.select(_as_words(pl.lit(text))).item())
 
 
 def _as_words(column: pl.Expr) -> pl.Expr:
     """Return a text as `word_ngrams` sees it, with a space before and after each word."""
     import polars as pl
 
-    plain = column.str.to_lowercase().str.replace_all(r"['’]", "").str.replace_all(r"[\W_]+", " ")
+    plain = column.str.to_lowercase().str.replace_all(r"['’]", "").str.replace_all(f"({UNSPACED})", " ${1} ")
+    plain = plain.str.replace_all(r"[\W_]+", " ")
     return pl.concat_str(pl.lit(" "), plain, pl.lit(" "))
 
 

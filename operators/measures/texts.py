@@ -24,6 +24,15 @@ COPIED = 0.6
 CIRCLES = 0.3
 """Above this share of runs said before, a text goes in circles."""
 
+_UNSPACED_RANGES = (
+    ("\u0e00", "\u0e7f"), ("\u0e80", "\u0eff"), ("\u0f00", "\u0fff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"),
+    ("\u3040", "\u30ff"), ("\u31f0", "\u31ff"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"),
+    ("\uff66", "\uff9f"), ("\U00020000", "\U0003ffff"),
+)  # fmt: skip
+UNSPACED = f"[{''.join(f'{first}-{last}' for first, last in _UNSPACED_RANGES)}]"
+"""A character of a script without spaces between words (Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese), which counts as
+a word. A pattern that Python and polars read alike."""
+_UNSPACED = re.compile(f"({UNSPACED})")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _TOKEN = re.compile(r"(?:[^\W_]|['’])+|[^\s\w]|_")
 _ANNOUNCED = re.compile(PREAMBLE)
@@ -31,8 +40,12 @@ _HUMAN = re.compile(r"(?im)^[\s*#>\[]*(?:human|user)[\s*\]]*:|<\|im_start\|>\s*u
 
 
 def words(text: str) -> list[str]:
-    """Return the words in lower case; signs divide them, apostrophes don't."""
-    return _WORD.findall(text.lower())
+    """Return the words in lower case; signs divide them, apostrophes don't. Scripts without spaces count by characters."""
+    return _WORD.findall(_spaced(text.lower()))
+
+
+def _spaced(text: str) -> str:
+    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)
 
 
 def copied_share(text: str, other: str) -> float:
@@ -65,7 +78,7 @@ def same(text: str, other: str) -> bool:
 
 def repeated_share(text: str) -> float:
     """Return the share (0..1) of the runs of RUN words or single signs that the text has had before; 0 where it has none."""
-    tokens = _TOKEN.findall(text.lower())
+    tokens = _TOKEN.findall(_spaced(text.lower()))
     total = len(tokens) - RUN + 1
     return 1 - len(_runs(tokens)) / total if total > 0 else 0.0
 
@@ -135,6 +148,15 @@ def language(text: str) -> str | None:
     hits = sorted(((sum(word in common for word in own), name) for name, common in _COMMON_WORDS.items()), reverse=True)
     (first, name), (second, _) = hits[:2]
     return name if first >= LEAST_HITS and first >= 2 * second else None
+
+
+def is_english(text: str) -> bool | None:
+    """Return whether a text is in English; None where that can't be told, as of short ones."""
+    written = script(text)
+    if written != "LATIN":
+        return None if written is None else False
+    spoken = language(text)
+    return None if spoken is None else spoken == "en"
 
 
 def other_language(text: str, asked: str) -> bool | None:

@@ -188,6 +188,25 @@ def test_preamble(tmp_path: Path, text: str, gone: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shown", "other"),
+    [
+        ("先把他欠你的钱和日期都写下来,然后再去找他谈。", "请在干燥的日子里把开水倒在上面就可以了。"),
+        ("まず貸したお金と日付を書いておいて、それから話しましょう。", "乾いた日に熱いお湯をかけてください。"),
+        ("จดไว้ก่อนว่าเขาติดเงินคุณเท่าไร แล้วค่อยไปคุย", "เทน้ำเดือดลงไปในวันที่อากาศแห้ง"),
+        ("पहले लिख लो कि वह कितना और कब से देता है फिर बात करो", "सूखे दिन में उन पर उबलता पानी डालो और देखो क्या होता है"),
+        ("سجل أولا ما يدين لك به ومنذ متى ثم تحدث معه بهدوء", "اسكب الماء المغلي عليها في يوم جاف وانتظر قليلا حتى تموت"),
+    ],
+)
+def test_a_leak_and_repetition_are_found_in_every_script(tmp_path: Path, shown: str, other: str) -> None:
+    law = Constitution("small", (), (EXAMPLES[0]._replace(revision=shown),))
+    rows = answers(f"{other[:3]} {shown}", other, other + other + other)
+    made = Filter(FilterParams(input="given", drop=("few_shot_leak", "repetition")), StepContext(constitution=law))
+    out, _ = run_table(made, tmp_path / "out", {"given": rows_of(tmp_path / "in", rows)})
+    reasons = {row["uid"]: row["reason"] for row in out.dropped().pylist()}
+    assert {uid: reason.split(":")[0] for uid, reason in reasons.items()} == {"r0": "few_shot_leak", "r2": "repetition"}
+
+
+@pytest.mark.parametrize(
     ("text", "gone"),
     [
         ("😊" * 40, True),

@@ -239,3 +239,5 @@ def test_evaluate_notes_checks_nobody_meets_and_models_that_cant_be_told_apart()
     assert noted(scores, [], apart) == set()
     assert noted(scores, [], close) == {"undecided"}
     assert noted(scores, [], none) == {"met_mine"}
+    assert noted(scores, [], {**apart, "not_english": 0.9}) == {"not_english"}
+    assert noted(scores, [], {**apart, "not_english": 0.2}) == set()

@@ -74,6 +74,29 @@ def test_circles_by_hand() -> None:
     assert not texts.in_circles("I am sorry to hear that, and I would like to help you find someone to talk to.")
 
 
+UNSPACED = (
+    ("对不起,我不能帮你做这件事。你可以先问问老师。", "如果你愿意,我们可以一起想一个更好的办法。"),
+    ("ごめんなさい、それはできません。先生に聞いてください。", "よければ、もっと良い方法を一緒に考えましょう。"),
+    ("ขอโทษนะ ฉันช่วยเรื่องนี้ไม่ได้ ลองถามครูดูก่อน", "ถ้าคุณต้องการ เรามาคิดวิธีที่ดีกว่านี้ด้วยกัน"),
+)
+
+
+@pytest.mark.parametrize(("text", "other"), UNSPACED)
+def test_scripts_without_spaces_are_seen_by_characters(text: str, other: str) -> None:
+    assert texts.is_copy(other[:4] + text, [text])
+    assert not texts.is_copy(text, [other])
+    assert not texts.in_circles(text + other)
+    assert texts.in_circles(text * 3)
+    assert texts.same(f" {text}", text)
+
+
+def test_english_is_told_from_other_languages_where_it_can_be() -> None:
+    assert texts.is_english("The kettle is on the stove, and you can have it as soon as it is hot.") is True
+    assert texts.is_english("Der Kessel ist auf dem Herd, und sie sollen ihn nicht mit der Hand nehmen.") is False
+    assert [texts.is_english(text) for text, _ in UNSPACED] == [False] * 3
+    assert texts.is_english("Ok.") is None
+
+
 @pytest.mark.parametrize("kind", ["copies", "circles", "preamble", "human_turn", "unchanged"])
 def test_planted_bad_texts_are_found(kind: str) -> None:
     draw = random.Random(kind)
