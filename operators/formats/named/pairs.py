@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,7 +94,26 @@ def openai_preference(record: Record, which: Turns) -> Fields:
 def compared(record: Record, which: Turns) -> Fields:
     """Read two answers and which is preferred."""
     better, worse = preferred(record)
+    asked, *answers = map(_strings, (record.get("prompt"), better, worse))
+    if asked and all(len(side) == len(asked) for side in answers):
+        sides = [
+            opened([turn for texts in zip(asked, side, strict=True) for turn in _exchange(*texts)], record) for side in answers
+        ]
+        return pair(sides[0], sides[1], which)
     return preference({**record, "chosen": better, "rejected": worse, "p_chosen": None}, which)
+
+
+def _strings(value: object) -> list[str]:
+    """Return the texts of a list that is written as JSON, which arena's tables have one of for each turn; none of another."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else []
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
+
+
+def _exchange(asked: str, answer: str) -> tuple[Message, Message]:
+    return Message(role="user", content=asked), Message(role="assistant", content=answer)
 
 
 def _replies(prompt: list[Message], better: str, worse: str, share: float) -> Fields:

@@ -358,6 +358,23 @@ def test_a_column_that_says_which_is_preferred_makes_pairs(
     assert (row["prompt"], row["chosen"], row["rejected"]) == (said("Which?"), better, worse)
 
 
+@settings(max_examples=15, deadline=None)
+@given(texts, texts, texts)
+def test_turns_as_lists_of_texts_are_compared(asked: str, better: str, worse: str) -> None:
+    def record(*turns: tuple[str, str, str]) -> dict[str, Any]:
+        columns = zip(("prompt", "response_a", "response_b"), zip(*turns, strict=True), strict=True)
+        return {name: json.dumps(list(values)) for name, values in columns} | {"winner_model_a": 0, "winner_model_b": 1}
+
+    (row,) = loaded([record((asked, worse + "!", better))], "csv", format="compared")
+    told = (better, worse + "!") if better != worse + "!" else (None, None)
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (said(asked), *told)
+    (row,) = loaded([record((asked, "a", "a"), ("And?", worse + "!", better))], "csv", format="compared")
+    assert [turn["content"] for turn in row["prompt"]] == [asked, "a", "And?"]
+    assert (row["chosen"], row["rejected"]) == told
+    (row,) = loaded([record((asked, "a", "b"), ("And?", worse + "!", better))], "csv", format="compared")
+    assert (row["response"], row["chosen"]) == (better, None)
+
+
 def test_two_answers_and_a_choice_are_noted_with_the_line_to_write(tmp_path: Path) -> None:
     for record in (
         {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0},
