@@ -191,7 +191,7 @@ class Dialect:
         if request.template:
             asked["chat_template"] = request.template
         if request.prefill and self._in_words(request):
-            messages[-1]["content"] += _in_words(request)
+            messages[-1]["content"] = f"{messages[-1]['content']}{_in_words(request)}"
         elif request.prefill:
             messages.append({"role": "assistant", "content": request.prefill})
             asked |= dict(zip(PREFILL_FIELDS, (False, True), strict=True))
