@@ -182,7 +182,7 @@ FORMATS: Mapping[str, Format] = {
 
 _SYSTEM = re.compile(r"(?i)(custom_?)?(system|sys|developer)_?(prompt|message|msg|text|instructions?)?|instructions")
 _MEANT = re.compile(
-    r"(?i)(input|context_?(str|string)?s?|passages?|documents?|history|later_turns|tools|functions|images?|audio|videos?|label|weight)"
+    r"(?i)(input|rejected_response|(\w+_)?context_?(str|string)?s?|passages?|documents?|history|later_turns|tools|functions|images?|audio|videos?|label|weight)"
 )
 
 

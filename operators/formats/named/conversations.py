@@ -78,7 +78,9 @@ def exchanges(value: object) -> list[Message]:
     if not all(map(_is_exchange, pairs)):
         return []
     whose = ("user", "assistant")
-    return [Message(role=role, content=text) for pair in pairs for role, text in zip(whose, pair, strict=True)]
+    first = items[0].get("system") if items and isinstance(items[0], Mapping) else None
+    head = [Message(role="system", content=first)] if isinstance(first, str) and first.strip() else []
+    return head + [Message(role=role, content=text) for pair in pairs for role, text in zip(whose, pair, strict=True)]
 
 
 def _is_exchange(pair: Any) -> bool:

@@ -206,6 +206,9 @@ def test_questions_with_their_answers_are_turns(pairs: list[tuple[str, str]]) ->
     turns = [turn for asked, answer in pairs for turn in (*said(asked), *said(answer, "assistant"))]
     (row,) = loaded([{"conversation": [{"input": asked, "output": answer} for asked, answer in pairs]}])
     assert (row["prompt"], row["response"], row["messages"]) == (turns[:-1], pairs[-1][1], turns)
+    given = [{"input": asked, "output": answer, "system": "Be brief."} for asked, answer in pairs]
+    (row,) = loaded([{"conversation": given}])
+    assert row["messages"] == [*said("Be brief.", "system"), *turns]
 
 
 def as_numpy(turns: list[dict[str, str]]) -> str:
@@ -266,7 +269,7 @@ def test_the_same_answer_twice_is_no_pair_in_any_format(record: dict[str, Any]) 
     assert loaded([{**record, "p_chosen": 0.7}])[0]["p_chosen"] == 0.7
 
 
-@pytest.mark.parametrize("name", ["context", "ContextString", "history", "images", "tools", "documents"])
+@pytest.mark.parametrize("name", ["context", "ContextString", "history", "images", "tools", "documents", "retrieved_contexts"])
 def test_a_column_that_no_format_understands_is_noted(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "q", name: "something", "topic": "t"}])
     (note,) = load(path)[1]["notes"]
