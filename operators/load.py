@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -167,6 +168,8 @@ class Load(TableOperator[LoadParams]):
         blamed = next((row for row in bad if row.parameter), bad[0])
         where = blamed.parameter or ("source" if self.params.format == "auto" else "format",)
         hint = f"the formats are {', '.join(FORMATS)}" if head.fields else "write it in UTF-8, one record a line"
+        if line := self._line_for_lack(bad[0].reason):
+            hint = f"write `{line}`"
         if where == ("uid",):
             hint = suggest(str(self.params.uid), [self.params.rename.get(name, name) for name in head.fields], "fields")
         elif blamed.parameter:
@@ -217,6 +220,14 @@ class Load(TableOperator[LoadParams]):
             return ""
         found = self._parser().rows(source, _SNIFFED)
         return line_for(column, [row for row in found if not isinstance(row, BadRow)], self.params.rename)
+
+    def _line_for_lack(self, reason: str) -> str:
+        """Return the line that would give the records the field that they lack; empty where that isn't what is wrong."""
+        lacking = re.match(r"no `(prompt|chosen|rejected)`", reason)
+        if lacking is None:
+            return ""
+        rows = Parser("table", rename=self.params.rename).rows(self._from[0], _SNIFFED)
+        return line_for(lacking[1], [row for row in rows if not isinstance(row, BadRow)], self.params.rename)
 
     def look(self, limit: int) -> Look:
         """Return the first `limit` rows with what they are made of; the bad ones among the records that tell it are named.

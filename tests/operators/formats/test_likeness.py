@@ -107,6 +107,16 @@ def test_turns_under_another_name_are_messages(tmp_path: Path, name: str) -> Non
     assert (row["prompt"][0]["content"], row["response"]) == ("q", "a")
 
 
+@pytest.mark.parametrize("fields", [{}, {"format": "preference"}, {"rename": {"good": "chosen", "bad": "rejected"}}])
+def test_what_a_format_lacks_is_told_with_the_line_to_write(tmp_path: Path, fields: dict[str, Any]) -> None:
+    better, worse = ("good", "bad") if "rename" in fields else ("chosen", "rejected")
+    path = write(tmp_path / "a.jsonl", [{"user_input": asked, better: "Yes.", worse: "No."} for asked in ASKED])
+    (found,) = step(tmp_path, source=path.name, **fields).check()
+    assert (found.hint, "no `prompt`" in found.message) == ("write `rename: {user_input: prompt}`", True)
+    rows, _ = load(path, **{**fields, "rename": {**fields.get("rename", {}), "user_input": "prompt"}})
+    assert [row["chosen"] for row in rows] == ["Yes."] * 3
+
+
 def test_two_answers_and_a_choice_are_a_pair(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [{"prompt": "q", "response_a": "x y z", "response_b": "u v w", "winner": "model_a"}])
     for wanted in ("chosen", "rejected"):
