@@ -67,6 +67,8 @@ def plan_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"not checked: {model}; {told}", style="dim")
     for told in plan.get("unreached", ()):
         yield Text(f"not checked: {clean(told)}", style="yellow")
+    for way in plan.get("ways", ()):
+        yield Text(clean(way), style="dim")
     for segment in plan.get("segments", ()):
         if len(segment) > 1:
             yield Text(f"rows stream through {' -> '.join(segment)}", style="dim")

@@ -12,7 +12,7 @@ from caiflow.engine.errors import DamagedError, StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.served.taught import as_taught
+from caiflow.engine.llm.served.taught import as_taught, in_words, taught_by
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.plan.consent import named_by_hand, with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
@@ -77,6 +77,11 @@ class Resolver:
             found._replace(options={**found.options, "spent": str(spent), "by_hand": named_by_hand(entry, self._allowed)}),
             taught,
         )
+
+    def ways(self) -> list[str]:
+        """Return how served models are asked otherwise than a model here would be, by what their servers taught."""
+        served = {name: taught_by(found.options) for name, found in self._entries.items() if self.spec.models[name].served}
+        return [f"{name} is asked {told}" for name, taught in served.items() if (told := in_words(taught))]
 
     def forget_served(self) -> None:
         """Look again at what servers taught."""

@@ -69,6 +69,8 @@ class Plan:
     """Models whose files aren't on this machine yet, so that nothing was held against them."""
     unreached: tuple[str, ...] = ()
     """What only the hub could tell, and why it can't be asked: what depends on that isn't known."""
+    ways: tuple[str, ...] = ()
+    """How served models are asked, where their servers taught caiflow to ask otherwise."""
     memory: tuple[StepMemory, ...] = ()
     """What each training that is to run needs of a device's memory, and whether it fits."""
 
@@ -83,6 +85,7 @@ class Plan:
             "rules": list(self.rules),
             "unchecked": list(self.unchecked),
             "unreached": list(self.unreached),
+            "ways": list(self.ways),
             "memory": [step.to_json() for step in self.memory],
         }
 
@@ -133,6 +136,7 @@ def make_plan(
     require = {name: step.params.require for name, step in spec.steps.items() if name in wanted and step.params.require}
     told: dict[str, Any] = {"rules": tuple(changed_rules(resolver, in_order)), "unchecked": tuple(resolver.without_files())}
     told["unreached"] = tuple(dict.fromkeys(resolver.unreached.values()))
+    told["ways"] = tuple(resolver.ways())
     to_run = {step.name for step in in_order if step.state != "cached"}
     needed = tuple(one for one in memory_of(spec, store, devices or devices_here()) if one.step in to_run)
     return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told, memory=needed)

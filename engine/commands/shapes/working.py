@@ -95,6 +95,8 @@ class PlanOutput(Output):
     """Models whose files aren't here yet."""
     unreached: list[str]
     """What only a hub out of reach could tell."""
+    ways: list[str]
+    """How served models are asked, where their servers taught it."""
     memory: list[MemoryShape]
     """Of each training; the parts beside those declared are `weights`, `gradients`, `optimizer`, `activations`, `beside`."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.identity import digest
+from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
 from caiflow.engine.store.disk import storing, write_atomic
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ class Taught(NamedTuple):
 def taught_by(options: Mapping[str, Any]) -> Taught:
     """Return what a model's options hold of it."""
     return Taught(str(options.get("named") or ""), tuple(options.get("without") or ()))
+
+
+def in_words(taught: Taught) -> str:
+    """Return how a server is asked by what it taught; empty where it taught nothing of that."""
+    fields = [f"`{name}`" for name in taught.without if name not in PREFILL_FIELDS]
+    words = ["in words to go on from an answer's beginning"] if {*PREFILL_FIELDS} & {*taught.without} else []
+    return " and ".join([*words, *([f"without {', '.join(fields)}"] if fields else [])])
 
 
 def read_taught(path: Path) -> Taught:

@@ -13,8 +13,11 @@ import pytest
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.llm.served.refusals import refused_fields
+from caiflow.engine.llm.served.refusals import PREFILL_FIELDS, refused_fields
 from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, as_taught, keep_taught, read_taught
+from caiflow.engine.plan.plan import make_plan
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.artifacts import Store
 from support.asking import ask, text
 from support.bad_server import BadServer, said
 
@@ -126,6 +129,27 @@ def test_answers_are_never_counted_as_if_asked_with_what_was_left_out(
     assert read_taught(path) == Taught(without=("seed", "top_p"))
     assert taught.identity != source.identity
     assert text(connect(taught), Request(CHAT, seed=1)).text == "fine"
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        ((), ""),
+        (("seed", "top_p"), "without `seed`, `top_p`"),
+        (PREFILL_FIELDS, "in words to go on from an answer's beginning"),
+        (("seed", *PREFILL_FIELDS), "in words to go on from an answer's beginning and without `seed`"),
+    ],
+)
+def test_a_plan_says_how_a_server_is_asked(server: BadServer, tmp_path: Path, without: tuple[str, ...], told: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q"}\n')
+    (tmp_path / "spec.yaml").write_text(
+        f"caiflow: 1\nname: s\nmodels: {{m: {{source: served, base_url: '{server.url}'}}}}\n"
+        "steps:\n  rows: {op: load, source: rows.jsonl}\n  answers: {op: generate, input: rows, model: m}\n"
+    )
+    store = Store(tmp_path / "home")
+    keep_taught(store.taught_path(server.url, "served"), Taught(without=without))
+    plan = make_plan(load_spec(tmp_path / "spec.yaml"), store).to_json()
+    assert plan["ways"] == ([f"m is asked {told}"] if told else [])
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"without": 3}', b"\xff"])
