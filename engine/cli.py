@@ -1,62 +1,18 @@
-"""The command line: which commands there are, how errors reach the user, and the exit code.
-
-Each command is a module of `caiflow.engine.commands` with `arguments(parser)` and `execute(args)`; only the one that was asked
-for is imported. This module never works on a spec itself.
-"""
+"""The command line: how a command is found, how errors reach the user, and the exit code. Never works on a spec itself."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING
 
+from caiflow.engine.commands.every import COMMANDS as COMMANDS
+from caiflow.engine.commands.every import GROUPS as GROUPS
+from caiflow.engine.commands.every import command_parser as command_parser
+from caiflow.engine.commands.every import module
 from caiflow.engine.display.terminal import escaped, say
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from caiflow.engine.commands.parser import Parser
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a run failed (what was done is kept); the spec or command line is wrong; Ctrl-C."""
-
-GROUPS: dict[str, dict[str, str]] = {
-    "begin": {
-        "specs": "list the bundled recipes",
-        "init": "copy a bundled recipe, or one from the hub, to a folder",
-        "doctor": "check this machine: Python, torch, vLLM, GPUs, Ray, the store",
-    },
-    "work": {
-        "inspect": "say what a spec may read, ask and run, before you run one of someone else's",
-        "head": "show what `load` makes of a file: its format, the columns used, the first rows",
-        "validate": "say everything that is wrong with specs, with file, line and column",
-        "try": "send one prompt through a step and those before it, and show what each model saw",
-        "plan": "say what a run would do, step by step, and why",
-        "run": "validate, plan and run a spec; what was done before isn't done again",
-        "why": "say which part of a step's identity changed since it last ran",
-    },
-    "look back": {
-        "runs": "list the runs of this machine's store",
-        "show": "show a run, or page through the rows of one of its steps",
-        "report": "write a run, or two side by side, as one HTML file that opens anywhere",
-        "gate": "hold a run's figures to bounds and keep the evidence; 1 where one isn't met",
-        "diff": "compare two runs: settings, texts, judgements, metrics",
-        "verify": "hash a run's artifacts again and compare them with its lock",
-        "export": "make a folder from which another person can repeat a run",
-        "push": "put what a step made on the hub, with its card, its figures and the recipe",
-        "gc": "remove what no kept run needs from the store",
-    },
-    "reference": {
-        "ops": "list the operators, or the parameters of one",
-        "schema": "print the JSON Schema of specs, installed plugins included",
-        "constitution": "show, convert or check a constitution",
-        "serve": "serve a run's model at an OpenAI-compatible endpoint",
-    },
-}
-KEYWORDS = {"try": "trying"}
-"""Commands that no module may be named after, and their modules."""
-COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 
 EXAMPLES = """\
 examples:
@@ -112,23 +68,8 @@ def _dispatch(given: list[str]) -> int:
         from caiflow.engine.errors import suggest
 
         return _say(f"caiflow: no command {name!r}; {suggest(name, COMMANDS, 'commands')}", WRONG, given)
-    code: int = _module(name).execute(command_parser(name).parse(given[1:]))
+    code: int = module(name).execute(command_parser(name).parse(given[1:]))
     return code
-
-
-def _module(name: str) -> ModuleType:
-    return import_module(f"caiflow.engine.commands.{KEYWORDS.get(name, name)}")
-
-
-def command_parser(name: str) -> Parser:
-    """Return the argument parser of a command."""
-    from caiflow.engine.commands.parser import Parser
-
-    module = _module(name)
-    parser = Parser(f"caiflow {name}", COMMANDS[name], module.EXAMPLES)
-    module.arguments(parser)
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def overview() -> str:

@@ -13,6 +13,11 @@ EXTRAS = {
     "qlora": "bitsandbytes",
     "serve": "uvicorn",
     "plots": "matplotlib",
+    "completion": "shtab",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",
+    "trackio": "trackio",
 }
 """What each extra brings, where caiflow runs without having been installed."""
 
@@ -59,4 +64,4 @@ def pip_command(extra: str) -> str:
         return f"pip install {EXTRAS[extra]}"
     wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
     libraries = [line.partition(";")[0].strip() for line in found if wanted.search(line)]
-    return "pip install " + " ".join(f"'{library}'" for library in libraries)
+    return f"pip install {' '.join(repr(library) for library in libraries) or EXTRAS[extra]}"

@@ -343,6 +343,8 @@ class Job:
     """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
     log: Log | None = None
     uids: dict[str, list[str]] = field(default_factory=dict)
+    step: str = ""
+    """The step's name in its spec, for those who are told of the work."""
 
 
 class TableOperator(Operator[P]):

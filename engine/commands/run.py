@@ -143,6 +143,7 @@ def print_end(run_dir: Path) -> None:
     from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import figures, notes_text, steps_table
     from caiflow.engine.lookback.history import evaluations
+    from caiflow.engine.lookback.tags import said_of
     from caiflow.engine.store.journal import read_run
 
     console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)
@@ -154,6 +155,9 @@ def print_end(run_dir: Path) -> None:
     for n, note in enumerate(notes_text(run)):
         console.print(Text("\n" * (not n)) + note)
     style = "bold red" if run["status"] != "done" else "yellow" if run.get("notes") else "green"
+    said = said_of(run_dir)
+    if said.tags or said.note:
+        console.print(Text(f"\n{' '.join(f'#{tag}' for tag in said.tags)}  {said.note}".rstrip(), style="cyan"))
     variant = f", with {run['variant']}" if run.get("variant") else ""
     console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}{variant}: {run_dir}"))
 

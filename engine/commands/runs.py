@@ -12,6 +12,7 @@ from caiflow.engine.display.terminal import say
 EXAMPLES = """\
   caiflow runs
   caiflow runs --limit 50 --json
+  caiflow runs --tag baseline                     # see caiflow tag --help
 """
 UNBROKEN = 100_000
 """A width at which no line of the list is broken, for files and pipes."""
@@ -20,6 +21,7 @@ UNBROKEN = 100_000
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `runs`."""
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the latest N runs (default 20)")
+    parser.add_argument("--tag", metavar="TAG", help="show only the runs that have this tag")
     parser.add_argument("--json", action="store_true", help="print the runs as JSON")
 
 
@@ -27,7 +29,8 @@ def execute(args: Namespace) -> int:
     """List runs, the latest last."""
     from caiflow.engine.lookback.history import list_runs
 
-    runs = list_runs(open_store())[-args.limit :]
+    found = [run for run in list_runs(open_store()) if args.tag is None or args.tag in run.tags]
+    runs = found[-args.limit :]
     if args.json:
         print_json("runs", {"runs": [asdict(run) for run in runs]})
         return 0
@@ -35,7 +38,8 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.display.console import Console
 
     if not runs:
-        say("no runs yet; caiflow init copies a recipe to begin with")
+        none = f"no run has the tag {args.tag}" if args.tag else "no runs yet; caiflow init copies a recipe to begin with"
+        say(none)
         return 0
     table = uncut(runs_table(runs))
     Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)

@@ -178,7 +178,8 @@ def runs_table(runs: Sequence[RunLine], now: float | None = None) -> Table:
         ago = duration(max(0.0, (time.time() if now is None else now) - run.started))
         taken = duration(run.seconds) if run.seconds is not None else ""
         status, notes = Text(f"{symbol} {run.status}", style=style), Text(number(run.notes or None), style="yellow")
-        name = Text.assemble(run.name, (f" {short(run.variant, 40)}" if run.variant else "", "dim"))
+        said = "".join(f"  #{tag}" for tag in run.tags) + (f"  {short(run.note, 60)}" if run.note else "")
+        name = Text.assemble(run.name, (f" {short(run.variant, 40)}" if run.variant else "", "dim"), (said, "cyan"))
         table.add_row(name, status, steps, notes, taken, ago, Text(str(run.path)))
     return table
 

@@ -1,1 +1,1 @@
-"""What a run shows on the screen and prints at its end. Its door is `progress`."""
+"""What a run shows on the screen, prints at its end and tells trackers. Its door is `progress`."""

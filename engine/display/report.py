@@ -242,6 +242,13 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
+def central(value: Any) -> float | int | None:
+    """Return the number at the centre of a figure, or that it is; None of anything else, and where nothing was measured."""
+    if isinstance(value, Mapping):
+        value = next((value[name] for name in CENTRES if name in value), None)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def card_table(card: Mapping[str, Any]) -> Table:
     """Return what there is to know of a trained model, its loss curve in one line of blocks."""
     table = plain_table("model", "")

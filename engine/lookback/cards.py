@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.display.report import CENTRES, figure, leaves, number
+from caiflow.engine.display.report import central, figure, leaves, number
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.llm.model_files import hub_snapshot
 from caiflow.engine.lookback.opened import Run, Step
@@ -125,18 +125,12 @@ def _results(run: Run, model: str) -> Iterator[dict[str, Any]]:
 
 
 def _metric(check: str, value: Any) -> dict[str, Any] | None:
-    centre = _centre(value)
+    centre = central(value)
     if centre is None:
         return None
     about = value if isinstance(value, Mapping) else {}
     args = {name: about[name] for name in ("low", "high", "n") if about.get(name) is not None}
     return {"type": check, "name": f"{check}: {figure(value)}", "value": centre, **({"args": args} if args else {})}
-
-
-def _centre(value: Any) -> float | int | None:
-    if isinstance(value, Mapping):
-        value = next((value[name] for name in CENTRES if name in value), None)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 # ---------------------------------------------------------------------------------------------------------- text

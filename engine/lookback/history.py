@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caiflow.engine.errors import CaiflowError, suggest
+from caiflow.engine.lookback.tags import said_of
 from caiflow.engine.store.journal import read_run
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class RunLine:
     notes: int = 0
     variant: str = ""
     """What was asked beside the spec's file: `--sample 8`; empty of a full run."""
+    tags: tuple[str, ...] = ()
+    note: str = ""
 
 
 def list_runs(store: Store) -> list[RunLine]:
@@ -42,7 +45,7 @@ def _line(run_dir: Path) -> RunLine | None:
     except (OSError, ValueError, KeyError):
         return None
     counts = Counter(step["status"] for step in run["steps"].values())
-    told = (len(run.get("notes", ())), run.get("variant", ""))
+    told = (len(run.get("notes", ())), run.get("variant", ""), *said_of(run_dir))
     return RunLine(run["name"], run_dir, run["status"], run["started"], run["seconds"], dict(counts), *told)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.display.report import central, leaves
 from caiflow.engine.display.terminal import escaped
+from caiflow.engine.display.trackers import report_figures
 from caiflow.engine.health import DROPPED, ROWS, Reading, notes, unmet
 from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
@@ -71,6 +73,25 @@ class RunFolder:
     def has_inputs(self, step: Step) -> bool:
         """Return whether all that the step needs has settled."""
         return all(self.status[name] in SETTLED for name in self._resolver.edges(step))
+
+    def report(self) -> None:
+        """Tell the trackers of the run's trainings what its evaluations measured, where everything is made."""
+        told = dict.fromkeys(name for step in self._steps for name in getattr(step.params, "report_to", ()))
+        figures = dict(self._figures()) if told and self.all_made() else {}
+        if figures:
+            run = f"{self._resolver.spec.name} {self._out_dir.name}"
+            for said in report_figures(list(told), figures, run):
+                self._journal.emit("log", text=said)
+
+    def _figures(self) -> Iterator[tuple[str, float]]:
+        """Yield what was measured as `STEP/FIGURE`, the ends of its interval as `STEP/FIGURE.low` and `.high`."""
+        for name, artifact in self._resolver.artifacts.items():
+            path = artifact.path / "metrics.json"
+            for figure, value in leaves(json.loads(path.read_bytes())) if path.exists() else ():
+                about = value if isinstance(value, Mapping) else {}
+                for end, number in (("", central(value)), (".low", about.get("low")), (".high", about.get("high"))):
+                    if number is not None:
+                        yield f"{name}/{figure}{end}", float(number)
 
     def keep(self, *, artifacts: Iterable[str] = (), ledgers: Iterable[str] = ()) -> None:
         """Have `gc` keep these for this run."""

@@ -89,6 +89,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
         for step, work in execution.cut_off().items() if status == "interrupted" else ():
             journal.emit("log", step=step, text=going_on(work))
         _lock(resolver, out_dir, journal)
+        folder.report()
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
 

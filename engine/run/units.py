@@ -75,7 +75,7 @@ class _OneStep:
             unpack(source)
         inputs = {name: Rows(path) for name, path in self.inputs.items()}
         seed, log = self.operator.context.seed, _log(report, self.step)
-        return Job(self.staged, inputs, self.models, seed=seed, work_dir=work_dir, log=log)
+        return Job(self.staged, inputs, self.models, seed=seed, work_dir=work_dir, log=log, step=self.step)
 
     def _result(self, job: Job, metrics: Mapping[str, Any], out: RowsWriter | None = None) -> dict[str, StepResult]:
         """Return the result, with the rows of a table's writer."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.display.trackers import missing
 from caiflow.engine.errors import Finding, suggest
 from caiflow.engine.llm.model_files import layer_names, model_settings
 from caiflow.engine.machine import pip_command
@@ -51,6 +52,7 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
     if needed and not set(needed) & set(params.lr_scheduler_kwargs):
         told = f"`{params.lr_scheduler_type}` needs {' or '.join(f'`{name}`' for name in needed)}"
         yield Finding(("lr_scheduler_type",), told, f"write `lr_scheduler_kwargs: {{{needed[0]}: ...}}`")
+    yield from missing(params.report_to)
     yield from _wrong_attention(params.attn_implementation)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from caiflow.engine.display.trackers import finish, prepare
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
 from caiflow.engine.training.finite import Finite, largest, no_number
@@ -54,7 +55,7 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "logging_steps": params.logging_steps or max(1, total_steps(params, rows) // CURVE_POINTS),
         "save_strategy": "no",
         "save_total_limit": 2,
-        "report_to": "none",
+        **prepare(params.report_to, f"{job.step} {job.work_dir.name[:8]}".strip()),
         "logging_nan_inf_filter": False,  # it would hide what `Finite` is to see
         "disable_tqdm": True,
         "log_level": "error",
@@ -109,6 +110,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     if trainer.is_world_process_zero():
         history = [_figures_of(point) for point in trainer.state.log_history if "train_runtime" not in point]
         write_history(job.out_dir, history)
+        finish(params.report_to)
         job.metrics.update(figures(history))
         job.metrics |= {"steps": trainer.state.global_step, "seconds": round(seconds, 3)}
         if job.metrics.get("tokens") and trainer.state.global_step > first:
@@ -257,7 +259,7 @@ def _last_rate(state: Any) -> float:
 
 
 class Quiet(Finite):
-    """Mixed into the libraries' trainers: they send nothing anywhere and write no model card."""
+    """Mixed into the libraries' trainers: they report to the trackers that were named alone, and write no model card."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: the artifact's record says how the model came to be."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from caiflow.engine.display.trackers import Tracker
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
 
@@ -101,6 +102,12 @@ class TrainingParams(Params):
     """Optimizer steps between two checkpoints to resume from; 0 saves about every two minutes."""
     logging_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
     """Optimizer steps per point of the loss curve; 0 keeps about a thousand points at the most."""
+    report_to: tuple[Tracker, ...] = Field(default=(), json_schema_extra=SPEED)
+    """Trackers that are told the loss curve as it comes: `tensorboard`, `wandb`, `mlflow`, `trackio`; each needs its library.
+
+    They write where the user's environment says (`MLFLOW_TRACKING_URI`, `WANDB_API_KEY`, ...), else into `trackers` in the
+    store's home. A training that is there already isn't made again for it.
+    """
 
     own_fields: ClassVar[frozenset[str]] = frozenset()
     """Subclasses name the further fields that the trainer's own configuration takes under the same name."""
@@ -129,6 +136,7 @@ TRAINER_FIELDS = (
         "attn_implementation",
         "save_steps",
         "logging_steps",
+        "report_to",
         "bf16",
     }
 )

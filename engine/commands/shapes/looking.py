@@ -28,6 +28,10 @@ class RunLineShape(Shape):
     """Notes on what its steps made."""
     variant: str
     """What was asked beside the spec's file."""
+    tags: list[str]
+    """Its tags."""
+    note: str
+    """Its note, or empty."""
 
 
 class Runs(Output):
@@ -35,6 +39,17 @@ class Runs(Output):
 
     runs: list[RunLineShape]
     """The latest last."""
+
+
+class Tag(Output):
+    """`caiflow tag --json`: what is said of a run now."""
+
+    run: str
+    """The run's folder."""
+    tags: list[str]
+    """In order of the alphabet."""
+    note: str
+    """The note, or empty."""
 
 
 class RunOutput(Output):
@@ -195,6 +210,15 @@ class ExportOutput(Output):
     """Files outside the working folder, which stayed there."""
     drift: list[str]
     """What has changed since the run."""
+
+
+class Merge(Output):
+    """`caiflow merge --json`."""
+
+    folder: str
+    """Where the model is."""
+    files: list[str]
+    """What is in it."""
 
 
 class Push(Output):
