@@ -101,21 +101,30 @@ def model_settings(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json")
 
 
-def layer_names(folder: Path) -> frozenset[str]:
-    """Return the names of the modules that have weights, as the weights' files name them; empty where they can't be read."""
-    return frozenset(name.rpartition(".")[0] for name in _weights(folder))
+def layer_names(folder: Path) -> dict[str, bool]:
+    """Return the modules that have weights, by their names in the weights' files, and whether one of these is a matrix.
+
+    Empty where the files can't be read.
+    """
+    found: dict[str, bool] = {}
+    for name, dimensions in _weights(folder):
+        module = name.rpartition(".")[0]
+        found[module] = found.get(module, False) or dimensions > 1
+    return found
 
 
-def _weights(folder: Path) -> Iterator[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = read_object(index).get("weight_map")
-        yield from named if isinstance(named, dict) else ()
-        return
+def _weights(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield each weight's name and its number of dimensions, 2 where the file with it isn't here."""
+    named = read_object(folder / "model.safetensors.index.json").get("weight_map")
+    here: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = parsed_object(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
-        yield from (name for name in header if name != "__metadata__")
+        for name, told in header.items():
+            if name != "__metadata__":
+                here.add(name)
+                yield name, len(told["shape"]) if isinstance(told, dict) and isinstance(told.get("shape"), list) else 2
+    yield from ((name, 2) for name in (named if isinstance(named, dict) else ()) if name not in here)
 
 
 _OTHERS = ("kv_lora_rank", "linear_num_key_heads", "mamba_d_state", "state_size", "conv_kernel", "n_shared_experts")

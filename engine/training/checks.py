@@ -6,7 +6,7 @@ Owns those names, which a test holds to the libraries' own. Loads no library and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from caiflow.engine.display.trackers import missing
 from caiflow.engine.errors import Finding, suggest
 from caiflow.engine.llm.model_files import layer_names, model_settings
 from caiflow.engine.machine import pip_command
-from caiflow.engine.training.params import Lora, TrainingParams
+from caiflow.engine.training.params import HEAD, Lora, TrainingParams, adapts_head
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
@@ -37,6 +37,8 @@ ATTENTION = {
     "flash_attention_3": "flash_attn_3",
 }
 """Attention kernels by name, and the module that each needs."""
+
+ADAPTED = "name linear layers or embeddings, such as q_proj"
 
 
 def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
@@ -68,11 +70,15 @@ def _wrong_attention(name: str | None) -> Iterator[Finding]:
         yield Finding(("attn_implementation",), f"`{name}` needs `{ATTENTION[name]}`, which isn't installed", "use sdpa")
 
 
-def wrong_for_model(params: TrainingParams, model: ModelFiles) -> Iterator[Finding]:
-    """Yield what a model rules out."""
-    if params.lora is not None and (layers := layer_names(model.folder)):
-        yield from _wrong_targets(params.lora, frozenset(layers))
+def wrong_for_model(params: TrainingParams, model: ModelFiles, *, head: bool) -> Iterator[Finding]:
+    """Yield what a model rules out; `head` says whether its output head is in use, which a reward model's isn't."""
     settings = model_settings(model.folder)
+    if params.lora is not None and (layers := layer_names(model.folder)):
+        if not head:
+            layers.pop(HEAD, None)
+        elif _told(settings, "tie_word_embeddings") is not False:
+            layers.setdefault(HEAD, True)  # no file has it, since it is the token embedding too
+        yield from list(_wrong_targets(params.lora, layers)) or _wrong_dropout(params.lora)
     positions = _told(settings, "max_position_embeddings")
     if isinstance(positions, int) and "max_length" in params.model_fields_set and params.max_length > positions:
         told = f"`max_length` is beyond the model's {positions} positions, got {params.max_length}"
@@ -83,7 +89,7 @@ def wrong_for_model(params: TrainingParams, model: ModelFiles) -> Iterator[Findi
 def _told(settings: Mapping[str, Any], name: str) -> Any:
     """Return what a model's settings say, or those of the part of it that reads text."""
     part = settings.get("text_config")
-    return settings.get(name) or (part.get(name) if isinstance(part, Mapping) else None)
+    return settings.get(name, part.get(name) if isinstance(part, Mapping) else None)
 
 
 def _wrong_tokenizer(tokenizer: TokenizerFiles, embeddings: Any) -> Iterator[Finding]:
@@ -96,32 +102,48 @@ def _wrong_tokenizer(tokenizer: TokenizerFiles, embeddings: Any) -> Iterator[Fin
         yield Finding(("model",), told, "name one in its tokenizer_config.json, or no reply could be learnt to end")
 
 
-def _wrong_targets(lora: Lora, layers: frozenset[str]) -> Iterator[Finding]:
+def _wrong_targets(lora: Lora, layers: Mapping[str, bool]) -> Iterator[Finding]:
     if isinstance(lora.targets, str):
         yield from _wrong_pattern(lora.targets, layers)
         return
     for place, name in enumerate(lora.targets):
         path = ("lora", "targets", place)
-        if name.rpartition(".")[2] == "lm_head":
-            yield Finding(path, "TRL trains no adapter on `lm_head`, whose weight it reads by itself", "leave it out")
-        elif not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+        meant = [layer for layer in layers if layer == name or layer.endswith(f".{name}")]
+        if not meant:
             yield Finding(path, f"the model has no layer `{name}`", suggest(name, _last_names(layers), "layers"))
+        elif not all(layers[layer] for layer in meant):
+            yield Finding(path, f"`{name}` takes no adapter: its weight is no matrix", ADAPTED)
 
 
-def _wrong_pattern(pattern: str, layers: frozenset[str]) -> Iterator[Finding]:
+def _wrong_pattern(pattern: str, layers: Mapping[str, bool]) -> Iterator[Finding]:
     path = ("lora", "targets")
     if pattern == "all-linear":
         return
     try:
-        found = any(re.fullmatch(pattern, layer) for layer in layers)
+        meant = [module for module in _modules(layers) if re.fullmatch(pattern, module)]
     except re.error as error:
         yield Finding(path, f"`{pattern}` isn't a pattern: {error}", "give a list of layers' names")
         return
-    if not found:
+    if not meant:
         several = f"write a list: [{', '.join(pattern.split(','))}]" if "," in pattern else ""
         near = several or suggest(pattern, _last_names(layers), "layers")
         yield Finding(path, f"the pattern `{pattern}` fits no whole name of a layer", near)
+    elif odd := next((module for module in meant if not layers.get(module)), None):
+        yield Finding(path, f"the pattern `{pattern}` fits `{odd}` too, which takes no adapter", ADAPTED)
 
 
-def _last_names(layers: frozenset[str]) -> Sequence[str]:
-    return sorted({layer.rpartition(".")[2] for layer in layers})
+def _wrong_dropout(lora: Lora) -> Iterator[Finding]:
+    """Yield a dropout before the output head, whose adapter is learnt through its weight: nothing is read there to drop."""
+    if lora.dropout and adapts_head(lora):
+        told = f"no adapter on `{HEAD}` is trained with `dropout`, since the losses read the head's weight alone"
+        yield Finding(("lora", "dropout"), told, f"leave `dropout` out, or `{HEAD}`")
+
+
+def _modules(layers: Iterable[str]) -> list[str]:
+    """Return the names of layers and of all that they are parts of, in order."""
+    found = (layer.split(".")[:end] for layer in layers for end in range(1, layer.count(".") + 2))
+    return list(dict.fromkeys(".".join(parts) for parts in found))
+
+
+def _last_names(layers: Mapping[str, bool]) -> Sequence[str]:
+    return sorted({layer.rpartition(".")[2] for layer, matrix in layers.items() if matrix})

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from caiflow.engine.llm.model_files import Linear, Shape
-from caiflow.engine.training.params import Lora, TrainingParams
+from caiflow.engine.training.params import Lora, TrainingParams, adapts_head
 
 FLOAT = 4
 HALF = 2
@@ -178,6 +178,8 @@ def head_bytes(shape: Shape, params: TrainingParams, load: Load, setting: Settin
     else:
         tile = TILE_COPIES * rows * min(shape.vocabulary, TILE[1]) * FLOAT
     gradient = shape.embedding * FLOAT if params.lora is None else 0
+    if params.lora is not None and adapts_head(params.lora):
+        gradient = 3 * shape.embedding * FLOAT  # the weight as the adapter makes it, what the adapter adds, and its gradient
     return tile + gradient + tokens * shape.hidden * FLOAT
 
 

@@ -14,6 +14,7 @@ from caiflow.engine.llm.files import Task, base_and_adapter, load_weights
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training import quantization
 from caiflow.engine.training.loop import in_bf16
+from caiflow.engine.training.output_head import show_adapted_head
 from caiflow.engine.training.params import Lora, TrainingParams
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def load_alike(source: ModelSource, params: TrainingParams, task: Task = "causal
     model = load_weights(source, task, **{name: value for name, value in options.items() if value is not None})
     if bits:
         quantization.hold_layout(model)
+    if params.lora and task == "causal":
+        show_adapted_head(model)
     return _trainable(model)
 
 

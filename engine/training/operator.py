@@ -47,7 +47,7 @@ class TrainingOperator(ModelOperator[P]):
         name = getattr(self.params, "model", None) or ""
         if name not in models:
             return
-        yield from wrong_for_model(self.params, models[name])
+        yield from wrong_for_model(self.params, models[name], head=self.at_once().head)
         for field, step in zip(("input", "eval_input"), self.params.row_steps(), strict=False):
             yield from refused_systems({step: inputs[step]}, self.conversations(inputs[step]), name, models, field)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -37,6 +38,17 @@ class Lora(Strict):
     """Names of the layers that get an adapter; `all-linear` takes every linear layer but the output head."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Hold the frozen weights in this many bits (QLoRA), on a GPU or a CPU; needs the bitsandbytes library."""
+
+
+HEAD = "lm_head"
+"""The output head of language models, by its usual name."""
+
+
+def adapts_head(lora: Lora) -> bool:
+    """Say whether adapters are on the output head too."""
+    if isinstance(lora.targets, str):
+        return lora.targets != "all-linear" and re.fullmatch(lora.targets, HEAD) is not None
+    return any(name.rpartition(".")[2] == HEAD for name in lora.targets)
 
 
 class TrainingParams(Params):

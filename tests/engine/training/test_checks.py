@@ -42,7 +42,10 @@ def problems(folder: Path, op: str, field: str, *, over: str = "base") -> list[s
 WRONG = [
     ("lora: {targets: [q_proj, v_porj]}", "no layer `v_porj`; did you mean `v_proj`?"),
     ("lora: {targets: [c_attn]}", "no layer `c_attn`"),
-    ("lora: {targets: [lm_head]}", "no adapter on `lm_head`"),
+    ("lora: {targets: [input_layernorm]}", "`input_layernorm` takes no adapter: its weight is no matrix"),
+    ('lora: {targets: ".*"}', "fits `model` too, which takes no adapter"),
+    ('lora: {targets: ".*attn.*"}', "fits `model.layers.0.self_attn` too"),
+    ('lora: {targets: ".*norm"}', "layernorm` too, which takes no adapter"),
     ('lora: {targets: "q_proj,v_proj"}', "write a list: [q_proj, v_proj]"),
     ('lora: {targets: ".*(q_porj"}', "isn't a pattern"),
     ("optim: adamw", "unknown optimizer `adamw`; did you mean `adamw_torch`?"),
@@ -68,13 +71,35 @@ def test_it_is_said_before_anything_is_paid_for(tmp_path: Path, op: str, field: 
         "lora: {targets: [q_proj, layers.0.mlp.up_proj]}",
         'lora: {targets: ".*[qv]_proj"}',
         "lora: {targets: all-linear}",
-        "lora: {targets: [embed_tokens]}",
+        "lora: {targets: [embed_tokens, lm_head]}",
+        'lora: {targets: ".*(q_proj|lm_head)"}',
+        "lora: {targets: [q_proj], dropout: 0.1}",
         "optim: sgd, attn_implementation: eager, max_length: 8192",
         "lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}",
     ],
 )
 def test_what_is_right_passes(tmp_path: Path, field: str) -> None:
     assert problems(tmp_path, "sft", field) == []
+
+
+@pytest.mark.parametrize("op", ["sft", "dpo", "rl"])
+@pytest.mark.parametrize("targets", ["[lm_head]", "[q_proj, lm_head]", '"(.*q_proj|lm_head)"'])
+def test_an_adapter_on_the_head_drops_nothing(tmp_path: Path, op: str, targets: str) -> None:
+    (said,) = problems(tmp_path, op, f"lora: {{targets: {targets}, dropout: 0.1}}")
+    assert "no adapter on `lm_head` is trained with `dropout`" in said
+
+
+@pytest.mark.parametrize("targets", ["[lm_head]", "[q_proj, lm_head]", "lm_head"])
+def test_a_reward_model_has_no_output_head(tmp_path: Path, targets: str) -> None:
+    (said,) = problems(tmp_path, "reward", f"lora: {{targets: {targets}}}")
+    assert "`lm_head`" in said
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_no_file_has_is_there_where_the_embedding_is_it(tmp_path: Path, tied: bool) -> None:
+    model = edited(tmp_path, "config.json", tie_word_embeddings=tied)
+    found = told(tmp_path, model, "tuned: {op: sft, input: asked, model: base, lora: {targets: [lm_head]}}")
+    assert found == [] if tied else "no layer `lm_head`" in found[0]
 
 
 def test_a_trained_model_has_the_layers_of_the_one_it_was(tmp_path: Path) -> None:
@@ -166,8 +191,10 @@ def test_a_tokenizer_with_which_no_reply_ends_is_found(tmp_path: Path) -> None:
 
 
 def test_layers_are_those_of_the_loaded_model(model: ModelSource) -> None:
-    loaded = {name for name, module in load_plain(model).named_modules() if list(module.parameters(recurse=False))}
-    assert layer_names(Path(model.path)) == loaded - {"lm_head"}, "it is tied, and no file has it"
+    own = {name: list(module.parameters(recurse=False)) for name, module in load_plain(model).named_modules()}
+    loaded = {name: any(weight.dim() > 1 for weight in weights) for name, weights in own.items() if weights}
+    assert loaded.pop("lm_head"), "it is tied, and no file has it"
+    assert layer_names(Path(model.path)) == loaded
 
 
 def test_the_names_are_those_of_the_libraries() -> None:

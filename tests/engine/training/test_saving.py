@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
@@ -42,8 +43,20 @@ def test_both_losses_are_told_and_are_one(
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("merge", [True, False])
-@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "v_proj"], ".*(q_proj|embed_tokens)"])
+def soaked(case: Any, *, fast: bool) -> Any:
+    return pytest.param(*case, marks=[] if fast else [pytest.mark.soak])
+
+
+TARGETS = (
+    ["embed_tokens"], ["embed_tokens", "v_proj"], ".*(q_proj|embed_tokens)",
+    ["lm_head"], "lm_head", ["embed_tokens", "lm_head"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "merge"),
+    [soaked((targets, merge), fast="embed_tokens" in targets) for targets in TARGETS for merge in (True, False)],
+)
 def test_adapters_on_tied_embeddings_are_folded_in_as_they_were_trained(
     tmp_path: Path, model: ModelSource, targets: Any, merge: bool
 ) -> None:
@@ -59,11 +72,37 @@ def test_adapters_on_tied_embeddings_are_folded_in_as_they_were_trained(
     assert again.metrics["trained_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
 
 
-@pytest.mark.parametrize("trainer", few_at_once(("dpo", "reward", "ppo"), "dpo"))
-def test_so_they_are_by_the_other_trainers(tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str) -> None:
+def test_so_they_are_in_a_reward_model(tmp_path: Path, model: ModelSource) -> None:
     lora = {"rank": 4, "targets": ["embed_tokens", "v_proj"]}
-    done = train(tmp_path, trainer, model, judge, lora=lora, learning_rate=1e-2)
+    done = train(tmp_path, "reward", model, lora=lora, learning_rate=1e-2)
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "targets", "merge"),
+    [
+        soaked((trainer, targets, merge), fast=trainer in ("dpo", "ppo") and targets == ["lm_head"] and not merge)
+        for trainer in TRAINERS
+        if trainer != "reward"
+        for targets in (["lm_head"], ["embed_tokens", "lm_head"])
+        for merge in (True, False)
+    ],
+)
+def test_adapters_on_the_head_learn_and_are_saved(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, targets: list[str], merge: bool
+) -> None:
+    lora = {"rank": 4, "targets": targets}
+    done = train(tmp_path, trainer, model, judge, lora=lora, learning_rate=1e-2, merge=merge)
+    assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+    assert done.metrics["grad_norm"] > 0
+    if not merge:
+        learnt = load_file(done.out_dir / "adapter_model.safetensors")
+        assert all(weight.abs().max() > 1e-4 for name, weight in learnt.items() if "lora_B" in name), "B begins at 0"
+    elif len(targets) == 1:
+        now, before = (load_plain(ModelSource(path=path, identity="")) for path in (str(done.out_dir), model.path))
+        assert now.lm_head.weight is not now.get_input_embeddings().weight
+        assert now.get_input_embeddings().weight.equal(before.get_input_embeddings().weight)
+        assert not now.lm_head.weight.equal(before.lm_head.weight)
 
 
 def test_embeddings_that_aren_t_tied_stay_as_they_are(tmp_path: Path) -> None:
