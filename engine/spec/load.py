@@ -132,8 +132,8 @@ def _check_run_name(path: Path, tree: Node, name: str, problems: Problems) -> No
         problems.at(at, "name", "the spec's name is too long for the folders of its runs", hint)
 
 
-_ARM = re.compile(r"@[\w.+-]+`")
-"""The arm at the end of a step's name in a message."""
+_OF_AN_ARM = re.compile(r"@[\w.+-]+(?=`)|, got .*", re.DOTALL)
+"""What tells the arms of a matrix apart in a message: the arm at the end of a step's name, and the value that an arm sets."""
 
 
 def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> list[Problem]:
@@ -146,10 +146,10 @@ def check_spec(path: str | Path, *, sets: Sequence[str] = (), profile: str | Non
 
 
 def in_order(problems: Problems) -> tuple[Problem, ...]:
-    """Return each finding once; copies of a step in several arms share theirs, whichever arm they name."""
+    """Return each finding once; copies of a step in several arms share theirs, whichever arm or value they name."""
     unique: dict[tuple[str, int, int, str], Problem] = {}
     for problem in problems:
-        unique.setdefault((problem.file, problem.line, problem.col, _ARM.sub("`", problem.message)), problem)
+        unique.setdefault((problem.file, problem.line, problem.col, _OF_AN_ARM.sub("", problem.message)), problem)
     return tuple(sorted(unique.values(), key=lambda problem: (problem.file, problem.line, problem.col)))
 
 

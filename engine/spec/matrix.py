@@ -206,7 +206,8 @@ class _Expansion:
         used = {axis for axes in self.step_axes.values() for axis in axes}
         for axis in self.axes:
             node = self.axes[axis][next(iter(self.axes[axis]))]
-            if axis not in used and node:
+            wrong = any(c.owner in self.tree.value["steps"].value and c.owner not in self.steps for c in node)
+            if axis not in used and node and not wrong:  # a step that is wrong itself is reported as such
                 self.problems.at(node[0].node.key, ("matrix", axis), f"the axis `{axis}` changes no step", "remove it")
 
     def _copied_models(self) -> dict[str, Node]:
