@@ -130,3 +130,5 @@ class ModelSource(NamedTuple):
     options: Mapping[str, Any] = {}
     trust_remote_code: bool = False
     gguf: str | None = None
+    template_variables: Mapping[str, Any] = {}
+    """What the chat template is given beside a conversation; it is in `chat_template` already, where that is there."""

@@ -5,10 +5,12 @@ Knows a template only by what it renders, whoever renders it. Never tokenises, r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import EngineError, WrongValue
 from caiflow.engine.llm.base import Message
 
 Spans = list[tuple[int, int]]
@@ -24,6 +26,42 @@ _TOOLS: Sequence[Any] = (
     PROBE[1],
 )
 _SYSTEM: Message = {"role": "system", "content": "Briefly."}
+
+
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+"""What every template is given, beside the special tokens."""
+_VARIABLE = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+
+def template_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return the variables that a template is to be given.
+
+    Raises:
+        WrongValue: a name is none that a template could read, or is what every template is given.
+    """
+    for name in variables:
+        if not _VARIABLE.fullmatch(name) or name in _GIVEN or name.endswith("_token"):
+            raise WrongValue(f"a template is given no variable `{name}`", "name one that it reads, such as enable_thinking")
+    return variables
+
+
+def with_variables(template: str, variables: Mapping[str, Any]) -> str:
+    """Return a template in which these variables are set, for whoever renders it: it says the same wherever it is saved."""
+    if not template or not variables:
+        return template
+    told = "".join(f"{{%- set {name} = {_literal(value)} %}}" for name, value in sorted(variables.items()))
+    return f"{told}{{{{- '' }}}}{template}"  # without the text between them, a line break at the beginning would be lost
+
+
+def _literal(value: Any) -> str:
+    """Return a value of YAML as Jinja writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 class Render(Protocol):

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.chat_template import with_variables
+from caiflow.engine.llm.render import Renderer, own_template
 
 Task = Literal["causal", "reward", "labels"]
 """What a model gives: the next token, one score, or a score for each of its labels."""
@@ -60,11 +61,14 @@ def load_tokenizer(source: ModelSource) -> Any:
 
     name = source.tokenizer or source.path
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             name, revision=None if source.tokenizer else source.revision, trust_remote_code=source.trust_remote_code
         )
     except Exception as error:
         raise load_error(f"the tokenizer of {name}", error) from error
+    if source.template_variables:
+        tokenizer.chat_template = with_variables(own_template(tokenizer), source.template_variables)
+    return tokenizer
 
 
 def load_model(source: ModelSource, device: str = "auto") -> Any:

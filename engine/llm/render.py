@@ -48,7 +48,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, chat_template: str = "") -> None:
         self.tokenizer = tokenizer
-        self.chat_template = chat_template or _own_template(tokenizer)
+        self.chat_template = chat_template or own_template(tokenizer)
         self._encode_text = _plain_encoder(tokenizer)
         self._decode_ids = _plain_decoder(tokenizer)
         self._before = _ids_before_text(tokenizer)
@@ -256,7 +256,7 @@ class Renderer:
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
 
 
-def _own_template(tokenizer: Any) -> str:
+def own_template(tokenizer: Any) -> str:
     """Return a tokenizer's chat template, of several the one for plain chat; empty where it has none."""
     own = tokenizer.chat_template or ""
     return str(own.get("default", "")) if isinstance(own, Mapping) else str(own)

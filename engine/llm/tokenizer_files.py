@@ -6,7 +6,7 @@ Renders as the engines do. Never tokenises, and imports no LLM library.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,10 @@ _SEES_OTHERS = re.compile(r"loop|namespace|\bset\b|length|messages\s*[^\s%]|last
 class TokenizerFiles:
     """The files of one tokenizer, under the chat template of its model's entry; what they don't tell is None or empty."""
 
-    def __init__(self, folder: Path, chat_template: str = "") -> None:
+    def __init__(self, folder: Path, chat_template: str = "", variables: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
         self._given = chat_template
+        self._variables = variables or {}
 
     @cached_property
     def tokens(self) -> Sequence[str]:
@@ -52,8 +53,10 @@ class TokenizerFiles:
     @cached_property
     def template(self) -> str:
         """The chat template: the one of the model's entry, else the tokenizer's own; empty where there is none."""
-        if self._given:
-            return self._given
+        return chat_template.with_variables(self._given or self._own_template, self._variables)
+
+    @property
+    def _own_template(self) -> str:
         own = self._folder / "chat_template.jinja"
         if own.is_file():
             return own.read_text(encoding="utf-8", errors="replace")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import EngineError, PlanError, UnreachableError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
+from caiflow.engine.llm.chat_template import with_variables
 from caiflow.engine.llm.files import adapter_base, template_text
 from caiflow.engine.llm.gguf import inspect, unpacked_name
 from caiflow.engine.llm.hub import ask_hub
@@ -51,9 +52,7 @@ def resolve_model(
         adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir)
     if entry.tokenizer:
         tokenizer, parts["tokenizer"] = _locate(f"{where}.tokenizer", entry.tokenizer, None, base_dir)
-    template = template_text(entry.chat_template, base_dir) or None
-    if template:
-        parts["chat_template"] = digest(template)
+    template = _template(entry, base_dir, parts)
     options = _options(entry)
     if counting := counted(options["engine_args"]):
         parts["engine_args"] = counting
@@ -64,6 +63,7 @@ def resolve_model(
         adapter=adapter,
         tokenizer=tokenizer,
         chat_template=template,
+        template_variables=entry.chat_template_kwargs,
         dtype=entry.dtype,
         quantization=entry.quantization,
         engine=entry.engine,
@@ -113,18 +113,27 @@ def _endpoint(name: str, entry: ModelEntry, base_dir: Path) -> ModelSource:
     tokenizer = None
     if entry.tokenizer:
         tokenizer, parts["tokenizer"] = _locate(f"models.{name}.tokenizer", entry.tokenizer, None, base_dir)
-    template = template_text(entry.chat_template, base_dir) or None
-    if template:
-        parts["chat_template"] = digest(template)
+    template = _template(entry, base_dir, parts)
     return ModelSource(
         path=entry.source,
         identity=digest(parts),
         revision=entry.revision,
         tokenizer=tokenizer,
         chat_template=template,
+        template_variables=entry.chat_template_kwargs,
         engine="openai",
         options=_options(entry),
     )
+
+
+def _template(entry: ModelEntry, base_dir: Path, parts: dict[str, Any]) -> str | None:
+    """Return the entry's chat template with its variables, which count towards the identity's `parts`."""
+    template = template_text(entry.chat_template, base_dir)
+    if template:
+        parts["chat_template"] = digest(template)
+    if entry.chat_template_kwargs:
+        parts["chat_template_kwargs"] = entry.chat_template_kwargs
+    return with_variables(template, entry.chat_template_kwargs) or None
 
 
 def _options(entry: ModelEntry) -> dict[str, Any]:

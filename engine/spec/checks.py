@@ -294,7 +294,7 @@ def _model_files(checked: Checked, name: str) -> ModelFiles | None:
         return None
     tokenizer = model_folder(entry.tokenizer, None, checked.base_dir) if entry.tokenizer else folder
     template = template_text(entry.chat_template, checked.base_dir)
-    return ModelFiles(folder, TokenizerFiles(tokenizer, template)) if tokenizer else None
+    return ModelFiles(folder, TokenizerFiles(tokenizer, template, entry.chat_template_kwargs)) if tokenizer else None
 
 
 def _check_require(operator: Operator[Any]) -> Iterator[Finding]:

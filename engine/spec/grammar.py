@@ -28,6 +28,7 @@ from pydantic import Field, field_validator
 from caiflow.engine.errors import Problem, WrongValue
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
+from caiflow.engine.llm.chat_template import template_variables
 from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import SPEED, Operator, Params, Reference, Strict
 from caiflow.engine.spec.engine_args import EngineArgs
@@ -62,6 +63,9 @@ class ModelEntry(Strict):
     """Hub id or folder of another tokenizer; by default the model's own."""
     chat_template: str | None = None
     """Jinja chat template in place of the tokenizer's: its text, or a file ending in .jinja."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables that the chat template reads, such as `{enable_thinking: false}`, when asked and in training; servers are sent
+    them."""
     adapter: str | None = Field(default=None, json_schema_extra={"x-path": "file-or-hub"})
     """Hub id or folder of a PEFT adapter laid over the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -114,6 +118,7 @@ class ModelEntry(Strict):
         return value
 
     _revision = field_validator("revision")(part_of_repository)
+    _variables = field_validator("chat_template_kwargs")(template_variables)
 
     @property
     def address(self) -> str:

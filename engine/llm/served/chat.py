@@ -43,6 +43,7 @@ class Dialect:
         without: tuple[str, ...] = (),
         *,
         continues: bool = True,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self._continues = continues
@@ -50,6 +51,7 @@ class Dialect:
         """Fields that the server refuses, in the order in which it did."""
         self._answers_as = answers_as
         self._renderer = renderer
+        self._template_variables = template_variables or {}
         self._length = "max_tokens"
         self._top: dict[str, int] = {CHAT: _TOP, RAW: _TOP}
 
@@ -190,6 +192,8 @@ class Dialect:
         asked: dict[str, Any] = {"messages": messages}
         if request.template:
             asked["chat_template"] = request.template
+        if self._template_variables:
+            asked["chat_template_kwargs"] = dict(self._template_variables)
         if request.prefill and self._in_words(request):
             messages[-1]["content"] = f"{messages[-1]['content']}{_in_words(request)}"
         elif request.prefill:

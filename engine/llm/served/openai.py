@@ -315,7 +315,14 @@ def load_openai(source: ModelSource) -> EndpointEngine:
     endpoint = _as_listed(endpoint)
     renderer = load_renderer(source) if source.tokenizer else None
     answers_as = str(options.get("answers_as") or "")
-    dialect = Dialect(endpoint.model, renderer, answers_as, taught.without, continues=endpoint.continues)
+    dialect = Dialect(
+        endpoint.model,
+        renderer,
+        answers_as,
+        taught.without,
+        continues=endpoint.continues,
+        template_variables=source.template_variables,
+    )
     return EndpointEngine(endpoint, dialect)
 
 
