@@ -17,6 +17,8 @@ from caiflow.engine.llm.files import adapter_base, parsed_object, read_object
 from caiflow.engine.machine import local_path
 
 BUNDLED = {"tiny": ("examples", "tiny", "model")}
+HEAD = "lm_head"
+"""The output head of language models, by its usual name."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_HEADER = 100_000_000
 """Bytes of the head of a file of weights, by its format."""
@@ -111,6 +113,12 @@ def layer_names(folder: Path) -> dict[str, bool]:
         module = name.rpartition(".")[0]
         found[module] = found.get(module, False) or dimensions > 1
     return found
+
+
+def adapted_layers(adapter: Path) -> frozenset[str]:
+    """Return the last names of the layers that an adapter is on; empty where its weights can't be read."""
+    found = (re.search(r"([^.]+)\.lora_", name) for name, _ in _weights(adapter))
+    return frozenset(layer[1] for layer in found if layer)
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, int]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.display.trackers import missing
 from caiflow.engine.errors import Finding, suggest
-from caiflow.engine.llm.model_files import layer_names, model_settings
+from caiflow.engine.llm.model_files import HEAD, layer_names, model_settings
 from caiflow.engine.machine import pip_command
-from caiflow.engine.training.params import HEAD, Lora, TrainingParams, adapts_head
+from caiflow.engine.training.params import Lora, TrainingParams, adapts_head
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles

@@ -1,6 +1,7 @@
 """Loading the model to train, in the Hugging Face layout.
 
-Owns adapters (LoRA, QLoRA), dtypes and the tokenizer's chat template and padding. Never trains, never saves.
+Owns adapters (LoRA, QLoRA), what TRL is shown of one on the output head, dtypes, and the tokenizer's chat template and padding.
+Never trains, never saves.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from caiflow.engine.llm.files import Task, base_and_adapter, load_weights
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training import quantization
 from caiflow.engine.training.loop import in_bf16
-from caiflow.engine.training.output_head import show_adapted_head
 from caiflow.engine.training.params import Lora, TrainingParams
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -101,3 +102,44 @@ def lora_config(lora: Lora, task: Task = "causal") -> LoraConfig:
         task_type="CAUSAL_LM" if task == "causal" else "SEQ_CLS",
         modules_to_save=None if task == "causal" else ["score"],
     )
+
+
+class AdaptedHead:
+    """An output head under adapters, as far as its weight [vocabulary, hidden] and bias are asked for.
+
+    TRL's losses read the head's weight and never call the head, so that an adapter on it would learn nothing, and TRL refuses
+    one. Shown the weight as the adapter makes it, W + s B A, they compute what the head itself would, and the gradient reaches
+    A and B. Source: Hu et al. 2021 (LoRA, arXiv 2106.09685), section 4.1.
+    """
+
+    def __init__(self, head: Any) -> None:
+        self._head = head
+        self.base_layer = head.base_layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight with what the adapters in use add to it; gradients go through to them."""
+        weight: Tensor = self.base_layer.weight
+        if self._head.merged or self._head.disable_adapters:
+            return weight
+        added = (self._head.get_delta_weight(name) for name in self._head.active_adapters if name in self._head.lora_A)
+        return sum((delta.to(weight.dtype) for delta in added), start=weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which adapters leave as it is."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
+
+
+def show_adapted_head(model: PreTrainedModel) -> None:
+    """Have a model's output head, once it is under adapters, shown with the weight that they make."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = model.get_output_embeddings
+
+    def shown() -> Any:
+        head = plain()
+        return AdaptedHead(head) if isinstance(head, BaseTunerLayer) else head
+
+    model.get_output_embeddings = shown

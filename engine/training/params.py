@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from caiflow.engine.display.trackers import Tracker
 from caiflow.engine.errors import WrongValue
+from caiflow.engine.llm.model_files import HEAD
 from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
 
 Scheduler = Literal[
@@ -38,10 +39,6 @@ class Lora(Strict):
     """Names of the layers that get an adapter; `all-linear` takes every linear layer but the output head."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Hold the frozen weights in this many bits (QLoRA), on a GPU or a CPU; needs the bitsandbytes library."""
-
-
-HEAD = "lm_head"
-"""The output head of language models, by its usual name."""
 
 
 def adapts_head(lora: Lora) -> bool:

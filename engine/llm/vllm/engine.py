@@ -40,13 +40,20 @@ class _Asked:
 class VLLMEngine:
     """An Engine (see base.py) around a started vLLM `LLMEngine`.
 
-    With `adapter`, every request goes through that LoRA. `draws` says whether our processor draws or vLLM itself.
+    With `adapter`, every request goes through that LoRA. `draws` says whether our processor draws or vLLM itself, `scores`
+    whether it can tell how likely a text is: under an adapter on the output head it can't, and would stop.
     """
 
     waiting = ""  # for nobody
 
     def __init__(
-        self, engine: LLMEngine, renderer: Renderer, adapter: LoRARequest | None = None, draws: Draws = "caiflow"
+        self,
+        engine: LLMEngine,
+        renderer: Renderer,
+        adapter: LoRARequest | None = None,
+        draws: Draws = "caiflow",
+        *,
+        scores: bool = True,
     ) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -57,6 +64,7 @@ class VLLMEngine:
         self._renderer = renderer
         self._adapter = adapter
         self._draws = draws
+        self._scores = scores
         self._params_type, self._final = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._asked: dict[str, _Asked] = {}
         self._finished: list[tuple[int, Answer]] = []
@@ -102,6 +110,12 @@ class VLLMEngine:
         cleanup_dist_env_and_memory()
 
     def _add(self, number: int, request: Request) -> None:
+        if request.score and not self._scores:
+            raise EngineError(
+                "vLLM can't tell how likely a text is under an adapter on the output head",
+                "fold the adapter in (`merge: true`), or write `engine: transformers` in the model's entry",
+                kind="refused",
+            )
         scored = self._renderer.scored(request) if request.score else None
         ids = scored.ids if scored else self._renderer.ids(request)
         choices = self._renderer.choices(request) if request.choices else {}

@@ -17,6 +17,7 @@ from typing import Any
 from caiflow.engine.errors import EngineError, nearest
 from caiflow.engine.llm.base import Draws, ModelSource
 from caiflow.engine.llm.files import load_error, load_renderer
+from caiflow.engine.llm.model_files import HEAD, adapted_layers
 from caiflow.engine.llm.vllm.engine import VLLMEngine
 from caiflow.engine.llm.vllm.failures import Printed, start_error
 from caiflow.engine.llm.vllm.seeds import PROCESSORS
@@ -69,7 +70,8 @@ def load_vllm(source: ModelSource) -> VLLMEngine:
         raise
     except Exception as error:
         raise start_error(source.path, error, printed.text()) from error
-    return VLLMEngine(engine, load_renderer(source), _adapter(source), source.draws)
+    scores = not source.adapter or HEAD not in adapted_layers(Path(source.adapter))
+    return VLLMEngine(engine, load_renderer(source), _adapter(source), source.draws, scores=scores)
 
 
 def _be_exact(what: str) -> None:
@@ -167,12 +169,12 @@ def _adapter_shape(adapter: str) -> dict[str, Any]:
     """
     try:
         config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-        rank, layers = int(config["r"]), config.get("target_modules")
+        rank = int(config["r"])
     except (OSError, ValueError, KeyError) as error:
         raise load_error(f"the adapter {adapter}", error) from error
     shape: dict[str, Any] = {"max_lora_rank": rank_for(rank)}
-    plain = isinstance(layers, list) and all("." not in layer for layer in layers)  # neither a pattern nor whole paths
-    return shape | ({"lora_target_modules": layers} if plain else {})
+    layers = sorted(adapted_layers(Path(adapter)))
+    return shape | ({"lora_target_modules": layers} if layers else {})
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:

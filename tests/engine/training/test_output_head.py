@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.training.models import load_model, lora_config
-from caiflow.engine.training.output_head import AdaptedHead
+from caiflow.engine.training.models import AdaptedHead, load_model, lora_config
 from caiflow.engine.training.params import Lora
 from caiflow.operators.sft import SftParams
 from support.small_models import SHAPE, small_model

@@ -103,20 +103,30 @@ def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: E
 
 
 @pytest.mark.soak
-def test_an_adapter_is_served_without_merging(source: ModelSource, engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ".*[qv]_proj", ["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]]
+)
+def test_an_adapter_is_served_without_merging(
+    source: ModelSource, engine: Engine, tmp_path: Path, targets: list[str] | str
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
     engine.close()
     torch.manual_seed(1)
     base = load_model(source._replace(engine="transformers"), "cpu")
-    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=targets, task_type="CAUSAL_LM")
     get_peft_model(base, config).save_pretrained(tmp_path)
     adapted = source._replace(adapter=str(tmp_path))
-    requests = [Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4)]
+    requests = [*mixed_requests(8), *(Request(f"How do I bake {n}", Sampling(max_tokens=8)) for n in range(4))]
     served, reference = load_engine(adapted), load_engine(adapted._replace(engine="transformers"))
     try:
         assert_agree(adapted, requests, ask(served, requests), ask(reference, requests))
+        if "lm_head" in targets:
+            refused = ask(served, scored_requests())
+            assert all(isinstance(one, EngineError) and "merge: true" in one.hint for one in refused)
+            assert_agree(adapted, requests, ask(served, requests), ask(reference, requests))
+            return
         for mine, theirs in zip(ask(served, scored_requests()), ask(reference, scored_requests()), strict=True):
             assert isinstance(mine, Completion)
             assert isinstance(theirs, Completion)
