@@ -316,13 +316,9 @@ def load_openai(source: ModelSource) -> EndpointEngine:
     renderer = load_renderer(source) if source.tokenizer else None
     answers_as = str(options.get("answers_as") or "")
     dialect = Dialect(
-        endpoint.model,
-        renderer,
-        answers_as,
-        taught.without,
-        continues=endpoint.continues,
-        template_variables=source.template_variables,
-    )
+        endpoint.model, renderer, answers_as, taught.without,
+        continues=endpoint.continues, template_variables=source.template_variables,
+    )  # fmt: skip
     return EndpointEngine(endpoint, dialect)
 
 
