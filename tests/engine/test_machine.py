@@ -12,7 +12,13 @@ import pytest
 from caiflow.engine.cli import COMMANDS, main
 from caiflow.engine.machine import home
 
-SPEC = "caiflow: 1\nsteps: {rows: {op: load, source: rows.jsonl}}\n"
+SPEC = """\
+caiflow: 1
+models: {base: {source: tiny}}
+steps:
+  rows: {op: load, source: rows.jsonl}
+  answers: {op: generate, input: rows, model: base}
+"""
 
 
 @pytest.fixture
@@ -35,6 +41,7 @@ KEEPING: Mapping[str, list[str]] = {
     "plan": ["spec.yaml"], "run": ["spec.yaml"], "why": ["spec.yaml", "rows"], "runs": [], "gc": [], "doctor": [],
     "show": ["last"], "report": ["last"], "diff": ["last", "last"], "verify": ["last"], "export": ["last", "out"],
     "serve": ["last", "rows"], "inspect": ["spec.yaml"],
+    "gate": ["last", "spec.yaml"], "push": ["last", "rows", "org/name"], "try": ["spec.yaml", "answers", "Why?"],
 }  # fmt: skip
 """The commands that read or write the store, with arguments."""
 OTHERS: Mapping[str, list[str]] = {
