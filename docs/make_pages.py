@@ -33,9 +33,9 @@ SERVED_NOTE = "The one exception is `base_url`: a served model is known by its a
 JSON_HEAD = """\
 # JSON
 
-Every command but `serve` prints JSON with `--json`, one object whose `shape` has its name and version. A version is raised
-where a field is renamed, removed or means another thing; a further field raises none, so read those that you know and pass
-over the others. Exit codes are the same as without it.
+Every command but `serve`, `view` and `completion` prints JSON with `--json`, one object whose `shape` has its name and version.
+A version is raised where a field is renamed, removed or means another thing; a further field raises none, so read those that
+you know and pass over the others. Exit codes are the same as without it.
 
 Two commands print lines of JSON instead: `caiflow run --json` the run's events as they happen (`t`, `event`, and the fields of
 each, as in `events.jsonl`), and `caiflow show RUN STEP --json` a row a line, with the row's own columns. `caiflow schema` and

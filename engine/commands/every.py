@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "report": "write a run, or two side by side, as one HTML file that opens anywhere",
         "tag": "add tags and a note to a run, or take them away",
         "gate": "hold a run's figures to bounds and keep the evidence; 1 where one isn't met",
+        "view": "show a run's report in a browser on this machine, and follow it while it goes on",
         "diff": "compare two runs: settings, texts, judgements, metrics",
         "verify": "hash a run's artifacts again and compare them with its lock",
         "export": "make a folder from which another person can repeat a run",

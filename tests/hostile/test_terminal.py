@@ -145,7 +145,7 @@ LOOKS = (
     ["show", "first", "red", "--columns", f"c{ALL}"], ["show", "first", f"red{ALL}"], ["show", f"first{ALL}"],
     ["report", "first", "--compare", "second", "--out", f"r{STEERING['bidi']}"],
     ["push", "first", "clean", f"me/x{ALL}", "--dry-run"], ["push", "first", f"red{ALL}", "me/x"],
-    ["merge", "first", f"red{ALL}", "x"], ["merge", "first", "red", "x"],
+    ["view", f"none{ALL}"], ["merge", "first", f"red{ALL}", "x"], ["merge", "first", "red", "x"],
     ["tag", "first", f"t{ALL}"], ["tag", "first", "--note", ALL], ["tag", "first"], ["runs"], ["completion", f"b{ALL}"],
     ["gate", "first", "s.yaml"], ["gate", f"first{ALL}", "s.yaml"], ["gate", "first", f"g{ALL}"],
     ["diff", "first", "second"], ["diff", "first", "second", "--json"], ["verify", "first"], ["verify", "first", "--json"],
