@@ -77,13 +77,20 @@ def _places(folder: Path, run: str) -> dict[str, str]:
 
 
 def report_figures(report_to: Sequence[Tracker], figures: Mapping[str, float], run: str) -> Iterator[str]:
-    """Tell trackers the figures of a whole run, as one of their runs; yield what went wrong, which ends no run of ours."""
+    """Tell trackers the figures of a whole run, as one of their runs; yield what went wrong, which ends no run of ours.
+
+    The environment is as before afterwards: workers of a later run in this process would take it for the user's.
+    """
+    before = {name: os.environ.get(name) for name in _PLACES}
     prepare(report_to, run)
     for name in report_to:
         try:
             _TOLD[name](figures, run)
         except Exception as error:  # whatever a tracker's library raises
             yield f"{name} wasn't told the run's figures: {' '.join(str(error).split()) or type(error).__name__}"
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
 
 
 def _tell_tensorboard(figures: Mapping[str, float], _run: str) -> None:

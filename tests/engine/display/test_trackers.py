@@ -124,6 +124,9 @@ def test_the_figures_of_a_run_are_in_every_tracker(tmp_path: Path, monkeypatch: 
     (experiment,) = [found for found in client.search_experiments() if found.name == "caiflow"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.data.metrics) == ("cai 1", FIGURES)
+    assert {os.environ[name] for name in trackers._PLACES} == {"kept for afterwards"}, (
+        "a later run's workers see the user's own"
+    )
 
 
 def test_a_tracker_that_fails_is_told_of_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
