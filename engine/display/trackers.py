@@ -88,9 +88,9 @@ def report_figures(report_to: Sequence[Tracker], figures: Mapping[str, float], r
             _TOLD[name](figures, run)
         except Exception as error:  # whatever a tracker's library raises
             yield f"{name} wasn't told the run's figures: {' '.join(str(error).split()) or type(error).__name__}"
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({} if value is None else {name: value})
+    for variable, value in before.items():
+        os.environ.pop(variable, None)
+        os.environ.update({} if value is None else {variable: value})
 
 
 def _tell_tensorboard(figures: Mapping[str, float], _run: str) -> None:
