@@ -19,13 +19,15 @@ from typing import Any, Literal
 from caiflow.engine.display.report import CENTRES, leaves
 from caiflow.engine.errors import Problem, SpecError, WrongValue, suggest
 from caiflow.engine.health import Bound
-from caiflow.engine.lookback.history import step_figures
+from caiflow.engine.lookback.history import output_dir, step_figures
+from caiflow.engine.store.artifacts import read_artifact
 from caiflow.engine.store.journal import read_run
 from caiflow.engine.yaml.reader import read_yaml
 from caiflow.engine.yaml.tree import Node, dotted
 
 VERSION = 1
 MADE = ("done", "cached")
+COUNTS = ("rows_in", "rows_out", "dropped", "failed")
 _FORM = "write `caiflow_gates: 1` and `steps: {STEP: {FIGURE: BOUND}}`"
 
 Verdict = Literal["holds", "crosses", "fails", "missing"]
@@ -87,7 +89,8 @@ def _notes(most: Node, run: Mapping[str, Any], problems: list[Problem]) -> Itera
 
 def _step(step: str, node: Node, run_dir: Path, record: Mapping[str, Any], problems: list[Problem]) -> Iterator[Gate]:
     figures = dict(leaves(step_figures(run_dir, step, record)))
-    counted = {name: record[name] for name in ("rows_in", "rows_out", "dropped", "failed") if record.get(name) is not None}
+    found = {**_sealed(run_dir, step, record), **{name: record[name] for name in COUNTS if record.get(name) is not None}}
+    counted = {name: found[name] for name in COUNTS if found.get(name) is not None}
     known = {name: value for name, value in {**counted, **figures}.items() if _central(value) is not _NONE}
     for name, text in node.items():
         path = ("steps", step, name)
@@ -102,6 +105,13 @@ def _step(step: str, node: Node, run_dir: Path, record: Mapping[str, Any], probl
             _refuse(problems, text, path, f"`{step}` has no figure `{name}`", suggest(name, known, "figures"), key=True)
         else:
             yield _held(step, name, bound, known[name])
+
+
+def _sealed(run_dir: Path, step: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the counts that were sealed with a step's output: of one that was cached, run.json has not all."""
+    path = output_dir(run_dir, step, record)
+    counts: Mapping[str, Any] = read_artifact(path.resolve()).meta.get("counts", {}) if path.is_dir() else {}
+    return counts
 
 
 _NONE = object()

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.errors import SpecError
+from caiflow.engine.identity import digest
 from caiflow.engine.lookback.gates import Gate, gates
+from caiflow.engine.rows.folder import RowsWriter
+from caiflow.engine.store.artifacts import Store
 from support.commands import command_here
 from support.made_runs import made_run, plain_rows
 
@@ -50,6 +53,24 @@ def test_a_figure_holds_where_its_whole_interval_does(place: Path, step: str, fi
     assert (gate.step, gate.figure, gate.verdict) == (step, figure, verdict)
     if step == "scores" and "harmful" in figure:
         assert (gate.value, gate.low, gate.high, gate.n) == (0.1, 0.0, pytest.approx(0.2), 40)
+
+
+def test_what_a_cached_step_left_out_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    run_dir, store = made_run(tmp_path / "home", tmp_path / "run", plain_rows(12)), Store(tmp_path / "home")
+    staged = store.stage(digest("again"))
+    with RowsWriter(staged) as out:
+        out.write_rows(plain_rows(9))
+    artifact = store.seal(digest("again"), staged, {"kind": "rows", "rows_out": 9, "counts": {"dropped": 3}})
+    (run_dir / "steps" / "clean").unlink()
+    (run_dir / "steps" / "clean").symlink_to(artifact.path)
+    run = json.loads((run_dir / "run.json").read_text())
+    del run["steps"]["clean"]["dropped"]
+    run["steps"]["clean"] |= {"status": "cached", "digest": artifact.digest}
+    (run_dir / "run.json").write_text(json.dumps(run))
+    (tmp_path / "gates.yaml").write_text('caiflow_gates: 1\nsteps: {clean: {dropped: "<= 2"}}\n')
+    (gate,) = gates(tmp_path / "gates.yaml", run_dir)
+    assert (gate.verdict, gate.value) == ("fails", 3)
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(0, "fails"), (1, "holds")])
