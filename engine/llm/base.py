@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.pulse import Pulse
 
 
 class Message(TypedDict):
@@ -85,6 +86,8 @@ class Engine(Protocol):
 
     capacity: int
     """How many requests at once keep the engine busy; callers hold up to twice as many in flight."""
+    pulse: Pulse
+    """Where it says that it gets on, before each forward pass."""
 
     @property
     def waiting(self) -> str:

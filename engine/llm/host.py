@@ -72,6 +72,10 @@ class EngineHost:
         """Whom the engine has long been waiting for."""
         return self._engine.waiting
 
+    def hangs_for_s(self, patience_s: float, times: float = 1.0) -> float:
+        """Return for how long the engine has been at one piece of work, in seconds, where that is too long; else 0."""
+        return self._engine.pulse.hangs_for_s(patience_s, times)
+
     def close(self) -> None:
         """End the loop and free the engine."""
         self._open = False
@@ -97,10 +101,13 @@ class EngineHost:
     def _loop(self, engine: Engine) -> None:
         try:
             while self._open:
+                engine.pulse.beat()
                 self._admit(engine)
                 if self._owner:
+                    engine.pulse.beat()
                     self._deliver(engine.step())
                 else:
+                    engine.pulse.rest()
                     self._inbox_filled.wait(timeout=1.0)
         except Exception as error:
             broken = error if isinstance(error, EngineError) else None

@@ -13,8 +13,10 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,17 @@ from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepE
 from caiflow.engine.llm.base import Answer, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.run.deaths import death, first_line
 from caiflow.engine.run.units import StepResult, Unit
+from caiflow.engine.store.file_digests import file_sizes
 
 HANGS_S = 40.0
-"""How long the process of a loaded engine may leave a call unanswered: it has threads for calls, whatever it computes."""
+"""How long the process of a loaded engine may leave a call unanswered (it has threads for calls, whatever it computes), and how
+long the engine may at least be at one piece of work."""
 LOADING_HANGS_S = 180.0
 """The same while it loads: importing a library may keep all threads from running for long."""
+STRETCH = 4.0
+"""How many times as long an engine may take that was begun again because it seemed to hang: it may only have been slow."""
 REVIVE_S = 600.0
 """Longest wait for a lost engine to be loaded again."""
 
@@ -51,7 +58,8 @@ class Worker:
         with self._imports:
             self._worked = True
         try:
-            return unit.run(self._events.append)
+            results = unit.run(self._events.append)
+            return {name: replace(one, files=file_sizes(one.staged)) if one.staged else one for name, one in results.items()}
         except CaiflowError:
             raise
         except Exception as error:
@@ -59,6 +67,12 @@ class Worker:
 
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # operators say with it what is wrong
             raise StepError(f"{name}{error}\n{traceback.format_exc()}") from None
+
+    def place(self) -> str:
+        """Return the node that this process is on, by its name and address."""
+        import ray.util
+
+        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
 
     def poll(self) -> list[dict[str, Any]]:
         """Return the progress since the last call."""
@@ -104,14 +118,23 @@ class EngineActor:
         """Queue requests."""
         self._loaded().submit(client, session, requests)
 
-    def collect(self, client: str, session: str, timeout_s: float) -> tuple[list[tuple[int, Answer]], str]:
-        """Wait for answers; return them, and for whom the engine has waited for long."""
+    def collect(
+        self, client: str, session: str, timeout_s: float, patience_s: float, times: float
+    ) -> tuple[list[tuple[int, Answer]], str]:
+        """Wait for answers; return them, and for whom the engine has waited for long.
+
+        Raises:
+            EngineError: kind `engine_hangs`: it has been at one piece of work for too long (see pulse.py).
+        """
         host = self._loaded()
-        return host.collect(client, session, timeout_s), host.waiting
+        found = host.collect(client, session, timeout_s)
+        if not found and (hangs_s := host.hangs_for_s(patience_s, times)):
+            raise EngineError(f"it has been at one step for {hangs_s:.0f} s", kind="engine_hangs")
+        return found, host.waiting
 
     def process(self) -> tuple[str, int]:
         """Return its machine and the number of its process there, in no time whatever it does."""
-        return socket.gethostname(), os.getpid()
+        return _machine(), os.getpid()
 
     def _loaded(self) -> EngineHost:
         if self._host is None:
@@ -132,6 +155,8 @@ class RayLink:
         self.process = "", 0
         """The engine's machine, and its process there."""
         self.hangs_s = HANGS_S
+        self._hung: set[tuple[str, int]] = set()
+        self._hung_last = ""
 
     async def open(self) -> None:
         """Begin a session and wait until the engine has loaded. Raises EngineError."""
@@ -150,7 +175,10 @@ class RayLink:
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
         patience_s = COLLECT_S + self.hangs_s
-        answers, self.waiting = await self._call("collect", self._client, self._session, COLLECT_S, patience_s=patience_s)
+        limits = COLLECT_S, self.hangs_s, STRETCH if self._hung else 1.0
+        answers, self.waiting = await self._call("collect", self._client, self._session, *limits, patience_s=patience_s)
+        if answers:
+            self._hung.clear()
         found: list[tuple[int, Answer]] = answers
         return found
 
@@ -171,16 +199,19 @@ class RayLink:
         """Return what the engine's process says; one that says nothing for too long is ended, and so begun again by Ray."""
         import ray.exceptions as ray_errors
 
+        process = self.process
+
         async def answer() -> Any:
             return await getattr(self._actor, method).remote(*arguments)
 
         try:
             return await asyncio.wait_for(answer(), patience_s)
         except TimeoutError:
-            self._end_process()
-            raise LinkLost(f"its process hangs: it hasn't answered for {patience_s:g} s") from None
+            raise self._ended(process, f"it hasn't answered for {patience_s:g} s") from None
         except ray_errors.RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, EngineError) and cause.kind == "engine_hangs":
+                raise self._ended(process, str(cause)) from None
             if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
                 raise LinkLost(str(cause)) from None
             if isinstance(cause, EngineError | AskAnewError):
@@ -189,24 +220,39 @@ class RayLink:
         except ray_errors.ActorUnavailableError as error:
             raise LinkLost(first_line(error)) from None
         except ray_errors.ActorDiedError as error:
-            raise EngineError(
-                f"engine: its process died too often ({first_line(error)})",
-                "it may be out of memory: see `caiflow doctor`",
-                kind="engine_lost",
-            ) from None
+            why = death(error)
+            hint = f"it hung: {self._hung_last}" if self._hung_last else why.hint
+            raise EngineError(f"engine: its process died too often: {why.why}", hint, kind="engine_lost") from None
 
-    def _end_process(self) -> None:
-        """End the engine's process so that Ray begins it again: a stopped one doesn't hear Ray's own word."""
+    def _ended(self, process: tuple[str, int], why: str) -> Exception:
+        """End a process that hangs; return the loss, or the error where the one begun instead of it hangs, too."""
+        self._hung.add(process)
+        self._hung_last = why
+        self._end(process)
+        if len(self._hung) == 1:
+            return LinkLost(f"its process hangs: {why}")
+        return EngineError(
+            f"engine: it hangs, and hung again once it was begun again: {why}",
+            "make its batches smaller (max_num_batched_tokens in `engine_args`), or take another `engine`",
+            kind="engine_lost",
+        )
+
+    def _end(self, process: tuple[str, int]) -> None:
+        """End a process so that Ray begins it again, and never the one that Ray has begun since."""
         import ray
 
-        ray.kill(self._actor, no_restart=False)
-        machine, pid = self.process
-        with contextlib.suppress(OSError):
-            if machine == socket.gethostname() and "EngineActor" in Path(f"/proc/{pid}/cmdline").read_text():  # still it
+        machine, pid = process
+        if machine != _machine():
+            ray.kill(self._actor, no_restart=False)
+            return
+        with contextlib.suppress(OSError):  # it has ended
+            if "EngineActor" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _machine() -> str:
+    """Return what tells this machine, or container, from others; nothing does where there is no /proc."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex

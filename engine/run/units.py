@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,8 @@ class StepResult:
     seconds: float | None = None
     """The step's share of the time of its chain; None where it had all the time to itself."""
     error: str = ""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """The bytes of each staged file, as the worker's node sees them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +279,21 @@ class Unit(Protocol):
 
     def run(self, report: Report) -> Mapping[str, StepResult]:
         """Carry it out; results by step."""
+
+
+def staged_anew(unit: Unit, attempt: int) -> Unit:
+    """Return the unit with new folders for its output: the process of a lost attempt may yet write into those it had."""
+    if isinstance(unit, FlowUnit):
+        return replace(unit, staged={name: _folder_anew(folder, attempt) for name, folder in unit.staged.items()})
+    return replace(unit, staged=_folder_anew(unit.staged, attempt)) if isinstance(unit, _OneStep) else unit
+
+
+def _folder_anew(folder: Path, attempt: int) -> Path:
+    for lost in (folder, folder.with_name(f"{folder.name}.{attempt - 1}")):
+        shutil.rmtree(lost, ignore_errors=True)
+    fresh = folder.with_name(f"{folder.name}.{attempt}")
+    fresh.mkdir(parents=True)
+    return fresh
 
 
 def _readings(operator: Operator[Any], metrics: Mapping[str, Any], job: Job, **rows: int | None) -> dict[str, Reading]:

@@ -107,6 +107,11 @@ def folder_manifest(folder: Path, cache: FileCache | None = None, *, keep: Calla
     return {"files": files, "digest": digest(files)}
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each of a folder's files that aren't hidden, by relative path."""
+    return {name: (folder / name).stat().st_size for name in folder_files(folder)}
+
+
 def folder_files(folder: Path) -> list[str]:
     """Return the relative paths of a folder's files that aren't hidden, sorted, with `/`."""
     found = []

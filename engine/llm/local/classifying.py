@@ -15,6 +15,7 @@ import torch
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.files import choose_device, load_renderer, load_weights, torch_dtype, writes_no_text
+from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Renderer
 
 CAPACITY = 64
@@ -33,6 +34,7 @@ class ClassifierEngine:
 
     def __init__(self, source: ModelSource, model: Any, renderer: Renderer) -> None:
         self._source, self._renderer = source, renderer
+        self.pulse = Pulse()
         self._model = model.eval()
         self._pad = _pad_id(renderer.tokenizer)
         model.config.get_text_config().pad_token_id = self._pad
@@ -91,6 +93,7 @@ class ClassifierEngine:
 
     def _labels(self, texts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
         width = max(map(len, texts))
+        self.pulse.beat(width * len(texts))
         padded = [[*ids, *[self._pad] * (width - len(ids))] for ids in texts]
         mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in texts]
         device = self._model.device

@@ -22,6 +22,7 @@ from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.local.kv import Slots
 from caiflow.engine.llm.local.likelihood import token_budget, token_logprobs
 from caiflow.engine.llm.local.prefixes import Prefix, Prefixes
+from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
@@ -55,6 +56,7 @@ class TransformersEngine:
 
     def __init__(self, model: Any, renderer: Renderer, *, capacity: int, prefill_tokens: int, context: int) -> None:
         self.capacity = capacity
+        self.pulse = Pulse()
         self._model = model.eval()
         self._renderer = renderer
         self._prefill_tokens = prefill_tokens
@@ -159,6 +161,7 @@ class TransformersEngine:
         """Answer the rows whose prompts are to be scored."""
         budget = token_budget(self._model.config.get_text_config().vocab_size, self._prefill_tokens)
         for group in _groups(rows, budget):
+            self.pulse.beat(len(group) * len(group[0].ids))
             found = token_logprobs(self._model, [row.ids for row in group])
             for row, values in zip(group, found, strict=True):
                 assert row.scored is not None
@@ -216,6 +219,7 @@ class TransformersEngine:
         wanted: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
         if cache is not None:
             wanted |= {"past_key_values": cache, "position_ids": positions, "use_cache": True}
+        self.pulse.beat(ids.numel())
         logits: torch.Tensor = self._model(input_ids=ids, attention_mask=mask, **wanted).logits
         return logits[:, -1].float()
 
@@ -302,6 +306,7 @@ class TransformersEngine:
         ids, mask = self._padded(group)
 
         def process(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.pulse.beat(len(group))
             self._advance(group, scores.float())
             drawn = torch.tensor([row.out[-1] for row in group], device=scores.device)
             return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
@@ -310,6 +315,7 @@ class TransformersEngine:
             return torch.tensor([row.answer is not None for row in group], device=ids.device)
 
         longest = max(min(row.request.sampling.max_tokens, self._context - len(row.ids)) for row in group)
+        self.pulse.beat(ids.numel())
         self._model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, num_beams=1,
             logits_processor=[process], stopping_criteria=[done], pad_token_id=0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Draws, Request
+from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.llm.vllm.seeds import seed_arguments
@@ -59,6 +60,9 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         self.capacity = int(engine.vllm_config.scheduler_config.max_num_seqs)
+        self.pulse = Pulse()
+        self._pass_tokens = int(engine.vllm_config.scheduler_config.max_num_batched_tokens)
+        self._unread = 0
         self._context = int(engine.vllm_config.model_config.max_model_len)
         self._engine = engine
         self._renderer = renderer
@@ -88,6 +92,7 @@ class VLLMEngine:
         """
         deadline = time.monotonic() + timeout_s
         while self._asked and not self._finished:
+            self._tell_pass()
             try:
                 outputs = self._engine.step()
             except Exception as error:
@@ -108,6 +113,12 @@ class VLLMEngine:
         self._engine, self._asked = None, {}
         gc.collect()
         cleanup_dist_env_and_memory()
+
+    def _tell_pass(self) -> None:
+        """Tell how many tokens the next pass may read at most: of prompts what it holds, of answers one each."""
+        now = min(self._unread, self._pass_tokens)
+        self._unread -= now
+        self.pulse.beat(now + len(self._asked))
 
     def _add(self, number: int, request: Request) -> None:
         if request.score and not self._scores:
@@ -130,6 +141,7 @@ class VLLMEngine:
         name = str(self._count)
         self._engine.add_request(name, prompt, self._params(request, choices), lora_request=self._adapter)
         self._asked[name] = _Asked(number, ids, choices, request.sampling.stop, scored)
+        self._unread += len(ids)
 
     def _params(self, request: Request, choices: Mapping[str, int]) -> Any:
         if request.score:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from functools import cached_property
+from pathlib import Path
 
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.engine.run.units import FlowUnit, staged_anew
 
 
 class Worked(RowOperator[RowParams]):
@@ -34,3 +36,15 @@ def test_an_operator_is_made_again_where_it_arrives() -> None:
     arrived = pickle.loads(pickle.dumps(sent)).operator
     assert (type(arrived), arrived.params, arrived.context) == (Worked, operator.params, operator.context)
     assert "worked_out" not in vars(arrived)
+
+
+def test_another_attempt_has_folders_of_its_own(tmp_path: Path) -> None:
+    flow = FlowUnit([], tmp_path, {}, {"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "part").write_text("of a process that is lost, or only seems to be")
+    second, third = staged_anew(flow, 2), staged_anew(flow, 3)
+    assert isinstance(second, FlowUnit)
+    assert isinstance(third, FlowUnit)
+    assert not second.staged.items() & third.staged.items()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert sorted(tmp_path.iterdir()) == sorted(third.staged.values())

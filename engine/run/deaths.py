@@ -1,0 +1,48 @@
+"""Why a process of Ray's ended, in words: Ray's report tells the node, the memory or the missing module deep in its text.
+
+Owns how that report is read. Ends and begins nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_ABSENT = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
+_PLACE = re.compile(r"(?i)\bip(?:=|: ?)([0-9a-fA-F.:]+[0-9a-fA-F])")
+_OF_THE_NODE = ("its node has died", "node was terminated", "NodeDiedError", "owner's node has crashed")
+_OF_MEMORY = ("OutOfMemoryError", "running low on memory", "node running out of memory", "ran out of memory")
+
+
+class Death(NamedTuple):
+    """What a process ended of, as words that follow "its process ended", what to do, and whether another may fare better."""
+
+    why: str
+    hint: str
+    again: bool = True
+
+
+def death(error: BaseException) -> Death:
+    """Return what Ray's report of a lost process, or of one that couldn't begin, comes to."""
+    text = f"{type(error).__name__}: {error}"
+    found = _PLACE.search(text)
+    where = f" on node {found[1]}" if found else ""
+    if absent := _ABSENT.search(text):
+        return Death(f"there is no module {absent[1]}{where}", "install what brings it on every node", again=False)
+    if any(sign in text for sign in _OF_THE_NODE):
+        return Death(f"its node was lost{where.replace(' on node', ':')}", "")
+    if any(sign in text for sign in _OF_MEMORY):
+        return Death(f"the memory was short{where}", "give it a node with more, or less to hold at once")
+    return Death(f"{first_line(error)}{where}", "is memory short? `caiflow doctor` says what there is")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """Return the line of a remote traceback that says what happened, then the whole, without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return f"{text.splitlines()[-1]}\n{text}" if text else type(error).__name__
