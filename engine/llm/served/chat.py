@@ -109,7 +109,7 @@ class Dialect:
             said = choice["text"] if "text" in choice else message["content"]
             reason = choice.get("finish_reason")
             usage = body.get("usage") or {}
-            counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+            counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no choices[0] with a text in {text[:200]!r}") from error
         except RecursionError as error:
@@ -136,10 +136,11 @@ class Dialect:
             EngineError: kind `other_model`.
         """
         known = {_bare_name(name) for name in (self.model, self._answers_as) if name}
-        if not named or not known or _bare_name(str(named)) in known:
+        name = str(named)[:_LONGEST_NAME]
+        if not named or not known or _bare_name(name) in known:
             return
         raise EngineError(
-            f"the server answers as {named!r}, asked for {self.model!r}",
+            f"the server answers as {name!r}, asked for {self.model!r}",
             "correct `source`, or give `answers_as` where that is its own name for the same model",
             kind="other_model",
         )
@@ -230,6 +231,22 @@ class Dialect:
         return {**fields, "stop": list(sampling.stop)} if sampling.stop else fields
 
 
+def _count(value: Any) -> int:
+    """Return a number of tokens; none where a server doesn't tell.
+
+    Raises:
+        ValueError: it is none that a call can have, by which a spending cap would never be reached, or at once.
+    """
+    if not value:
+        return 0
+    number = float(value) if isinstance(value, str) else value
+    if not 0 <= number <= _MOST_TOKENS:
+        raise ValueError("the usage is no number of tokens that a call can have")
+    return int(number)
+
+
+_MOST_TOKENS = 1 << 32
+_LONGEST_NAME = 300
 _VERSION = re.compile(r"(@.*|:.*|-latest|-v?\d[\d.-]*)$")
 """What servers put behind a model's name: a revision, a tag, a date or a number."""
 
@@ -305,7 +322,10 @@ def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
             entries: Iterable[tuple[str, float]] = [(e["token"], e["logprob"]) for e in (first, *first.get("top_logprobs", ()))]
         else:
             entries = given["top_logprobs"][0].items()
-        return {str(token): float(value) for token, value in entries}
+        found = {str(token): float(value) for token, value in entries}
+        if any(value > 0 for value in found.values()):
+            raise ValueError(f"a log-probability above 0 in {found}")
+        return found
     except (LookupError, TypeError, AttributeError) as error:
         raise EngineError(
             "the server gives no log-probabilities",

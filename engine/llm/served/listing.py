@@ -29,9 +29,10 @@ def ask_listed(address: str, headers: Mapping[str, str], timeout_s: float, *, by
     """
     import httpx
 
-    from caiflow.engine.llm.served.pinned import pinned
+    from caiflow.engine.llm.served.pinned import pinned, refuse_packed
 
-    client = httpx.Client(transport=pinned(address, by_hand=by_hand), timeout=timeout_s)
+    hooks = {"response": [refuse_packed]}
+    client = httpx.Client(transport=pinned(address, by_hand=by_hand), timeout=timeout_s, event_hooks=hooks)
     with client, client.stream("GET", f"{address.rstrip('/')}/models", headers=dict(headers)) as response:
         return httpx.Response(response.status_code, content=_bounded(response.iter_bytes()), request=response.request)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.files import load_renderer
+from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
@@ -35,11 +36,10 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
 
 _MOST_CALLS = 64
-_WAYS = 8
-"""How many ways of putting a call are tried where the server refuses a field of it."""
-_PATIENCE_S = 900.0
-"""How long calls are asked again while the server refuses all of them for being too many."""
+_WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
+_PATIENCE_S = 900.0  # how long calls are asked again while the server refuses all of them for being too many
 _LARGEST_BODY = 32 << 20
+_READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
 _SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
 """What a refusal for being too many says that no waiting helps."""
 _UNBOUNDED, _FREE = Most(), Prices()
@@ -98,6 +98,7 @@ class EndpointEngine:
 
     def __init__(self, endpoint: Endpoint, dialect: Dialect) -> None:
         self.capacity = endpoint.most_calls
+        self.pulse = Pulse(first_s=0.0)
         self._endpoint = endpoint
         self._dialect = dialect
         self._taught_before = len(dialect.without)
@@ -218,7 +219,7 @@ class EndpointEngine:
                 status, headers, text = await self._post(path, body)
         except TimeoutError:
             raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
-        self._check(status, headers, text, body)
+        self._check(status, headers, text[:_READ_OF_REFUSAL], body)
         try:
             return self._dialect.answer(request, text)
         except ValueError as error:

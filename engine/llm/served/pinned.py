@@ -16,6 +16,8 @@ import httpx
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.served.hosts import Address, host_of, is_private, looked_up, name_of, proxied
 
+_UNPACKED = ("", "identity", "gzip", "deflate")
+"""Encodings that unpack piece by piece to at most a thousand times their size."""
 _LOOKED_UP_S = 60.0
 """How long what a name stands for is taken as known."""
 
@@ -105,6 +107,21 @@ class _PinnedAsync(httpx.AsyncHTTPTransport):
         raise failed
 
 
+def refuse_packed(response: httpx.Response) -> None:
+    """Refuse an answer that is packed so that a small part of it may unpack to any size, before any of it is read.
+
+    Raises:
+        httpx.DecodingError: it is.
+    """
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in _UNPACKED:
+        raise httpx.DecodingError(f"its answer is packed as {packed!r}, use gzip or none", request=response.request)
+
+
+async def _refuse_packed(response: httpx.Response) -> None:
+    refuse_packed(response)
+
+
 def pinned(address: str, *, by_hand: bool) -> httpx.HTTPTransport | None:
     """Return the way to a server for single calls; None where it is found as the system finds it.
 
@@ -136,7 +153,10 @@ def client_of(
     limits = httpx.Limits(max_connections=most_calls, max_keepalive_connections=most_calls)
     timeout = httpx.Timeout(timeout_s, pool=None)
     way = pinned_async(address, limits, by_hand=by_hand)
-    return httpx.AsyncClient(base_url=f"{address}/", headers=headers, limits=limits, timeout=timeout, transport=way)
+    hooks = {"response": [_refuse_packed]}
+    return httpx.AsyncClient(
+        base_url=f"{address}/", headers=headers, limits=limits, timeout=timeout, transport=way, event_hooks=hooks
+    )
 
 
 def pin_of(address: str, *, by_hand: bool) -> Pin | None:

@@ -47,7 +47,10 @@ def while_asked(field: str, reply: Any) -> Callable[[dict[str, Any], int], Any]:
     return lambda asked, n: reply if field in asked else said("fine")
 
 
-def top(value: float) -> Any:
+PACKED_TWICE = gzip.compress(gzip.compress(b" " * (64 << 20)))
+
+
+def top(value: Any) -> Any:
     return said(
         "A", logprobs={"content": [{"token": "A", "logprob": value, "top_logprobs": [{"token": "B", "logprob": -3.0}]}]}
     )
@@ -61,6 +64,8 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "promises gzip and sends text": ((200, {"Content-Encoding": "gzip"}, "plain"), ("connection", True)),
     "sends gzip": ((200, {"Content-Encoding": "gzip"}, gzip.compress(str(said("fine")[2]).encode())), "fine"),
     "sends more than any answer": ((200, {}, b" " * (33 << 20)), ("bad_answer", True)),
+    "packs its answer twice": ((200, {"Content-Encoding": "gzip, gzip"}, PACKED_TWICE), ("connection", True)),
+    "packs it as nobody asked": ((200, {"Content-Encoding": "br"}, b"\x8b"), ("connection", True)),
     # the body
     "sends a page": ((200, {}, "<html>Welcome</html>"), ("bad_answer", True)),
     "sends nothing": ((200, {}, ""), ("bad_answer", True)),
@@ -75,6 +80,13 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "sends no usage": (body(usage=None), "fine"),
     "sends a usage without counts": (body(usage={"prompt_tokens": None}), "fine"),
     "sends a usage of words": (body(usage={"prompt_tokens": "many"}), ("bad_answer", True)),
+    "sends a usage below nothing": (body(usage={"prompt_tokens": -1_000_000, "completion_tokens": 1}), ("bad_answer", True)),
+    "sends a usage without end": (body(usage={"prompt_tokens": float("inf")}), ("bad_answer", True)),
+    "sends a usage of a million digits": (
+        (200, {}, '{"choices": [{"text": "fine"}], "usage": {"prompt_tokens": 1' + "0" * 10**6 + "}}"),
+        ("bad_answer", True),
+    ),
+    "sends a usage beyond any call": (body(usage={"prompt_tokens": 10**400}), ("bad_answer", True)),
     "sends what is nested too deep": ((200, {}, "[" * 100_000 + "]" * 100_000), ("bad_answer", True)),
     "sends an object that is nested too deep": ((200, {}, '{"choices":' * 50_000 + "1" + "}" * 50_000), ("bad_answer", True)),
     "says what is nested deep": (body(choices=[{"text": json.loads("[" * 400 + "]" * 400)}]), ("empty", False)),
@@ -92,6 +104,7 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "calls a tool": (answered(None, "tool_calls", tool_calls=[{"id": "1"}]), ("empty", False)),
     "breaks the answer off": (answered("fi", "error"), ("refused", True)),
     "filters the answer": (answered("", "content_filter"), ("refused", False)),
+    "answers as a model without end": (body(model="m" + "-1" * 200_000 + "x"), ("other_model", False)),
     "answers as another model": (body(model="other"), ("other_model", False)),
     "goes on behind a stop": (answered("fine### and more"), "fine"),
     # refusals
@@ -121,6 +134,8 @@ CHOICES: dict[str, tuple[Any, Outcome]] = {
     "gives no log-probabilities": (said("A"), ("no_logprobs", False)),
     "gives one that is no number": (top(float("nan")), ("bad_answer", True)),
     "gives one above 0": (top(0.7), ("bad_answer", True)),
+    "gives one whose power is beyond all numbers": (top(1e4), ("bad_answer", True)),
+    "gives one that is a word": (top("high"), ("bad_answer", True)),
     "gives those of other words": (said("I", logprobs={"content": [{"token": "I", "logprob": -0.1}]}), ("choices", False)),
     "gives too few": (while_asked("top_logprobs", refusing(400, "logprobs are not supported")), ("refused", False)),
 }
