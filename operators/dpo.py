@@ -167,15 +167,16 @@ class Dpo(TrainingOperator[DpoParams]):
         more: dict[str, Any] = {"loss_type": list(params.losses), "max_length": params.max_length}
         more |= {"loss_weights": list(params.loss_weights) if params.loss_weights else None, "precompute_ref_log_probs": before}
         more["remove_unused_columns"] = False  # the collator takes what it needs
+        model = load_model(source, params)
         trainer = SoftDPO(
-            model=load_model(source, params),
+            model=model,
             ref_model=self._reference(job),
             args=configure(DPOConfig, params, job, rows=len(train), **more),
             data_collator=SoftCollator(pad_token_id=tokenizer.pad_token_id),
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            peft_config=lora_config(params.lora) if params.lora else None,
+            peft_config=lora_config(params.lora, model) if params.lora else None,
             soft=soft,
             reference_free=params.reference_free,
         )

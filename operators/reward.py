@@ -93,14 +93,15 @@ class Reward(TrainingOperator[RewardParams]):
         renderer = Renderer(tokenizer)
         train, held_out = self.read_rows(job, lambda rows: self._tokens(rows, renderer))
         set_seed(seed_of(job))  # the score head begins with random weights
+        model = load_model(source, params, task="reward")
         trainer = SoftReward(
-            model=load_model(source, params, task="reward"),
+            model=model,
             args=configure(RewardConfig, params, job, rows=len(train), max_length=None, remove_unused_columns=False),
             data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            peft_config=lora_config(params.lora, "reward") if params.lora else None,
+            peft_config=lora_config(params.lora, model, "reward") if params.lora else None,
         )
         fit(trainer, params, job)
         if trainer.is_world_process_zero():

@@ -247,7 +247,7 @@ class Rl(TrainingOperator[RlParams]):
         rows = len(train) * generations * params.iterations
         config = configure(GRPOConfig if params.algorithm == "grpo" else RLOOConfig, params, job, rows=rows, **more)
         config.num_generations = generations  # the library's check wants two replies, which ppo doesn't need
-        peft = lora_config(params.lora) if params.lora else None
+        peft = lora_config(params.lora, model) if params.lora else None
         options: dict[str, Any] = {"reward_funcs": self._rewards(job, renderer, model), "args": config, "train_dataset": train}
         options |= {"eval_dataset": held_out, "processing_class": renderer.tokenizer, "peft_config": peft}
         if params.algorithm == "ppo":

@@ -143,7 +143,7 @@ class Sft(TrainingOperator[SftParams]):
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            peft_config=lora_config(params.lora) if params.lora else None,
+            peft_config=lora_config(params.lora, model) if params.lora else None,
         )
         fit(trainer, params, job)
         if trainer.is_world_process_zero():

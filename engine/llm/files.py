@@ -30,6 +30,28 @@ def classifier(source: ModelSource) -> str:
     return next((name for name in found.architectures or () if name.endswith("ForSequenceClassification")), "")
 
 
+def refuse_kernels(source: ModelSource) -> None:
+    """Refuse a model whose own settings name a repository of kernels: transformers would fetch it and run its code.
+
+    Raises:
+        EngineError: kind `load`: they do, and the model's code isn't trusted.
+    """
+    from transformers import AutoConfig
+
+    if source.trust_remote_code:
+        return
+    try:
+        found = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    except (OSError, ValueError):
+        return  # loading it will tell
+    for part in (found, *(getattr(found, name, None) for name in found.sub_configs)):
+        for kind in ("attn", "experts"):
+            named = getattr(part, f"_{kind}_implementation", None)
+            if "/" in str(named):
+                told = f"{source.path} names the kernels of {named}, whose code would run on this machine"
+                raise EngineError(told, "that needs --trust-remote-code on the command line", kind="load")
+
+
 def writes_no_text(source: ModelSource, architecture: str) -> EngineError:
     """Return the refusal of a model that scores texts where one is to write them."""
     said = f"{source.path} is a reward model or classifier ({architecture}), which writes no text"
@@ -94,6 +116,7 @@ def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = Tru
         EngineError: kind `load`: files missing or unreadable, memory short, a reward model where one is to write texts.
     """
     path, revision, adapter = base_and_adapter(source)
+    refuse_kernels(source._replace(path=path, revision=revision))
     if task == "causal":
         refuse_classifier(source._replace(path=path, revision=revision))
     elif task == "reward":

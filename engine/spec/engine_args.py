@@ -7,13 +7,17 @@ others (`dtype`, `tokenizer`, ...) have a key of their own beside `engine_args`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import SPEED, Strict
 
+_CODE = re.compile("auto_map|implementation|kernel|remote|custom")
+"""What keys of a model's settings have in their names that may name code."""
 _COUNT: dict[str, Any] = {"default": None, "ge": 1, "json_schema_extra": SPEED}
 
 
@@ -93,6 +97,22 @@ class EngineArgs(Strict):
     """vLLM's kernels for mixtures of experts; can change answers."""
     tokenizer_mode: Literal["auto", "hf", "mistral"] | None = None
     """Which library tokenises; changes answers."""
+
+    @field_validator("hf_overrides")
+    @classmethod
+    def _names_no_code(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if found := next(_naming_code(value), ""):
+            raise WrongValue(f"`{found}` may name code to run", "set it under `other_engine_args`, with --trust-remote-code")
+        return value
+
+
+def _naming_code(value: Any) -> Iterator[str]:
+    """Yield the keys of a model's settings, however deep, that name classes or kernels of a repository."""
+    inner: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        yield from (str(key) for key in value if _CODE.search(str(key)))
+    for one in inner:
+        yield from _naming_code(one)
 
 
 def counted(arguments: Mapping[str, Any]) -> dict[str, Any]:

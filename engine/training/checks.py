@@ -5,13 +5,12 @@ Owns those names, which a test holds to the libraries' own. Loads no library and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.display.trackers import missing
-from caiflow.engine.errors import Finding, suggest
+from caiflow.engine.errors import Finding, WrongValue, suggest
 from caiflow.engine.llm.model_files import HEAD, layer_names, model_settings
 from caiflow.engine.machine import pip_command
 from caiflow.engine.training.params import Lora, TrainingParams, adapts_head
@@ -37,6 +36,8 @@ ATTENTION = {
     "flash_attention_3": "flash_attn_3",
 }
 """Attention kernels by name, and the module that each needs."""
+ALL = "all-linear"
+"""The name that means every linear layer but the output head; no pattern."""
 
 ADAPTED = "name linear layers or embeddings, such as q_proj"
 
@@ -102,6 +103,26 @@ def _wrong_tokenizer(tokenizer: TokenizerFiles, embeddings: Any) -> Iterator[Fin
         yield Finding(("model",), told, "name one in its tokenizer_config.json, or no reply could be learnt to end")
 
 
+def fitting(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern fits as a whole, in order, by a search that never goes back: a spec could keep one busy.
+
+    The libraries are given these, never the pattern.
+
+    Raises:
+        WrongValue: it is no regular expression, or one that only going back can search.
+    """
+    import polars as pl
+
+    layers = pl.Series(list(names), dtype=pl.String)
+    try:
+        layers.str.contains(pattern)  # by itself: what follows puts it in brackets
+        found: list[str] = layers.filter(layers.str.contains(f"^(?:{pattern})$")).to_list()
+    except pl.exceptions.ComputeError as error:
+        said = next((line[7:] for line in str(error).splitlines() if line.startswith("error: ")), "no regular expression")
+        raise WrongValue(f"`{pattern}` isn't a pattern that can be searched: {said}", "give a list of layers' names") from None
+    return found
+
+
 def _wrong_targets(lora: Lora, layers: Mapping[str, bool]) -> Iterator[Finding]:
     if isinstance(lora.targets, str):
         yield from _wrong_pattern(lora.targets, layers)
@@ -117,12 +138,12 @@ def _wrong_targets(lora: Lora, layers: Mapping[str, bool]) -> Iterator[Finding]:
 
 def _wrong_pattern(pattern: str, layers: Mapping[str, bool]) -> Iterator[Finding]:
     path = ("lora", "targets")
-    if pattern == "all-linear":
+    if pattern == ALL:
         return
     try:
-        meant = [module for module in _modules(layers) if re.fullmatch(pattern, module)]
-    except re.error as error:
-        yield Finding(path, f"`{pattern}` isn't a pattern: {error}", "give a list of layers' names")
+        meant = fitting(pattern, _modules(layers))
+    except WrongValue as error:
+        yield Finding(path, error.message, error.hint)
         return
     if not meant:
         several = f"write a list: [{', '.join(pattern.split(','))}]" if "," in pattern else ""

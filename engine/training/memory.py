@@ -8,11 +8,11 @@ for its backward pass; Dettmers et al. 2022 and 2023 (arXiv 2110.02861, 2305.143
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from caiflow.engine.llm.model_files import Linear, Shape
+from caiflow.engine.training.checks import ALL, fitting
 from caiflow.engine.training.params import Lora, TrainingParams, adapts_head
 
 FLOAT = 4
@@ -122,12 +122,11 @@ def trained_weights(shape: Shape, lora: Lora | None, *, head: bool = True) -> in
 
 def _adapted(shape: Shape, lora: Lora) -> list[Linear]:
     """Return the layers of a block that get an adapter; experts, which are one weight in the libraries, get none."""
-    wanted = lora.targets
-    found = []
+    wanted, found = lora.targets, []
     for name, linear in shape.linears.items():
         block = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
         if isinstance(wanted, str):
-            taken = wanted == "all-linear" or bool(re.fullmatch(wanted, f"model.layers.0.{block}.{name}"))
+            taken = wanted == ALL or bool(fitting(wanted, [f"model.layers.0.{block}.{name}"]))
         else:
             taken = any(part.rpartition(".")[2] == name for part in wanted)
         found += [linear] if taken and linear.copies == 1 else []

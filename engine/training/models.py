@@ -14,6 +14,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.files import Task, base_and_adapter, load_weights
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training import quantization
+from caiflow.engine.training.checks import ALL, fitting
 from caiflow.engine.training.loop import in_bf16
 from caiflow.engine.training.params import Lora, TrainingParams
 
@@ -90,15 +91,20 @@ def _dtype(source: ModelSource, params: TrainingParams) -> torch.dtype | str:
     return "auto" if params.lora and torch.cuda.is_available() else torch.float32
 
 
-def lora_config(lora: Lora, task: Task = "causal") -> LoraConfig:
-    """Return PEFT's form of the adapter settings; a reward model's head is trained in full beside them."""
+def lora_config(lora: Lora, model: PreTrainedModel, task: Task = "causal") -> LoraConfig:
+    """Return PEFT's form of a model's adapter settings; a reward model's head is trained in full beside them."""
     from peft import LoraConfig
 
+    targets: str | list[str] = ALL
+    if isinstance(lora.targets, tuple):
+        targets = list(lora.targets)
+    elif lora.targets != ALL:
+        targets = fitting(lora.targets, (name for name, _ in model.named_modules()))
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        target_modules=targets,
         task_type="CAUSAL_LM" if task == "causal" else "SEQ_CLS",
         modules_to_save=None if task == "causal" else ["score"],
     )

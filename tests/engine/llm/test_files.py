@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
+from pathlib import Path
 
-from caiflow.engine.llm.files import load_error
+import pytest
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.files import load_error, load_model, load_weights
 
 
 def hidden() -> Exception:
@@ -35,3 +42,14 @@ def test_a_known_cause_is_advised_on_without_a_traceback() -> None:
     error = load_error("models/mine", MemoryError("CUDA out of memory"))
     assert "use a smaller model" in str(error)
     assert "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "experts_implementation"])
+def test_a_model_that_names_kernels_of_a_repository_is_refused(model: ModelSource, tmp_path: Path, field: str) -> None:
+    folder = Path(shutil.copytree(model.path, tmp_path / "theirs"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, field: "kernels-community/flash-attn2"}))
+    theirs = model._replace(path=str(folder))
+    for load in (load_model, load_weights):
+        with pytest.raises(EngineError, match=r"names the kernels of kernels-community/flash-attn2.*--trust-remote-code"):
+            load(theirs)

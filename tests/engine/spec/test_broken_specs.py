@@ -112,6 +112,11 @@ BROKEN = [
         "caiflow: 1\nmodels: {m: {source: tiny, engine_args: {distributed_executor_backend: »theirs.Executor}}}\n" + DATA,
         [("must be `mp`, `ray` or `uni`", "allowed")],
     ),
+    Broken(
+        "override_that_names_code",
+        "caiflow: 1\nmodels: {m: {source: tiny, engine_args: {hf_overrides: »{text: {attn_implementation: a/b}}}}}\n" + DATA,
+        [("`attn_implementation` may name code to run", "other_engine_args")],
+    ),
     Broken("no_server", "caiflow: 1\nmodels: {»m: {source: a, engine: openai}}\n" + DATA, [("has no server", "base_url")]),
     Broken(
         "exact_on_transformers",
