@@ -53,12 +53,13 @@ def execute(args: Namespace) -> int:
     spec = read_spec(args)
     allowed = allowed_by(args)
     from caiflow.engine.display.progress import display
+    from caiflow.engine.display.terminal import own_output
     from caiflow.engine.run import runner
 
     if sys.stdin.isatty() and sys.stderr.isatty() and not args.json:
         _ask(spec, allowed)
     out = args.out or default_out(spec)
-    with display(as_json=args.json) as listener:
+    with own_output(), display(as_json=args.json) as listener:
         result = runner.run(
             spec,
             open_store(),

@@ -6,7 +6,11 @@ Texts come from specs, data, models and servers, which may all be a stranger's. 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _STEERING = re.compile(
@@ -24,3 +28,25 @@ def escaped(text: str) -> str:
 def say(text: str, *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
     """Print a text that may be anybody's, on standard output where no file is given."""
     print(escaped(text), file=file, end=end, flush=flush)
+
+
+@contextmanager
+def own_output() -> Iterator[None]:
+    """Keep standard output for what is said here: what libraries and processes begun meanwhile print on it goes to the errors.
+
+    A pipe into `jq` then gets nothing but JSON, and is closed with this process, whoever lives on.
+    """
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None:
+        yield  # it is somebody's already
+        return
+    sys.stdout.flush()
+    common, number = sys.stdout, sys.stdout.fileno()
+    kept = os.dup(number)
+    os.dup2(sys.stderr.fileno(), number)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding=common.encoding, errors=common.errors) as sys.stdout:
+            yield
+    finally:
+        sys.stdout = common
+        os.dup2(kept, number)
+        os.close(kept)

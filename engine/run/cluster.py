@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -22,16 +21,24 @@ from caiflow.engine.errors import CaiflowError, ClusterError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
-from caiflow.engine.run.actors import EngineActor, RayLink, Worker, first_line
-from caiflow.engine.run.entering import QUIET, WORKER_ENV, lock_out_others, own_signals, refuse_silence
-from caiflow.engine.run.nodes import Node, Unplaced, alive, refuse_impossible, refuse_strangers, still_unplaced
+from caiflow.engine.run.actors import EngineActor, RayLink, Worker
+from caiflow.engine.run.deaths import death, last_line
+from caiflow.engine.run.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.nodes import (
+    Node,
+    Unplaced,
+    alive,
+    refuse_impossible,
+    refuse_strangers,
+    refuse_unseen,
+    still_unplaced,
+)
 from caiflow.engine.run.reaper import watch
-from caiflow.engine.run.units import Report, StepResult, Unit
+from caiflow.engine.run.units import Report, StepResult, Unit, staged_anew
 
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 ENGINE_RESTARTS = 5
-START_TRIES = 3
 
 
 @dataclass(slots=True)
@@ -111,7 +118,7 @@ class Cluster:
             options |= {"object_store_memory": 200 * 2**20}
         else:
             options["address"] = self._address
-        self._init(options)
+        enter(self._address, options, self.on_event)
         self.nodes = alive()
         self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
         self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
@@ -137,36 +144,37 @@ class Cluster:
 
     def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
         """Raise where the engines of a model can never run here."""
-        self.refuse_too_large(label, self._engine_gpus(source), int(source.options.get("replicas") or 1))
+        self.refuse_too_large(label, self._engine_gpus(source), _replicas(source))
 
-    def _init(self, options: Mapping[str, Any]) -> None:
-        """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports."""
-        import ray
+    def refuse_too_many(self, what: str, sources: Sequence[ModelSource]) -> None:
+        """Raise where the engines of models that `what` asks side by side can never all be here."""
+        if not self.fits(sources):
+            wanted = sum(map(self._all_gpus, sources))
+            raise ClusterError(
+                f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs; there are {self.gpus:g}",
+                "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step",
+            )
 
-        for left in reversed(range(START_TRIES if self._address is None else 1)):
-            try:
-                with own_signals():
-                    ray.init(**options)
-                return
-            except Exception as error:  # among others a bare one, where its node doesn't come up in time
-                ray.shutdown()
-                if not left:
-                    where = self._address or "a local cluster"
-                    hint = "; a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if self._address else ""
-                    raise ClusterError(f"ray: can't start or reach {where}: {first_line(error)}{hint}") from error
+    def fits(self, sources: Sequence[ModelSource]) -> bool:
+        """Return whether the engines of all these models have room side by side where nothing else runs."""
+        return sum(map(self._all_gpus, sources)) <= self.gpus
 
-    def engine(self, source: ModelSource, label: str, client: str) -> list[RayLink] | None:
-        """Return links to the engine of a model, started if need be; None while no GPU is free for it."""
+    def engine(self, source: ModelSource, label: str, client: str, beside: Sequence[str] = ()) -> list[RayLink] | None:
+        """Return links to the engine of a model, started if need be; None while no GPU is free for it.
+
+        Engines whose keys are in `beside` are asked together with it, and aren't closed for it.
+        """
         name = engine_key(source)
         if name not in self._engines:
             gpus = self._engine_gpus(source)
-            replicas = int(source.options.get("replicas") or 1)
             self.refuse_too_large_model(source, label)
-            if not self._reserve(gpus * replicas):
+            if not self._reserve(self._all_gpus(source), beside):
                 return None
-            actors = [self._engine_actor(source, gpus) for _ in range(replicas)]
+            actors = [self._engine_actor(source, gpus) for _ in range(_replicas(source))]
             self._watch(label, actors, gpus)
-            self._engines[name] = _Engine(actors, gpus * replicas, [actor.ready.remote(source) for actor in actors], label)
+            self._engines[name] = _Engine(
+                actors, self._all_gpus(source), [actor.ready.remote(source) for actor in actors], label
+            )
         return [RayLink(actor, source, client) for actor in self._engines[name].actors]
 
     def free(self, keep: set[str]) -> None:
@@ -267,15 +275,23 @@ class Cluster:
         try:
             results, error = ray.get(running.reference), None
         except ray_errors.RayTaskError as failure:
-            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(_last_line(failure))
+            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(last_line(failure))
         except ray_errors.RayError as failure:
-            if running.tries < WORKER_TRIES:
+            why = death(failure)
+            if why.again and running.tries < WORKER_TRIES:
                 running.tries += 1
                 running.actor = self._take_worker(running.pool, running.gpus, running.cpus)
-                running.reference = running.actor.run.remote(running.unit)
-                self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {first_line(failure)}"})
+                running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
+                self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why.why}"})
                 return None
-            results, error = {}, StepError(f"its process died {WORKER_TRIES} times; {first_line(failure)}; is memory short?")
+            results, error = (
+                {},
+                StepError(f"its process died{f' {running.tries} times' if why.again else ''}: {why.why}", why.hint),
+            )
+        try:
+            refuse_unseen(results, lambda: str(ray.get(running.actor.place.remote())))
+        except StepError as unseen:
+            results, error = {}, unseen
         self._running.remove(running)
         for name in running.engines:
             if name in self._engines:
@@ -321,6 +337,9 @@ class Cluster:
         arguments = source.options.get("engine_args") or {}
         return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
 
+    def _all_gpus(self, source: ModelSource) -> float:
+        return self._engine_gpus(source) * _replicas(source)
+
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
         spare = self._spare
         if spare is not None and not source.options.get("num_cpus"):
@@ -343,9 +362,10 @@ class Cluster:
         options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
         return ray.remote(EngineActor).options(runtime_env=environment, **options).remote()
 
-    def _reserve(self, gpus: float) -> bool:
-        """Take GPUs, closing idle engines where they are short."""
-        for name in [name for name, engine in self._engines.items() if engine.gpus and not engine.users]:
+    def _reserve(self, gpus: float, beside: Sequence[str] = ()) -> bool:
+        """Take GPUs, closing idle engines where they are short, but for those that are needed beside it."""
+        idle = (name for name, engine in self._engines.items() if engine.gpus and not engine.users)
+        for name in [name for name in idle if name not in beside]:
             if self.gpus - self._gpus_used >= gpus:
                 break
             self._close_engine(name)
@@ -369,12 +389,10 @@ def engine_key(source: ModelSource) -> str:
     return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
 
 
+def _replicas(source: ModelSource) -> int:
+    return int(source.options.get("replicas") or 1)
+
+
 _HOME = {"table": "rows", "flow": "rows", "train": "train"}
 """Where a pool's workers wait when idle: those that handle rows serve tables and flows alike."""
 _PREFIX = "caiflow-ray-"
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the line of a remote traceback that says what happened, then the whole, without colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return f"{text.splitlines()[-1]}\n{text}" if text else type(error).__name__

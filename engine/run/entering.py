@@ -1,6 +1,6 @@
 """How Ray is entered: quietly, locked where it is this machine's alone, and with this process's own signals.
 
-Owns the environment that Ray and its processes read. Starts nothing.
+Owns the environment that Ray and its processes read, and the start, which is tried again. Places nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from caiflow.engine.errors import ClusterError
+from caiflow.engine.run.deaths import first_line
 
 ANSWER_S = 10.0
 """Longest wait for a cluster elsewhere to take a connection."""
+START_TRIES = 3
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -66,3 +69,26 @@ def own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def enter(address: str | None, options: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports.
+
+    Raises:
+        ClusterError: it can't be started or reached.
+    """
+    import ray
+
+    for left in reversed(range(START_TRIES if address is None else 1)):
+        try:
+            with own_signals():
+                ray.init(**options)
+            return
+        except Exception as error:  # among others a bare one, where its node doesn't come up in time
+            ray.shutdown()
+            if left:
+                report({"event": "log", "text": f"Ray didn't start, and is tried again: {first_line(error)}"})
+                continue
+            where = address or "a local cluster"
+            hint = "a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if address else ""
+            raise ClusterError(f"ray: can't start or reach {where}: {first_line(error)}", hint) from error

@@ -8,18 +8,22 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import ClusterError
+from caiflow.engine.errors import ClusterError, StepError
 from caiflow.engine.run.entering import WORKER_ENV
+from caiflow.engine.run.units import StepResult
 from caiflow.engine.store.disk import storing
+from caiflow.engine.store.file_digests import file_sizes
 from caiflow.engine.version import VERSION
 
 ANSWER_S = 30.0
 """Longest wait for the nodes to answer; a process for the question has to start on each."""
+SEEN_S = 15.0
+"""How long what another node wrote may take to be seen here."""
 PATIENCE_S = 20.0
 """How long a process may wait for GPUs before it is said."""
 
@@ -84,6 +88,29 @@ def refuse_strangers(nodes: Sequence[Node], home: Path) -> None:
         mark.unlink(missing_ok=True)
     if wrong:
         raise ClusterError("the cluster isn't fit for this run: " + "; ".join(wrong))
+
+
+def refuse_unseen(results: Mapping[str, StepResult], place: Callable[[], str]) -> None:
+    """Raise where what a worker says it wrote isn't what is here: its node may have another store under the same path.
+
+    Other nodes' files may take a moment to be seen (NFS keeps what it knows of a folder for some seconds).
+
+    Raises:
+        StepError: names the node, by `place`, and a file.
+    """
+    until = time.monotonic() + SEEN_S
+    while unseen := [path for one in results.values() if one.staged for path in _unseen(one.staged, one.files)]:
+        if time.monotonic() > until:
+            raise StepError(
+                f"{place()} wrote {len(unseen)} files that aren't here as it wrote them, {unseen[0]} among them",
+                "put CAIFLOW_HOME on a file system that all nodes share, under one path",
+            )
+        time.sleep(0.2)
+
+
+def _unseen(folder: Path, files: Mapping[str, int]) -> list[Path]:
+    here = file_sizes(folder)
+    return [folder / name for name in sorted({*files, *here}) if files.get(name) != here.get(name)]
 
 
 @dataclass(frozen=True, slots=True)

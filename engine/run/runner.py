@@ -261,9 +261,11 @@ class _Execution:
         return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
+        from caiflow.engine.run.fitting import beginning
         from caiflow.engine.run.units import FlowUnit
 
-        chain = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
+        waiting = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
+        chain = beginning(self.resolver, cluster, waiting)
         flow_steps = [self.resolver.flow_step(s) for s in chain]
         sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
         self._keep(sources)
@@ -293,6 +295,7 @@ class _Execution:
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 
     def _begin_training(self, step: Step, operator: ModelOperator[Any], cluster: Cluster) -> bool:
+        from caiflow.engine.run.fitting import training_gpus
         from caiflow.engine.run.units import TrainUnit
 
         name = digest(self.folder.components[step.name])
@@ -307,7 +310,7 @@ class _Execution:
             step.name, operator, self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name)
         )
         begun = self._submit(
-            cluster, unit, [step], "train", gpus=self._training_gpus(step, cluster), cpus=step.params.resources.num_cpus
+            cluster, unit, [step], "train", gpus=training_gpus(step, cluster), cpus=step.params.resources.num_cpus
         )
         if begun:
             self.folder.keep(artifacts=[name])  # so that `gc` keeps its checkpoints
@@ -351,8 +354,10 @@ class _Execution:
     def _links(self, cluster: Cluster, sources: Mapping[str, ModelSource | None]) -> dict[str, list[Any]] | None:
         """Return links to the engines, by model name; None while one has no room."""
         links: dict[str, list[Any]] = {}
+        keys = self._engine_keys(sources)
         for name, source in sources.items():
-            found = cluster.engine(source, name, f"{self.client}-{uuid.uuid4().hex[:6]}") if source is not None else None
+            client = f"{self.client}-{uuid.uuid4().hex[:6]}"
+            found = cluster.engine(source, name, client, beside=keys) if source is not None else None
             if found is None:
                 return None
             links[name] = list(found)
@@ -366,31 +371,17 @@ class _Execution:
     def _running_cluster(self) -> Cluster:
         if self._cluster is None:
             from caiflow.engine.run.cluster import Cluster
+            from caiflow.engine.run.fitting import refuse_unfit
             from caiflow.engine.run.head_start import HeadStart
 
             self._journal.emit("log", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
             self._cluster = Cluster(self._address)
             self._cluster.on_event = self._relay
             self._cluster.start()
-            self._refuse_unfit(self._cluster)
+            refuse_unfit(self.resolver, self._cluster, self.folder.unsettled())
             self._head_start = HeadStart(self._cluster, self.folder.unsettled)
             self._head_start.load_first_engine(self.resolver, self.client)
         return self._cluster
-
-    def _refuse_unfit(self, cluster: Cluster) -> None:
-        """Raise before the first step where the cluster can't do what the steps to come want of it."""
-        cluster.refuse_unfit(self.store.home)
-        for step in self.folder.unsettled():
-            if issubclass(step.operator_type(), ModelOperator):
-                cluster.refuse_too_large(step.name, self._training_gpus(step, cluster))
-                continue
-            for name, source in self._models(step).items():
-                cluster.refuse_too_large_model(source, name)
-
-    def _training_gpus(self, step: Step, cluster: Cluster) -> float:
-        """Return the GPUs of a training, all on one node."""
-        wanted = step.params.resources
-        return float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
 
     def _relay(self, event: dict[str, Any]) -> None:
         if event.get("event") == "engine_ready" and self._head_start is not None:

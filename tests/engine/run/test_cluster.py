@@ -70,6 +70,28 @@ cluster.close()
 """
 """Work whose first process dies; tells what it came to, and which of Ray's workers there are then."""
 
+ABSENT = """
+import sys, types
+from caiflow.engine.run.cluster import Cluster
+
+module = types.ModuleType("theirs_alone")
+class Work:
+    def run(self, report):
+        return {}
+Work.__module__ = "theirs_alone"
+module.Work = Work
+sys.modules["theirs_alone"] = module
+
+cluster = Cluster()
+cluster.start()
+cluster.submit(Work(), "table")
+while cluster.busy():
+    for finished in cluster.wait(1.0):
+        print(finished.error)
+cluster.close()
+"""
+"""Work of a module that is here and in no other process, as where a node lacks a package."""
+
 
 def said_by(script: str, *arguments: str) -> str:
     done = subprocess.run(
@@ -110,6 +132,13 @@ def test_work_that_goes_on_in_another_process_keeps_its_cores(dying: tuple[list[
 
 def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]) -> None:
     assert dying[0][-1] == "['ray::Worker']"
+
+
+def test_a_module_that_a_node_lacks_is_named_with_the_node() -> None:
+    said = said_by(ABSENT)
+    assert "there is no module theirs_alone on node " in said
+    assert "install what brings it on every node" in said
+    assert "memory" not in said
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:

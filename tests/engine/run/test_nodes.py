@@ -27,7 +27,8 @@ NODE = """
 import sys
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=80 << 20), head=False)
+has = {"num_cpus": 1, "num_gpus": 2, "object_store_memory": 80 << 20}
+Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", **has), head=False)
 sys.stdin.read()
 """
 here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
@@ -41,11 +42,14 @@ from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run import nodes as asked
 from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.units import StepResult
 
 folder = Path(sys.argv[1])
 began = time.monotonic()
 told["too large"] = main(["run", str(folder / "large.yaml"), "--out", str(folder / "large"), "--address", nodes.address])
 told["too large seconds"] = time.monotonic() - began
+for name in ("three", "measured"):
+    told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
 cluster = Cluster(nodes.address)
 cluster.start()
@@ -58,6 +62,13 @@ for name, wanted in {"one node": (2.0, 1), "all nodes": (1.0, 3), "fits": (1.0, 
         told[name] = str(error)
 
 import ray
+
+class Writes:
+    def run(self, report):
+        staged = folder / "home" / "staging" / "written"
+        staged.mkdir(parents=True)
+        (staged / "rows.parquet").write_text("x")
+        return {"step": StepResult(staged)}
 
 @ray.remote(num_gpus=1)
 class Other:
@@ -94,6 +105,10 @@ try:
     except ClusterError as error:
         told["blind"] = str(error)
     told["blind seconds"] = time.monotonic() - began
+    asked.SEEN_S = 1.0
+    if cluster.submit(Writes(), "train", gpus=1):
+        while cluster.busy():
+            told["unseen"] = [str(finished.error) for finished in cluster.wait(1.0)]
 finally:
     node.stdin.close()
     node.wait(60)
@@ -101,6 +116,22 @@ finally:
     nodes.shutdown()
 print(json.dumps(told))
 '''
+THREE = """
+caiflow: 1
+constitution: harmless
+models:
+  a: {source: tiny, engine: transformers, engine_args: {max_num_seqs: 4}}
+  b: {source: tiny, engine: transformers, engine_args: {max_num_seqs: 5}}
+  c: {source: tiny, engine: transformers, engine_args: {max_num_seqs: 6}}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
+"""
+CHAIN = """\
+  answers:  {op: generate, input: prompts, model: a, sampling: {max_tokens: 8}}
+  critique: {op: critique, input: answers, model: b, sampling: {max_tokens: 8}}
+  revision: {op: revise, input: critique, model: c, sampling: {max_tokens: 8}}
+"""
+MEASURED = "  scores: {op: evaluate, models: [a, b, c], inputs: {harmful: prompts}}\n"
 LARGE = """
 caiflow: 1
 models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
@@ -114,7 +145,8 @@ steps:
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "home").mkdir()
-    (folder / "large.yaml").write_text(LARGE)
+    for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED}.items():
+        (folder / f"{name}.yaml").write_text(text)
     command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
     variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
@@ -128,6 +160,19 @@ def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: di
     assert "base wants 2 GPUs on one node; of the 2 here the largest has 1" in told["printed"]
     run = json.loads((Path(told["folder"]) / "large" / "run.json").read_text())
     assert run["status"] == "failed"
+    assert all(step["rows_out"] is None for step in run["steps"].values())
+
+
+def test_three_models_of_a_chain_take_turns_on_two_gpus(told: dict[str, Any]) -> None:
+    assert told["three"] == 0, told["printed"]
+    run = json.loads((Path(told["folder"]) / "three" / "run.json").read_text())
+    assert [step["rows_out"] for step in run["steps"].values()] == [4, 4, 4, 4]
+
+
+def test_three_models_that_one_step_asks_side_by_side_are_refused_before_the_first(told: dict[str, Any]) -> None:
+    assert told["measured"] == 1
+    assert "scores asks 3 models side by side, whose engines want 3 GPUs; there are 2" in told["printed"]
+    run = json.loads((Path(told["folder"]) / "measured" / "run.json").read_text())
     assert all(step["rows_out"] is None for step in run["steps"].values())
 
 
@@ -149,5 +194,14 @@ def test_a_node_that_sees_another_store_is_named(told: dict[str, Any]) -> None:
     assert told["marks left"] == []
     if str(told["blind"]).startswith("ended with"):
         pytest.skip("this user may make no mount namespace")
-    assert "doesn't see the store at" in told["blind"]
+    assert "127.0.0.1 doesn't see the store at" in told["blind"]
     assert "put CAIFLOW_HOME on a file system that all nodes share" in told["blind"]
+    print(f"a node that sees another store was named after {told['blind seconds']:.1f} s")
+
+
+def test_what_a_node_wrote_into_another_store_is_no_result(told: dict[str, Any]) -> None:
+    if str(told["blind"]).startswith("ended with"):
+        pytest.skip("this user may make no mount namespace")
+    (said,) = told["unseen"]
+    assert "(127.0.0.1) wrote 1 files that aren't here as it wrote them" in said
+    assert "staging/written/rows.parquet" in said

@@ -1,0 +1,70 @@
+"""What of a run the cluster can hold: which steps it never can, and how much of a chain at once.
+
+Decides before anything is begun. Starts nothing and reserves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from caiflow.engine.operator import MetricsOperator, ModelOperator
+from caiflow.engine.run.cluster import engine_key
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.base import ModelSource
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.spec.grammar import Step
+
+
+def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) -> None:
+    """Raise before the first step where the cluster can't do what the steps to come want of it.
+
+    Raises:
+        ClusterError: says what they want and what there is.
+    """
+    cluster.refuse_unfit(resolver.store.home)
+    for step in steps:
+        kind = step.operator_type()
+        if issubclass(kind, ModelOperator):
+            cluster.refuse_too_large(step.name, training_gpus(step, cluster))
+            continue
+        for name in _asked(step):
+            for source in engines(resolver, [name]):
+                cluster.refuse_too_large_model(source, name)
+        if issubclass(kind, MetricsOperator):
+            cluster.refuse_too_many(step.name, engines(resolver, _asked(step)))
+
+
+def training_gpus(step: Step, cluster: Cluster) -> float:
+    """Return the GPUs of a training, all on one node."""
+    wanted = step.params.resources
+    return float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
+
+
+def beginning(resolver: Resolver, cluster: Cluster, chain: Sequence[Step]) -> list[Step]:
+    """Return as much of a chain, from its start, as has engines that fit side by side; the rest begins behind it."""
+    count = len(chain)
+    while count > 1 and not cluster.fits(engines(resolver, (name for step in chain[:count] for name in _asked(step)))):
+        count -= 1
+    return list(chain[:count])
+
+
+def engines(resolver: Resolver, models: Iterable[str]) -> list[ModelSource]:
+    """Return what models are served by, one for each engine; for one that isn't trained yet, what it is trained from."""
+    found: dict[str, ModelSource] = {}
+    for name in models:
+        source = resolver.model(name)
+        key = engine_key(source) if source is not None else name
+        behind = name
+        while source is None and behind in resolver.spec.steps:
+            behind = getattr(resolver.spec.steps[behind].params, "model", None) or ""
+            source = resolver.model(behind) if behind else None
+        if source is not None:
+            found[key] = source
+    return list(found.values())
+
+
+def _asked(step: Step) -> list[str]:
+    return [reference.name for reference in step.references() if reference.kind == "model"]
