@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, ClusterError, StepError
+from caiflow.engine.errors import ClusterError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
 from caiflow.engine.run.actors import EngineActor, RayLink, Worker
-from caiflow.engine.run.deaths import death, last_line
+from caiflow.engine.run.deaths import death, raised
 from caiflow.engine.run.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.nodes import (
     Node,
@@ -275,7 +275,7 @@ class Cluster:
         try:
             results, error = ray.get(running.reference), None
         except ray_errors.RayTaskError as failure:
-            results, error = {}, failure.cause if isinstance(failure.cause, CaiflowError) else StepError(last_line(failure))
+            results, error = {}, raised(failure, failure.cause)
         except ray_errors.RayError as failure:
             why = death(failure)
             if why.again and running.tries < WORKER_TRIES:

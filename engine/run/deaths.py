@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from caiflow.engine.errors import CaiflowError, StepError
+
 _ABSENT = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 _PLACE = re.compile(r"(?i)\bip(?:=|: ?)([0-9a-fA-F.:]+[0-9a-fA-F])")
 _OF_THE_NODE = ("its node has died", "node was terminated", "NodeDiedError", "owner's node has crashed")
@@ -42,7 +44,15 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def last_line(error: BaseException) -> str:
+def raised(failure: BaseException, cause: BaseException | None) -> Exception:
+    """Return what a step fails by where its work raised: one's own error, a module that its node lacks, or the rest."""
+    if isinstance(cause, CaiflowError):
+        return cause
+    found = death(failure)
+    return StepError(_last_line(failure)) if found.again else StepError(found.why, found.hint)
+
+
+def _last_line(error: BaseException) -> str:
     """Return the line of a remote traceback that says what happened, then the whole, without colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return f"{text.splitlines()[-1]}\n{text}" if text else type(error).__name__

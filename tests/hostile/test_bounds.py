@@ -209,6 +209,7 @@ def mixed(**inputs: Any) -> dict[str, Any]:
     "spec",
     [
         BOMB, "[" * 100_000, "{a: " * 100_000, {**SPEC, "matrix": AXES}, {**SPEC, "seed": 10**390},
+        "caiflow: 1\nseed: 0x" + "f" * 100_000 + "\nsteps: {d: {op: load, source: r.jsonl}}\n",
         {**SPEC, "models": {"m": {"source": "tiny", "replicas": 1_000_000}}},
         {**SPEC, "steps": {"d": {**SPEC["steps"]["d"], "resources": {"workers": 10**6}}}},
         mixed(d=1e308), mixed(d=1e-308), mixed(d={"ratio": 1e308}),
@@ -216,8 +217,8 @@ def mixed(**inputs: Any) -> dict[str, Any]:
         loads("a\0b.jsonl"), loads("a" * 5000 + ".jsonl"), loads("*" * 300), loads("r.jsonl", prompt=TEMPLATES["loops"]),
     ],
     ids=[
-        "aliases", "lists", "mappings", "matrix", "seed", "replicas", "workers", "ratio", "least", "share", "template", "nul",
-        "long", "stars", "prompt",
+        "aliases", "lists", "mappings", "matrix", "seed", "hexadecimal", "replicas", "workers", "ratio", "least", "share",
+        "template", "nul", "long", "stars", "prompt",
     ],
 )  # fmt: skip
 def test_what_is_too_much_is_refused_at_its_place(spec: dict[str, Any] | str, tmp_path: Path) -> None:

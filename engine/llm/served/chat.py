@@ -136,11 +136,11 @@ class Dialect:
             EngineError: kind `other_model`.
         """
         known = {_bare_name(name) for name in (self.model, self._answers_as) if name}
-        name = str(named)[:_LONGEST_NAME]
-        if not named or not known or _bare_name(name) in known:
+        name = str(named)
+        if not named or not known or (len(name) < _LONGEST_NAME and _bare_name(name) in known):
             return
         raise EngineError(
-            f"the server answers as {name!r}, asked for {self.model!r}",
+            f"the server answers as {name[:_LONGEST_NAME]!r}, asked for {self.model!r}",
             "correct `source`, or give `answers_as` where that is its own name for the same model",
             kind="other_model",
         )
@@ -269,7 +269,10 @@ def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:
         ValueError: its content is something else.
     """
     if isinstance(said, list):
-        texts = [part["text"] for part in said if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+        given = [part.get("text") for part in said if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+        texts = [text for text in given if isinstance(text, str)]
+        if len(texts) < len(given):
+            raise ValueError(f"a part of the content is no text: {str(said)[:200]!r}")
         said = "".join(texts) if texts else None
     said = said or message.get("refusal") or said
     if message.get("tool_calls") and not said:

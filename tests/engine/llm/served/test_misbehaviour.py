@@ -95,6 +95,8 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "says a number": (answered(7), ("bad_answer", True)),
     "says an object": (answered({"text": "fine"}), ("bad_answer", True)),
     "says it in parts": (answered([{"type": "text", "text": "fi"}, {"type": "image"}, {"type": "text", "text": "ne"}]), "fine"),
+    "says a part without a text": (answered([{"type": "text"}]), ("bad_answer", True)),
+    "says a number for a part": (answered([{"type": "text", "text": 7}]), ("bad_answer", True)),
     "says an empty list": (answered([]), ("empty", False)),
     "says half a character": (answered("fine \ud83d"), ("refused", True)),
     "only reasons": (answered(None, "length", reasoning_content="Let me"), ("empty", False)),
