@@ -16,7 +16,7 @@ from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
-    from caiflow.operators.formats.hub import HubSource
+    from caiflow.operators.formats.hub.data_sets import HubSource
 
 BUNDLED = ("tiny:", "plain:")
 """The examples whose data files come with the package."""
@@ -72,6 +72,6 @@ def resolve(source: str, base_dir: Path, hub: Mapping[str, Any], csv: Csv = Csv(
         return [FileSource(found, csv) for found in sorted(path.parent.glob(path.name)) if found.is_file()]
     if path.exists() or has_data_suffix(source) or not re.fullmatch(_HUB_ID, source):
         return [FileSource(path, csv)]
-    from caiflow.operators.formats.hub import HubSource
+    from caiflow.operators.formats.hub.data_sets import HubSource
 
     return [HubSource(source, **{name: value for name, value in hub.items() if value is not None})]

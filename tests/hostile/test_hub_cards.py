@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import WrongValue
-from caiflow.operators.formats.hub_files import Part, files_of, rows_of
+from caiflow.operators.formats.hub.splits import Part, files_of, rows_of
 
 TRAIN = Part("train", None, None)
 

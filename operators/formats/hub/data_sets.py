@@ -19,7 +19,7 @@ from caiflow.engine.errors import UnreachableError, WrongValue
 from caiflow.engine.llm.hub import ask_hub, offline
 from caiflow.engine.llm.model_files import hub_cache, hub_snapshot
 from caiflow.engine.store.disk import write_atomic
-from caiflow.operators.formats.hub_files import CARD, Part, files_of, rows_of
+from caiflow.operators.formats.hub.splits import CARD, Part, files_of, rows_of
 from caiflow.operators.formats.opening import Line
 
 _COMMIT = r"[0-9a-f]{40}"
