@@ -25,7 +25,7 @@ def adapted(source: ModelSource, targets: list[str]) -> Any:
     lora = Lora(rank=4, targets=tuple(targets))
     model = load_model(source, SftParams.model_validate({"input": "rows", "model": "base", "lora": lora.model_dump()}))
     torch.manual_seed(0)
-    under = get_peft_model(model, lora_config(lora))
+    under = get_peft_model(model, lora_config(lora, model))
     for name, weight in under.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.3)
