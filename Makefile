@@ -37,7 +37,9 @@ INSTALL_DEV = $(BIN)/python .ci/install_on_cpu.py $(TORCH) '.[dev]'
 endif
 # Environments may forbid Python to keep compiled modules; the command's start needs them.
 COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
-PYTEST_ARGS ?= -n 2 --dist worksteal
+# Three on two cores: what one waits for, another computes. The long tests fill the machine two at a time.
+PYTEST_ARGS ?= -n 3 --dist worksteal
+SOAK_ARGS ?= -n 2 --dist worksteal
 
 quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
@@ -52,7 +54,7 @@ test: check
 
 # SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS) $(SOAK)
+	$(BIN)/python -m pytest -m soak $(SOAK_ARGS) $(SOAK)
 
 test-newest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m newest tests/test_newest.py

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -49,8 +50,16 @@ def prepare(report_to: Sequence[Tracker], run: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in {**_places(folder, run), **_USERS}.items():
         os.environ[name] = value
+    if "trackio" in report_to:
+        _have_trackio_read_its_folder()
     apart = {"project": PROJECT, "trackio_static_space_id": False} if "trackio" in report_to else {}
     return {"report_to": list(report_to), "run_name": run, **apart}
+
+
+def _have_trackio_read_its_folder() -> None:
+    """Have trackio imported anew: it reads its folder as it is imported, which TRL may have done for an earlier step."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        del sys.modules[name]
 
 
 def finish(report_to: Sequence[Tracker]) -> None:

@@ -22,6 +22,8 @@ EVERY = ("tensorboard", "mlflow", "wandb", "trackio")
 @pytest.fixture(scope="module")
 def trained(model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two steps of training left that reported to every tracker; the user's environment says nothing of them."""
+    import trackio  # noqa: F401  # as TRL's trainers of RL do, before anything says where it writes
+
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         for name in trackers._PLACES:
