@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
@@ -64,8 +65,9 @@ class ForkedRun:
         while self.answered < answers and self._hear():
             pass
         time.sleep(later_s)
-        if not self._line.closed:
-            os.kill(self._process, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended in this moment, its last words still unheard
+            if not self._line.closed:
+                os.kill(self._process, signal.SIGKILL)
 
     def end(self) -> list[dict[str, Any]] | None:
         """Wait for its end; return its rows, None where it was killed before it had them."""
