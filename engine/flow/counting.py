@@ -21,6 +21,7 @@ from caiflow.engine.flow.outcomes import FlowStep, replay, spread
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import BATCH_ROWS
 from caiflow.engine.machine import cores
+from caiflow.engine.operator import Expected
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.ledger import Ledger
@@ -35,7 +36,7 @@ LedgerOf = Callable[[str], Ledger]
 def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) -> dict[str, Tally]:
     """Walk the rows as a run would and count, per step, what the ledger holds.
 
-    A row that must run counts once in `total` of every step after it, since it may come there.
+    A row that must run counts in `total` of every step after it, once for each row that it may become there.
     """
     processes = max(1, min(cores(), source.num_rows // ROWS_PER_PROCESS))
     if processes == 1:
@@ -96,6 +97,13 @@ def _rows(source: Rows, share: int, of: int) -> Iterator[Row]:
             yield from table.to_pylist()
 
 
+class _Coming(NamedTuple):
+    """What steps that must run have yet to write: the columns, and the rows that one row may become."""
+
+    columns: frozenset[str] = frozenset()
+    rows: int = 1
+
+
 class _Counter:
     """The tree of steps, ready to count."""
 
@@ -106,34 +114,47 @@ class _Counter:
         self._written = {step.name: step.operator.writes() for step in steps}
         self._outdated = {step.name: step.operator.outdates() for step in steps}
         self._children: Mapping[str, list[FlowStep]] = defaultdict(list)
+        self._given: dict[str, Expected] = {}
+        """What one row may be that comes to a step."""
+        self._made: dict[str, Expected] = {}
+        """What it may become there."""
         for step in steps:
             self._children[step.source if step.source in names else ""].append(step)
+            self._given[step.name] = given = self._made.get(step.source, Expected(1))._replace(rows=1)
+            self._made[step.name] = step.operator.expects({step.source: given}) or given
 
     def count(self, rows: Iterator[Row]) -> dict[str, Tally]:
         """Return the tallies of these rows."""
         tallies = {name: Tally() for name in self._names}
         for row in rows:
-            self._row(self._children[""], row, frozenset(), tallies)
+            self._row(self._children[""], row, _Coming(), tallies)
         return tallies
 
-    def _row(self, steps: Sequence[FlowStep], row: Row, coming: frozenset[str], tallies: Mapping[str, Tally]) -> None:
-        """Count a row and what follows from it; `coming` names the columns that steps which must run have yet to write."""
+    def _row(self, steps: Sequence[FlowStep], row: Row, coming: _Coming, tallies: Mapping[str, Tally]) -> None:
+        """Count a row and what follows from it."""
         for step in steps:
             tally = tallies[step.name]
-            tally.total += 1
+            tally.total += coming.rows
             following = self._children.get(step.name, [])
             view = step.view(row)
-            outcome = None if coming else replay(step.row_key(view), self._ledger_of(step.namespace))
+            outcome = None if coming.columns else replay(step.row_key(view), self._ledger_of(step.namespace))
             if outcome is None:
-                tally.calls += step.operator.calls_for(view, coming)
+                tally.calls += coming.rows * self._calls(step, view, coming.columns)
                 if following:
-                    self._row(following, row, coming.union(self._written[step.name]), tallies)
+                    made = coming.columns.union(self._written[step.name])
+                    self._row(following, row, _Coming(made, coming.rows * self._made[step.name].rows), tallies)
                 continue
             tally.cached += 1
             tally.tokens += outcome.tokens
             tally.rows_out += len(outcome.rows)
             for new in spread(row, outcome, self._outdated[step.name]) if outcome.rows and following else ():
                 self._row(following, new, coming, tallies)
+
+    def _calls(self, step: FlowStep, view: Row, coming: frozenset[str]) -> int:
+        """Return the calls that a row takes at the most."""
+        given = self._given[step.name]
+        several = coming and given.answers > 1  # in a list that isn't there yet
+        return step.operator.calls_expected(given) if several else step.operator.calls_for(view, coming)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Reads local sources to count them, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from caiflow.engine.operator import Expected, MetricsOperator, RowOperator
@@ -52,12 +51,15 @@ def _estimate(resolver: Resolver, step: Step, inputs: Mapping[str, Expected], ex
     if given is None:
         return None
     asked = operator.calls_expected(given) if isinstance(operator, RowOperator) and hasattr(step.params, "model") else 0
-    return Estimate(given.rows, asked, not given.exact)
+    return Estimate(given.rows, asked, not given.exact or (asked > 0 and _asked_before(resolver, step)))
 
 
 def _asked_before(resolver: Resolver, step: Step) -> bool:
     """Return whether some of a step's calls may be in the ledger already, or two of its models be one."""
-    models = [ref.name for ref in step.references() if ref.kind == "model"]
-    known = [source.identity for name in dict.fromkeys(models) if (source := resolver.model(name))]
-    ledgers = (resolver.store.ledger_dir / ledger_name(step.op, identity) for identity in known)
-    return len({*known}) < len(known) or any(map(Path.exists, ledgers))
+    models = dict.fromkeys(ref.name for ref in step.references() if ref.kind == "model")
+    known = [source.identity for name in models if (source := resolver.model(name))]
+    ledgers = [ledger_name(step.op, identity) for identity in known]
+    if len(known) < len(models):
+        ledgers.append(f"{step.op}-*")  # a model that isn't made yet may come out as it was before
+    records = (resolver.store.ledger_dir.glob(f"{name}/*.seg") for name in ledgers)
+    return len({*known}) < len(known) or any(map(any, records))

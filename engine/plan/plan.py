@@ -49,7 +49,7 @@ class PlannedStep:
     calls: int | None = None
     tokens: int | None = None
     at_most: bool = False
-    """Whether `rows`, `to_run` and `calls` are bounds: rows before it may be left out yet."""
+    """Whether `rows`, `to_run` and `calls` are bounds: rows before it may be left out yet, or answers be there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,18 +260,29 @@ def _plan_chain(
         else:
             known.append(flow_step)
     tallies = count_known(known, Rows(resolver.artifacts[chain[0].input].path), ledgers)
-    namespaces = {flow_step.name: flow_step.namespace for flow_step in known}
+    flow_of = {flow_step.name: flow_step for flow_step in known}
     planned = {}
     for step in chain:
         components, before = resolver.components(step), previous.get(step.name)
         if step.name in tallies:
             tally = tallies[step.name]
-            per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(namespaces[step.name]))
-            planned[step.name] = _counted(resolver, step, tally, components, before, per_row)
+            per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(flow_of[step.name].namespace))
+            counted = _counted(resolver, step, tally, components, before, per_row)
+            planned[step.name] = replace(counted, at_most=_at_most(flow_of[step.name], tallies, ledgers))
         else:
             after = f"after {step.input}" if step.input in uncounted else resolver.silence(step) or "after its model"
             planned[step.name] = _planned(step, "run", after, components, before)
     return planned
+
+
+def _at_most(step: FlowStep, tallies: Mapping[str, Tally], ledgers: _Ledgers) -> bool:
+    """Return whether fewer rows may have to run than were counted, or take fewer calls.
+
+    A row that isn't made yet may be left out, or come out as one whose result is kept; of several calls some may be kept.
+    """
+    to_run = {name: tally.total - tally.cached for name, tally in tallies.items()}
+    some_kept = step.operator.calls() > 1 and any(ledgers(step.namespace).path.glob("*.seg"))
+    return bool(to_run[step.name] and (to_run.get(step.source) or some_kept))
 
 
 def _counted(
