@@ -12,6 +12,7 @@ from caiflow.engine.cli import main
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.journal import read_run
 from support.commands import run_here
+from support.once import made_once
 
 pytestmark = [pytest.mark.slow]
 
@@ -40,11 +41,13 @@ def found(run: dict[str, Any]) -> set[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Noted:
     """One run with notes: (spec, run folder, home)."""
-    base = tmp_path_factory.mktemp("noted")
-    spec = base / "noted.yaml"
-    spec.write_text(SPEC, encoding="utf-8")
-    run_here(ray_address, spec, base / "run", base / "home")
-    return spec, base / "run", base / "home"
+
+    def make(folder: Path) -> None:
+        (folder / "noted.yaml").write_text(SPEC, encoding="utf-8")
+        run_here(ray_address, folder / "noted.yaml", folder / "run", folder / "home")
+
+    base = made_once(tmp_path_factory, "noted", make)
+    return base / "noted.yaml", base / "run", base / "home"
 
 
 def test_bad_rows_are_in_run_json_with_figure_and_rows(noted: Noted) -> None:

@@ -25,6 +25,7 @@ from caiflow.engine.store.journal import read_run, true_status
 from support.commands import run_here
 from support.events import read_events
 from support.kills import ledger_records, leftovers, start, victims
+from support.once import made_once
 
 pytestmark = [pytest.mark.slow]
 
@@ -74,10 +75,8 @@ def rows_flow(event: dict[str, Any]) -> bool:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """One undisturbed run: (spec, run folder, home)."""
-    base = tmp_path_factory.mktemp("calm")
-    spec = write_spec(base)
-    finish(spec, base / "run", base / "home")
-    return spec, base / "run", base / "home"
+    base = made_once(tmp_path_factory, "calm", lambda folder: finish(write_spec(folder), folder / "run", folder / "home"))
+    return base / "small.yaml", base / "run", base / "home"
 
 
 def test_a_run_leaves_what_the_contract_says(calm: tuple[Path, Path, Path]) -> None:
