@@ -204,9 +204,10 @@ class _Expansion:
 
     def _report_idle_axes(self) -> None:
         used = {axis for axes in self.step_axes.values() for axis in axes}
+        written = {name for name, _ in _section(self.tree, "steps")}
         for axis in self.axes:
             node = self.axes[axis][next(iter(self.axes[axis]))]
-            wrong = any(c.owner in self.tree.value["steps"].value and c.owner not in self.steps for c in node)
+            wrong = any(change.owner in written - self.steps.keys() for change in node)
             if axis not in used and node and not wrong:  # a step that is wrong itself is reported as such
                 self.problems.at(node[0].node.key, ("matrix", axis), f"the axis `{axis}` changes no step", "remove it")
 

@@ -73,3 +73,9 @@ def test_what_is_wrong_with_every_arm_is_said_once(tmp_path: Path, axis: str, be
     found = said(tmp_path, axis, **{before: after})
     assert len(found) == 1, found
     assert found[0].startswith(line)
+
+
+@pytest.mark.parametrize("steps", ["", "steps:\n", "steps: none\n", "steps: []\n"])
+def test_a_matrix_without_steps_is_answered_with_what_is_missing(tmp_path: Path, steps: str) -> None:
+    (tmp_path / "spec.yaml").write_text(f"caiflow: 1\nmatrix:\n  judge: {{a: {{constitution: harmless}}}}\n{steps}")
+    assert "steps" in " ".join(str(problem) for problem in check_spec(tmp_path / "spec.yaml"))
