@@ -64,12 +64,10 @@ def assert_begun_again(answers: list[Answer], noticed_s: float, again_s: float, 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("hangs_s", [2.0, None])
-def test_a_stopped_engine_is_begun_again(cluster: Cluster, model: ModelSource, hangs_s: float | None) -> None:
-    links = cluster.engine(model, "small", f"client-{hangs_s}")
+def test_a_stopped_engine_is_begun_again(cluster: Cluster, model: ModelSource) -> None:
+    links = cluster.engine(model, "small", "client")
     assert links is not None
     (link,) = links
-    link.hangs_s = hangs_s or link.hangs_s
     assert_begun_again(*asked_as_it_hangs(link, lambda: os.kill(link.process[1], signal.SIGSTOP)))
 
 
@@ -107,11 +105,11 @@ def hanging_actor(how: str, signs: Path, times: int = 1) -> Any:
 
 
 OTHERS = [
-    pytest.param(engine, how, hangs_s, marks=[pytest.mark.soak, *([pytest.mark.vllm] if engine == "vllm" else [])])
-    for engine in ("transformers", "vllm")
-    for how in ("holding the interpreter", "letting others go on")
-    for hangs_s in (2.0, None)
+    pytest.param("transformers", "holding the interpreter", 2.0, marks=pytest.mark.soak),
+    pytest.param("vllm", "holding the interpreter", 2.0, marks=[pytest.mark.soak, pytest.mark.vllm]),
+    pytest.param("vllm", "letting others go on", None, marks=[pytest.mark.soak, pytest.mark.vllm]),
 ]
+"""Each engine in each way of not coming back; once with the limit that runs have."""
 
 
 @pytest.mark.parametrize(("engine", "how", "hangs_s"), [("transformers", "letting others go on", 2.0), *OTHERS])
