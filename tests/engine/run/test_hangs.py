@@ -104,20 +104,22 @@ def hanging_actor(how: str, signs: Path, times: int = 1) -> Any:
     return ray.remote(HangingEngineActor).options(num_cpus=0, max_concurrency=64, max_restarts=5).remote()
 
 
+BUNDLED = ModelSource(path=str(Path(__file__).parents[3] / "examples/tiny/model"), identity="tiny")
 OTHERS = [
-    pytest.param("transformers", "holding the interpreter", 2.0, marks=pytest.mark.soak),
-    pytest.param("vllm", "holding the interpreter", 2.0, marks=[pytest.mark.soak, pytest.mark.vllm]),
-    pytest.param("vllm", "letting others go on", None, marks=[pytest.mark.soak, pytest.mark.vllm]),
+    pytest.param("transformers", "holding the interpreter", marks=pytest.mark.soak),
+    pytest.param("vllm", "holding the interpreter", marks=[pytest.mark.soak, pytest.mark.vllm]),
+    pytest.param("vllm", "letting others go on", marks=[pytest.mark.soak, pytest.mark.vllm]),
 ]
-"""Each engine in each way of not coming back; once with the limit that runs have."""
+"""Each engine in each way of not coming back."""
 
 
-@pytest.mark.parametrize(("engine", "how", "hangs_s"), [("transformers", "letting others go on", 2.0), *OTHERS])
+@pytest.mark.parametrize(("engine", "how"), [("transformers", "letting others go on"), *OTHERS])
 def test_an_engine_whose_library_does_not_come_back_is_begun_again(
-    cluster: Cluster, model: ModelSource, tmp_path: Path, engine: str, how: str, hangs_s: float | None
+    cluster: Cluster, model: ModelSource, tmp_path: Path, engine: str, how: str
 ) -> None:
-    link = RayLink(hanging_actor(how, tmp_path), model._replace(engine=engine), "client")
-    link.hangs_s = hangs_s or link.hangs_s
+    source = BUNDLED if engine == "vllm" else model  # vLLM has no kernel on CPUs for heads as small as the other's
+    link = RayLink(hanging_actor(how, tmp_path), source._replace(engine=engine), "client")
+    link.hangs_s = 2.0
     assert_begun_again(*asked_as_it_hangs(link, (tmp_path / "hang").touch))
 
 
