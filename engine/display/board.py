@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from caiflow.engine.display.terminal import escaped
+from caiflow.engine.store.journal import MADE
 
 FORETOLD_FROM = 0.05
 """From this part of its steps on, counted from the first that it told of, a training's time left is told."""
@@ -51,7 +52,7 @@ class StepState:
 
     def look(self) -> str:
         """Return the status, or `noted` for a step that is done and has notes."""
-        return "noted" if self.notes and self.status in ("done", "cached") else self.status
+        return "noted" if self.notes and self.status in MADE else self.status
 
     def elapsed_s(self, now: float) -> float | None:
         """Return the seconds this step took, or has taken up to `now`: of a chain's time, its share."""
@@ -151,7 +152,7 @@ def duration(seconds: float) -> str:
 def amount_text(step: StepState, *, named: bool = False) -> str:
     """Return how far a step is: `120/500`, `500 rows` where `named`, `12/90 steps` of a training; nothing while unknown."""
     unit = " steps" if step.kind == "model" else " rows" if named else ""
-    if step.status in ("done", "cached"):
+    if step.status in MADE:
         return "" if step.rows_out is None else f"{step.rows_out:,}{unit}"
     if not step.total:
         return f"{step.done:,}{unit}" if step.done else ""

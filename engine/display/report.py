@@ -15,6 +15,7 @@ from rich.text import Text
 from caiflow.engine.display.board import clean, counted_notes, duration, note_text
 from caiflow.engine.display.progress import LOOKS
 from caiflow.engine.display.step_graph import lanes
+from caiflow.engine.store.journal import MADE
 
 HEADLINES = {
     "train_loss": "mean loss", "eval_loss": "eval loss", "eval_accuracy": "accuracy", "accuracy": "accuracy",
@@ -51,7 +52,7 @@ def steps_table(run: Mapping[str, Any]) -> Table:
     table = plain_table("1:", "1:step", "1:op", "n:in", "n:out", "n:time", "")
     for name, step in steps.items():
         taken = "" if step.get("seconds") is None or step["status"] == "cached" else duration(step["seconds"])
-        found = noted.get(name, ()) if step["status"] in ("done", "cached") else ()
+        found = noted.get(name, ()) if step["status"] in MADE else ()
         symbol, style = LOOKS.get("noted" if found else step["status"], ("?", ""))
         label = Text(f"{symbol} {name}", style=style)
         table.add_row(
@@ -78,7 +79,7 @@ def notes_text(run: Mapping[str, Any], step: str | None = None) -> Iterator[Text
 def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text:
     if step.get("error"):
         return Text(clean(step["error"]), style="red")
-    if step["status"] not in ("done", "cached"):
+    if step["status"] not in MADE:
         return Text(step["status"], style="dim")
     metrics = step.get("metrics") or {}
     parts = ["cached"] if step["status"] == "cached" else []

@@ -18,7 +18,6 @@ from caiflow.engine.plan.components import TEXTS
 from caiflow.engine.plan.lock import LOCK, read_lock
 from caiflow.engine.store.journal import read_run
 
-MADE = ("done", "cached")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 """The hub's words for the number of rows: fewer than so many."""
 _NO_LICENCE = (

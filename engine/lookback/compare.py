@@ -17,7 +17,7 @@ from caiflow.engine.display.report import leaves
 from caiflow.engine.lookback.history import output_dir, output_kind, step_figures
 from caiflow.engine.plan.changes import changes as component_changes
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
-from caiflow.engine.store.journal import read_run
+from caiflow.engine.store.journal import MADE, read_run
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,7 +26,6 @@ ABSENT = "(absent)"
 """Stands for a value that one side doesn't have."""
 TIMINGS = ("seconds", "per_second")
 """Ends of the names of figures that differ from run to run without meaning."""
-MADE = ("done", "cached")
 """Status of a step that has an output."""
 EXCERPT, LONG_EXCERPT = 80, 200
 """Characters shown of a changed value, and of a changed text of a row."""

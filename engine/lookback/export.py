@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.lookback.cards import MADE, card
+from caiflow.engine.lookback.cards import card
 from caiflow.engine.lookback.opened import Run
 from caiflow.engine.plan.components import COMPONENTS, TEXTS
 from caiflow.engine.plan.lock import LOCK, Drift, compare_locks, make_lock, read_lock
@@ -93,7 +93,7 @@ def write_results(run_dir: Path, target: Path, *, whole: bool) -> tuple[str, ...
     run, before = Run(run_dir), set(folder_files(target))
     (target / "steps").mkdir(exist_ok=True)
     for name, step in run.items():
-        if step.status not in MADE or not step.is_there:
+        if not step.is_made:
             continue
         if step.kind != "metrics":
             (target / "steps" / f"{name}.md").write_text(card(run, name), encoding="utf-8")

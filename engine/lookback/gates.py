@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from caiflow.engine.display.report import CENTRES, leaves
+from caiflow.engine.display.report import central, leaves
 from caiflow.engine.errors import Problem, SpecError, WrongValue, suggest
 from caiflow.engine.health import Bound
 from caiflow.engine.lookback.history import output_dir, step_figures
 from caiflow.engine.store.artifacts import read_artifact
-from caiflow.engine.store.journal import read_run
+from caiflow.engine.store.journal import MADE, read_run
 from caiflow.engine.yaml.reader import read_yaml
 from caiflow.engine.yaml.tree import Node, dotted
 
 VERSION = 1
-MADE = ("done", "cached")
 COUNTS = ("rows_in", "rows_out", "dropped", "failed")
 _FORM = "write `caiflow_gates: 1` and `steps: {STEP: {FIGURE: BOUND}}`"
 
@@ -88,10 +87,8 @@ def _notes(most: Node, run: Mapping[str, Any], problems: list[Problem]) -> Itera
 
 
 def _step(step: str, node: Node, run_dir: Path, record: Mapping[str, Any], problems: list[Problem]) -> Iterator[Gate]:
-    figures = dict(leaves(step_figures(run_dir, step, record)))
-    found = {**_sealed(run_dir, step, record), **{name: record[name] for name in COUNTS if record.get(name) is not None}}
-    counted = {name: found[name] for name in COUNTS if found.get(name) is not None}
-    known = {name: value for name, value in {**counted, **figures}.items() if _central(value) is not _NONE}
+    figures = {**_counts(run_dir, step, record), **dict(leaves(step_figures(run_dir, step, record)))}
+    known = {name: value for name, value in figures.items() if value is None or central(value) is not None}
     for name, text in node.items():
         path = ("steps", step, name)
         try:
@@ -107,26 +104,16 @@ def _step(step: str, node: Node, run_dir: Path, record: Mapping[str, Any], probl
             yield _held(step, name, bound, known[name])
 
 
-def _sealed(run_dir: Path, step: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the counts that were sealed with a step's output: of one that was cached, run.json has not all."""
+def _counts(run_dir: Path, step: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's counts: of run.json, or else, since it hasn't all of a cached step, those sealed with its output."""
     path = output_dir(run_dir, step, record)
-    counts: Mapping[str, Any] = read_artifact(path.resolve()).meta.get("counts", {}) if path.is_dir() else {}
-    return counts
-
-
-_NONE = object()
-"""Stands for a figure that has no number at its centre."""
-
-
-def _central(value: Any) -> Any:
-    """Return the number that a figure is; None where nothing was measured."""
-    if isinstance(value, Mapping):
-        value = next((value[name] for name in CENTRES if name in value), _NONE)
-    return value if value is None or (isinstance(value, int | float) and not isinstance(value, bool)) else _NONE
+    sealed = read_artifact(path.resolve()).meta.get("counts", {}) if path.is_dir() else {}
+    found = {name: sealed.get(name) if record.get(name) is None else record[name] for name in COUNTS}
+    return {name: count for name, count in found.items() if count is not None}
 
 
 def _held(step: str, name: str, bound: Bound, figure: Any) -> Gate:
-    value, about = _central(figure), figure if isinstance(figure, Mapping) else {}
+    value, about = central(figure), figure if isinstance(figure, Mapping) else {}
     low, high = about.get("low"), about.get("high")
     told = (value, low, high, about.get("n"))
     if value is None:

@@ -13,7 +13,7 @@ from caiflow.engine.errors import CaiflowError, suggest
 from caiflow.engine.lookback.history import model_card, output_dir, output_kind, read_metrics, step_dir
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
-from caiflow.engine.store.journal import read_run
+from caiflow.engine.store.journal import MADE, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +100,11 @@ class Step:
     def is_there(self) -> bool:
         """Whether what the step made is (still) there."""
         return output_dir(self._run_dir, self.name, self._record).is_dir()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the step made what it is to make, and that is (still) there."""
+        return self.status in MADE and self.is_there
 
     @property
     def op(self) -> str:
@@ -210,5 +215,5 @@ class Run(Mapping[str, Step]):
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
         """The figures of every step that measured something, by step."""
-        made = (name for name, step in self.items() if step.status in ("done", "cached") and step.is_there)
+        made = (name for name, step in self.items() if step.is_made)
         return {name: self[name].figures for name in made if self[name].kind == "metrics"}

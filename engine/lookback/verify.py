@@ -14,6 +14,7 @@ from caiflow.engine.errors import CaiflowError, StoreError
 from caiflow.engine.lookback.history import output_dir
 from caiflow.engine.plan.lock import LOCK, read_lock
 from caiflow.engine.store.artifacts import Artifact, content_manifest, distrust, read_artifact
+from caiflow.engine.store.journal import MADE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def verify(run_dir: Path) -> Iterator[Verdict]:
         raise CaiflowError(f"{run_dir}: no run is recorded here, got {error}", "name a run's folder") from error
     locked = read_lock(run_dir / LOCK)["steps"] if (run_dir / LOCK).exists() else {}
     for name, step in steps.items():
-        if step["status"] in ("done", "cached"):
+        if step["status"] in MADE:
             path = output_dir(run_dir, name, step)
             yield _verdict(name, path, step.get("digest"), locked.get(name, {}).get("content"))
 

@@ -21,14 +21,14 @@ from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolv
 from caiflow.engine.plan.relocate import portable
 from caiflow.engine.store.artifacts import Artifact
 from caiflow.engine.store.disk import point, write_atomic
-from caiflow.engine.store.journal import Journal, StepStatus
+from caiflow.engine.store.journal import MADE, Journal, StepStatus
 
 if TYPE_CHECKING:
     from caiflow.engine.run.units import StepResult
     from caiflow.engine.spec.grammar import Step
 
 UNMADE: tuple[StepStatus, ...] = ("failed", "skipped")
-SETTLED: tuple[StepStatus, ...] = ("done", "cached", *UNMADE)
+SETTLED: tuple[StepStatus, ...] = (*MADE, *UNMADE)
 
 
 class RunFolder:

@@ -22,6 +22,8 @@ Event = dict[str, Any]
 Listener = Callable[[Event], None]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 StepStatus = Literal["waiting", "running", "done", "cached", "failed", "skipped"]
+MADE: tuple[StepStatus, ...] = ("done", "cached")
+"""Of a step that has made what it is to make, now or before."""
 
 HEARTBEAT_S = 2.0
 """How often a running driver rewrites run.json."""

@@ -51,15 +51,11 @@ def content(run: Run) -> Json:
         "steps": [_step(run[name], drawn[name].index("●") // 2) for name in run],
         "notes": record.get("notes", []),
         "figures": [_figures(name, metrics) for name, metrics in run.figures.items()],
-        "curves": [curve for step in run.values() if _made(step) and (curve := _curves(step))],
-        "health": [line for step in run.values() if _made(step) for line in _health(step)],
+        "curves": [curve for step in run.values() if step.is_made and (curve := _curves(step))],
+        "health": [line for step in run.values() if step.is_made for line in _health(step)],
         "principles": principles(run),
         "settings": _settings(run),
     }
-
-
-def _made(step: Step) -> bool:
-    return step.status in ("done", "cached") and step.is_there
 
 
 def _step(step: Step, lane: int) -> Json:

@@ -37,7 +37,7 @@ def principles(run: Run) -> list[dict[str, Any]]:
     """Return the principles that were drawn or judged by in a run, with their texts, the most drawn first."""
     work: dict[str, _Work] = {}
     for step in run.values():
-        if step.status in ("done", "cached") and step.is_there and step.kind == "rows":
+        if step.is_made and step.kind == "rows":
             _read(step, work)
     texts = _texts(run)
     found = sorted(work.items(), key=lambda pair: -(pair[1].drawn + pair[1].judged))

@@ -21,7 +21,7 @@ class Chunk(NamedTuple):
 def chunks(run: Run, limit: int, which: str = "") -> Iterator[Chunk]:
     """Yield the rows of each step, and those it left out, at most `limit` of each; `which` tells two runs apart."""
     for step in run.values():
-        if step.status in ("done", "cached") and step.is_there and step.kind == "rows":
+        if step.is_made and step.kind == "rows":
             yield _chunk(step, step.table, "rows", limit, which)
             if len(step.dropped):
                 yield _chunk(step, step.dropped, "dropped", limit, which)
