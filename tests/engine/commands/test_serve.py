@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,20 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-import caiflow.examples
 from caiflow.engine.commands import serve
 from caiflow.engine.commands.announce import announce
 from caiflow.engine.commands.serve import chosen_engine, vllm_command
 from caiflow.engine.errors import PlanError
-from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Completion, Message, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.lookback.models import run_models
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.journal import Journal
 from support.asking import ask as answered
 from support.commands import command_here
+from support.models_of_runs import TINY, finished_run, tiny_adapter, tiny_model
 from support.ports import free_port
 
-TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
 QUESTION: Any = [{"role": "user", "content": "How do I water the roses?"}]
 SPEC = """\
 caiflow: 1
@@ -59,39 +56,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_dir(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run whose step `tuned@one` made the tiny model, and `kept` an adapter over it."""
-    folder, store = tmp_path_factory.mktemp("runs") / "run", Store(home)
-    made = {"tuned@one": _tuned, "kept": _adapter, "red": _rows}
-    with Journal(folder) as journal:
-        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "sft"} for name in made])
-        (folder / "steps").mkdir()
-        for name, make in made.items():
-            staged = store.stage(digest(name))
-            make(staged)
-            artifact = store.seal(digest(name), staged, {"kind": "rows" if name == "red" else "model"})
-            (folder / "steps" / name).symlink_to(artifact.path)
-            journal.emit("step_done", step=name, status="done", digest=artifact.digest)
-        journal.emit("run_done", status="done")
-    (folder / "spec.yaml").write_text(SPEC)
-    store.record_run("cai", folder)
-    return folder
-
-
-def _tuned(folder: Path) -> None:
-    shutil.copytree(TINY, folder, dirs_exist_ok=True)
-
-
-def _adapter(folder: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(TINY)
-    config = LoraConfig(
-        r=4, lora_alpha=400, init_lora_weights=False, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]
-    )
-    get_peft_model(model, config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    adapter = partial(tiny_adapter, alpha=400, layers=["q_proj", "v_proj"])
+    made = {"tuned@one": ("model", tiny_model), "kept": ("model", adapter), "red": ("rows", _rows)}
+    return finished_run(tmp_path_factory.mktemp("runs") / "run", Store(home), SPEC, made)
 
 
 def _rows(folder: Path) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-import caiflow.examples
 from caiflow.engine.commands.parser import SHAPES
 from caiflow.engine.commands.shapes.every import OUTPUTS
-from caiflow.engine.identity import digest
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.journal import Journal
 from support.commands import command_here
+from support.models_of_runs import TINY, finished_run, tiny_adapter, tiny_model
 
-TINY = Path(caiflow.examples.__path__[0]) / "tiny" / "model"
 SPEC = """\
 caiflow: 1
 name: cai
@@ -31,32 +28,9 @@ steps:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run: `whole` made the tiny model, and `kept` an adapter over it that changes much."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = tmp_path_factory.mktemp("place")
-    store, run = Store(folder / "home"), folder / "run"
-    with Journal(run) as journal:
-        journal.emit("run_started", name="cai", steps=[{"name": name, "op": "sft"} for name in ("whole", "kept")])
-        (run / "steps").mkdir()
-        for name in ("whole", "kept"):
-            staged = store.stage(digest(name))
-            if name == "whole":
-                shutil.copytree(TINY, staged, dirs_exist_ok=True)
-            else:
-                torch.manual_seed(0)
-                config = LoraConfig(
-                    r=4, lora_alpha=64, init_lora_weights=False, task_type="CAUSAL_LM", target_modules=["q_proj"]
-                )
-                get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), config).save_pretrained(staged)
-                AutoTokenizer.from_pretrained(TINY).save_pretrained(staged)
-            artifact = store.seal(digest(name), staged, {"kind": "model"})
-            (run / "steps" / name).symlink_to(artifact.path)
-            journal.emit("step_done", step=name, status="done", digest=artifact.digest)
-        journal.emit("run_done", status="done")
-    (run / "spec.yaml").write_text(SPEC)
-    store.record_run("cai", run)
+    made = {"whole": ("model", tiny_model), "kept": ("model", partial(tiny_adapter, alpha=64, layers=["q_proj"]))}
+    finished_run(folder / "run", Store(folder / "home"), SPEC, made)
     return folder
 
 
