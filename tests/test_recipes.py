@@ -185,6 +185,7 @@ def check_trial(out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.soak
+@pytest.mark.timeout(1000)  # beyond what the run itself is given
 @pytest.mark.parametrize("seed", [17, 11])
 def test_each_stage_of_the_quickstart_earns_its_place(home: Path, tmp_path: Path, seed: int) -> None:
     out = tmp_path / "run"

@@ -24,6 +24,7 @@ RECIPES = sorted(path for path in (ROOT / "specs").glob("*.yaml") if "\n  full:\
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.soak,
+    pytest.mark.timeout(1600),  # beyond what the run itself is given
     pytest.mark.skipif(not (HUB / "hub.py").is_file(), reason=f"no hub to serve at {HUB}; set CAIFLOW_TEST_HUB"),
 ]
 
