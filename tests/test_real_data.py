@@ -11,15 +11,15 @@ import pytest
 
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.folder import Rows
-from caiflow.engine.store.journal import read_run
 from caiflow.operators.load import Load, LoadParams
-from support.kills import start
+from support.commands import run_here
+from support.real_data import REAL_DATA, needs
 from support.tables import run_table
+from support.tiers import few_at_once
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-HARMLESS, HHH = DATA / "hh_harmless_200.jsonl", DATA / "hhh_40.jsonl"
+HARMLESS, HHH = REAL_DATA / "hh_harmless_200.jsonl", REAL_DATA / "hhh_40.jsonl"
 
-pytestmark = pytest.mark.skipif(not (HARMLESS.is_file() and HHH.is_file()), reason=f"the real rows aren't there: no {DATA}")
+pytestmark = needs(HARMLESS, HHH)
 
 LOOP = """
 caiflow: 1
@@ -44,27 +44,26 @@ steps:
 """
 
 
-def run(text: str, data: Path, folder: Path) -> dict[str, Any]:
+def run(address: str, text: str, data: Path, folder: Path, *options: str) -> dict[str, Any]:
     spec = folder / "spec.yaml"
     spec.write_text(text.replace("DATA", str(data)), encoding="utf-8")
-    code = start(spec, folder / "run", folder / "home", "--allow-path", str(data.resolve().parent)).wait(timeout=500)
-    assert code == 0, (folder / "run" / "console.txt").read_text()
-    return read_run(folder / "run")
+    return run_here(address, spec, folder / "run", folder / "home", "--allow-path", str(data.resolve().parent), *options)
 
 
 @pytest.mark.slow
-def test_every_real_row_is_kept_or_dropped_once(tmp_path: Path) -> None:
-    done = run(LOOP, HARMLESS, tmp_path)
+@pytest.mark.parametrize("rows", few_at_once([30, 200], 30))
+def test_every_real_row_is_kept_or_dropped_once(rows: int, tmp_path: Path, ray_address: str) -> None:
+    done = run(ray_address, LOOP, HARMLESS, tmp_path, "--set", f"steps.prompts.limit={rows}")
     steps = tmp_path / "run" / "steps"
     loaded = Rows(steps / "prompts").pylist()
-    assert len(loaded) == len({row["uid"] for row in loaded}) == 200
+    assert len(loaded) == len({row["uid"] for row in loaded}) == rows
     kept, dropped = Rows(steps / "clean").pylist(), Rows(steps / "clean").dropped().pylist()
     assert Counter(row["uid"] for row in [*kept, *dropped]) == Counter(row["uid"] for row in loaded)
     assert all(row["reason"] for row in dropped)
     prompts = {row["uid"]: row["prompt"] for row in loaded}
     assert all(row["prompt"] == prompts[row["uid"]] for row in kept)
     for name in ("response", "critique", "revision"):
-        assert done["steps"][name]["rows_out"] == 200
+        assert done["steps"][name]["rows_out"] == rows
         assert all(row[name] is not None for row in kept)
 
 
@@ -83,8 +82,8 @@ def words(transcript: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_released_questions_are_scored(tmp_path: Path) -> None:
-    run(QUESTIONS, HHH, tmp_path)
+def test_the_released_questions_are_scored(tmp_path: Path, ray_address: str) -> None:
+    run(ray_address, QUESTIONS, HHH, tmp_path)
     folder = tmp_path / "run" / "steps" / "scores"
     found = json.loads((folder / "metrics.json").read_text())["choices"]["hhh"]["base"]
     assert found["n"] == 40

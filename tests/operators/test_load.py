@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +17,10 @@ from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.operators.load import Load, LoadParams, Split, side
+from support.real_data import REAL_DATA, needs
 from support.tables import ask, run_table, write_jsonl
 
-REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real dialogues at {REAL}; set CAIFLOW_TEST_DATA")
+DIALOGUES, HHH = REAL_DATA / "hh_harmless_200.jsonl", REAL_DATA / "hhh_40.jsonl"
 
 
 def step(base_dir: Path, source: str, seed: int = 0, **fields: Any) -> Load:
@@ -364,11 +363,11 @@ def test_identity_is_content_and_name_not_folder(prompts: Path, tmp_path_factory
     assert step(prompts, "prompts.jsonl").identity() != step(other, "prompts.jsonl").identity()
 
 
-@needs_real
+@needs(DIALOGUES, HHH)
 def test_real_dialogues_keep_every_turn(tmp_path: Path) -> None:
-    rows, metrics = run_table(step(REAL, "hh_harmless_200.jsonl"), tmp_path / "all")
+    rows, metrics = run_table(step(REAL_DATA, DIALOGUES.name), tmp_path / "all")
     assert metrics == {**metrics, "rows": 200, "bad_rows": 0, "format": "hh"}
-    records = [json.loads(line) for line in (REAL / "hh_harmless_200.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in DIALOGUES.read_text().splitlines()]
     for row, record in zip(rows.pylist(), records, strict=True):
         said = "".join([*(turn["content"] for turn in row["prompt"]), row["chosen"]])
         given_text = record["chosen"].replace("\n\nHuman:", "").replace("\n\nAssistant:", "")
@@ -377,10 +376,10 @@ def test_real_dialogues_keep_every_turn(tmp_path: Path) -> None:
         assert row["prompt"][-1]["role"] == "user"
 
 
-@needs_real
+@needs(DIALOGUES, HHH)
 def test_real_multiple_choice_prompts_stay_as_they_are(tmp_path: Path) -> None:
-    rows, _ = run_table(step(REAL, "hhh_40.jsonl"), tmp_path / "hhh")
-    first = json.loads((REAL / "hhh_40.jsonl").read_text().splitlines()[0])
+    rows, _ = run_table(step(REAL_DATA, HHH.name), tmp_path / "hhh")
+    first = json.loads(HHH.read_text().splitlines()[0])
     assert rows.pylist()[0]["prompt"] == ask(first["prompt"])
     assert rows.pylist()[0]["corrects"] == first["corrects"]
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from caiflow.operators.evaluation.choices import Question, credit, figures, question, read, score
 from caiflow.operators.evaluation.params import ChoicesParams
+from support.real_data import REAL_DATA, needs
 from support.row_llm import RuleLLM, RuleLLMs
 
 ROW = {
@@ -20,7 +21,7 @@ ROW = {
     "corrects": [" (B)"],
     "incorrects": [" (A)"],
 }
-REAL = Path(__file__).parents[4] / "shared" / "data" / "hhh_40.jsonl"
+REAL = REAL_DATA / "hhh_40.jsonl"
 
 
 def test_reading_a_question() -> None:
@@ -109,7 +110,7 @@ def test_questions_have_one_source(wrong: dict[str, str]) -> None:
         ChoicesParams.model_validate(wrong)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the released HHH comparisons aren't beside the checkout")
+@needs(REAL)
 def test_the_released_comparisons_are_read_and_scored() -> None:
     rows = list(read(REAL))
     assert len(rows) == 40

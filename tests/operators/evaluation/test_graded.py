@@ -6,7 +6,6 @@ import asyncio
 import csv
 import json
 import math
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation.checks import STANDARD, compiled
 from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import user
+from support.real_data import REAL_DATA, needs
 from support.row_llm import Asked, RuleLLM, RuleLLMs
 from support.small_constitution import small_constitution
 
-REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
-ANSWERS = REAL / "xstest_completions_half.csv"
+ANSWERS = REAL_DATA / "xstest_completions_half.csv"
 HARM = {"model": "judge", "question": "Is this harmful? {{ response }}"}
 
 
@@ -281,7 +280,7 @@ def test_the_question_names_columns_of_the_prompts(tmp_path: Path) -> None:
     assert judge.asked[0].last == "Is it about fire? how to bad 1"
 
 
-@pytest.mark.skipif(not ANSWERS.is_file(), reason=f"no labelled answers at {ANSWERS}; set CAIFLOW_TEST_DATA")
+@needs(ANSWERS)
 def test_labels_of_xstest_through_the_same_door(tmp_path: Path) -> None:
     """The phrases of refusal play the grader; of the labels of two people every fifth is kept for the correction."""
     with ANSWERS.open(encoding="utf-8", newline="") as lines:

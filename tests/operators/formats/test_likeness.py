@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pytest
 from caiflow.engine.operator import StepContext
 from caiflow.operators.load import Load, LoadParams
 from support.loading import load, write
+from support.real_data import REAL_DATA, needs
 
-DATA = os.environ.get("CAIFLOW_TEST_DATA", "")
 ASKED = ("How do I open a locked door?", "Write a letter to the mayor.", "What is the tallest tree?")
 TOLD = (
     "Use the key that fits it, or ring.",
@@ -128,7 +127,7 @@ def test_the_source_s_own_name_is_in_the_line_where_it_is_renamed_already(tmp_pa
     assert step(tmp_path, source="a.csv", rename={"q": "goal"}).line_for("prompt") == "rename: {q: prompt}"
 
 
-@pytest.mark.skipif(not DATA, reason="CAIFLOW_TEST_DATA names no folder of real dialogues")
+@needs(*(REAL_DATA / name for name in ("xstest_prompts.csv", "released_chains_half.jsonl", "released_samples_half.jsonl")))
 @pytest.mark.parametrize(
     ("file", "wanted", "line"),
     [
@@ -140,12 +139,12 @@ def test_the_source_s_own_name_is_in_the_line_where_it_is_renamed_already(tmp_pa
 )
 def test_the_line_fits_real_files_whatever_their_columns_are_called(tmp_path: Path, file: str, wanted: str, line: str) -> None:
     if file.endswith(".jsonl"):
-        assert step(Path(DATA), source=file, format="table").line_for(wanted) == line
+        assert step(REAL_DATA, source=file, format="table").line_for(wanted) == line
     if file.endswith(".csv"):
-        with Path(DATA, file).open(newline="", encoding="utf-8") as given:
+        with (REAL_DATA / file).open(newline="", encoding="utf-8") as given:
             rows = list(csv.DictReader(given))
     else:
-        rows = [json.loads(text) for text in Path(DATA, file).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(text) for text in (REAL_DATA / file).read_text(encoding="utf-8").splitlines()]
     own = line.split("{")[1].split(":")[0]
     write(tmp_path / "a.jsonl", [{"wer weiss" if name == own else name: value for name, value in row.items()} for row in rows])
     assert step(tmp_path, source="a.jsonl").line_for(wanted) == line.replace(f"{{{own}:", "{wer weiss:")

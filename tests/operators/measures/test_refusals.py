@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from caiflow.operators.evaluation.checks import STANDARD, compiled
+from support.real_data import REAL_DATA, needs
 
-REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
-ANSWERS, VERDICTS = REAL / "xstest_completions_half.csv", REAL / "harmful_vs_ethical_100.jsonl"
+ANSWERS, VERDICTS = REAL_DATA / "xstest_completions_half.csv", REAL_DATA / "harmful_vs_ethical_100.jsonl"
 
 REFUSING = [
     "I cannot and will not help with that.",
@@ -58,7 +56,7 @@ def test_an_answer_is_no_refusal(text: str) -> None:
     assert not refuses(text)
 
 
-@pytest.mark.skipif(not ANSWERS.is_file(), reason=f"no labelled answers at {ANSWERS}; set CAIFLOW_TEST_DATA")
+@needs(ANSWERS)
 def test_refusals_agree_with_people_on_each_models_answers() -> None:
     with ANSWERS.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -67,7 +65,7 @@ def test_refusals_agree_with_people_on_each_models_answers() -> None:
     assert {model: value for model, those in labelled.items() if (value := kappa(those)) < 0.75} == {}
 
 
-@pytest.mark.skipif(not VERDICTS.is_file(), reason=f"no judged conversations at {VERDICTS}; set CAIFLOW_TEST_DATA")
+@needs(VERDICTS)
 def test_answers_that_people_call_ethical_are_rarely_called_free_of_refusals() -> None:
     found: dict[bool, list[bool]] = {True: [], False: []}
     for line in VERDICTS.read_text(encoding="utf-8").splitlines():

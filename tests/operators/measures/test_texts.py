@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from itertools import pairwise
-from pathlib import Path
 
 import polars as pl
 import pytest
 
 from caiflow.operators.filtering import rules
 from caiflow.operators.measures import texts
+from support.real_data import REAL_DATA, needs
 
 _WORDS = """
 answer question harm person advice safe legal bottle window careful kitchen friend police report garden
@@ -20,8 +19,7 @@ doctor paper reason simple method number story travel minute water measure befor
 could never often the a of to and in that is for with as on be at by this it from they we say her she or
 will my one all would there
 """
-REAL = Path(os.environ.get("CAIFLOW_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
-CHAINS = REAL / "released_chains_half.jsonl"
+CHAINS = REAL_DATA / "released_chains_half.jsonl"
 VOCABULARY = _WORDS.split()
 PLANTED = 100
 
@@ -131,7 +129,7 @@ def test_good_prose_is_not_flagged() -> None:
     assert not any(texts.is_copy(text, [other]) for text, other in pairwise(good))
 
 
-@pytest.mark.skipif(not CHAINS.is_file(), reason=f"no released chains at {CHAINS}; set CAIFLOW_TEST_DATA")
+@needs(CHAINS)
 def test_false_alarms_on_released_chains_are_rare() -> None:
     critiques, revisions = [], []
     for line in CHAINS.read_text(encoding="utf-8").splitlines():
