@@ -74,6 +74,7 @@ def execute(args: Namespace) -> int:
         )
     if not args.json:
         print_end(result.run_dir)
+        print_next(result.run_dir)
     if args.traceback:
         _print_reports(result.run_dir)
     if result.exit_code == 130:
@@ -137,30 +138,45 @@ def again() -> str:
 
 
 def print_end(run_dir: Path) -> None:
-    """Print the steps of a finished run, the figures of its evaluations, and the notes on what its steps made."""
+    """Print the steps of a finished run, the figures of its evaluations, and what needs attention, in full."""
     from rich.text import Text
 
     from caiflow.engine.display.board import duration
     from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import figures, notes_text, steps_table
+    from caiflow.engine.display.report import UNBROKEN, failures, figures, notes_text, steps_table
     from caiflow.engine.lookback.history import evaluations
     from caiflow.engine.lookback.tags import said_of
     from caiflow.engine.store.journal import read_run
 
-    console, run = Console(soft_wrap=not sys.stdout.isatty()), read_run(run_dir)
-    console.print(steps_table(run))
+    console, run = Console(width=None if sys.stdout.isatty() else UNBROKEN), read_run(run_dir)
+    console.print(steps_table(run, console.width))
     for step, metrics in evaluations(run_dir):
-        for table in figures(metrics, step):
+        for table in figures(metrics, step, console.width):
             console.print()
             console.print(table)
-    for n, note in enumerate(notes_text(run)):
-        console.print(Text("\n" * (not n)) + note)
-    style = "bold red" if run["status"] != "done" else "yellow" if run.get("notes") else "green"
+    for n, told in enumerate([*failures(run), *notes_text(run)]):
+        console.print(Text("\n" * (not n)) + told)
+    style = "bold red" if run["status"] == "failed" else "yellow" if run.get("notes") or run["status"] != "done" else "green"
     said = said_of(run_dir)
     if said.tags or said.note:
         console.print(Text(f"\n{' '.join(f'#{tag}' for tag in said.tags)}  {said.note}".rstrip(), style="cyan"))
     variant = f", with {run['variant']}" if run.get("variant") else ""
     console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}{variant}: {run_dir}"))
+
+
+def print_next(run_dir: Path) -> None:
+    """Print what to do with a run that has just ended, a command a line."""
+    from caiflow.engine.store.journal import MADE, read_run
+
+    run = read_run(run_dir)
+    made = [name for name, step in run["steps"].items() if step["status"] in MADE]
+    noted = next((note["step"] for note in run.get("notes", ()) if note["step"] in made), "")
+    if run["status"] == "failed":
+        say(f"next: {again()}    once that is mended: what was made isn't made again")
+    if noted:
+        say(f"next: caiflow show {run_dir} {noted}    what the notes are about")
+    if made:
+        say(f"next: caiflow report {run_dir}    one page with every figure and row, to look at and to hand on")
 
 
 def _lock_path(spec: Spec, given: str | None) -> Path | None:

@@ -14,8 +14,6 @@ EXAMPLES = """\
   caiflow runs --limit 50 --json
   caiflow runs --tag baseline                     # see caiflow tag --help
 """
-UNBROKEN = 100_000
-"""A width at which no line of the list is broken, for files and pipes."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -36,6 +34,7 @@ def execute(args: Namespace) -> int:
         return 0
     from caiflow.engine.commands.tables import runs_table, uncut
     from caiflow.engine.display.console import Console
+    from caiflow.engine.display.report import UNBROKEN
 
     if not runs:
         none = f"no run has the tag {args.tag}" if args.tag else "no runs yet; caiflow init copies a recipe to begin with"

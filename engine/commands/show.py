@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +118,11 @@ def _show_metrics(path: Path, args: Namespace) -> None:
         print_json("figures", metrics)
         return
     from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import figures
+    from caiflow.engine.display.report import UNBROKEN, figures
 
-    for table in figures(metrics, args.step):
-        Console().print(table)
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    for table in figures(metrics, args.step, console.width):
+        console.print(table)
 
 
 def _show_model(path: Path, args: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +50,11 @@ class StepState:
     notes: tuple[Mapping[str, Any], ...] = ()
     """What is wrong with what it made, once it is done."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more becomes of it."""
+        return self.status not in ("waiting", "running")
+
     def look(self) -> str:
         """Return the status, or `noted` for a step that is done and has notes."""
         return "noted" if self.notes and self.status in MADE else self.status
@@ -73,13 +78,13 @@ class StepState:
 
 
 class Latest(NamedTuple):
-    """The latest row of a step: the text that it made beside the one it was made of, and the columns they are of."""
+    """The latest row of a step: its texts by column, that which was made last."""
 
     step: str
-    before_column: str
-    before: str
-    after_column: str
-    after: str
+    texts: Mapping[str, str]
+    made: str
+    changed: str = ""
+    """The column of which the one that was made is another version."""
 
 
 @dataclass(slots=True)
@@ -90,7 +95,12 @@ class Board:
     started: float = 0.0
     status: str = "running"
     steps: dict[str, StepState] = field(default_factory=dict)
-    sample: Latest | None = None
+    samples: dict[str, Latest] = field(default_factory=dict)
+    """The latest row of each step, the newest last."""
+    entering: tuple[str, float] | None = None
+    """What is waited for before any step begins, and since when."""
+    loading: dict[str, float] = field(default_factory=dict)
+    """Models whose engines are being loaded, and since when."""
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; unknown kinds and steps are ignored."""
@@ -100,10 +110,47 @@ class Board:
             self.steps = {step["name"]: _announced(step) for step in event["steps"]}
         elif kind == "run_done":
             self.status = event["status"]
+        elif kind == "entering":
+            self.entering = event["text"], event["t"]
+        elif kind == "engine_starting":
+            self.loading[event["model"]] = event["t"]
+        elif kind == "engine_ready":
+            self.loading.pop(event["model"], None)
         elif kind == "sample":
-            self.sample = Latest(*(clean(str(event.get(name, ""))) for name in Latest._fields))
+            texts = {clean(column): clean(text) for column, text in event["texts"].items()}
+            self.samples.pop(event["step"], None)
+            told = Latest(clean(event["step"]), texts, clean(event["made"]), clean(event.get("changed", "")))
+            self.samples[event["step"]] = told
         elif step is not None:
             _advance(step, event)
+            self.entering = None
+            if step.status == "failed":
+                self.loading.clear()  # an engine that can't be loaded is told by the step that waited for it
+
+    def under_way(self, now: float) -> Iterator[str]:
+        """Yield what happens now, in words, that which holds up the rest first, with its time."""
+        if self.entering is not None:
+            yield f"{self.entering[0]} ({duration(max(0.0, now - self.entering[1]))})"
+        yield from (f"loading {model} ({duration(max(0.0, now - since))})" for model, since in self.loading.items())
+        running = [step for step in self.steps.values() if step.status == "running"]
+        yield from (f"{step.name} waits for {step.waiting}" for step in running if step.waiting)
+        doing: dict[str, list[str]] = {}
+        for step in running:
+            if step.doing and not step.waiting:
+                doing.setdefault(step.doing, []).append(step.name)
+        yield from (f"{', '.join(names)}: {said}" for said, names in doing.items())
+        if at_work := [step.name for step in running if not step.doing and not step.waiting]:
+            yield f"at work: {', '.join(at_work)}"
+
+    def share(self) -> float:
+        """Return how much of the run is done: a step at work counts by its rows."""
+        parts = (1.0 if step.ended else step.done / step.total if step.total else 0.0 for step in self.steps.values())
+        return sum(parts) / len(self.steps) if self.steps else 0.0
+
+    def left_s(self, now: float) -> tuple[float, bool] | None:
+        """Return the seconds until the steps at work are through, and whether none comes behind them; None while unknown."""
+        known = [left for step in self.steps.values() if (left := step.eta_s(now))]
+        return (max(known), all(step.status != "waiting" for step in self.steps.values())) if known else None
 
 
 def _announced(step: Mapping[str, Any]) -> StepState:

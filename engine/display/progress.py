@@ -7,21 +7,21 @@ where a live view is opened.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from caiflow.engine.display.board import Board, StepState, amount_text, clean, duration, note_text, notes_text, time_text
+from caiflow.engine.display.board import Board, amount_text, clean, duration, note_text, notes_text, time_text
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import say
 from caiflow.engine.store.journal import Event, Listener
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from caiflow.engine.display.console import Console
 
@@ -29,18 +29,10 @@ PLAIN_EVERY_S = 10.0
 """Plain lines report a step's progress at most this often."""
 LOGGED = ("log", "engine_ready", "lock_compared")
 """Events that are shown as a line of text."""
-LOOKS = {
-    "waiting": ("·", "dim"),
-    "running": ("●", "bold yellow"),
-    "done": ("✓", "green"),
-    "noted": ("▲", "yellow"),
-    "cached": ("≡", "cyan"),
-    "failed": ("✗", "bold red"),
-    "skipped": ("-", "magenta"),
-    "interrupted": ("!", "yellow"),
-    "not run": ("·", "dim"),
-}
-"""Symbol and style of a step's status; `noted` is done with notes."""
+UNABLE = ("dumb", "unknown")
+"""Terminals that can't redraw."""
+LASTING = ("entering", "engine_starting")
+"""Those that a live view shows for as long as they last."""
 
 
 class JsonLines:
@@ -73,7 +65,7 @@ class PlainLines:
         kind, step = event["event"], self._board.steps.get(event.get("step", ""))
         if kind == "run_started":
             return f"run {self._board.name}: {len(self._board.steps)} steps"
-        if kind in LOGGED:
+        if kind in (*LOGGED, *LASTING):
             return log_text(event)
         if step is None or kind == "sample":
             return ""
@@ -89,6 +81,8 @@ class PlainLines:
 
 def log_text(event: Event) -> str:
     """Return an event that is shown as one line of text."""
+    if event["event"] == "engine_starting":
+        return f"{event['model']}: loading"
     if event["event"] == "engine_ready":
         return f"{event['model']}: ready on {event['kind']} in {duration(event['seconds'])}"
     if event["event"] == "lock_compared":
@@ -126,65 +120,10 @@ class LiveGraph:
             self._console.print(log_text(event))
 
     def _draw(self) -> RenderableType:
+        from caiflow.engine.display.screen import draw
+
         with self._lock:
-            return draw(self._board, self._lanes, time.time(), self._console.size.height)
-
-
-def draw(board: Board, drawn_lanes: Mapping[str, str], now: float, height: int = 100) -> RenderableType:
-    """Return the live view of a run for a terminal of `height` lines."""
-    from rich.console import Group
-    from rich.text import Text
-
-    sample_lines = 3 if board.sample else 0
-    parts: list[RenderableType] = [_heading(board, now), _steps(board, drawn_lanes, now, max(4, height - 4 - sample_lines))]
-    if board.sample:
-        latest = board.sample
-        parts.append(Text.assemble(("latest of ", "dim"), (latest.step, "bold")))
-        width = max(len(latest.before_column), len(latest.after_column))
-        for column, text, style in (
-            (latest.before_column, latest.before, "red"), (latest.after_column, latest.after, "green"),
-        ):  # fmt: skip
-            parts.append(Text.assemble((f"  {column:<{width}} ", style), text, no_wrap=True, overflow="ellipsis"))
-    return Group(*parts)
-
-
-def _heading(board: Board, now: float) -> RenderableType:
-    from rich.text import Text
-
-    ended = sum(step.status not in ("waiting", "running") for step in board.steps.values())
-    taken = duration(max(0.0, now - board.started)) if board.started else ""
-    return Text.assemble((board.name or "starting", "bold"), f"  {ended}/{len(board.steps)} steps  {taken}")
-
-
-def _steps(board: Board, drawn_lanes: Mapping[str, str], now: float, height: int) -> Table:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, max_width=32, overflow="ellipsis")
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(width=12)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for step in _visible(list(board.steps.values()), height):
-        symbol, style = LOOKS.get(step.look(), ("?", ""))
-        name = Text(f"{symbol} {step.name}", style=style)
-        bar = ProgressBar(total=step.total, completed=step.done, width=12) if step.status == "running" and step.total else ""
-        graph = drawn_lanes.get(step.name, "")
-        table.add_row(graph, name, step.op, amount_text(step), bar, time_text(step, now), Text(notes_text(step)))
-    return table
-
-
-def _visible(steps: list[StepState], height: int) -> list[StepState]:
-    """Return the steps that fit: all, or from a little before the first that is still at work."""
-    if len(steps) <= height:
-        return steps
-    first = next((k for k, step in enumerate(steps) if step.status in ("running", "waiting")), len(steps))
-    start = min(max(0, first - 2), len(steps) - height)
-    return steps[start : start + height]
+            return draw(self._board, self._lanes, time.time(), self._console)
 
 
 @contextmanager
@@ -193,7 +132,7 @@ def display(*, as_json: bool = False, out: TextIO | None = None, err: TextIO | N
     out, err = out or sys.stdout, err or sys.stderr
     if as_json:
         yield JsonLines(out).handle
-    elif err.isatty() or _in_notebook():
+    elif (err.isatty() and os.environ.get("TERM") not in UNABLE) or _in_notebook():
         from caiflow.engine.display.console import Console
 
         with LiveGraph(Console(file=err) if err.isatty() else Console()) as live:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caiflow.engine.display.board import clean, counted_notes, duration, note_text
-from caiflow.engine.display.progress import LOOKS
+from caiflow.engine.display.screen import LOOKS, WIDE
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import MADE
 
@@ -29,8 +29,12 @@ MARKS = ("boilerplate", "truncated", "repetitive", "duplicate")
 """The checks for marks of a broken model, which say nothing where nobody has them."""
 MANY = 4
 """With more models than this, an evaluation lists them one below the other."""
-ABREAST = 3
-"""Checks that such a list shows side by side, so that their intervals have room in 80 columns."""
+ABREAST = 12
+"""Most columns of a table, however wide the terminal is."""
+GLANCE = 40
+"""Most of an error that the table of steps shows: below it stands the whole."""
+UNBROKEN = 100_000
+"""A width at which no line of a table is broken, for files and pipes."""
 PRECISE = 1000
 """From this many prompts on, rates are worth a decimal."""
 _Cells = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -45,20 +49,30 @@ def plain_table(*columns: str, title: str = "") -> Table:
     return table
 
 
-def steps_table(run: Mapping[str, Any]) -> Table:
-    """Return the steps of a run (content of run.json), as a graph with what became of each."""
+def steps_table(run: Mapping[str, Any], width: int = UNBROKEN) -> Table:
+    """Return the steps of a run (content of run.json), as a graph with what became of each.
+
+    The graph gives way where it takes more than a quarter of the width, operators where the terminal is narrow.
+    """
     steps, noted = run["steps"], notes_by_step(run)
     drawn = lanes({name: step.get("inputs", ()) for name, step in steps.items()})
-    table = plain_table("1:", "1:step", "1:op", "n:in", "n:out", "n:time", "")
+    graph = max(map(len, drawn.values()), default=0) * 4 <= width
+    table = plain_table(*["1:"] * graph, "1:step", *["1:op"] * (width >= WIDE), "n:in", "n:out", "n:time", "")
     for name, step in steps.items():
         taken = "" if step.get("seconds") is None or step["status"] == "cached" else duration(step["seconds"])
         found = noted.get(name, ()) if step["status"] in MADE else ()
         symbol, style = LOOKS.get("noted" if found else step["status"], ("?", ""))
         label = Text(f"{symbol} {name}", style=style)
-        table.add_row(
-            drawn[name], label, step["op"], number(step["rows_in"]), number(step["rows_out"]), taken, _remark(step, found)
-        )
+        before = [*[drawn[name]] * graph, label, *[Text(step["op"])] * (width >= WIDE)]
+        table.add_row(*before, number(step["rows_in"]), number(step["rows_out"]), taken, _remark(step, found))
     return table
+
+
+def failures(run: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield what ended each step that failed, a paragraph each, in full."""
+    for name, step in run["steps"].items():
+        if step["status"] == "failed":
+            yield Text.assemble(("✗ ", "bold red"), (f"{name} ", "bold"), clean(step.get("error") or "failed"))
 
 
 def notes_by_step(run: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -78,7 +92,9 @@ def notes_text(run: Mapping[str, Any], step: str | None = None) -> Iterator[Text
 
 def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text:
     if step.get("error"):
-        return Text(clean(step["error"]), style="red")
+        error = Text(clean(step["error"]), style="red")
+        error.truncate(GLANCE, overflow="ellipsis")
+        return error
     if step["status"] not in MADE:
         return Text(step["status"], style="dim")
     metrics = step.get("metrics") or {}
@@ -92,10 +108,11 @@ def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text
     return Text(", ").join(filter(None, (Text(counted_notes(notes), style="yellow") if notes else Text(), text)))
 
 
-def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
+def figures(metrics: Mapping[str, Any], title: str = "", width: int = UNBROKEN) -> Iterator[Table]:
     """Yield the tables of an evaluation's metrics.json: rates by set and check, then ratings, harmfulness, choices, the rest.
 
-    Models stand side by side, or one below the other where they are many. Marks of a broken model that none shows are left out.
+    Models stand side by side, or one below the other where they are many, or where `width` columns have no room for their
+    intervals. Marks of a broken model that none shows are left out.
     """
     models = metrics.get("models") or {}
     cells = {
@@ -109,10 +126,10 @@ def figures(metrics: Mapping[str, Any], title: str = "") -> Iterator[Table]:
         for (set_name, check), values in cells.items()
         if check not in MARKS or any(_above_zero(value) for value in values.values())
     }
-    yield from (
-        _side_by_side(met, list(models), title) if len(models) <= MANY else _one_below_the_other(met, list(models), title)
-    )
-    yield from _other_groups(metrics, list(models), title)
+    abreast = list(_side_by_side(met, list(models), title)) if len(models) <= MANY else []
+    fit = abreast and _table_width(abreast[0]) <= width
+    yield from abreast if fit else _one_below_the_other(met, list(models), title, width)
+    yield from _other_groups(metrics, list(models), title, width)
 
 
 def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
@@ -125,21 +142,50 @@ def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[
         yield table
 
 
-def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
+def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str, width: int) -> Iterator[Table]:
+    arms = _arms(models)
     for set_name in dict.fromkeys(place[0] for place in cells):
         checks = {place[1]: values for place, values in cells.items() if place[0] == set_name}
-        for start in range(0, len(checks), ABREAST):
-            part = dict(list(checks.items())[start : start + ABREAST])
-            table = plain_table(
-                "1:model", *(f"n:{check}" for check in part), title=f"{title}: {set_name}{_answers(part.values())}"
-            )
-            for model in models:
-                table.add_row(model, *(figure(values.get(model)) for values in part.values()))
-            for name, arms in _arms(models).items():
-                table.add_row(
-                    Text(name, style="dim"), *(_compared([values.get(arm) for arm in arms]) for values in part.values())
-                )
-            yield table
+        shown = {
+            check: [
+                *(Text(figure(values.get(model))) for model in models),
+                *(_compared([values.get(arm) for arm in named]) for named in arms.values()),
+            ]
+            for check, values in checks.items()
+        }
+        labels = [*map(Text, models), *(Text(name, style="dim") for name in arms)]
+        yield from _fitting("model", labels, shown, f"{title}: {set_name}{_answers(checks.values())}", width)
+
+
+def _fitting(
+    head: str, labels: Sequence[Text], columns: Mapping[str, Sequence[Text]], title: str, width: int
+) -> Iterator[Table]:
+    """Yield tables that have the columns between them, each with as many as have room beside the labels, and one at least."""
+    room = width - max((label.cell_len for label in labels), default=0) - 2
+    part: dict[str, Sequence[Text]] = {}
+    taken = 0
+    for name, column in columns.items():
+        wanted = max(Text(name).cell_len, *(cell.cell_len for cell in column)) + 2
+        if part and (taken + wanted > room or len(part) == ABREAST):
+            yield _table(head, labels, part, title)
+            part, taken = {}, 0
+        part[name] = column
+        taken += wanted
+    if part:
+        yield _table(head, labels, part, title)
+
+
+def _table(head: str, labels: Sequence[Text], columns: Mapping[str, Sequence[Text]], title: str) -> Table:
+    table = plain_table(f"1:{head}", *(f"n:{name}" for name in columns), title=title)
+    for place, label in enumerate(labels):
+        table.add_row(label, *(column[place] for column in columns.values()))
+    return table
+
+
+def _table_width(table: Table) -> int:
+    """Return the columns of a terminal that a table takes where nothing of it is cut."""
+    cells = ([column.header, *column.cells] for column in table.columns)
+    return sum(max(Text(str(cell)).cell_len for cell in column) + 2 for column in cells)
 
 
 def _answers(cells: Iterable[Mapping[str, Any]]) -> str:
@@ -168,7 +214,7 @@ def _compared(values: Sequence[Any]) -> Text:
     return Text("alike" if alike else "differ", style="dim" if alike else "bold")
 
 
-def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str) -> Iterator[Table]:
+def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str, width: int) -> Iterator[Table]:
     by_model: dict[str, Mapping[str, Any]] = {
         "ratings (Elo)": {name: _named(found.get("ratings")) for name, found in _named(metrics.get("comparisons")).items()},
         "harmfulness (0 to 4)": _turned(_named(metrics.get("harmfulness"))),
@@ -177,10 +223,8 @@ def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str)
     }
     for group, rows in by_model.items():
         if rows:
-            table = plain_table("", *(f"n:{model}" for model in models), title=f"{title}: {group}")
-            for name, values in rows.items():
-                table.add_row(name, *(figure(values.get(model)) for model in models))
-            yield table
+            columns = {model: [Text(figure(values.get(model))) for values in rows.values()] for model in models}
+            yield from _fitting("", list(map(Text, rows)), columns, f"{title}: {group}", width)
     for name, values in metrics.items():
         if (
             name not in ("models", "comparisons", "harmfulness", "choices", "perplexity", "frontier")

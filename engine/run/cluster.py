@@ -170,6 +170,7 @@ class Cluster:
             self.refuse_too_large_model(source, label)
             if not self._reserve(self._all_gpus(source), beside):
                 return None
+            self.on_event({"event": "engine_starting", "model": label})
             actors = [self._engine_actor(source, gpus) for _ in range(_replicas(source))]
             self._watch(label, actors, gpus)
             self._engines[name] = _Engine(

@@ -374,7 +374,7 @@ class _Execution:
             from caiflow.engine.run.fitting import refuse_unfit
             from caiflow.engine.run.head_start import HeadStart
 
-            self._journal.emit("log", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
+            self._journal.emit("entering", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
             self._cluster = Cluster(self._address)
             self._cluster.on_event = self._relay
             self._cluster.start()
@@ -386,5 +386,5 @@ class _Execution:
     def _relay(self, event: dict[str, Any]) -> None:
         if event.get("event") == "engine_ready" and self._head_start is not None:
             self._head_start.on_engine_ready()
-        kind = event.get("event") or ("sample" if "after" in event else "step_progress")
+        kind = event.get("event") or "step_progress"
         self._journal.emit(kind, **{name: value for name, value in event.items() if name != "event"})

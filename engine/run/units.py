@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +34,7 @@ from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
+    from caiflow.engine.flow.sample import Sample
     from caiflow.engine.flow.stream import Flow
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.rows.folder import RowsWriter
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _OF_CALLS = ("calls", "reused_calls", "prompt_tokens", "completion_tokens")
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes the fields of a `step_progress` or `sample` event, with its `step`."""
+"""Takes the fields of a `step_progress` event, with its `step`; or another event, with its name under `event`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,14 +317,14 @@ def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str,
 
 
 async def _watch(flow: Flow, report: Report) -> None:
-    shown: dict[str, str] = {}
+    shown: dict[str, Sample] = {}
     while True:
         for name, fields in flow.progress().items():
-            tally = flow.tallies[name]
+            latest = flow.tallies[name].sample
             report({"step": name, **fields})
-            if tally.sample.after and shown.get(name) != tally.sample.after:
-                shown[name] = tally.sample.after
-                report({"step": name, **tally.sample._asdict()})
+            if latest.made and shown.get(name) != latest:
+                shown[name] = latest
+                report({"event": "sample", "step": name, **asdict(latest)})
         await asyncio.sleep(0.25)
 
 

@@ -195,7 +195,9 @@ EVENTS = [
     {"t": 1.0, "event": "log", "step": f"s{ALL}", "text": f"said {ALL}"},
     {"t": 1.0, "event": "lock_compared", "grade": "same", "lock": ALL, "drift": [ALL]},
     {"t": 2.0, "event": "step_progress", "step": f"s{ALL}", "done": 1, "total": 2, "doing": f"asks {ALL}"},
-    {"t": 2.0, "event": "sample", "step": f"s{ALL}", "before_column": ALL, "before": ALL, "after_column": ALL, "after": ALL},
+    {"t": 1.0, "event": "entering", "text": ALL},
+    {"t": 1.0, "event": "engine_starting", "model": f"m{ALL}"},
+    {"t": 2.0, "event": "sample", "step": f"s{ALL}", "texts": {f"a{ALL}": ALL, f"b{ALL}": ALL}, "made": f"b{ALL}"},
     {
         "t": 3.0, "event": "step_done", "step": f"s{ALL}", "status": "failed", "error": f"broke {ALL}",
         "notes": [{"step": f"s{ALL}", "message": f"note {ALL}", "uids": [ALL]}],

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from caiflow.engine.display.board import Board, clean, duration
-from caiflow.engine.display.progress import JsonLines, LiveGraph, PlainLines, draw
+from caiflow.engine.display.progress import JsonLines, LiveGraph, PlainLines
+from caiflow.engine.display.screen import draw
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.store.journal import Event
 
@@ -31,8 +32,8 @@ RECORDED: list[Event] = [
         "t": 111.0, "event": "step_progress", "step": "answer", "done": 600, "total": 1500, "cached": 100, "failed": 2,
         "tokens_per_second": 312.4, "busy_s": 10.0, "left_s": 18.0,
     },
-    {"t": 111.0, "event": "sample", "step": "answer", "before_column": "prompt", "before": "How do\nI?",
-     "after_column": "response", "after": "Take \x1b[31mcare."},
+    {"t": 111.0, "event": "sample", "step": "answer", "made": "response",
+     "texts": {"prompt": "How do\nI?", "response": "Take \x1b[31mcare."}},
 ]  # fmt: skip
 
 
@@ -44,22 +45,24 @@ def fold(events: list[Event]) -> Board:
 
 
 def rendered(board: Board, now: float = 111.0, width: int = 110, height: int = 40) -> str:
-    from rich.console import Console
+    from caiflow.engine.display.console import Console
 
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=width, height=height, file=io.StringIO(), force_terminal=True)
     graph = lanes({s.name: s.inputs for s in board.steps.values()})
-    console.print(draw(board, graph, now, height))
+    console.print(draw(board, graph, now, console))
     return console.export_text()
 
 
 def test_live_view_shows_each_steps_state() -> None:
     lines = rendered(fold(RECORDED)).splitlines()
-    assert lines[0].split() == ["cai", "1/3", "steps", "11s"]
-    assert "≡ red" in lines[1]
-    assert "1,500" in lines[1]
+    assert lines[0].split()[:4] == ["cai", "1/3", "steps", "11s"]
+    assert "at least 18s left  312 tokens/s" in lines[0]
+    assert lines[1].rstrip() == "at work: answer"
+    assert "≡ red" in lines[2]
+    assert "1,500" in lines[2]
     for part in ("● answer", "600/1,500", "━", "10s, 18s left", "100 cached, 2 failed, 312 tokens/s"):
-        assert part in lines[2]
-    assert "· tuned" in lines[3]
+        assert part in lines[3]
+    assert "· tuned" in lines[4]
 
 
 def test_for_whom_a_step_waits_is_shown_until_it_gets_on() -> None:
@@ -76,8 +79,8 @@ def test_for_whom_a_step_waits_is_shown_until_it_gets_on() -> None:
 
 def test_latest_sample_is_shown_without_control_characters() -> None:
     text = rendered(fold(RECORDED))
-    assert "prompt   How do I?" in text
-    assert r"response Take \u001b[31mcare." in text
+    assert "prompt    How do I?" in text
+    assert r"response  Take \u001b[31mcare." in text
     assert "\x1b" not in text
 
 
@@ -117,7 +120,7 @@ def test_the_live_view_counts_a_trainings_steps() -> None:
         STARTED,
         {"t": 101.0, "event": "step_progress", "step": "tuned", "done": 2, "total": 2520, "loss": 2.5},
     ]
-    (line,) = [line for line in rendered(fold(events)).splitlines() if "tuned" in line]
+    (line,) = [line for line in rendered(fold(events)).splitlines() if "● tuned" in line]
     assert "2/2,520 steps" in line
     assert "left" not in line
 

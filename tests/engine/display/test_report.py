@@ -58,11 +58,49 @@ def test_no_figure_of_many_models_is_without_its_interval_or_cut_at_80_columns()
     sets = {
         model: {"harmful": {check: {**rate(0.5), "n": 3 + i} for check in checks}} for i, model in enumerate(["base", *arms])
     }
-    shown = text(*report.figures({"models": sets}, "scores"), width=80)
+    shown = text(*report.figures({"models": sets}, "scores", 80), width=80)
     assert shown.count("50% [45, 55]") == len(checks) * 7
     assert "…" not in shown
     assert all(check in shown for check in checks)
     assert shown.count("scores: harmful (3 to 9)") == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("number", [2, 3, 4, 7])
+def test_every_interval_is_whole_at_any_width(number: int, width: int) -> None:
+    def full(low: float) -> dict[str, Any]:
+        return {"rate": 1.0, "n": 12, "low": low, "high": 1.0}
+
+    sets = ("harmful", "frightening", "harmless_but_long")
+    names = [f"model_{i}" for i in range(number)]
+    metrics = {
+        "models": {m: {s: {"no_refusal_phrase": full(0.76), "refusal_phrase": full(0.5)} for s in sets} for m in names},
+        "perplexity": {s: {m: {"perplexity": 12.25, "low": 11.5, "high": 13.25} for m in names} for s in sets},
+    }
+    shown = text(*report.figures(metrics, "scores", width), width=width)
+    assert shown.count("100% [76, 100]") == shown.count("100% [50, 100]") == shown.count("12.25 [11.50, 13.25]") == 3 * number
+    assert "…" not in shown
+
+
+def test_an_error_is_whole_below_the_steps() -> None:
+    step = {
+        "op": "load",
+        "status": "failed",
+        "error": "look at the file " * 20,
+        "rows_in": None,
+        "rows_out": None,
+    }
+    run = {"steps": {"red": {**step, "seconds": 1.0, "metrics": {}}}}
+    assert "…" in text(report.steps_table(run, 80), width=80)
+    assert " ".join(text(*report.failures(run), width=80).split()).count("look at the file") == 20
+
+
+def test_the_graph_gives_way_where_it_takes_too_much_of_the_width() -> None:
+    step = {"op": "load", "status": "done", "rows_in": 1, "rows_out": 1, "seconds": 1.0, "metrics": {}, "inputs": []}
+    loads = {f"source{i}": step for i in range(12)}
+    run = {"steps": {**loads, "all": {**step, "op": "mix", "inputs": list(loads)}}}
+    assert "│" in text(report.steps_table(run, 120), width=120)
+    assert "│" not in text(report.steps_table(run, 80), width=80)
 
 
 def test_arms_whose_intervals_overlap_are_said_to_be_alike() -> None:

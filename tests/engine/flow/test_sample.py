@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.flow.outcomes import FlowStep
-from caiflow.engine.flow.sample import sample
+from caiflow.engine.flow.sample import LONGEST, Sample, sample
 from caiflow.engine.operator import RowOperator, StepContext
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.generate import Generate, GenerateParams
@@ -25,36 +25,51 @@ GIVEN = {"input": "red", "model": "base"}
 
 
 @pytest.mark.parametrize(
-    ("operator", "made", "shown"),
+    ("operator", "made", "shown", "changed"),
     [
         (
             Generate(GenerateParams.model_validate(GIVEN), StepContext()),
             {"response": "the model's", "truncated": False, "thought": "hm"},
-            ("prompt", "How?", "response", "the model's"),
+            {"prompt": "How?", "response": "the model's"},
+            "",
         ),
         (
             Critique(CritiqueParams.model_validate(GIVEN), StepContext()),
             {"principle": "kind", "critique": "too short", "round": 1},
-            ("response", "the source's", "critique", "too short"),
+            {"prompt": "How?", "principle": "kind", "response": "the source's", "critique": "too short"},
+            "",
         ),
         (
             Revise(ReviseParams.model_validate(GIVEN), StepContext()),
             {"revision": "kinder"},
-            ("response", "the source's", "revision", "kinder"),
+            {"prompt": "How?", "response": "the source's", "critique": "rude", "revision": "kinder"},
+            "response",
         ),
         (
             Judge(JudgeParams.model_validate({**GIVEN, "candidates": "responses"}), StepContext()),
             {"outcome": "first", "rejected": "no", "chosen": "yes"},
-            ("prompt", "How?", "chosen", "yes"),
+            {"prompt": "How?", "rejected": "no", "chosen": "yes"},
+            "",
         ),
     ],
 )
 def test_an_answer_of_the_source_is_shown_only_where_the_step_reads_it(
-    operator: RowOperator[Any], made: dict[str, Any], shown: tuple[str, ...]
+    operator: RowOperator[Any], made: dict[str, Any], shown: dict[str, str], changed: str
 ) -> None:
     step = FlowStep("one", operator, "red", "identity", "namespace")
-    assert sample(step.view(ROW), [made]) == shown
+    told = sample(step.view(ROW), [made])
+    assert (list(told.texts.items()), told.made, told.changed) == (list(shown.items()), list(shown)[-1], changed)
+
+
+def test_a_second_revision_is_shown_beside_the_first() -> None:
+    told = sample({"uid": "u", "prompt": "How?", "revision": "kind"}, [{"revision": "kinder"}])
+    assert told == Sample({"prompt": "How?", "revision before": "kind", "revision": "kinder"}, "revision", "revision before")
 
 
 def test_nothing_made_is_nothing_shown() -> None:
-    assert sample({"uid": "u", "prompt": "How?"}, []) == ("prompt", "How?", "", "")
+    assert sample({"uid": "u", "prompt": "How?"}, []) == Sample()
+
+
+def test_of_an_endless_text_only_what_has_room_is_kept() -> None:
+    told = sample({"uid": "u", "prompt": "How?"}, [{"response": "word " * 10_000}])
+    assert len(told.texts["response"]) <= LONGEST
