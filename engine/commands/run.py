@@ -74,6 +74,7 @@ def execute(args: Namespace) -> int:
         )
     if not args.json:
         print_end(result.run_dir)
+        _print_sameness(spec, result.run_dir)
         print_next(result.run_dir)
     if args.traceback:
         _print_reports(result.run_dir)
@@ -162,6 +163,22 @@ def print_end(run_dir: Path) -> None:
         console.print(Text(f"\n{' '.join(f'#{tag}' for tag in said.tags)}  {said.note}".rstrip(), style="cyan"))
     variant = f", with {run['variant']}" if run.get("variant") else ""
     console.print(Text.assemble("\n", (run["status"], style), f" in {duration(run['seconds'] or 0)}{variant}: {run_dir}"))
+
+
+def _print_sameness(spec: Spec, run_dir: Path) -> None:
+    """Print what was made otherwise than by the run whose lock lies beside the spec."""
+    from contextlib import suppress
+
+    from caiflow.engine.errors import PlanError
+    from caiflow.engine.plan.lock import LOCK
+
+    if not (spec.base_dir / LOCK).is_file():
+        return
+    from caiflow.engine.lookback.sameness import told
+
+    with suppress(PlanError):  # an unreadable lock was told of as it was met
+        for line in told(spec.base_dir, run_dir):
+            say(f"made otherwise than {LOCK} has it: {line}")
 
 
 def print_next(run_dir: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -86,9 +86,16 @@ def log_text(event: Event) -> str:
     if event["event"] == "engine_ready":
         return f"{event['model']}: ready on {event['kind']} in {duration(event['seconds'])}"
     if event["event"] == "lock_compared":
-        drift = event.get("drift") or ()
-        return f"{event['grade']} as {event['lock']}" + (f"; {len(drift)} differences: {'; '.join(drift[:3])}" if drift else "")
+        return f"{event['grade']} as {event['lock']}{_drift_text(event.get('drift') or ())}"
     return f"{event.get('step', 'run')}: {clean(event['text'])}"
+
+
+def _drift_text(drift: Sequence[str]) -> str:
+    """Return what differs from a lock: settings with their values, steps by name alone, since digests say nothing."""
+    steps = dict.fromkeys(name.split(".")[1] for name in drift if name.startswith("steps."))
+    settings = [name for name in drift if not name.startswith("steps.")]
+    listed = f"; {len(settings)} differences: {'; '.join(settings[:3])}" if settings else ""
+    return f"{listed}; other content of {', '.join(steps)}" if steps else listed
 
 
 class LiveGraph:

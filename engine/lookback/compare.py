@@ -68,6 +68,8 @@ class RowsDiff:
     pairs: int | None = None
     flips: int | None = None
     examples: Sequence[RowExample] = ()
+    texts: Sequence[str] = ()
+    """The changed columns that hold texts, conversations included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +262,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _rows(old_dir: Path, new_dir: Path, step: str, examples: int, *, judges: bool) -> RowsDiff | None:
     paths = [output_dir(run_dir, step, read_run(run_dir)["steps"][step]) for run_dir in (old_dir, new_dir)]
-    if not all(path.is_dir() and output_kind(path) == "rows" for path in paths):
+    return _rows_diff(step, paths[0], paths[1], examples, judges=judges)
+
+
+def rows_of_step(old: Path, new_dir: Path, new: Mapping[str, Any], step: str) -> RowsDiff | None:
+    """Return how the rows in the folder `old` differ from those that a run made in a step; None where either has no rows."""
+    path = output_dir(new_dir, step, new["steps"][step])
+    return _rows_diff(step, old, path, 0, judges=_judges(new_dir, new["steps"], step))
+
+
+def _rows_diff(step: str, old_path: Path, new_path: Path, examples: int, *, judges: bool) -> RowsDiff | None:
+    if not all(path.is_dir() and output_kind(path) == "rows" for path in (old_path, new_path)):
         return None
-    if paths[0].resolve() == paths[1].resolve():
+    if old_path.resolve() == new_path.resolve():
         return None
     import polars as pl
 
-    old, new = (pl.scan_parquet(path / "*.parquet").collect() for path in paths)
+    old, new = (pl.scan_parquet(path / "*.parquet").collect() for path in (old_path, new_path))
     if "uid" not in old.columns or "uid" not in new.columns:
         return None
     return rows_diff(step, old, new, examples, judges=judges)
@@ -293,7 +305,18 @@ def rows_diff(step: str, old: pl.DataFrame, new: pl.DataFrame, examples: int = 3
         pairs=pairs,
         flips=flips,
         examples=tuple(_examples(joined, differs, any_differs, examples)),
+        texts=tuple(name for name in differs.columns if differs[name].any() and _holds_texts(joined[name].dtype)),
     )
+
+
+def _holds_texts(kind: Any) -> bool:
+    import polars as pl
+
+    if isinstance(kind, pl.List):
+        return _holds_texts(kind.inner)
+    if isinstance(kind, pl.Struct):
+        return any(_holds_texts(field.dtype) for field in kind.fields)
+    return bool(kind == pl.String)
 
 
 def _differs(joined: pl.DataFrame, name: str) -> pl.Series:
