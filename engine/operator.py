@@ -250,6 +250,11 @@ class Operator(ABC, Generic[P]):
         """Return local files and hub ids this step reads, by a name for the lock and the export."""
         return {}
 
+    def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
+        """Yield what another tool takes of the folder that a step `made`: names of files, and their text or what to copy."""
+        del tool, step, made
+        yield from ()
+
 
 class RowOperator(Operator[P]):
     """One row in, the new columns of that row out, as a coroutine; the engine streams rows through chains of these."""

@@ -40,6 +40,8 @@ from caiflow.operators.grading.params import AgreementParams, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from caiflow.operators.judging.pairwise import PairJudge
 
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
@@ -138,6 +140,13 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         from caiflow.operators.evaluation import health
 
         return health.measures(self.params.checks, self.params.graders)
+
+    def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
+        """Yield the answers as logs of Inspect."""
+        if tool == "inspect":
+            from caiflow.operators.evaluation import inspect_log
+
+            yield from inspect_log.files(step, made, self.named_checks)
 
     @property
     def named_checks(self) -> dict[str, PatternCheck]:

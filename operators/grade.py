@@ -5,7 +5,8 @@ Owns the columns; how a model is asked, and its reply read, is in `grading`. Lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +16,16 @@ from caiflow.engine.operator import ANSWERS, ColumnName, ModelRowParams, RowLLM,
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.grading.params import Grading, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
+
+_FUNCTION = '''\
+"""The grade that the step `{step}` gives as a reward function: `GRPOTrainer(reward_funcs=[score], ...)`."""
+
+from pathlib import Path
+
+from caiflow.engine.run.rewarding import RowReward
+
+score = RowReward(Path(__file__).parents[1] / "spec.yaml", "{step}")
+'''
 
 
 class GradeParams(ModelRowParams, Grading):
@@ -47,6 +58,12 @@ class Grade(RowOperator[GradeParams]):
     def identity(self) -> Mapping[str, Any]:
         """Return the version of the texts that a conversation becomes."""
         return {"format": FORMAT_VERSION}
+
+    def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
+        """Yield the grade as a reward function, which asks the spec's model."""
+        del made
+        if tool == "reward":
+            yield f"{step}.py", _FUNCTION.format(step=step)
 
     async def row(self, row: Row, llm: RowLLM) -> Row:
         """Return the grade of one answer."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -29,6 +30,18 @@ RELIABILITY = "_reliability.json"
 """The bins of the reliability figure, beside the saved model."""
 RELIABILITY_PICTURE = "_reliability.png"
 """The figure itself, where matplotlib is installed."""
+
+_FUNCTION = '''\
+"""The score of the reward model `{step}` as a reward function: `GRPOTrainer(reward_funcs=[score], ...)`."""
+
+from pathlib import Path
+
+from caiflow.engine.llm.base import ModelSource
+from caiflow.operators.training.rollouts import score_function
+from caiflow.operators.training.scoring import load_reward
+
+score = score_function("{step}", load_reward(ModelSource(path=str(Path(__file__).parent / "{step}"), identity="")))
+'''
 
 
 class RewardParams(TrainingParams):
@@ -73,6 +86,12 @@ class Reward(TrainingOperator[RewardParams]):
     def at_once(self) -> Load:
         """Return both replies of each pair, which one score reads."""
         return Load(2 * self.params.per_device_train_batch_size, self.params.max_length, head=False)
+
+    def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
+        """Yield the model, and its centred score as a reward function."""
+        if tool == "reward":
+            yield f"{step}.py", _FUNCTION.format(step=step)
+            yield step, made
 
     def learn(self, job: Job) -> None:
         """Train on the input's preferences; save the model with its mean score, the loss curve and the reliability bins."""

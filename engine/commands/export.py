@@ -17,6 +17,7 @@ EXAMPLES = """\
   caiflow export last handover
   cd handover && caiflow run spec.yaml --locked
   caiflow export last archive --results             # rows, models and figures too: caiflow show archive clean
+  caiflow export last handover --as inspect         # logs for inspect view; --as reward: functions for GRPOTrainer
   caiflow export last handover --allow-path ~/data  # files outside the working folder come along only so
 """
 
@@ -29,18 +30,24 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--results", action="store_true", help="also copy what the steps made, so that `show` works on the folder"
     )
+    parser.add_argument(
+        "--as", dest="tool", metavar="TOOL", choices=("inspect", "reward"),
+        help="also write what another tool takes: inspect (logs of its evaluations), reward (functions for TRL's trainers)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was written, and what wasn't, as JSON")
 
 
 def execute(args: Namespace) -> int:
     """Write the folder and say what it lacks."""
-    from caiflow.engine.lookback.export import export, write_results
+    from caiflow.engine.lookback.export import export, write_for, write_results
     from caiflow.engine.spec.reach import flag_for
 
     allowed = allowed_by(args)._replace(paths=tuple(args.allowed_paths))
     run_dir = named_run(args.run)
     made = export(run_dir, args.dir, open_store(), allowed=allowed)
     made = replace(made, files=(*made.files, *write_results(run_dir, args.dir, whole=args.results)))
+    if args.tool:
+        made = replace(made, files=(*made.files, *write_for(args.tool, run_dir, args.dir)))
     if args.json:
         print_json("export", _as_json(made))
         return 0

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 200_000_000
 """A larger file or folder isn't taken along."""
 
+TOOLS = {
+    "inspect": "an `evaluate` step with `inputs` does",
+    "reward": "a `reward` or a `grade` step does",
+}
+"""Tools that an export can be written for too, and what a run needs for that."""
+
 _README = """\
 # {name}
 
@@ -103,6 +109,27 @@ def write_results(run_dir: Path, target: Path, *, whole: bool) -> tuple[str, ...
         if (run_dir / name).exists():
             shutil.copyfile(run_dir / name, target / name)
     return tuple(name for name in folder_files(target) if name not in before)
+
+
+def write_for(tool: str, run_dir: Path, target: Path) -> tuple[str, ...]:
+    """Write what another tool takes of a run's steps into the folder of its name in an export; return the new files.
+
+    Raises:
+        CaiflowError: no step of the run made anything for it.
+    """
+    from caiflow.engine.spec.load import load_spec
+
+    operators, folder = load_spec(run_dir / "spec.yaml").operators, target / tool
+    for name, step in Run(run_dir).items():
+        for file, content in operators[name].handed_on(tool, name, step.path) if step.is_made else ():
+            folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copytree(content, folder / file)
+            else:
+                (folder / file).write_text(content, encoding="utf-8")
+    if not folder.is_dir():
+        raise CaiflowError(f"{run_dir}: no step made anything for {tool}", TOOLS[tool])
+    return tuple(f"{tool}/{name}" for name in folder_files(folder))
 
 
 class _Copier:

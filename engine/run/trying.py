@@ -94,7 +94,7 @@ def try_row(resolver: Resolver, way: Way, row: Row) -> list[Tried]:
         EngineError: a model can't be loaded.
         StepError: a step failed.
     """
-    steps = [_flow_step(resolver, step) for step in way.steps]
+    steps = [flow_step(resolver, step) for step in way.steps]
     names = dict.fromkeys(step.model for step in steps if step.model)
     sources = {name: source for name in names if (source := resolver.model(name)) is not None}
     with ExitStack() as stack:
@@ -117,7 +117,12 @@ def _renderer(source: ModelSource) -> Renderer | None:
     return None if choose_kind(source) == "openai" else load_renderer(source)
 
 
-def _flow_step(resolver: Resolver, step: Step) -> FlowStep:
+def flow_step(resolver: Resolver, step: Step) -> FlowStep:
+    """Return a step ready for rows.
+
+    Raises:
+        PlanError: its model isn't trained yet.
+    """
     model = getattr(step.params, "model", None)
     if model in resolver.spec.steps:
         for needed in resolver.order:

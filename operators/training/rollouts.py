@@ -104,13 +104,18 @@ def reward_functions(
 
     `watched` are tests of a reply's text whose rates go into the metrics beside the reward, without counting towards it.
     """
-    parts = [_scores(name, model) for name, model in models.items()]
+    parts = [score_function(name, model) for name, model in models.items()]
     return [*parts, _length(length, ends, watched)]
 
 
-def _scores(name: str, model: RewardModel) -> RewardFunction:
+def score_function(name: str, model: RewardModel) -> RewardFunction:
+    """Return a reward model's score in the form the library calls; prompts and replies may be plain texts."""
+
     def score(prompts: Any, completions: Any, **_: Any) -> list[float]:
-        return model.score(prompts, [reply[0]["content"] for reply in completions])
+        turns: list[Sequence[Message]] = [
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts
+        ]
+        return model.score(turns, [reply if isinstance(reply, str) else reply[0]["content"] for reply in completions])
 
     score.__name__ = name
     return score
