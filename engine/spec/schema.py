@@ -77,7 +77,9 @@ def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tup
         branches.append({"if": chosen, "then": {"$ref": f"#/$defs/op:{name}"}})
     for model in models.values():
         defs.pop(_name(refs[model, "validation"]), None)
-    op = {"description": "The operator.", "enum": list(dict.fromkeys((*known, *types)))}
+    names = list(dict.fromkeys((*known, *types)))
+    told = [_summary(types[name]) if name in types else "" for name in names]
+    op = {"description": "The operator.", "enum": names, "markdownEnumDescriptions": told}
     defs["step"] = {"type": ["object", "null"], "properties": {"op": op}, "allOf": branches}
     top["properties"]["steps"]["additionalProperties"] = {"$ref": "#/$defs/step"}
     top["required"] = ["caiflow"]
@@ -110,6 +112,11 @@ def text(schema: Schema) -> str:
 def _name(ref: Schema) -> str:
     name: str = ref["$ref"].removeprefix("#/$defs/")
     return name
+
+
+def _summary(operator: type[Operator[Any]]) -> str:
+    """Return what an operator does, as editors show it beside its name."""
+    return f"{inspect.cleandoc(operator.__doc__ or '')}\n\nMakes {operator.kind}."
 
 
 def _step(name: str, operator: Any, params: Schema) -> Schema:
