@@ -70,6 +70,7 @@ def evidence(run_dir: Path, path: Path, held: Sequence[Gate]) -> dict[str, Any]:
         "gates_sha256": file_digest(path),
         "at": round(time.time(), 3),
         "version": VERSION,
+        "notes": run.get("notes", []),
         "held": [{**asdict(gate), "digest": run["steps"].get(gate.step, {}).get("digest")} for gate in held],
     }
 
@@ -83,6 +84,8 @@ def _keep(out: Path, found: dict[str, Any]) -> None:
 
 
 def _show(held: Sequence[Gate], found: dict[str, Any], out: Path) -> None:
+    from caiflow.engine.display.board import note_text
+
     marks = {"holds": "✓", "crosses": "✗ its interval crosses the bound", "fails": "✗", "missing": "✗ no value"}
     for gate in held:
         around = "" if gate.low is None or gate.high is None else f" [{gate.low:.4g}, {gate.high:.4g}]"
@@ -91,6 +94,8 @@ def _show(held: Sequence[Gate], found: dict[str, Any], out: Path) -> None:
         mark, _, why = marks[gate.verdict].partition(" ")
         name = f"{gate.step} {gate.figure}".strip()
         say(f"{mark} {name}: {', '.join(filter(None, (value, why)))}; wanted {gate.bound}")
+    for note in found["notes"]:
+        say(f"▲ {note['step']}: {note_text(note)}")
     if found["status"] != "done":
         say(f"✗ the run is {found['status']}, not done")
     say(f"evidence: {nearby(out.absolute())}")

@@ -184,6 +184,8 @@ class GateOutput(Output):
     """Unix seconds."""
     version: str
     """The caiflow that looked."""
+    notes: list[dict[str, Any]]
+    """What is wrong with what the run's steps made, whether or not the bounds count it: step, measure, value, message, uids."""
     held: list[GateShape]
     """In the file's order."""
 

@@ -110,10 +110,12 @@ def test_the_command_fails_a_build_and_leaves_evidence(place: Path) -> None:
     done = command_here(place, "gate", "run", "gates.yaml", **home)
     assert done.returncode == 1
     assert f"✗ scores {HARMFUL}: 0.1 [0, 0.2], n 40, its interval crosses the bound; wanted <= 0.15" in done.stdout
+    assert "▲ judged: judgements that flip with the order of the answers: 50%" in done.stdout, "notes are told, bound or not"
     kept = json.loads((place / "run" / "gate.json").read_text())
     printed = json.loads(command_here(place, "gate", "run", "gates.yaml", "--json", **home).stdout)
     assert {**kept, "at": 0} == {**printed, "at": 0}
     assert kept["passed"] is False
+    assert [note["measure"] for note in kept["notes"]] == ["order_flips"]
     assert kept["held"][0]["digest"] == json.loads((place / "run" / "run.json").read_text())["steps"]["scores"]["digest"]
     (place / "gates.yaml").write_text(f'caiflow_gates: 1\nsteps: {{scores: {{{HARMFUL}: "<= 20%"}}}}\n')
     assert command_here(place, "gate", "run", "gates.yaml", "--out", "here.json", **home).returncode == 0
