@@ -30,6 +30,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--offset", metavar="N", type=int, default=0, help="skip N rows")
     parser.add_argument("--limit", metavar="N", type=int, default=10, help="show at most N rows (default 10)")
     parser.add_argument("--columns", metavar="A,B", help="show only these columns")
+    parser.add_argument("--all", action="store_true", help="at a terminal, show the columns too that are for other steps")
     parser.add_argument("--uid", metavar="UID", help="show only rows whose uid begins so")
     parser.add_argument("--dropped", action="store_true", help="show the rows that were left out, with the reason")
     parser.add_argument("--json", action="store_true", help="print JSON: the run, or one line per row")
@@ -90,12 +91,14 @@ def _show_rows(path: Path, args: Namespace) -> None:
         for row in page:
             say(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
         return
-    from caiflow.engine.commands.tables import row_text
+    from caiflow.engine.commands.tables import row_card, row_text
     from caiflow.engine.display.console import Console
 
     console = Console()
+    every = list(rows.columns) if args.all else columns
     for row in page:
-        console.print(row_text(row, columns))
+        parts = row_card(row, console, every) if sys.stdout.isatty() else [row_text(row, columns)]
+        console.print(*parts, sep="\n")
     if not args.uid:
         last = args.offset + len(page)
         more = f"; more with --offset {last}" if last < total else ""

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from caiflow.engine.display.board import clean, duration
 from caiflow.engine.display.report import figure, number, plain_table
-from caiflow.engine.display.screen import LOOKS
+from caiflow.engine.display.screen import LOOKS, marked
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import escaped
 from caiflow.engine.machine import size
@@ -25,6 +25,7 @@ from caiflow.engine.machine import size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from caiflow.engine.display.console import Console
     from caiflow.engine.lookback.compare import Change, FigureChange, RowsDiff, RunsDiff
     from caiflow.engine.lookback.history import RunLine
 
@@ -161,10 +162,11 @@ def _rows_table(found: Sequence[RowsDiff]) -> Table:
     return table
 
 
-def _examples_table(rows: RowsDiff, old: str, new: str) -> Table:
-    table = plain_table("uid", "column", old, new, title=f"{rows.step}: examples")
+def _examples_table(rows: RowsDiff, before: str, after: str) -> Table:
+    table = plain_table("uid", "column", before, after, title=f"{rows.step}: examples")
     for example in rows.examples:
-        cells = (Text(short(example.old, 200), style="red"), Text(short(example.new, 200), style="green"))
+        old, new = short(example.old, 200), short(example.new, 200)
+        cells = (marked(new, old, style="bold red"), marked(old, new))
         table.add_row(Text(example.uid[:12]), example.column, *cells)
     return table
 
@@ -261,6 +263,39 @@ def row_text(row: Mapping[str, Any], columns: Sequence[str] | None = None) -> Te
             text.append(escaped(f"{name}  "), style="bold")
             text.append(escaped(f"{_cell(row[name])}\n"))
     return text
+
+
+def row_card(row: Mapping[str, Any], console: Console, columns: Sequence[str] | None = None) -> Iterator[Text]:
+    """Yield one row for reading at a terminal: each text wrapped beside its column's name, the words marked that were changed.
+
+    Without `columns`, those that people read: texts, conversations, numbers, what is true; the last line counts the others.
+    """
+    shown = [name for name in columns or _read_by_people(row) if row.get(name) is not None and name != "uid"]
+    label = max(map(len, shown), default=0) + 2
+    yield Text.assemble(("── ", "dim"), (escaped(str(row.get("uid", ""))), "bold cyan"))
+    for name in shown:
+        text = Text(escaped(_cell(row[name]).strip("\n")))
+        if name == "revision" and isinstance(row.get("response"), str) and "\n" not in str(row[name]):
+            text = marked(escaped(row["response"]), escaped(row[name]))
+        for place, line in enumerate(text.wrap(console, max(20, console.width - label))):
+            yield Text.assemble((escaped("" if place else name).ljust(label), "bold"), line)
+    left = len(row) - len(shown) - ("uid" in row)
+    if left and columns is None:
+        yield Text(f"{left} more columns with --all", style="dim")
+
+
+def _read_by_people(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row that are for people rather than for other steps, no text twice."""
+    texts = {value for value in row.values() if isinstance(value, str)}
+    lists = {name: value for name, value in row.items() if isinstance(value, list)}
+    repeats = {name for name, value in lists.items() if all(isinstance(one, str) and one in texts for one in value)}
+    return [name for name, value in row.items() if name not in repeats and (value is True or _is_readable(value))]
+
+
+def _is_readable(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        return all(isinstance(one, str) or (isinstance(one, Mapping) and "content" in one) for one in value)
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:

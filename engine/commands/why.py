@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.commands.parser import allowed_by, one_of, open_store, print_json, read_spec, spec_arguments
 
 if TYPE_CHECKING:
+    from caiflow.engine.lookback.compare import Change
     from caiflow.engine.plan.plan import PlannedStep
 
 EXAMPLES = """\
@@ -25,16 +27,19 @@ def arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Explain one step's state."""
-    from caiflow.engine.plan.plan import make_plan
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.plan.plan import make_plan, previous_texts
 
     spec = read_spec(args)
     one_of(args.step, spec.steps, "steps")
-    plan = make_plan(spec, open_store(), until=args.step, allowed=allowed_by(args))
+    store, allowed = open_store(), allowed_by(args)
+    plan = make_plan(spec, store, until=args.step, allowed=allowed)
     planned = next(step for step in plan.steps if step.name == args.step)
     if args.json:
         print_json("why", _as_json(planned))
-    else:
-        _show(planned)
+        return 0
+    texts = {**previous_texts(spec, store), **Resolver(spec, store, allowed=allowed).texts()}
+    _show(planned, texts)
     return 0
 
 
@@ -53,11 +58,10 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
     }
 
 
-def _show(step: PlannedStep) -> None:
-    from caiflow.engine.commands.tables import changes_table, short
+def _show(step: PlannedStep, texts: Mapping[str, Any]) -> None:
+    from caiflow.engine.commands.tables import changes_table, short, uncut
     from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import plain_table
-    from caiflow.engine.lookback.compare import Change
     from caiflow.engine.plan.changes import changes
 
     console = Console()
@@ -65,9 +69,23 @@ def _show(step: PlannedStep) -> None:
     if step.components is None:
         console.print("its identity isn't known until the steps before it are done")
     elif step.previous is not None and (found := changes(step.previous, step.components)):
-        console.print(changes_table(Change(*change) for change in found))
+        console.print(uncut(changes_table(_in_words(found, texts))))
     else:
         table = plain_table("component", "value")
         for name, value in step.components.items():
-            table.add_row(name, short(value))
+            table.add_row(name, short(texts.get(value, value) if isinstance(value, str) else value))
         console.print(table)
+
+
+def _in_words(found: Sequence[tuple[str, Any, Any]], texts: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield changes with the texts that digests stand for, and without those that stand for none."""
+    from caiflow.engine.lookback.compare import ABSENT, Change, changes
+    from caiflow.engine.plan.changes import describe, is_digest
+
+    for name, old, new in found:
+        if {old, new} <= {*texts, None} if isinstance(old or new, str) else False:
+            yield from changes(texts.get(old, ABSENT), texts.get(new, ABSENT), name)
+        elif is_digest(old) or is_digest(new):
+            yield Change(name, "" if old is None else "as it was", describe((name, old, new)))
+        else:
+            yield Change(name, old, new)

@@ -63,7 +63,7 @@ def steps_table(run: Mapping[str, Any], width: int = UNBROKEN) -> Table:
         found = noted.get(name, ()) if step["status"] in MADE else ()
         symbol, style = LOOKS.get("noted" if found else step["status"], ("?", ""))
         label = Text(f"{symbol} {name}", style=style)
-        before = [*[drawn[name]] * graph, label, *[Text(step["op"])] * (width >= WIDE)]
+        before = [*[Text(drawn[name])] * graph, label, *[Text(step["op"])] * (width >= WIDE)]
         table.add_row(*before, number(step["rows_in"]), number(step["rows_out"]), taken, _remark(step, found))
     return table
 

@@ -165,13 +165,13 @@ def _cut(lines: Sequence[Text], number: int, width: int) -> list[Text]:
     return shown
 
 
-def marked(before: str, after: str) -> Text:
-    """Return the later of two texts, the words marked that the earlier one doesn't have there."""
+def marked(before: str, after: str, style: str = "bold green") -> Text:
+    """Return the second of two texts, the words marked that the first doesn't have there."""
     old, new = before.split(), after.split()
     text = Text()
     for kind, _, _, start, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if words := " ".join(new[start:end]):
-            text.append(words, style="" if kind == "equal" else "bold green").append(" ")
+            text.append(words, style="" if kind == "equal" else style).append(" ")
     text.rstrip()
     return text
 
@@ -180,7 +180,7 @@ def _shares(wanted: Mapping[str, int], room: int) -> dict[str, int]:
     """Return how many lines each text gets of `room`: what it wants, where others leave that; the last texts first."""
     shares = dict.fromkeys(wanted, 0)
     while room > 0 and any(shares[name] < wanted[name] for name in wanted):
-        for name in reversed(wanted):
+        for name in reversed(list(wanted)):
             if room > 0 and shares[name] < wanted[name]:
                 shares[name] += 1
                 room -= 1

@@ -41,9 +41,14 @@ def describe(change: tuple[str, Any, Any]) -> str:
     if group == "operator":
         return f"operator {old} -> {new}"
     short = rest if group in ("params", "uses") else name
-    if _HEX.fullmatch(str(new)) or _HEX.fullmatch(str(old)):
+    if is_digest(new) or is_digest(old):
         return f"{short} changed"
     return f"{short} {_short(old)} -> {_short(new)}"
+
+
+def is_digest(value: Any) -> bool:
+    """Return whether a value stands for something else, as digests and identities do."""
+    return isinstance(value, str) and _HEX.search(value) is not None
 
 
 def why_raised(old: str, new: str) -> str:

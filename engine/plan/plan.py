@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine import machine
 from caiflow.engine.identity import digest
 from caiflow.engine.plan.changes import changes, describe, why_raised
-from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, Components, Resolver
+from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, TEXTS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
 from caiflow.engine.plan.foresight import Foresight
 from caiflow.engine.plan.memory import Devices, StepMemory, devices_here, memory_of
@@ -335,15 +335,26 @@ def _answers_of(resolver: Resolver, step: PlannedStep) -> int:
 
 def previous_components(spec: Spec, store: Store) -> dict[str, Components]:
     """Return each step's components in the latest run under this spec's name that had got so far."""
+    found: dict[str, Components] = {}
+    for left in _left_behind(spec, store, COMPONENTS):
+        for name, components in left.items():
+            found.setdefault(name, components)
+    return found
+
+
+def previous_texts(spec: Spec, store: Store) -> dict[str, Any]:
+    """Return the texts of all runs under this spec's name, by the digests that stand for them in components."""
+    return {key: text for left in _left_behind(spec, store, TEXTS) for key, text in left.items()}
+
+
+def _left_behind(spec: Spec, store: Store, name: str) -> Iterator[dict[str, Any]]:
+    """Yield what this spec's runs have in a file of that name, the latest run's first."""
     import json
 
-    found: dict[str, Components] = {}
     for run in reversed(store.runs()):
-        path = run.run_dir / COMPONENTS
+        path = run.run_dir / name
         if run.name == spec.name and path.is_file():
-            for name, components in json.loads(path.read_text(encoding="utf-8")).items():
-                found.setdefault(name, components)
-    return found
+            yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def shortages(spec: Spec) -> list[str]:

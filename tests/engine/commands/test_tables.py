@@ -124,6 +124,28 @@ def test_rows_are_shown_whole_without_escapes_or_markup() -> None:
     assert "\x1b" not in shown
 
 
+def test_a_row_is_a_card_at_a_terminal_without_what_is_for_other_steps() -> None:
+    from caiflow.engine.display.console import Console
+
+    row = {
+        "uid": "ab", "prompt": [{"role": "user", "content": "How do I do it?"}], "response": "Take it and run away. " * 6,
+        "revision": "Ask for it first.", "revisions": ["Ask for it first."], "few_shot": ["352cc5"], "truncated": False,
+        "logprob_a": [0.5, 0.25], "p_chosen": 0.75, "empty": None,
+    }  # fmt: skip
+    console = Console(width=60, file=io.StringIO(), record=True)
+    console.print(*tables.row_card(row, console), sep="\n")
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert "revision  Ask for it first." in lines
+    assert "p_chosen  0.75" in lines
+    assert [line for line in lines if line.startswith(" " * 10 + "run away")] or "Take it and run away." in " ".join(lines)
+    assert not [line for line in lines if line.startswith(("revisions", "truncated", "logprob_a", "empty"))]
+    assert lines[-1] == "4 more columns with --all"
+    every = "\n".join(str(line) for line in tables.row_card(row, console, list(row)))
+    assert "logprob_a  [0.5, 0.25]" in every
+    assert r"\u001b" in "\n".join(map(str, tables.row_card({"uid": "x", "response": "a\x1b[2Jb"}, console)))
+
+
 def test_figures_of_two_runs_stand_a_line_each_with_their_intervals() -> None:
     from caiflow.engine.lookback.compare import FigureChange, RunsDiff
 
