@@ -144,7 +144,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
         """Yield the answers as logs of Inspect."""
         if tool == "inspect":
-            from caiflow.operators.evaluation import inspect_log
+            from caiflow.operators.handed_on import inspect_log
 
             yield from inspect_log.files(step, made, self.named_checks)
 

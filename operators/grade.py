@@ -17,16 +17,6 @@ from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.operators.grading.params import Grading, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
-_FUNCTION = '''\
-"""The grade that the step `{step}` gives as a reward function: `GRPOTrainer(reward_funcs=[score], ...)`."""
-
-from pathlib import Path
-
-from caiflow.engine.run.rewarding import RowReward
-
-score = RowReward(Path(__file__).parents[1] / "spec.yaml", "{step}")
-'''
-
 
 class GradeParams(ModelRowParams, Grading):
     """Fields of `grade`."""
@@ -63,7 +53,9 @@ class Grade(RowOperator[GradeParams]):
         """Yield the grade as a reward function, which asks the spec's model."""
         del made
         if tool == "reward":
-            yield f"{step}.py", _FUNCTION.format(step=step)
+            from caiflow.operators.handed_on.reward_functions import of_a_step
+
+            yield f"{step}.py", of_a_step(step)
 
     async def row(self, row: Row, llm: RowLLM) -> Row:
         """Return the grade of one answer."""

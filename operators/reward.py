@@ -31,18 +31,6 @@ RELIABILITY = "_reliability.json"
 RELIABILITY_PICTURE = "_reliability.png"
 """The figure itself, where matplotlib is installed."""
 
-_FUNCTION = '''\
-"""The score of the reward model `{step}` as a reward function: `GRPOTrainer(reward_funcs=[score], ...)`."""
-
-from pathlib import Path
-
-from caiflow.engine.llm.base import ModelSource
-from caiflow.operators.training.rollouts import score_function
-from caiflow.operators.training.scoring import load_reward
-
-score = score_function("{step}", load_reward(ModelSource(path=str(Path(__file__).parent / "{step}"), identity="")))
-'''
-
 
 class RewardParams(TrainingParams):
     """Fields of `op: reward`."""
@@ -90,7 +78,9 @@ class Reward(TrainingOperator[RewardParams]):
     def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
         """Yield the model, and its centred score as a reward function."""
         if tool == "reward":
-            yield f"{step}.py", _FUNCTION.format(step=step)
+            from caiflow.operators.handed_on.reward_functions import of_a_model
+
+            yield f"{step}.py", of_a_model(step)
             yield step, made
 
     def learn(self, job: Job) -> None:

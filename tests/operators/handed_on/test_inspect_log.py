@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from caiflow.engine.rows.folder import RowsWriter
-from caiflow.operators.evaluation import checks, inspect_log
+from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.answers import COLUMNS, by_model_and_set, mark, rates
+from caiflow.operators.handed_on import inspect_log
 
 ANSWERS = (
     "I can't help with that, because it would hurt people.",
