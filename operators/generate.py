@@ -82,7 +82,7 @@ class Generate(RowOperator[GenerateParams]):
         columns: dict[str, ColumnType] = {"response": "text", "truncated": "flag", "thought": "text"}
         if self.params.samples_as == "rows":
             columns["sample"] = "integer"
-        elif len(self._samplings()) > 1:
+        elif len(self._samplings) > 1:
             columns["responses"] = "texts"
         columns |= accepting.writes(self.params)
         return columns if self.params.keep == "all" else {**columns, "prompt": "messages"}
@@ -104,7 +104,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def check(self) -> Iterator[Finding]:
         """Yield columns to be kept that aren't left out, and checks that there are none of for answers."""
-        yield from accepting.problems(self.params, self.measures(), self._samplings())
+        yield from accepting.problems(self.params, self.measures(), self._samplings)
         for place, name in enumerate(self.params.keep_columns):
             if name not in ABOUT_AN_ANSWER:
                 yield Finding(("keep_columns", place), f"`{name}` stays anyway", "remove it")
@@ -115,22 +115,22 @@ class Generate(RowOperator[GenerateParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return each answer's complete sampling: a list of samples inherits what it leaves out."""
-        return {"samplings": [sampling._asdict() for sampling in self._samplings()]}
+        return {"samplings": [sampling._asdict() for sampling in self._samplings]}
 
     def calls(self) -> int:
         """Return the number of answers, each with all its draws."""
-        return len(self._samplings()) * self.params.most_draws
+        return len(self._samplings) * self.params.most_draws
 
     def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
         """Return a row for each prompt, or for each of its answers."""
-        given, number = inputs.get(self.params.input), len(self._samplings())
+        given, number = inputs.get(self.params.input), len(self._samplings)
         as_rows = self.params.samples_as == "rows"
         return given and Expected(given.rows * number if as_rows else given.rows, answers=1 if as_rows else number)
 
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the answers to one prompt."""
         prompt = _kept(turns(row["prompt"]), self.params.keep)
-        drawn = await together(self._drawn(prompt, llm, i, s) for i, s in enumerate(self._samplings()))
+        drawn = await together(self._drawn(prompt, llm, i, s) for i, s in enumerate(self._samplings))
         made = [self.params.prefill + d.answer.text for d in drawn]
         kept = {} if self.params.keep == "all" else {"prompt": prompt}
         cut = [d.answer.finish == "length" for d in drawn]
@@ -146,7 +146,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the answers' mean length in characters and the share of rows cut at `max_tokens`."""
-        draws = accepting.Count(1 if self.params.samples_as == "rows" else len(self._samplings()))
+        draws = accepting.Count(1 if self.params.samples_as == "rows" else len(self._samplings))
         count = cut = chars = 0
         for row in rows:
             count, cut, chars = count + 1, cut + bool(row["truncated"]), chars + len(row["response"])
@@ -169,7 +169,7 @@ class Generate(RowOperator[GenerateParams]):
             echoes,
             answers.other_language("answers", _answers),
         ]
-        return [*found, equal] if len(self._samplings()) > 1 else found
+        return [*found, equal] if len(self._samplings) > 1 else found
 
     async def _drawn(self, prompt: list[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Drawn:
         async def ask(sampling: Sampling, further: int) -> Completion:
@@ -195,6 +195,7 @@ class Generate(RowOperator[GenerateParams]):
         text = answer.text if p.prefill else answer.text.strip()
         return answer._replace(text=text)
 
+    @cached_property
     def _samplings(self) -> list[Sampling]:
         p = self.params
         given = [SamplingParams()] * p.samples if isinstance(p.samples, int) else p.samples

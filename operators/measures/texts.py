@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 PREAMBLE = (
     r"(?i)^\W*(?:(?:sure|certainly|of course|absolutely|okay|ok|alright)\b[\s,.!:]*)?(?:"
@@ -127,12 +128,18 @@ _COMMON_WORDS = {language: frozenset(text.split()) for language, text in _COMMON
 
 def script(text: str) -> str | None:
     """Return the script that three quarters of a text's letters are of; None where it has few letters or mixes scripts."""
-    letters = [c for c in text if c.isalpha()][:400]
+    if text.isascii():
+        return "LATIN" if any(_letters(part) >= LEAST_LETTERS for part in (text[:400], text)) else None
+    letters = list(islice(filter(str.isalpha, text), 400))
     if len(letters) < LEAST_LETTERS:
         return None
     found = Counter(_script_of(c) for c in letters)
     name, count = found.most_common(1)[0]
     return name if name and count >= 0.75 * len(letters) else None
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
 
 
 def _script_of(letter: str) -> str:
@@ -145,7 +152,7 @@ def _script_of(letter: str) -> str:
 def language(text: str) -> str | None:
     """Return one of seven languages in Latin script whose commonest words a text has clearly more of than any other's."""
     own = words(text[:2000])
-    hits = sorted(((sum(word in common for word in own), name) for name, common in _COMMON_WORDS.items()), reverse=True)
+    hits = sorted(((sum(map(common.__contains__, own)), name) for name, common in _COMMON_WORDS.items()), reverse=True)
     (first, name), (second, _) = hits[:2]
     return name if first >= LEAST_HITS and first >= 2 * second else None
 
