@@ -190,7 +190,7 @@ class Load(TableOperator[LoadParams]):
         return {"source" if len(found) == 1 else f"source.{place}": source for place, source in enumerate(pinned)}
 
     def table(self, job: Job, out: RowsWriter) -> None:
-        """Read the source once for its columns' types and the sample, and again to write (from memory where it is small).
+        """Read the source for its columns' types and the sample, and write what was read.
 
         Raises:
             ValueError: a row that can't be read, with its file and line; or no row is left.
@@ -198,7 +198,7 @@ class Load(TableOperator[LoadParams]):
         for source in self._from:
             if not isinstance(source, FileSource):
                 source.fetch(partial(_tell, job))
-        reading = Replay(self._readable)
+        reading = Replay(self._readable(), job.out_dir)
         survey, drawn = Survey(), Drawn(self.params.sample, self.context.seed)
         for row in self._limited(reading):
             if not isinstance(row, BadRow):

@@ -1,4 +1,4 @@
-"""Passing over a source's rows twice: kept in memory where they are few, and a sample of them that is drawn on the way.
+"""Passing over a source's rows twice, parsed once: kept in memory or beside the output, and a sample of them drawn on the way.
 
 Never reads records.
 """
@@ -6,12 +6,17 @@ Never reads records.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+import pickle
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 from caiflow.operators.formats.rows import BadRow, Row
 from caiflow.operators.mixing.draws import fraction
 
 _IN_MEMORY = 20_000
+_BLOCK = 2048
 
 
 class Drawn:
@@ -38,20 +43,44 @@ class Drawn:
 
 
 class Replay:
-    """What `start` yields, as often as wanted; kept in memory where the first reading ended within a bound."""
+    """The rows that `rows` yields, as often as wanted though it is asked for each once, and for none that nobody wants.
 
-    def __init__(self, start: Callable[[], Iterator[Row | BadRow]]) -> None:
-        self._start = start
-        self._kept: list[Row | BadRow] | None = None
+    The first are kept in memory; those after them in a file without a name in `folder`, which ends with this process.
+    """
+
+    def __init__(self, rows: Iterator[Row | BadRow], folder: Path) -> None:
+        self._rows = rows
+        self._folder = folder
+        self._first: list[Row | BadRow] = []
+        self._block: list[Row | BadRow] = []
+        self._file: IO[bytes] | None = None
 
     def __iter__(self) -> Iterator[Row | BadRow]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Row | BadRow] | None = []
-        for row in self._start():
+        yield from self._first
+        yield from self._filed()
+        yield from self._block
+        for row in self._rows:
+            self._keep(row)
             yield row
-            if kept is not None:
-                kept.append(row)
-                kept = kept if len(kept) <= _IN_MEMORY else None
-        self._kept = kept
+
+    def _keep(self, row: Row | BadRow) -> None:
+        if len(self._first) < _IN_MEMORY:
+            self._first.append(row)
+            return
+        self._block.append(row)
+        if len(self._block) == _BLOCK:
+            self._file = self._file or self._opened()
+            pickle.dump(self._block, self._file, pickle.HIGHEST_PROTOCOL)
+            self._block = []
+
+    def _opened(self) -> IO[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=self._folder)  # it lives as long as this object
+
+    def _filed(self) -> Iterator[Row | BadRow]:
+        if self._file is None:
+            return
+        end = self._file.tell()
+        self._file.seek(0)
+        while self._file.tell() < end:
+            yield from pickle.load(self._file)
