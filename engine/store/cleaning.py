@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from caiflow.engine.store.disk import storing
 Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
 """What changed more recently than this is left alone: a run may just have made it and not yet said so."""
+_AT_ONCE = 8
+"""Folders removed at once: a disk that takes a millisecond for each takes many at a time."""
 _CLOCK_TICK_NS = 2_000_000_000  # the coarsest that file systems in use have
 ELSEWHERE_S = 7 * 86400.0
 """Unfinished work of another machine, whose processes can't be seen, is left alone for this long."""
@@ -76,10 +79,15 @@ def collect(store: Store, garbage: list[Garbage]) -> list[Garbage]:
     """
     removed = []
     reached = _Reached(store)
-    for item in garbage:
-        with storing(item.path), _free(store, item) as free:
-            if free and _remove(reached, item):
-                removed.append(item)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        going = []
+        for item in garbage:
+            with storing(item.path), _free(store, item) as free:
+                if free and (doomed := _out_of_reach(reached, item)):
+                    going.append(pool.submit(_remove, doomed))
+                    removed.append(item)
+        for one in going:
+            one.result()
     return removed
 
 
@@ -126,18 +134,27 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _remove(reached: _Reached, item: Garbage) -> bool:
-    """Remove a file or folder, unless a run has come to reach it; a kill in between leaves nothing that looks whole."""
+def _out_of_reach(reached: _Reached, item: Garbage) -> Path | None:
+    """Give a folder a name that nobody looks for, so that a kill leaves nothing that looks whole; return where it is now.
+
+    None where a run has come to reach it.
+    """
     if not item.path.is_dir():
-        item.path.unlink(missing_ok=True)
-        return True
+        return item.path
     doomed = item.path.with_name(f".doomed-{item.path.name.removeprefix('.doomed-')}")
     os.replace(item.path, doomed)
     if item in reached:
         os.replace(doomed, item.path)
-        return False
-    shutil.rmtree(doomed)
-    return True
+        return None
+    return doomed
+
+
+def _remove(path: Path) -> None:
+    with storing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _abandoned(staged: Path) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import draws, ledger, real, scheduler, streaming, tables, training
+from benchmarks import commands, draws, ledger, real, scheduler, streaming, tables, training
 
 Lines = list[dict[str, Any]]
 SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
+    "commands": (commands.measure, lambda: commands.measure(50, 3)),
     "scheduler": (scheduler.measure, lambda: scheduler.measure((*scheduler.SIZES, 100_000, scheduler.FULL))),
     "ledger": (lambda: ledger.measure(200_000, 1), lambda: ledger.measure(ledger.RECORDS, 1)),
     "tables": (lambda: tables.measure(100_000, 3), lambda: tables.measure(tables.ROWS, 3)),

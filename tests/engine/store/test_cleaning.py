@@ -1,6 +1,5 @@
 """Cleaning the store: nothing that a kept run or a living process needs ever goes."""
 
-import json
 import os
 import shutil
 import socket
@@ -14,6 +13,7 @@ import pytest
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.cleaning import collect, find_garbage
 from caiflow.engine.store.ledger import Ledger
+from support.large_store import fill
 from tests.support.table_runs import run_tables, write_spec
 
 
@@ -132,33 +132,13 @@ def test_what_was_paid_for_stays_when_a_runs_folder_was_moved(place: Path) -> No
     assert [item.path.name for item in find_garbage(store, grace_s=0, paid=True)] == ["paid"]
 
 
-def many_artifacts(store: Store, artifacts: int, runs: int, folder: Path) -> None:
-    """Fill a store: every run reaches ten artifacts, of which nine in ten runs' are gone."""
-    names = [f"{number:064x}"[::-1] for number in range(artifacts)]
-    for name in names:
-        path = store.path(name)
-        path.mkdir(parents=True)
-        (path / "rows.parquet").write_bytes(b"x" * 100)
-    for number in range(runs):
-        run_dir = folder / f"run{number}"
-        if number % 10 == 0:
-            run_dir.mkdir(parents=True)
-        reached = names[10 * number : 10 * number + 10]
-        record = {"name": "n", "run_dir": str(run_dir), "recorded": 1.0, "artifacts": reached, "ledgers": []}
-        store.runs_dir.mkdir(parents=True, exist_ok=True)
-        (store.runs_dir / f"{number}.json").write_text(json.dumps(record))
-
-
 @pytest.mark.parametrize(
     ("artifacts", "runs"), [(300, 30), pytest.param(10_000, 1_000, marks=pytest.mark.soak)], ids=["small", "large"]
 )
 def test_a_large_store_is_cleaned_in_seconds_of_work(tmp_path: Path, artifacts: int, runs: int) -> None:
-    store = Store(tmp_path / "home")
-    many_artifacts(store, artifacts, runs, tmp_path)
-    long_ago = time.time() - 60
-    os.utime(store.runs_dir, (long_ago, long_ago))
+    store = fill(tmp_path / "home", artifacts, runs)
     before = time.process_time()
-    removed = collect(store, find_garbage(store, grace_s=0))
+    removed = collect(store, find_garbage(store))
     spent_s = time.process_time() - before
     assert sum(item.kind == "artifact" for item in removed) == artifacts * 9 // 10
     assert sum(1 for _ in store.artifacts()) == artifacts // 10
