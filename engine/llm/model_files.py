@@ -21,6 +21,8 @@ HEAD = "lm_head"
 """The output head of language models, by its usual name."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_HEADER = 100_000_000
+_LONGEST_NAME = 200
+"""Bytes of a revision or folder: the hub's cache has files of that name."""
 """Bytes of the head of a file of weights, by its format."""
 
 
@@ -64,8 +66,10 @@ def part_of_repository(value: str | None) -> str | None:
     """Return the name of a revision or folder of a repository, which becomes a part of paths in the hub's cache.
 
     Raises:
-        WrongValue: it would lead out of it.
+        WrongValue: it would lead out of it, or is too long for a path.
     """
+    if value is not None and len(value.encode(errors="surrogatepass")) > _LONGEST_NAME:
+        raise WrongValue("this is longer than names in a repository are", f"use at most {_LONGEST_NAME} bytes")
     if value is not None and (value.startswith(("/", "~")) or ".." in value or "\0" in value):
         raise WrongValue(f"{value!r} leads out of the repository", "name a branch, a tag, a commit or a folder of it")
     return value

@@ -26,7 +26,7 @@ from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_ove
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
-from caiflow.engine.spec.reach import is_there, named, out_of_reach
+from caiflow.engine.spec.reach import LONGEST_PART, LONGEST_PATH, is_there, named, out_of_reach, too_long
 from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -177,6 +177,11 @@ def _check_reach(checked: Checked) -> set[Path_]:
     refused: set[Path_] = set()
     for found in named(checked.models, steps, checked.tree):
         at = checked.tree.nearest(found.place).at
+        if too_long(checked.base_dir / found.value):
+            told = "this is longer than the path of any file"
+            checked.problems.at(at, found.place, told, f"names have at most {LONGEST_PART} bytes, paths {LONGEST_PATH}")
+            refused.add(found.place)
+            continue
         targets = () if isinstance(at.file, ByHand) else map(checked.reach.refused, found.leads_to(checked.base_dir))
         if target := next(filter(None, targets), None):
             checked.problems.at(at, found.place, *out_of_reach(found.value, target))

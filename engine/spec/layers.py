@@ -7,6 +7,7 @@ as a whole.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -139,13 +140,13 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, reach: Rea
 
 def _extended_path(path: Path, named: str) -> Path | None:
     source = path.parent / named
-    if source.is_file():
+    if os.path.isfile(source):
         return source
     if re.fullmatch(r"[A-Za-z0-9_-]+", named):
         import caiflow.specs
 
         bundled = Path(str(caiflow.specs.__file__)).with_name(f"{named}.yaml")
-        return bundled if bundled.is_file() else None
+        return bundled if os.path.isfile(bundled) else None
     return None
 
 

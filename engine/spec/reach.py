@@ -22,6 +22,8 @@ from caiflow.engine.machine import home, local_path
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.yaml.tree import Node, Path_
 
+LONGEST_PATH, LONGEST_PART = 4096, 255
+"""Bytes of a path with its end, and of a name in it, as file systems have them."""
 _PACKAGE = Path(__file__).parents[2]
 _SHIPPED = tuple(_PACKAGE / name for name in ("constitutions", "specs", "examples"))
 
@@ -79,6 +81,12 @@ def resolved(path: Path) -> Path:
         return Path(os.path.realpath(path))
     except ValueError:  # a null character: no file has such a name
         return Path(os.path.abspath(str(path).replace("\0", "\ufffd")))
+
+
+def too_long(path: Path) -> bool:
+    """Return whether a path is longer than any file's: looking for such a one is an error."""
+    sizes = [len(text.encode(errors="surrogatepass")) for text in (str(path), *path.parts)]
+    return sizes[0] >= LONGEST_PATH or max(sizes[1:], default=0) > LONGEST_PART
 
 
 def _hidden(target: Path, folder: Path) -> bool:

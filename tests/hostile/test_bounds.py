@@ -162,6 +162,22 @@ def test_what_is_no_file_is_refused_wherever_it_is_named(kind: str, tmp_path: Pa
     assert "a template file" in refused(tmp_path, {**SPEC, "models": {"m": {"source": "tiny", "chat_template": "a.jinja"}}})
 
 
+TOO_LONG = {"name": "a" * 300, "wide": "\u00e9" * 200, "path": "a/" * 2100 + "x", "home": "~" + "a" * 300, "pattern": "[" * 300}
+
+
+@pytest.mark.parametrize(
+    "place", ["source", "model", "tokenizer", "adapter", "template", "constitution", "extends", "revision"]
+)
+@pytest.mark.parametrize("kind", TOO_LONG)
+def test_a_name_that_no_file_can_have_is_refused_wherever_it_is(place: str, kind: str, tmp_path: Path) -> None:
+    name = TOO_LONG[kind]
+    asked = {"a": {"op": "generate", "input": "d", "model": "m"}}
+    field = {"model": "source", "template": "chat_template", "revision": "revision"}.get(place, place)
+    spec = {**SPEC, "models": {"m": {"source": "tiny", field: name}}, "steps": {**SPEC["steps"], **asked}}
+    spec = {"source": loads(name), "constitution": {**critiqued(), "caiflow": 1, "constitution": name}}.get(place, spec)
+    assert refused(tmp_path, {"extends": name} if place == "extends" else spec)
+
+
 def critiqued() -> dict[str, Any]:
     step = {"op": "critique", "input": "d", "model": "m"}
     return {"models": MODEL, "steps": {**SPEC["steps"], "c": step}}
