@@ -86,6 +86,8 @@ class _Replica:
     link: Link
     in_flight: dict[int, _Asked] = field(default_factory=dict)
     room: int = 0
+    up: bool = False
+    """Whether it takes requests; not while it loads, or loads again."""
     lost: EngineError | None = None
     """Why it won't answer any more; None while it does."""
 
@@ -93,8 +95,8 @@ class _Replica:
 class EngineClient:
     """Coroutines ask, the client batches: one per model and worker, used from one event loop.
 
-    A replica that is lost for good gets no more requests, and what it had goes to the others; only where none is left are
-    requests answered with the error.
+    What a replica had that is lost goes to the others at once; one that is lost for good gets no more requests. Only where none
+    is left are requests answered with the error.
 
     `calls`, `prompt_tokens` and `completion_tokens` count what was answered.
     """
@@ -110,16 +112,14 @@ class EngineClient:
         self._sending: set[asyncio.Task[None]] = set()
         self._busy = [asyncio.Event() for _ in links]
         self._dead: EngineError | None = None
+        self._given_up: list[str] = []
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
     async def __aenter__(self) -> EngineClient:
         for replica in self._replicas:
-            try:
-                await replica.link.open()
-            except LinkLost:
-                await replica.link.revive()
-            replica.room = 2 * replica.link.capacity
-            self.capacity += replica.link.capacity
+            await self._open(replica)
+        if self._dead is not None:
+            raise self._dead
         self._tasks = [
             asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
         ]
@@ -133,8 +133,14 @@ class EngineClient:
     @property
     def waiting(self) -> str:
         """Whom its engines have long been waiting for; each is told once."""
-        told = (replica.link.waiting for replica in self._replicas if replica.in_flight)
+        asked = (replica for replica in self._replicas if replica.lost is None and (replica.in_flight or not replica.up))
+        told = (replica.link.waiting for replica in asked)
         return " and ".join(dict.fromkeys(filter(None, told)))
+
+    def given_up(self) -> list[str]:
+        """Return why replicas were lost for good since this was last asked, where others go on."""
+        told, self._given_up = self._given_up, []
+        return told
 
     async def ask(self, request: Request, stage: int = 0) -> Answer:
         """Return the answer; requests of a later `stage` overtake waiting ones of an earlier stage."""
@@ -159,7 +165,9 @@ class EngineClient:
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._pending:
-            living = [index for index, replica in enumerate(self._replicas) if replica.lost is None]
+            living = [index for index, replica in enumerate(self._replicas) if replica.up]
+            if not living:
+                return  # one that is up again pumps
             index = max(living, key=lambda i: self._replicas[i].room)
             replica = self._replicas[index]
             if replica.room <= 0:
@@ -202,35 +210,57 @@ class EngineClient:
             if self._pending:
                 self._schedule_pump()
 
+    async def _open(self, replica: _Replica) -> None:
+        """Wait until a replica is there, and give up one that won't be."""
+        try:
+            try:
+                await replica.link.open()
+            except LinkLost:
+                await replica.link.revive()
+        except EngineError as error:
+            self._give_up(replica, error)
+            return
+        replica.up, replica.room = True, 2 * replica.link.capacity
+        self.capacity += replica.link.capacity
+
     async def _recover(self, replica: _Replica, loss: LinkLost) -> None:
+        replica.up = False
+        self._take_back(replica, loss)
         try:
             await replica.link.revive()
         except EngineError as error:
             self._give_up(replica, error)
             return
-        again: list[int] = []
-        given_up: list[int] = []
-        for number, asked in replica.in_flight.items():
-            asked.tries += 1
-            (again if asked.tries <= self._engine_retries else given_up).append(number)
-        for number in given_up:
-            self._finish(replica, number, EngineError(f"engine: lost {self._engine_retries} times; {loss}", kind="engine_lost"))
-        await self._send(replica, [(number, replica.in_flight[number].request) for number in again])
+        replica.up, replica.room = True, 2 * replica.link.capacity
+        self._schedule_pump()
+
+    def _take_back(self, replica: _Replica, loss: LinkLost | None = None) -> None:
+        """Have what a replica had asked anew; not what was lost too often."""
+        left, replica.in_flight = replica.in_flight, {}
+        for asked in left.values():
+            asked.tries += loss is not None
+            if asked.tries <= self._engine_retries:
+                heapq.heappush(self._pending, (asked.priority, asked))
+            elif not asked.answer.done():
+                error = EngineError(f"engine: lost {self._engine_retries} times; {loss}", kind="engine_lost")
+                asked.answer.set_result(error)
+        if self._pending:
+            self._schedule_pump()
 
     def _give_up(self, replica: _Replica, error: EngineError) -> None:
         """Take a replica out for good; its requests wait for another one, or fail where it was the last."""
-        replica.lost = replica.lost or error
-        left, replica.in_flight = replica.in_flight, {}
-        for asked in left.values():
-            heapq.heappush(self._pending, (asked.priority, asked))
-        if all(other.lost is not None for other in self._replicas):
-            self._dead = error
-            for _, asked in self._pending:
-                if not asked.answer.done():
-                    asked.answer.set_result(error)
-            self._pending.clear()
-        elif left:
-            self._schedule_pump()
+        if replica.lost is not None:
+            return
+        replica.up, replica.lost = False, error
+        self._take_back(replica)
+        if any(other.lost is None for other in self._replicas):
+            self._given_up.append(str(error))
+            return
+        self._dead = error
+        for _, asked in self._pending:
+            if not asked.answer.done():
+                asked.answer.set_result(error)
+        self._pending.clear()
 
     def _finish(self, replica: _Replica, number: int, answer: Answer) -> None:
         asked = replica.in_flight.pop(number, None)

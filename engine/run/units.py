@@ -146,7 +146,7 @@ class MeasureUnit(_OneStep):
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
             stack.callback(llms.close)
-            stack.push_async_callback(_stop, asyncio.create_task(_watch_calls(self.step, llms, report)))
+            stack.push_async_callback(_stop, asyncio.create_task(_watch_calls(self.step, llms, clients, report)))
             measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
@@ -248,7 +248,7 @@ class FlowUnit:
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)
-            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, report)))
+            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, clients, report)))
             await flow.run(source)
         return {step.name: self._result(step, flow, writers[step.name]) for step in self.steps}
 
@@ -316,9 +316,10 @@ def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str,
     return dict(operator.metrics(rows(), dropped))
 
 
-async def _watch(flow: Flow, report: Report) -> None:
+async def _watch(flow: Flow, clients: Mapping[str, EngineClient], report: Report) -> None:
     shown: dict[str, Sample] = {}
     while True:
+        _tell_given_up(clients, report)
         for name, fields in flow.progress().items():
             latest = flow.tallies[name].sample
             report({"step": name, **fields})
@@ -328,11 +329,18 @@ async def _watch(flow: Flow, report: Report) -> None:
         await asyncio.sleep(0.25)
 
 
-async def _watch_calls(step: str, llms: LedgeredLLMs, report: Report) -> None:
+async def _watch_calls(step: str, llms: LedgeredLLMs, clients: Mapping[str, EngineClient], report: Report) -> None:
     while True:
+        _tell_given_up(clients, report)
         if fields := llms.progress():
             report({"step": step, **fields})
         await asyncio.sleep(0.25)
+
+
+def _tell_given_up(clients: Mapping[str, EngineClient], report: Report) -> None:
+    for name, client in clients.items():
+        for why in client.given_up():
+            report({"event": "log", "text": f"{name}: one of its engines is lost, the others go on: {why}"})
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

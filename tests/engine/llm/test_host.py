@@ -12,7 +12,7 @@ import pytest
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
+from caiflow.engine.llm.client import EngineClient, LinkLost, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from support.scripted import ScriptedEngine
 
@@ -175,6 +175,82 @@ class DyingLink(LocalLink):
         if self._left < 0:
             raise EngineError("engine: its process died too often", "look at its memory", kind="engine_lost")
         return await super().collect()
+
+
+class AbsentLink(LocalLink):
+    """A link to an engine that can't be started where it is, as Ray tells it."""
+
+    async def open(self) -> None:
+        """Fail as a load does."""
+        raise EngineError("engine: no memory for it", kind="load")
+
+
+class SlowLink(LocalLink):
+    """A link whose engine's process is gone after some requests, and comes back when the test says so."""
+
+    def __init__(self, host: EngineHost, *, takes: int) -> None:
+        super().__init__(host, "slow")
+        self._left = takes
+        self.back = asyncio.Event()
+        self.lost = False
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Take requests until there were too many."""
+        self._left -= len(requests)
+        if self._left < 0 and not self.back.is_set():
+            self.lost = True
+            raise LinkLost("its process is gone")
+        await super().submit(requests)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Answer while the process lives."""
+        if self.lost and not self.back.is_set():
+            raise LinkLost("its process is gone")
+        return await super().collect()
+
+    async def revive(self) -> None:
+        """Wait for the process."""
+        self.waiting = "its engine, which is begun again"
+        await self.back.wait()
+        await self.open()
+
+
+def test_a_replica_that_can_not_start_is_told_and_the_other_answers() -> None:
+    async def answers(host: EngineHost) -> tuple[list[Answer], list[str], list[str]]:
+        async with EngineClient([AbsentLink(host, "absent"), LocalLink(host, "living")]) as client:
+            found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(50)))
+            return found, client.given_up(), client.given_up()
+
+    with hosted(ScriptedEngine()) as host:
+        found, told, again = asyncio.run(answers(host))
+    assert all(isinstance(answer, Completion) for answer in found)
+    assert (told, again) == (["engine: no memory for it"], [])
+
+
+def test_where_no_replica_can_start_the_first_to_ask_hears_why() -> None:
+    async def begin(host: EngineHost) -> None:
+        async with EngineClient([AbsentLink(host, "one"), AbsentLink(host, "two")]):
+            pass
+
+    with hosted(ScriptedEngine()) as host, pytest.raises(EngineError, match="no memory for it"):
+        asyncio.run(begin(host))
+
+
+@pytest.mark.parametrize("takes", [0, 7])
+def test_what_a_replica_had_goes_to_the_other_while_it_is_begun_again(takes: int) -> None:
+    async def answers(host: EngineHost, other: EngineHost) -> tuple[list[Answer], str, list[Answer]]:
+        slow = SlowLink(host, takes=takes)
+        slow.waiting = "its engine, which is begun again"
+        async with EngineClient([slow, LocalLink(other, "living")]) as client:
+            found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(200)))
+            told = client.waiting
+            slow.back.set()
+            return found, told, await asyncio.gather(*(client.ask(Request(f"later {n}")) for n in range(200)))
+
+    with hosted(ScriptedEngine()) as host, hosted(ScriptedEngine()) as other:
+        found, told, later = asyncio.run(asyncio.wait_for(answers(host, other), 60))
+    assert all(isinstance(answer, Completion) for answer in (*found, *later))
+    assert told == "its engine, which is begun again"
 
 
 @pytest.mark.parametrize("takes", [0, 7])
