@@ -264,15 +264,16 @@ class Rl(TrainingOperator[RlParams]):
         return trainer
 
     def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
-        from caiflow.operators.training.rollouts import LengthControl, reward_functions
+        from caiflow.operators.training.rollouts import LengthControl, reader, reward_functions
         from caiflow.operators.training.scoring import load_reward
 
         params = self.params
         models = {name: load_reward(job.models[name]) for name in params.rewards}
         length = LengthControl(params.length_free, params.length_penalty, params.unended_penalty)
         declared = model.generation_config.eos_token_id
-        ends = {renderer.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
-        return reward_functions(models, length, sorted(end for end in ends if end is not None), _watched())
+        found = {renderer.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
+        ends = sorted(end for end in found if end is not None)
+        return reward_functions(models, length, ends, _watched(), reader(renderer, ends))
 
 
 def _watched() -> dict[str, Callable[[str], bool]]:

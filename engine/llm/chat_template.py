@@ -86,6 +86,21 @@ def end_of_turn(render: Render, tokens: Iterable[str], eos: str | None) -> str |
     return min(found)[2] if found else eos
 
 
+def frame(render: Render, end: str | None) -> tuple[str, str]:
+    """Return what the template writes before a reply's words, beyond where a prompt ends, and between them and `end`.
+
+    A model that was trained under it writes both itself; neither is part of what it says.
+    """
+    try:
+        head, whole = render(PROBE[:1], prompt=True), render(PROBE, prompt=False)
+    except EngineError:
+        return "", ""
+    opening, said, closing = whole[len(head) :].partition(PROBE[1]["content"])
+    if not (whole.startswith(head) and said):
+        return "", ""
+    return opening, closing[: closing.find(end)] if end and end in closing else ""
+
+
 def spans(render: Render, messages: Sequence[Message], end: str | None, *, last: bool = False) -> tuple[str, Spans]:
     """Return a conversation's text, and where in it the assistant's turns are, or only the last one, up to `end`.
 

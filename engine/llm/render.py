@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm import chat_template
 from caiflow.engine.llm.base import Completion, Message, Request
+from caiflow.engine.llm.chat_template import frame
 from caiflow.engine.llm.special_tokens import SpecialTokens
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Renderer:
         self._special = SpecialTokens(tokenizer)
         self._segment = lru_cache(maxsize=_SEGMENTS)(lambda text: tuple(self._encode_text(text)))
         self._splitter = self._find_splitter()
+        self._frame = lru_cache(maxsize=16)(lambda given: frame(self._template(given), self.end_of_turn))
         self._choice_ids: dict[tuple[str, tuple[str, ...], str], Mapping[str, int]] = {}
         self.keeps_space = self.decode(self._encode_text("x y")[1:]).startswith(" ")
 
@@ -150,6 +152,24 @@ class Renderer:
         head = self._decode_ids(tail)
         whole = self._decode_ids([*tail, *ids])
         return whole[len(head) :] if whole.startswith(head) else self._decode_ids(ids)
+
+    def answer(self, request: Request, ids: Sequence[int], before: Sequence[int]) -> str:
+        """Return the words of an answer's `ids` to a request whose own ids are `before`.
+
+        What the chat template writes around a reply's words (a space, the name of a channel) isn't part of them: the template
+        writes it again when the reply is learnt, or stands in a later prompt.
+        """
+        if isinstance(request.prompt, str) or request.prefill:
+            return self.decode(ids, before)
+        opening, closing = self._frame(request.template)
+        skipped = self._begin(ids, opening) if opening.strip() else 0
+        words = self.decode(ids[skipped:], [*before, *ids[:skipped]])
+        return (words if skipped else words.removeprefix(opening)).removesuffix(closing)
+
+    def _begin(self, ids: Sequence[int], opening: str) -> int:
+        """Return how many of the ids are what the template opens a reply with; 0 where they aren't."""
+        written = [str(self.tokenizer.decode(list(ids[:end]))) for end in range(1, min(len(ids), _TAIL) + 1)]
+        return next((end for end, text in enumerate(written, start=1) if text == opening), 0)
 
     def conversation(
         self, messages: Sequence[Message], template: str = "", *, last: bool = False, tools: Any = None

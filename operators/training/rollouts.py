@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
 
 RewardFunction = Callable[..., list[float]]
+Reader = Callable[[Sequence[Message], Sequence[int]], str]
+"""From a prompt and the ids of a reply to its words."""
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -98,14 +100,38 @@ class LengthControl:
 
 
 def reward_functions(
-    models: Mapping[str, RewardModel], length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]]
+    models: Mapping[str, RewardModel],
+    length: LengthControl,
+    ends: Sequence[int],
+    watched: Mapping[str, Callable[[str], bool]],
+    read: Reader,
 ) -> list[RewardFunction]:
     """Return the parts of a reply's reward in the form the library calls: each reward model's score, then the length's.
 
-    `watched` are tests of a reply's text whose rates go into the metrics beside the reward, without counting towards it.
+    `watched` are tests of a reply's words whose rates go into the metrics beside the reward, without counting towards it.
     """
-    parts = [score_function(name, model) for name, model in models.items()]
-    return [*parts, _length(length, ends, watched)]
+    parts = [_scores(name, model, read) for name, model in models.items()]
+    return [*parts, _length(length, ends, watched, read)]
+
+
+def reader(renderer: Renderer, ends: Sequence[int]) -> Reader:
+    """Return what reads replies as serving does, `ends` being the tokens that end a turn."""
+
+    def read(prompt: Sequence[Message], ids: Sequence[int]) -> str:
+        request = Request(tuple(prompt))
+        return renderer.answer(request, ids[:-1] if ids and ids[-1] in ends else ids, renderer.ids(request))
+
+    return read
+
+
+def _scores(name: str, model: RewardModel, read: Reader) -> RewardFunction:
+    plain = score_function(name, model)
+
+    def score(prompts: Any, completion_ids: Any, **_: Any) -> list[float]:
+        return plain(prompts=prompts, completions=list(map(read, prompts, completion_ids)))
+
+    score.__name__ = name
+    return score
 
 
 def score_function(name: str, model: RewardModel) -> RewardFunction:
@@ -121,9 +147,11 @@ def score_function(name: str, model: RewardModel) -> RewardFunction:
     return score
 
 
-def _length(length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]]) -> RewardFunction:
-    def control(completions: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[float]:
-        texts = [reply[0]["content"] for reply in completions]
+def _length(
+    length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]], read: Reader
+) -> RewardFunction:
+    def control(prompts: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[float]:
+        texts = list(map(read, prompts, completion_ids))
         for name, test in watched.items():
             log_metric(f"{name}_rate", sum(map(test, texts)) / len(texts))
         return [length.reward(ids, ends) for ids in completion_ids]

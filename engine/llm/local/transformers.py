@@ -292,7 +292,7 @@ class TransformersEngine:
 
     def _completion(self, row: _Row) -> Completion:
         ended = row.out[-1] in self._ends
-        text = self._renderer.decode(row.out[:-1] if ended else row.out, row.ids)
+        text = self._renderer.answer(row.request, row.out[:-1] if ended else row.out, row.ids)
         at = self._stops.cut(text, row.request.sampling.stop)
         stopped = ended or at >= 0
         return Completion(text[:at] if at >= 0 else text, "stop" if stopped else "length", len(row.ids), len(row.out))

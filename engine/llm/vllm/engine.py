@@ -32,9 +32,9 @@ class _Asked:
     """A request under way: the caller's number for it, its prompt's ids, and what its answer is read with."""
 
     number: int
+    request: Request
     ids: Sequence[int]
     choices: Mapping[str, int]
-    stops: tuple[str, ...]
     scored: Rendered | None
 
 
@@ -140,7 +140,7 @@ class VLLMEngine:
         prompt = {"type": "token", "prompt_token_ids": ids}
         name = str(self._count)
         self._engine.add_request(name, prompt, self._params(request, choices), lora_request=self._adapter)
-        self._asked[name] = _Asked(number, ids, choices, request.sampling.stop, scored)
+        self._asked[name] = _Asked(number, request, ids, choices, scored)
         self._unread += len(ids)
 
     def _params(self, request: Request, choices: Mapping[str, int]) -> Any:
@@ -176,6 +176,6 @@ class VLLMEngine:
         if asked.choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}
             return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)
-        text = self._renderer.decode(best.token_ids, asked.ids)
-        at = Stops.cut(text, asked.stops)
+        text = self._renderer.answer(asked.request, best.token_ids, asked.ids)
+        at = Stops.cut(text, asked.request.sampling.stop)
         return asked.number, Completion(text[:at] if at >= 0 else text, best.finish_reason, size, len(best.token_ids))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Message, Request
 from caiflow.engine.llm.render import Renderer
-from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts
+from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts, reply_ids
 from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with, text
 from support.small_models import saved
 from support.trainings import train
@@ -96,6 +98,33 @@ def test_a_reward_model_s_batches_end_where_the_replies_do(shape: Shape, rendere
 def test_rl_asks_what_serving_asks(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
     (row,) = prompts(saved(tmp_path, [{"uid": "1", "prompt": TALK[:3]}]), renderer, max_length=400).data
     assert text(renderer, renderer.ids(Request(tuple(row["prompt"])))) == shape.prompt
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=24).map(str.strip).filter(bool)
+"""What may be said: white space around a turn is left out, since some templates take it off."""
+EARLIER = st.lists(st.tuples(WORDS, WORDS), max_size=2)
+
+
+@given(EARLIER, WORDS, WORDS)
+@settings(max_examples=15)
+def test_tokens_that_are_sampled_are_those_that_are_learnt(
+    shape: Shape, renderer: Renderer, earlier: list[tuple[str, str]], question: str, words: str
+) -> None:
+    """A model that writes what it learnt is read as having said those words, and learns the same tokens from them again."""
+    talk: list[Message] = [
+        turn for asked, said in earlier for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    ]
+    talk = [*talk, {"role": "user", "content": question}]
+    head, sampled = reply_ids(renderer, talk, {"role": "assistant", "content": words})
+    said = renderer.answer(Request(tuple(talk)), sampled[:-1], head)
+    assert said == words, shape
+    assert reply_ids(renderer, talk, {"role": "assistant", "content": said}) == (head, sampled)
+
+
+def test_a_prefill_and_a_plain_text_are_gone_on_from_as_they_are(renderer: Renderer) -> None:
+    ids = renderer.words(" Bake it. ")
+    for request in (Request(tuple(TALK[:1]), prefill="Well,"), Request("How do I bake?")):
+        assert renderer.answer(request, ids, renderer.ids(request)) == " Bake it. "
 
 
 @pytest.mark.parametrize("trainer", ["sft", "dpo"])

@@ -8,7 +8,10 @@ from collections import Counter
 
 import pytest
 
-from caiflow.operators.training.rollouts import EpochSampler, LengthControl, reward_functions
+from caiflow.engine.llm.render import Renderer
+from caiflow.engine.training.tokens import reply_ids
+from caiflow.operators.training.rollouts import EpochSampler, LengthControl, reader, reward_functions
+from support.chat_templates import TALK, Shape
 
 
 def sampler(count: int = 7, batch: int = 3) -> EpochSampler:
@@ -48,10 +51,17 @@ def test_length_is_paid_for(ids: list[int], expected: float) -> None:
 
 def test_watched_rates_are_told_and_don_t_count() -> None:
     told: dict[str, float] = {}
-    (length,) = reward_functions({}, LengthControl(0, 0.0, 0.0), [9], {"hollow": lambda text: "valued" in text})
-    replies = [[{"role": "assistant", "content": text}] for text in ("You are valued.", "No.")]
-    assert length(completions=replies, completion_ids=[[9], [9]], log_metric=told.__setitem__) == [0.0, 0.0]
+    said = {1: "You are valued.", 2: "No."}
+    watched = {"hollow": lambda text: "valued" in text}
+    (length,) = reward_functions({}, LengthControl(0, 0.0, 0.0), [9], watched, lambda _, ids: said[ids[0]])
+    assert length(prompts=[[], []], completion_ids=[[1, 9], [2, 9]], log_metric=told.__setitem__) == [0.0, 0.0]
     assert told == {"hollow_rate": 0.5}
+
+
+def test_a_reply_is_scored_by_the_words_that_serving_reads(shape: Shape, renderer: Renderer) -> None:
+    _, ids = reply_ids(renderer, TALK[:3], TALK[3])
+    read = reader(renderer, [ids[-1]])
+    assert read(TALK[:3], ids) == read(TALK[:3], ids[:-1]) == TALK[3]["content"], shape
 
 
 @pytest.mark.soak
