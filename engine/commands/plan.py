@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 
 from caiflow.engine.commands.parser import allowed_by, open_store, print_json, read_spec, spec_arguments
@@ -36,12 +37,13 @@ def execute(args: Namespace) -> int:
         return 0
     from caiflow.engine.commands.tables import memory_notes, memory_table, plan_notes, plan_table
     from caiflow.engine.display.console import Console
+    from caiflow.engine.display.report import UNBROKEN
     from caiflow.engine.spec.graph import edges
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
     edges_of = edges(spec)
     order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
-    console.print(plan_table(plan, order))
+    console.print(plan_table(plan, order, console.width))
     if plan["memory"]:
         console.print(memory_table(plan["memory"]))
     for note in (*plan_notes(plan), *memory_notes(plan["memory"])):

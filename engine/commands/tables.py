@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from caiflow.engine.display.board import clean, duration
-from caiflow.engine.display.report import figure, number, plain_table
-from caiflow.engine.display.screen import LOOKS, marked
+from caiflow.engine.display.report import UNBROKEN, figure, number, plain_table
+from caiflow.engine.display.screen import LOOKS, WIDE, marked
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import escaped
 from caiflow.engine.machine import size
@@ -35,16 +35,19 @@ EVERYWHERE = ("max_failed", "retries", "concurrency", "require", "constitution",
 """Parameters that most operators share; they come last in a list of parameters."""
 
 
-def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> Table:
-    """Return a plan (its JSON form) as a graph: what is cached, what runs, how many rows and calls, and why."""
-    drawn = lanes(inputs)
-    table = plain_table("1:", "1:step", "n:cached", "n:to run", "n:calls", "why")
+def plan_table(plan: Mapping[str, Any], inputs: Mapping[str, Sequence[str]], width: int = UNBROKEN) -> Table:
+    """Return a plan (its JSON form) as a graph: what is cached, what runs, how many rows and calls, and why.
+
+    A narrow terminal has no room for the graph: reasons would break its lines.
+    """
+    drawn, graph = lanes(inputs), width >= WIDE
+    table = plain_table(*["1:"] * graph, "1:step", "n:cached", "n:to run", "n:calls", "why")
     for step in plan["steps"]:
         symbol, style = PLAN_LOOKS.get(step["state"], ("?", ""))
         counts = [_bound(step, name) for name in ("cached", "to_run", "calls")]
         label = Text(f"{symbol} {step['name']}", style=style)
         why = "cached" if step["state"] == "cached" else clean(step["reason"])
-        table.add_row(drawn.get(step["name"], ""), label, *counts, Text(why))
+        table.add_row(*[Text(drawn.get(step["name"], ""))] * graph, label, *counts, Text(why))
     return table
 
 

@@ -32,6 +32,13 @@ def test_plan_table_counts_rows_and_says_why() -> None:
         assert part in shown
 
 
+def test_a_narrow_terminal_gets_a_plan_without_the_graph() -> None:
+    step = {"name": "all", "op": "mix", "state": "run", "rows": 5, "cached": 0, "to_run": 5, "calls": 0, "reason": "never run"}
+    plan = {"steps": [step]}
+    assert "●  ● all" in text(tables.plan_table(plan, {"all": ()}, 120))
+    assert "●  ● all" not in text(tables.plan_table(plan, {"all": ()}, 80))
+
+
 def test_runs_table_tells_how_long_ago(tmp_path: Path) -> None:
     shown = text(
         tables.runs_table([RunLine("cai", tmp_path, "interrupted", 100.0, None, {"done": 3, "waiting": 1})], now=400.0)
