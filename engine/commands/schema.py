@@ -1,4 +1,4 @@
-"""`caiflow schema`: the JSON Schema of specs, installed plugins included."""
+"""`caiflow schema`: the JSON Schema of specs, installed plugins included, or that of constitutions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ EXAMPLES = """\
   caiflow schema > caiflow.schema.json
   # then, in the first line of a spec, for completion in editors:
   # yaml-language-server: $schema=caiflow.schema.json
+  caiflow schema constitution > constitution.schema.json
 """
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add no argument."""
+    """Add the arguments of `schema`."""
+    parser.add_argument(
+        "of", metavar="OF", nargs="?", choices=("spec", "constitution"), default="spec", help="spec (default) or constitution"
+    )
 
 
-def execute(_args: Namespace) -> int:
+def execute(args: Namespace) -> int:
     """Print the schema."""
-    from caiflow.engine.spec.schema import spec_schema
+    from caiflow.engine.spec.schema import constitution_schema, spec_schema
 
-    print_schema(spec_schema())
+    print_schema(constitution_schema() if args.of == "constitution" else spec_schema())
     return 0

@@ -68,7 +68,7 @@ def parse(data: Mapping[str, Any], file: str = "", text: str = "") -> Constituti
     """
     wrong: list[Finding] = []
     try:
-        found = _File.model_validate(dict(data)).constitution(wrong)
+        found = ConstitutionFile.model_validate(dict(data)).constitution(wrong)
     except ValidationError as error:
         wrong += [_finding(detail, data) for detail in error.errors()]
     if wrong:
@@ -93,6 +93,7 @@ class _PrincipleEntry(Principle):
     """A principle as a file has it: `rule` builds the texts that are left out."""
 
     rule: str | None = Field(default=None, min_length=1)
+    """A rule such as `be honest`, from which the texts that are left out are built."""
 
     def principle(self) -> Principle:
         texts = {stage: getattr(self, stage) for stage in STAGES}
@@ -104,13 +105,21 @@ class _PrincipleEntry(Principle):
 
 
 class _Turn(FileModel):
+    """One turn of a conversation."""
+
     role: Literal["system", "user", "assistant"]
+    """Who speaks."""
     content: str
+    """What is said."""
 
 
 class _Prompted(FileModel):
+    """A worked example."""
+
     prompt: tuple[_Turn, ...] = Field(min_length=1)
+    """The question, as a text or as turns."""
     principle: str | None = None
+    """The id of the principle that the example is of."""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -122,11 +131,18 @@ class _Prompted(FileModel):
 
 
 class _CritiqueEntry(_Prompted):
+    """A worked critique and revision, shown before the real one."""
+
     response: str
+    """The answer to criticise."""
     critique: str
+    """What a good critique of it says."""
     revision: str
+    """The answer made better."""
     critique_request: str | None = None
+    """What asks for the critique; by default the principle's own text."""
     revision_request: str | None = None
+    """What asks for the revision; by default the principle's own text."""
 
     def example(self, principles: Mapping[str, Principle]) -> CritiqueExample:
         asked, wanted = self.critique_request, self.revision_request
@@ -139,12 +155,16 @@ class _CritiqueEntry(_Prompted):
 
 
 class _JudgeEntry(_Prompted):
-    """`principle` is an id or a judging instruction."""
+    """A worked judgement; `principle` is an id or a judging instruction."""
 
     a: str
+    """The first answer."""
     b: str
+    """The second."""
     answer: Literal["A", "B"]
+    """The better one."""
     thought: str = ""
+    """What is said before the choice, for judges that think first."""
 
     def example(self, principles: Mapping[str, Principle]) -> JudgeExample:
         text = self.principle or ""
@@ -154,16 +174,27 @@ class _JudgeEntry(_Prompted):
 
 
 class _FewShot(FileModel):
+    """Worked examples by stage."""
+
     critique: tuple[_CritiqueEntry, ...] = ()
+    """For critiques and revisions."""
     judge: tuple[_JudgeEntry, ...] = ()
+    """For judgements."""
 
 
-class _File(FileModel):
+class ConstitutionFile(FileModel):
+    """A constitution in caiflow's own format."""
+
     caiflow_constitution: Literal[1]
+    """The format's version."""
     name: str = Field(min_length=1)
+    """What specs and figures call it."""
     description: str = ""
+    """What it is for; no model sees it."""
     principles: tuple[_PrincipleEntry, ...]
+    """The rules, of which each row draws one."""
     few_shot: _FewShot = Field(default_factory=_FewShot)
+    """Worked examples, shown before the real task where a step asks for some."""
 
     def constitution(self, wrong: list[Finding]) -> Constitution:
         """Return the constitution without what can't be built, which goes to `wrong` with its place."""
@@ -204,7 +235,7 @@ def _examples(
 
 
 _KEYS: Mapping[_Loc, type[FileModel]] = {
-    (): _File,
+    (): ConstitutionFile,
     ("principles",): _PrincipleEntry,
     ("few_shot",): _FewShot,
     ("few_shot", "critique"): _CritiqueEntry,

@@ -32,11 +32,17 @@ class Principle(FileModel):
     """One rule. A text that is None means that the principle isn't drawn at that stage."""
 
     id: str = Field(min_length=1)
+    """Its name, one word: rows and figures say by it what they drew."""
     critique: str | None = Field(default=None, min_length=1)
+    """What asks for a critique of an answer; left out, the principle isn't drawn for critiques."""
     revision: str | None = Field(default=None, min_length=1)
+    """What asks for a revision."""
     judge: str | None = Field(default=None, min_length=1)
+    """What asks which of two answers is better."""
     guards: str = ""
+    """What it is there to keep out, in a few words; no model sees it."""
     weight: float = Field(default=1.0, gt=0, le=1e6)
+    """How often it is drawn, relative to the others."""
 
     @field_validator("id")
     @classmethod

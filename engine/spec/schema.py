@@ -89,6 +89,20 @@ def _generate(operators: tuple[tuple[str, type[Operator[Any]]], ...], known: tup
     return {"$schema": DRAFT, "title": "caiflow spec", "x-caiflow-version": VERSION, **top, "$defs": dict(sorted(defs.items()))}
 
 
+@cache
+def constitution_schema() -> Schema:
+    """Return the schema of a constitution's file in caiflow's own format; not to be changed."""
+    from caiflow.engine.constitution.own_format import ConstitutionFile
+
+    made = ConstitutionFile.model_json_schema(schema_generator=_Generator)
+    for entry in made["$defs"].values():  # a text stands for one turn of the user
+        if "prompt" in entry.get("properties", {}):
+            turns = entry["properties"]["prompt"]
+            told = {"description": turns.pop("description"), "anyOf": [{"type": "string"}, turns]}
+            entry["properties"]["prompt"] = told
+    return {"$schema": DRAFT, "title": "caiflow constitution", "x-caiflow-version": VERSION, **made}
+
+
 def describe(operator: str) -> Schema:
     """Return one operator's part of the schema, its references resolved under `$defs`.
 

@@ -55,11 +55,15 @@ def files(step: str, made: Path, checks: Mapping[str, PatternCheck]) -> Iterator
         return
     metrics = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["models"]
     rows = [row for batch in Rows(made / "responses").batches() for row in batch.to_pylist()]
-    when = datetime.fromtimestamp((made / "metrics.json").stat().st_mtime, UTC).isoformat()
+    when = datetime.fromtimestamp((made / "metrics.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
     for (model, name), answers in by_model_and_set(rows).items():
         figures = {check: figure for check, figure in metrics[model][name].items() if figure.get("rate") is not None}
         log = _log(f"{step}/{name}", model, answers, figures, when)
-        yield f"{step}-{model}-{name}.json", json.dumps(log, ensure_ascii=False, indent=1) + "\n"
+        stamp = when.replace(":", "-")  # Inspect takes no other file for a log
+        yield (
+            f"{stamp}_{step}-{model}-{name}_{log['eval']['eval_id']}.json",
+            json.dumps(log, ensure_ascii=False, indent=1) + "\n",
+        )
     searched = {name: check for name, check in checks.items() if check.column == "response"}
     written = {
         name: {"patterns": check.texts, "negate": check.negate, "of": check.of, "within": check.within}

@@ -68,3 +68,14 @@ def test_a_recipe_is_right_and_a_slip_is_found(server: LanguageServer) -> None:
     assert server.problems(recipe) == []
     (problem,) = server.problems(recipe.replace("few_shot:", "few_shots:", 1))
     assert "few_shots" in problem
+
+
+def test_a_constitution_is_described_and_a_slip_is_found(server: LanguageServer, tmp_path: Path) -> None:
+    (tmp_path / "constitution.json").write_text(schema.text(schema.constitution_schema()))
+    text = f"# yaml-language-server: $schema={(tmp_path / 'constitution.json').as_uri()}\n"
+    text += "caiflow_constitution: 1\nname: mine\nprinciples:\n- id: kind\n  rule: be kind\n"
+    assert server.problems(text) == []
+    assert "relative to the others" in server.hover(f"{text}  wei|ght: 2\n")
+    assert {"critique", "revision", "judge", "weight"} <= set(server.completions(f"{text}  we|\n"))
+    (problem,) = server.problems(text.replace("rule:", "rules:"))
+    assert "rules" in problem

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+import caiflow.constitutions
 import caiflow.examples.tiny
 import caiflow.specs
 from caiflow.engine import registry
@@ -75,3 +76,23 @@ def test_a_step_of_an_extending_spec_needs_no_op() -> None:
 def test_each_recipe_holds_to_the_schema_as_editors_see_it(path: Path) -> None:
     errors = list(Draft202012Validator(schema.shipped()).iter_errors(yaml.safe_load(path.read_text(encoding="utf-8"))))
     assert not errors, errors[0]
+
+
+BUNDLED = sorted(Path(str(caiflow.constitutions.__file__)).parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_constitutions_fit_the_schema_of_constitutions_and_slips_don_t(path: Path) -> None:
+    made = schema.constitution_schema()
+    Draft202012Validator.check_schema(made)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert not list(Draft202012Validator(made).iter_errors(data))
+    for slip in ({**data, "principels": []}, {**data, "principles": [{"id": 3}]}, {**data, "caiflow_constitution": 2}):
+        assert list(Draft202012Validator(made).iter_errors(slip))
+
+
+def test_every_field_of_a_constitution_is_described() -> None:
+    made = schema.constitution_schema()
+    for part in (made, *made["$defs"].values()):
+        for name, field in part["properties"].items():
+            assert field.get("description"), name

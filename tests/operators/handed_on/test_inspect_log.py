@@ -60,10 +60,11 @@ def measured(folder: Path, samples: int = 1) -> dict[str, Any]:
 @pytest.mark.parametrize("samples", [1, 3])
 def test_each_answer_has_its_checks_and_their_mean_is_the_figure(tmp_path: Path, samples: int) -> None:
     figures = measured(tmp_path, samples)
-    logs = {name: json.loads(text) for name, text in inspect_log.files("scores", tmp_path, CHECKS) if name.endswith(".json")}
-    assert set(logs) == {"scores-base-harmful.json", "scores-tuned-harmful.json"}
+    files = dict(inspect_log.files("scores", tmp_path, CHECKS))
+    logs = {name.split("_")[1]: json.loads(text) for name, text in files.items() if name.endswith(".json")}
+    assert set(logs) == {"scores-base-harmful", "scores-tuned-harmful"}
     for model, sets in figures.items():
-        log = logs[f"scores-{model}-harmful.json"]
+        log = logs[f"scores-{model}-harmful"]
         for score in log["results"]["scores"]:
             figure = sets["harmful"][score["name"]]
             assert score["metrics"]["mean"]["value"] == figure["rate"]
