@@ -35,7 +35,7 @@ NAME = 30
 """Most columns of a step's name."""
 BAR = 12
 LEAST = 4
-"""Lines that a row must have to be shown."""
+"""Lines that the latest row must have to be shown; those before it are shown where each text has one."""
 CARD = 11
 """Lines that the latest row has at least, where the terminal has twice as many."""
 HEADING = 3
@@ -50,8 +50,8 @@ def draw(board: Board, lanes: Mapping[str, str], now: float, console: Console) -
     parts: list[RenderableType] = [_heading(board, now, width), _status(board, now, width)]
     parts += _steps(lines, lanes if len(lines) == len(board.steps) else {}, now, width)
     room = height - HEADING - len(lines)
-    for latest in reversed(board.samples.values()):
-        if room < LEAST:
+    for place, latest in enumerate(reversed(board.samples.values())):
+        if room < (len(latest.texts) + 1 if place else LEAST):
             break
         shown = _card(latest, console, width, room)
         parts += shown

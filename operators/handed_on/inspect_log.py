@@ -50,7 +50,10 @@ def checks():
 
 
 def files(step: str, made: Path, checks: Mapping[str, PatternCheck]) -> Iterator[tuple[str, str]]:
-    """Yield the logs and the scorers, by file name; nothing where no model was asked for answers."""
+    """Yield the logs and the scorers, by file name; nothing where no model was asked for answers.
+
+    Prompts without an answer are no samples, as they are in no figure: Inspect would score the empty text.
+    """
     if not any((made / "responses").glob("*.parquet")):
         return
     metrics = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["models"]
@@ -91,14 +94,16 @@ def _log(task: str, model: str, rows: Sequence[Row], figures: Mapping[str, Any],
         "version": 2,
         "status": "success",
         "eval": {
-            "eval_id": key, "run_id": key, "task_id": key, "task": task, "created": when, "model": f"caiflow/{model}",
+            "eval_id": key, "run_id": key, "task_id": key, "task": task, "created": when,
+            "model": f"none/{model}",  # the provider by which Inspect asks nobody; it refuses those that it doesn't know
             "dataset": {"name": task, "samples": len(ids), "sample_ids": ids}, "config": {"epochs": epochs},
             "packages": {}, "scorers": [{"name": check, "metrics": [{"name": "mean"}]} for check in figures],
         },
         "plan": {"name": "plan", "steps": [{"solver": "generate", "params": {}}], "config": {}},
         "results": {"total_samples": len(rows), "completed_samples": len(answered), "scores": scores},
         "stats": {"started_at": when, "completed_at": when},
-        "samples": [_sample(row, model, list(figures), key) for row in rows],
+        "samples": [_sample(row, model, list(figures), key) for row in answered],
+        "metadata": {"failed": {row["uid"]: row["failed"] for row in rows if row["failed"]}},
     }  # fmt: skip
 
 
@@ -109,14 +114,12 @@ def _metric(name: str, value: float) -> dict[str, Any]:
 def _sample(row: Row, model: str, checks: Sequence[str], key: str) -> dict[str, Any]:
     said = {"role": "assistant", "content": row["response"] or "", "source": "generate", "model": model}
     stop = "max_tokens" if row["truncated"] else "stop"
-    sample: dict[str, Any] = {
+    return {
         "id": row["uid"], "epoch": row["sample"] + 1, "input": row["prompt"], "target": "",
         "messages": [*row["prompt"], said], "uuid": digest([key, row["uid"], row["sample"]])[:22],
         "output": {
             "model": model, "completion": row["response"] or "", "choices": [{"message": said, "stop_reason": stop}],
         },
         "metadata": {"set": row["set"]},
+        "scores": {check: {"value": float(check in row["checks"])} for check in checks},
     }  # fmt: skip
-    if row["failed"]:
-        return {**sample, "error": {"message": row["failed"], "traceback": "", "traceback_ansi": ""}}
-    return {**sample, "scores": {check: {"value": float(check in row["checks"])} for check in checks}}

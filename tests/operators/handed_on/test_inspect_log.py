@@ -69,9 +69,10 @@ def test_each_answer_has_its_checks_and_their_mean_is_the_figure(tmp_path: Path,
             figure = sets["harmful"][score["name"]]
             assert score["metrics"]["mean"]["value"] == figure["rate"]
             assert (score["metrics"]["low"]["value"], score["metrics"]["high"]["value"]) == (figure["low"], figure["high"])
-            told = [sample["scores"][score["name"]]["value"] for sample in log["samples"] if "scores" in sample]
+            told = [sample["scores"][score["name"]]["value"] for sample in log["samples"]]
             assert sum(told) / len(told) == pytest.approx(figure["rate"])
-        assert [sample["error"]["message"] for sample in log["samples"] if "error" in sample] == ["no answer"] * samples
+        assert len(log["samples"]) == 5 * samples
+        assert log["metadata"] == {"failed": {"u5": "no answer"}}
 
 
 def test_nothing_is_written_where_no_model_was_asked(tmp_path: Path) -> None:
@@ -101,11 +102,11 @@ def test_inspect_reads_and_scores_them_to_the_same_figures(tmp_path: Path, inspe
     for name, text in inspect_log.files("scores", tmp_path / "made", CHECKS):
         (logs / name).write_text(text)
     found = _run([inspect_python, "-c", _READ, str(logs)])
-    assert set(found) == {"scores/harmful caiflow/base", "scores/harmful caiflow/tuned"}
+    assert set(found) == {"scores/harmful none/base", "scores/harmful none/tuned"}
     for model, sets in figures.items():
-        log = found[f"scores/harmful caiflow/{model}"]
+        log = found[f"scores/harmful none/{model}"]
         assert log["status"] == "success"
-        assert len(log["samples"]) == 6 * samples
+        assert len(log["samples"]) == 5 * samples
         for check, figure in sets["harmful"].items():
             assert log["scores"][check] == {"mean": figure["rate"], "low": figure["low"], "high": figure["high"]}
     scorer = f"{logs / 'scores_checks.py'}@checks"
@@ -115,7 +116,7 @@ def test_inspect_reads_and_scores_them_to_the_same_figures(tmp_path: Path, inspe
         assert done.returncode == 0, done.stdout + done.stderr
     again = _run([inspect_python, "-c", _READ, str(logs)])
     for model, sets in figures.items():
-        scores = again[f"scores/harmful caiflow/{model}"]["scores"]
+        scores = again[f"scores/harmful none/{model}"]["scores"]
         for check in CHECKS:
             assert scores[check]["mean"] == pytest.approx(sets["harmful"][check]["rate"]), check
 
