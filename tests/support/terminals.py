@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -130,9 +131,9 @@ class Terminal:
         screen = self._screen
         styled = Text()
         for y in range(screen.lines):
-            for x in range(screen.columns):
-                cell = screen.buffer[y][x]
-                styled.append(cell.data or "", _style(cell))
+            cells = [screen.buffer[y][x] for x in range(screen.columns)]
+            for style, same in groupby(cells, _style):
+                styled.append("".join(cell.data for cell in same), style)
             styled.append("\n")
         lines = [line.rstrip() for line in screen.display]
         above = ["".join(line[x].data for x in range(screen.columns)).rstrip() for line in screen.history.top]
