@@ -288,6 +288,11 @@ class RowOperator(Operator[P]):
         """Return the columns whose values decide this operator's result; absent ones count as null."""
         return ()
 
+    def answers(self, made: Row) -> list[str]:
+        """Return what a model said of a row, as far as its new columns have it; an empty text stands for one unread."""
+        written = [made.get(name) for name, kind in self.writes().items() if kind in ("text", "texts")]
+        return [text for value in written for text in (value if isinstance(value, list) else [value]) if text is not None]
+
     def row_identity(self, row: Row) -> Any:
         """Return what, beside the columns read, decides this row's result: the texts of its principles, say (JSON-able)."""
         return None

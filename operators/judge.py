@@ -104,6 +104,10 @@ class Judge(RowOperator[JudgeParams]):
         """Return the texts of the row's principles and examples."""
         return self._judge.identity(row["uid"], self.params.row_rubric(row))
 
+    def answers(self, made: Row) -> list[str]:
+        """Return the votes that couldn't be read, and the thoughts."""
+        return [""] * made["unparsable_votes"] + (made["thoughts"] or [])
+
     def calls(self) -> int:
         """Return the calls of all pairs; a column of answers is taken to hold two."""
         return self._calls_among(2)

@@ -137,7 +137,7 @@ class _Counter:
             tally.total += coming.rows
             following = self._children.get(step.name, [])
             view = step.view(row)
-            outcome = None if coming.columns else replay(step.row_key(view), self._ledger_of(step.namespace))
+            outcome = None if coming.columns else replay(step, step.row_key(view), self._ledger_of(step.namespace))
             if outcome is None:
                 tally.calls += coming.rows * self._calls(step, view, coming.columns)
                 if following:

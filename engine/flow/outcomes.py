@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.flow.unread import doubtful_row
 from caiflow.engine.identity import NoIdentityError, compact, key
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
@@ -29,6 +30,8 @@ class FlowStep:
     model_identity: str = ""
     seed: int = 0
     params: RowParams | None = None
+    served: bool = False
+    """Whether a server answers, so that what an older version kept of its answers may be none."""
 
     def view(self, row: Row) -> Row:
         """Return the part of a row that the operator sees: what it declares to read, so that no key can miss an input."""
@@ -63,10 +66,10 @@ class Outcome:
     """Where the operator's code raised; empty where an engine refused, or the operator said what is wrong with the row."""
 
 
-def replay(row_key: bytes, ledger: Ledger) -> Outcome | None:
+def replay(step: FlowStep, row_key: bytes, ledger: Ledger) -> Outcome | None:
     """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
     kept = ledger.get(row_key)
-    if kept is None:
+    if kept is None or (step.served and doubtful_row(kept, step.operator.answers)):
         return None
     if "dropped" in kept:
         return Outcome(dropped=kept["dropped"], cached=True)

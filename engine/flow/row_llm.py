@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.sample import NOTHING, Sample
+from caiflow.engine.flow.unread import READ, doubtful_answer
 from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
@@ -59,13 +60,14 @@ def call_key(model_identity: str, request: Request) -> bytes:
 
 
 class Asker(NamedTuple):
-    """What all calls of a step share: what their seeds and keys are made of, their place in the line, and a row's retries."""
+    """What all calls of a step share: what seeds and keys are made of, the place in the line, a row's retries, who answers."""
 
     operator: str
     seed: int
     model_identity: str
     stage: int = 0
     retries: int = 3
+    served: bool = False
 
 
 class LedgeredLLM(RowLLM):
@@ -148,14 +150,16 @@ class LedgeredLLM(RowLLM):
                 if kept is None:
                     answer = await self._ask_engine(request)
                     given = {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None}
-                    ledger.append(kept_as, given)
+                    ledger.append(kept_as, {**given, **(READ if self._asker.served else {})})
                     return answer
         self._tally.reused_calls += 1
         return kept
 
     def _kept(self, ledger: Ledger, kept_as: bytes) -> Completion | None:
         kept = ledger.get(kept_as)
-        return known if kept is not None and not _unsound(known := Completion(**kept)) else None
+        if kept is None or (self._asker.served and doubtful_answer(kept)):
+            return None
+        return known if not _unsound(known := Completion(**{name: kept[name] for name in kept if name not in READ})) else None
 
     async def _ask_engine(self, request: Request) -> Completion:
         for attempt in itertools.count():

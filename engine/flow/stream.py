@@ -20,6 +20,7 @@ from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.pace import Pace
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
 from caiflow.engine.flow.sample import sample
+from caiflow.engine.flow.unread import READ
 from caiflow.engine.health import Meter, Passed
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowDropped
@@ -187,18 +188,19 @@ class Flow:
         view = step.view(row)
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
-        known = replay(row_key, ledger)
+        known = replay(step, row_key, ledger)
         if known is not None:
             return known
-        async with claimed(ledger, row_key, lambda: replay(row_key, ledger), self._awaiting(step)) as made:
+        async with claimed(ledger, row_key, lambda: replay(step, row_key, ledger), self._awaiting(step)) as made:
             return made if made is not None else await self._ask(step, view, row_key, ledger)
 
     async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome:
         llm = self._llm(step, view["uid"], ledger)
+        mark = READ if step.served else {}
         try:
             given = await step.operator.row(view, llm)
         except RowDropped as drop:
-            ledger.append(row_key, {"dropped": str(drop)})
+            ledger.append(row_key, {"dropped": str(drop), **mark})
             return Outcome(dropped=str(drop))
         except AskAnewError:
             raise
@@ -211,7 +213,7 @@ class Flow:
         if wrong := _wrong_columns(rows, self._written[step.name]):
             wrong = f"the operator {step.operator.name} returned {wrong}"
             return self._failure(row_key, ledger, wrong, passing=True)
-        ledger.append(row_key, {"out": rows, "tokens": llm.tokens})
+        ledger.append(row_key, {"out": rows, "tokens": llm.tokens, **mark})
         return Outcome(rows=rows)
 
     def _failure(self, row_key: bytes, ledger: Ledger, reason: str, *, passing: bool) -> Outcome:
@@ -224,7 +226,7 @@ class Flow:
         if client is None:
             return NoLLM(step.name)
         retries = step.params.retries if step.params else 3
-        asker = Asker(step.operator.name, step.seed, step.model_identity, self._depth[step.name], retries)
+        asker = Asker(step.operator.name, step.seed, step.model_identity, self._depth[step.name], retries, step.served)
         return LedgeredLLM(client, ledger if step.operator.calls() > 1 else None, asker, uid, self.tallies[step.name])
 
     def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:

@@ -135,3 +135,8 @@ class ModelSource(NamedTuple):
     gguf: str | None = None
     template_variables: Mapping[str, Any] = {}
     """What the chat template is given beside a conversation; it is in `chat_template` already, where that is there."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a server answers, rather than an engine here."""
+        return self.engine == "openai"

@@ -8,6 +8,8 @@ from typing import Any
 
 from caiflow.engine import registry
 
+SERVERS = "servers_read"
+"""The component that says how the answers of servers are read."""
 _HEX = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -38,6 +40,8 @@ def describe(change: tuple[str, Any, Any]) -> str:
         return f"{rest} changed" if old is not None else f"{rest} is new"
     if group == "models":
         return f"{rest}: another model"
+    if name == SERVERS:
+        return "what an older version kept of servers' answers as empty texts or lists is asked again"
     if group == "operator":
         return f"operator {old} -> {new}"
     short = rest if group in ("params", "uses") else name

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import DamagedError, StepError
 from caiflow.engine.field_marks import identity_params
+from caiflow.engine.flow.unread import READ
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.served.taught import as_taught, in_words, taught_by
-from caiflow.engine.operator import RowOperator, RowParams
+from caiflow.engine.operator import Reference, RowOperator, RowParams
+from caiflow.engine.plan.changes import SERVERS
 from caiflow.engine.plan.consent import named_by_hand, with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.plan.served_name import learn_name
@@ -31,7 +33,7 @@ COMPONENTS = "components.json"
 """In a run's folder: the components of every step that was settled, for `why` and the next plan."""
 TEXTS = "texts.json"
 """In a run's folder: the principles and examples behind the digests in its components."""
-NOT_IN_ROWS = ("inputs", "principles", "few_shot")
+NOT_IN_ROWS = ("inputs", "principles", "few_shot", SERVERS)
 """Groups of components that a row's key holds only as far as they touch that row."""
 Components = dict[str, Any]
 
@@ -102,6 +104,8 @@ class Resolver:
         if own is None:
             return None
         components = dict(own)
+        if any(self._asks_a_server(reference) for reference in step.references()):
+            components[SERVERS] = READ["read"]
         for place, reference in _numbered(step):
             if reference.kind == "rows" or self.spec.models.get(reference.name) is None:
                 artifact = self.artifacts.get(reference.name)
@@ -114,6 +118,10 @@ class Resolver:
                 components[f"principles.{principle.id}"] = digest(principle)
             components["few_shot"] = digest(example_texts(constitution))
         return components
+
+    def _asks_a_server(self, reference: Reference) -> bool:
+        entry = self.spec.models.get(reference.name)
+        return reference.kind == "model" and entry is not None and entry.served
 
     def texts(self) -> dict[str, Any]:
         """Return the principles and few-shot examples of all steps, by the digests that stand for them in their components."""
@@ -165,6 +173,7 @@ class Resolver:
             model_identity=identity,
             seed=self.spec.seed,
             params=step.params if isinstance(step.params, RowParams) else None,
+            served=model is not None and model.served,
         )
 
     def settle(self, step: Step) -> tuple[Components | None, Artifact | None]:

@@ -85,7 +85,7 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
     if named := adapter_base(artifact.path):
         adapter = path
         path, revision = (base.path, base.revision) if base else named
-    options = {} if base is None or base.engine == "openai" else base.options
+    options = {} if base is None or base.served else base.options
     settings: dict[str, Any] = dict(only_vllm_gives(base.exact, base.draws)) if base else {}
     if counting := counted(options.get("engine_args") or {}):
         settings["engine_args"] = counting
@@ -98,7 +98,7 @@ def trained_model(artifact: Artifact, base: ModelSource | None) -> ModelSource:
         adapter=adapter,
         tokenizer=str(artifact.path),
         dtype=base.dtype if base else "auto",
-        engine=base.engine if base and base.engine != "openai" else "auto",
+        engine=base.engine if base and not base.served else "auto",
         exact=base.exact if base else False,
         draws=base.draws if base else "caiflow",
         options=options,

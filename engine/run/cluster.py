@@ -332,7 +332,7 @@ class Cluster:
         return ray.remote(Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
 
     def _engine_gpus(self, source: ModelSource) -> float:
-        if source.engine == "openai" or not self.gpus:
+        if source.served or not self.gpus:
             return 0.0
         asked = source.options.get("num_gpus")
         arguments = source.options.get("engine_args") or {}

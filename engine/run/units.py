@@ -181,7 +181,8 @@ class LedgeredLLMs(LLMs):
         slots = asyncio.Semaphore(2 * client.capacity)
         self._tally.total += len(rows)
 
-        asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, self._models[model].identity)
+        asked = self._models[model]
+        asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, asked.identity, served=asked.served)
 
         async def one(row: Row) -> Row:
             async with slots:
