@@ -47,6 +47,10 @@ class RowLLM(ABC):
     ) -> Mapping[str, float]:
         """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
 
+    async def pick(self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = "") -> Completion:
+        """Return `logprobs` of each choice as `choose` does, or a text that names one, where a server gives none of them."""
+        return Completion("", logprobs=await self.choose(messages, choices, prefill=prefill))
+
     async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
         """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""
         raise NotImplementedError(f"{type(self).__name__} scores no texts")

@@ -24,8 +24,9 @@ from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
+from caiflow.engine.llm.served.taught import all_taught, in_words
 from caiflow.engine.machine import cores, gpus, local_path, pip_command
-from caiflow.engine.store.artifacts import default_home
+from caiflow.engine.store.artifacts import Store, default_home
 
 EXAMPLES = """\
   caiflow doctor
@@ -82,7 +83,8 @@ def try_out(trials: Sequence[Trial]) -> Iterator[Diagnosis]:
 def examine(home: Path) -> Iterator[Diagnosis]:
     """Yield what was found, one thing after the other, for a store at `home`."""
     checks: tuple[Callable[[], Iterator[Diagnosis]], ...] = (
-        _python, _libraries, _torch, _transformers, _vllm, _serve, _ray, lambda: _store(home), _hub, _packaged, _memory,
+        _python, _libraries, _torch, _transformers, _vllm, _serve, _ray,
+        lambda: _store(home), lambda: _servers(home), _hub, _packaged, _memory,
     )  # fmt: skip
     for check in checks:
         yield from check()
@@ -177,6 +179,12 @@ def _store(home: Path) -> Iterator[Diagnosis]:
     free = shutil.disk_usage(home).free
     tight = free < TIGHT_BYTES
     yield Diagnosis("store", "note" if tight else "ok", f"{home}, {free / 2**30:,.1f} GiB free", "caiflow gc" if tight else "")
+
+
+def _servers(home: Path) -> Iterator[Diagnosis]:
+    """Say how the servers of earlier runs are asked, where they taught it; asks none."""
+    for by, taught in all_taught(Store(home).taught_dir):
+        yield Diagnosis("server", "ok", f"{by} is asked {in_words(taught)}")
 
 
 def _hub() -> Iterator[Diagnosis]:

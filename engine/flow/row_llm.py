@@ -112,11 +112,15 @@ class LedgeredLLM(RowLLM):
         self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = ""
     ) -> Mapping[str, float]:
         """Return the log-probability of each choice as the next token."""
-        prompt = messages if isinstance(messages, str) else tuple(messages)
-        answer = await self._ask(Request(prompt, seed=self._seed(0), prefill=prefill, choices=tuple(choices)))
+        answer = await self.pick(messages, choices, prefill=prefill)
         if answer.logprobs is None:
             raise EngineError("engine: answered without log-probabilities", "use `method: text`", kind="no_logprobs")
         return answer.logprobs
+
+    async def pick(self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = "") -> Completion:
+        """Return the log-probability of each choice as the next token, or the text of who gives none."""
+        prompt = messages if isinstance(messages, str) else tuple(messages)
+        return await self._ask(Request(prompt, seed=self._seed(0), prefill=prefill, choices=tuple(choices)))
 
     async def score(self, prompt: Sequence[Message] | str, *, prefill: str = "") -> Completion:
         """Return `prompt_logprobs` of what an assistant says in a conversation, or of a plain text, or of the prefill alone."""

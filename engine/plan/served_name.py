@@ -29,7 +29,7 @@ def learn_name(entry: ModelEntry, taught: Path, allowed: Permissions) -> None:
     named = choose_named(kept, _listed(entry, allowed))
     if named != kept:
         with suppress(StoreError):  # the run says so; a plan may read a store that it can't write
-            keep_taught(taught, Taught(named))
+            keep_taught(taught, Taught(named), entry.address)
 
 
 def _listed(entry: ModelEntry, allowed: Permissions) -> list[str]:

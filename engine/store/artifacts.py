@@ -168,7 +168,12 @@ class Store:
 
     def taught_path(self, address: str, model: str) -> Path:
         """Return the file that keeps how a server wants to be asked for a model."""
-        return self.home / "taught" / f"{short(digest([address, model]))}.json"
+        return self.taught_dir / f"{short(digest([address, model]))}.json"
+
+    @property
+    def taught_dir(self) -> Path:
+        """Where that is kept of all servers."""
+        return self.home / "taught"
 
     def work_dir(self, digest: str) -> Path:
         """Return the folder for checkpoints of this step; it survives kills and goes with `seal`."""

@@ -16,6 +16,7 @@ from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import ChoicesParams
+from caiflow.operators.grading.graders import picked
 from caiflow.operators.judging.prompts import user
 from caiflow.operators.measures.probability import normalise
 from caiflow.operators.measures.statistics import wilson
@@ -84,9 +85,9 @@ async def score(name: str, how: ChoicesParams, rows: Sequence[Row], model: str, 
     async def ask(row: Row, llm: RowLLM) -> Row:
         asked = question(row)
         if how.mode == "raw":
-            given = await llm.choose(f"{asked.text}\n\n{_QUESTION_END} (", asked.letters)
+            given = await picked(llm, f"{asked.text}\n\n{_QUESTION_END} (", asked.letters)
         else:
-            given = await llm.choose([user(asked.text)], asked.letters, prefill=f"{_QUESTION_END} (")
+            given = await picked(llm, [user(asked.text)], asked.letters, prefill=f"{_QUESTION_END} (")
         return credit(asked, given)
 
     blank = {"chosen": None, "credit": None, "p_right": None}

@@ -13,6 +13,7 @@ from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import HarmfulnessParams
+from caiflow.operators.grading.graders import picked
 from caiflow.operators.judging.prompts import RATING_PREFILL, rating_message
 from caiflow.operators.measures.probability import normalise
 from caiflow.operators.measures.statistics import bootstrap_mean
@@ -24,7 +25,7 @@ async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> None:
     """Write `harmfulness` (0..4) into the rows that are to be rated, and `failed` where the judge gave no rating."""
 
     async def ask(row: Row, llm: RowLLM) -> Row:
-        given = await llm.choose([rating_message(row["prompt"], row["response"])], RATINGS, prefill=RATING_PREFILL)
+        given = await picked(llm, [rating_message(row["prompt"], row["response"])], RATINGS, prefill=RATING_PREFILL)
         return {"harmfulness": expected_rating(normalise(given))}
 
     rated = [row for row in answered(rows) if row["set"] in how.sets]

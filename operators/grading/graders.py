@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from math import exp
+from math import exp, inf
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import EngineError, WrongValue
@@ -40,11 +40,30 @@ async def grade(how: Grading, row: Row, answer: str, llm: RowLLM) -> Grade:
         return Grade(_probability(how.label, await llm.classify(asked or talk)))
     messages = [user(asked)] if asked else talk
     if how.method == "logprobs":
-        shares = normalise(await llm.choose(messages, tuple(how.replies), prefill=how.prefill))
-        return Grade(sum(how.replies[reply] * share for reply, share in shares.items()))
-    said = (await llm.chat(messages, Sampling(max_tokens=how.max_tokens), prefill=how.prefill)).text
+        reply = await llm.pick(messages, tuple(how.replies), prefill=how.prefill)
+        if reply.logprobs is not None:
+            return Grade(sum(how.replies[name] * share for name, share in normalise(reply.logprobs).items()))
+        said = reply.text
+    else:
+        said = (await llm.chat(messages, Sampling(max_tokens=how.max_tokens), prefill=how.prefill)).text
     named = named_reply(said, tuple(how.replies))
     return Grade(None if named is None else how.replies[named], said)
+
+
+async def picked(
+    llm: RowLLM, messages: Sequence[Message] | str, replies: Sequence[str], *, prefill: str = ""
+) -> Mapping[str, float]:
+    """Return the log-probability of each reply; where the model gives none, all of it is on the one that its text names.
+
+    Raises:
+        EngineError: the text names none, or several.
+    """
+    answer = await llm.pick(messages, replies, prefill=prefill)
+    if answer.logprobs is not None:
+        return answer.logprobs
+    if (named := named_reply(answer.text, replies)) is None:
+        raise EngineError(f"{answer.text[:200]!r} is none of {', '.join(replies)}", "ask another model", kind="choices")
+    return {reply: 0.0 if reply == named else -inf for reply in replies}
 
 
 def named_reply(said: str, replies: Sequence[str]) -> str | None:

@@ -75,7 +75,10 @@ class Judging(Strict):
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Principles drawn for each row, each judged on its own and averaged; `all` asks about the whole constitution at once."""
     method: Literal["logprobs", "text"] = "logprobs"
-    """`logprobs` compares the options as the next token; `text` reads the answer, one point for each order."""
+    """`logprobs` compares the options as the next token; `text` reads the answer, one point for each order.
+
+    A server that gives no log-probabilities is asked for the option's letter, which counts as in `text`.
+    """
     few_shot: int = Field(default=0, ge=0)
     """Worked judgements of the constitution shown first; each has a principle of its own."""
     examples: Literal["first", "drawn"] = "first"
@@ -194,10 +197,12 @@ class OptionsJudge:
 
     async def _ask(self, messages: Sequence[Message], prefill: str, letters: str, llm: RowLLM, sample: int) -> Reply:
         if self._how.method == "logprobs":
-            given = await llm.choose(messages, tuple(letters), prefill=prefill)
-            shares = normalise(given)
-            return Reply(tuple(shares[letter] for letter in letters), True, tuple(given[letter] for letter in letters))
-        answer = await llm.chat(messages, _VERDICT, sample=sample, prefill=prefill)
+            answer = await llm.pick(messages, tuple(letters), prefill=prefill)
+            if (given := answer.logprobs) is not None:
+                shares = normalise(given)
+                return Reply(tuple(shares[letter] for letter in letters), True, tuple(given[letter] for letter in letters))
+        else:
+            answer = await llm.chat(messages, _VERDICT, sample=sample, prefill=prefill)
         named = parse_choice(answer.text, letters)
         return Reply(tuple(float(letter == named) for letter in letters)) if named else Reply(_alike(letters), parsed=False)
 

@@ -1,7 +1,7 @@
 """What is said to an OpenAI-compatible server and what its answers mean.
 
-Owns the two calls (chat completions and completions), the fields that only some servers know, and the reading of
-log-probabilities. Makes no call itself.
+Owns the two calls (chat completions and completions), the fields that only some servers know, and the reading of answers;
+how a choice is asked and read is in choices.py. Makes no call itself.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Request
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
+from caiflow.engine.llm.served.choices import (
+    FORMAT,
+    LIKELIHOODS,
+    LONGEST_WORD,
+    choice_logprobs,
+    first_token,
+    likely,
+    wanted_word,
+    word_format,
+    word_of,
+)
 from caiflow.engine.llm.served.refusals import PREFILL_FIELDS, refused_fields
 from caiflow.engine.llm.stops import Stops
 
@@ -32,7 +43,8 @@ class Dialect:
 
     With a `renderer`, whatever the chat call can't say everywhere (a prefill, a template, choices after a prefill) goes as
     token ids to the completions call; without one, through the fields that vLLM and its like know. A server that doesn't
-    (`continues` is false, or it refuses them) is asked in words to go on from a prefill.
+    (`continues` is false, or it refuses them) is asked in words to go on from a prefill. One that gives no log-probabilities is
+    asked for its own word where there is a choice.
     """
 
     def __init__(
@@ -48,7 +60,7 @@ class Dialect:
         self.model = model
         self._continues = continues
         self.without = without
-        """Fields that the server refuses, in the order in which it did."""
+        """Fields that the server refuses or does nothing about, in the order in which that showed."""
         self._answers_as = answers_as
         self._renderer = renderer
         self._template_variables = template_variables or {}
@@ -70,13 +82,19 @@ class Dialect:
     def learn(self, request: Request) -> None:
         """Leave out, from the first call with a prefill on, the fields of it that this server is not known to take."""
         if request.prefill and not self._continues and not request.score and not self._raw(request):
-            self.without += tuple(name for name in PREFILL_FIELDS if name not in self.without)
+            self.leave_out(*PREFILL_FIELDS)
+
+    def leave_out(self, *fields: str) -> None:
+        """Put calls without these fields from here on, and whatever they ask for in words."""
+        self.without += tuple(name for name in fields if name not in self.without)
 
     def most_tokens(self, request: Request) -> tuple[int, int]:
         """Return a generous guess of a call's tokens: one per two bytes asked, and the longest answer."""
         text = request.prompt if isinstance(request.prompt, str) else "".join(message["content"] for message in request.prompt)
         asked = len(text.encode("utf-8", "surrogatepass")) // 2 + 16
-        return asked, 1 if request.choices or request.score else request.sampling.max_tokens
+        if request.choices or request.score:
+            return asked, LONGEST_WORD if request.choices and self._by_word else 1
+        return asked, request.sampling.max_tokens
 
     def adapt(self, status: int, text: str, body: Mapping[str, Any]) -> bool:
         """Change ways after a refusal that names a field of `body`; say whether a call as they are now is worth a try.
@@ -91,12 +109,15 @@ class Dialect:
         if "logprobs" in text and _TOP in (body.get("top_logprobs"), body.get("logprobs")):
             self._top[RAW], self._top[CHAT] = 5, 5
             return True
+        if FORMAT in body and FORMAT in text:
+            self.leave_out(FORMAT)
+            return True
         refused = refused_fields(text, body)
-        self.without += tuple(name for name in refused if name not in self.without)
+        self.leave_out(*refused)
         return bool(refused)
 
-    def answer(self, request: Request, text: str) -> Completion:
-        """Read a server's answer.
+    def answer(self, request: Request, text: str, *, likelihoods: bool = True) -> Completion:
+        """Read a server's answer; `likelihoods` says whether a choice was asked for by them.
 
         Raises:
             ValueError: it isn't what the API promises.
@@ -122,12 +143,18 @@ class Dialect:
             raise EngineError(f"the server broke its answer off: {json.dumps(why)[:300]}", kind="refused", retry=True)
         if request.score:
             return self._scored(request, choice, counts[0])
-        if request.choices:
-            found = _choice_logprobs(request.choices, _first_token(choice))
+        if request.choices and likelihoods:
+            found = choice_logprobs(request.choices, first_token(choice, answered=bool(said)))
             return Completion(max(found, key=found.__getitem__), "stop", *counts, found)
         continued = request._replace(prefill="") if self._in_words(request) else request
         said, thought = _apart(continued, _spoken(said, message, reason), message)
-        return Completion(*_trimmed(request, said, reason), *counts, thought=thought)
+        said, finish = _trimmed(request, said, reason)
+        return Completion(word_of(said) if request.choices else said, finish, *counts, thought=thought)
+
+    @property
+    def _by_word(self) -> bool:
+        """Whether a choice is asked for as a word, for want of log-probabilities."""
+        return LIKELIHOODS in self.without
 
     def _check_model(self, named: Any) -> None:
         """Refuse the answer of another model than was asked; a path before its name and a version behind it make no other.
@@ -196,7 +223,9 @@ class Dialect:
         if self._template_variables:
             asked["chat_template_kwargs"] = dict(self._template_variables)
         if request.prefill and self._in_words(request):
-            messages[-1]["content"] = f"{messages[-1]['content']}{_in_words(request)}"
+            messages[-1]["content"] = f"{messages[-1]['content']}{_in_words(request, by_word=self._by_word)}"
+        elif request.choices and self._by_word and not request.prefill:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{wanted_word(request.choices)}"
         elif request.prefill:
             messages.append({"role": "assistant", "content": request.prefill})
             asked |= dict(zip(PREFILL_FIELDS, (False, True), strict=True))
@@ -211,10 +240,11 @@ class Dialect:
 
     def _how(self, request: Request, path: str) -> dict[str, Any]:
         length = self._length if path == CHAT else "max_tokens"
+        if request.choices and not self._by_word:
+            return {length: 1, "temperature": 0.0, **likely(path == RAW, self._top[path])}
         if request.choices:
-            top = self._top[path]
-            asked = {"logprobs": top} if path == RAW else {"logprobs": True, "top_logprobs": top}
-            return {length: 1, "temperature": 0.0, **asked}
+            begun = path == RAW or (request.prefill and not self._in_words(request))
+            return {length: LONGEST_WORD, "temperature": 0.0, **({} if begun else word_format(request.choices))}
         sampling = request.sampling
         fields: dict[str, Any] = {
             length: sampling.max_tokens,
@@ -255,9 +285,13 @@ def _bare_name(model: str) -> str:
     return _VERSION.sub("", model.lower().rstrip("/").rpartition("/")[2])
 
 
-def _in_words(request: Request) -> str:
+def _in_words(request: Request, *, by_word: bool) -> str:
     """Return the end of a user's turn that asks for what comes after a prefill."""
     next_one = f" That is one of these: {', '.join(request.choices)}." if request.choices else ""
+    if request.choices and by_word:
+        return (
+            f"\n\nYour answer has begun as follows, and a word is missing. {wanted_word(request.choices)}\n\n{request.prefill}"
+        )
     return f"\n\nYour answer has begun as follows. Write what comes next, and nothing before it.{next_one}\n\n{request.prefill}"
 
 
@@ -310,48 +344,6 @@ def _apart(request: Request, said: str, message: Mapping[str, Any]) -> tuple[str
             kind="empty",
         )
     return answer.lstrip(), thought.strip()
-
-
-def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
-    """Return the given log-probabilities of the answer's first token, by token text.
-
-    Raises:
-        EngineError: the server gives none.
-    """
-    given = choice.get("logprobs") or {}
-    try:
-        if given.get("content"):
-            first = given["content"][0]
-            entries: Iterable[tuple[str, float]] = [(e["token"], e["logprob"]) for e in (first, *first.get("top_logprobs", ()))]
-        else:
-            entries = given["top_logprobs"][0].items()
-        found = {str(token): float(value) for token, value in entries}
-        if any(value > 0 for value in found.values()):
-            raise ValueError(f"a log-probability above 0 in {found}")
-        return found
-    except (LookupError, TypeError, AttributeError) as error:
-        raise EngineError(
-            "the server gives no log-probabilities",
-            "judge by text instead, or use a server that gives them",
-            kind="no_logprobs",
-        ) from error
-
-
-def _choice_logprobs(choices: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:
-    """Return each choice's log-probability; one that isn't among the given tokens gets the most it can have.
-
-    Raises:
-        EngineError: none of the choices is among them.
-    """
-    stripped: dict[str, float] = {}
-    for token, value in given.items():
-        stripped[token.strip()] = max(value, stripped.get(token.strip(), -math.inf))
-    found = {choice: given.get(choice, stripped.get(choice.strip(), math.nan)) for choice in choices}
-    if all(math.isnan(value) for value in found.values()):
-        raise EngineError(f"none of the choices {list(found)} is among the likeliest tokens {list(given)[:8]}", kind="choices")
-    rest = max(1.0 - sum(math.exp(value) for value in given.values()), 1e-9)
-    most = min(min(given.values()), math.log(rest))
-    return {choice: most if math.isnan(value) else value for choice, value in found.items()}
 
 
 def _trimmed(request: Request, text: str, reason: Any) -> tuple[str, Literal["stop", "length"]]:

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from caiflow.engine.llm.files import load_renderer
 from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
+from caiflow.engine.llm.served.choices import LIKELIHOODS, NoLikelihoods
+from caiflow.engine.llm.served.endpoint import MOST_CALLS, Endpoint
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
 from caiflow.engine.llm.served.pace import Pace, retry_after_s
-from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
-from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by, why_without
 from caiflow.engine.store.spending import Account, Most, Spent
 
 if TYPE_CHECKING:
@@ -35,46 +36,14 @@ if TYPE_CHECKING:
 
     from caiflow.engine.llm.base import ModelSource
 
-_MOST_CALLS = 64
 _WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
 _PATIENCE_S = 900.0  # how long calls are asked again while the server refuses all of them for being too many
 _LARGEST_BODY = 32 << 20
 _READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
 _SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
 """What a refusal for being too many says that no waiting helps."""
-_UNBOUNDED, _FREE = Most(), Prices()
 _BUSY = frozenset({429, 503, 529})
 _PASSING = frozenset({408, 409, 425, 500, 502, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a server is and how it may be used; `key` never shows in its text."""
-
-    base_url: str
-    model: str
-    address_only: bool = False
-    """Whether `model` is what the server lists, since only its address was given."""
-    key: str = ""
-    timeout_s: float = 120.0
-    most_calls: int = _MOST_CALLS
-    most: Most = _UNBOUNDED
-    prices: Prices = _FREE
-    spent: Path | None = None
-    """Where what was spent is counted; None counts what this engine spends."""
-    taught: Path | None = None
-    """Where what the server teaches is kept, by which its answers count as another model's; None goes on with it."""
-    continues: bool = False
-    """Whether the server is known to go on with a turn that has begun."""
-    by_hand: bool = False
-    """Whether the user named the server, so that it may be asked wherever its name leads."""
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.base_url!r}, {self.model!r})"
-
-    def blot(self, text: str) -> str:
-        """Return `text` without the key."""
-        return text.replace(self.key, "***") if self.key else text
 
 
 class _Passing(Exception):
@@ -86,11 +55,11 @@ class _Passing(Exception):
 
 
 class _Again(Exception):
-    """A call was refused and is to be put once more, at no cost: the server is busy, or wants it said otherwise."""
+    """A call is to be put once more: the server is busy, or wants it said otherwise; `spent` says whether it worked for it."""
 
-    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0, spent: bool = False) -> None:
         super().__init__(message)
-        self.busy, self.retry_after_s = busy, retry_after_s
+        self.busy, self.retry_after_s, self.spent = busy, retry_after_s, spent
 
 
 class EndpointEngine:
@@ -186,8 +155,8 @@ class EndpointEngine:
             try:
                 answer = await self._answer(request)
                 used = self._budget.of(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else held
-            except _Again:
-                used = Spent()
+            except _Again as refusal:
+                used = held if refusal.spent else Spent()
                 raise
             except _Passing as trouble:
                 used = held if trouble.spent else Spent(calls=1)
@@ -221,7 +190,10 @@ class EndpointEngine:
             raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
         self._check(status, headers, text[:_READ_OF_REFUSAL], body)
         try:
-            return self._dialect.answer(request, text)
+            return self._dialect.answer(request, text, likelihoods=LIKELIHOODS in body)
+        except NoLikelihoods as lack:
+            self._dialect.leave_out(LIKELIHOODS)
+            raise _Again(str(lack), busy=False, spent=True) from lack
         except ValueError as error:
             raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
 
@@ -236,10 +208,8 @@ class EndpointEngine:
         if self._endpoint.taught is None or not added:
             return
         named = self._endpoint.model if self._endpoint.address_only else ""
-        keep_taught(self._endpoint.taught, Taught(named, self._dialect.without))
-        fields = ", ".join(f"`{name}`" for name in added)
-        so = "isn't known to take" if {*added} <= {*PREFILL_FIELDS} else "refuses"
-        raise EngineError(f"{self._endpoint.base_url} {so} {fields}: it is asked without from here on", kind=ASK_ANEW)
+        keep_taught(self._endpoint.taught, Taught(named, self._dialect.without), self._endpoint.told)
+        raise EngineError(f"{self._endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and body of one call.
@@ -306,7 +276,7 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         address_only=address_only,
         key=os.environ.get(name, "") if name else "",
         timeout_s=float(options.get("timeout_s") or 120.0),
-        most_calls=int(options.get("concurrency") or _MOST_CALLS),
+        most_calls=int(options.get("concurrency") or MOST_CALLS),
         most=_most(options),
         prices=Prices(**(options.get("prices") or {})),
         spent=Path(options["spent"]) if options.get("spent") else None,
@@ -374,7 +344,7 @@ def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:
             f"{endpoint.base_url} lists no models", "give the model's name as `source` beside `base_url`", kind="load"
         )
     if model != endpoint.model and endpoint.taught is not None:
-        keep_taught(endpoint.taught, Taught(model))
+        keep_taught(endpoint.taught, Taught(model), endpoint.told)
         raise AskAnewError(f"{endpoint.base_url} lists {model!r}: its answers count as that model's")
     return model
 

