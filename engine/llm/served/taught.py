@@ -63,7 +63,10 @@ def why_without(fields: Sequence[str]) -> str:
 
 def read_taught(path: Path) -> Taught:
     """Return what was kept; nothing of it where that can't be read, since the server teaches it again."""
-    return taught_by(_kept(path))
+    try:
+        return taught_by(_kept(path))
+    except TypeError:
+        return Taught()
 
 
 def all_taught(folder: Path) -> Iterator[tuple[str, Taught]]:
