@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.llm.base import Completion, Request
+from caiflow.engine.plan.changes import SERVERS
+from caiflow.engine.plan.components import COMPONENTS, Resolver
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from support.runs_without_ray import AskedLink, carry_out, write_spec
+from caiflow.engine.store.ledger import Ledger
+from support.runs_without_ray import AskedLink, carried_out, carry_out, write_spec
 
 PROMPTS = ["Say 0.", "Say 1.", "Say 2."]
 PRINCIPLES = ["What is unkind?", "What is untrue?"]
@@ -113,3 +119,39 @@ def test_what_can_be_counted_is_no_bound(tmp_path: Path, store: Store) -> None:
     assert planned(spec, store) == {"answer": (0, False), "critique": (3, False)}
     assert asked(spec, store) == 3
     assert planned(spec, store) == {"answer": (0, False), "critique": (0, False)}
+
+
+def echo(request: Request) -> Completion:
+    """Answer with the last turn."""
+    return Completion(request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"])
+
+
+def made_older(store: Store, folder: Path, resolver: Resolver, word: str) -> None:
+    """Leave of a run what a version left that took an answer without a text for an empty one: that of the rows with a word."""
+    for place in store.ledger_dir.iterdir():
+        with Ledger(store.ledger_dir, place.name) as ledger:
+            for key in list(ledger):
+                kept = {name: value for name, value in (ledger.get(key) or {}).items() if name != "read"}
+                kept["out"] = [{**row, "response": ""} if row.get("response") == word else row for row in kept["out"]]
+                ledger.append(key, kept)
+    shutil.rmtree(store.artifacts_dir)
+    steps = {step.name: resolver.components(step) or {} for step in resolver.order}
+    older = {name: {key: value for key, value in own.items() if key != SERVERS} for name, own in steps.items()}
+    (folder / "run" / COMPONENTS).write_text(json.dumps(older))
+
+
+def test_what_an_older_version_kept_of_a_server_as_empty_is_asked_again_once(tmp_path: Path, store: Store) -> None:
+    spec = written(tmp_path)
+    resolver, _ = carried_out(spec, store, AskedLink(says=echo))
+    made_older(store, tmp_path, resolver, "Say 1.")
+    with suppress(StepError):
+        carry_out(spec, store, AskedLink(0))  # the source is loaded
+    _, answer, critique, _ = make_plan(load_spec(spec), store).steps
+    assert (answer.calls, critique.calls) == (1, 1)
+    assert answer.reason.endswith(
+        "1 of 3 rows: what an older version kept of servers' answers as empty texts or lists is asked again"
+    )
+    link = AskedLink(says=echo)
+    carry_out(spec, store, link)
+    assert [echo(request).text for request in link.answered] == ["Say 1."]
+    assert asked(spec, store) == 0

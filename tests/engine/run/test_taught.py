@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caiflow.engine.plan.changes import SERVERS
-from caiflow.engine.plan.components import COMPONENTS
 from caiflow.engine.plan.plan import make_plan
-from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.ledger import Ledger
 from support.bad_server import BadServer, bad_server, said
 from support.commands import run_here
 
@@ -48,39 +43,6 @@ def written(folder: Path, server: BadServer, source: str) -> Path:
 
 def states(spec: Path, home: Path) -> set[str]:
     return {step.state for step in make_plan(load_spec(spec), Store(home)).steps}
-
-
-def made_older(home: Path, run: Path) -> None:
-    """Leave of a run what a version left that took an answer without a text for an empty one."""
-    for folder in (home / "ledger").iterdir():
-        with Ledger(home / "ledger", folder.name) as ledger:
-            for key in list(ledger):
-                kept = {name: value for name, value in (ledger.get(key) or {}).items() if name != "read"}
-                if "red" in str(kept.get("out")):
-                    kept["out"] = [{**row, "response": ""} for row in kept["out"]]
-                ledger.append(key, kept)
-    shutil.rmtree(home / "artifacts")
-    settled = json.loads((run / COMPONENTS).read_text())
-    older = {name: {k: v for k, v in own.items() if k != SERVERS} for name, own in settled.items()}
-    (run / COMPONENTS).write_text(json.dumps(older))
-
-
-def test_an_answer_that_an_older_version_kept_as_empty_is_asked_for_again_once(
-    server: BadServer, tmp_path: Path, ray_address: str
-) -> None:
-    server.reply = lambda body, n: said(f"(A) {body['messages'][-1]['content']}")
-    spec, home = written(tmp_path, server, "m"), tmp_path / "home"
-    run_here(ray_address, spec, tmp_path / "one", home, "--until", "answer")
-    made_older(home, tmp_path / "one")
-    run_here(ray_address, spec, tmp_path / "rows", home, "--until", "rows")
-    before = len(server.calls)
-    (answer,) = [step for step in make_plan(load_spec(spec), Store(home)).steps if step.name == "answer"]
-    assert (answer.state, answer.to_run, answer.calls) == ("partial", 1, 1)
-    assert "1 of 3 rows: what an older version kept of servers' answers as empty texts or lists is asked again" in answer.reason
-    run_here(ray_address, spec, tmp_path / "two", home, "--until", "answer")
-    assert [call["messages"][-1]["content"] for call in server.calls[before:]] == ["Say red."]
-    made = [row["response"] for row in Rows(tmp_path / "two" / "steps" / "answer").pylist()]
-    assert made == ["(A) Say red.", "(A) Say blue.", "(A) Say tea."]
 
 
 def told(out: Path) -> list[str]:
