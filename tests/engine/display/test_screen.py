@@ -1,5 +1,6 @@
-"""The screen of a run in real terminals of several sizes: a recorded trial of the quickstart, shown as it was at some moments.
+"""The screen of a run in real terminals of several sizes: a recorded run of the quickstart, shown as it was at some moments.
 
+Of the record, progress and rows are thinned out.
 `CAIFLOW_PICTURES=DIR` leaves a picture (SVG) of each, light and dark, to be looked at.
 """
 
@@ -17,7 +18,7 @@ import pytest
 from support.terminals import Seen, Terminal
 
 EVENTS = Path(__file__).with_name("quickstart.jsonl")
-MOMENTS = {"ray": 8.0, "loading": 25.0, "rows": 61.0, "training": 168.0}
+MOMENTS = {"ray": 6.0, "loading": 15.0, "rows": 59.0, "training": 165.0}
 SIZES = {"narrow": (80, 24), "wide": (140, 45)}
 
 
@@ -63,8 +64,8 @@ def test_the_line_below_the_heading_says_what_is_waited_for_and_how_long(screens
 
 def test_counts_and_times_are_never_cut(screens: dict[str, Seen]) -> None:
     rows = screens["rows"].text
-    assert re.search(r"● revision .*\d+/12 .*\d+\.\ds", rows)
-    assert re.search(r"● rl_cai .*4/6 steps .*\ds", screens["training"].text)
+    assert re.search(r"● revision .*\d+/40 .*\d+\.\ds", rows)
+    assert re.search(r"● rl_cai .*41/72 steps .*\ds", screens["training"].text)
     assert "loss 0." in screens["training"].text
     assert re.search(r"quickstart  7/18 steps  [\dhms. ]+  .*tokens/s", rows)
 
