@@ -18,6 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("old", metavar="A", help="a run (see caiflow show --help)")
     parser.add_argument("new", metavar="B", help="another run")
     parser.add_argument("--examples", metavar="N", type=int, default=3, help="show N changed rows of each step (default 3)")
+    parser.add_argument("--all", action="store_true", help="show figures too that differ within their intervals")
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
 
@@ -32,7 +33,7 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.commands.tables import diff_tables, uncut
     from caiflow.engine.display.console import Console
 
-    console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B"))
+    console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B", every=args.all))
     for table in tables:
         console.print(uncut(table))
         console.print()

@@ -127,8 +127,11 @@ def changes_table(found: Iterable[Change], old: str = "old", new: str = "new", t
     return table
 
 
-def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
-    """Yield what differs between two runs: settings, prompts, rows with examples, metrics, notes."""
+def diff_tables(diff: RunsDiff, old: str, new: str, *, every: bool = False) -> Iterator[Table]:
+    """Yield what differs between two runs: settings, prompts, rows with examples, figures, notes.
+
+    Figures that differ within their intervals are counted, and shown with `every`.
+    """
     for title, found in (("settings", diff.settings), ("prompts and principles", diff.prompts)):
         if found:
             yield changes_table(found, old, new, title)
@@ -136,18 +139,22 @@ def diff_tables(diff: RunsDiff, old: str, new: str) -> Iterator[Table]:
         yield _rows_table(diff.rows)
         yield from (_examples_table(rows, old, new) for rows in diff.rows if rows.examples)
     for step in dict.fromkeys(change.step for change in diff.figures):
-        yield _figures_table(step, [change for change in diff.figures if change.step == step], old, new)
+        yield _figures_table(step, [change for change in diff.figures if change.step == step], old, new, every=every)
     if diff.notes:
         yield changes_table(diff.notes, old, new, "notes")
 
 
-def _figures_table(step: str, found: Sequence[FigureChange], old: str, new: str) -> Table:
-    """Return the figures of a step that differ; of those with intervals, whether these are apart."""
-    table = plain_table("figure", f"n:{old}", f"n:{new}", "", title=f"figures of {step}")
-    for change in found:
-        said = {True: ("apart", "bold"), False: ("within their intervals", "dim"), None: ("", "")}[change.apart]
+def _figures_table(step: str, found: Sequence[FigureChange], old: str, new: str, *, every: bool) -> Table:
+    """Return the figures of a step that differ, a mark before those whose intervals are apart; `every` has the others too."""
+    shown = [change for change in found if every or change.apart is not False]
+    table = plain_table("1:", "figure", f"n:{old}", f"n:{new}", title=f"figures of {step}")
+    for change in shown:
         cells = (_figure(value) for value in (change.old, change.new))
-        table.add_row(Text(change.name), *cells, Text(*said))
+        table.add_row(Text("≠" if change.apart else "", style="bold"), Text(change.name), *cells)
+    if any(change.apart for change in shown):
+        table.add_row("", Text("≠ the intervals are apart", style="dim"))
+    if left := len(found) - len(shown):
+        table.add_row("", Text(f"{left} more within their intervals; --all shows them", style="dim"))
     return table
 
 

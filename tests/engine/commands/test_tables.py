@@ -157,11 +157,21 @@ def test_figures_of_two_runs_stand_a_line_each_with_their_intervals() -> None:
     from caiflow.engine.lookback.compare import FigureChange, RunsDiff
 
     rates = [{"rate": value, "low": value - 0.1, "high": value + 0.1, "n": 40} for value in (0.9, 0.2)]
-    changes = [FigureChange("scores", "base.far", *rates, True), FigureChange("tuned", "train_loss", 0.5, None, None)]
-    shown = [
-        line.split() for table in tables.diff_tables(RunsDiff(figures=changes), "A", "B") for line in text(table).splitlines()
-    ]
-    assert shown == [
-        ["figures", "of", "scores"], ["figure", "A", "B"], ["base.far", "90%", "[80,", "100]", "20%", "[10,", "30]", "apart"],
-        ["figures", "of", "tuned"], ["figure", "A", "B"], ["train_loss", "0.5", "none"],
+    near = [{**rates[0], "rate": 0.85}, rates[0]]
+    changes = [
+        FigureChange("scores", "base.far", *rates, True), FigureChange("scores", "base.near", *near, False),
+        FigureChange("tuned", "train_loss", 0.5, None, None),
     ]  # fmt: skip
+
+    def shown(*, every: bool) -> list[list[str]]:
+        found = tables.diff_tables(RunsDiff(figures=changes), "A", "B", every=every)
+        return [line.split() for table in found for line in text(table).splitlines()]
+
+    far = ["≠", "base.far", "90%", "[80,", "100]", "20%", "[10,", "30]"]
+    tuned = [["figures", "of", "tuned"], ["figure", "A", "B"], ["train_loss", "0.5", "none"]]
+    title, mark = ["figures", "of", "scores"], ["≠", "the", "intervals", "are", "apart"]
+    assert shown(every=True) == [
+        title, ["figure", "A", "B"], far, ["base.near", "85%", "[80,", "100]", "90%", "[80,", "100]"], mark, *tuned,
+    ]  # fmt: skip
+    counted = ["1", "more", "within", "their", "intervals;", "--all", "shows", "them"]
+    assert shown(every=False) == [title, ["figure", "A", "B"], far, mark, counted, *tuned]
