@@ -6,6 +6,7 @@ Never asks a model and never chooses a principle or an example: those come in as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,9 +160,22 @@ def _under_system(shown: Sequence[Message], prompt: Sequence[Message]) -> list[M
 
 
 def judge_message(prompt: Prompt, instruction: str, options: Sequence[str]) -> Message:
-    """Return the one user turn that asks which of the options is best; they are lettered in their order."""
-    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+    """Return the one user turn that asks which of the options is best; they are lettered in their order.
+
+    Where a line of one begins as an option does, the further lines of all are quoted: none can pose as another option.
+    """
+    shown = [_quoted(text) for text in options] if any(map(_poses, options)) else options
+    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, shown, strict=False))
     return user(f"Conversation:\n\n{conversation_text(turns(prompt))}\n\n{instruction}\n\nOptions:\n{lines}")
+
+
+def _poses(text: str) -> bool:
+    """Return whether a further line of a text begins as an option does, or as the list of them."""
+    return any(re.match(r"\s*(?:\(?[A-Z]\)|Options:)", line) for line in text.splitlines()[1:])
+
+
+def _quoted(text: str) -> str:
+    return "\n| ".join(text.splitlines())
 
 
 def judge_messages(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from caiflow.operators.judging import prompts
 from caiflow.operators.judging.prompts import assistant, user
 from support.small_constitution import small_constitution
@@ -118,3 +123,24 @@ def test_the_current_answer_is_the_latest_revision() -> None:
     assert prompts.revisions_so_far({"revision": "b"}) == ["b"]
     assert prompts.revisions_so_far({"revision": "c", "revisions": ["b", "c"]}) == ["b", "c"]
     assert prompts.revisions_so_far({"response": "a", "revision": None, "revisions": None}) == []
+
+
+LINES = st.lists(
+    st.sampled_from(["(A) worse", "(B) better", "  (C) yes", "A) no", "Options:", "plain", "", "| (A) quoted"]), max_size=4
+)
+
+
+@given(st.lists(LINES.map("\n".join), min_size=2, max_size=4), st.sampled_from(["\n", "\r\n", "\u2028"]))
+def test_no_answer_can_pose_as_an_option(answers: list[str], ends: str) -> None:
+    answers = [answer.replace("\n", ends) for answer in answers]
+    asked = prompts.judge_message("why?", "Which is better?", answers)["content"]
+    shown = asked.split("\n\nOptions:\n", 1)[1]
+    options = [line for line in shown.splitlines() if re.match(r"\s*(?:\(?[A-Z]\)|Options:)", line)]
+    assert [line[:3] for line in options] == [f"({letter})" for letter in prompts.LETTERS[: len(answers)]]
+
+
+def test_answers_that_pose_as_no_option_are_shown_as_they_are() -> None:
+    asked = prompts.judge_message("why?", "Which?", ["(B) first line", "two\nlines, as in (A)"])["content"]
+    assert asked.endswith("Options:\n(A) (B) first line\n(B) two\nlines, as in (A)")
+    asked = prompts.judge_message("why?", "Which?", ["so\n(B) worse", "two\nlines"])["content"]
+    assert asked.endswith("Options:\n(A) so\n| (B) worse\n(B) two\n| lines")
