@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from caiflow.engine.errors import WrongValue
+from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, ModelRef
 from caiflow.engine.training import health
@@ -159,6 +159,13 @@ class Rl(TrainingOperator[RlParams]):
     version = 2
     params_type = RlParams
     watched = (health.policy,)
+
+    def check(self) -> Iterator[Finding]:
+        """Yield beside the rest a division of the model, which draws replies too."""
+        yield from super().check()
+        if self.params.fsdp:
+            told = "`rl` divides no model: replies are drawn by the whole one"
+            yield Finding(("fsdp",), told, "leave `fsdp` out; `lora` takes less memory")
 
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the prompt."""

@@ -24,6 +24,7 @@ from caiflow.engine.plan.model_identity import resolve_model
 from caiflow.engine.spec.grammar import ModelEntry
 from support.agreement import assert_agree
 from support.asking import ask, mixed_requests, scored_requests
+from support.sharded_on_cpu import DIVIDED
 from support.small_models import EVEN, small_model
 from support.source_tree import ROOT
 from support.trainings import TRAINERS, reward_model, train
@@ -132,6 +133,17 @@ def test_each_trainer_trains_on_the_gpu(tmp_path: Path, trainer: str, settings: 
     assert all(map(math.isfinite, figures)), done.metrics
     if "lora" in settings:
         assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("trainer", DIVIDED)
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"bf16": False}, {"lora": {"rank": 4}}], ids=["bf16", "fp32", "lora"])
+def test_a_model_is_divided_among_two_gpus(tmp_path: Path, trainer: str, settings: dict[str, Any]) -> None:
+    model = small_model(tmp_path / "model", shape=EVEN)
+    judge = reward_model(tmp_path / "judge", model)
+    two = {"fsdp": True, "resources": {"workers": 2, "num_gpus": 1}}
+    done = train(tmp_path / "run", trainer, model, judge, **settings, **two)
+    assert all(map(math.isfinite, (done.metrics["trained_loss"], done.metrics["saved_loss"])))
 
 
 def command(home: Path, *arguments: str) -> str:

@@ -45,6 +45,7 @@ def shortened(path: Path, judge: str) -> list[str]:
         fields: dict[str, Any] = dict(step.params)
         sets += [f"steps.{name}.sampling.max_tokens=24"] if "sampling" in fields else []
         sets += [f"steps.{name}.resources.workers=1"] if step.params.resources.workers > 1 else []
+        sets += [f"steps.{name}.fsdp=false"] if fields.get("fsdp") else []
         sets += [f"steps.{name}.require={{}}"] if step.params.require else []
         sets += [f"steps.{name}.max_steps=2", f"steps.{name}.max_completion_length=16"] if step.op == "rl" else []
         sets += [f"steps.{name}.samples=1"] if step.op == "evaluate" else []

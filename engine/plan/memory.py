@@ -16,6 +16,7 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.gguf import unpacked_name
 from caiflow.engine.llm.model_files import Shape, gguf_file, model_folder, model_settings, shape_of
 from caiflow.engine.machine import gpus, size
+from caiflow.engine.operator import Resources
 from caiflow.engine.store.file_digests import file_digest
 from caiflow.engine.training.memory import Need, Setting, need
 from caiflow.engine.training.operator import TrainingOperator
@@ -155,27 +156,45 @@ def _fits(needed: Need, params: TrainingParams, devices: Devices) -> bool:
 
 def _what_would(name: str, operator: TrainingOperator[Any], shapes: _Shapes, devices: Devices) -> Iterator[str]:
     """Yield the changes of a step under which it fits: of each way the mildest one."""
-    for way in _ways(operator.params):
+    for way in _ways(operator.params, devices):
         for changes in way:
             params = operator.params.model_copy(update=changes)
+            if _undivided(operator, params):
+                break
             needed = _need(name, params, operator, shapes, devices)
             if needed is not None and _fits(needed, params, devices):
                 yield f"{_written(changes)} ({size(needed.peak)})"
                 break
 
 
-def _ways(params: TrainingParams) -> Iterator[list[dict[str, Any]]]:
+def _undivided(operator: TrainingOperator[Any], params: TrainingParams) -> bool:
+    """Say whether an operator is asked to divide its model and can't."""
+    return params.fsdp and any(found.path[:1] == ("fsdp",) for found in type(operator)(params, operator.context).check())
+
+
+def _ways(params: TrainingParams, devices: Devices) -> Iterator[list[dict[str, Any]]]:
     """Yield the ways to less memory, each as changes of fields that take less and less."""
     again = {} if params.gradient_checkpointing else {"gradient_checkpointing": True}
     rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     short = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows, "per_device_eval_batch_size": 1}
     short = short if params.per_device_train_batch_size > 1 else {}
     yield [found for found in (again, short, {**again, **short}) if found]
+    if (divided := _divided(params, devices)) is not None:
+        yield _with(divided, again, short)
     if params.lora is None:
         yield _with({"optim": "adamw_8bit"}, again, short)
         yield _with({"lora": Lora()}, again, short)
     if params.lora is None or params.lora.quantization is None:
         yield _with({"lora": (params.lora or Lora()).model_copy(update={"quantization": "4bit"})}, again, short)
+
+
+def _divided(params: TrainingParams, devices: Devices) -> dict[str, Any] | None:
+    """Return the changes that divide the model among all GPUs; None where it can't be, or is."""
+    if params.fsdp or not devices.gpu or devices.number == 1:
+        return None
+    if params.resources.workers > 1:
+        return {"fsdp": True}
+    return {"fsdp": True, "resources": params.resources.model_copy(update={"workers": devices.number})}
 
 
 def _with(change: dict[str, Any], *others: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,6 +211,8 @@ def _written(changes: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Resources):
+        return f"{{workers: {value.workers}}}"
     if isinstance(value, Lora):
         return "{quantization: 4bit}" if value.quantization else f"{{rank: {value.rank}}}"
     return str(value).lower()

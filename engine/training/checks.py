@@ -56,7 +56,33 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
         told = f"`{params.lr_scheduler_type}` needs {' or '.join(f'`{name}`' for name in needed)}"
         yield Finding(("lr_scheduler_type",), told, f"write `lr_scheduler_kwargs: {{{needed[0]}: ...}}`")
     yield from missing(params.report_to)
+    yield from _wrong_division(params)
     yield from _wrong_attention(params.attn_implementation)
+
+
+def _wrong_division(params: TrainingParams) -> Iterator[Finding]:
+    """Yield where a model can't be divided among workers."""
+    if not params.fsdp:
+        if "fsdp_config" in params.model_fields_set:
+            yield Finding(
+                ("fsdp_config",), "`fsdp_config` says how `fsdp` divides a model, and that is off", "write `fsdp: true`"
+            )
+        return
+    if params.resources.workers < 2:
+        told = "`fsdp` divides a model among several workers, and there is one"
+        yield Finding(("fsdp",), told, "write `resources: {workers: 8}`, one for each GPU")
+    if params.resources.num_gpus == 0:
+        yield Finding(
+            ("fsdp",), "`fsdp` divides a model among GPUs, and `resources` has `num_gpus: 0`", "leave one of them out"
+        )
+    if params.lora is not None and params.lora.quantization:
+        told = "`fsdp` doesn't divide weights that are rounded"
+        yield Finding(("fsdp",), told, "leave `fsdp` out, or `lora.quantization`")
+    if params.lora is not None and adapts_head(params.lora):
+        yield Finding(("fsdp",), f"`fsdp` divides no adapter on `{HEAD}`", f"leave `fsdp` out, or `{HEAD}`")
+    if params.gradient_checkpointing and params.fsdp_config.activation_checkpointing:
+        told = "`activation_checkpointing` does what `gradient_checkpointing` does"
+        yield Finding(("fsdp_config", "activation_checkpointing"), told, "leave one of them out")
 
 
 def _wrong_attention(name: str | None) -> Iterator[Finding]:

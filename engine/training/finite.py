@@ -20,11 +20,20 @@ def no_number(what: str, value: float, step: int, rate: float) -> StepError:
 
 
 def largest(model: Any) -> float:
-    """Return the greatest absolute value among the weights that are trained: NaN or infinite where one of them is."""
+    """Return the greatest absolute value among the weights that are trained: NaN or infinite where one of them is.
+
+    Of a divided model each process looks at its own share, in which a small weight may have no part.
+    """
     import torch
 
-    weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
-    return float(torch.stack([norm.float() for norm in torch._foreach_norm(weights, math.inf)]).max())
+    weights = [_own(weight.detach()) for weight in model.parameters() if weight.requires_grad]
+    norms = torch._foreach_norm([weight for weight in weights if weight.numel()], math.inf)
+    return float(torch.stack([norm.float() for norm in norms]).max())
+
+
+def _own(weight: Any) -> Any:
+    """Return this process's share of a weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 class Finite(Hooks):

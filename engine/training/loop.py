@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caiflow.engine.display.trackers import finish, prepare
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
+from caiflow.engine.training import sharding
 from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 from caiflow.engine.training.quantization import is_quantised, train_in_float32
@@ -50,6 +51,7 @@ def configure(kind: type[T], params: TrainingParams, job: Job, *, rows: int, **m
         "data_seed": seed_of(job),
         "bf16": in_bf16(params),
         "use_cpu": not gpu,
+        **sharding.settings(params),
         "eval_strategy": params.eval_strategy if evaluates else "no",
         "logging_strategy": "steps",
         "logging_steps": params.logging_steps or max(1, total_steps(params, rows) // CURVE_POINTS),
@@ -102,11 +104,14 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
         train_in_float32(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
+    shell = sharding.shell_of(trainer) if params.fsdp else None
     resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
     started, first = time.monotonic(), steps_of(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
     _forget_optimizer(trainer)
+    if shell is not None:
+        sharding.put_together(trainer, shell)
     if trainer.is_world_process_zero():
         history = [_figures_of(point) for point in trainer.state.log_history if "train_runtime" not in point]
         write_history(job.out_dir, history)

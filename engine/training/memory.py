@@ -65,8 +65,11 @@ class Setting(NamedTuple):
 
 def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tuple[Shape, Beside]], setting: Setting) -> Need:
     """Return the memory that training a model of this shape takes."""
-    trained = trained_weights(shape, params.lora, head=load.head)
-    weights = held_bytes(shape, params, setting, head=load.head)
+    if params.fsdp and params.lora is None:
+        setting = setting._replace(dtype="auto")  # the library widens weights that it divides
+    shares = _shares(params)
+    trained = trained_weights(shape, params.lora, head=load.head) // shares
+    weights = held_bytes(shape, params, setting, head=load.head) // shares + gathered(shape, params, setting)
     each = FLOAT if params.lora else _trained_bytes(setting)
     weights += trained * FLOAT if params.lora else 0
     gradients = trained * each
@@ -75,7 +78,7 @@ def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tupl
     read = sum(_beside(other, how, params, setting) for other, how in beside)
     copies = _autocast_copies(shape, params, setting)
     at_once = gradients if params.gradient_accumulation_steps > 1 or params.resources.workers > 1 else 0
-    buckets = gradients if params.resources.workers > 1 else 0
+    buckets = gradients if params.resources.workers > 1 and not params.fsdp else 0
     phases = (
         copies + optimizer + at_once + buckets + activations,
         optimizer + gradients + buckets + _step_copies(shape, params, trained, each, setting),
@@ -83,6 +86,20 @@ def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tupl
         _checked(shape, params, load, setting),
     )
     return Need(weights, gradients, optimizer, activations, read, weights + read + max(phases))
+
+
+def _shares(params: TrainingParams) -> int:
+    """Return among how many devices weights, gradients and states are divided."""
+    return params.resources.workers if params.fsdp else 1
+
+
+def gathered(shape: Shape, params: TrainingParams, setting: Setting) -> int:
+    """Return the bytes of divided weights where they are whole: two blocks with their gradients and the head, or all."""
+    if not params.fsdp:
+        return 0
+    block = shape.in_blocks // shape.layers
+    count = 4 * block + shape.embedding if params.fsdp_config.reshard_after_forward else shape.weights + 2 * block
+    return count * _computed_bytes(params, setting)
 
 
 def _trained_bytes(setting: Setting) -> int:
@@ -185,7 +202,7 @@ def head_bytes(shape: Shape, params: TrainingParams, load: Load, setting: Settin
 def _autocast_copies(shape: Shape, params: TrainingParams, setting: Setting) -> int:
     """Return what computing float32 weights in bfloat16 takes beside them: a copy of each that learns."""
     in_half = _computed_bytes(params, setting) == HALF and _trained_bytes(setting) == FLOAT
-    return shape.in_blocks * HALF if in_half and params.lora is None else 0
+    return shape.in_blocks * HALF if in_half and params.lora is None and not params.fsdp else 0
 
 
 def _step_copies(shape: Shape, params: TrainingParams, trained: int, each: int, setting: Setting) -> int:
@@ -196,16 +213,23 @@ def _step_copies(shape: Shape, params: TrainingParams, trained: int, each: int, 
 
 
 def _checked(shape: Shape, params: TrainingParams, load: Load, setting: Setting) -> int:
-    """Return what holding the saved model to the trained one takes: logits three times, and off GPUs the saved model too."""
+    """Return what holding the saved model to the trained one takes: logits three times, and off GPUs the saved model too.
+
+    A model that was divided is put together on a GPU only where that has room.
+    """
+    if params.fsdp:
+        return 0
     each = FLOAT if not setting.gpu else shape.stored_bytes
     logits = params.per_device_eval_batch_size * load.tokens * shape.vocabulary * (each + 2 * FLOAT) if load.head else 0
     return logits + (0 if setting.gpu else shape.weights * FLOAT)
 
 
 def _beside(shape: Shape, how: Beside, params: TrainingParams, setting: Setting) -> int:
-    if how.held == "alike":
-        return held_bytes(shape, params, setting)
-    return shape.weights * (FLOAT if how.held == "float32" else shape.stored_bytes)
+    if how.held == "stored":
+        return shape.weights * shape.stored_bytes
+    held = held_bytes(shape, params, setting) if how.held == "alike" else shape.weights * FLOAT
+    whole = shape.weights * _computed_bytes(params, setting) if params.fsdp else 0
+    return held // _shares(params) + whole
 
 
 def drawn_bytes(shape: Shape, load: Load) -> int:

@@ -69,9 +69,10 @@ class TrainingOperator(ModelOperator[P]):
                 yield Finding((field,), f"{rows} of `{step}` {told}, so that there is nothing to learn", NO_ANSWERS)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the number of workers where there are several: it multiplies the batch; and how quantised weights train."""
+        """Return the number of workers where there are several: it multiplies the batch; and what rounds otherwise."""
         workers, lora = self.params.resources.workers, self.params.lora
         parts: dict[str, Any] = {"workers": workers} if workers > 1 else {}
+        parts |= {"fsdp": True} if self.params.fsdp else {}
         return {**parts, "quantization": QUANTIZATION} if lora and lora.quantization else parts
 
     def measures(self) -> Sequence[Measure]:

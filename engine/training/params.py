@@ -48,6 +48,17 @@ def adapts_head(lora: Lora) -> bool:
     return any(name.rpartition(".")[2] == HEAD for name in lora.targets)
 
 
+class FsdpConfig(Strict):
+    """How a model is divided, by the names of transformers' `fsdp_config`."""
+
+    reshard_after_forward: bool = True
+    """Let go of the other workers' weights between the passes; `false` keeps them to the backward pass: faster, more memory."""
+    cpu_offload: bool = False
+    """Keep the divided weights, gradients and states in main memory, and take the optimizer's steps there; slow."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass; in place of `gradient_checkpointing`."""
+
+
 class TrainingParams(Params):
     """Fields of every step that trains with one of the libraries' trainers."""
 
@@ -105,6 +116,13 @@ class TrainingParams(Params):
     """Compute in bfloat16; by default where a GPU has it."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=SPEED)
     """Compute activations again in the backward pass: less memory, about a fifth slower."""
+    fsdp: bool = Field(default=False, json_schema_extra=SPEED)
+    """Divide weights, gradients and states among the workers' GPUs (FSDP2), so that a model may be larger than one of them.
+
+    Without it each worker holds all of them. It makes another model, by rounding, than the same training without it.
+    """
+    fsdp_config: FsdpConfig = Field(default=FsdpConfig(), json_schema_extra=SPEED)
+    """How a model is divided, where `fsdp` is on."""
     attn_implementation: str | None = Field(default=None, json_schema_extra=SPEED)
     """Attention kernel, by its name in transformers (`sdpa`, `flash_attention_2`, ...); by default the library's choice."""
     save_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
@@ -147,6 +165,8 @@ TRAINER_FIELDS = (
         "logging_steps",
         "report_to",
         "bf16",
+        "fsdp",
+        "fsdp_config",
     }
 )
 """Fields that go to the trainer's configuration as they are."""

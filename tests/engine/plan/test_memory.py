@@ -78,7 +78,8 @@ def test_every_recipe_at_full_size_says_whether_it_fits_eight_gpus_of_80_gb(path
 
 @pytest.mark.usefixtures("cache")
 def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
-    found = needs(ROOT / "specs" / "autoalign_style.yaml", tmp_path, parse_devices("8x80GB"), profile="full")["sl_cai"]
+    whole = {"profile": "full", "sets": ["steps.sl_cai.fsdp=false"]}
+    found = needs(ROOT / "specs" / "autoalign_style.yaml", tmp_path, parse_devices("8x80GB"), **whole)["sl_cai"]
     assert found.need is not None
     assert found.need.weights + found.need.gradients + found.need.optimizer == pytest.approx(16 * 7.24e9, rel=0.001)
     assert found.fits is False
@@ -87,6 +88,16 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert "does not fit: sl_cai needs" in said
     assert "got 8 GPUs of 80.0 GB" in said
     assert "what would: " in said
+    assert any(change.startswith("fsdp: true (") for change in found.would_fit)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_division_is_no_way_for_who_can_t_divide(tmp_path: Path) -> None:
+    found = needs(ROOT / "specs" / "paper.yaml", tmp_path, parse_devices("8x80GB"), profile="full")
+    assert not any("fsdp" in change for change in found["rl_cai"].would_fit)
+    alone = {"profile": "full", "sets": ["steps.sl_cai.fsdp=false", "steps.sl_cai.resources.workers=1"]}
+    changed = needs(ROOT / "specs" / "paper.yaml", tmp_path, parse_devices("8x80GB"), **alone)["sl_cai"].would_fit
+    assert any(change.startswith("fsdp: true, resources: {workers: 8} (") for change in changed)
 
 
 SPEC = """

@@ -58,6 +58,24 @@ def test_adapters_train_their_own_weights_alone() -> None:
     assert needed(lora=Lora(rank=16, targets=r".*\.(q|v)_proj")).gradients == only_two.gradients
 
 
+EIGHT: dict[str, Any] = {"fsdp": True, "resources": {"workers": 8}}
+
+
+def test_a_divided_model_is_an_eighth_on_each_of_eight_gpus_with_two_blocks_whole_by_hand() -> None:
+    """A block has 4096 x (2 x 4096 + 2 x 1024 + 3 x 14336) weights; two of them with gradients, and the head, in 2 bytes."""
+    found, block = needed(**EIGHT), 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    share = SEVEN.weights // 8
+    assert (found.gradients, found.optimizer) == (4 * share, 8 * share)
+    assert found.weights == 4 * SEVEN.weights // 8 + 2 * (4 * block + 32000 * 4096)
+    kept_whole = needed(**EIGHT, fsdp_config={"reshard_after_forward": False}).weights
+    assert kept_whole == 4 * SEVEN.weights // 8 + 2 * (SEVEN.weights + 2 * block)
+
+
+def test_a_divided_reference_is_whole_while_it_reads() -> None:
+    assert needed(**EIGHT, beside="alike").beside == 4 * SEVEN.weights // 8 + 2 * SEVEN.weights
+    assert needed(**EIGHT, beside="stored").beside == 2 * SEVEN.weights
+
+
 @pytest.mark.parametrize(
     ("optim", "each"),
     [
@@ -105,6 +123,10 @@ def test_what_takes_less_is_never_said_to_take_more(shape: Shape, load: Load, gp
     rounded = need(shape, params(lora=Lora(rank=8, quantization="4bit")), load, [], setting)
     assert rounded.peak <= large
     assert all(part >= 0 for part in rounded)
+    divided, wider = (
+        need(shape, params(fsdp=True, resources={"workers": workers}), load, [], setting).peak for workers in (2, 16)
+    )
+    assert wider <= divided
     assert need(shape, params(), load, [(shape, Beside("m", "stored"))], setting).peak > full
 
 
