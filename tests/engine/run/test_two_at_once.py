@@ -78,7 +78,8 @@ def test_two_runs_at_once_pay_for_each_call_once(tmp_path: Path, server: BadServ
     assert codes == [0, -signal.SIGKILL if killed else 0], (tmp_path / "one" / "console.txt").read_text()
     assert server.most_at_once > AT_ONCE
     print(f"{len(server.calls)} calls for {CALLS}, {asked_twice(server)} of them a second time, second run killed: {killed}")
-    assert asked_twice(server) <= (AT_ONCE if killed else 0)
+    # What a killed run had asked for is lost, and what its engine began before it knew that its driver was gone.
+    assert asked_twice(server) <= (2 * AT_ONCE if killed else 0)
     assert len(server.calls) <= 1.05 * CALLS
     one = rows_by_step(tmp_path / "one")
     assert len(one["revision"]) == ROWS
