@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.chat_templates import SHAPES, Shape
+from support.kills import end_started
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -39,6 +40,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs vLLM on systems that it has no build for."""
     if item.get_closest_marker("vllm") and not find_spec("vllm"):
         pytest.skip("vLLM is not installed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Leave no run behind, whatever came of its test."""
+    end_started()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import psutil
 
 VICTIMS = {"driver": "", "worker": "ray::Worker", "engine": "ray::EngineActor"}
 _FRAME = struct.Struct("<II16s")
+_STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass
@@ -44,9 +45,19 @@ def start(spec: Path, out: Path, home: Path, *options: str) -> subprocess.Popen[
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "console.txt", "ab") as console:
         command = [sys.executable, "-m", "caiflow.engine.cli", "run", str(spec), "--out", str(out), *options]
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             command, stdout=console, stderr=console, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
+    _STARTED.append(driver)
+    return driver
+
+
+def end_started() -> None:
+    """Kill each run that a test left going, since it failed or took too long; what watches over the run ends its Ray."""
+    while _STARTED:
+        driver = _STARTED.pop()
+        if driver.poll() is None:
+            driver.kill()
 
 
 def victims(driver: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
