@@ -16,7 +16,14 @@ T = TypeVar("T")
 
 
 class RowDropped(Exception):
-    """Raised by a row operator to leave a row out, with the reason; a tombstone keeps it from being paid for again."""
+    """Raised by a row operator to leave a row out, with the reason; a tombstone keeps it from being paid for again.
+
+    `said` is what the model answered, where the row is left out for that.
+    """
+
+    def __init__(self, reason: str = "", said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said[:300]
 
 
 class RowLLM(ABC):

@@ -318,6 +318,10 @@ class RowOperator(Operator[P]):
         """Return figures about the step's finished output rows (read once, in any order), given its drops by reason."""
         return {}
 
+    def failure(self, metrics: Mapping[str, Any], said: str) -> str:
+        """Return why its figures say that the step failed; `said` is what the model answered to a row dropped for it."""
+        return ""
+
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:
         """Return the input's columns but for those outdated, and the ones written."""
         (given,) = inputs.values()

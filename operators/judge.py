@@ -151,6 +151,13 @@ class Judge(RowOperator[JudgeParams]):
         """
         return self._preferences.figures(rows, dropped)
 
+    def failure(self, metrics: Mapping[str, Any], said: str) -> str:
+        """Return that no pair's judgements could be read, with what the judge answered."""
+        if metrics.get("unparsable") != 1:
+            return ""
+        answered = f"; it answered, for one, {said!r}" if said else ""
+        return f"no judgement could be read{answered}; take a stronger judge, or show it examples (`few_shot`)"
+
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with judgements."""
         from caiflow.operators.judging.health import measures

@@ -60,6 +60,8 @@ class Outcome:
     failed: str = ""
     may_pass: bool = False
     """Whether it failed for a reason that may pass, so that the ledger holds nothing and the next run asks again."""
+    said: str = ""
+    """The model's words for which the row was dropped."""
     cached: bool = False
     tokens: int = 0
     trace: str = ""
@@ -72,7 +74,7 @@ def replay(step: FlowStep, row_key: bytes, ledger: Ledger) -> Outcome | None:
     if kept is None or (step.served and doubtful_row(kept, step.operator.answers)):
         return None
     if "dropped" in kept:
-        return Outcome(dropped=kept["dropped"], cached=True)
+        return Outcome(dropped=kept["dropped"], said=kept.get("said", ""), cached=True)
     if "failed" in kept:
         return Outcome(failed=kept["failed"], cached=True)
     return Outcome(rows=tuple(kept["out"]), cached=True, tokens=kept["tokens"])

@@ -43,6 +43,8 @@ class Tally:
     completion_tokens: int = 0
     tokens: int = 0
     drop_reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    said: str = ""
+    """What the model answered to a row that was dropped for it."""
     error: str = ""
     sample: Sample = NOTHING
 

@@ -200,8 +200,8 @@ class Flow:
         try:
             given = await step.operator.row(view, llm)
         except RowDropped as drop:
-            ledger.append(row_key, {"dropped": str(drop), **mark})
-            return Outcome(dropped=str(drop))
+            ledger.append(row_key, {"dropped": str(drop), **({"said": drop.said} if drop.said else {}), **mark})
+            return Outcome(dropped=str(drop), said=drop.said)
         except AskAnewError:
             raise
         except EngineError as error:
@@ -234,6 +234,7 @@ class Flow:
         if outcome.dropped:
             tally.dropped += 1
             tally.drop_reasons[outcome.dropped] += 1
+            tally.said = tally.said or outcome.said
         elif outcome.failed:
             tally.failed += 1
             tally.may_pass += outcome.may_pass

@@ -272,6 +272,8 @@ class FlowUnit:
         writer.close()
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
         metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
+        if why := step.operator.failure(metrics, tally.said):
+            return StepResult(None, tally.total, None, {}, counts, seconds=seconds, error=why)
         readings = flow.meters[step.name].readings({**metrics, "rows_in": tally.total, "rows_out": tally.rows_out})
         return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings, seconds)
 

@@ -42,6 +42,11 @@ class Ranking(NamedTuple):
         """The number of votes that couldn't be read."""
         return sum(not vote.reply.parsed for vote in self.votes)
 
+    @property
+    def unread(self) -> str:
+        """What the judge answered where it couldn't be read, for one vote."""
+        return next((vote.reply.said for vote in self.votes if vote.reply.said), "")
+
     def scores(self) -> dict[int, float]:
         """Return the mean share of each answer, by number, over all orders and principles; they sum to 1."""
         totals: dict[int, float] = {}

@@ -105,6 +105,8 @@ class Reply(NamedTuple):
     parsed: bool = True
     logprobs: tuple[float, ...] | None = None
     thought: str = ""
+    said: str = ""
+    """What couldn't be read."""
 
 
 class Case(NamedTuple):
@@ -186,7 +188,8 @@ class OptionsJudge:
         replies = await together(self._think(messages, thinking, letters, case.llm, s) for s in samples)
         read = [bounded(reply.shares, thinking.clamp) for reply in replies if reply.parsed]
         mean = tuple(sum(shares) / len(read) for shares in zip(*read, strict=True)) if read else _alike(letters)
-        return Reply(mean, bool(read), None, "\n\n".join(reply.thought for reply in replies))
+        unread = next((reply.said for reply in replies if reply.said), "")
+        return Reply(mean, bool(read), None, "\n\n".join(reply.thought for reply in replies), unread)
 
     async def _think(self, messages: Sequence[Message], thinking: Thinking, letters: str, llm: RowLLM, sample: int) -> Reply:
         sampling = thinking.sampling.model_copy(update={"stop": (*thinking.sampling.stop, THOUGHT_END.strip(" ("))})
@@ -204,7 +207,11 @@ class OptionsJudge:
         else:
             answer = await llm.chat(messages, _VERDICT, sample=sample, prefill=prefill)
         named = parse_choice(answer.text, letters)
-        return Reply(tuple(float(letter == named) for letter in letters)) if named else Reply(_alike(letters), parsed=False)
+        return (
+            Reply(tuple(float(letter == named) for letter in letters))
+            if named
+            else Reply(_alike(letters), parsed=False, said=answer.text)
+        )
 
     def _shown(self, uid: str) -> list[tuple[JudgeExample, str]]:
         """Return the row's examples, each with its own instruction."""

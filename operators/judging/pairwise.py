@@ -29,6 +29,8 @@ class Vote(NamedTuple):
     parsed: bool = True
     logprobs: tuple[float, float] | None = None
     thought: str = ""
+    said: str = ""
+    """What couldn't be read."""
 
     @property
     def p_first(self) -> float:
@@ -51,6 +53,11 @@ class Verdict(NamedTuple):
         """The number of votes that couldn't be read."""
         return sum(not v.parsed for v in self.votes)
 
+    @property
+    def unread(self) -> str:
+        """What the judge answered where it couldn't be read, for one vote."""
+        return next((vote.said for vote in self.votes if vote.said), "")
+
 
 class PairJudge(OptionsJudge):
     """Gives a verdict on pairs of answers."""
@@ -69,7 +76,7 @@ class PairJudge(OptionsJudge):
         options = (pair[1], pair[0]) if swapped else pair
         reply = await self._reply(number, instruction, options, case)
         logprobs = None if reply.logprobs is None else (reply.logprobs[0], reply.logprobs[1])
-        return Vote(instruction.id, swapped, reply.shares[0], reply.parsed, logprobs, reply.thought)
+        return Vote(instruction.id, swapped, reply.shares[0], reply.parsed, logprobs, reply.thought, reply.said)
 
 
 def judged_votes(uid: str, pair: tuple[str, str], verdict: Verdict, sides: Mapping[str, float]) -> list[JudgedVote]:

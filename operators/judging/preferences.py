@@ -59,7 +59,7 @@ class Preferences:
         pairs = found if self._params.pairs == "all" else [best_against_worst(found, scores)]
         lost = [self._lost(pair) for pair in pairs]
         if all(lost):
-            raise RowDropped(str(lost[0]))
+            raise RowDropped(str(lost[0]), next((pair.verdict.unread for pair in pairs if pair.verdict.unread), ""))
         return [
             self._columns(pair, answers, scores, principles) for pair, reason in zip(pairs, lost, strict=True) if not reason
         ]
@@ -104,7 +104,10 @@ class Preferences:
 
     def _lost(self, pair: Pair) -> str:
         """Return the reason to leave a pair out, or an empty text."""
-        if pair.verdict.unparsable and self._params.unparsable == "drop":
+        unread = pair.verdict.unparsable
+        if unread and (
+            self._params.unparsable == "drop" or (self._params.ties == "drop" and unread == len(pair.verdict.votes))
+        ):
             return UNPARSABLE
         return tie_kind(pair.verdict) if self._tied(pair) and self._params.ties == "drop" else ""
 
