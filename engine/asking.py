@@ -1,13 +1,13 @@
-"""How an operator asks a model: about one row, or about the rows of a table. Seeds, retries and ledger are the engine's own.
+"""How an operator asks a model: about one row, or about the rows of a table; and how it tells of its progress.
 
-Operators see these names in `caiflow.engine.operator`. Asks nothing itself.
+Seeds, retries and ledger are the engine's own. Operators see these names in `caiflow.engine.operator`. Asks nothing itself.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.rows.columns import Row
@@ -87,3 +87,10 @@ class LLMs(ABC):
 
         `label` names the work in the ledger and the progress display.
         """
+
+
+class Log(Protocol):
+    """Takes progress as it is to be shown: `log(done=3, total=10, loss=0.5)`."""
+
+    def __call__(self, **figures: Any) -> None:
+        """Report these figures."""

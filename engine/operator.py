@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from caiflow.engine.asking import Ask as Ask
 from caiflow.engine.asking import LLMs as LLMs
+from caiflow.engine.asking import Log as Log
 from caiflow.engine.asking import RowDropped as RowDropped
 from caiflow.engine.asking import RowLLM as RowLLM
 from caiflow.engine.asking import together as together
@@ -331,13 +332,6 @@ class RowOperator(Operator[P]):
 def answer_column(columns: Container[str]) -> str | None:
     """Return the column an answer is in where none is named: the first of ANSWERS that is among these, None without any."""
     return next((name for name in ANSWERS if name in columns), None)
-
-
-class Log(Protocol):
-    """Takes progress as it is to be shown: `log(done=3, total=10, loss=0.5)`."""
-
-    def __call__(self, **figures: Any) -> None:
-        """Report these figures."""
 
 
 @dataclass(slots=True)
