@@ -108,7 +108,7 @@ class TrainingOperator(ModelOperator[P]):
         """
         steps = self.params.row_steps()
         if len(set(steps)) > 1:
-            from caiflow.engine.training.held_out import refuse_shared
+            from caiflow.engine.rows.held_out import refuse_shared
 
             refuse_shared(job.inputs[steps[0]], job.inputs[steps[1]], steps)
         found = [read(job.inputs[step]) for step in steps]

@@ -10,7 +10,7 @@ import pytest
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import StepContext
-from caiflow.engine.training.held_out import refuse_shared
+from caiflow.engine.rows.held_out import refuse_shared
 from support.small_models import job, lessons, preferences, saved, small_model
 from support.trainings import TRAINERS, train
 
