@@ -115,6 +115,8 @@ def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = Tru
     Raises:
         EngineError: kind `load`: files missing or unreadable, memory short, a reward model where one is to write texts.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     path, revision, adapter = base_and_adapter(source)
     refuse_kernels(source._replace(path=path, revision=revision))
     if task == "causal":
@@ -122,6 +124,7 @@ def load_weights(source: ModelSource, task: Task = "causal", *, fold: bool = Tru
     elif task == "reward":
         options["num_labels"] = 1
     kind = _auto_class(task)
+    disable_progress_bar()  # it would stand between what commands print
     try:
         model = kind.from_pretrained(path, revision=revision, trust_remote_code=source.trust_remote_code, **options)
         if adapter:

@@ -115,6 +115,7 @@ def test_an_answer_of_ones_own_is_what_is_criticised(place: Path) -> None:
 def test_people_see_texts_counts_and_columns_and_nothing_is_kept(place: Path) -> None:
     done = command_here(place, "try", "spec.yaml", "critique", PROMPT, CAIFLOW_HOME=str(place / "unused"))
     assert done.returncode == 0, done.stderr
+    assert "Loading" not in done.stderr
     for told in ("━━ answer", "asks m", "━━ critique", " tokens", PROMPT, "principle", "passed by"):
         assert told in done.stdout
     assert not list((place / "unused").glob("ledger/*"))
