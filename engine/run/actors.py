@@ -24,7 +24,7 @@ from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepE
 from caiflow.engine.llm.base import Answer, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.run.deaths import death, first_line
+from caiflow.engine.run.deaths import death, first_line, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
 
@@ -62,6 +62,8 @@ class Worker:
             return {name: replace(one, files=file_sizes(one.staged)) if one.staged else one for name, one in results.items()}
         except CaiflowError:
             raise
+        except ModuleNotFoundError as error:
+            raise StepError(*without_module(str(error.name), f" on node {self.place()}")) from None
         except Exception as error:
             import traceback
 
@@ -214,15 +216,19 @@ class RayLink:
                 raise self._ended(process, str(cause)) from None
             if isinstance(cause, EngineError) and cause.kind == "engine_lost" and cause.retry:
                 raise LinkLost(str(cause)) from None
+            if isinstance(cause, EngineError) and cause.kind == "load" and process[0] != _machine():
+                raise EngineError(f"{cause.message}{place(error)}", cause.hint, kind="load") from None
             if isinstance(cause, EngineError | AskAnewError):
                 raise cause from None
-            raise EngineError(f"engine: {cause!r}", kind="engine") from None
+            why = death(error)
+            raise EngineError(f"engine: {cause!r}" if why.again else why.why, "" if why.again else why.hint) from None
         except ray_errors.ActorUnavailableError as error:
             raise LinkLost(first_line(error)) from None
         except ray_errors.ActorDiedError as error:
             why = death(error)
             hint = f"it hung: {self._hung_last}" if self._hung_last else why.hint
-            raise EngineError(f"engine: its process died too often: {why.why}", hint, kind="engine_lost") from None
+            told = f"its process died too often: {why.why}" if why.again else why.why
+            raise EngineError(f"engine: {told}", hint, kind="engine_lost") from None
 
     def _ended(self, process: tuple[str, int], why: str) -> Exception:
         """End a process that hangs; return the loss, or the error where the one begun instead of it hangs, too."""

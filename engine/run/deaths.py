@@ -26,16 +26,25 @@ class Death(NamedTuple):
 
 def death(error: BaseException) -> Death:
     """Return what Ray's report of a lost process, or of one that couldn't begin, comes to."""
-    text = f"{type(error).__name__}: {error}"
-    found = _PLACE.search(text)
-    where = f" on node {found[1]}" if found else ""
+    text, where = f"{type(error).__name__}: {error}", place(error)
     if absent := _ABSENT.search(text):
-        return Death(f"there is no module {absent[1]}{where}", "install what brings it on every node", again=False)
+        return Death(*without_module(absent[1], where), again=False)
     if any(sign in text for sign in _OF_THE_NODE):
         return Death(f"its node was lost{where.replace(' on node', ':')}", "")
     if any(sign in text for sign in _OF_MEMORY):
         return Death(f"the memory was short{where}", "give it a node with more, or less to hold at once")
     return Death(f"{first_line(error)}{where}", "is memory short? `caiflow doctor` says what there is")
+
+
+def place(error: BaseException) -> str:
+    """Return the node that Ray's report names, in words that follow what was there; empty where it names none."""
+    found = _PLACE.search(str(error))
+    return f" on node {found[1]}" if found else ""
+
+
+def without_module(name: str, where: str) -> tuple[str, str]:
+    """Return what to say of a module that can't be imported, and what to do."""
+    return f"there is no module {name}{where}", "install what brings it on every node"
 
 
 def first_line(error: BaseException) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from support.kills import without_token
+from support.source_tree import ROOT
 
 FAILING = """
 import os, sys
@@ -71,7 +73,9 @@ cluster.close()
 """Work whose first process dies; tells what it came to, and which of Ray's workers there are then."""
 
 ABSENT = """
-import sys, types
+import asyncio, sys, types
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.cluster import Cluster
 
 module = types.ModuleType("theirs_alone")
@@ -82,15 +86,36 @@ Work.__module__ = "theirs_alone"
 module.Work = Work
 sys.modules["theirs_alone"] = module
 
+class Importing:
+    def run(self, report):
+        import theirs_to_import
+
 cluster = Cluster()
 cluster.start()
-cluster.submit(Work(), "table")
-while cluster.busy():
-    for finished in cluster.wait(1.0):
-        print(finished.error)
+for work in (Work(), Importing()):
+    cluster.submit(work, "table")
+    while cluster.busy():
+        for finished in cluster.wait(1.0):
+            print(finished.error)
+links = cluster.engine(ModelSource(sys.argv[1], identity="m", engine="transformers"), "m", "client")
+try:
+    asyncio.run(links[0].open())
+except EngineError as error:
+    print(error)
 cluster.close()
 """
-"""Work of a module that is here and in no other process, as where a node lacks a package."""
+"""Work of a module that is here and in no other process, as where a node lacks a package; and an engine without its library."""
+BLOCKING = """
+import sys
+
+class Blocking:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers" and any("default_worker" in word for word in sys.orig_argv):
+            raise ModuleNotFoundError("No module named 'transformers'", name=name)
+
+sys.meta_path.insert(0, Blocking())
+"""
+"""A `sitecustomize` by which Ray's processes lack a library that is installed here."""
 
 
 def said_by(script: str, *arguments: str) -> str:
@@ -134,11 +159,14 @@ def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]
     assert dying[0][-1] == "['ray::Worker']"
 
 
-def test_a_module_that_a_node_lacks_is_named_with_the_node() -> None:
-    said = said_by(ABSENT)
-    assert "there is no module theirs_alone on node " in said
-    assert "install what brings it on every node" in said
-    assert "memory" not in said
+def test_a_module_that_a_node_lacks_is_named_with_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = said_by(ABSENT, str(ROOT / "examples" / "tiny" / "model")).splitlines()
+    for module, line in zip(("theirs_alone", "theirs_to_import", "transformers"), said, strict=True):
+        assert f"there is no module {module} on node " in line
+        assert "install what brings it on every node" in line
+        assert "memory" not in line
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
