@@ -14,6 +14,7 @@ from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.engine.rows.turns import refused_systems
 from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
+from caiflow.engine.training.grouping import GROUPING
 from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.params import TrainingParams
 
@@ -73,6 +74,7 @@ class TrainingOperator(ModelOperator[P]):
         workers, lora = self.params.resources.workers, self.params.lora
         parts: dict[str, Any] = {"workers": workers} if workers > 1 else {}
         parts |= {"fsdp": True} if self.params.fsdp else {}
+        parts |= {"grouping": GROUPING} if self.params.train_sampling_strategy == "group_by_length" else {}
         return {**parts, "quantization": QUANTIZATION} if lora and lora.quantization else parts
 
     def measures(self) -> Sequence[Measure]:

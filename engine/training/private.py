@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.training.grouping import Grouped, lengths
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 class Hooks:
     """Mixed into each of the libraries' trainers."""
 
+    args: Any
     model: Any
+    train_dataset: Any
     _metrics: dict[str, Any]
 
     def _send_telemetry(self) -> None:
@@ -35,6 +39,22 @@ class Hooks:
     def check_gradients(self, norm: float) -> None:
         """Look at the norm of the gradients of a step that is about to be taken."""
         raise NotImplementedError
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        """Order rows that are grouped by length as grouping.py does."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        sizes = lengths(data) if self.args.train_sampling_strategy == "group_by_length" else []
+        if not sizes:
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        return Grouped(sizes, self.args.train_batch_size, self.args.data_seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:
+        """Measure rows as they stand, however those that train are grouped: the loss is a mean over batches."""
+        from torch.utils.data import SequentialSampler
+
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)  # type: ignore[misc]
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def note(self, figures: Mapping[str, float]) -> None:
         """Have figures of a batch logged; TRL averages what `_metrics` holds of a mode and logs it with the loss."""

@@ -47,6 +47,7 @@ def train(folder: Path, model: ModelSource, p: tuple[float, ...] = (1.0,), **fie
         {"loss_type": "robust", "label_smoothing": 0.1},
         {"sync_ref_model": True, "ref_model_sync_steps": 2},
         {"reference": "other"},
+        {"train_sampling_strategy": "group_by_length", "eval_input": "held"},
     ],
 )
 def test_chosen_replies_gain_on_rejected_ones(

@@ -34,7 +34,15 @@ def train(folder: Path, model: ModelSource, p: tuple[float, ...] = (1.0,), **fie
     return done
 
 
-@pytest.mark.parametrize("fields", [{}, {"lora": {"rank": 8}, "eval_input": "held"}, {"center_rewards_coefficient": 0.01}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"lora": {"rank": 8}, "eval_input": "held"},
+        {"center_rewards_coefficient": 0.01},
+        {"train_sampling_strategy": "group_by_length"},
+    ],
+)
 def test_it_tells_chosen_from_rejected_and_scores_are_centred(
     tmp_path: Path, model: ModelSource, fields: dict[str, Any]
 ) -> None:

@@ -39,23 +39,25 @@ Sft(SftParams.model_validate(json.loads(sys.argv[3])), StepContext()).train(job(
 """
 
 
-def train(folder: Path) -> Job:
+def train(folder: Path, fields: dict[str, Any]) -> Job:
     done = job(folder, {"rows": lessons()})
-    Sft(SftParams.model_validate(FIELDS), StepContext()).train(done)
+    Sft(SftParams.model_validate(fields), StepContext()).train(done)
     return done
 
 
 @pytest.mark.slow
 @pytest.mark.kill
-def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["random", pytest.param("group_by_length", marks=pytest.mark.soak)])
+def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path, order: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    undisturbed = train(tmp_path / "undisturbed")
+    fields = {**FIELDS, "train_sampling_strategy": order}
+    undisturbed = train(tmp_path / "undisturbed", fields)
     disturbed = tmp_path / "disturbed"
     checkpoint = disturbed / "work" / "checkpoints" / "checkpoint-10" / COMPLETE
     tests = str(Path(__file__).parents[2])
-    child = subprocess.Popen([sys.executable, "-c", CHILD, tests, str(disturbed), json.dumps(FIELDS)])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, tests, str(disturbed), json.dumps(fields)])
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
         assert child.poll() is None, "it ended before it could be killed"
@@ -64,7 +66,7 @@ def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: P
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert not (disturbed / "out" / "model.safetensors").exists()
-    resumed = train(disturbed)
+    resumed = train(disturbed, fields)
     assert (resumed.out_dir / HISTORY).read_text() == (undisturbed.out_dir / HISTORY).read_text()
     for name in ("train_loss", "final_loss", "steps"):
         assert resumed.metrics[name] == undisturbed.metrics[name]
