@@ -6,9 +6,8 @@ Never reads records.
 from __future__ import annotations
 
 import heapq
-import pickle
-import tempfile
 from collections.abc import Iterator
+from os import SEEK_END
 from pathlib import Path
 from typing import IO
 
@@ -69,18 +68,30 @@ class Replay:
             return
         self._block.append(row)
         if len(self._block) == _BLOCK:
-            self._file = self._file or self._opened()
-            pickle.dump(self._block, self._file, pickle.HIGHEST_PROTOCOL)
+            self._write(self._block)
             self._block = []
 
+    def _write(self, block: list[Row | BadRow]) -> None:
+        import pickle  # few sources are this long
+
+        self._file = self._file or self._opened()
+        self._file.seek(0, SEEK_END)
+        pickle.dump(block, self._file, pickle.HIGHEST_PROTOCOL)
+
     def _opened(self) -> IO[bytes]:
+        import tempfile
+
         self._folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._folder)  # it lives as long as this object
 
     def _filed(self) -> Iterator[Row | BadRow]:
         if self._file is None:
             return
-        end = self._file.tell()
-        self._file.seek(0)
-        while self._file.tell() < end:
-            yield from pickle.load(self._file)
+        import pickle
+
+        end, place = self._file.seek(0, SEEK_END), 0
+        while place < end:
+            self._file.seek(place)
+            block = pickle.load(self._file)
+            place = self._file.tell()
+            yield from block

@@ -39,6 +39,7 @@ def test_every_row_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(islice(replay, first)) == source.every[:first]
     assert source.asked == min(size, first)
     assert list(replay) == source.every
+    assert list(islice(replay, first)) == source.every[:first]
     assert list(replay) == source.every
     assert source.asked == size
     assert not list((tmp_path / "out").glob("*"))
