@@ -310,7 +310,7 @@ def test_a_sheet_as_excel_saves_it(tmp_path: Path, separator: str, head: str) ->
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (gzip.compress(b"prompt\nq\n"), "a gzip file"),
+        (gzip.compress(b"prompt\nq\n", mtime=0), "a gzip file"),
         (pa.compress(b"prompt\nq\n", "zstd", asbytes=True), "a zstd file"),
         (b"PK\x03\x04....", "a zip file"),
         (b"PAR1....", "a parquet file"),
@@ -318,6 +318,7 @@ def test_a_sheet_as_excel_saves_it(tmp_path: Path, separator: str, head: str) ->
         (b"\xff\xd8\xff\xe0", "an image"),
         (b"%PDF-1.7", "a PDF"),
     ],
+    ids=["gzip", "zstd", "zip", "parquet", "png", "jpeg", "pdf"],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.csv.gz"])
 def test_a_file_that_its_name_belies_is_told(tmp_path: Path, name: str, content: bytes, what: str) -> None:
