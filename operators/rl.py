@@ -220,7 +220,7 @@ class Rl(TrainingOperator[RlParams]):
         """Return the model to begin with as one whole folder: the libraries load the reference from there a second time."""
         from caiflow.engine.llm.files import base_and_adapter
         from caiflow.engine.training.models import load_plain, load_tokenizer
-        from caiflow.engine.training.workers import first_before_others
+        from caiflow.engine.training.parallel.workers import first_before_others
 
         source = job.models[self.params.model]
         if base_and_adapter(source)[2] is None:

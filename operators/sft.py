@@ -171,9 +171,9 @@ class Sft(TrainingOperator[SftParams]):
         from transformers import AutoTokenizer
 
         from caiflow.engine.training.loop import seed_of
+        from caiflow.engine.training.parallel.workers import first_before_others
         from caiflow.engine.training.scratch import random_model, train_tokenizer
         from caiflow.engine.training.tokens import contents
-        from caiflow.engine.training.workers import first_before_others
 
         assert self.params.scratch is not None
         kept = job.work_dir / "tokenizer"

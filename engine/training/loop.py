@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caiflow.engine.display.trackers import finish, prepare
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
-from caiflow.engine.training import sharding
 from caiflow.engine.training.finite import Finite, largest, no_number
+from caiflow.engine.training.parallel import sharding
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 from caiflow.engine.training.quantization import is_quantised, train_in_float32
 

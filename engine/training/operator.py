@@ -92,7 +92,7 @@ class TrainingOperator(ModelOperator[P]):
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`, in as many processes as asked for."""
         if self.params.resources.workers > 1:
-            from caiflow.engine.training.workers import spread
+            from caiflow.engine.training.parallel.workers import spread
 
             spread(self, job, self.params.resources.workers)
         else:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from caiflow.engine.operator import Job
-from caiflow.engine.training.workers import Learner, spread
+from caiflow.engine.training.parallel.workers import Learner, spread
 
 
 def take_cpus_for_gpus() -> None:
