@@ -37,9 +37,9 @@ INSTALL_DEV = $(BIN)/python .ci/install_on_cpu.py $(TORCH) '.[dev]'
 endif
 # Environments may forbid Python to keep compiled modules; the command's start needs them.
 COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
-# Three on two cores: what one waits for, another computes. The long tests fill the machine two at a time.
+# Three on two cores: what one waits for, another computes.
 PYTEST_ARGS ?= -n 3 --dist worksteal
-SOAK_ARGS ?= -n 2 --dist worksteal
+SOAK_ARGS ?= -n 3 --dist worksteal
 
 quickstart: $(VENV)/.installed
 	$(BIN)/caiflow run specs/quickstart.yaml
