@@ -79,14 +79,14 @@ others = [Other.remote() for _ in range(2)]
 ray.get([other.here.remote() for other in others])
 asked.PATIENCE_S = 1.0
 said = []
-cluster.on_event = said.append
+cluster.on_event = lambda event: said.extend([event["text"]] if "text" in event else [])
 tiny = ModelSource(path=sys.argv[2], identity="tiny", engine="transformers", options={"num_gpus": 1})
 cluster.engine(tiny, "base", "client")
 until = time.monotonic() + 30
 while not said and time.monotonic() < until:
     cluster._poll()
     time.sleep(0.2)
-told["busy"] = [event["text"] for event in said]
+told["busy"] = list(said)
 cluster.refuse_unfit(folder / "home")
 told["marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
 
