@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.kills import without_token
+from support.once import made_once
 from support.source_tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -143,7 +144,13 @@ steps:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("nodes")
+    """What the two nodes told, asked once for all processes of the session."""
+    folder = made_once(tmp_path_factory, "nodes", asked_of_two_nodes)
+    found: dict[str, Any] = json.loads((folder / "told.json").read_text())
+    return {**found, "folder": folder}
+
+
+def asked_of_two_nodes(folder: Path) -> None:
     (folder / "home").mkdir()
     for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED}.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -151,8 +158,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "printed": done.stdout + done.stderr, "folder": folder}
+    found = json.loads(done.stdout.splitlines()[-1])
+    (folder / "told.json").write_text(json.dumps({**found, "printed": done.stdout + done.stderr}))
 
 
 def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: dict[str, Any]) -> None:
