@@ -158,11 +158,12 @@ TRIALS = [
 
 @pytest.mark.slow
 @pytest.mark.soak
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize(("path", "profile"), TRIALS, ids=lambda value: value.stem if isinstance(value, Path) else value)
 def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: Path, tmp_path: Path) -> None:
     needs_packages(load_spec(path))
     options = ["--sample", str(SAMPLE), *shortened(path, profile), *(["--profile", profile] if profile else [])]
-    code = start(path, tmp_path / "run", home, *options).wait(timeout=500)
+    code = start(path, tmp_path / "run", home, *options).wait(timeout=900)
     assert code == 0, (tmp_path / "run" / "console.txt").read_text()
     check_trial(tmp_path / "run")
 
@@ -211,13 +212,14 @@ def test_each_stage_of_the_quickstart_earns_its_place(home: Path, tmp_path: Path
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_the_quickstart_gives_the_same_figures_on_vllm(home: Path, tmp_path: Path) -> None:
     found = []
     for engine in ("transformers", "vllm"):
         out = tmp_path / engine
         options = ["--sample", str(SAMPLE), *shortened(ROOT / "specs" / "quickstart.yaml", None)]
         driver = start(ROOT / "specs" / "quickstart.yaml", out, home, *options, "--set", f"models.base.engine={engine}")
-        assert driver.wait(timeout=500) == 0, (out / "console.txt").read_text()
+        assert driver.wait(timeout=550) == 0, (out / "console.txt").read_text()
         found.append(json.loads((out / "steps" / "scores" / "metrics.json").read_text())["models"])
     for model, sets in found[0].items():
         for name, checks in sets.items():
