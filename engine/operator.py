@@ -320,7 +320,10 @@ class RowOperator(Operator[P]):
         return {}
 
     def failure(self, metrics: Mapping[str, Any], said: str) -> str:
-        """Return why its figures say that the step failed; `said` is what the model answered to a row dropped for it."""
+        """Return why its figures say that the step failed, `rows_in` and `rows_out` among them; empty where they don't.
+
+        `said` is what the model answered to a row dropped for it.
+        """
         return ""
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:

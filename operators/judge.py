@@ -32,6 +32,9 @@ _A: Mapping[ColumnType, str] = {
     "conversations": "conversations",
 }
 
+_TELLING = 3
+"""Rows from which on a judge that couldn't be read at all has failed, and wasn't merely unlucky."""
+
 
 class Judge(RowOperator[JudgeParams]):
     """Compare answers and label which is better."""
@@ -152,8 +155,8 @@ class Judge(RowOperator[JudgeParams]):
         return self._preferences.figures(rows, dropped)
 
     def failure(self, metrics: Mapping[str, Any], said: str) -> str:
-        """Return that no pair's judgements could be read, with what the judge answered."""
-        if metrics.get("unparsable") != 1:
+        """Return that no pair's judgements could be read, with what the judge answered; one or two pairs don't tell yet."""
+        if metrics.get("unparsable") != 1 or metrics["rows_in"] < _TELLING:
             return ""
         answered = f"; it answered, for one, {said!r}" if said else ""
         return f"no judgement could be read{answered}; take a stronger judge, or show it examples (`few_shot`)"

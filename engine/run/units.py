@@ -272,9 +272,10 @@ class FlowUnit:
         writer.close()
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
         metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
-        if why := step.operator.failure(metrics, tally.said):
+        figures = {**metrics, "rows_in": tally.total, "rows_out": tally.rows_out}
+        if why := step.operator.failure(figures, tally.said):
             return StepResult(None, tally.total, None, {}, counts, seconds=seconds, error=why)
-        readings = flow.meters[step.name].readings({**metrics, "rows_in": tally.total, "rows_out": tally.rows_out})
+        readings = flow.meters[step.name].readings(figures)
         return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings, seconds)
 
 

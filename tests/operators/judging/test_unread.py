@@ -44,3 +44,10 @@ def test_a_judge_that_says_nothing_readable_fails_with_what_it_said(tmp_path: Pa
 def test_one_judgement_that_can_be_read_is_enough(tmp_path: Path) -> None:
     link = AskedLink(says=lambda request: Completion("(A)" if "red" in str(request.prompt) else "Both are fine."))
     assert carry_out(written(tmp_path, ", swap: false"), Store(tmp_path / "home"), link)[0][0]["chosen"] == "red"
+
+
+def test_two_pairs_that_cannot_be_read_are_counted_and_do_not_fail_it(tmp_path: Path) -> None:
+    link = AskedLink(says=lambda request: Completion("Both are fine."))
+    spec = written(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join((tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)[:2]))
+    assert carry_out(spec, Store(tmp_path / "home"), link)[0] == []
