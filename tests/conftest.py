@@ -18,6 +18,7 @@ from support.kills import end_started
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.run.cluster import Cluster
 
 _SHARE = os.cpu_count() or 1
 if hasattr(os, "sched_getaffinity"):
@@ -63,6 +64,17 @@ def ray_address() -> Iterator[str]:
 
     with shared_ray() as address:
         yield address
+
+
+@pytest.fixture
+def cluster(ray_address: str) -> Iterator[Cluster]:
+    """That Ray as the runner holds it, joined and left by each test."""
+    from caiflow.engine.run.cluster import Cluster
+
+    joined = Cluster(ray_address)
+    joined.start()
+    yield joined
+    joined.close()
 
 
 @pytest.fixture(scope="module", params=sorted(SHAPES))

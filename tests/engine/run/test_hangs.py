@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ from caiflow.engine.run.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.kill]
 FEW = Sampling(max_tokens=4)
-
-
-@pytest.fixture
-def cluster(ray_address: str) -> Iterator[Cluster]:
-    started = Cluster(ray_address)
-    started.start()
-    yield started
-    started.close()
 
 
 def asked_as_it_hangs(link: RayLink, hang: Callable[[], object]) -> tuple[list[Answer], float, float, bool]:

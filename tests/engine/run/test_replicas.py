@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,14 +13,6 @@ from caiflow.engine.run.cluster import Cluster
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill]
 REQUESTS, BEFORE = 3_000, 200
 ONE_TOKEN = Sampling(max_tokens=1)
-
-
-@pytest.fixture
-def cluster(ray_address: str) -> Iterator[Cluster]:
-    started = Cluster(ray_address)
-    started.start()
-    yield started
-    started.close()
 
 
 def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: ModelSource) -> None:
