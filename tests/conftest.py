@@ -31,6 +31,8 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a Ray of this machine alone is looked for where it listens, on loopback
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Ray's workers would give way to every other test at once: engines took minutes to load beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # How fast an example is found or run is the machine's affair.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
