@@ -368,32 +368,32 @@ class TableOperator(Operator[P]):
         """Read `job.inputs`, write rows and dropped rows to `out`."""
 
 
-class ModelOperator(Operator[P]):
+class RowlessOperator(Operator[P]):
+    """Base of the two shapes that make no rows; plugins subclass one of those, never this."""
+
+    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
+        """Return no columns."""
+        return Columns()
+
+    def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
+        """Return its calls, given the rows of the input steps that are known; None where that can't be told."""
+        return None
+
+
+class ModelOperator(RowlessOperator[P]):
     """Training: rows and a model in, a model in the Hugging Face layout out."""
 
     kind = "model"
-
-    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
-        """Return no columns: the output is a model."""
-        return Columns()
 
     @abstractmethod
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`; keep checkpoints in `job.work_dir` and resume from them when they are there."""
 
 
-class MetricsOperator(Operator[P]):
+class MetricsOperator(RowlessOperator[P]):
     """Models and tables in, figures out: `metrics.json` in `job.out_dir`, and beside it the rows behind them."""
 
     kind = "metrics"
-
-    def columns(self, inputs: Mapping[str, Columns]) -> Columns:
-        """Return no columns: the output is figures."""
-        return Columns()
-
-    def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
-        """Return its calls, given the rows of the input steps that are known; None where that can't be told."""
-        return None
 
     @abstractmethod
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:

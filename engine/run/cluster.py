@@ -24,6 +24,7 @@ from caiflow.engine.machine import cores
 from caiflow.engine.run.actors import EngineActor, RayLink, Worker
 from caiflow.engine.run.deaths import death, raised
 from caiflow.engine.run.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.llms import Report
 from caiflow.engine.run.nodes import (
     Node,
     Unplaced,
@@ -34,7 +35,7 @@ from caiflow.engine.run.nodes import (
     still_unplaced,
 )
 from caiflow.engine.run.reaper import watch
-from caiflow.engine.run.units import Report, StepResult, Unit, staged_anew
+from caiflow.engine.run.units import StepResult, Unit, staged_anew
 
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""

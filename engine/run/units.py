@@ -7,7 +7,6 @@ knows no Ray.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from caiflow.engine.errors import AskAnewError
 from caiflow.engine.health import Meter, Reading
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.gguf import unpack
 from caiflow.engine.operator import (
-    Ask,
     Job,
-    LLMs,
     MetricsOperator,
     ModelOperator,
     Operator,
@@ -31,6 +27,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
+from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, stop, tell_given_up, watch_calls
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
@@ -38,11 +35,6 @@ if TYPE_CHECKING:
     from caiflow.engine.flow.stream import Flow
     from caiflow.engine.llm.client import EngineClient, Link
     from caiflow.engine.rows.folder import RowsWriter
-
-_OF_CALLS = ("calls", "reused_calls", "prompt_tokens", "completion_tokens")
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes the fields of a `step_progress` event, with its `step`; or another event, with its name under `event`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,75 +138,12 @@ class MeasureUnit(_OneStep):
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
             stack.callback(llms.close)
-            stack.push_async_callback(_stop, asyncio.create_task(_watch_calls(self.step, llms, clients, report)))
+            stack.push_async_callback(stop, asyncio.create_task(watch_calls(self.step, llms, clients, report)))
             measured = await self.operator.measure(job, llms)
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
         (result,) = self._result(job, {**job.metrics, **measured}).values()
         return {self.step: replace(result, counts=llms.counts())}
-
-
-class LedgeredLLMs(LLMs):
-    """Asks models for a table of rows; every call is kept in the ledger."""
-
-    def __init__(
-        self,
-        operator: MetricsOperator[Any],
-        models: Mapping[str, ModelSource],
-        clients: Mapping[str, EngineClient],
-        ledger_dir: Path,
-    ) -> None:
-        from caiflow.engine.flow.row_llm import Tally
-        from caiflow.engine.store.ledger import Ledger, ledger_name
-
-        self._operator = operator
-        self._models = models
-        self._clients = clients
-        self._tally = Tally()
-        self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
-
-    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
-        """Return `await ask(row, llm)` for each row, in order."""
-        from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
-
-        client = self._clients[model]
-        slots = asyncio.Semaphore(2 * client.capacity)
-        self._tally.total += len(rows)
-
-        asked = self._models[model]
-        asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, asked.identity, served=asked.served)
-
-        async def one(row: Row) -> Row:
-            async with slots:
-                llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
-                answer: Row = await ask(row, llm)
-            self._tally.done += 1
-            return answer
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(row)) for row in rows]
-        except BaseExceptionGroup as errors:
-            if taught := errors.subgroup(AskAnewError):
-                raise taught.exceptions[0] from None
-            raise
-        return [task.result() for task in tasks]
-
-    def progress(self) -> dict[str, Any]:
-        """Return the fields of a `step_progress` event; nothing before the first rows."""
-        from caiflow.engine.flow.stream import progress_fields
-
-        told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
-        return {**progress_fields(self._tally), "waiting": told or None} if self._tally.total else {}
-
-    def counts(self) -> dict[str, int]:
-        """Return the calls that were made and those that the ledger spared, and the tokens."""
-        return {name: getattr(self._tally, name) for name in _OF_CALLS}
-
-    def close(self) -> None:
-        """Bring everything to the disk."""
-        for ledger in self._ledgers.values():
-            ledger.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +178,7 @@ class FlowUnit:
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers)
-            stack.push_async_callback(_stop, asyncio.create_task(_watch(flow, clients, report)))
+            stack.push_async_callback(stop, asyncio.create_task(_watch(flow, clients, report)))
             await flow.run(source)
         return {step.name: self._result(step, flow, writers[step.name]) for step in self.steps}
 
@@ -266,7 +195,7 @@ class FlowUnit:
 
     def _result(self, step: FlowStep, flow: Flow, writer: RowsWriter) -> StepResult:
         tally, seconds = flow.tallies[step.name], round(flow.pace.busy_s(step.name), 3)
-        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", *_OF_CALLS)}
+        counts = {name: getattr(tally, name) for name in ("done", "cached", "dropped", "failed", "may_pass", *OF_CALLS)}
         if tally.error:
             return StepResult(None, tally.total, None, {}, counts, seconds=seconds, error=tally.error)
         writer.close()
@@ -323,7 +252,7 @@ def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str,
 async def _watch(flow: Flow, clients: Mapping[str, EngineClient], report: Report) -> None:
     shown: dict[str, Sample] = {}
     while True:
-        _tell_given_up(clients, report)
+        tell_given_up(clients, report)
         for name, fields in flow.progress().items():
             latest = flow.tallies[name].sample
             report({"step": name, **fields})
@@ -331,26 +260,6 @@ async def _watch(flow: Flow, clients: Mapping[str, EngineClient], report: Report
                 shown[name] = latest
                 report({"event": "sample", "step": name, **asdict(latest)})
         await asyncio.sleep(0.25)
-
-
-async def _watch_calls(step: str, llms: LedgeredLLMs, clients: Mapping[str, EngineClient], report: Report) -> None:
-    while True:
-        _tell_given_up(clients, report)
-        if fields := llms.progress():
-            report({"step": step, **fields})
-        await asyncio.sleep(0.25)
-
-
-def _tell_given_up(clients: Mapping[str, EngineClient], report: Report) -> None:
-    for name, client in clients.items():
-        for why in client.given_up():
-            report({"event": "log", "text": f"{name}: one of its engines is lost, the others go on: {why}"})
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 def _columns(rows: Any) -> Any:

@@ -6,7 +6,8 @@ import sys
 import threading
 
 from caiflow.engine.run.actors import Worker
-from caiflow.engine.run.units import Report, StepResult
+from caiflow.engine.run.llms import Report
+from caiflow.engine.run.units import StepResult
 
 EVENTS = 100_000
 

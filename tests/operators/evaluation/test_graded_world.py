@@ -18,7 +18,7 @@ from caiflow.engine.llm.model_files import bundled_folder
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.engine.run.units import LedgeredLLMs
+from caiflow.engine.run.llms import LedgeredLLMs
 from caiflow.examples.tiny import world
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation.params import EvaluateParams

@@ -1,0 +1,112 @@
+"""Models as an operator in a worker asks them for tables of rows: each call is kept in the ledger, and progress is told.
+
+Asks engines through their clients; knows no Ray, and no operator by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.errors import AskAnewError
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.operator import Ask, LLMs, Operator
+from caiflow.engine.rows.columns import Row
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.client import EngineClient
+
+OF_CALLS = ("calls", "reused_calls", "prompt_tokens", "completion_tokens")
+"""What a step's counts have of its calls."""
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes the fields of a `step_progress` event, with its `step`; or another event, with its name under `event`."""
+
+
+class LedgeredLLMs(LLMs):
+    """Asks models for a table of rows; every call is kept in the ledger."""
+
+    def __init__(
+        self,
+        operator: Operator[Any],
+        models: Mapping[str, ModelSource],
+        clients: Mapping[str, EngineClient],
+        ledger_dir: Path,
+    ) -> None:
+        from caiflow.engine.flow.row_llm import Tally
+        from caiflow.engine.store.ledger import Ledger, ledger_name
+
+        self._operator = operator
+        self._models = models
+        self._clients = clients
+        self._tally = Tally()
+        self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
+
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
+        """Return `await ask(row, llm)` for each row, in order."""
+        from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
+
+        client = self._clients[model]
+        slots = asyncio.Semaphore(2 * client.capacity)
+        self._tally.total += len(rows)
+
+        asked = self._models[model]
+        asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, asked.identity, served=asked.served)
+
+        async def one(row: Row) -> Row:
+            async with slots:
+                llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
+                answer: Row = await ask(row, llm)
+            self._tally.done += 1
+            return answer
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(row)) for row in rows]
+        except BaseExceptionGroup as errors:
+            if taught := errors.subgroup(AskAnewError):
+                raise taught.exceptions[0] from None
+            raise
+        return [task.result() for task in tasks]
+
+    def progress(self) -> dict[str, Any]:
+        """Return the fields of a `step_progress` event; nothing before the first rows."""
+        from caiflow.engine.flow.stream import progress_fields
+
+        told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
+        return {**progress_fields(self._tally), "waiting": told or None} if self._tally.total else {}
+
+    def counts(self) -> dict[str, int]:
+        """Return the calls that were made and those that the ledger spared, and the tokens."""
+        return {name: getattr(self._tally, name) for name in OF_CALLS}
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+
+async def watch_calls(step: str, llms: LedgeredLLMs, clients: Mapping[str, EngineClient], report: Report) -> None:
+    """Report progress and lost engines until cancelled."""
+    while True:
+        tell_given_up(clients, report)
+        if fields := llms.progress():
+            report({"step": step, **fields})
+        await asyncio.sleep(0.25)
+
+
+def tell_given_up(clients: Mapping[str, EngineClient], report: Report) -> None:
+    """Report which engines were lost for good since this was last asked."""
+    for name, client in clients.items():
+        for why in client.given_up():
+            report({"event": "log", "text": f"{name}: one of its engines is lost, the others go on: {why}"})
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """End a task that would go on for ever."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
