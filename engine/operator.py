@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
@@ -23,6 +23,7 @@ from caiflow.engine.asking import together as together
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
 from caiflow.engine.llm.base import ModelSource, Sampling
+from caiflow.engine.rows.columns import ANSWERS as ANSWERS
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.tool_use import refused_tools
 
@@ -42,10 +43,6 @@ ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_leng
 """The name of a column of the input."""
 ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, min_length=1)]
 """An expression over columns of the input."""
-ANSWERS = ("revision", "response", "chosen")
-"""The columns an answer may be in."""
-NO_ANSWERS = "have `generate` answer, `filter` such rows out before, or take other rows"
-"""What to do about rows in which there is nothing to learn."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
 
@@ -330,11 +327,6 @@ class RowOperator(Operator[P]):
         """Return the input's columns but for those outdated, and the ones written."""
         (given,) = inputs.values()
         return given.without(self.outdates()).plus(self.writes())
-
-
-def answer_column(columns: Container[str]) -> str | None:
-    """Return the column an answer is in where none is named: the first of ANSWERS that is among these, None without any."""
-    return next((name for name in ANSWERS if name in columns), None)
 
 
 @dataclass(slots=True)

@@ -17,9 +17,8 @@ from caiflow.engine.operator import (
     Job,
     Strict,
     TableOperator,
-    answer_column,
 )
-from caiflow.engine.rows.columns import Columns
+from caiflow.engine.rows.columns import Columns, answer_column
 from caiflow.operators.filtering.expression import ExpressionError, parse
 from caiflow.operators.filtering.params import (
     CommonPrefix,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import ANSWERS, NO_ANSWERS, Expected, Job, TableOperator
-from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
+from caiflow.engine.operator import ANSWERS, Expected, Job, TableOperator
+from caiflow.engine.rows.columns import NO_ANSWERS, Columns, ColumnType, Gap, Turns
 from caiflow.operators.mixing.params import TAG, MixInput, MixParams
 
 if TYPE_CHECKING:

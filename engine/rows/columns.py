@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Row = dict[str, Any]
 ColumnType = Literal["text", "texts", "number", "numbers", "integer", "flag", "messages", "conversations", "json"]
+ANSWERS = ("revision", "response", "chosen")
+"""The columns an answer may be in."""
+NO_ANSWERS = "have `generate` answer, `filter` such rows out before, or take other rows"
+"""What to do about rows in which there is nothing to learn."""
 
 
 Gap = Literal["some", "all"]
@@ -73,3 +77,8 @@ class Columns:
 
 def _but(items: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
     return {name: value for name, value in items.items() if name not in names}
+
+
+def answer_column(columns: Container[str]) -> str | None:
+    """Return the column an answer is in where none is named: the first of ANSWERS that is among these, None without any."""
+    return next((name for name in ANSWERS if name in columns), None)

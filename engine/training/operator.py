@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
-from caiflow.engine.operator import NO_ANSWERS, Job, ModelOperator
-from caiflow.engine.rows.columns import Columns
+from caiflow.engine.operator import Job, ModelOperator
+from caiflow.engine.rows.columns import NO_ANSWERS, Columns
 from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.engine.rows.turns import refused_systems
 from caiflow.engine.training import health

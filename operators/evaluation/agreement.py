@@ -10,8 +10,8 @@ from typing import Any
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.identity import key
-from caiflow.engine.operator import LLMs, RowLLM, answer_column
-from caiflow.engine.rows.columns import Row
+from caiflow.engine.operator import LLMs, RowLLM
+from caiflow.engine.rows.columns import Row, answer_column
 from caiflow.operators.evaluation import graded
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.params import JudgeAgreementParams

@@ -13,7 +13,8 @@ import polars as pl
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.health import SHOWN_UIDS
-from caiflow.engine.operator import ANSWERS, Job, answer_column
+from caiflow.engine.operator import ANSWERS, Job
+from caiflow.engine.rows.columns import answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.filtering import rules
 from caiflow.operators.filtering.expression import parse

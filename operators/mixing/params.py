@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from caiflow.engine.operator import ColumnName, Params, RowsRef, Strict, answer_column
-from caiflow.engine.rows.columns import Columns
+from caiflow.engine.operator import ColumnName, Params, RowsRef, Strict
+from caiflow.engine.rows.columns import Columns, answer_column
 
 Make = Literal["messages", "preference", "prompts"]
 TAG = "source_step"
