@@ -87,15 +87,21 @@ def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int
         yield from (Mark(path, value, name, extra[name]) for name in KINDS if name in extra)
     elif isinstance(value, Mapping) and len(arguments) == 2:
         for name, item in value.items():
-            yield from (
-                Mark((*path, name), found.value, found.kind, found.meaning, key=True)
-                for found in _walk(arguments[0], {}, name, ())
-            )
+            if not (isinstance(item, BaseModel | Mapping) and _of_plain_values(arguments[0])):
+                yield from (
+                    Mark((*path, name), found.value, found.kind, found.meaning, key=True)
+                    for found in _walk(arguments[0], {}, name, ())
+                )
             yield from _walk(arguments[1], extra, item, (*path, name))
     elif isinstance(value, (list, tuple)) and arguments:
         fixed = get_origin(kind) is tuple and arguments[-1] is not Ellipsis
         for index, item in enumerate(value):
             yield from _walk(arguments[index if fixed else 0], extra, item, (*path, index))
+
+
+def _of_plain_values(key: Any) -> bool:
+    """Return whether the marks of a mapping's keys are those of keys with plain values, and a group's key is a name."""
+    return any(_extra(note).get("x-plain") for note in get_args(key)[1:])
 
 
 def _extra(note: Any) -> Mapping[str, Any]:

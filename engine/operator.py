@@ -39,6 +39,8 @@ RowsRef = Annotated[str, Field(json_schema_extra={"x-ref": "rows"})]
 """The name of a step whose output is rows."""
 ModelRef = Annotated[str, Field(json_schema_extra={"x-ref": "model"})]
 """The name of an entry of `models:` or of a step whose output is a model."""
+ModelRefOrName = Annotated[str, Field(json_schema_extra={"x-ref": "model", "x-plain": True})]
+"""A mapping's key: a model's name where the value is a plain one, any name where it is a group of fields."""
 ColumnName = Annotated[str, Field(json_schema_extra={"x-column": True}, min_length=1)]
 """The name of a column of the input."""
 ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, min_length=1)]
@@ -348,6 +350,8 @@ class Job:
     uids: dict[str, list[str]] = field(default_factory=dict)
     step: str = ""
     """The step's name in its spec, for those who are told of the work."""
+    llms: LLMs | None = None
+    """The models that a training `asks`, for any event loop; None where it asks none."""
 
 
 class TableOperator(Operator[P]):
@@ -376,6 +380,10 @@ class ModelOperator(RowlessOperator[P]):
     """Training: rows and a model in, a model in the Hugging Face layout out."""
 
     kind = "model"
+
+    def asks(self) -> Collection[str]:
+        """Return which of its models it asks, through engines beside it and `job.llms`; it loads the others itself."""
+        return ()
 
     @abstractmethod
     def train(self, job: Job) -> None:

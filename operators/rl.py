@@ -1,19 +1,22 @@
-"""Reinforcement learning: a model learns to write replies that reward models score high, without straying far from itself."""
+"""Reinforcement learning: a model learns to write replies that reward models and graders score high, and stays near itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.operator import Job, ModelRef
+from caiflow.engine.operator import Calls, Expected, Job, ModelRef, ModelRefOrName, Strict
 from caiflow.engine.training import health
 from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.params import TrainingParams
+from caiflow.operators.grading.params import ModelGrading, columns
+from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,13 +40,22 @@ ONLY: Mapping[str, frozenset[str]] = {
 """Fields that only some algorithms have."""
 
 
+class RewardBy(Strict):
+    """What scores a reply beside reward models, and how much that counts."""
+
+    grader: ModelGrading
+    """A model that is asked about each reply, as in `evaluate`; its grade is the score."""
+    weight: float = 1.0
+    """Weight of the score; below 0 for what isn't wanted."""
+
+
 class RlParams(TrainingParams):
     """Fields of `op: rl`."""
 
     model: ModelRef
     """The model to train; as it is before training, it is also the one that it is held near."""
-    rewards: Mapping[ModelRef, float] = Field(min_length=1)
-    """Reward models and the weight of each one's score."""
+    rewards: Mapping[ModelRefOrName, float | RewardBy] = Field(min_length=1)
+    """What scores replies: reward models with the weight of each one's score, and names of your own with a `grader` each."""
     algorithm: Literal["grpo", "rloo", "ppo"] = "ppo"
     """Compare replies to one prompt with their mean (grpo) or with each other (rloo), or learn values of tokens (ppo)."""
     learning_rate: float = Field(default=1e-6, ge=0)
@@ -103,6 +115,21 @@ class RlParams(TrainingParams):
     )
 
     @property
+    def graders(self) -> dict[str, ModelGrading]:
+        """The graders by the names of their rewards."""
+        return {name: how.grader for name, how in self.rewards.items() if isinstance(how, RewardBy)}
+
+    @property
+    def reward_models(self) -> list[str]:
+        """The reward models."""
+        return [name for name in self.rewards if name not in self.graders]
+
+    @property
+    def asked_with(self) -> list[str]:
+        """The columns of a prompt's row that graders are told, beside the conversation."""
+        return sorted({name for how in self.graders.values() for name in columns(how)})
+
+    @property
     def generations(self) -> int:
         """Replies per prompt."""
         return self.num_generations or (1 if self.algorithm == "ppo" else 8)
@@ -148,12 +175,13 @@ class RlParams(TrainingParams):
         """Return the fields of the algorithm that go to the library's configuration as they are."""
         names = {name for name, algorithms in ONLY.items() if self.algorithm in algorithms and self.algorithm != "ppo"}
         fields = {name: getattr(self, name) for name in names}
-        weights = [*self.rewards.values(), 1.0]  # the last one is that of the length
+        given = [how.weight if isinstance(how, RewardBy) else how for how in self.rewards.values()]
+        weights = [*given, 1.0]  # the last one is that of the length
         return {**fields, "reward_weights": weights, "num_iterations": self.iterations}
 
 
 class Rl(TrainingOperator[RlParams]):
-    """Train a model on its own replies by the scores of reward models (rows with `prompt`)."""
+    """Train a model on its own replies by the scores of reward models and graders (rows with `prompt`)."""
 
     name = "rl"
     version = 2
@@ -166,10 +194,32 @@ class Rl(TrainingOperator[RlParams]):
         if self.params.fsdp:
             told = "`rl` divides no model: replies are drawn by the whole one"
             yield Finding(("fsdp",), told, "leave `fsdp` out; `lora` takes less memory")
+        if self.params.graders and self.params.resources.workers > 1:
+            told = "graders are asked from one process, and this step has several"
+            yield Finding(("resources", "workers"), told, "leave `workers` out, or have `reward` learn what the grader says")
 
     def needs(self) -> Mapping[str, Sequence[str]]:
-        """Return the prompt."""
-        return {step: ["prompt"] for step in self.params.row_steps()}
+        """Return the prompt, and the columns that the graders' questions name."""
+        return {step: ["prompt", *self.params.asked_with] for step in self.params.row_steps()}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return beside the rest the version of the texts that a conversation becomes for a grader."""
+        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.graders else {})}
+
+    def asks(self) -> Collection[str]:
+        """Return the models that grade."""
+        return list(dict.fromkeys(how.model for how in self.params.graders.values()))
+
+    def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
+        """Return the most calls of graders: one for each reply; None where some replies are only for measuring."""
+        params, given = self.params, inputs.get(self.params.input)
+        if given is None or not params.graders or params.eval_input:
+            return None
+        drawn = params.per_device_train_batch_size * params.batches
+        times = -(-given.rows * params.generations // drawn) * math.ceil(params.num_train_epochs)
+        if params.max_steps > 0:
+            times = -(-params.max_steps // params.cycle)
+        return Calls(times * drawn * len(params.graders))
 
     def at_once(self) -> Load:
         """Return the replies that are learnt from at once, and those that are drawn at once."""
@@ -179,7 +229,7 @@ class Rl(TrainingOperator[RlParams]):
         """Yield the model as it was, unless adapters can be taken off it, and the reward models."""
         if self.params.lora is None and self.params.beta:
             yield Beside(self.params.model, "float32")
-        yield from (Beside(name, "stored") for name in self.params.rewards)
+        yield from (Beside(name, "stored") for name in self.params.reward_models)
 
     def learn(self, job: Job) -> None:
         """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""
@@ -198,11 +248,11 @@ class Rl(TrainingOperator[RlParams]):
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
         room = params.max_length - params.max_completion_length
-        data = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room))
+        data = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room, more=params.asked_with))
         trainer = self._trainer(job, source, load_model(source, params), renderer, data)
         fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():
-            job.metrics |= _change(trainer.state.log_history)
+            job.metrics |= {**_change(trainer.state.log_history), **_unparsable(trainer.state.log_history)}
             remove_value_head(trainer.model)
             measure = self._measure(data[0], trainer.state.global_step, renderer)
             save(Trained(trainer.model, tokenizer, source, measure), params, job)
@@ -271,16 +321,24 @@ class Rl(TrainingOperator[RlParams]):
         return trainer
 
     def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
-        from caiflow.operators.training.rollouts import LengthControl, reader, reward_functions
+        from caiflow.operators.training.grades import graded
+        from caiflow.operators.training.rollouts import LengthControl, length_control, reader, scored
         from caiflow.operators.training.scoring import load_reward
 
         params = self.params
-        models = {name: load_reward(job.models[name]) for name in params.rewards}
         length = LengthControl(params.length_free, params.length_penalty, params.unended_penalty)
         declared = model.generation_config.eos_token_id
         found = {renderer.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
         ends = sorted(end for end in found if end is not None)
-        return reward_functions(models, length, ends, _watched(), reader(renderer, ends))
+        read = reader(renderer, ends)
+        parts: list[Any] = []
+        for name in params.rewards:
+            if (how := params.graders.get(name)) is None:
+                parts.append(scored(name, load_reward(job.models[name]), read))
+            else:
+                assert job.llms is not None
+                parts.append(graded(name, how, job.llms, read))
+        return [*parts, length_control(length, ends, _watched(), read)]
 
 
 def _watched() -> dict[str, Callable[[str], bool]]:
@@ -301,3 +359,15 @@ def _change(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if values:
             result |= {f"{name}_start": sum(values[:share]) / share, f"{name}_end": sum(values[-share:]) / share}
     return result
+
+
+def _unparsable(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the share of grades that couldn't be read, of the grader with the most."""
+    from caiflow.operators.training.grades import UNREAD
+
+    found: dict[str, list[float]] = {}
+    for point in history:
+        for name in point:
+            if name.startswith(UNREAD):
+                found.setdefault(name, []).append(point[name])
+    return {"unparsable": max(sum(shares) / len(shares) for shares in found.values())} if found else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from caiflow.engine.operator import Expected, MetricsOperator, RowOperator
+from caiflow.engine.operator import Expected, RowlessOperator, RowOperator
 from caiflow.engine.store.ledger import ledger_name
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def estimates(resolver: Resolver, made: Mapping[str, int]) -> dict[str, Estimate
 
 def _estimate(resolver: Resolver, step: Step, inputs: Mapping[str, Expected], expected: Expected | None) -> Estimate | None:
     operator = resolver.spec.operators[step.name]
-    if isinstance(operator, MetricsOperator):
+    if isinstance(operator, RowlessOperator):
         calls = operator.calls_expected(inputs)
         return calls and Estimate(None, calls.number, not calls.exact or _asked_before(resolver, step))
     given = inputs.get(step.input) if isinstance(operator, RowOperator) else expected

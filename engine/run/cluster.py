@@ -147,14 +147,14 @@ class Cluster:
         """Raise where the engines of a model can never run here."""
         self.refuse_too_large(label, self._engine_gpus(source), _replicas(source))
 
-    def refuse_too_many(self, what: str, sources: Sequence[ModelSource]) -> None:
-        """Raise where the engines of models that `what` asks side by side can never all be here."""
-        if not self.fits(sources):
-            wanted = sum(map(self._all_gpus, sources))
-            raise ClusterError(
-                f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs; there are {self.gpus:g}",
-                "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step",
-            )
+    def refuse_too_many(self, what: str, sources: Sequence[ModelSource], beside: float = 0.0) -> None:
+        """Raise where the engines of models that `what` asks side by side, itself on `beside` GPUs, can never all be here."""
+        wanted = sum(map(self._all_gpus, sources))
+        if wanted and wanted + beside > self.gpus:
+            own = f" beside {beside:g} of its own" if beside else ""
+            told = f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs{own}"
+            hint = "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step"
+            raise ClusterError(f"{told}; there are {self.gpus:g}", hint)
 
     def fits(self, sources: Sequence[ModelSource]) -> bool:
         """Return whether the engines of all these models have room side by side where nothing else runs."""
@@ -199,7 +199,7 @@ class Cluster:
         self, unit: Unit, pool: str, *, gpus: float = 0.0, cpus: float | None = None, engines: Sequence[str] = ()
     ) -> bool:
         """Begin a unit in a worker; False while there is no room for it."""
-        if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool) or not self._reserve(gpus):
+        if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool) or not self._reserve(gpus, engines):
             return False
         actor = self._take_worker(pool, gpus, cpus)
         for name in engines:

@@ -28,7 +28,10 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
     for step in steps:
         kind = step.operator_type()
         if issubclass(kind, ModelOperator):
-            cluster.refuse_too_large(step.name, training_gpus(step, cluster))
+            own, operator = training_gpus(step, cluster), resolver.spec.operators[step.name]
+            cluster.refuse_too_large(step.name, own)
+            asked = operator.asks() if isinstance(operator, ModelOperator) else ()
+            cluster.refuse_too_many(step.name, engines(resolver, asked), own)
             continue
         for name in _asked(step):
             for source in engines(resolver, [name]):

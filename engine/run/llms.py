@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.errors import AskAnewError
 from caiflow.engine.llm.base import ModelSource
@@ -17,7 +19,9 @@ from caiflow.engine.operator import Ask, LLMs, Operator
 from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
-    from caiflow.engine.llm.client import EngineClient
+    from caiflow.engine.llm.client import EngineClient, Link
+
+T = TypeVar("T")
 
 OF_CALLS = ("calls", "reused_calls", "prompt_tokens", "completion_tokens")
 """What a step's counts have of its calls."""
@@ -67,9 +71,7 @@ class LedgeredLLMs(LLMs):
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(row)) for row in rows]
         except BaseExceptionGroup as errors:
-            if taught := errors.subgroup(AskAnewError):
-                raise taught.exceptions[0] from None
-            raise
+            raise (errors.subgroup(AskAnewError) or errors).exceptions[0] from None
         return [task.result() for task in tasks]
 
     def progress(self) -> dict[str, Any]:
@@ -87,6 +89,64 @@ class LedgeredLLMs(LLMs):
         """Bring everything to the disk."""
         for ledger in self._ledgers.values():
             ledger.close()
+
+
+class FromAnyLoop(LLMs):
+    """Asks in the event loop of a thread of its own, for those who have another: a training's, say, that comes and goes."""
+
+    def __init__(self, llms: LLMs, loop: asyncio.AbstractEventLoop) -> None:
+        self._llms = llms
+        self._loop = loop
+
+    async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
+        """Return `await ask(row, llm)` for each row, in order."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._llms.map(label, model, rows, ask), self._loop))
+
+
+@contextlib.contextmanager
+def asked_beside(
+    step: str, make: Callable[[Mapping[str, EngineClient]], LedgeredLLMs], links: Mapping[str, Sequence[Link]], report: Report
+) -> Iterator[tuple[LLMs, LedgeredLLMs]]:
+    """Ask models beside work that isn't a coroutine: yield them for any event loop, and what counts their calls."""
+    from caiflow.engine.llm.client import EngineClient
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="asking", daemon=True)
+    thread.start()
+
+    def within(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    stack = AsyncExitStack()
+
+    async def begin() -> LedgeredLLMs:
+        report({"step": step, "doing": f"waiting for {', '.join(links)}"})
+        clients = {name: await stack.enter_async_context(EngineClient(found)) for name, found in links.items()}
+        llms = make(clients)
+        stack.callback(llms.close)
+        stack.push_async_callback(stop, asyncio.create_task(_watch_engines(step, clients, report)))
+        return llms
+
+    try:
+        llms = within(begin())
+        yield FromAnyLoop(llms, loop), llms
+    finally:
+        within(stack.aclose())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _watch_engines(step: str, clients: Mapping[str, EngineClient], report: Report) -> None:
+    """Report lost engines, and whom the others wait for, until cancelled."""
+    told = ""
+    while True:
+        tell_given_up(clients, report)
+        waiting = " and ".join(filter(None, (client.waiting for client in clients.values())))
+        if waiting != told:
+            told = waiting
+            report({"step": step, "waiting": waiting or None})
+        await asyncio.sleep(0.25)
 
 
 async def watch_calls(step: str, llms: LedgeredLLMs, clients: Mapping[str, EngineClient], report: Report) -> None:

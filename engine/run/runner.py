@@ -297,6 +297,7 @@ class _Execution:
     def _begin_training(self, step: Step, operator: ModelOperator[Any], cluster: Cluster) -> bool:
         from caiflow.engine.run.fitting import training_gpus
         from caiflow.engine.run.units import TrainUnit
+        from caiflow.engine.store.ledger import ledger_name
 
         name = digest(self.folder.components[step.name])
         claim = ExitStack()
@@ -306,14 +307,17 @@ class _Execution:
                 self._claims_told.add(step.name)
                 self._journal.emit("log", text=f"{step.name} waits for another run, which trains the very same")
             return False  # its artifact will be ours
-        unit = TrainUnit(
-            step.name, operator, self._inputs(step), self._models(step), self._stage(step), self.store.work_dir(name)
-        )
-        begun = self._submit(
-            cluster, unit, [step], "train", gpus=training_gpus(step, cluster), cpus=step.params.resources.num_cpus
-        )
+        models = self._models(step)
+        asked = {model: models[model] for model in operator.asks()}
+        begun, links = False, self._links(cluster, asked)
+        if links is not None:
+            places = self._stage(step), self.store.work_dir(name), links, self.store.ledger_dir
+            unit = TrainUnit(step.name, operator, self._inputs(step), models, *places)
+            room = {"gpus": training_gpus(step, cluster), "cpus": step.params.resources.num_cpus}
+            begun = self._submit(cluster, unit, [step], "train", **room, engines=self._engine_keys(asked))
         if begun:
-            self.folder.keep(artifacts=[name])  # so that `gc` keeps its checkpoints
+            ledgers = [ledger_name(step.op, source.identity) for source in asked.values()]
+            self.folder.keep(artifacts=[name], ledgers=ledgers)  # `gc` keeps its checkpoints, too
             self._claims[step.name] = claim
         else:
             claim.close()

@@ -27,7 +27,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
-from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, stop, tell_given_up, watch_calls
+from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_given_up, watch_calls
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
@@ -104,17 +104,33 @@ class TableUnit(_OneStep):
 
 @dataclass(frozen=True, slots=True)
 class TrainUnit(_OneStep):
-    """One model operator."""
+    """One model operator, with links to the engines of the models that it asks."""
 
     operator: ModelOperator[Any]
     work_dir: Path
+    links: Mapping[str, Sequence[Link]]
+    ledger_dir: Path
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         job = self._job(report, self.work_dir)
+        counts: dict[str, int] = {}
+        if self.links:
+            with asked_beside(self.step, self._llms, self.links, report) as (job.llms, asked):
+                self._train(job, report)
+                counts = asked.counts()
+        else:
+            self._train(job, report)
+        (result,) = self._result(job, dict(job.metrics)).values()
+        return {self.step: replace(result, counts=counts)}
+
+    def _train(self, job: Job, report: Report) -> None:
         report({"step": self.step, "doing": "loading"})
         self.operator.train(job)
-        return self._result(job, dict(job.metrics))
+
+    def _llms(self, clients: Mapping[str, EngineClient]) -> LedgeredLLMs:
+        asked = {name: self.models[name] for name in clients}
+        return LedgeredLLMs(self.operator, asked, clients, self.ledger_dir)
 
 
 @dataclass(frozen=True, slots=True)

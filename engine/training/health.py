@@ -67,6 +67,11 @@ def policy() -> list[Measure]:
             "equal_rewards", "<= 0.5", "prompts whose replies all score alike", "the replies have collapsed, or teach nothing",
             "raise the temperature, or `beta`", figure=lambda metrics: metrics.get("frac_reward_zero_std"),
         ),
+        Measure(
+            "unparsable", "<= 0.05", "replies' grades that can't be read", "nothing is learnt from those replies",
+            "say in the grader's `question` how to reply, or take `method: logprobs`",
+            figure=lambda metrics: metrics.get("unparsable"),
+        ),
     ]  # fmt: skip
 
 

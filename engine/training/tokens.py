@@ -291,17 +291,21 @@ def _pair_ids(
     return head, yes, reply_ids(renderer, prompt, rejected)[1], p
 
 
-def prompts(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
-    """Gather prompts as conversations: column `prompt`. Empty ones and those beyond `max_length` tokens are left out."""
+def prompts(rows: Rows, renderer: Renderer, *, max_length: int, more: Sequence[str] = ()) -> Tokens:
+    """Gather prompts as conversations: column `prompt`. Empty ones and those beyond `max_length` tokens are left out.
+
+    Where `more` names columns, their values stand together in the column `more`.
+    """
     from datasets import Dataset
 
     counts, kept = Counts(), []
-    for prompt, length in _each(rows, counts, lambda row: _prompt_of(renderer, row)):
+    for prompt, length, row in _each(rows, counts, lambda row: (*_prompt_of(renderer, row), row)):
         if length > max_length:
             counts.left_out += 1
             continue
         counts.tokens += length
-        kept.append({"prompt": [{"role": turn["role"], "content": turn["content"]} for turn in prompt]})
+        given = {"more": {name: row.get(name) for name in more}} if more else {}
+        kept.append({"prompt": [{"role": turn["role"], "content": turn["content"]} for turn in prompt], **given})
     if not kept:
         raise StepError("no prompts are left to train on; see the counts of rows that were left out, and `max_length`")
     return Tokens(Dataset.from_list(kept), counts)

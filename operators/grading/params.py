@@ -69,11 +69,16 @@ def columns(how: Grading) -> list[str]:
     return [name for name in names_in(how.question) if name not in GIVEN]
 
 
-class Grader(Grading):
-    """A model that grades the answers of the models that are measured."""
+class ModelGrading(Grading):
+    """A model that grades answers."""
 
     model: ModelRef
     """The model that grades."""
+
+
+class Grader(ModelGrading):
+    """A model that grades the answers of the models that are measured."""
+
     sets: tuple[str, ...] = ()
     """The sets of prompts, by their names under `inputs`, whose answers are graded; by default all."""
     above: float | None = None

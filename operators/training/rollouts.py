@@ -99,21 +99,6 @@ class LengthControl:
         return -(self.per_token * over + self.unended * cut)
 
 
-def reward_functions(
-    models: Mapping[str, RewardModel],
-    length: LengthControl,
-    ends: Sequence[int],
-    watched: Mapping[str, Callable[[str], bool]],
-    read: Reader,
-) -> list[RewardFunction]:
-    """Return the parts of a reply's reward in the form the library calls: each reward model's score, then the length's.
-
-    `watched` are tests of a reply's words whose rates go into the metrics beside the reward, without counting towards it.
-    """
-    parts = [_scores(name, model, read) for name, model in models.items()]
-    return [*parts, _length(length, ends, watched, read)]
-
-
 def reader(renderer: Renderer, ends: Sequence[int]) -> Reader:
     """Return what reads replies as serving does, `ends` being the tokens that end a turn."""
 
@@ -124,7 +109,8 @@ def reader(renderer: Renderer, ends: Sequence[int]) -> Reader:
     return read
 
 
-def _scores(name: str, model: RewardModel, read: Reader) -> RewardFunction:
+def scored(name: str, model: RewardModel, read: Reader) -> RewardFunction:
+    """Return a reward model's score of replies given as token ids, in the form the library calls."""
     plain = score_function(name, model)
 
     def score(prompts: Any, completion_ids: Any, **_: Any) -> list[float]:
@@ -147,9 +133,14 @@ def score_function(name: str, model: RewardModel) -> RewardFunction:
     return score
 
 
-def _length(
+def length_control(
     length: LengthControl, ends: Sequence[int], watched: Mapping[str, Callable[[str], bool]], read: Reader
 ) -> RewardFunction:
+    """Return the part of a reply's reward that is for its length, `ends` being the tokens that end a turn.
+
+    `watched` are tests of a reply's words whose rates go into the metrics beside the reward, without counting towards it.
+    """
+
     def control(prompts: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[float]:
         texts = list(map(read, prompts, completion_ids))
         for name, test in watched.items():

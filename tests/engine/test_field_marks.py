@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from caiflow.engine.field_marks import Mark, marks, marks_as_written
-from caiflow.engine.operator import ColumnName, ModelRef, Params, RowsRef, Strict
+from caiflow.engine.operator import ColumnName, ModelRef, ModelRefOrName, Params, RowsRef, Strict
 
 File = Annotated[str, Field(json_schema_extra={"x-path": "file"})]
 
@@ -33,6 +33,7 @@ class Outer(Params):
     files: tuple[str, ...] = Field(default=(), json_schema_extra={"x-path": "file"})
     either: Literal["all"] | File = "all"
     column: ColumnName = "response"
+    mixed: dict[ModelRefOrName, float | Inner] = Field(default_factory=dict)
 
 
 def test_marks_are_found_wherever_they_stand() -> None:
@@ -40,6 +41,7 @@ def test_marks_are_found_wherever_they_stand() -> None:
         {
             "one": "a", "maybe": "m", "many": ["b", "c"], "pair": ["d", "n"], "parts": {"e": 1}, "named": {"x": "o"},
             "inner": {"column": "text"}, "rules": ["plain", {"judge": "p"}], "files": ["f.txt"], "either": "g.txt",
+            "mixed": {"q": 1, "any": {"judge": "r"}},
         }
     )  # fmt: skip
     assert list(marks(outer)) == [
@@ -56,6 +58,8 @@ def test_marks_are_found_wherever_they_stand() -> None:
         Mark(("files", 0), "f.txt", "x-path", "file"),
         Mark(("either",), "g.txt", "x-path", "file"),
         Mark(("column",), "response", "x-column", True),
+        Mark(("mixed", "q"), "q", "x-ref", "model", key=True),
+        Mark(("mixed", "any", "judge"), "r", "x-ref", "model"),
     ]
 
 
@@ -70,10 +74,13 @@ def test_what_a_model_refuses_is_read_as_far_as_it_goes() -> None:
         "parts": {"e": "much"},
         "inner": {"column": "text", "other": 1},
         "rules": [{"judge": "p"}],
+        "mixed": {"q": "much", "any": {"judge": "r", "other": 1}},
     }
     assert [(mark.path, mark.value) for mark in marks_as_written(Outer, given)] == [
         (("many", 0), "b"),
         (("parts", "e"), "e"),
         (("inner", "column"), "text"),
         (("rules", 0, "judge"), "p"),
+        (("mixed", "q"), "q"),
+        (("mixed", "any", "judge"), "r"),
     ]

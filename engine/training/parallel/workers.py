@@ -51,7 +51,7 @@ def spread(operator: Learner, job: Job, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     port = _free_port()
-    bare = replace(job, log=None, metrics={})
+    bare = replace(job, log=None, llms=None, metrics={})
     places = [_Place(rank, workers, port, os.getpid()) for rank in range(workers)]
     processes = [context.Process(target=_work, args=(operator, bare, place, there), daemon=True) for place in places]
     try:

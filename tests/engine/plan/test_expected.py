@@ -34,6 +34,7 @@ STEPS = """\
   last: {op: generate, input: clean, model: tuned}
   sure: {op: evaluate, models: [base, tuned], inputs: {few: few}}
   scores: {op: evaluate, models: [base, tuned], inputs: {few: few}, comparisons: {help: {judge: base, sets: [few]}}}
+  taught: {op: rl, input: few, model: base, algorithm: grpo, rewards: {kind: {grader: {model: base, question: Kind?}}}}
   late: {op: evaluate, models: [tuned], inputs: {clean: clean}, limit: 5}
 """
 
@@ -61,6 +62,7 @@ def test_rows_and_calls_follow_from_local_sources(tmp_path: Path) -> None:
         "last": (16, 16, True),
         "sure": (None, 8, False),
         "scores": (None, 16, True),  # eight answers, and four pairs in both orders
+        "taught": (None, 32, True),  # eight replies to each prompt
         "late": (None, 5, True),
     }
 

@@ -49,7 +49,7 @@ folder = Path(sys.argv[1])
 began = time.monotonic()
 told["too large"] = main(["run", str(folder / "large.yaml"), "--out", str(folder / "large"), "--address", nodes.address])
 told["too large seconds"] = time.monotonic() - began
-for name in ("three", "measured"):
+for name in ("three", "measured", "taught"):
     told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
 cluster = Cluster(nodes.address)
@@ -133,6 +133,10 @@ CHAIN = """\
   revision: {op: revise, input: critique, model: c, sampling: {max_tokens: 8}}
 """
 MEASURED = "  scores: {op: evaluate, models: [a, b, c], inputs: {harmful: prompts}}\n"
+TAUGHT = """\
+  taught:
+    {op: rl, input: prompts, model: c, rewards: {x: {grader: {model: a, label: kind}}, y: {grader: {model: b, label: kind}}}}
+"""
 LARGE = """
 caiflow: 1
 models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
@@ -152,7 +156,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def asked_of_two_nodes(folder: Path) -> None:
     (folder / "home").mkdir()
-    for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED}.items():
+    for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED, "taught": THREE + TAUGHT}.items():
         (folder / f"{name}.yaml").write_text(text)
     command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
     variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home")}
@@ -181,6 +185,11 @@ def test_three_models_that_one_step_asks_side_by_side_are_refused_before_the_fir
     assert "scores asks 3 models side by side, whose engines want 3 GPUs; there are 2" in told["printed"]
     run = json.loads((Path(told["folder"]) / "measured" / "run.json").read_text())
     assert run["steps"]["scores"]["digest"] is None
+
+
+def test_a_training_s_own_gpus_are_counted_beside_those_of_its_graders(told: dict[str, Any]) -> None:
+    assert told["taught"] == 1
+    assert "taught asks 2 models side by side, whose engines want 2 GPUs beside 1 of its own; there are 2" in told["printed"]
 
 
 def test_each_process_may_want_what_one_node_has_and_all_what_all_have(told: dict[str, Any]) -> None:

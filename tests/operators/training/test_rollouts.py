@@ -10,7 +10,7 @@ import pytest
 
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.tokens import reply_ids
-from caiflow.operators.training.rollouts import EpochSampler, LengthControl, reader, reward_functions
+from caiflow.operators.training.rollouts import EpochSampler, LengthControl, length_control, reader
 from support.chat_templates import TALK, Shape
 
 
@@ -53,7 +53,7 @@ def test_watched_rates_are_told_and_don_t_count() -> None:
     told: dict[str, float] = {}
     said = {1: "You are valued.", 2: "No."}
     watched = {"hollow": lambda text: "valued" in text}
-    (length,) = reward_functions({}, LengthControl(0, 0.0, 0.0), [9], watched, lambda _, ids: said[ids[0]])
+    length = length_control(LengthControl(0, 0.0, 0.0), [9], watched, lambda _, ids: said[ids[0]])
     assert length(prompts=[[], []], completion_ids=[[1, 9], [2, 9]], log_metric=told.__setitem__) == [0.0, 0.0]
     assert told == {"hollow_rate": 0.5}
 

@@ -1,0 +1,213 @@
+"""Graders as rewards: what they are asked about a reply, what a grade counts for, and trainings in which they score.
+
+The model that grades is a function of what it is asked, behind the link that a run has to an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
+from caiflow.engine.operator import StepContext
+from caiflow.engine.run.units import StepResult, TrainUnit
+from caiflow.operators.grading.params import ModelGrading
+from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.training.grades import graded
+from support.commands import run_here
+from support.events import read_events
+from support.row_llm import RuleLLM, RuleLLMs
+from support.runs_without_ray import AskedLink
+from support.small_models import preferences, saved, small_model
+from support.tiers import few_at_once
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("How?", "Why?", "When?")]
+REPLIES = {1: "So.", 2: "Therefore.", 3: "Now."}
+
+
+def scores(llm: RuleLLM, told: dict[str, float] | None = None, more: Any = None, **how: Any) -> list[float]:
+    grading = ModelGrading.model_validate({"model": "m", **how})
+    score = graded("kind", grading, RuleLLMs({"m": llm}), lambda _, ids: REPLIES[ids[0]])
+    log = {} if told is None else told
+    return asyncio.run(score(prompts=PROMPTS, completion_ids=[[1], [2], [3]], log_metric=log.__setitem__, more=more))
+
+
+def test_each_reply_is_asked_about_with_its_prompt_and_its_row_s_columns() -> None:
+    llm = RuleLLM(choose_by=lambda asked: {"Yes": 0.0 if "So." in asked.last else -99.0, "No": -1.0})
+    question = "{{ topic }}: {{ request }} {{ response }}"
+    found = scores(llm, more=[{"topic": topic} for topic in "abc"], question=question)
+    assert found == pytest.approx([1 / (1 + math.exp(-1)), 0, 0])
+    assert [asked.last for asked in llm.asked] == ["a: How? So.", "b: Why? Therefore.", "c: When? Now."]
+
+
+def test_a_grade_that_can_t_be_read_counts_as_the_others_do_on_the_mean() -> None:
+    llm = RuleLLM(say=lambda asked: {"So.": "5", "Therefore.": "I'd say 1.", "Now.": "hm"}[asked.last])
+    told: dict[str, float] = {}
+    how: dict[str, Any] = {"question": "{{ response }}", "method": "text", "replies": {"1": 1, "5": 5}}
+    assert scores(llm, told, **how) == [5, 1, 3]
+    assert told == {"unread/kind": pytest.approx(1 / 3)}
+    with pytest.raises(StepError, match=r"rewards\.kind: none of 3 grades can be read, the model answered 'hm'"):
+        scores(RuleLLM(say=lambda asked: "hm"), **how)
+
+
+def refusing(kind: str) -> RuleLLM:
+    def say(asked: Any) -> str:
+        if asked.last == "So.":
+            raise EngineError("no", kind=kind)
+        return "Yes"
+
+    return RuleLLM(say=say)
+
+
+def test_a_reply_that_is_too_long_for_the_grader_is_unread_and_what_else_fails_fails() -> None:
+    told: dict[str, float] = {}
+    assert scores(refusing("overflow"), told, question="{{ response }}", method="text") == [1, 1, 1]
+    assert told == {"unread/kind": pytest.approx(1 / 3)}
+    with pytest.raises(EngineError):
+        scores(refusing("refused"), question="{{ response }}", method="text")
+
+
+# ------------------------------------------------------------------------------------- trainings
+
+
+def likes_letters(request: Request) -> Answer:
+    """Answer Yes the likelier the more of what is between the question's brackets is plain letters."""
+    assert not isinstance(request.prompt, str)
+    reply = request.prompt[-1]["content"].partition("[")[2][:-1]
+    letters = sum(char.isascii() and char.isalpha() for char in reply)
+    share = min(0.99, max(0.01, letters / max(1, len(reply))))
+    return Completion("", logprobs={"Yes": math.log(share), "No": math.log1p(-share)})
+
+
+FIELDS: Mapping[str, Any] = {
+    "input": "rows", "model": "base", "learning_rate": 1e-2, "max_completion_length": 8, "max_length": 96, "logging_steps": 1,
+    "per_device_train_batch_size": 16,
+    "rewards": {"plain": {"grader": {"model": "m", "question": "Is this plain? [{{ response }}]"}, "weight": 2}},
+}  # fmt: skip
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": {"algorithm": "grpo", "num_generations": 4, "max_steps": 9},
+    "ppo": {"algorithm": "ppo", "max_steps": 60},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+def carried_out(folder: Path, model: ModelSource, link: AskedLink, report: Any = lambda _: None, **fields: Any) -> StepResult:
+    """Train as a run's worker does; a folder that was used before goes on where it stopped, with its ledger."""
+    rows = folder / "rows"
+    if not rows.exists():
+        saved(rows, [{"uid": row["uid"], "prompt": row["prompt"]} for row in preferences()])
+    operator = Rl(RlParams.model_validate({**FIELDS, **fields}), StepContext(seed=5))
+    places = [folder / name for name in ("staged", "work", "ledger")]
+    for place in places:
+        place.mkdir(exist_ok=True)
+    models = {"base": model, "m": ModelSource(path="", identity="judge")}
+    unit = TrainUnit("rl", operator, {"rows": rows}, models, places[0], places[1], {"m": [link]}, places[2])
+    return unit.run(report)["rl"]
+
+
+class Stop(Exception):
+    """Ends a run from within."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", few_at_once(WAYS, "grpo"))
+def test_replies_come_to_be_what_the_grader_likes_and_no_verdict_is_paid_twice(
+    tmp_path: Path, model: ModelSource, way: str
+) -> None:
+    whole, cut = AskedLink(says=likes_letters), AskedLink(says=likes_letters)
+    undisturbed = carried_out(tmp_path / "whole", model, whole, **WAYS[way])
+    metrics = undisturbed.metrics
+    curve = [json.loads(line) for line in (tmp_path / "whole/staged/_history.jsonl").read_text().splitlines()]
+    rewards = [point["reward"] for point in curve if "reward" in point]
+    third = len(rewards) // 3
+    assert sum(rewards[-third:]) > sum(rewards[:third])
+    assert metrics["rewards_plain_mean"] == pytest.approx(metrics["reward"] / 2, rel=1e-4), "its weight is 2"
+    assert metrics["unparsable"] == 0
+    asked = {(repr(request.prompt), request.seed) for request in whole.answered}
+    assert len(asked) == len(whole.answered) == undisturbed.counts["calls"]
+
+    def stop(_: Any) -> None:
+        if len(list((tmp_path / "cut/work").glob("checkpoints/*/complete"))) == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        carried_out(tmp_path / "cut", model, cut, stop, save_steps=4, **WAYS[way])
+    resumed = carried_out(tmp_path / "cut", model, cut, save_steps=4, **WAYS[way])
+    assert len(cut.answered) == len(whole.answered)
+    assert resumed.counts["reused_calls"] > 0
+    curves = [(tmp_path / run / "staged/_history.jsonl").read_text() for run in ("whole", "cut")]
+    assert curves[0] == curves[1]
+
+
+def test_a_grader_that_can_t_be_asked_ends_the_training_with_its_words(tmp_path: Path, model: ModelSource) -> None:
+    link = AskedLink(says=lambda _: EngineError("the key is wrong", kind="auth"))
+    with pytest.raises(EngineError, match="the key is wrong"):
+        carried_out(tmp_path, model, link, **WAYS["grpo"])
+
+
+def test_what_it_is_depends_on_the_question_and_not_on_the_model_s_name() -> None:
+    from caiflow.engine.field_marks import identity_params, marks
+
+    def made(model: str, question: str) -> RlParams:
+        rewards = {"pm": 1, "kind": {"grader": {"model": model, "question": question}}}
+        return RlParams.model_validate({**FIELDS, "rewards": rewards})
+
+    one, renamed, other = made("m", "Is it kind?"), made("n", "Is it kind?"), made("m", "Is it cruel?")
+    assert identity_params(one) == identity_params(renamed)
+    assert identity_params(one) != identity_params(other)
+    named = [(mark.value, mark.path) for mark in marks(one, "x-ref") if mark.path[0] == "rewards"]
+    assert named == [("pm", ("rewards", "pm")), ("m", ("rewards", "kind", "grader", "model"))]
+    assert json.dumps(identity_params(one)).count("Is it kind?") == 1
+
+
+def test_several_processes_are_refused_before_the_run() -> None:
+    params = RlParams.model_validate({**FIELDS, **WAYS["ppo"], "resources": {"workers": 2}})
+    found = [finding.message for finding in Rl(params, StepContext()).check()]
+    assert found == ["graders are asked from one process, and this step has several"]
+    assert list(Rl(params, StepContext()).asks()) == ["m"]
+    alone = params.model_copy(update={"rewards": {"pm": 1.0}})
+    assert not list(Rl(alone, StepContext()).check())
+
+
+RUN = """\
+caiflow: 1
+models: {tiny: {source: tiny}}
+steps:
+  rows: {op: load, source: rows.jsonl}
+  rl:
+    {op: rl, input: rows, model: tiny, algorithm: grpo, num_generations: 2, per_device_train_batch_size: 4, max_steps: 2,
+     max_completion_length: 12, max_length: 96, learning_rate: 1e-4, rewards: {kind: {grader: GRADER}}}
+"""
+GRADER = '{model: tiny, question: "About {{ topic }}: {{ response }} Kind?\\n\\nThe answer is (", replies: {A: 1, B: 0}}'
+
+
+def trained(address: str, place: Path, run: str) -> dict[str, Any]:
+    """Run the spec; return how its training settled."""
+    run_here(address, place / "spec.yaml", place / run, place / "home")
+    return next(event for event in read_events(place / run) if event["event"] == "step_done" and event["step"] == "rl")
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_a_run_has_the_graders_engine_beside_the_training(tmp_path: Path, ray_address: str) -> None:
+    lines = [json.dumps({"prompt": f"What of {topic}?", "topic": topic}) for topic in ("tea", "rain", "wool", "salt")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "spec.yaml").write_text(RUN.replace("GRADER", GRADER))
+    first = trained(ray_address, tmp_path, "one")
+    assert 4 < first["calls"] <= 8
+    assert 0 < first["metrics"]["rewards_kind_mean"] < 1
+    (tmp_path / "spec.yaml").write_text(RUN.replace("GRADER", GRADER).replace("1e-4", "0.00011"))
+    again = trained(ray_address, tmp_path, "two")
+    assert again["status"] == "done", "another rate is another training"
+    assert again["reused_calls"] >= 4, "whose first replies are the same"
