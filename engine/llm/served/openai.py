@@ -24,11 +24,11 @@ from caiflow.engine.llm.files import load_renderer
 from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
-from caiflow.engine.llm.served.choices import LIKELIHOODS, NoLikelihoods
 from caiflow.engine.llm.served.endpoint import MOST_CALLS, Endpoint
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
-from caiflow.engine.llm.served.pace import Pace, retry_after_s
-from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by, why_without
+from caiflow.engine.llm.served.pace import Pace
+from caiflow.engine.llm.served.replies import Again, Passing, final, keep_lesson, read_reply
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by
 from caiflow.engine.store.spending import Account, Most, Spent
 
 if TYPE_CHECKING:
@@ -39,27 +39,6 @@ if TYPE_CHECKING:
 _WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
 _PATIENCE_S = 900.0  # how long calls are asked again while the server refuses all of them for being too many
 _LARGEST_BODY = 32 << 20
-_READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
-_SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
-"""What a refusal for being too many says that no waiting helps."""
-_BUSY = frozenset({429, 503, 529})
-_PASSING = frozenset({408, 409, 425, 500, 502, 504})
-
-
-class _Passing(Exception):
-    """A call failed in a way that may pass; `spent` says whether the server may have worked for it."""
-
-    def __init__(self, message: str, kind: str, *, spent: bool = True) -> None:
-        super().__init__(message)
-        self.kind, self.spent = kind, spent
-
-
-class _Again(Exception):
-    """A call is to be put once more: the server is busy, or wants it said otherwise; `spent` says whether it worked for it."""
-
-    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0, spent: bool = False) -> None:
-        super().__init__(message)
-        self.busy, self.retry_after_s, self.spent = busy, retry_after_s, spent
 
 
 class EndpointEngine:
@@ -139,9 +118,9 @@ class EndpointEngine:
         while True:
             try:
                 return await self._call(request)
-            except _Passing as trouble:
+            except Passing as trouble:
                 raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
-            except _Again as refusal:
+            except Again as refusal:
                 ways += not refusal.busy
                 if ways >= _WAYS or self._pace.refused_for_s() > _PATIENCE_S:
                     raise EngineError(f"{refusal} ({self._endpoint.base_url})", kind="refused") from refusal
@@ -155,10 +134,10 @@ class EndpointEngine:
             try:
                 answer = await self._answer(request)
                 used = self._budget.of(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else held
-            except _Again as refusal:
+            except Again as refusal:
                 used = held if refusal.spent else Spent()
                 raise
-            except _Passing as trouble:
+            except Passing as trouble:
                 used = held if trouble.spent else Spent(calls=1)
                 raise
             except EngineError as error:
@@ -167,11 +146,11 @@ class EndpointEngine:
             finally:
                 self._budget.settle(held, used)
             self._pace.answered()
-        except _Again as refusal:
+        except Again as refusal:
             if refusal.busy:
                 self._pace.refused(started, refusal.retry_after_s)
             raise
-        except _Passing:
+        except Passing:
             self._pace.failed(started)
             raise
         finally:
@@ -187,15 +166,8 @@ class EndpointEngine:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 status, headers, text = await self._post(path, body)
         except TimeoutError:
-            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
-        self._check(status, headers, text[:_READ_OF_REFUSAL], body)
-        try:
-            return self._dialect.answer(request, text, likelihoods=LIKELIHOODS in body)
-        except NoLikelihoods as lack:
-            self._dialect.leave_out(LIKELIHOODS)
-            raise _Again(str(lack), busy=False, spent=True) from lack
-        except ValueError as error:
-            raise _Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
+            raise Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
+        return read_reply(self._dialect, request, body, status, headers, text)
 
     def _refuse_if_taught(self) -> None:
         """Keep what calls taught, and put none as it isn't counted.
@@ -204,18 +176,14 @@ class EndpointEngine:
             EngineError: kind `ask_anew`: from here on, answers are another model's.
             StoreError: it can't be kept.
         """
-        added = self._dialect.without[self._taught_before :]
-        if self._endpoint.taught is None or not added:
-            return
-        named = self._endpoint.model if self._endpoint.address_only else ""
-        keep_taught(self._endpoint.taught, Taught(named, self._dialect.without), self._endpoint.told)
-        raise EngineError(f"{self._endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
+        if lesson := keep_lesson(self._endpoint, self._dialect, self._taught_before):
+            raise lesson
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and body of one call.
 
         Raises:
-            _Passing: the connection broke, or the body is larger than any answer.
+            Passing: the connection broke, or the body is larger than any answer.
         """
         import httpx
 
@@ -226,33 +194,12 @@ class EndpointEngine:
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > _LARGEST_BODY:
-                        raise _Passing(f"the server sends more than {_LARGEST_BODY >> 20} MiB", "bad_answer")
+                        raise Passing(f"the server sends more than {_LARGEST_BODY >> 20} MiB", "bad_answer")
                 return response.status_code, response.headers, b"".join(chunks).decode("utf-8", errors="replace")
         except httpx.TimeoutException as error:
-            raise _Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from error
+            raise Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from error
         except httpx.HTTPError as error:
-            raise _Passing(f"the connection failed: {type(error).__name__} {error}".rstrip(), "connection") from error
-
-    def _check(self, status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]) -> None:
-        """Sort a refusal.
-
-        Raises:
-            _Again: the server is busy, or the dialect has changed its ways.
-            _Passing: it may pass.
-            EngineError: it won't pass.
-        """
-        if status == 200:
-            return
-        said = f"the server answers {status}: {' '.join(text.split())[:300]}"
-        if status in (402, 429) and any(sign in text.lower() for sign in _SPENT):
-            raise EngineError(said, "pay for more, or ask another server", kind="refused")
-        if status in _BUSY:
-            raise _Again(said, busy=True, retry_after_s=retry_after_s(headers))
-        if status in _PASSING or status >= 500:
-            raise _Passing(said, "refused", spent=False)
-        if self._dialect.adapt(status, text, body):
-            raise _Again(said, busy=False)
-        raise _final(status, said, text)
+            raise Passing(f"the connection failed: {type(error).__name__} {error}".rstrip(), "connection") from error
 
 
 def load_openai(source: ModelSource) -> EndpointEngine:
@@ -261,17 +208,22 @@ def load_openai(source: ModelSource) -> EndpointEngine:
     Raises:
         EngineError: the key's variable isn't set, or no server answers.
     """
-    options = source.options
-    base_url = str(options.get("base_url") or source.path).rstrip("/")
-    name = str(options.get("api_key_env") or "")
+    name = str(source.options.get("api_key_env") or "")
     if name and not os.environ.get(name):
         raise EngineError(
             f"the environment variable {name} (api_key_env) isn't set", "export the server's key in it", kind="load"
         )
+    endpoint = as_listed(endpoint_of(source))
+    return EndpointEngine(endpoint, dialect_of(source, endpoint))
+
+
+def endpoint_of(source: ModelSource) -> Endpoint:
+    """Return where a served model is, as its entry says and its server taught; nobody is asked."""
+    options, taught = source.options, taught_by(source.options)
     address_only = source.path.startswith(("http://", "https://"))
-    taught = taught_by(options)
-    endpoint = Endpoint(
-        base_url=base_url,
+    name = str(options.get("api_key_env") or "")
+    return Endpoint(
+        base_url=str(options.get("base_url") or source.path).rstrip("/"),
         model=taught.named if address_only else source.path,
         address_only=address_only,
         key=os.environ.get(name, "") if name else "",
@@ -283,14 +235,16 @@ def load_openai(source: ModelSource) -> EndpointEngine:
         taught=Path(options["taught"]) if options.get("taught") else None,
         by_hand=bool(options.get("by_hand")),
     )
-    endpoint = _as_listed(endpoint)
+
+
+def dialect_of(source: ModelSource, endpoint: Endpoint) -> Dialect:
+    """Return how calls to a served model are put."""
     renderer = load_renderer(source) if source.tokenizer else None
-    answers_as = str(options.get("answers_as") or "")
-    dialect = Dialect(
-        endpoint.model, renderer, answers_as, taught.without,
+    answers_as, without = str(source.options.get("answers_as") or ""), taught_by(source.options).without
+    return Dialect(
+        endpoint.model, renderer, answers_as, without,
         continues=endpoint.continues, template_variables=source.template_variables,
     )  # fmt: skip
-    return EndpointEngine(endpoint, dialect)
 
 
 def _most(options: Mapping[str, Any]) -> Most:
@@ -305,7 +259,7 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
     return client_of(endpoint.base_url, header, endpoint.most_calls, endpoint.timeout_s, by_hand=endpoint.by_hand)
 
 
-def _as_listed(endpoint: Endpoint) -> Endpoint:
+def as_listed(endpoint: Endpoint, patience_s: float = 30.0) -> Endpoint:
     """Return the endpoint with the name to ask for (the one given, else one that is listed) and what its listing tells of it.
 
     Raises:
@@ -318,7 +272,7 @@ def _as_listed(endpoint: Endpoint) -> Endpoint:
     continues = False
     try:
         response = ask_listed(
-            endpoint.base_url, key_header(endpoint.key), min(30.0, endpoint.timeout_s), by_hand=endpoint.by_hand
+            endpoint.base_url, key_header(endpoint.key), min(patience_s, endpoint.timeout_s), by_hand=endpoint.by_hand
         )
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise EngineError(
@@ -330,7 +284,7 @@ def _as_listed(endpoint: Endpoint) -> Endpoint:
         listed, continues = names_of(response), continues_turns(response)
         if response.status_code in (401, 403):
             said = f"the server answers {response.status_code}: {response.text[:300]}"
-            raise _final(response.status_code, endpoint.blot(said), "")
+            raise final(response.status_code, endpoint.blot(said), "")
     return replace(
         endpoint, continues=continues, model=_listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
     )
@@ -347,23 +301,3 @@ def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:
         keep_taught(endpoint.taught, Taught(model), endpoint.told)
         raise AskAnewError(f"{endpoint.base_url} lists {model!r}: its answers count as that model's")
     return model
-
-
-def _final(status: int, said: str, text: str) -> EngineError:
-    """Return the error for a refusal that won't pass."""
-    low = text.lower()
-    if status in (401, 403):
-        return EngineError(said, "check the key in the variable that api_key_env names", kind="auth")
-    if status == 404:
-        return EngineError(said, "check `base_url` (up to and with /v1) and the model's name", kind="refused")
-    if status in (400, 422) and "echo" in low:
-        return EngineError(
-            said,
-            "the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
-            kind="no_logprobs",
-        )
-    if status in (400, 413, 422) and any(
-        sign in low for sign in ("context length", "context_length", "maximum context", "too long")
-    ):
-        return EngineError(said, "shorten the prompt, or use a model with a longer context", kind="overflow")
-    return EngineError(said, kind="refused")

@@ -1,0 +1,109 @@
+"""What a server's reply to a call means: an answer, a refusal that passes or not, or a lesson on how to ask.
+
+The calls one by one (openai.py) and those of a batch (batch.py) are read here alike. Sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Completion, Request
+from caiflow.engine.llm.served.chat import Dialect
+from caiflow.engine.llm.served.choices import LIKELIHOODS, NoLikelihoods
+from caiflow.engine.llm.served.endpoint import Endpoint
+from caiflow.engine.llm.served.pace import retry_after_s
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, why_without
+
+_READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
+_SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
+"""What a refusal for being too many says that no waiting helps."""
+_BUSY = frozenset({429, 503, 529})
+_PASSING = frozenset({408, 409, 425, 500, 502, 504})
+
+
+class Passing(Exception):
+    """A call failed in a way that may pass; `spent` says whether the server may have worked for it."""
+
+    def __init__(self, message: str, kind: str, *, spent: bool = True) -> None:
+        super().__init__(message)
+        self.kind, self.spent = kind, spent
+
+
+class Again(Exception):
+    """A call is to be put once more: the server is busy, or wants it said otherwise; `spent` says whether it worked for it."""
+
+    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0, spent: bool = False) -> None:
+        super().__init__(message)
+        self.busy, self.retry_after_s, self.spent = busy, retry_after_s, spent
+
+
+def read_reply(
+    dialect: Dialect, request: Request, body: Mapping[str, Any], status: int, headers: Mapping[str, str], text: str
+) -> Completion:
+    """Return the answer to a call whose JSON was `body`.
+
+    Raises:
+        Again: the server is busy, or the dialect has changed its ways.
+        Passing: it may pass.
+        EngineError: it won't pass.
+    """
+    _check(dialect, status, headers, text[:_READ_OF_REFUSAL], body)
+    try:
+        return dialect.answer(request, text, likelihoods=LIKELIHOODS in body)
+    except NoLikelihoods as lack:
+        dialect.leave_out(LIKELIHOODS)
+        raise Again(str(lack), busy=False, spent=True) from lack
+    except ValueError as error:
+        raise Passing(f"the server's answer can't be read: {error}", "bad_answer") from error
+
+
+def keep_lesson(endpoint: Endpoint, dialect: Dialect, known: int) -> EngineError | None:
+    """Keep what calls taught beyond the first `known` fields; return the error for calls that count as another model's now.
+
+    Raises:
+        StoreError: it can't be kept.
+    """
+    added = dialect.without[known:]
+    if endpoint.taught is None or not added:
+        return None
+    named = endpoint.model if endpoint.address_only else ""
+    keep_taught(endpoint.taught, Taught(named, dialect.without), endpoint.told)
+    return EngineError(f"{endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
+
+
+def _check(dialect: Dialect, status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]) -> None:
+    """Sort a refusal."""
+    if status == 200:
+        return
+    said = f"the server answers {status}: {' '.join(text.split())[:300]}"
+    if status in (402, 429) and any(sign in text.lower() for sign in _SPENT):
+        raise EngineError(said, "pay for more, or ask another server", kind="refused")
+    if status in _BUSY:
+        raise Again(said, busy=True, retry_after_s=retry_after_s(headers))
+    if status in _PASSING or status >= 500:
+        raise Passing(said, "refused", spent=False)
+    if dialect.adapt(status, text, body):
+        raise Again(said, busy=False)
+    raise final(status, said, text)
+
+
+def final(status: int, said: str, text: str) -> EngineError:
+    """Return the error for a refusal that won't pass."""
+    low = text.lower()
+    if status in (401, 403):
+        return EngineError(said, "check the key in the variable that api_key_env names", kind="auth")
+    if status == 404:
+        return EngineError(said, "check `base_url` (up to and with /v1) and the model's name", kind="refused")
+    if status in (400, 422) and "echo" in low:
+        return EngineError(
+            said,
+            "the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
+            kind="no_logprobs",
+        )
+    if status in (400, 413, 422) and any(
+        sign in low for sign in ("context length", "context_length", "maximum context", "too long")
+    ):
+        return EngineError(said, "shorten the prompt, or use a model with a longer context", kind="overflow")
+    return EngineError(said, kind="refused")
