@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "diff": "compare two runs: settings, texts, judgements, metrics",
         "verify": "hash a run's artifacts again and compare them with its lock",
         "export": "make a folder from which another person can repeat a run",
+        "import": "take a batch API's answers, as `export --as batch` asked for them, for the next run",
         "merge": "fold a step's adapter into its model's weights, as a folder",
         "push": "put what a step made on the hub, with its card, its figures and the recipe",
         "gc": "remove what no kept run needs from the store",
@@ -50,7 +51,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "completion": "print the script by which a shell completes commands and options",
     },
 }
-KEYWORDS = {"try": "trying"}
+KEYWORDS = {"try": "trying", "import": "importing"}
 """Commands that no module may be named after, and their modules."""
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SHAPES = dict.fromkeys(
     (
-        "constitution", "diff", "doctor", "export", "figures", "gate", "gc", "head", "init", "inspect", "merge", "model", "ops",
-        "plan", "push", "report", "run", "runs", "specs", "tag", "try", "validate", "verify", "why",
+        "constitution", "diff", "doctor", "export", "figures", "gate", "gc", "head", "import", "init", "inspect", "merge",
+        "model", "ops", "plan", "push", "report", "run", "runs", "specs", "tag", "try", "validate", "verify", "why",
     ),
     1,
 )  # fmt: skip

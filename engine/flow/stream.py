@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1024
 _TOLD_AFTER_S = 5.0
 Order = tuple[int, ...]
-PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine", "other_model"})
+BATCHED = "batched"
+"""The kind of a call that waits for the answers of a batch."""
+PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap", "engine", "other_model", BATCHED})
 """Classes of failure that another run may not meet, beside all that are worth a retry: they leave no tombstone."""
 
 

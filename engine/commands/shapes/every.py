@@ -10,7 +10,7 @@ OUTPUTS: dict[str, type[Output]] = {
     "inspect": working.Inspect, "head": working.Head,
     "runs": looking.Runs, "run": looking.RunOutput, "figures": looking.Figures, "model": looking.Model, "diff": looking.Diff,
     "verify": looking.Verify, "gate": looking.GateOutput, "report": looking.ReportOutput, "export": looking.ExportOutput,
-    "merge": looking.Merge,
+    "import": looking.Import, "merge": looking.Merge,
     "push": looking.Push,
     "gc": looking.Gc, "tag": looking.Tag,
     "init": reference.Init, "specs": reference.Specs, "ops": reference.Ops, "constitution": reference.ConstitutionOutput,

@@ -212,6 +212,32 @@ class ExportOutput(Output):
     """Files outside the working folder, which stayed there."""
     drift: list[str]
     """What has changed since the run."""
+    waiting: list[WaitingShape]
+    """With `--as batch`: what the request files ask for."""
+
+
+class WaitingShape(Shape):
+    """Calls of one step that wait for the answers of a batch."""
+
+    step: str
+    """The step."""
+    model: str
+    """The model that it asks."""
+    calls: int
+    """How many."""
+
+
+class Import(Output):
+    """`caiflow import --json`."""
+
+    lines: dict[str, int]
+    """What became of them: `taken`, `failed`, `not_carried_out` (expired, cancelled), `not_asked`, `doubled`, `unreadable`."""
+    taken: dict[str, int]
+    """Answers taken, by step."""
+    trouble: list[str]
+    """The first of each kind of trouble, in words."""
+    waiting: list[WaitingShape]
+    """What can be asked for now."""
 
 
 class Merge(Output):

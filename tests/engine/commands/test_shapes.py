@@ -18,8 +18,8 @@ from support.table_runs import run_tables, write_spec
 
 LINES = {"run": "events", "show": "rows of a step"}
 """Commands that print lines of JSON, which have no shape."""
-ELSEWHERE = {"merge"}
-"""Commands whose tests hold their output to the shape: they need a trained model."""
+ELSEWHERE = {"merge", "import"}
+"""Commands whose tests hold their output to the shape: they need a trained model, or a batch's answers."""
 SHORTER = "steps.clean.drop=[{length: {column: response, max: 3}}]"
 CALLS: dict[str, list[list[str]]] = {
     "validate": [["validate", "spec.yaml"], ["validate", "wrong.yaml"]],

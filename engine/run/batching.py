@@ -1,0 +1,286 @@
+"""The calls of a spec's row steps as the requests of a batch API, and their answers into the ledger as a run would put them.
+
+Rows go through the run's own flow, on an engine that asks nobody: what it has no answer for is noted, and waits. So keys,
+order, what is kept and what is refused are a run's. Only row steps whose rows are made can ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from caiflow.engine.errors import AskAnewError, EngineError, PlanError
+from caiflow.engine.flow.row_llm import call_key
+from caiflow.engine.flow.stream import BATCHED
+from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
+from caiflow.engine.llm.served.batch import Answers, Call, Reply, UnsayableError, request_files
+from caiflow.engine.llm.served.openai import as_listed, dialect_of, endpoint_of
+from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
+from caiflow.engine.llm.served.replies import Again, Passing, keep_lesson, read_reply
+from caiflow.engine.plan.consent import refuse_unallowed
+from caiflow.engine.run.units import FlowUnit
+from caiflow.engine.store.ledger import ledger_name
+
+if TYPE_CHECKING:
+    from caiflow.engine.flow.outcomes import FlowStep
+    from caiflow.engine.llm.served.chat import Dialect
+    from caiflow.engine.llm.served.endpoint import Endpoint
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.spec.grammar import Step
+    from caiflow.engine.spec.permissions import Permissions
+
+_AT_ONCE = 256
+_PATIENCE_S = 5.0  # of asking a server which it is
+_MOST_LESSONS = 8
+_NO_ANSWERS: Mapping[str, Reply] = {}
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One step's calls: those that wait for an answer, how many were answered, and what was said of those that failed."""
+
+    step: str
+    model: str
+    calls: dict[str, Call] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Passage:
+    """What came of taking a spec's rows as far as answers reach; `lessons` are what servers taught of how they are asked."""
+
+    steps: list[Waiting] = field(default_factory=list)
+    base_urls: dict[str, str] = field(default_factory=dict)
+    lessons: list[str] = field(default_factory=list)
+    ledgers: set[str] = field(default_factory=set)
+
+
+def pass_rows(resolver: Resolver, allowed: Permissions, answers: Mapping[str, Reply] = _NO_ANSWERS) -> Passage:
+    """Take rows through their steps with the `answers` there are, by the key of their call; what they give is in the ledger.
+
+    Raises:
+        PlanError: a served model's name isn't known.
+        EngineError: a model's tokenizer can't be loaded.
+    """
+    found = Passage()
+    for chain in _chains(resolver):
+        _pass_chain(resolver, chain, allowed, answers, found)
+    return found
+
+
+def require_waiting(passage: Passage) -> None:
+    """Refuse a spec of which no call waits.
+
+    Raises:
+        PlanError: none does.
+    """
+    if not any(step.calls for step in passage.steps):
+        hint = "make the rows that they read first: caiflow run SPEC --until STEP; `evaluate` asks in the run itself"
+        raise PlanError("no row step waits for answers of a served model", hint)
+
+
+def write_requests(passage: Passage, folder: Path) -> list[str]:
+    """Write the calls that wait, a file for each model and kind of call; return the files' names.
+
+    Raises:
+        PlanError: an API has no words for a call.
+    """
+    names = []
+    for model, base_url in passage.base_urls.items():
+        calls = {key: call for step in passage.steps if step.model == model for key, call in step.calls.items()}
+        try:
+            for end, content in request_files(base_url, list(calls.values())) if calls else ():
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{model}{end}").write_text(content, encoding="utf-8")
+                names.append(f"{model}{end}")
+        except UnsayableError as lack:
+            hint = "judge with `method: text`, or sample without that field"
+            raise PlanError(f"{model}: {base_url} takes no {lack}", hint) from lack
+    return names
+
+
+def count_lines(answers: Answers, passage: Passage) -> dict[str, int]:
+    """Return what became of each line of the answers; the counts add up to all of them."""
+    taken = {key for step in passage.steps for key in step.taken}
+    failed = {key for step in passage.steps for key in step.failed} - taken
+    unput = {key for key, reply in answers.replies.items() if reply.unput} - taken
+    return {
+        "taken": len(taken),
+        "failed": len(failed - unput),
+        "not_carried_out": len(unput),
+        "not_asked": len(answers.replies.keys() - taken - failed - unput),
+        "doubled": answers.doubled,
+        "unreadable": answers.unreadable,
+    }
+
+
+def _chains(resolver: Resolver) -> Iterator[list[Step]]:
+    """Yield the chains of row steps whose rows are made and that aren't done."""
+    seen: set[str] = set()
+    for step in resolver.order:
+        if step.name in seen or resolver.settle(step)[1] is not None or not resolver.is_row_step(step.name):
+            continue
+        if all(name in resolver.artifacts for name in resolver.edges(step)):
+            chain = resolver.chain(step)
+            seen |= {member.name for member in chain}
+            yield chain
+
+
+def _pass_chain(
+    resolver: Resolver, chain: Sequence[Step], allowed: Permissions, answers: Mapping[str, Reply], found: Passage
+) -> None:
+    for _ in range(_MOST_LESSONS):
+        servers: dict[str, _Server] = {}
+        links: dict[str, _BatchLink] = {}
+        steps: list[FlowStep] = []
+        try:
+            for flow_step in _ready(resolver, chain):
+                steps.append(_patient(flow_step))
+                if flow_step.model:
+                    server = _server(resolver, flow_step.model, servers, allowed)
+                    links[flow_step.name] = _BatchLink(Waiting(flow_step.name, flow_step.model), server, answers)
+            if not any(link.server for link in links.values()):
+                return
+            _run(resolver, steps, links)
+        except AskAnewError as lesson:
+            found.lessons.append(str(lesson))
+            resolver.forget_served()
+            continue
+        found.steps += [link.waiting_for for link in links.values() if link.server]
+        found.base_urls |= {name: server.endpoint.base_url for name, server in servers.items()}
+        found.ledgers |= {step.namespace for step in steps}
+        return
+
+
+def _ready(resolver: Resolver, chain: Sequence[Step]) -> Iterator[FlowStep]:
+    """Yield the steps of a chain up to where a model isn't trained yet."""
+    left_out: set[str] = set()
+    for step in chain:
+        flow_step = None if step.input in left_out else resolver.flow_step(step)
+        if flow_step is None:
+            left_out.add(step.name)
+        else:
+            yield flow_step
+
+
+def _patient(step: FlowStep) -> FlowStep:
+    """Return a step that goes on whatever becomes of a row, with a client of its own."""
+    params = step.params.model_copy(update={"retries": 0, "max_failed": 10**12}) if step.params else None
+    return replace(step, params=params, model=step.name if step.model else None)
+
+
+def _run(resolver: Resolver, steps: Sequence[FlowStep], links: Mapping[str, _BatchLink]) -> None:
+    source = resolver.artifacts[steps[0].source].path
+    with TemporaryDirectory() as scratch:
+        staged = {step.name: Path(scratch) / step.name for step in steps}
+        for folder in staged.values():
+            folder.mkdir()
+        unit = FlowUnit(steps, source, {name: [link] for name, link in links.items()}, staged, resolver.store.ledger_dir)
+        unit.run(lambda _: None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """How calls to one served model are put and read; `known` are the fields that were left out from the start."""
+
+    identity: str
+    endpoint: Endpoint
+    dialect: Dialect
+    known: int
+
+    def lesson(self) -> EngineError | None:
+        """Keep what was learnt of how the server is asked, and return the error for calls by what was known before."""
+        return keep_lesson(self.endpoint, self.dialect, self.known)
+
+
+def _server(resolver: Resolver, name: str, servers: dict[str, _Server], allowed: Permissions) -> _Server | None:
+    """Return how a model's server is asked; None of a model that runs here."""
+    source = resolver.model(name)
+    assert source is not None, name
+    if not source.served:
+        return None
+    if name not in servers:
+        endpoint = _endpoint(resolver, name, source, allowed)
+        dialect = dialect_of(source, endpoint)
+        server = servers[name] = _Server(source.identity, endpoint, dialect, len(dialect.without))
+        if not endpoint.continues and not any(resolver.store.ledger_dir.glob(ledger_name("*", source.identity))):
+            dialect.leave_out(*PREFILL_FIELDS)  # learnt later, it would make answers that a batch was paid for another model's
+            if lesson := server.lesson():
+                raise AskAnewError(lesson.message)
+    return servers[name]
+
+
+def _endpoint(resolver: Resolver, name: str, source: ModelSource, allowed: Permissions) -> Endpoint:
+    """Return where a model is; its server, where it may be asked and is there, says whether it goes on with a turn."""
+    endpoint = endpoint_of(source)
+    with suppress(PlanError, EngineError):
+        refuse_unallowed({name: resolver.spec.models[name]}, allowed, trust_remote_code=True)
+        endpoint = as_listed(endpoint, _PATIENCE_S)
+    if not endpoint.model:
+        hint = "give the model's name as `source` beside `base_url`"
+        raise PlanError(f"models.{name}: {endpoint.base_url} doesn't say which model it has", hint)
+    return endpoint
+
+
+class _BatchLink:
+    """A Link (see llm/client.py) that answers one step's calls from what a batch answered, and notes the others."""
+
+    def __init__(self, waiting_for: Waiting, server: _Server | None, answers: Mapping[str, Reply]) -> None:
+        self.capacity, self.waiting = _AT_ONCE, ""
+        self.waiting_for, self.server = waiting_for, server
+        self._answers = answers
+        self._ready: list[tuple[int, Answer]] = []
+
+    async def open(self) -> None:
+        """Be there."""
+
+    async def revive(self) -> None:
+        """Never needed."""
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Answer at once; the answers wait to be collected."""
+        self._ready += [(number, self._answer(request)) for number, request in requests]
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Return what was answered, or wait a little."""
+        await asyncio.sleep(0 if self._ready else 0.002)
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _answer(self, request: Request) -> Answer:
+        if self.server is None:
+            return EngineError("its model runs here", kind=BATCHED)
+        server, key = self.server, call_key(self.server.identity, request).hex()
+        try:
+            server.dialect.learn(request)
+            if lesson := server.lesson():
+                return lesson
+            path, body = server.dialect.call(request)
+            reply = self._answers.get(key)
+            if reply is None or reply.unput:
+                self.waiting_for.calls[key] = Call(key, path, body)
+                return EngineError("waits for a batch", kind=BATCHED)
+            return self._read(request, body, reply)
+        except EngineError as error:
+            self.waiting_for.failed[key] = str(error)
+            return error
+
+    def _read(self, request: Request, body: Mapping[str, object], reply: Reply) -> Answer:
+        assert self.server is not None
+        try:
+            answer: Completion = read_reply(self.server.dialect, request, body, reply.status, {}, reply.text)
+        except (Again, Passing) as trouble:
+            if lesson := self.server.lesson():
+                return lesson
+            path, again = self.server.dialect.call(request)
+            self.waiting_for.calls[reply.key] = Call(reply.key, path, again)
+            self.waiting_for.failed[reply.key] = str(trouble)
+            return EngineError(str(trouble), kind=BATCHED)
+        self.waiting_for.taken.add(reply.key)
+        return answer

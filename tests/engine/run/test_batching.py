@@ -1,0 +1,155 @@
+"""Calls as the requests of a batch API and their answers as a run's, by the real openai client against a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.commands.shapes.every import OUTPUTS
+from caiflow.engine.llm.client import LocalLink
+from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.lock import make_lock, write_lock
+from caiflow.engine.plan.plan import make_plan
+from caiflow.engine.plan.relocate import portable
+from caiflow.engine.rows.folder import Rows
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.artifacts import Store
+from support.batch_endpoint import BatchEndpoint, batch_endpoint
+from support.commands import command_here
+from support.runs_without_ray import AskedLink, carried_out
+from support.table_runs import run_tables
+
+HEAD = "caiflow: 1\nname: small\nconstitution: rules.yaml\nmodels: {{m: {{source: m, base_url: '{url}'}}}}\nsteps:\n"
+ROWS = "  rows:   {op: load, source: rows.jsonl}\n"
+ASKING = (
+    "  answer: {op: generate, input: rows, model: m, samples: [{temperature: 0}, {temperature: 1}]}\n"
+    "  pair:   {op: judge, input: answer, model: m, swap: true, ties: keep}\n"
+)
+RULES = {
+    "caiflow_constitution": 1, "name": "rules",
+    "principles": [{"id": "kind", "critique": "?", "revision": "!", "judge": "Which?"}],
+}  # fmt: skip
+NUMBER = 6
+
+
+@pytest.fixture
+def server() -> Iterator[BatchEndpoint]:
+    with batch_endpoint() as state:
+        yield state
+
+
+@pytest.fixture
+def place(tmp_path: Path, server: BatchEndpoint, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run of the spec whose rows alone are made."""
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(NUMBER)))
+    (tmp_path / "rules.yaml").write_text(json.dumps(RULES))
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(HEAD.format(url=server.url) + ROWS)
+    run_tables(spec, tmp_path / "run", Store())
+    spec.write_text(HEAD.format(url=server.url) + ROWS + ASKING)
+    resolver = Resolver(load_spec(spec), Store())
+    (tmp_path / "run" / "spec.yaml").write_text(portable(resolver.spec))
+    write_lock(tmp_path / "run", make_lock(resolver))
+    return tmp_path
+
+
+def asked(place: Path, folder: str) -> tuple[Any, Path]:
+    done = command_here(place, "export", "run", folder, "--as", "batch", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    (name,) = [name for name in found["files"] if name.startswith("batch/")]
+    return found["waiting"], place / folder / name
+
+
+def carried(server: BatchEndpoint, requests: Path, out: Path) -> list[str]:
+    """Have a batch carried out by the provider's own client; return the files of answers and errors."""
+    from openai import OpenAI
+
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client, open(requests, "rb") as file:
+        sent = client.files.create(file=file, purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h")
+        assert batch.status in ("completed", "expired"), batch
+        names = [name for name in (batch.output_file_id, batch.error_file_id) if name]
+        for name in names:
+            (out / name).write_bytes(client.files.content(name).content)
+    return names
+
+
+def taken(place: Path, *files: str) -> Any:
+    done = command_here(place, "import", "run", *files, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    OUTPUTS["import"].model_validate_json(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_batch_answers_what_a_run_would_ask_and_the_run_pays_for_nothing(place: Path, server: BatchEndpoint) -> None:
+    waiting, requests = asked(place, "first")
+    assert waiting == [{"step": "answer", "model": "m", "calls": 2 * NUMBER}], "a judge needs the answers first"
+    found = taken(place, *carried(server, requests, place))
+    assert found["taken"] == {"answer": 2 * NUMBER}
+    assert found["waiting"] == [{"step": "pair", "model": "m", "calls": 2 * NUMBER}], "each pair in both orders"
+    waiting, requests = asked(place, "second")
+    assert waiting == found["waiting"]
+    assert taken(place, *carried(server, requests, place))["waiting"] == []
+    assert server.calls == 0
+
+    plan = make_plan(load_spec(place / "spec.yaml"), Store())
+    answers = next(step for step in plan.steps if step.name == "answer")
+    assert (answers.cached, answers.to_run) == (NUMBER, 0)
+    link = AskedLink(most=0)
+    resolver, _ = carried_out(place / "spec.yaml", Store(), link)
+    assert not link.answered
+
+    source = resolver.model("m")
+    assert source is not None
+    shutil.copytree(place / "home" / "taught", place / "other-home" / "taught")  # asked in the same words
+    host = EngineHost(partial(load_engine, source))
+    live, _ = carried_out(place / "spec.yaml", Store(place / "other-home"), LocalLink(host))  # type: ignore[arg-type]
+    host.close()
+    assert server.calls == 4 * NUMBER
+    assert Rows(resolver.artifacts["pair"].path).pylist() == Rows(live.artifacts["pair"].path).pylist()
+
+
+def test_every_line_is_accounted_for_and_what_failed_is_asked_again(place: Path, server: BatchEndpoint) -> None:
+    server.fate = lambda n: {1: "expire", 2: "break", 3: "lose"}.get(n, "answer")
+    _, requests = asked(place, "first")
+    names = carried(server, requests, place)
+    output = (place / names[0]).read_text().splitlines()
+    stranger = json.loads(output[0]) | {"custom_id": "f" * 32}
+    (place / "more.jsonl").write_text("\n".join([output[0], json.dumps(stranger), "{}", "half a li"]))
+    found = taken(place, *names, "more.jsonl")
+    whole = 2 * NUMBER
+    assert found["lines"] == {
+        "taken": whole - 3, "failed": 1, "not_carried_out": 1, "not_asked": 1, "doubled": 1, "unreadable": 2,
+    }  # fmt: skip
+    assert sum(found["lines"].values()) == whole - 1 + 4
+    told = "\n".join(found["trouble"])
+    for said in ("more.jsonl:3: no line of a batch's answers", "answers 500", "batch_expired"):
+        assert said in told
+    left = {step["step"]: step["calls"] for step in found["waiting"]}
+    assert left == {"answer": 3, "pair": 2 * (NUMBER - 2)}, "the rows that have both answers go on"
+    again = taken(place, *names)
+    assert again["lines"]["taken"] == 0
+    assert again["lines"]["not_asked"] == whole - 3
+    said = command_here(place, "import", "run", *names).stdout
+    assert "1 lines expired or cancelled" in said
+    assert "answer: 3 calls of m wait for answers" in said
+
+
+def test_where_nothing_waits_the_export_says_what_to_do_and_leaves_no_folder(place: Path, server: BatchEndpoint) -> None:
+    (place / "run" / "spec.yaml").write_text((place / "run" / "spec.yaml").read_text().partition("  answer:")[0])
+    done = command_here(place, "export", "run", "folder", "--as", "batch")
+    assert done.returncode == 1, done.stderr
+    assert "no row step waits for answers of a served model" in done.stderr
+    assert not (place / "folder").exists()
+    missing = command_here(place, "import", "run", "no.jsonl")
+    assert "no.jsonl: No such file" in missing.stderr
