@@ -20,7 +20,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.relocate import portable
 from caiflow.engine.store.artifacts import Artifact
-from caiflow.engine.store.disk import point, write_atomic
+from caiflow.engine.store.disk import finite, point, write_atomic
 from caiflow.engine.store.journal import MADE, Journal, StepStatus
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class RunFolder:
             "kind": step.operator_type().kind,
             "op": step.op,
             "components": components,
-            "metrics": dict(result.metrics),
+            "metrics": finite(result.metrics),
             "rows_in": result.rows_in,
             "rows_out": result.rows_out,
             "counts": dict(result.counts),

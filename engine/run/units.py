@@ -28,6 +28,7 @@ from caiflow.engine.operator import (
 )
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_given_up, watch_calls
+from caiflow.engine.store.disk import finite
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
@@ -156,7 +157,7 @@ class MeasureUnit(_OneStep):
             stack.callback(llms.close)
             stack.push_async_callback(stop, asyncio.create_task(watch_calls(self.step, llms, clients, report)))
             measured = await self.operator.measure(job, llms)
-        text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(finite(measured), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (self.staged / "metrics.json").write_text(text, encoding="utf-8")
         (result,) = self._result(job, {**job.metrics, **measured}).values()
         return {self.step: replace(result, counts=llms.counts())}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from caiflow.engine.errors import StoreError
 from caiflow.engine.machine import home
@@ -86,3 +88,12 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             sync(Path(parent) / name)
         sync(Path(parent))
+
+
+def finite(value: Any) -> Any:
+    """Return a value as JSON can hold it: null for a number in it that is NaN or infinite, which most readers refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

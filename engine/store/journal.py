@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from caiflow.engine.store.disk import finite
 from caiflow.engine.version import VERSION
 
 Event = dict[str, Any]
@@ -71,7 +72,7 @@ class Journal:
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event; `None` values are left out."""
         line: Event = {"t": round(time.time(), 3), "event": event}
-        line.update({name: value for name, value in fields.items() if value is not None})
+        line.update({name: finite(value) for name, value in fields.items() if value is not None})
         with self._lock:
             self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             self._events.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +38,20 @@ def test_run_json_holds_what_the_events_said(tmp_path: Path) -> None:
     }  # fmt: skip
     assert run["steps"]["answer"]["error"] == "no model"
     assert run["finished"] >= run["started"]
+
+
+def test_a_number_that_json_hasn_t_is_null_in_it(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.emit("run_started", name="cai", steps=STEPS)
+        journal.emit("step_done", step="red", status="done", metrics={"rates": [math.nan, 0.5], "perplexity": math.inf})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"a bare {name}")
+
+    for line in (tmp_path / "events.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    run = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
+    assert run["steps"]["red"]["metrics"] == {"rates": [None, 0.5], "perplexity": None}
 
 
 def test_listener_hears_every_event_in_order(tmp_path: Path) -> None:
