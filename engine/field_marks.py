@@ -61,9 +61,11 @@ def _marked_fields(model: type[BaseModel]) -> tuple[tuple[str, str, Any, Mapping
 
 
 def _can_hold_marks(kind: Any) -> bool:
+    if isinstance(kind, type):
+        return _is_model(kind) and bool(_marked_fields(kind))
     if get_origin(kind) is Annotated and any(name in KINDS for note in get_args(kind)[1:] for name in _extra(note)):
         return True
-    return bool(_marked_fields(kind)) if _is_model(kind) else any(map(_can_hold_marks, get_args(kind)))
+    return any(map(_can_hold_marks, get_args(kind)))
 
 
 def _walk(kind: Any, extra: Mapping[str, Any], value: Any, path: tuple[str | int, ...]) -> Iterator[Mark]:

@@ -22,7 +22,6 @@ from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.rows.tool_use import TOOL_USE
 from caiflow.operators.formats.files import is_pointer
-from caiflow.operators.formats.likeness import line_for
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
@@ -89,16 +88,18 @@ class Load(TableOperator[LoadParams]):
 
     def _turns(self, head: Head) -> dict[str, Turns]:
         """Return what the first records tell of the conversations in each column; further records may have what these lack."""
+        good = [(row, alike) for row, alike in zip(head.rows, head.alike, strict=True) if not isinstance(row, BadRow)]
         found: dict[str, Turns] = {}
-        for row, alike in zip(head.rows, head.alike, strict=True):
-            for name in () if isinstance(row, BadRow) else ("prompt", "messages"):
-                said = [turn["role"] for turn in row.get(name) or ()]  # type: ignore[union-attr]
-                having = ("system" in said, "assistant" in said[:-1], "tool" in said)
-                here = Turns(alike, *(alike * number for number in having))
-                found[name] = found[name] + here if name in found else here
-        if head.whole:
-            return found
-        return {name: Turns(turns.rows, *(count or None for count in turns[1:])) for name, turns in found.items()}
+        for name in ("prompt", "messages") if good else ():
+            rows, kinds = 0, Counter[str]()
+            for row, alike in good:
+                said = [turn["role"] for turn in row.get(name) or ()]
+                rows += alike
+                for kind in {*said, *(["earlier"] if "assistant" in said[:-1] else [])}:
+                    kinds[kind] += alike
+            counts = [kinds[kind] for kind in ("system", "earlier", "tool")]
+            found[name] = Turns(rows, *(counts if head.whole else [count or None for count in counts]))
+        return found
 
     def expects(self, _inputs: Mapping[str, Expected]) -> Expected | None:
         """Return the rows of local files, counted as they will be loaded; of others the bound that the step sets."""
@@ -218,16 +219,20 @@ class Load(TableOperator[LoadParams]):
         source = next(iter(self._from), None)
         if not isinstance(source, FileSource) or not source.is_text or isinstance(self._head, Finding):
             return ""
-        found = self._parser().rows(source, _SNIFFED)
-        return line_for(column, [row for row in found if not isinstance(row, BadRow)], self.params.rename)
+        return self._line_of(self._parser(), source, column)
 
     def _line_for_lack(self, reason: str) -> str:
         """Return the line that would give the records the field that they lack; empty where that isn't what is wrong."""
         lacking = re.match(r"no `(prompt|chosen|rejected)`", reason)
         if lacking is None:
             return ""
-        rows = Parser("table", rename=self.params.rename).rows(self._from[0], _SNIFFED)
-        return line_for(lacking[1], [row for row in rows if not isinstance(row, BadRow)], self.params.rename)
+        return self._line_of(Parser("table", rename=self.params.rename), self._from[0], lacking[1])
+
+    def _line_of(self, parser: Parser, source: Source, column: str) -> str:
+        from caiflow.operators.formats.likeness import line_for
+
+        rows = [row for row in parser.rows(source, _SNIFFED) if not isinstance(row, BadRow)]
+        return line_for(column, rows, self.params.rename)
 
     def look(self, limit: int) -> Look:
         """Return the first `limit` rows with what they are made of; the bad ones among the records that tell it are named.

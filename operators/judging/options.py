@@ -15,7 +15,6 @@ from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
-from caiflow.operators.judging.phrases import parse_choice
 from caiflow.operators.judging.prompts import (
     JUDGE_PREFILL,
     LETTERS,
@@ -199,6 +198,8 @@ class OptionsJudge:
         return reply._replace(thought=thought)
 
     async def _ask(self, messages: Sequence[Message], prefill: str, letters: str, llm: RowLLM, sample: int) -> Reply:
+        from caiflow.operators.judging.phrases import parse_choice
+
         if self._how.method == "logprobs":
             answer = await llm.pick(messages, tuple(letters), prefill=prefill)
             if (given := answer.logprobs) is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log2
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import Case, Instruction, OptionsJudge
-from caiflow.operators.measures.effects import JudgedVote
+
+if TYPE_CHECKING:
+    from caiflow.operators.measures.effects import JudgedVote
 
 
 class Vote(NamedTuple):
@@ -84,6 +86,8 @@ def judged_votes(uid: str, pair: tuple[str, str], verdict: Verdict, sides: Mappi
 
     `sides` are the effects that take its first answer's side (1), or the other's (-1).
     """
+    from caiflow.operators.measures.effects import JudgedVote
+
     longer = log2((len(pair[0]) + 1) / (len(pair[1]) + 1))
     found = []
     for vote in verdict.votes:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 SPEC = Path(__file__).parents[2] / "specs" / "quickstart.yaml"
 SPARED = ("importlib.metadata", "email", "zipfile", "socket", "asyncio", "difflib", "shutil", "numpy", "polars", "pyarrow")
-RUN_ONLY = ("mixing.mixer", "filtering.sieve", "judging.preferences", "evaluation.measuring", "formats.hub")
+RUN_ONLY = (
+    *("mixing.mixer", "filtering.sieve", "judging.preferences", "judging.phrases", "evaluation.measuring"),
+    *("measures.effects", "formats.hub", "formats.likeness"),
+)
 """Modules of the operators that a run needs, and a check doesn't."""
 
 
