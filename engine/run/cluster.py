@@ -127,13 +127,13 @@ class Cluster:
             self.cpus = self._node_cpus = min(self.cpus, float(cores()))
         self.started = True
 
-    def refuse_unfit(self, home: Path) -> None:
-        """Raise where a node doesn't see the store at `home`, or runs other code.
+    def refuse_unfit(self, home: Path, operators: Mapping[str, str]) -> None:
+        """Raise where a node doesn't see the store at `home`, or runs other code; `operators` are others' modules, by name.
 
         Raises:
             ClusterError: names the nodes.
         """
-        refuse_strangers(self.nodes, home)
+        refuse_strangers(self.nodes, home, operators)
 
     def refuse_too_large(self, what: str, gpus: float, count: int = 1) -> None:
         """Raise where `count` processes of `gpus` GPUs each, as `what` wants them, can never run here.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from caiflow.engine import registry
 from caiflow.engine.operator import MetricsOperator, ModelOperator
 from caiflow.engine.run.cluster import engine_key
 
@@ -24,7 +25,8 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
     Raises:
         ClusterError: says what they want and what there is.
     """
-    cluster.refuse_unfit(resolver.store.home)
+    others = {step.op: step.operator_type().__module__ for step in steps if not registry.is_built_in(step.op)}
+    cluster.refuse_unfit(resolver.store.home, others)
     for step in steps:
         kind = step.operator_type()
         if issubclass(kind, ModelOperator):

@@ -5,16 +5,19 @@ Asks nodes and decides; places nothing.
 
 from __future__ import annotations
 
-import sys
+import hashlib
+import platform
+import re
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
-from caiflow.engine.run.entering import WORKER_ENV
 from caiflow.engine.run.units import StepResult
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
@@ -26,6 +29,12 @@ SEEN_S = 15.0
 """How long what another node wrote may take to be seen here."""
 PATIENCE_S = 20.0
 """How long a process may wait for GPUs before it is said."""
+_SHOWN = 120
+"""Longest command of another job that is shown."""
+
+_OURS = ("caiflow.engine", "caiflow.operators")
+Code = Mapping[str, str]
+"""What a process runs: versions by name, `code` for caiflow's own sources, and a digest for each operator of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,10 @@ def refuse_impossible(nodes: Sequence[Node], gpus: float, count: int, what: str)
         )
 
 
-def refuse_strangers(nodes: Sequence[Node], home: Path) -> None:
-    """Raise unless every other node reads what this process writes into the store at `home`, and has the same code.
+def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, str]) -> None:
+    """Raise unless every other node reads what this process writes into the store at `home`, and runs the same code.
+
+    `operators` are the modules of operators that don't come with caiflow, by the operators' names.
 
     Raises:
         ClusterError: names each node with what is wrong with it.
@@ -83,7 +94,8 @@ def refuse_strangers(nodes: Sequence[Node], home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         mark.write_text(nonce, encoding="utf-8")
     try:
-        wrong = [f"{node.address} {said}" for node, found in _asked(others, mark) if (said := _wrong(found, nonce, home))]
+        here_runs, asked = code_here(operators), _asked(others, mark, operators)
+        wrong = [f"{node.address} {said}" for node, found in asked if (said := _wrong(found, nonce, home, here_runs))]
     finally:
         mark.unlink(missing_ok=True)
     if wrong:
@@ -134,48 +146,137 @@ def still_unplaced(processes: Sequence[Unplaced]) -> tuple[list[Unplaced], list[
             left.append(one)
         elif missing:
             free, total = (found().get("GPU", 0.0) for found in (ray.available_resources, ray.cluster_resources))
-            said.append(
-                f"{one.what} waits for {one.gpus:g} GPUs: of the cluster's {total:g}, {free:g} are free; others have the rest"
-            )
+            held = ", ".join(holders()) or "Ray doesn't tell who has the rest"
+            said.append(f"{one.what} waits for {one.gpus:g} GPUs: of the cluster's {total:g}, {free:g} are free; {held}")
     return left, said
 
 
-def _asked(nodes: Sequence[Node], mark: Path) -> list[tuple[Node, Mapping[str, str] | str]]:
-    """Return each node's answer, or what was in its way."""
+def holders() -> list[str]:
+    """Return who holds the cluster's GPUs, most first: each job by what was called, where, with how many and in what.
+
+    Ray lists the actors alone: GPUs of tasks, and those that a placement group keeps for later, are nobody's here.
+    """
+    import ray
+    from ray._private.state import jobs, state
+    from ray.core.generated.gcs_pb2 import ActorTableData
+
+    held: dict[str, float] = defaultdict(float)
+    within: dict[str, set[str]] = defaultdict(set)
+    for packed in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
+        actor = ActorTableData.FromString(packed)
+        if gpus := sum(amount for name, amount in actor.required_resources.items() if _GPUS.fullmatch(name)):
+            held[actor.job_id.hex()] += gpus
+            within[actor.job_id.hex()].add(actor.class_name)
+    called = {job["JobID"]: job for job in jobs()}
+    own = ray.get_runtime_context().get_job_id()
+    return [
+        f"{'this run' if job == own else _caller(called.get(job, {}))} has {held[job]:g} (in {', '.join(sorted(within[job]))})"
+        for job in sorted(held, key=lambda job: (-held[job], job))
+    ]
+
+
+_GPUS = re.compile(r"GPU(_group_[0-9a-f]+)?")
+"""How Ray names the GPUs of an actor, on its own or of a placement group."""
+
+
+def _caller(job: Mapping[str, Any]) -> str:
+    """Return what Ray knows of a job: the command that it began with, its process and its node."""
+    command = " ".join(str(job.get("Entrypoint", "")).split()) or "a job"
+    shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
+    return f"`{shown}` (process {job['DriverPid']} on {job['DriverIPAddress']})" if job else "a job that has ended"
+
+
+def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> list[tuple[Node, _Found | str]]:
+    """Return each node's answer, or what was in its way.
+
+    They are asked in a plain process, which a node may have at hand: one with variables of its own has to be made.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
-    look = ray.remote(_look)
-    asked = [look.options(scheduling_strategy=On(node.id, soft=False), **options).remote(str(mark)) for node in nodes]
+    look, options = ray.remote(_look), {"num_cpus": 0, "max_retries": 0}
+    asked = [
+        look.options(scheduling_strategy=On(node.id, soft=False), **options).remote(str(mark), dict(operators))
+        for node in nodes
+    ]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-    found: list[Mapping[str, str] | str] = []
+    found: list[_Found | str] = []
     for answer in asked:
         try:
             found.append(ray.get(answer) if answer in answered else f"gave no answer in {ANSWER_S:g} s")
         except Exception as error:  # whatever keeps caiflow from being imported there
-            found.append(f"can't run caiflow: {str(error).strip().splitlines()[-1]}")
+            found.append(f"can't run this caiflow: {str(error).strip().splitlines()[-1]}")
     return list(zip(nodes, found, strict=True))
 
 
-def _look(mark: str) -> dict[str, str]:
-    """Return what a node reads of the store, and the versions of its code."""
+class _Found(NamedTuple):
+    """What a node reads of the store, and what it runs."""
+
+    seen: str
+    code: Code
+
+
+def _look(mark: str, operators: Mapping[str, str]) -> _Found:
     try:
         seen = Path(mark).read_text(encoding="utf-8")
     except OSError:
         seen = ""
-    return {"seen": seen, **_code()}
+    return _Found(seen, code_here(operators))
 
 
-def _code() -> dict[str, str]:
-    return {"caiflow": VERSION, "Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-
-
-def _wrong(found: Mapping[str, str] | str, nonce: str, home: Path) -> str:
+def _wrong(found: _Found | str, nonce: str, home: Path, here: Code) -> str:
     """Return what is wrong with a node's answer, in words that follow its name; empty where nothing is."""
     if isinstance(found, str):
         return found
-    if found["seen"] != nonce:
-        return f"doesn't see the store at {home}: put CAIFLOW_HOME on a file system that all nodes share, under one path"
-    unlike = [f"{name} {found[name]}, here it is {version}" for name, version in _code().items() if found[name] != version]
-    return f"has {', '.join(unlike)}" if unlike else ""
+    unseen = f"doesn't see the store at {home}: put CAIFLOW_HOME on a file system that all nodes share, under one path"
+    other = unlike(found.code, here)
+    said = [*([unseen] if found.seen != nonce else []), *([f"has {', '.join(other)}: install the same there"] if other else [])]
+    return ", and ".join(said)
+
+
+def code_here(operators: Mapping[str, str]) -> Code:
+    """Return what this process runs, with the modules of `operators` by their names; empty where there is no such module."""
+    import ray
+
+    return {
+        "caiflow": VERSION,
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "Ray": ray.__version__,
+        "code": "".join(map(sources_digest, _OURS)),
+        **{f"`{name}`": sources_digest(module) for name, module in operators.items()},
+    }
+
+
+def unlike(there: Code, here: Code) -> list[str]:
+    """Return what differs there, in words that follow "it has"; the sources behind another version differ of course."""
+    versions = [name for name in ("caiflow", "Python", "Ray") if there[name] != here[name]]
+    said = [f"{name} {there[name]}, here it is {here[name]}" for name in versions]
+    if "caiflow" not in versions and there["code"] != here["code"]:
+        said.append(f"other sources of caiflow {here['caiflow']} than here")
+    for name in sorted(here.keys() - {"caiflow", "Python", "Ray", "code"}):
+        if there[name] != here[name]:
+            said.append(f"another operator {name} than here" if there[name] else f"no operator {name}")
+    return said
+
+
+def sources_digest(module: str) -> str:
+    """Return a digest of a module's source with all of the package around it; empty where it can't be found.
+
+    What calls an operator's file into other files of its package decides its rows as much as the file. A module of no package
+    is its file.
+    """
+    package = module if module in _OURS else module.rpartition(".")[0] or module
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError):  # a package around it isn't there; a module that is no file's
+        return ""
+    if found is None:
+        return ""
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    files = {file.relative_to(folder).as_posix(): file for folder in folders for file in folder.rglob("*.py")}
+    if not files and found.origin and Path(found.origin).is_file():
+        files = {module: Path(found.origin)}
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest() if files else ""

@@ -58,6 +58,8 @@ class Library:
             return None
         if name not in text and "import *" not in text:  # parsing takes far longer than looking
             return self.module(f"{module}.{name}")
+        if module.endswith("_pb2"):  # protobuf makes what is named in the text when it is imported
+            return Found(name, module, ast.Pass())
         seen |= {(module, name)}
         stars = []
         for node in self._top(module):

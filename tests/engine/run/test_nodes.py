@@ -32,6 +32,20 @@ has = {"num_cpus": 1, "num_gpus": 2, "object_store_memory": 80 << 20}
 Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", **has), head=False)
 sys.stdin.read()
 """
+OTHER = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_gpus=1)
+class Other:
+    def here(self):
+        return True
+
+others = [Other.remote() for _ in range(2)]
+ray.get([other.here.remote() for other in others])
+print("held", flush=True)
+sys.stdin.read()
+"""
 here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
 nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2, "num_gpus": 1})
 nodes.add_node(**here, num_cpus=1, num_gpus=1)
@@ -71,13 +85,10 @@ class Writes:
         (staged / "rows.parquet").write_text("x")
         return {"step": StepResult(staged)}
 
-@ray.remote(num_gpus=1)
-class Other:
-    def here(self):
-        return True
-
-others = [Other.remote() for _ in range(2)]
-ray.get([other.here.remote() for other in others])
+piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+other = subprocess.Popen([sys.executable, "-c", OTHER, nodes.address], **piped)
+assert other.stdout.readline() == "held\\n"
+told["other process"] = other.pid
 asked.PATIENCE_S = 1.0
 said = []
 cluster.on_event = lambda event: said.extend([event["text"]] if "text" in event else [])
@@ -88,10 +99,13 @@ while not said and time.monotonic() < until:
     cluster._poll()
     time.sleep(0.2)
 told["busy"] = list(said)
-cluster.refuse_unfit(folder / "home")
+began = time.monotonic()
+cluster.refuse_unfit(folder / "home", {"own": "own_operator"})
+told["fit seconds"] = time.monotonic() - began
 told["marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
 
-start = f"mount -t tmpfs none {folder / 'home'} && exec {sys.executable} -c '{NODE}' {nodes.address}"
+start = f"mount -t tmpfs none {folder / 'home'} && mount --bind {folder / 'other.py'} {folder / 'own_operator.py'}"
+start += f" && exec {sys.executable} -c '{NODE}' {nodes.address}"
 node = subprocess.Popen(
     ["unshare", "--mount", "sh", "-c", start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
 )
@@ -102,7 +116,8 @@ try:
     cluster.nodes = asked.alive()
     began = time.monotonic()
     try:
-        told["blind"] = cluster.refuse_unfit(folder / "home") or (f"ended with {node.poll()}" if node.poll() else "none")
+        cluster.refuse_unfit(folder / "home", {"own": "own_operator"})
+        told["blind"] = f"ended with {node.poll()}" if node.poll() else "none"
     except ClusterError as error:
         told["blind"] = str(error)
     told["blind seconds"] = time.monotonic() - began
@@ -114,6 +129,8 @@ finally:
     node.stdin.close()
     node.wait(60)
     cluster.close()
+    other.stdin.close()
+    other.wait(60)
     nodes.shutdown()
 print(json.dumps(told))
 '''
@@ -158,8 +175,10 @@ def asked_of_two_nodes(folder: Path) -> None:
     (folder / "home").mkdir()
     for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED, "taught": THREE + TAUGHT}.items():
         (folder / f"{name}.yaml").write_text(text)
+    (folder / "own_operator.py").write_text("version = 1\n")
+    (folder / "other.py").write_text("version = 2\n")
     command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
-    variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home")}
+    variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home"), "PYTHONPATH": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
@@ -202,8 +221,10 @@ def test_threads_are_those_of_the_smallest_node(told: dict[str, Any]) -> None:
     assert told["threads"] == 1
 
 
-def test_a_model_that_waits_for_gpus_says_how_many_are_free(told: dict[str, Any]) -> None:
-    assert told["busy"] == ["base waits for 1 GPUs: of the cluster's 2, 0 are free; others have the rest"]
+def test_a_model_that_waits_for_gpus_says_who_has_them(told: dict[str, Any]) -> None:
+    (said,) = told["busy"]
+    assert said.startswith("base waits for 1 GPUs: of the cluster's 2, 0 are free; `")
+    assert said.endswith(f"(process {told['other process']} on 127.0.0.1) has 2 (in Other)")
 
 
 def test_a_node_that_sees_another_store_is_named(told: dict[str, Any]) -> None:
@@ -212,7 +233,13 @@ def test_a_node_that_sees_another_store_is_named(told: dict[str, Any]) -> None:
         pytest.skip("this user may make no mount namespace")
     assert "127.0.0.1 doesn't see the store at" in told["blind"]
     assert "put CAIFLOW_HOME on a file system that all nodes share" in told["blind"]
-    print(f"a node that sees another store was named after {told['blind seconds']:.1f} s")
+    print(f"another store was named after {told['blind seconds']:.1f} s; two fit nodes took {told['fit seconds']:.1f} s")
+
+
+def test_a_node_with_another_operator_of_the_same_name_is_named(told: dict[str, Any]) -> None:
+    if str(told["blind"]).startswith("ended with"):
+        pytest.skip("this user may make no mount namespace")
+    assert "has another operator `own` than here: install the same there" in told["blind"]
 
 
 def test_what_a_node_wrote_into_another_store_is_no_result(told: dict[str, Any]) -> None:

@@ -1,20 +1,25 @@
-"""Several engines of one model: one that dies for good costs no answer."""
+"""Several engines of one model: one that dies for good costs no answer, and all together keep within what they may spend."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.run.cluster import Cluster
+from support.bad_server import bad_server, said
+from support.commands import run_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill]
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 REQUESTS, BEFORE = 3_000, 200
 ONE_TOKEN = Sampling(max_tokens=1)
 
 
+@pytest.mark.kill
 def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: ModelSource) -> None:
     import ray
 
@@ -35,3 +40,22 @@ def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: M
     print(f"{len(failed)} of {REQUESTS:,} requests failed with one of two engines dead for good")
     assert not failed
     assert len(told) == 1
+
+
+CAPPED = """\
+caiflow: 1
+models: {served: {source: m, base_url: "URL", replicas: 4, max_calls: 100}}
+steps:
+  rows:   {op: load, source: rows.jsonl}
+  answer: {op: generate, input: rows, model: served, max_failed: 300}
+"""
+
+
+def test_four_engines_together_make_as_many_calls_as_are_allowed(tmp_path: Path, ray_address: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(300)))
+    with bad_server() as server:
+        server.reply = lambda body, n: said("fine")
+        spec = tmp_path / "spec.yaml"
+        spec.write_text(CAPPED.replace("URL", server.url))
+        made = run_here(ray_address, spec, tmp_path / "run", tmp_path / "home")
+        assert (len(server.calls), made["steps"]["answer"]["rows_out"]) == (100, 100)
