@@ -142,11 +142,15 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         return health.measures(self.params.checks, self.params.graders)
 
     def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
-        """Yield the answers as logs of Inspect."""
+        """Yield the answers as logs of Inspect, or the prompts as tasks of verifiers."""
         if tool == "inspect":
             from caiflow.operators.handed_on import inspect_log
 
             yield from inspect_log.files(step, made, self.named_checks)
+        elif tool == "verifiers":
+            from caiflow.operators.handed_on import verifiers_tasks
+
+            yield from verifiers_tasks.files(step, made, self.named_checks)
 
     @property
     def named_checks(self) -> dict[str, PatternCheck]:

@@ -35,9 +35,9 @@ def arguments(parser: ArgumentParser) -> None:
         "--results", action="store_true", help="also copy what the steps made, so that `show` works on the folder"
     )
     parser.add_argument(
-        "--as", dest="tool", metavar="TOOL", choices=("inspect", "reward", "batch"),
-        help="also write what another tool takes: inspect (logs of its evaluations), reward (functions for TRL's trainers), "
-        "batch (requests of served models for a batch API)",
+        "--as", dest="tool", metavar="TOOL", choices=("inspect", "verifiers", "reward", "batch"),
+        help="also write what another tool takes: inspect (logs of its evaluations), verifiers (their prompts and checks as "
+        "a task set), reward (functions for TRL's trainers), batch (requests of served models for a batch API)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was written, and what wasn't, as JSON")
 

@@ -29,6 +29,7 @@ LIMIT_BYTES = 200_000_000
 
 TOOLS = {
     "inspect": "an `evaluate` step with `inputs` does",
+    "verifiers": "an `evaluate` step with `inputs` does",
     "reward": "a `reward` or a `grade` step does",
 }
 """Tools that an export can be written for too, and what a run needs for that."""

@@ -16,6 +16,7 @@ from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
 from caiflow.operators.evaluation.answers import by_model_and_set
 from caiflow.operators.evaluation.checks import PatternCheck
+from caiflow.operators.handed_on.checks_code import checks_code
 
 _SCORERS = '''\
 """The checks of a caiflow evaluation as a scorer of Inspect: `inspect score LOG --scorer {name} --action overwrite`."""
@@ -26,17 +27,7 @@ import re
 from inspect_ai.scorer import Score, Target, mean, scorer
 from inspect_ai.solver import TaskState
 
-CHECKS = json.loads(r"""{checks}""")
-
-
-def met(text, name):
-    """Say whether an answer meets a check."""
-    check = CHECKS[name]
-    text = text.replace("\\u2019", "'")
-    part = text[: check["within"]] if check["within"] else text
-    found = any(re.search(pattern, part, re.IGNORECASE | re.DOTALL) for pattern in check["patterns"])
-    return found != check["negate"] and (not check["of"] or met(text, check["of"]))
-
+{checks}
 
 @scorer(metrics={{"*": [mean()]}})
 def checks():
@@ -67,14 +58,8 @@ def files(step: str, made: Path, checks: Mapping[str, PatternCheck]) -> Iterator
             f"{stamp}_{step}-{model}-{name}_{log['eval']['eval_id']}.json",
             json.dumps(log, ensure_ascii=False, indent=1) + "\n",
         )
-    searched = {name: check for name, check in checks.items() if check.column == "response"}
-    written = {
-        name: {"patterns": check.texts, "negate": check.negate, "of": check.of, "within": check.within}
-        for name, check in searched.items()
-        if not check.of or check.of in searched
-    }
     name = f"{step}_checks.py"
-    yield name, _SCORERS.format(name=name, checks=json.dumps(written, indent=1, ensure_ascii=False))
+    yield name, _SCORERS.format(name=name, checks=checks_code(checks))
 
 
 def _log(task: str, model: str, rows: Sequence[Row], figures: Mapping[str, Any], when: str) -> dict[str, Any]:
