@@ -164,7 +164,7 @@ class Generate(RowOperator[GenerateParams]):
             "raise the temperature, and see that the server respects it", _all_equal,
         )  # fmt: skip
         found = [
-            *answers.common("answers", _answers),
+            *answers.common("answers", "response", _answers),
             answers.truncated("answers", "truncated"),
             echoes,
             answers.other_language("answers", _answers),

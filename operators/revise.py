@@ -192,7 +192,7 @@ class Revise(RowOperator[ReviseParams]):
             "set `strip_preamble: true`", answers.each(_revision, lambda text, _: texts.announces(text)),
         )  # fmt: skip
         return [
-            *answers.common("revisions", _revision),
+            *answers.common("revisions", "revision", _revision),
             answers.truncated("revisions", "revision_truncated"),
             answers.copies("critique", "revisions", _revision, lambda row: [row["critique"] or ""], means, penalise),
             answers.copies("example", "revisions", _revision, self._shown, means, "drop them with `few_shot_leak` in `filter`"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 _TOLD_AFTER_S = 5.0
+SET_ASIDE = "; rows that fail for good are set aside with `max_failed`, up to that many"
 Order = tuple[int, ...]
 BATCHED = "batched"
 """The kind of a call that waits for the answers of a batch."""
@@ -241,7 +242,8 @@ class Flow:
             tally.failed += 1
             tally.may_pass += outcome.may_pass
             if tally.failed > (step.params.max_failed if step.params else 0):
-                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}\n{outcome.trace}".rstrip()
+                aside = "" if outcome.may_pass else SET_ASIDE
+                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}{aside}\n{outcome.trace}".rstrip()
                 self._failed_steps.add(step.name)
         else:
             tally.rows_out += len(outcome.rows)

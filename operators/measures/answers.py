@@ -28,12 +28,13 @@ def each(of: Texts, flaw: Callable[[str, Row], bool | None]) -> RowValue:
     return value
 
 
-def common(noun: str, of: Texts) -> list[Measure]:
-    """Return the measures of any text that a model wrote; `noun` names such texts."""
+def common(noun: str, column: str, of: Texts) -> list[Measure]:
+    """Return the measures of any text that a model wrote; `noun` names such texts, `column` is where they are."""
+    rule = f"drop these rows with `length: {{column: {column}, min: 1}}` in `filter`"
     return [
         Measure(
             "empty", "<= 0.02", f"{noun} that are empty", "nothing can be learned from them",
-            "look at the prompt and the stop texts", each(of, lambda text, _: not text.strip()),
+            f"look at the prompt and the stop texts, and {rule}", each(of, lambda text, _: not text.strip()),
         ),
         Measure(
             "circles", "<= 0.05", f"{noun} that go round in circles", "a model trained on them learns to repeat itself",

@@ -246,6 +246,7 @@ def test_verify_finds_a_changed_file_and_gc_keeps_what_runs_need(place: Path) ->
     done = caiflow(place, "verify", "moved", CAIFLOW_HOME=str(copy))
     assert done.returncode == 1
     assert "part-00000.parquet is changed" in done.stdout
+    assert "what isn't as it was sealed is made anew by: caiflow run moved/spec.yaml" in done.stdout
 
 
 def test_an_export_runs_as_locked_elsewhere(place: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import yaml
 
 from caiflow.engine.constitution.few_shot import example_id
 from caiflow.engine.constitution.load import load_constitution
@@ -145,6 +146,14 @@ def test_cut_critiques_and_revisions_are_counted_each_where_it_is_made() -> None
 def test_revise_notes_a_flaw_and_no_other(flaw: str, text: str) -> None:
     assert noted(made("revise"), [revised(GOOD)] * 20) == set()
     assert noted(made("revise"), [revised(GOOD)] * 3 + [revised(text)] * 6) == {flaw}
+
+
+def test_what_to_do_about_empty_texts_is_a_rule_that_filter_takes() -> None:
+    for op, column in {"generate": "response", "critique": "critique", "revise": "revision"}.items():
+        (empty,) = [measure for measure in made(op).measures() if measure.name == "empty"]
+        rule = yaml.safe_load(empty.advice.split("`")[1])
+        assert rule == {"length": {"column": column, "min": 1}}
+        operator_type("filter").params_type.model_validate({"input": "rows", "drop": [rule]})
 
 
 def test_an_example_that_the_constitution_lost_is_passed_over() -> None:

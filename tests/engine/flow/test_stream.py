@@ -157,6 +157,7 @@ def test_a_failing_row_fails_its_step_and_leaves_the_step_before_whole(tmp_path:
     assert out["one"].num_rows == 3
     assert "u1" in tallies["two"].error
     assert "overflow: too long" in tallies["two"].error
+    assert tallies["two"].error.endswith("; rows that fail for good are set aside with `max_failed`, up to that many")
 
 
 def test_allowed_failures_are_quarantined_and_leave_a_tombstone(tmp_path: Path) -> None:
@@ -184,6 +185,7 @@ def test_a_failure_that_may_pass_is_retried_and_asked_again_by_the_next_run(tmp_
     chain = [step("one", Ask(params(retries=1)), "source")]
     tallies, _ = run(tmp_path, chain, source, ScriptedEngine(script))
     assert "timeout" in tallies["one"].error
+    assert "max_failed" not in tallies["one"].error, "the next run may be more lucky"
     assert len(tries) == 2
     tallies, out = run(tmp_path, chain, source, ScriptedEngine())
     assert (tallies["one"].cached, tallies["one"].done, out["one"].num_rows) == (1, 1, 2)
