@@ -30,6 +30,13 @@ FACTS: dict[str, dict[str, Any]] = {
         "steps.sl_cai batch": 1024,
         "steps.preference.model": "pretrained",
         "steps.preference.labels": "soft",
+        "steps.preference.examples": "drawn",
+        "steps.pair.model": "sl_cai",
+        "steps.pair.samples": 2,
+        "steps.pair.sampling.temperature": 1,
+        "steps.helpful_samples.sampling.temperature": 1,
+        "steps.preference_model.model": "pretrained",
+        "steps.rl_cai.model": "sl_cai",
         "steps.preference_model.num_train_epochs": 1,
         "steps.rl_cai.algorithm": "ppo",
         "steps.rl_cai.beta": 0.001,
@@ -46,8 +53,11 @@ FACTS: dict[str, dict[str, Any]] = {
         "steps.critique.sampling.temperature": 0,
         "steps.revision.sampling.temperature": 0,
         "steps.sl_cai.learning_rate": 2e-5,
+        "steps.pair.model": "sl_cai",
         "steps.preference.model": "sl_cai",
         "steps.preference.swap": True,
+        "steps.preference.ties": "drop",
+        "steps.preference.labels": "hard",
         "steps.rl_cai.learning_rate": 2e-7,
         "steps.rl_cai.num_train_epochs": 1,
     },
@@ -67,6 +77,8 @@ FACTS: dict[str, dict[str, Any]] = {
         "steps.candidates.sampling.top_p": 0.95,
         "steps.preference.pairs": "best_worst",
         "steps.preference.principles": "all",
+        "steps.reward_model.model": "sl_cai",
+        "steps.reward_model.max_length": 4096,
         "steps.reward_model batch": 512,
         "steps.reward_model.eval_input": "held_out_pairs",
         "steps.rl_cai.model": "sl_cai",
@@ -85,12 +97,14 @@ FACTS: dict[str, dict[str, Any]] = {
         "steps.choice.labels": "hard",
         "steps.choice.swap": False,
         "steps.preference_model.op": "reward",
+        "steps.rl_model.model": "sl_model",
+        "steps.sl_model.input": "clean",  # revisions alone
         "steps.rl_model.op": "rl",
     },
     "small_lora": {
         "models.base.source": "mistralai/Mistral-7B-Instruct-v0.3",
         "steps.revisions.source": "HuggingFaceH4/cai-conversation-harmless",
-        "steps.revisions.sample": 2000,
+        "steps.revisions.sample": 2000,  # of one revision each
         "steps.helpful.sample": 800,
         "steps.sl_cai.num_train_epochs": 3,
         "steps.rl_cai.op": "dpo",
@@ -129,6 +143,14 @@ def test_autoalign_mixes_and_draws_as_described() -> None:
     spec = full("autoalign_style")
     assert value(spec, "steps.sft_data.inputs") == {"clean": 1, "helpful": 2.5}
     assert [sample.temperature for sample in value(spec, "steps.pair.samples")] == [0, 1]
+    lengths = {
+        rule.length.column: (rule.length.min, rule.length.max)
+        for rule in value(spec, "steps.clean.drop")
+        if getattr(rule, "length", None)
+    }
+    assert lengths == {"response": (10, 3000), "revision": (10, 2000)}
+    assert value(spec, "steps.critique.few_shot") > 0
+    assert value(spec, "steps.preference.few_shot") > 0
 
 
 def test_nemo_draws_four_candidates_and_blends_three_folders() -> None:
@@ -138,3 +160,11 @@ def test_nemo_draws_four_candidates_and_blends_three_folders() -> None:
     assert [value(spec, f"steps.{name}.folder") for name in blended] == [
         "helpful-base", "helpful-online", "helpful-rejection-sampled",
     ]  # fmt: skip
+    assert list(value(spec, "steps.rl_prompts.inputs")) == ["red_team", *blended]
+
+
+def test_the_paper_has_sixteen_principles_and_clamps_what_was_thought() -> None:
+    spec = load_spec(Path(ROOT) / "specs" / "paper.yaml", profile="thinking")
+    constitution = spec.operators["preference"].constitution
+    assert len(constitution.principles) == 16
+    assert tuple(value(spec, "steps.preference.chain_of_thought").clamp) == (0.4, 0.6)
