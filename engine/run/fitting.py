@@ -5,10 +5,12 @@ Decides before anything is begun. Starts nothing and reserves nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from caiflow.engine import registry
+from caiflow.engine.errors import ClusterError
 from caiflow.engine.operator import MetricsOperator, ModelOperator
 from caiflow.engine.run.cluster import engine_key
 
@@ -40,6 +42,21 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
                 cluster.refuse_too_large_model(source, name)
         if issubclass(kind, MetricsOperator):
             cluster.refuse_too_many(step.name, engines(resolver, _asked(step)))
+
+
+def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
+    """Raise where the key of a server that the steps ask isn't set on this machine, which is all that a run uses.
+
+    Raises:
+        ClusterError: names the variable.
+    """
+    for name in dict.fromkeys(name for step in steps for name in _asked(step)):
+        entry = resolver.spec.models.get(name)
+        variable = entry.api_key_env if entry is not None and entry.served else None
+        if variable and not os.environ.get(variable):
+            raise ClusterError(
+                f"models.{name}.api_key_env: the variable {variable} isn't set", "export the server's key in it, and run again"
+            )
 
 
 def training_gpus(step: Step, cluster: Cluster) -> float:

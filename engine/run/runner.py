@@ -375,9 +375,11 @@ class _Execution:
     def _running_cluster(self) -> Cluster:
         if self._cluster is None:
             from caiflow.engine.run.cluster import Cluster
-            from caiflow.engine.run.fitting import refuse_unfit
+            from caiflow.engine.run.fitting import refuse_unfit, refuse_without_keys
             from caiflow.engine.run.head_start import HeadStart
 
+            if self._address is None:  # the nodes of a cluster have variables of their own
+                refuse_without_keys(self.resolver, self.folder.unsettled())
             self._journal.emit("entering", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
             self._cluster = Cluster(self._address)
             self._cluster.on_event = self._relay

@@ -144,20 +144,37 @@ def _check_models(checked: Checked) -> None:
             checked.problems.at(
                 at, (*path, "max_cost"), "a cap in money needs prices", "add `prices: {prompt: 1, completion: 4}`"
             )
+        if entry.api_key_env and entry.served and not os.environ.get(entry.api_key_env):
+            at, told = checked.tree.nearest((*path, "api_key_env")).at, f"the variable {entry.api_key_env} isn't set here"
+            checked.remarks.at(at, (*path, "api_key_env"), told, "export the server's key in it before a run")
         _check_engine_has(checked, path, entry)
 
 
 def _check_template(checked: Checked, path: Path_, value: str | None) -> None:
-    """Report a chat template that is no template: a file that isn't there, or that can't be one."""
-    if not value or "{" in value:
+    """Report a chat template that is no template: a file that isn't there, or a text that can't be one."""
+    if not value:
         return
     file, at = checked.base_dir / value, checked.tree.nearest(path).at
-    if not os.path.exists(file):
+    if "{" in value:
+        _check_jinja(checked, path, value)
+    elif not os.path.exists(file):
         hint = "name one that is there, or write the template itself, which has `{{ ... }}`"
         checked.problems.at(at, path, f"no such file: {value}", hint)
     elif not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
         told = f"{value} isn't a template file, which has at most {LARGEST_TEMPLATE:,} bytes"
         checked.problems.at(at, path, told, "name a file ending in .jinja")
+    else:
+        _check_jinja(checked, path, file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _check_jinja(checked: Checked, path: Path_, text: str) -> None:
+    from caiflow.engine.llm.jinja.chat import refuse_unreadable  # what few specs need takes long to import
+
+    try:
+        refuse_unreadable(text)
+    except ValueError as error:
+        told = f"the chat template can't be read: {error}"
+        checked.problems.at(checked.tree.nearest(path).at, path, told, "it is Jinja, as tokenizers have it")
 
 
 def _check_engine_has(checked: Checked, path: Path_, entry: ModelEntry) -> None:

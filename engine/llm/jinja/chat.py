@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+import jinja2
 import jinja2.ext
 from jinja2 import Template, nodes
 from jinja2.parser import Parser
@@ -43,6 +44,21 @@ def laid_out(
             return _compiled(template).render(**{**given, **special})
     except Exception as error:  # a template is user text: whatever it raises is the user's to read
         raise EngineError(f"the chat template refuses the conversation: {error}", kind="template") from error
+
+
+def refuse_unreadable(template: str) -> None:
+    """Raise where a text is no chat template at all, whatever it is given.
+
+    Raises:
+        ValueError: says in which line, and what is wrong there.
+    """
+    try:
+        with bounded():
+            _compiled(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"line {error.lineno}: {error.message}") from error
+    except Exception as error:  # what the sandbox doesn't allow, or what asks too much
+        raise ValueError(str(error)) from error
 
 
 class _Generation(jinja2.ext.Extension):

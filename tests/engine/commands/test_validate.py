@@ -10,6 +10,8 @@ from pathlib import Path
 
 from caiflow.engine.commands.validate import SHOWN, with_source
 from caiflow.engine.errors import Problem
+from caiflow.engine.store.journal import read_run
+from support.commands import command_here
 
 SPEC = "caiflow: 1\nsteps:\n  red: {op: load, source: red.jsonl, limitt: 3}\n  ask: {op: genrate, input: red}\n"
 
@@ -51,3 +53,20 @@ def _read(near: int) -> bytes:
         return os.read(near, 65536)
     except OSError:  # the other end was closed
         return b""
+
+
+def test_a_servers_key_that_is_not_set_is_remarked_and_no_run_begins_without_it(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        'caiflow: 1\nmodels: {judge: {source: m, base_url: "http://127.0.0.1:9/v1", api_key_env: NO_SUCH_KEY}}\n'
+        'steps:\n  rows: {op: load, source: "tiny:red_team_test.jsonl", format: hh}\n'
+        "  answer: {op: generate, input: rows, model: judge}\n"
+    )
+    said = command_here(tmp_path, "validate", "spec.yaml")
+    assert said.returncode == 0
+    assert "remark: spec.yaml:2:77: the variable NO_SUCH_KEY isn't set here" in said.stdout
+    assert "remark" not in command_here(tmp_path, "validate", "spec.yaml", NO_SUCH_KEY="x").stdout
+    ran = command_here(tmp_path, "run", "spec.yaml", "--out", "out", CAIFLOW_HOME=str(tmp_path / "home"))
+    assert ran.returncode == 1
+    assert "models.judge.api_key_env: the variable NO_SUCH_KEY isn't set" in ran.stderr
+    assert [step["rows_out"] for step in read_run(tmp_path / "out")["steps"].values()] == [None, None]

@@ -298,6 +298,11 @@ BROKEN = [
     ),
     # files and constitutions
     Broken(
+        "template_that_is_none",
+        HEAD.replace("{source: tiny}", '{source: tiny, chat_template: »"{% for turn in %}"}'),
+        [("the chat template can't be read: line 1: ", "Jinja")],
+    ),
+    Broken(
         "missing_file", HEAD.replace("data.jsonl", "»dta.jsonl"), [("no such file: dta.jsonl", "did you mean `data.jsonl`?")]
     ),
     Broken("missing_file_below", HEAD.replace("data.jsonl", "»in/dat.jsonl"), [("no such file", "there is no folder")]),
