@@ -68,7 +68,7 @@ def policy() -> list[Measure]:
             "raise the temperature, or `beta`", figure=lambda metrics: metrics.get("frac_reward_zero_std"),
         ),
         Measure(
-            "unparsable", "<= 0.05", "replies' grades that can't be read", "nothing is learnt from those replies",
+            "unparsable", "<= 0.05", "replies' grades that can't be read", "those replies count as the mean of the others",
             "say in the grader's `question` how to reply, or take `method: logprobs`",
             figure=lambda metrics: metrics.get("unparsable"),
         ),

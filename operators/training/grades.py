@@ -27,7 +27,8 @@ def graded(
 ) -> Callable[..., Awaitable[list[float]]]:
     """Return the grades of replies given as token ids; the library awaits several of these at once.
 
-    A reply whose grade can't be read gets the mean of the others', so that nothing is learnt from it.
+    A reply whose grade can't be read gets the mean of the others to its prompt, so that it is no better or worse than those;
+    where there are none, the mean of all.
     """
 
     async def ask(row: Row, llm: RowLLM) -> Row:
@@ -42,18 +43,29 @@ def graded(
         replies = list(map(read, prompts, completion_ids))
         rows = list(map(_row, prompts, replies, more or [{}] * len(replies)))
         found = await llms.map("reward", how.model, rows, ask)
-        known = [one["value"] for one in found if one["value"] is not None]
-        log_metric(f"{UNREAD}{name}", 1 - len(known) / len(found))
-        if not known and len(found) >= FEWEST:
+        values = [one["value"] for one in found]
+        unread = values.count(None)
+        log_metric(f"{UNREAD}{name}", unread / len(values))
+        if unread == len(values) >= FEWEST:
             raise StepError(
                 f"rewards.{name}: none of {len(found)} grades can be read, the model answered {found[0]['said'][:200]!r}",
                 "say in `question` how to reply, or take `method: logprobs`",
             )
-        between = sum(known) / len(known) if known else sum(how.span) / 2
-        return [between if one["value"] is None else one["value"] for one in found]
+        return _filled(values, [repr(row["prompt"]) for row in rows], sum(how.span) / 2)
 
     score.__name__ = name
     return score
+
+
+def _filled(values: Sequence[float | None], prompts: Sequence[str], middle: float) -> list[float]:
+    """Return grades with each missing one put in: the mean to its prompt, else the mean of all, else the scale's middle."""
+    known: dict[str, list[float]] = {"": [value for value in values if value is not None] or [middle]}
+    for value, prompt in zip(values, prompts, strict=True):
+        if value is not None:
+            known.setdefault(prompt, []).append(value)
+    means = {prompt: sum(given) / len(given) for prompt, given in known.items()}
+    pairs = zip(values, prompts, strict=True)
+    return [means.get(prompt, means[""]) if value is None else value for value, prompt in pairs]
 
 
 def _row(prompt: Sequence[Message], reply: str, more: Mapping[str, Any]) -> Row:

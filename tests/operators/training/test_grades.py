@@ -57,6 +57,19 @@ def test_a_grade_that_can_t_be_read_counts_as_the_others_do_on_the_mean() -> Non
         scores(RuleLLM(say=lambda asked: "hm"), **how)
 
 
+def test_one_that_can_t_be_read_is_as_the_other_replies_to_its_prompt() -> None:
+    prompts = [PROMPTS[0]] * 3 + [PROMPTS[1]]
+    said = {"a": "5", "b": "3", "c": "hm", "d": "1"}
+    how = ModelGrading.model_validate(
+        {"model": "m", "question": "{{ response }}", "method": "text", "replies": {str(n): n for n in (1, 3, 5)}}
+    )
+    llms = RuleLLMs({"m": RuleLLM(say=lambda asked: said[asked.last])})
+    score = graded("kind", how, llms, lambda _, ids: "abcd"[ids[0]])
+    log: dict[str, float] = {}
+    found = asyncio.run(score(prompts=prompts, completion_ids=[[n] for n in range(4)], log_metric=log.__setitem__))
+    assert found == [5, 3, 4, 1]
+
+
 def refusing(kind: str) -> RuleLLM:
     def say(asked: Any) -> str:
         if asked.last == "So.":
