@@ -23,9 +23,11 @@ from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
+from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.llm.served.taught import all_taught, in_words
 from caiflow.engine.machine import cores, gpus, local_path, pip_command
+from caiflow.engine.registry import plugins
 from caiflow.engine.store.artifacts import Store, default_home
 
 EXAMPLES = """\
@@ -33,6 +35,7 @@ EXAMPLES = """\
   CAIFLOW_HOME=/data/caiflow caiflow doctor --json
   caiflow doctor --try                 # engines, trainings and Ray on this machine's devices: a minute or two
   caiflow doctor --try vllm spread     # some of it
+  caiflow doctor --address HEAD:6379   # a cluster, too: its nodes, whether they see the store, who has its GPUs
 """
 
 TIGHT_BYTES = 5 * 2**30
@@ -44,6 +47,7 @@ TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--address", metavar="RAY", help="look at this Ray cluster and its nodes, too; runs nothing on them")
     told = f"also try here what runs do: all of it, or some of {', '.join(NAMES)}"
     parser.add_argument("--try", dest="trials", metavar="TRIAL", nargs="*", help=told)
 
@@ -54,8 +58,9 @@ def execute(args: Namespace) -> int:
 
     gc.enable()  # off since the start; the libraries that are tried here expect to be tidied up at the end
     trials = None if args.trials is None else chosen(args.trials)
+    cluster = () if args.address is None else examine_cluster(args.address, default_home())
     diagnoses = []
-    for diagnosis in chain(examine(default_home()), () if trials is None else try_out(trials)):
+    for diagnosis in chain(examine(default_home()), cluster, () if trials is None else try_out(trials)):
         diagnoses.append(diagnosis)
         if not args.json:
             say(str(diagnosis), flush=True)
@@ -88,6 +93,26 @@ def examine(home: Path) -> Iterator[Diagnosis]:
     )  # fmt: skip
     for check in checks:
         yield from check()
+
+
+def examine_cluster(address: str, home: Path) -> Iterator[Diagnosis]:
+    """Yield what a cluster's nodes have, whether they are fit for runs with a store at `home`, and who has the GPUs."""
+    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.nodes import holders
+
+    cluster = Cluster(address)
+    try:
+        cluster.start()
+        for node in cluster.nodes:
+            yield Diagnosis("node", "ok", f"{node.address}: {node.cpus:g} CPU cores, {node.gpus:g} GPUs")
+        cluster.refuse_unfit(home, {name: entry.module for name, entry in plugins().items()})
+        yield Diagnosis("cluster", "ok", f"{len(cluster.nodes)} nodes at {address} see the store and run the same code")
+        if cluster.gpus and (held := holders()):
+            yield Diagnosis("cluster", "note", f"of its {cluster.gpus:g} GPUs {', '.join(held)}", "runs wait for those")
+    except ClusterError as error:
+        yield Diagnosis("cluster", "broken", error.message, error.hint)
+    finally:
+        cluster.close()
 
 
 def _python() -> Iterator[Diagnosis]:

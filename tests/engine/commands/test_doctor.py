@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.commands import doctor
-from caiflow.engine.commands.doctor import Diagnosis, examine
+from caiflow.engine.commands.doctor import Diagnosis, examine, examine_cluster
 from caiflow.engine.llm.model_files import packaged_file
 from caiflow.engine.llm.served.taught import Taught, keep_taught
 from caiflow.engine.machine import pip_command
@@ -43,6 +43,12 @@ def test_a_missing_server_is_noted_with_the_extra_that_has_it(tmp_path: Path, mo
 def test_a_ray_cluster_in_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert "10.0.0.1:6379" in examined(tmp_path)["ray"].detail
+
+
+def test_a_cluster_that_is_not_there_is_broken(tmp_path: Path) -> None:
+    (found,) = examine_cluster("127.0.0.1:1", tmp_path)
+    assert found.verdict == "broken"
+    assert "can't reach 127.0.0.1:1" in found.detail
 
 
 def test_a_model_of_another_package_is_found_or_noted_with_the_command_that_brings_it(tmp_path: Path) -> None:

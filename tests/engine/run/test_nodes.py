@@ -53,6 +53,7 @@ told = {}
 
 from pathlib import Path
 from caiflow.engine.cli import main
+from caiflow.engine.commands.doctor import examine_cluster
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run import nodes as asked
@@ -66,6 +67,7 @@ told["too large seconds"] = time.monotonic() - began
 for name in ("three", "measured", "taught"):
     told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
+told["doctor"] = [str(found) for found in examine_cluster(nodes.address, folder / "home")]
 cluster = Cluster(nodes.address)
 cluster.start()
 told["threads"] = cluster._threads(None)
@@ -209,6 +211,13 @@ def test_three_models_that_one_step_asks_side_by_side_are_refused_before_the_fir
 def test_a_training_s_own_gpus_are_counted_beside_those_of_its_graders(told: dict[str, Any]) -> None:
     assert told["taught"] == 1
     assert "taught asks 2 models side by side, whose engines want 2 GPUs beside 1 of its own; there are 2" in told["printed"]
+
+
+def test_the_doctor_tells_of_each_node_and_that_all_are_fit(told: dict[str, Any]) -> None:
+    *nodes, whole = told["doctor"]
+    assert [node.split(": ")[-1] for node in sorted(nodes)] == ["1 CPU cores, 1 GPUs", "2 CPU cores, 1 GPUs"]
+    assert "2 nodes at" in whole
+    assert "see the store and run the same code" in whole
 
 
 def test_each_process_may_want_what_one_node_has_and_all_what_all_have(told: dict[str, Any]) -> None:
