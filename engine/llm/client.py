@@ -189,8 +189,8 @@ class EngineClient:
             await replica.link.submit(batch)
         except LinkLost:
             return  # the receiving side sees the same loss and asks everything in flight again
-        except EngineError as error:
-            self._give_up(replica, error)
+        except Exception as error:
+            self._give_up(replica, _as_engine_error(error))
 
     async def _receive(self, replica: _Replica, busy: asyncio.Event) -> None:
         while replica.lost is None:
@@ -202,8 +202,8 @@ class EngineClient:
             except LinkLost as loss:
                 await self._recover(replica, loss)
                 continue
-            except EngineError as error:
-                self._give_up(replica, error)
+            except Exception as error:
+                self._give_up(replica, _as_engine_error(error))
                 continue
             for number, answer in answers:
                 self._finish(replica, number, answer)
@@ -217,8 +217,8 @@ class EngineClient:
                 await replica.link.open()
             except LinkLost:
                 await replica.link.revive()
-        except EngineError as error:
-            self._give_up(replica, error)
+        except Exception as error:
+            self._give_up(replica, _as_engine_error(error))
             return
         replica.up, replica.room = True, 2 * replica.link.capacity
         self.capacity += replica.link.capacity
@@ -228,8 +228,8 @@ class EngineClient:
         self._take_back(replica, loss)
         try:
             await replica.link.revive()
-        except EngineError as error:
-            self._give_up(replica, error)
+        except Exception as error:
+            self._give_up(replica, _as_engine_error(error))
             return
         replica.up, replica.room = True, 2 * replica.link.capacity
         self._schedule_pump()
@@ -269,3 +269,10 @@ class EngineClient:
         replica.room += 1
         if not asked.answer.done():
             asked.answer.set_result(answer)
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    """Return what went wrong on the way to an engine as an error of its own; nothing may leave a request waiting for ever."""
+    if isinstance(error, EngineError):
+        return error
+    return EngineError(f"engine: the way to it broke: {type(error).__name__}: {error}", kind="engine_lost", retry=True)

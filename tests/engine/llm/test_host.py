@@ -177,6 +177,26 @@ class DyingLink(LocalLink):
         return await super().collect()
 
 
+class BrokenLink(LocalLink):
+    """A link whose `broken` way raises what no link is to raise."""
+
+    def __init__(self, host: EngineHost, broken: str) -> None:
+        super().__init__(host, "broken")
+        self._broken = broken
+
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Take requests, or break."""
+        if self._broken == "submit":
+            raise ValueError("a request that can't be sent")
+        await super().submit(requests)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Answer, or break."""
+        if self._broken == "collect":
+            raise ValueError("an answer that can't be read")
+        return await super().collect()
+
+
 class AbsentLink(LocalLink):
     """A link to an engine that can't be started where it is, as Ray tells it."""
 
@@ -251,6 +271,17 @@ def test_what_a_replica_had_goes_to_the_other_while_it_is_begun_again(takes: int
         found, told, later = asyncio.run(asyncio.wait_for(answers(host, other), 60))
     assert all(isinstance(answer, Completion) for answer in (*found, *later))
     assert told == "its engine, which is begun again"
+
+
+@pytest.mark.parametrize("broken", ["submit", "collect"])
+def test_a_way_to_an_engine_that_breaks_leaves_no_request_waiting(broken: str) -> None:
+    async def answers(host: EngineHost) -> list[Answer]:
+        async with EngineClient([BrokenLink(host, broken)]) as client:
+            return await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(9)))
+
+    with hosted(ScriptedEngine()) as host:
+        found = asyncio.run(asyncio.wait_for(answers(host), 30))
+    assert all("the way to it broke: ValueError: a" in str(answer) for answer in found)
 
 
 @pytest.mark.parametrize("takes", [0, 7])
