@@ -62,12 +62,12 @@ def call_key(model_identity: str, request: Request) -> bytes:
 
 
 class Asker(NamedTuple):
-    """What all calls of a step share: what seeds and keys are made of, the place in the line, a row's retries, who answers."""
+    """What all calls of a row in a step share: what seeds and keys are made of, the row's turn, its retries, who answers."""
 
     operator: str
     seed: int
     model_identity: str
-    stage: int = 0
+    turn: int = 0
     retries: int = 3
     served: bool = False
 
@@ -168,9 +168,10 @@ class LedgeredLLM(RowLLM):
         return known if not _unsound(known := Completion(**{name: kept[name] for name in kept if name not in READ})) else None
 
     async def _ask_engine(self, request: Request) -> Completion:
+        asked = request._replace(turn=self._asker.turn)
         for attempt in itertools.count():
             self._tally.calls += 1
-            answer = await self._client.ask(request, self._asker.stage)
+            answer = await self._client.ask(asked)
             if isinstance(answer, Completion):
                 self._count(answer)
                 answer = _unsound(answer) or answer

@@ -77,9 +77,6 @@ class Flow:
         names = {step.name for step in steps}
         self._roots = [step for step in steps if step.source not in names]
         self._children = {name: [s for s in steps if s.source == name] for name in names}
-        self._depth: dict[str, int] = {}
-        for step in steps:
-            self._depth[step.name] = self._depth.get(step.source, -1) + 1
         capacity = max((client.capacity for client in clients.values()), default=64)
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
@@ -163,7 +160,7 @@ class Flow:
         if step.name in self._failed_steps:
             return
         self.pace.begin(step.name)
-        outcome = await self._outcome(step, row)
+        outcome = await self._outcome(step, row, batch.number * BATCH_ROWS + order[0])
         self.pace.end(step.name, computed=not outcome.cached)
         self._count(step, row, outcome)
         made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
@@ -187,7 +184,7 @@ class Flow:
         elif following:
             await asyncio.gather(*following)
 
-    async def _outcome(self, step: FlowStep, row: Row) -> Outcome:
+    async def _outcome(self, step: FlowStep, row: Row, turn: int) -> Outcome:
         view = step.view(row)
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
@@ -195,10 +192,12 @@ class Flow:
         if known is not None:
             return known
         async with claimed(ledger, row_key, lambda: replay(step, row_key, ledger), self._awaiting(step)) as made:
-            return made if made is not None else await self._ask(step, view, row_key, ledger)
+            if made is not None:
+                return made
+            return await self._ask(step, view, row_key, self._llm(step, view["uid"], turn))
 
-    async def _ask(self, step: FlowStep, view: Row, row_key: bytes, ledger: Ledger) -> Outcome:
-        llm = self._llm(step, view["uid"], ledger)
+    async def _ask(self, step: FlowStep, view: Row, row_key: bytes, llm: LedgeredLLM | NoLLM) -> Outcome:
+        ledger = self._ledgers[step.namespace]
         mark = READ if step.served else {}
         try:
             given = await step.operator.row(view, llm)
@@ -224,12 +223,14 @@ class Flow:
             ledger.append(row_key, {"failed": reason})
         return Outcome(failed=reason, may_pass=passing)
 
-    def _llm(self, step: FlowStep, uid: str, ledger: Ledger) -> LedgeredLLM | NoLLM:
+    def _llm(self, step: FlowStep, uid: str, turn: int) -> LedgeredLLM | NoLLM:
+        """Return the model as a row sees it. Older rows have their turn first: what their calls share is still in a cache."""
         client = self._clients.get(step.model or "")
         if client is None:
             return NoLLM(step.name)
         retries = step.params.retries if step.params else 3
-        asker = Asker(step.operator.name, step.seed, step.model_identity, self._depth[step.name], retries, step.served)
+        asker = Asker(step.operator.name, step.seed, step.model_identity, turn, retries, step.served)
+        ledger = self._ledgers[step.namespace]
         return LedgeredLLM(client, ledger if step.operator.calls() > 1 else None, asker, uid, self.tallies[step.name])
 
     def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:

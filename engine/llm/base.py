@@ -41,6 +41,8 @@ class Request(NamedTuple):
     the engine answers how likely the prompt itself is: the prefill where there is one, else of a conversation what its
     assistant says, of a plain text all tokens after the first (that is BOS, where the tokenizer has one). With `classify`, a
     classifier answers the log-probability of each of its labels as `logprobs`; other engines answer as if it weren't there.
+
+    `turn` decides no answer, but who waits: where not all fit, the lowest turns are computed first.
     """
 
     prompt: tuple[Message, ...] | str
@@ -51,6 +53,7 @@ class Request(NamedTuple):
     template: str = ""
     score: bool = False
     classify: bool = False
+    turn: int = 0
 
 
 class Completion(NamedTuple):

@@ -1,4 +1,4 @@
-"""Asking engines from coroutines: requests leave in micro-batches, later stages first, answers come back as they finish.
+"""Asking engines from coroutines: requests leave in micro-batches, older rows first, answers come back as they finish.
 
 Owns the balance over replicas, the limit of requests in an engine, and asking again when an engine is lost. Knows no Ray: a
 `Link` carries the batches.
@@ -142,12 +142,12 @@ class EngineClient:
         told, self._given_up = self._given_up, []
         return told
 
-    async def ask(self, request: Request, stage: int = 0) -> Answer:
-        """Return the answer; requests of a later `stage` overtake waiting ones of an earlier stage."""
+    async def ask(self, request: Request) -> Answer:
+        """Return the answer; requests with a lower `turn` overtake waiting ones."""
         if self._dead is not None:
             return self._dead
         number = next(self._ids)
-        asked = _Asked(request, asyncio.get_running_loop().create_future(), (-stage, number))
+        asked = _Asked(request, asyncio.get_running_loop().create_future(), (request.turn, number))
         heapq.heappush(self._pending, (asked.priority, asked))
         self._schedule_pump()
         answer = await asked.answer

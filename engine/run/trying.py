@@ -187,8 +187,8 @@ class _Listening(EngineClient):
         await super().__aenter__()
         return self
 
-    async def ask(self, request: Request, stage: int = 0) -> Answer:
-        answer = await super().ask(request, stage)
+    async def ask(self, request: Request) -> Answer:
+        answer = await super().ask(request)
         if isinstance(answer, Completion):
             self._heard.append((request, answer))
         return answer

@@ -139,7 +139,9 @@ class VLLMEngine:
         self._count += 1
         prompt = {"type": "token", "prompt_token_ids": ids}
         name = str(self._count)
-        self._engine.add_request(name, prompt, self._params(request, choices), lora_request=self._adapter)
+        self._engine.add_request(
+            name, prompt, self._params(request, choices), lora_request=self._adapter, priority=request.turn
+        )
         self._asked[name] = _Asked(number, request, ids, choices, scored)
         self._unread += len(ids)
 

@@ -119,7 +119,7 @@ def _defaults(source: ModelSource, *, on_cpu: bool) -> dict[str, Any]:
         "model": source.path, "revision": source.revision, "tokenizer": source.tokenizer, "dtype": source.dtype,
         "quantization": source.quantization, "trust_remote_code": source.trust_remote_code,
         "enable_prefix_caching": not source.exact,  # how much of a prompt is in the cache goes by what was asked before
-        "disable_log_stats": True,
+        "disable_log_stats": True, "scheduling_policy": "priority",
     }  # fmt: skip
     if source.adapter:
         chosen |= {"enable_lora": True, **_adapter_shape(source.adapter)}

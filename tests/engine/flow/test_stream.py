@@ -207,7 +207,7 @@ def test_calls_of_an_unfinished_row_are_kept_one_by_one(tmp_path: Path) -> None:
     assert tallies["one"].reused_calls == 2
 
 
-def test_later_stages_go_first(tmp_path: Path) -> None:
+def test_older_rows_go_first(tmp_path: Path) -> None:
     """With four slots and 40 rows, the first row is through all three steps long before the last one starts."""
     source = write_source(tmp_path / "source", [f"q{i:02}" for i in range(40)])
     chain = [step("a", Ask(params()), "source")]
@@ -218,6 +218,7 @@ def test_later_stages_go_first(tmp_path: Path) -> None:
     run(tmp_path, chain, source, engine)
     stages = ["re: re: " in str(r.prompt) for r in engine.asked]
     assert True in stages[:40]
+    assert all(f"q{request.turn:02}" in str(request.prompt) for request in engine.asked)
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 64])

@@ -133,3 +133,13 @@ def test_an_adapter_is_served_without_merging(
             assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
     finally:
         served.close()
+
+
+def test_the_oldest_row_waits_for_none_that_came_after(engine: Engine) -> None:
+    """Sixteen are computed at once, so that of forty asked together the last would have to wait, were it not the oldest."""
+    crowd = [Request(f"bread {n}", Sampling(max_tokens=20), turn=n + 1) for n in range(40)]
+    engine.submit([*enumerate(crowd), (99, Request("the oldest", Sampling(max_tokens=20)))])
+    came: list[int] = []
+    while len(came) <= len(crowd):
+        came += [number for number, _ in engine.step()]
+    assert came.index(99) <= ARGS["max_num_seqs"]
