@@ -21,6 +21,7 @@ from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
 from caiflow.operators.formats.parse import FORMATS
+from caiflow.operators.judging.prompts import judge_message
 from support.commands import command_here
 from support.loading import TEMPTING, said, write
 from support.runs_without_ray import AskedLink, carried_out
@@ -238,8 +239,8 @@ class _Model:
         self._judged = {}
         for one in asked:
             for answers, letter in (((one.better, one.worse), "A"), ((one.worse, one.better), "B")):
-                lines = f"Human: {one.question}\n\nWhich is kinder?\n\nOptions:\n(A) {answers[0]}\n(B) {answers[1]}"
-                self._judged[f"Conversation:\n\n{lines}"] = letter
+                asked_of_it = judge_message(said(one.question), "Which is kinder?", answers)  # quotes what poses as an option
+                self._judged[asked_of_it["content"]] = letter
 
     def says(self, request: Request) -> Answer:
         """Answer; a text that isn't as it was is a KeyError."""
