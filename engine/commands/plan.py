@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.commands.parser import allowed_by, open_store, print_json, read_spec, spec_arguments
+
+if TYPE_CHECKING:
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.spec.grammar import Spec, Step
 
 EXAMPLES = """\
   caiflow plan cai.yaml
   caiflow plan cai.yaml --set constitution=mine.yaml
   caiflow plan cai.yaml --until clean
   caiflow plan cai.yaml --profile full --gpus 8x80GB
+  caiflow plan cai.yaml --address HEAD:6379    # and whether that Ray cluster can hold it
   caiflow plan cai.yaml --json | jq '.steps[] | select(.state != "cached")'
 """
 
@@ -21,20 +28,47 @@ def arguments(parser: ArgumentParser) -> None:
     spec_arguments(parser)
     parser.add_argument("--until", metavar="STEP", help="plan up to this step and no further")
     parser.add_argument("--gpus", metavar="8x80GB", help="hold trainings against these GPUs instead of this machine's memory")
+    parser.add_argument("--address", metavar="RAY", help="hold the steps to run against this Ray cluster, too; none is begun")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def execute(args: Namespace) -> int:
     """Plan the spec; nothing is run."""
+    from caiflow.engine.plan.components import Resolver
     from caiflow.engine.plan.memory import parse_devices
     from caiflow.engine.plan.plan import make_plan
 
     devices = parse_devices(args.gpus) if args.gpus else None
-    spec = read_spec(args)
-    plan = make_plan(spec, open_store(), until=args.until, devices=devices, allowed=allowed_by(args)).to_json()
-    if args.json:
+    spec, store, allowed = read_spec(args), open_store(), allowed_by(args)
+    plan = make_plan(spec, store, until=args.until, devices=devices, allowed=allowed).to_json()
+    _show(plan, spec, as_json=args.json)
+    if args.address:
+        wanted = [spec.steps[step["name"]] for step in plan["steps"] if step["state"] != "cached"]
+        _refuse_unfit(args.address, Resolver(spec, store, allowed=allowed), wanted)
+    return 0
+
+
+def _refuse_unfit(address: str, resolver: Resolver, steps: Sequence[Step]) -> None:
+    """Raise where a cluster can't hold the steps, as a run would before its first one.
+
+    Raises:
+        ClusterError: says what they want and what there is.
+    """
+    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.fitting import refuse_unfit
+
+    cluster = Cluster(address)
+    try:
+        cluster.start()
+        refuse_unfit(resolver, cluster, steps)
+    finally:
+        cluster.close()
+
+
+def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
+    if as_json:
         print_json("plan", plan)
-        return 0
+        return
     from caiflow.engine.commands.tables import memory_notes, memory_table, plan_notes, plan_table
     from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import UNBROKEN
@@ -48,4 +82,3 @@ def execute(args: Namespace) -> int:
         console.print(memory_table(plan["memory"]))
     for note in (*plan_notes(plan), *memory_notes(plan["memory"])):
         console.print(note)
-    return 0

@@ -64,6 +64,8 @@ folder = Path(sys.argv[1])
 began = time.monotonic()
 told["too large"] = main(["run", str(folder / "large.yaml"), "--out", str(folder / "large"), "--address", nodes.address])
 told["too large seconds"] = time.monotonic() - began
+for name in ("large", "three"):
+    told[f"planned {name}"] = main(["plan", str(folder / f"{name}.yaml"), "--address", nodes.address])
 for name in ("three", "measured", "taught"):
     told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
@@ -193,6 +195,11 @@ def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: di
     run = json.loads((Path(told["folder"]) / "large" / "run.json").read_text())
     assert run["status"] == "failed"
     assert all(step["rows_out"] is None for step in run["steps"].values())
+
+
+def test_a_plan_says_beforehand_what_the_cluster_cannot_hold(told: dict[str, Any]) -> None:
+    assert (told["planned large"], told["planned three"]) == (1, 0)
+    assert str(told["printed"]).count("base wants 2 GPUs on one node; of the 2 here the largest has 1") >= 2
 
 
 def test_three_models_of_a_chain_take_turns_on_two_gpus(told: dict[str, Any]) -> None:
