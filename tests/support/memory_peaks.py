@@ -19,7 +19,7 @@ from typing import Any
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.model_files import model_settings, shape_of
 from caiflow.engine.operator import Job, StepContext
-from caiflow.engine.training.memory import Setting, need
+from caiflow.engine.training.memory import Load, Setting, need
 from support.small_models import saved, small_model
 from support.trainings import TRAINERS, reward_model
 
@@ -53,7 +53,8 @@ def _rows(kind: str, count: int, length: int) -> list[dict[str, Any]]:
     return [{"uid": str(i), "prompt": turns, **long[i]} for i, turns in enumerate(asked)]
 
 
-def _train(folder: Path, kind: str, count: int, models: dict[str, ModelSource], **fields: Any) -> Any:
+def _train(folder: Path, kind: str, count: int, models: dict[str, ModelSource], **fields: Any) -> tuple[Any, dict[str, Any]]:
+    """Train; return the operator and its figures."""
     operator_type, params_type, own = TRAINERS[kind]
     work = folder / "work"
     work.mkdir(parents=True)
@@ -61,7 +62,15 @@ def _train(folder: Path, kind: str, count: int, models: dict[str, ModelSource], 
     given = {"input": "rows", "model": "base", **own, **fields, "num_train_epochs": 1, "learning_rate": 1e-6}
     operator = operator_type(params_type.model_validate(given), StepContext())
     operator.train(job)
-    return operator
+    return operator, job.metrics
+
+
+def _load(operator: Any, metrics: dict[str, Any]) -> Load:
+    """Return what goes through the model at once, replies that are drawn as long as they came to be."""
+    load: Load = operator.at_once()
+    if "completions_max_length" not in metrics:
+        return load
+    return load._replace(tokens=int(metrics["tokens"] / metrics["rows"] + metrics["completions_max_length"]))
 
 
 def _resident(name: str) -> int:
@@ -87,12 +96,12 @@ def main(kind: str, model: Path, way: str, batch: int, length: int) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark is what there is now
         before = _resident("VmRSS")
         models["base"] = ModelSource(path=str(model), identity="measured")
-        operator = _train(folder / "measured", kind, 2 * batch, models, **fields, **sizes, **replies)
+        operator, metrics = _train(folder / "measured", kind, 2 * batch, models, **fields, **sizes, **replies)
         measured = _resident("VmHWM") - before
         beside: Any = [(shape_of(model_settings(Path(models[one.model].path))), one) for one in operator.read_beside()]
         shape = shape_of(model_settings(model))
         assert shape is not None
-        planned = need(shape, operator.params, operator.at_once(), beside, Setting(gpu=False))
+        planned = need(shape, operator.params, _load(operator, metrics), beside, Setting(gpu=False))
     print(json.dumps({"measured": measured, "planned": planned.peak, "weights": shape.weights}))
 
 

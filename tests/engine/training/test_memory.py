@@ -154,10 +154,15 @@ SIZES = {"tiny": (16, 512), "middle": (4, 256), "smollm2": (1, 256)}
 """Rows and tokens of a batch, by model."""
 
 
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which tells a process's highest memory"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which tells a process's highest memory")
+@LINUX
 @pytest.mark.parametrize("way", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
 @pytest.mark.parametrize("name", SIZES)
@@ -166,4 +171,17 @@ def test_a_training_takes_what_is_said(name: str, kind: str, way: str, models: d
         pytest.skip(f"needs the model {name}: {PACKAGED[name].command}")
     batch, length = SIZES[name]
     found = peak(kind, models[name], way, max(1, batch // 2) if kind != "sft" else batch, length)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@LINUX
+@pytest.mark.parametrize(
+    ("name", "kind", "way"),
+    [("tiny", "grpo", "full"), ("middle", "grpo", "full"), ("middle", "grpo", "lora"), ("middle", "ppo", "full")],
+)
+def test_replies_take_what_is_said(name: str, kind: str, way: str, models: dict[str, Path]) -> None:
+    found = peak(kind, models[name], way, SIZES[name][0], 160)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
