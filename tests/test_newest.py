@@ -61,7 +61,8 @@ def test_what_is_used_of_the_installed_library_is_there(name: str) -> None:
 def test_vllms_whole_way_of_a_request_is_followed() -> None:
     known = {use.what for use in uses(SOURCE, installed("vllm"))}
     assert known >= {
-        "LLMEngine.add_request(*, *, *, lora_request)", "LLMEngine.step()", "CompletionOutput.token_ids", "Logprob.rank",
+        "LLMEngine.add_request(*, *, *, lora_request, priority)", "LLMEngine.step()", "CompletionOutput.token_ids",
+        "Logprob.rank",
         "LogitsProcessor.__init__ (overridden)", "LogitsProcessor.apply (overridden)", "UvaBackedTensor.np",
     }  # fmt: skip
 

@@ -42,7 +42,7 @@ KEEPING: Mapping[str, list[str]] = {
     "show": ["last"], "report": ["last"], "diff": ["last", "last"], "verify": ["last"], "export": ["last", "out"],
     "serve": ["last", "rows"], "inspect": ["spec.yaml"],
     "gate": ["last", "spec.yaml"], "push": ["last", "rows", "org/name"], "try": ["spec.yaml", "answers", "Why?"],
-    "view": ["last"], "tag": ["last", "good"], "merge": ["last", "rows", "out"],
+    "view": ["last"], "tag": ["last", "good"], "merge": ["last", "rows", "out"], "import": ["last", "answers.jsonl"],
 }  # fmt: skip
 """The commands that read or write the store, with arguments."""
 OTHERS: Mapping[str, list[str]] = {

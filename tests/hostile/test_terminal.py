@@ -128,6 +128,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
         }
         for n, text in enumerate(STEERING.values())
     ]
+    answer = {"custom_id": f"call{ALL}", "error": {"message": ALL}, "response": {"status_code": 200, "body": {"choices": ALL}}}
+    (folder / "answers.jsonl").write_text(f"{json.dumps(answer)}\n{ALL}\n")
     for run in ("first", "second"):
         (folder / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         ran = given(folder, "run", "s.yaml", "--out", run, "--address", ray_address)
@@ -159,6 +161,7 @@ LOOKS = (
     ["run", "s.yaml", f"--unknown{ALL}"], ["run", "s.yaml", "--only", f"red{ALL}"],
     ["run", "s.yaml", "--traceback", "--until", ALL],
     ["doctor"],
+    ["import", "first", "answers.jsonl"], ["import", "first", "answers.jsonl", "--json"], ["import", "first", f"none{ALL}"],
 )  # fmt: skip
 
 

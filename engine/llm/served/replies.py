@@ -14,7 +14,7 @@ from caiflow.engine.llm.served.chat import Dialect
 from caiflow.engine.llm.served.choices import LIKELIHOODS, NoLikelihoods
 from caiflow.engine.llm.served.endpoint import Endpoint
 from caiflow.engine.llm.served.pace import retry_after_s
-from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, why_without
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, read_taught, why_without
 
 _READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
 _SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
@@ -62,6 +62,8 @@ def read_reply(
 def keep_lesson(endpoint: Endpoint, dialect: Dialect, known: int) -> EngineError | None:
     """Keep what calls taught beyond the first `known` fields; return the error for calls that count as another model's now.
 
+    What others were taught meanwhile stays: forgotten, it would make their answers another model's.
+
     Raises:
         StoreError: it can't be kept.
     """
@@ -69,7 +71,8 @@ def keep_lesson(endpoint: Endpoint, dialect: Dialect, known: int) -> EngineError
     if endpoint.taught is None or not added:
         return None
     named = endpoint.model if endpoint.address_only else ""
-    keep_taught(endpoint.taught, Taught(named, dialect.without), endpoint.told)
+    without = dict.fromkeys((*read_taught(endpoint.taught).without, *dialect.without))
+    keep_taught(endpoint.taught, Taught(named, tuple(without)), endpoint.told)
     return EngineError(f"{endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
 
 

@@ -131,6 +131,17 @@ def test_answers_are_never_counted_as_if_asked_with_what_was_left_out(
     assert text(connect(taught), Request(CHAT, seed=1)).text == "fine"
 
 
+def test_an_engine_that_learns_late_forgets_nothing_that_others_learnt(
+    server: BadServer, connect: Callable[..., Engine], tmp_path: Path
+) -> None:
+    path = tmp_path / "taught.json"
+    late = connect(as_taught(served(server), path))
+    keep_taught(path, Taught(without=("seed", "top_p")), "the same server, asked by another step")
+    server.reply = without("seed")
+    ask(late, [Request(CHAT, seed=1)])
+    assert read_taught(path) == Taught(without=("seed", "top_p"))
+
+
 @pytest.mark.parametrize(
     ("without", "told"),
     [
