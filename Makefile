@@ -53,8 +53,9 @@ real: $(VENV)/.installed
 test: lint
 	+$(MAKE) --no-print-directory -j 3 types imports tests
 
+# Where an environment forbids to keep compiled modules, each process would compile every test anew.
 tests: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)
 
 # SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev

@@ -169,6 +169,7 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_quickstart_runs_on_a_sample_as_where_vllm_is_not_installed(tmp_path: Path, ray_address: str) -> None:
     options = ["--sample", str(SAMPLE // 2), "--set", "models.base.engine=transformers"]
     run_here(ray_address, ROOT / "specs" / "quickstart.yaml", tmp_path / "run", tmp_path / "home", *options)
