@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from support.chat_templates import SHAPES, Shape
 from support.kills import end_started
+from support.once import of_session
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -61,11 +62,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """The address of a Ray that this test process's runs share; for tests to which it's nothing how Ray starts and ends."""
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray that the session's runs share; for tests to which it's nothing how Ray starts and ends."""
     from support.shared_ray import shared_ray
 
-    with shared_ray() as address:
+    with shared_ray(of_session(tmp_path_factory)) as address:
         yield address
 
 
