@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from caiflow.engine.display.progress import JsonLines, LiveGraph, PlainLines
 from caiflow.engine.display.terminal import escaped
 from support.commands import command_here
 from support.kills import without_token
+from support.once import made_once
 
 SOURCES = Path(__file__).parents[2]
 STEERING = {
@@ -112,7 +114,10 @@ steps:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     """Return a folder with two runs of hostile rows, in `first` and `second`."""
-    folder = tmp_path_factory.mktemp("hostile")
+    return made_once(tmp_path_factory, "hostile", partial(make_runs, ray_address))
+
+
+def make_runs(address: str, folder: Path) -> None:
     (folder / "s.yaml").write_text(SPEC)
     principle = {"id": f"p{ID}", "critique": f"Say {ALL}", "revision": f"Do {ALL}"}
     (folder / "mine.yaml").write_text(
@@ -132,10 +137,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     (folder / "answers.jsonl").write_text(f"{json.dumps(answer)}\n{ALL}\n")
     for run in ("first", "second"):
         (folder / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        ran = given(folder, "run", "s.yaml", "--out", run, "--address", ray_address)
+        ran = given(folder, "run", "s.yaml", "--out", run, "--address", address)
         assert ran.returncode == 0, ran.stderr
         rows = [{**row, "response": f"{row['response']}, changed {ALL}"} for row in rows[1:]]
-    return folder
 
 
 LOOKS = (
