@@ -43,7 +43,7 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="caiflow-history-", dir=MEMORY if MEMORY.is_dir() else None))
         self.home, self.moves = self.root / "home", 0
-        self.prompts, self.damaged = 3, False
+        self.prompts, self.damaged, self.gone = 3, False, False
         self.principles = [PRINCIPLES[0], PRINCIPLES[1]]
         self.write()
 
@@ -65,12 +65,14 @@ class Histories(RuleBasedStateMachine):
     def planned_calls(self, sample: int | None) -> range:
         """Return the calls that the plan allows: as many as it says, or fewer where it says that some may be there already.
 
-        Behind an answer that was lost they may be. Where none was, a critique of it can't be there before it.
+        Behind an answer that was lost they may be. Where none was, a critique of it can't be there before it. What somebody
+        took out of the ledger is counted, though the same rows may be there, made for another sample: their making tells.
         """
         rows, *asking = make_plan(load_spec(self.spec, sample=sample), Store(self.home)).steps[:3]
         most = sum(step.calls or 0 for step in asking)
         counted = rows.state == "cached" and not self.damaged
-        return range(most if counted else sum(step.calls or 0 for step in asking if not step.at_most), most + 1)
+        least = most if counted else sum(step.calls or 0 for step in asking if not step.at_most)
+        return range(0 if self.gone else least, most + 1)
 
     def kept(self) -> int:
         total = 0
@@ -142,6 +144,7 @@ class Histories(RuleBasedStateMachine):
         data, before = path.read_bytes(), self.kept()
         if how == "gone":
             path.unlink()
+            self.gone = True
             return
         at = rng.randrange(len(data))
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if how == "flip" else data[: -rng.randint(1, 9)])
