@@ -31,7 +31,10 @@ HEARTBEAT_S = 2.0
 DEAD_AFTER_S = 15.0
 """A heartbeat older than this means that the driver died."""
 
-STEP_FIELDS = ("op", "digest", "status", "rows_in", "rows_out", "cached", "dropped", "failed", "seconds", "metrics", "error")
+STEP_FIELDS = (
+    "op", "digest", "status", "rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls", "seconds",
+    "metrics", "error",
+)  # fmt: skip
 """What run.json keeps of a step's events."""
 
 

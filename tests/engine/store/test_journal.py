@@ -22,7 +22,9 @@ STEPS = [{"name": "red", "op": "load", "inputs": []}, {"name": "answer", "op": "
 def finish(journal: Journal) -> None:
     journal.emit("run_started", name="cai", spec="abc", steps=STEPS)
     journal.emit("step_started", step="red")
-    journal.emit("step_done", step="red", status="done", rows_in=0, rows_out=3, seconds=0.5, metrics={"files": 1}, digest="d1")
+    journal.emit(
+        "step_done", step="red", status="done", rows_in=0, rows_out=3, calls=3, seconds=0.5, metrics={"files": 1}, digest="d1"
+    )
     journal.emit("step_done", step="answer", status="failed", error="no model")
     journal.emit("run_done", status="failed")
 
@@ -33,7 +35,7 @@ def test_run_json_holds_what_the_events_said(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert (run["caiflow"], run["name"], run["spec"], run["status"]) == (VERSION, "cai", "abc", "failed")
     assert run["steps"]["red"] == {
-        "op": "load", "digest": "d1", "status": "done", "rows_in": 0, "rows_out": 3, "seconds": 0.5,
+        "op": "load", "digest": "d1", "status": "done", "rows_in": 0, "rows_out": 3, "calls": 3, "seconds": 0.5,
         "metrics": {"files": 1}, "inputs": [],
     }  # fmt: skip
     assert run["steps"]["answer"]["error"] == "no model"

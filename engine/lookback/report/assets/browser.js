@@ -53,7 +53,15 @@ class Browser {
     this.order.replaceChildren(el("option", { value: "" }, "in their order"),
       ...ways.flatMap((name) => [el("option", { value: `+${name}` }, `${name} ↑`), el("option", { value: `-${name}` }, `${name} ↓`)]));
     this.way.replaceChildren(el("p", { class: "soft" }, "Choose a row to see its way through the steps."));
+    this.seen = this.told_by();
     this.select();
+  }
+
+  /** The columns that tell a row in the list: its prompt, and the texts that came last. */
+  told_by() {
+    const texts = this.table.columns.filter((name) => name !== "uid" && ["string", "object"].includes(typeof this.rows[name].find((value) => value !== null)));
+    const last = texts.filter((name) => name !== "prompt").reverse();
+    return texts.includes("prompt") ? ["prompt", ...last.slice(0, 2)] : (texts.length ? last : this.table.columns.filter((name) => name !== "uid")).slice(0, 3);
   }
 
   /** Find the rows that hold every word (of one column after `column:`), in the order chosen. */
@@ -86,7 +94,7 @@ class Browser {
   draw() {
     const first = Math.max(0, Math.floor(this.list.scrollTop / ROW_PX) - 5);
     const last = Math.min(this.found.length, first + Math.ceil((this.list.clientHeight || 600) / ROW_PX) + 10);
-    const seen = this.table.columns.filter((name) => name !== "uid").slice(-3).reverse();
+    const seen = this.seen;
     this.space.replaceChildren(...this.found.slice(first, last).map((row, i) => {
       const at = first + i;
       const line = el("div", { class: "row", role: "option", "aria-selected": String(at === this.at), onclick: () => this.pick(at) },

@@ -25,14 +25,18 @@ function intervals(set) {
   return svg("svg", { class: "chart", width: 630, viewBox: `0 0 630 ${height}`, role: "img", "aria-label": shown(label) }, grid, lines);
 }
 
+/** From values to places on an axis, with some room beyond; `ends` are the least and the greatest value. */
 function scale(values, from, to) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const span = high - low || Math.abs(high) || 1;
   const [bottom, top] = high === low ? [low - span / 2, high + span / 2] : [low - span * 0.06, high + span * 0.06];
-  return Object.assign((value) => from + ((value - bottom) / (top - bottom)) * (to - from), { low: bottom, high: top });
+  return Object.assign((value) => from + ((value - bottom) / (top - bottom)) * (to - from), { ends: low === high ? [low] : [low, high] });
 }
 
-const few = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString());
+function few(value) {
+  if (Math.abs(value) >= 100) return value.toFixed(0);
+  return value && Math.abs(value) < 0.0001 ? value.toExponential(1).replace(".0", "") : Number(value.toPrecision(3)).toString();
+}
 
 /** Helpfulness against harmlessness, each model with both intervals. */
 function frontier(found) {
@@ -51,8 +55,8 @@ function frontier(found) {
     svg("line", { class: "axis", x1: 60, x2: 540, y1: 300, y2: 300 }), svg("line", { class: "axis", x1: 60, x2: 60, y1: 16, y2: 300 }),
     svg("text", { x: 300, y: 335, "text-anchor": "middle" }, `helpfulness: ${found.helpfulness}`),
     svg("text", { x: 18, y: 158, "text-anchor": "middle", transform: "rotate(-90 18 158)" }, `harmlessness: ${found.harmlessness}`),
-    [x.low, x.high].map((value, i) => svg("text", { class: "soft", x: 60 + 480 * i, y: 316, "text-anchor": "middle" }, few(value))),
-    [y.low, y.high].map((value, i) => svg("text", { class: "soft", x: 54, y: 300 - 284 * i + 4, "text-anchor": "end" }, few(value))), marks);
+    x.ends.map((value) => svg("text", { class: "soft", x: x(value), y: 316, "text-anchor": "middle" }, few(value))),
+    y.ends.map((value) => svg("text", { class: "soft", x: 54, y: y(value) + 4, "text-anchor": "end" }, few(value))), marks);
 }
 
 /** One figure of a training over its steps. */
@@ -64,7 +68,7 @@ function curve(series) {
   return el("figure", { style: null, class: "curve" }, el("figcaption", {}, `${series.name}: ${few(first[1])} → ${few(last[1])}`),
     svg("svg", { class: "chart", width: 320, viewBox: "0 0 320 130", role: "img", "aria-label": shown(`${series.name} over ${last[0]} steps`) },
       svg("line", { class: "axis", x1: 50, x2: 300, y1: 112, y2: 112 }),
-      [y.low, y.high].map((value, i) => svg("text", { class: "soft", x: 46, y: 112 - 98 * i + 4, "text-anchor": "end" }, few(value))),
+      y.ends.map((value) => svg("text", { class: "soft", x: 46, y: y(value) + 4, "text-anchor": "end" }, few(value))),
       svg("text", { class: "soft", x: 300, y: 127, "text-anchor": "end" }, `step ${counted(last[0])}`),
       svg("path", { class: "curve", d: path })));
 }

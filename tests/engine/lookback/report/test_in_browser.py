@@ -108,6 +108,9 @@ def test_a_row_has_an_address_and_its_way_through_the_steps(browser: Any, home: 
     ]
     assert "Please" in [one.inner_text().strip() for one in opened.tab.query_selector_all(".way ins")]
     opened.picture("row")
+    assert opened.tab.query_selector(".list .row").inner_text().split("\n")[1].startswith("user: "), (
+        "a row is told by its prompt"
+    )
     opened.tab.focus(".list")
     opened.tab.keyboard.press("ArrowDown")
     opened.tab.wait_for_function("location.hash === '#rows/revisions/00000006'")
