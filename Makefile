@@ -5,7 +5,7 @@
 #   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
 #   make test-soak    the long tests alone
 #   make test-newest  whether what we use of vLLM, transformers, TRL, PEFT and Ray is in their newest releases allowed
-#   make test-pythons  an environment of each Python and torch, from nothing, with the quickstart and some tests in each
+#   make test-pythons  an environment of each Python and torch, from nothing, with the quickstart and some tests in each; and of verifiers
 #   make test-gpu     what needs an NVIDIA GPU
 #   make check        the same without the tests
 #   make benchmark    measure; writes build/benchmarks.json
@@ -65,7 +65,7 @@ test-newest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m newest tests/test_newest.py
 
 test-pythons: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m pythons tests/test_pythons.py
+	$(BIN)/python -m pytest -m pythons tests/test_pythons.py tests/operators/handed_on
 
 # One after the other: each takes the devices whole.
 test-gpu: $(VENV)/.installed-dev

@@ -75,7 +75,7 @@ def test_each_prompt_of_each_set_is_a_task_once_whatever_models_were_asked(tmp_p
     assert list(verifiers_tasks.files("scores", tmp_path / "nothing", CHECKS)) == []
 
 
-@pytest.mark.soak
+@pytest.mark.pythons
 @pytest.mark.timeout(900)
 def test_verifiers_loads_the_tasks_and_its_metrics_are_the_checks(tmp_path: Path) -> None:
     """In an environment of its own: verifiers takes another openai than vLLM."""
