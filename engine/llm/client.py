@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.served.taught import ASK_ANEW
 
 COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
 
@@ -217,8 +218,8 @@ class EngineClient:
                 await replica.link.open()
             except LinkLost:
                 await replica.link.revive()
-        except Exception as error:
-            self._give_up(replica, _as_engine_error(error))
+        except EngineError as error:  # any other goes to whoever opens the client, whom nothing keeps waiting
+            self._give_up(replica, error)
             return
         replica.up, replica.room = True, 2 * replica.link.capacity
         self.capacity += replica.link.capacity
@@ -275,4 +276,6 @@ def _as_engine_error(error: Exception) -> EngineError:
     """Return what went wrong on the way to an engine as an error of its own; nothing may leave a request waiting for ever."""
     if isinstance(error, EngineError):
         return error
+    if isinstance(error, AskAnewError):
+        return EngineError(str(error), kind=ASK_ANEW)
     return EngineError(f"engine: the way to it broke: {type(error).__name__}: {error}", kind="engine_lost", retry=True)

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from caiflow.engine.errors import EngineError
+from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import EngineClient, LinkLost, LocalLink
 from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.served.taught import ASK_ANEW
 from support.scripted import ScriptedEngine
 
 
@@ -271,6 +272,45 @@ def test_what_a_replica_had_goes_to_the_other_while_it_is_begun_again(takes: int
         found, told, later = asyncio.run(asyncio.wait_for(answers(host, other), 60))
     assert all(isinstance(answer, Completion) for answer in (*found, *later))
     assert told == "its engine, which is begun again"
+
+
+class TaughtLink(SlowLink):
+    """A link to a server that lists another model, first seen when it is opened, or only when it has come back."""
+
+    def __init__(self, host: EngineHost, *, at_once: bool) -> None:
+        super().__init__(host, takes=0)
+        self._at_once = at_once
+
+    async def open(self) -> None:
+        """Begin a session, or hear of the other model."""
+        if self._at_once or self.lost:
+            raise AskAnewError("it lists another model")
+        await super().open()
+
+
+def test_a_lesson_at_the_start_reaches_whoever_opens_the_client() -> None:
+    async def begin(host: EngineHost) -> None:
+        async with EngineClient([TaughtLink(host, at_once=True)]):
+            pass
+
+    with hosted(ScriptedEngine()) as host, pytest.raises(AskAnewError, match="it lists another model"):
+        asyncio.run(begin(host))
+
+
+def test_a_lesson_after_a_loss_has_what_waits_asked_anew() -> None:
+    async def answers(host: EngineHost) -> list[Answer]:
+        link = TaughtLink(host, at_once=False)
+        async with EngineClient([link]) as client:
+            asking = [asyncio.ensure_future(client.ask(Request(f"word {n}"))) for n in range(9)]
+            while not link.waiting:  # until its coming back is awaited
+                await asyncio.sleep(0)
+            link.back.set()
+            return await asyncio.gather(*asking)
+
+    with hosted(ScriptedEngine()) as host:
+        found = asyncio.run(asyncio.wait_for(answers(host), 30))
+    assert {answer.kind for answer in found if isinstance(answer, EngineError)} == {ASK_ANEW}
+    assert len(found) == 9
 
 
 @pytest.mark.parametrize("broken", ["submit", "collect"])
