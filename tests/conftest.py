@@ -19,7 +19,7 @@ from support.once import of_session
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.on_ray.cluster import Cluster
 
 _SHARE = os.cpu_count() or 1
 if hasattr(os, "sched_getaffinity"):
@@ -73,7 +73,7 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def cluster(ray_address: str) -> Iterator[Cluster]:
     """That Ray as the runner holds it, joined and left by each test."""
-    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.on_ray.cluster import Cluster
 
     joined = Cluster(ray_address)
     joined.start()

@@ -54,8 +54,8 @@ def _refuse_unfit(address: str, resolver: Resolver, steps: Sequence[Step]) -> No
     Raises:
         ClusterError: says what they want and what there is.
     """
-    from caiflow.engine.run.cluster import Cluster
     from caiflow.engine.run.fitting import refuse_unfit
+    from caiflow.engine.run.on_ray.cluster import Cluster
 
     cluster = Cluster(address)
     try:

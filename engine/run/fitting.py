@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from caiflow.engine import registry
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.operator import MetricsOperator, ModelOperator
-from caiflow.engine.run.cluster import engine_key
+from caiflow.engine.run.on_ray.cluster import engine_key
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
     from caiflow.engine.plan.components import Resolver
-    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.on_ray.cluster import Cluster
     from caiflow.engine.spec.grammar import Step
 
 

@@ -13,7 +13,7 @@ from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
-    from caiflow.engine.run.cluster import Cluster
+    from caiflow.engine.run.on_ray.cluster import Cluster
     from caiflow.engine.spec.grammar import Step
 
 TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")

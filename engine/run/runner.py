@@ -30,8 +30,8 @@ from caiflow.engine.store.checkpoints import going_on
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 
 if TYPE_CHECKING:
-    from caiflow.engine.run.cluster import Cluster, Finished
     from caiflow.engine.run.head_start import HeadStart
+    from caiflow.engine.run.on_ray.cluster import Cluster, Finished
     from caiflow.engine.run.units import Unit
     from caiflow.engine.spec.grammar import Spec, Step
 
@@ -368,15 +368,15 @@ class _Execution:
         return links
 
     def _engine_keys(self, sources: Mapping[str, ModelSource | None]) -> list[str]:
-        from caiflow.engine.run.cluster import engine_key
+        from caiflow.engine.run.on_ray.cluster import engine_key
 
         return list({engine_key(source) for source in sources.values() if source is not None})
 
     def _running_cluster(self) -> Cluster:
         if self._cluster is None:
-            from caiflow.engine.run.cluster import Cluster
             from caiflow.engine.run.fitting import refuse_unfit, refuse_without_keys
             from caiflow.engine.run.head_start import HeadStart
+            from caiflow.engine.run.on_ray.cluster import Cluster
 
             if self._address is None:  # the nodes of a cluster have variables of their own
                 refuse_without_keys(self.resolver, self.folder.unsettled())

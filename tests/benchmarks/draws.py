@@ -20,7 +20,7 @@ from typing import Any
 from caiflow.engine.llm.base import Request, Sampling
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.plan.model_identity import resolve_model
-from caiflow.engine.run.entering import WORKER_ENV
+from caiflow.engine.run.on_ray.entering import WORKER_ENV
 from caiflow.engine.spec.grammar import ModelEntry
 
 ROWS, TOKENS, REPEATS = 128, 48, 9

@@ -62,7 +62,7 @@ def _hold(path: Path, told: Path) -> tuple[subprocess.Popen[str], int]:
 def main() -> None:
     """Hold a Ray until nobody needs it any more."""
     with Path(sys.argv[1]).open(encoding="utf-8") as pipe:
-        from caiflow.engine.run.cluster import Cluster
+        from caiflow.engine.run.on_ray.cluster import Cluster
 
         cluster = Cluster()
         cluster.start()

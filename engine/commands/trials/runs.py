@@ -18,8 +18,8 @@ from typing import Any
 from caiflow.engine.commands.trials.bench import Check
 from caiflow.engine.commands.trials.device import gpus
 from caiflow.engine.display.terminal import say
-from caiflow.engine.run.cluster import Cluster
 from caiflow.engine.run.llms import Report
+from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.units import StepResult
 
 START_S = 120.0

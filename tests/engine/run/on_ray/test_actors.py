@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
-from caiflow.engine.run.actors import Worker
 from caiflow.engine.run.llms import Report
+from caiflow.engine.run.on_ray.actors import Worker
 from caiflow.engine.run.units import StepResult
 
 EVENTS = 100_000

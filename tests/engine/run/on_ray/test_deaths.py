@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from caiflow.engine.run.deaths import death
+from caiflow.engine.run.on_ray.deaths import death
 
 DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: Worker\n\tpid: 12\n\tip: 10.77.0.3\n"
 REPORTS = {

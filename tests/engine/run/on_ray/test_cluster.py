@@ -13,8 +13,8 @@ from support.source_tree import ROOT
 
 FAILING = """
 import os, sys
-from caiflow.engine.run.cluster import Cluster
-from caiflow.engine.run.entering import lock_out_others
+from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.entering import lock_out_others
 from caiflow.engine.errors import PlanError
 lock_out_others()
 import ray
@@ -38,7 +38,7 @@ finally:
 """
 """Stands in for a start of Ray that fails by chance, as where two take the same port: that can't be brought about."""
 TWICE = """
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray.cluster import Cluster
 for _ in range(2):
     cluster = Cluster()
     cluster.start()
@@ -49,7 +49,7 @@ DYING = """
 import os
 from pathlib import Path
 import psutil
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray.cluster import Cluster
 
 class Dying:
     def run(self, report):
@@ -76,7 +76,7 @@ ABSENT = """
 import asyncio, sys, types
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray.cluster import Cluster
 
 module = types.ModuleType("theirs_alone")
 class Work:
@@ -170,12 +170,12 @@ def test_a_module_that_a_node_lacks_is_named_with_the_node(tmp_path: Path, monke
 
 
 def test_ray_must_not_be_there_before_its_environment_is() -> None:
-    script = "import ray\nfrom caiflow.engine.run.cluster import Cluster\nCluster().start()"
+    script = "import ray\nfrom caiflow.engine.run.on_ray.cluster import Cluster\nCluster().start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=200)
     assert "ClusterError: ray: it was imported before the run" in done.stderr
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
-    script = "from caiflow.engine.run.cluster import Cluster\nCluster('127.0.0.1:1').start()"
+    script = "from caiflow.engine.run.on_ray.cluster import Cluster\nCluster('127.0.0.1:1').start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=20)
     assert "ClusterError: ray: can't reach 127.0.0.1:1: " in done.stderr

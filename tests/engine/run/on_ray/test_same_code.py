@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.run.nodes import Code, code_here, sources_digest, unlike
+from caiflow.engine.run.on_ray.nodes import Code, code_here, sources_digest, unlike
 
 HERE: Code = {"caiflow": "1.0", "Python": "3.11", "Ray": "2.60", "code": "a", "`title`": "b"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray.cluster import Cluster
 from support.bad_server import bad_server, said
 from support.commands import run_here
 

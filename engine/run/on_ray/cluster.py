@@ -21,11 +21,11 @@ from caiflow.engine.errors import ClusterError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
-from caiflow.engine.run.actors import EngineActor, RayLink, Worker
-from caiflow.engine.run.deaths import death, raised
-from caiflow.engine.run.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.llms import Report
-from caiflow.engine.run.nodes import (
+from caiflow.engine.run.on_ray.actors import EngineActor, RayLink, Worker
+from caiflow.engine.run.on_ray.deaths import death, raised
+from caiflow.engine.run.on_ray.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.on_ray.nodes import (
     Node,
     Unplaced,
     alive,
@@ -34,7 +34,7 @@ from caiflow.engine.run.nodes import (
     refuse_unseen,
     still_unplaced,
 )
-from caiflow.engine.run.reaper import watch
+from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.units import StepResult, Unit, staged_anew
 
 WORKER_TRIES = 3

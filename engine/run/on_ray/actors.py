@@ -24,7 +24,7 @@ from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepE
 from caiflow.engine.llm.base import Answer, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S, LinkLost
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.run.deaths import death, first_line, place, without_module
+from caiflow.engine.run.on_ray.deaths import death, first_line, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
 

@@ -18,8 +18,8 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.llm.pulse import FIRST_S
-from caiflow.engine.run.actors import EngineActor, RayLink
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray.actors import EngineActor, RayLink
+from caiflow.engine.run.on_ray.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.kill]
 FEW = Sampling(max_tokens=4)
@@ -101,7 +101,7 @@ def hanging_actor(how: str, signs: Path, times: int = 1, first_s: float = FIRST_
     return ray.remote(HangingEngineActor).options(num_cpus=0, max_concurrency=64, max_restarts=5).remote()
 
 
-BUNDLED = ModelSource(path=str(Path(__file__).parents[3] / "examples/tiny/model"), identity="tiny")
+BUNDLED = ModelSource(path=str(Path(__file__).parents[4] / "examples/tiny/model"), identity="tiny")
 OTHERS = [
     pytest.param("transformers", "holding the interpreter", marks=pytest.mark.soak),
     pytest.param("vllm", "holding the interpreter", marks=[pytest.mark.soak, pytest.mark.vllm]),

@@ -56,8 +56,8 @@ from caiflow.engine.cli import main
 from caiflow.engine.commands.doctor import examine_cluster
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.run import nodes as asked
-from caiflow.engine.run.cluster import Cluster
+from caiflow.engine.run.on_ray import nodes as asked
+from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.units import StepResult
 
 folder = Path(sys.argv[1])
