@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from caiflow.operators.sft import Sft, SftParams
 from support.small_models import EVEN, small_model
 from support.trainings import TRAINERS, reward_model, train
 
-pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 
 BITS = ("4bit", "8bit")
 KEPT_APART = [trainer for trainer in TRAINERS if trainer != "reward"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from datasets import Dataset
 
 from caiflow.engine.training.grouping import Grouped, lengths
 
@@ -47,6 +46,8 @@ def test_short_batches_aren_t_all_learnt_before_long_ones() -> None:
 
 
 def test_a_pair_is_as_long_as_its_longer_sequence() -> None:
+    from datasets import Dataset
+
     pairs = Dataset.from_dict({"prompt_ids": [[1, 2], [1]], "chosen_ids": [[1], [1, 2, 3]], "rejected_ids": [[1, 2], []]})
     assert lengths(pairs) == [4, 4]
     assert lengths(Dataset.from_dict({"input_ids": [[1, 2], [1]], "labels": [[1, 2], [1]]})) == [2, 1]

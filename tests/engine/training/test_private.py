@@ -7,19 +7,21 @@ import inspect
 import re
 from pathlib import Path
 
-from trl import DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
-
 from caiflow.engine.training import private
+from caiflow.engine.training.loop import quiet_libraries
 
 ROOT = Path(__file__).parents[3]
 SEAM = ROOT / "engine" / "training" / "private.py"
-TRAINERS = (DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer)
 
 
 def theirs() -> set[str]:
     """Return every private name of the libraries' trainers: what their classes define, and what they set on themselves."""
+    quiet_libraries()
+    from trl import DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
+
+    trainers = (DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer)
     classes = {
-        kind for trainer in TRAINERS for kind in trainer.__mro__ if kind.__module__.split(".")[0] in {"trl", "transformers"}
+        kind for trainer in trainers for kind in trainer.__mro__ if kind.__module__.split(".")[0] in {"trl", "transformers"}
     }
     text = "".join(inspect.getsource(kind) for kind in classes)
     names = {*re.findall(r"\bself\.(_\w+)", text), *(name for kind in classes for name in vars(kind))}

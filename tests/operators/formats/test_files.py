@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +91,8 @@ plain = st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text(), max_s
 @settings(deadline=None)
 @given(st.sampled_from(["columns", "split", "records", "index"]), st.lists(st.tuples(plain, plain), min_size=1, max_size=4))
 def test_what_pandas_writes_is_its_rows(orient: Any, rows: list[tuple[Any, Any]]) -> None:
+    import pandas
+
     frame = pandas.DataFrame({"prompt": [row[0] for row in rows], "kind": [row[1] for row in rows]}, dtype=object)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
 
 from caiflow.operators.measures.agreement import auc, corrected, kappa
 from caiflow.operators.measures.statistics import wilson
@@ -47,6 +46,8 @@ def test_intervals_of_kappa_cover_what_is_planted() -> None:
 
 
 def test_auc_is_that_of_mann_and_whitney() -> None:
+    from scipy.stats import mannwhitneyu
+
     rng = np.random.default_rng(1)
     scores = [*np.round(rng.normal(1, 1, 40), 1), *np.round(rng.normal(0, 1, 55), 1)]  # rounded, so that some are equal
     labels = [True] * 40 + [False] * 55

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.loop import HISTORY, seed_of
@@ -24,10 +21,10 @@ SETTINGS = {
     "num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
     "logging_steps": 1, "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5,
 }  # fmt: skip
-KINDS: dict[str, tuple[Any, Any, Any]] = {
-    "sft": (SFTTrainer, SFTConfig, AutoModelForCausalLM),
-    "dpo": (DPOTrainer, DPOConfig, AutoModelForCausalLM),
-    "reward": (RewardTrainer, RewardConfig, AutoModelForSequenceClassification),
+KINDS = {  # trainer, its settings and the kind of model, by the libraries' names
+    "sft": ("SFTTrainer", "SFTConfig", "AutoModelForCausalLM"),
+    "dpo": ("DPOTrainer", "DPOConfig", "AutoModelForCausalLM"),
+    "reward": ("RewardTrainer", "RewardConfig", "AutoModelForSequenceClassification"),
 }
 WAYS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"rank": 4, "targets": ["q_proj", "v_proj", "embed_tokens"]}}
 
@@ -45,22 +42,26 @@ def records(kind: str) -> list[dict[str, Any]]:
 
 def theirs(kind: str, model: str, folder: Path, lora: dict[str, Any], seed: int) -> list[dict[str, float]]:
     """Train by the library alone; return what it logged of each step."""
+    import transformers
+    import trl
+    from datasets import Dataset
     from peft import LoraConfig
 
-    trainer_type, config_type, model_type = KINDS[kind]
+    trainer_name, config_name, model_name = KINDS[kind]
     more = {"num_labels": 1} if kind == "reward" else {}
-    args = config_type(
+    args = getattr(trl, config_name)(
         str(folder), seed=seed, data_seed=seed, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
         disable_tqdm=True, gradient_checkpointing=False, max_length=1024, **SETTINGS,
     )  # fmt: skip
-    set_seed(seed)
+    transformers.set_seed(seed)
     peft = LoraConfig(
         r=lora["rank"], lora_alpha=2 * lora["rank"], target_modules=lora["targets"],
         task_type="SEQ_CLS" if kind == "reward" else "CAUSAL_LM", modules_to_save=["score"] if kind == "reward" else None,
     ) if lora else None  # fmt: skip
-    trainer = trainer_type(
-        model=model_type.from_pretrained(model, **more), args=args, train_dataset=Dataset.from_list(records(kind)),
-        processing_class=AutoTokenizer.from_pretrained(model), peft_config=peft,
+    trainer = getattr(trl, trainer_name)(
+        model=getattr(transformers, model_name).from_pretrained(model, **more), args=args,
+        train_dataset=Dataset.from_list(records(kind)),
+        processing_class=transformers.AutoTokenizer.from_pretrained(model), peft_config=peft,
     )  # fmt: skip
     trainer.train()
     return [point for point in trainer.state.log_history if "loss" in point]

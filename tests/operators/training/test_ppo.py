@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import tensor
 
-from caiflow.operators.training.ppo import advantages_of, masked_mean, policy_loss, shaped_rewards, value_loss, whiten
+from caiflow.operators.training.ppo_formulas import advantages_of, masked_mean, policy_loss, shaped_rewards, value_loss, whiten
 
 MASK = tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
 

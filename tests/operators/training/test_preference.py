@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from trl import DPOConfig, DPOTrainer
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.tokens import preferences
 from caiflow.operators.training.pair_losses import PAIR_LOSSES
-from caiflow.operators.training.preference import SoftCollator, SoftDPO, softened
 from support.small_models import preferences as rows
 from support.small_models import saved, small_model
 
@@ -29,16 +27,20 @@ def models(model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def trainer(
-    models: tuple[ModelSource, ModelSource], folder: Path, p: float, *, kind: Any = SoftDPO, soft: bool = True, **config: Any
+    models: tuple[ModelSource, ModelSource], folder: Path, p: float, *, bare: bool = False, soft: bool = True, **config: Any
 ) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    from caiflow.operators.training.preference import SoftCollator, SoftDPO
+
     tokenizer = load_tokenizer(models[0])
     data = preferences(saved(folder / "rows", rows([p])[:6]), Renderer(tokenizer), max_length=100).data
     args = DPOConfig(str(folder), beta=BETA, report_to="none", bf16=False, use_cpu=True, disable_tqdm=True, **config)
     options: dict[str, Any] = {"data_collator": SoftCollator(pad_token_id=tokenizer.pad_token_id), "soft": soft}
-    if kind is not SoftDPO:
+    if bare:
         options = {}
         data = data.remove_columns("p_chosen").map(lambda row: {"prompt": "p", "chosen": "c", "rejected": "r", **row})
-    made = kind(
+    made = (DPOTrainer if bare else SoftDPO)(
         model=load_plain(models[0]),
         ref_model=load_plain(models[1]),
         args=args,
@@ -46,7 +48,7 @@ def trainer(
         processing_class=tokenizer,
         **options,
     )
-    if kind is not SoftDPO:
+    if bare:
         made.train_dataset = data
     made.model.train()
     return made
@@ -75,7 +77,7 @@ def test_certain_labels_give_the_library_s_loss_and_gradient(
 ) -> None:
     smoothing = 0.01 if variant in ("exo_pair", "robust") else 0.0
     config = {"loss_type": [variant], "label_smoothing": smoothing}
-    theirs = trainer(models, tmp_path / "theirs", 1.0, kind=DPOTrainer, **config)
+    theirs = trainer(models, tmp_path / "theirs", 1.0, bare=True, **config)
     expected = theirs.compute_loss(theirs.model, {k: v for k, v in batch(theirs).items() if k != "p_chosen"})
     for soft in (False, True):
         ours = trainer(models, tmp_path / str(soft), 1.0, soft=soft, **config)
@@ -107,7 +109,7 @@ def test_a_soft_label_mixes_the_library_s_losses_of_both_orders(
 ) -> None:
     config = {"label_smoothing": 0.01, **config} if config.get("loss_type") in (["exo_pair"], ["robust"]) else config
     theirs, ours = (
-        trainer(models, tmp_path / "theirs", 0.3, kind=DPOTrainer, **config),
+        trainer(models, tmp_path / "theirs", 0.3, bare=True, **config),
         trainer(models, tmp_path, 0.3, **config),
     )
     inputs = batch(theirs)
@@ -146,7 +148,7 @@ def test_a_label_and_its_opposite_with_swapped_replies_are_one(models: tuple[Mod
 
 
 def test_figures_are_those_of_the_pairs_in_their_own_order(models: tuple[ModelSource, ModelSource], tmp_path: Path) -> None:
-    made, theirs = trainer(models, tmp_path, 0.7), trainer(models, tmp_path / "theirs", 0.7, kind=DPOTrainer)
+    made, theirs = trainer(models, tmp_path, 0.7), trainer(models, tmp_path / "theirs", 0.7, bare=True)
     loss(made)
     loss(theirs)
     shown, expected = made._metrics["train"], theirs._metrics["train"]
@@ -169,6 +171,8 @@ def test_rows_of_a_batch_keep_their_own_labels(models: tuple[ModelSource, ModelS
 
 
 def test_smoothing_moves_labels_towards_their_opposite() -> None:
+    from caiflow.operators.training.preference import softened
+
     assert softened(1.0, 0.0) == 1.0
     assert softened(1.0, 0.1) == pytest.approx(0.9)
     assert softened(0.0, 0.1) == pytest.approx(0.1)

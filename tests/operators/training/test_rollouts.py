@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.training.tokens import reply_ids
-from caiflow.operators.training.rollouts import EpochSampler, LengthControl, length_control, reader
 from support.chat_templates import TALK, Shape
 
 
-def sampler(count: int = 7, batch: int = 3) -> EpochSampler:
+def sampler(count: int = 7, batch: int = 3) -> Any:
+    from caiflow.operators.training.rollouts import EpochSampler
+
     return EpochSampler(range(count), mini_repeat_count=2, batch_size=batch, repeat_count=2, shuffle=True, seed=5)
 
 
@@ -46,10 +48,14 @@ def test_replies_to_one_prompt_lie_together_and_batches_repeat() -> None:
 
 @pytest.mark.parametrize(("ids", "expected"), [([1, 2, 9], 0.0), ([1, 2, 3, 4, 9], -0.2), ([1, 2, 3, 4, 5], -1.2), ([], -1.0)])
 def test_length_is_paid_for(ids: list[int], expected: float) -> None:
+    from caiflow.operators.training.rollouts import LengthControl
+
     assert LengthControl(free_tokens=3, per_token=0.1, unended=1.0).reward(ids, [9]) == pytest.approx(expected)
 
 
 def test_watched_rates_are_told_and_don_t_count() -> None:
+    from caiflow.operators.training.rollouts import LengthControl, length_control
+
     told: dict[str, float] = {}
     said = {1: "You are valued.", 2: "No."}
     watched = {"hollow": lambda text: "valued" in text}
@@ -59,6 +65,8 @@ def test_watched_rates_are_told_and_don_t_count() -> None:
 
 
 def test_a_reply_is_scored_by_the_words_that_serving_reads(shape: Shape, renderer: Renderer) -> None:
+    from caiflow.operators.training.rollouts import reader
+
     _, ids = reply_ids(renderer, TALK[:3], TALK[3])
     read = reader(renderer, [ids[-1]])
     assert read(TALK[:3], ids) == read(TALK[:3], ids[:-1]) == TALK[3]["content"], shape
