@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from caiflow.operators.load import Load, LoadParams
 from caiflow.engine.operator import StepContext
 from caiflow.engine.errors import CaiflowError
 from support.tables import run_table
-step = Load(LoadParams(**json.loads(sys.argv[1])), StepContext(base_dir=Path(sys.argv[2])))
-found = {"checks": [list(found[:2]) for found in step.check()], "remarks": [list(found[:2]) for found in step.remarks()]}
-found |= {"open": step.columns({}).open}
-try:
-    found |= {"identity": dict(step.identity()), "sources": dict(step.sources())}
-    found["rows"] = run_table(step, Path(sys.argv[2]) / "out")[0].pylist()
-except ValueError as error:
-    found["error"] = str(error)
-print(json.dumps(found))
+for number, fields in enumerate(json.loads(sys.argv[1])):
+    base = Path(sys.argv[2]) / str(number)
+    base.mkdir(parents=True)
+    step = Load(LoadParams(**fields), StepContext(base_dir=base))
+    found = {"checks": [list(found[:2]) for found in step.check()], "remarks": [list(found[:2]) for found in step.remarks()]}
+    found |= {"open": step.columns({}).open}
+    try:
+        found |= {"identity": dict(step.identity()), "sources": dict(step.sources())}
+        found["rows"] = run_table(step, base / "out")[0].pylist()
+    except ValueError as error:
+        found["error"] = str(error)
+    print(json.dumps(found))
 """
 
 
@@ -53,8 +57,8 @@ def hub(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(home: Path, *, hub: str = "", **fields: Any) -> dict[str, Any]:
-    """Return what a load step makes of the cache, offline or with a hub at an address."""
+def load(home: Path, *steps: dict[str, Any], hub: str = "") -> Iterator[dict[str, Any]]:
+    """Yield what each load step makes of the cache in one process, offline or with a hub at an address."""
     tests = str(Path(__file__).parents[1])
     env = {
         **os.environ,
@@ -64,14 +68,10 @@ def load(home: Path, *, hub: str = "", **fields: Any) -> dict[str, Any]:
         "PYTHONPATH": tests,
         "HF_HUB_CACHE": str(home / "hf" / "hub"),
     }
-    base = home / f"run{len(list(home.iterdir()))}"
-    base.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(fields), str(base)], capture_output=True, text=True, env=env
-    )
+    command = [sys.executable, "-c", PROGRAM, json.dumps(steps), str(home / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    yield from map(json.loads, done.stdout.splitlines())
 
 
 def asked(found: dict[str, Any]) -> list[str]:
@@ -79,7 +79,7 @@ def asked(found: dict[str, Any]) -> list[str]:
 
 
 def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None:
-    found = load(hub, source="org/dialogues", folder="kind", hub_split="test")
+    [found] = load(hub, {"source": "org/dialogues", "folder": "kind", "hub_split": "test"})
     assert asked(found) == ["new kind test 0", "new kind test 1", "new kind test 2"]
     assert found["identity"] == {"content": f"org/dialogues:kind:test@{NEW}"}
     assert found["sources"] == {"source": f"org/dialogues@{NEW}"}
@@ -88,27 +88,33 @@ def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None
 
 
 def test_a_pinned_revision_and_another_folder(hub: Path) -> None:
-    found = load(hub, source="org/dialogues", revision=OLD, folder="other")
+    found, newer = load(
+        hub, {"source": "org/dialogues", "revision": OLD, "folder": "other"}, {"source": "org/dialogues", "folder": "other"}
+    )
     assert asked(found) == ["old other train 0", "old other train 1", "old other train 2"]
-    newer = load(hub, source="org/dialogues", folder="other")
     assert asked(newer)[0].startswith("new")
     assert found["identity"] != newer["identity"]
 
 
 def test_what_is_not_there_is_told(hub: Path) -> None:
-    found = load(hub, source="org/missing")
+    found, unknown, unsplit = load(
+        hub,
+        {"source": "org/missing"},
+        {"source": "org/dialogues", "revision": "no-such"},
+        {"source": "org/dialogues", "folder": "kind", "hub_split": "nope"},
+    )
     assert found["remarks"][0][0] == ["source"]
     assert found["checks"] == [], "offline nobody knows whether it is there"
     assert "offline" in found["error"]
-    assert "no-such" in load(hub, source="org/dialogues", revision="no-such")["error"]
-    assert "org/dialogues" in load(hub, source="org/dialogues", folder="kind", hub_split="nope")["error"]
+    assert "no-such" in unknown["error"]
+    assert "org/dialogues" in unsplit["error"]
 
 
 def test_without_a_network_the_cache_serves_or_the_message_says_what_to_do(hub: Path) -> None:
     with socket.socket() as nobody:  # bound, and not listening: whoever calls is refused
         nobody.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        found = load(hub, hub=address, source="org/missing")
+        found, cached = load(hub, {"source": "org/missing"}, {"source": "org/dialogues"}, hub=address)
         assert found["error"].startswith("no data set org/missing in the hub's cache, nor to be had (the hub is out of reach: ")
         assert found["error"].endswith("; check the name, or fetch it while online")
-        assert load(hub, hub=address, source="org/dialogues")["identity"] == {"content": f"org/dialogues:train@{NEW}"}
+        assert cached["identity"] == {"content": f"org/dialogues:train@{NEW}"}

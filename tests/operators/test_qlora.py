@@ -117,14 +117,9 @@ class Stop(Exception):
     """Ends a run from within."""
 
 
-@pytest.mark.parametrize(
-    ("trainer", "bits"),
-    [
-        pytest.param(trainer, bits, marks=() if (trainer, bits) == ("sft", "4bit") else pytest.mark.soak)
-        for trainer in TRAINERS
-        for bits in BITS
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
 ) -> None:

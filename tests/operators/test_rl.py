@@ -17,7 +17,6 @@ from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
 from support.small_models import held_out, job, preferences, small_model
-from support.tiers import few_at_once
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +99,8 @@ class Stop(Exception):
     """Ends a run from within."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", few_at_once(ALGORITHMS, "grpo"))
+@pytest.mark.soak
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, algorithm: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_vllms_server_tells_an_overflow_and_serves_a_crowd(vllm_url: str, tiny: 
     assert all(isinstance(answer, Completion) for answer in others)
 
 
+@pytest.mark.soak
 def test_transformers_own_server_answers_what_the_model_answers_here(tiny: Path, local: Engine, tmp_path: Path) -> None:
     for package in ("fastapi", "uvicorn"):
         if not find_spec(package):

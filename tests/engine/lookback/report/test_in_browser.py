@@ -121,6 +121,7 @@ def test_a_row_has_an_address_and_its_way_through_the_steps(browser: Any, home: 
     opened.close()
 
 
+@pytest.mark.soak
 def test_among_100_000_rows_words_are_found_in_under_a_second_a_key(browser: Any, home: Path, tmp_path: Path) -> None:
     run = Run(made_run(home, tmp_path / "run", plain_rows(100_000)))
     opened = Opened(browser, written(tmp_path, run), "#rows/revisions")

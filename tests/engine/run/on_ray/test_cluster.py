@@ -159,6 +159,7 @@ def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]
     assert dying[0][-1] == "['ray::Worker']"
 
 
+@pytest.mark.soak
 def test_a_module_that_a_node_lacks_is_named_with_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
