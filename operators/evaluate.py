@@ -4,6 +4,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
 
     models.MODEL.SET.CHECK         {rate, n, low, high}
     models.MODEL.SET.GRADER        {rate, n, low, high, grade: {mean, ...}, unparsable, corrected: {rate, n, low, high}}
+    models.MODEL.SUITE.FIGURE      {rate, n, low, high, unparsable}; `suites` in place of SUITE has all of them together
     comparisons.NAME               {win_rates: {MODEL: {OTHER: rate...}}, ratings: {MODEL: {elo, low, high, n}}, ...}
     harmfulness.MODEL.SET          {mean, n, low, high}
     agreement.NAME                 {accuracy: {rate, ...}, kappa: {value, ...}, auc: {...}, raw: {...}, corrected: {...}, ...}
@@ -32,6 +33,8 @@ from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
+    ALL_SUITES,
+    SUITE_FIGURES,
     ComparisonParams,
     EvaluateParams,
     JudgeAgreementParams,
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from caiflow.operators.judging.pairwise import PairJudge
 
 OWN_CHECKS = ("truncated", "repetitive", "duplicate")
+SUITES_VERSION = 1
+"""Raised when a suite's answers come to be graded otherwise."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -63,13 +68,19 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
         wanted += [(how.input, ["prompt", how.labels, *self._graded(how)]) for how in p.agreement.values()]
         wanted += [(pairs.input, ["prompt", "chosen", "rejected"]) for pairs in p.judge_agreement.values()]
+        wanted += [(step, ["prompt", "suite", "harmful", "reference"]) for step in p.suites]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
 
     def check(self) -> Iterator[Finding]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
-        if not (p.inputs or p.choices or p.perplexity or p.lm_eval or p.agreement or p.judge_agreement):
-            yield Finding((), "nothing to measure", "give `inputs`, `choices`, `perplexity`, `agreement` or `lm_eval`")
+        if not (p.inputs or p.suites or p.choices or p.perplexity or p.lm_eval or p.agreement or p.judge_agreement):
+            yield Finding(
+                (), "nothing to measure", "give `inputs`, `suites`, `choices`, `perplexity`, `agreement` or `lm_eval`"
+            )
+        for name in p.suites:
+            if name in p.inputs or name == ALL_SUITES:
+                yield Finding(("suites", name), f"there is a set `{name}` already", "give the step another name")
         if p.lm_eval:
             from caiflow.operators.evaluation import harness
 
@@ -113,6 +124,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             "files": {name: _digest(path) for name, path in self.sources().items()},
             "constitution": _texts(given) if given is not None and judged else None,
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
+            **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
         }
 
     def sources(self) -> Mapping[str, Any]:
@@ -184,6 +196,9 @@ class Evaluate(MetricsOperator[EvaluateParams]):
     def _grader_problems(self) -> Iterator[Finding]:
         """Yield graders that have a check's name, and agreements whose grader isn't there."""
         p = self.params
+        for name in self.named_checks:
+            if p.suites and name in SUITE_FIGURES:
+                yield Finding(("checks", name), f"`{name}` is a figure of suites", "give the check another name")
         for name in p.graders:
             if name in self.named_checks or name in OWN_CHECKS:
                 yield Finding(("graders", name), f"there is a check `{name}` already", "give the grader another name")

@@ -138,9 +138,9 @@ def _reading(value: Named, draft: Draft) -> Iterator[Reading]:
     if there:
         why = "written by hand" if by_hand else draft.reach.why(written)
         yield Reading(place, value.value, str(resolved(written)), why)
-    elif value.takes == "constitution" or SCHEME.match(value.value):
+    elif value.takes == "constitution" or (SCHEME.match(value.value) and not value.value.startswith("suite:")):
         yield Reading(place, value.value, "", "comes with caiflow, by name")
-    elif value.takes in ("model", "file-or-hub") and may_be_hub_id(value.value):
+    elif value.takes in ("model", "file-or-hub") and (may_be_hub_id(value.value) or SCHEME.match(value.value)):
         yield Reading(place, value.value, "", "fetched from the hub, unless it is in its cache")
     elif value.takes != "template":
         yield Reading(place, value.value, str(resolved(written)), "not there")

@@ -15,6 +15,9 @@ from caiflow.operators.evaluation.params import ChoicesParams, ComparisonParams,
 JudgeCalls = Callable[[ComparisonParams | JudgeAgreementParams], int]
 """The calls in which one pair is judged."""
 
+MOST_OF_A_SUITE = 3
+"""The calls that grading one answer to a suite's prompt takes at most (StrongREJECT's three questions)."""
+
 
 class Sizes(NamedTuple):
     """How many rows there are to measure: those of the input steps, and the files of questions by their names."""
@@ -44,11 +47,12 @@ def calls(p: EvaluateParams, sizes: Sizes, judge_calls: JudgeCalls) -> Calls:
     """
     models = len(p.models)
     prompts = {name: sizes.of(step, p.limit) for name, step in p.inputs.items()}
-    asked = sum(prompts.values()) * p.samples * models
+    of_suites = sum(sizes.of(step, p.limit) for step in p.suites)
+    asked = (sum(prompts.values()) + of_suites * (1 + MOST_OF_A_SUITE)) * p.samples * models
     asked += sum(sizes.questions(name, how) for name, how in p.choices.items()) * models
     judged = _about_answers(p, prompts, judge_calls) + _about_rows(p, sizes, judge_calls)
     # two sets, or two measures, may share rows, and what is the same is asked once
-    alone = len(p.inputs) + len(p.choices) <= 1 and not judged
+    alone = len(p.inputs) + len(p.choices) <= 1 and not judged and not p.suites
     return Calls(asked + judged, alone and all(given.exact for given in sizes.inputs.values()))
 
 

@@ -26,7 +26,8 @@ from caiflow.operators.evaluation import (
 )
 from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
-from caiflow.operators.evaluation.params import ComparisonParams, EvaluateParams, JudgeAgreementParams
+from caiflow.operators.evaluation.conduct import suites
+from caiflow.operators.evaluation.params import ALL_SUITES, ComparisonParams, EvaluateParams, JudgeAgreementParams
 from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.pictures import draw_frontier
 
@@ -62,6 +63,9 @@ class Measuring:
         """
         p = self._params
         sets = {name: self._job.inputs[step].pylist(limit=p.limit) for name, step in p.inputs.items()}
+        of_suites = {step: self._job.inputs[step].pylist(limit=p.limit) for step in p.suites}
+        suites.refuse_half(of_suites)
+        sets |= of_suites
         rows = await answers.ask_models(self._llms, p, sets)
         refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
@@ -79,6 +83,7 @@ class Measuring:
             figures["harmfulness"] = self._harmfulness(groups)
         held, agreements = await self._agreement()
         await self._grade(rows, groups, held, figures["models"])
+        await self._suites(rows, groups, figures["models"])
         figures |= agreements
         self._write("responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
@@ -106,7 +111,7 @@ class Measuring:
     async def _grade(self, rows: list[Row], groups: Groups, held: Sequence[Row], rates: dict[str, dict[str, Any]]) -> None:
         """Add to the rates of each model and set those of the graders; `held` are the labelled answers, by `grader`."""
         for name, how in self._params.graders.items():
-            found = await graded.mark(name, how, rows, self._llms)
+            found = await graded.mark(name, how, [row for row in rows if row["set"] in self._params.inputs], self._llms)
             refuse_failures(found, f"grades by {name}", self._params.max_failed)
             labels = {
                 graded.key(row["prompt"], row["response"]): bool(row["label"])
@@ -117,6 +122,17 @@ class Measuring:
                 figures = graded.figures(name, group, labels, self._seed)
                 if figures is not None:
                     rates[model][set_name][name] = figures
+
+    async def _suites(self, rows: Sequence[Row], groups: Groups, rates: dict[str, dict[str, Any]]) -> None:
+        """Add to the rates of each model those of each suite, and of all suites together."""
+        for name, judge in self._params.suites.items():
+            found = await suites.mark(name, judge, rows, self._llms, self._seed)
+            refuse_failures(found, f"grades of {name}", self._params.max_failed)
+        for model in self._params.models if self._params.suites else ():
+            of_model = {name: groups[model, name] for name in self._params.suites if (model, name) in groups}
+            for name, group in of_model.items():
+                rates[model][name] |= suites.figures(group)
+            rates[model][ALL_SUITES] = suites.figures([row for group in of_model.values() for row in group])
 
     async def _agreement(self) -> tuple[list[Row], dict[str, Any]]:
         """Return the rows that graders were held against, and the figures of graders and judges held against people."""

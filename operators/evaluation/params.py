@@ -11,6 +11,11 @@ from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.grading.params import AgreementParams, Grader
 from caiflow.operators.judging.options import Judging
 
+SUITE_FIGURES = ("harm", "over_refusal", "win_rate")
+"""What suites' answers are graded for."""
+ALL_SUITES = "suites"
+"""The name that all suites have together among the sets of prompts."""
+
 
 class ComparisonParams(Judging):
     """A comparison of the models' answers by a judge."""
@@ -137,6 +142,9 @@ class EvaluateParams(Params):
     """Ratings of the answers by a judge, 0 to 4."""
     graders: dict[str, Grader] = Field(default_factory=dict)
     """Models that grade each answer, by the name they have among the checks."""
+    suites: dict[RowsRef, ModelRef] = Field(default_factory=dict)
+    """Steps that load published suites (`source: suite:xstest`), each with the model that grades in the suite's own way; gives
+    `harm` of prompts that should be refused, `over_refusal` of others, `win_rate` over published answers."""
     agreement: dict[str, AgreementParams] = Field(default_factory=dict)
     """Graders held against people's labels, by name; the labels also correct the graders' rates."""
     judge_agreement: dict[str, JudgeAgreementParams] = Field(default_factory=dict)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import ColumnName, Params, Strict
+from caiflow.operators.formats.hub import SUITE
 from caiflow.operators.formats.named.layout import Take
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.formats.templates import compiled
@@ -43,7 +45,8 @@ class LoadParams(Params):
 
     source: str = Field(min_length=1, json_schema_extra={"x-path": "file-or-hub"})
     """A file relative to the spec (jsonl, json, csv, tsv, parquet, txt with a prompt a line; each also as .gz, .zst or .zip), a
-    pattern for several (`shards/*.jsonl`), a hub data set's id, or `tiny:NAME` or `plain:NAME` for a bundled file."""
+    pattern for several (`shards/*.jsonl`), a hub data set's id, `tiny:NAME` or `plain:NAME` for a bundled file, or a published
+    suite: `suite:` and xstest, or_bench, harmbench, strongreject, wildguardtest, pku_saferlhf or alpaca_eval."""
     format: FormatName = "auto"
     """How the records are laid out; `auto` goes by their fields, `table` keeps them as they are, but for a field that has the
     name of a caiflow column and another form (a `prompt` that is text, not messages): it gets `source_` before its name."""
@@ -79,6 +82,17 @@ class LoadParams(Params):
     """What becomes of a row that can't be read: fail and name its line, or keep it beside with the reason."""
 
     _parts = field_validator("revision", "folder")(part_of_repository)
+
+    @model_validator(mode="after")
+    def _whole_suite(self) -> LoadParams:
+        if self.source.startswith(SUITE):
+            from caiflow.operators.formats.hub.suites import suite_sources
+
+            suite_sources(self.source, None)
+            named = sorted(self.model_fields_set & {"subset", "folder", "hub_split", "format", "rename", "prompt"})
+            if named:
+                raise WrongValue(f"{self.source} is read in its own way, got `{named[0]}`", f"remove `{named[0]}`")
+        return self
 
     def may_share_rows(self, other: Params) -> bool:
         """Return whether a row may be in this step's output and in another's: of one source, and not divided by a split."""

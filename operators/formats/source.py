@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from caiflow.engine.machine import local_path
 from caiflow.operators.formats.files import has_data_suffix, read_lines
+from caiflow.operators.formats.hub import SUITE
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
     from caiflow.operators.formats.hub.data_sets import HubSource
+    from caiflow.operators.formats.hub.suites import SuiteSource
 
 BUNDLED = ("tiny:", "plain:")
 """The examples whose data files come with the package."""
@@ -50,7 +52,7 @@ class FileSource(NamedTuple):
         return f"{self.path}:{line.place}" if self.is_text else f"{self.path}: row {line.place}"
 
 
-Source = Union[FileSource, "HubSource"]
+Source = Union[FileSource, "HubSource", "SuiteSource"]
 
 
 def bundled_file(name: str) -> Path:
@@ -60,13 +62,17 @@ def bundled_file(name: str) -> Path:
 
 
 def resolve(source: str, base_dir: Path, hub: Mapping[str, Any], csv: Csv = Csv()) -> list[Source]:
-    """Return what `source` names: `EXAMPLE:NAME`, files relative to `base_dir`, or a hub id (`hub` has its other fields).
+    """Return what `source` names: `EXAMPLE:NAME`, `suite:NAME`, files in `base_dir`, or a hub id (`hub` has its other fields).
 
     A pattern such as `shards/*.jsonl` names its files in order of their names, unless a file has that very name. A text that
     could be a file or a hub id is a hub id only where no such file exists.
     """
     if source.startswith(BUNDLED):
         return [FileSource(bundled_file(source))]
+    if source.startswith(SUITE):
+        from caiflow.operators.formats.hub.suites import suite_sources
+
+        return [*suite_sources(source, hub.get("revision"))]
     path = local_path(source, base_dir)
     if any(sign in path.name for sign in "*?[") and not path.is_file():
         return [FileSource(found, csv) for found in sorted(path.parent.glob(path.name)) if found.is_file()]

@@ -37,11 +37,13 @@ class HubSource:
     split: str = "train"
     subset: str | None = None
     folder: str | None = None
+    file: str | None = None
+    """The one file that the rows are in, where the repository's other files aren't parts of a split."""
 
     @property
     def label(self) -> str:
-        """The data set in words: repository, subset, folder and split, not the commit."""
-        return ":".join(part for part in (self.repo, self.subset, self.folder, self.split) if part)
+        """The data set in words: repository, subset, folder, file and split, not the commit."""
+        return ":".join(part for part in (self.repo, self.subset, self.folder, self.file, self.split) if part)
 
     @property
     def commit(self) -> str:
@@ -110,11 +112,15 @@ class HubSource:
 
     @cached_property
     def _names(self) -> Sequence[str]:
-        """The files of the commit: as the hub says, as it once said, or else those that the cache has.
+        """The files of the commit that matter: all of them, without the card where one is named.
 
         Raises:
             ValueError: nobody knows them.
         """
+        return [name for name in self._all_names() if self.file in (None, name)]
+
+    def _all_names(self) -> Sequence[str]:
+        """Return the files of the commit: as the hub says, as it once said, or else those that the cache has."""
         listing = self._cached_folder / ".caiflow" / f"{self.commit}.json"
         if listing.is_file():
             names: list[str] = json.loads(listing.read_text(encoding="utf-8"))

@@ -36,7 +36,7 @@ def files_of(part: Part, names: Sequence[str], card: str, label: str) -> list[st
     """
     import datasets
 
-    with _looking_like(dict.fromkeys(names), card, part.split) as folder:
+    with _looking_like(dict.fromkeys(names), card, part) as folder:
         try:
             found = datasets.load_dataset_builder(str(folder), name=part.subset, data_dir=part.folder).config.data_files
         except Exception:  # an archive that would have to be looked into, say: reading tells what is wrong, if anything is
@@ -56,7 +56,7 @@ def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Ite
     """
     import datasets
 
-    with _looking_like(files, card, part.split) as folder:
+    with _looking_like(files, card, part) as folder:
         try:
             builder = datasets.load_dataset_builder(str(folder), name=part.subset, data_dir=part.folder)
             for path in chain.from_iterable((builder.config.data_files or {}).values()):
@@ -69,8 +69,8 @@ def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Ite
 
 
 @contextmanager
-def _looking_like(files: Mapping[str, Path | None], card: str, split: str) -> Iterator[Path]:
-    """Make a folder of a repository's files, empty or leading to those that are here, whose card knows the split alone."""
+def _looking_like(files: Mapping[str, Path | None], card: str, part: Part) -> Iterator[Path]:
+    """Make a folder of a repository's files, empty or leading to those that are here, whose card knows the part alone."""
     with TemporaryDirectory(prefix="caiflow-hub-") as made:
         folder = Path(made).resolve()
         for name, path in files.items():
@@ -80,7 +80,7 @@ def _looking_like(files: Mapping[str, Path | None], card: str, split: str) -> It
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(path.resolve()) if path else place.touch()
         if card:
-            (folder / CARD).write_text(_for_split(card, split), encoding="utf-8")
+            (folder / CARD).write_text(_for_part(card, part), encoding="utf-8")
         yield folder
 
 
@@ -101,19 +101,22 @@ def _inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _for_split(card: str, split: str) -> str:
-    """Return a card whose configurations name the files of no other split, which aren't there; as it is where it names none."""
+def _for_part(card: str, part: Part) -> str:
+    """Return a card that names no files of other splits and subsets, which aren't there; as it is where it names none."""
     import yaml
 
     head = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
     try:
-        said = yaml.safe_load(head[1]) if head else None
+        said: Any = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError:
         return card
-    for config in (said.get("configs") or ()) if isinstance(said, Mapping) else ():
+    configs = (said.get("configs") or ()) if isinstance(said, Mapping) else ()
+    if own := [config for config in configs if isinstance(config, dict) and config.get("config_name") == part.subset]:
+        said["configs"] = configs = own
+    for config in configs:
         entries = config.get("data_files") if isinstance(config, dict) else None
-        if isinstance(entries, list) and (own := [entry for entry in entries if _names(entry, split)]):
-            config["data_files"] = own
+        if isinstance(entries, list) and (named := [entry for entry in entries if _names(entry, part.split)]):
+            config["data_files"] = named
     return f"---\n{yaml.safe_dump(said, sort_keys=False)}---\n" if said else card
 
 

@@ -1,0 +1,147 @@
+"""Published suites by name: where each is on the hub, and what its records ask.
+
+Owns the table and the columns that a suite's rows have. No commit is written here: the first load takes the main branch's, and
+the lock pins it. How answers are graded is in `evaluation.conduct.suites`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from caiflow.engine.errors import WrongValue, suggest
+from caiflow.engine.rows.columns import ColumnType
+from caiflow.operators.formats.hub import SUITE
+from caiflow.operators.formats.hub.data_sets import HubSource, Progress
+from caiflow.operators.formats.opening import Line
+
+COLUMNS: Mapping[str, ColumnType] = {
+    "uid": "text", "prompt": "messages", "suite": "text", "harmful": "flag", "kind": "text", "reference": "text",
+}  # fmt: skip
+"""The columns of a suite's rows: `harmful` says whether a prompt should be refused (null where that isn't the question),
+`kind` is the suite's own division, `reference` the published answer that a model's is compared with."""
+Record = Mapping[str, Any]
+Asked = Mapping[str, Any]
+_VERSION = 1
+
+
+class Piece(NamedTuple):
+    """Some of a suite's prompts: a split on the hub, how one of its records is read, and whether they should be refused."""
+
+    repo: str
+    read: Callable[[Record], Asked]
+    subset: str | None = None
+    split: str = "train"
+    file: str | None = None
+
+
+def _of_kind(harmful: bool) -> Callable[[Record], Asked]:
+    return lambda record: {"prompt": record["prompt"], "harmful": harmful, "kind": record["category"]}
+
+
+def _xstest(record: Record) -> Asked:
+    return {"prompt": record["prompt"], "harmful": record["label"] == "unsafe", "kind": record["type"]}
+
+
+def _in_context(record: Record) -> Asked:
+    return {**_of_kind(harmful=True)(record), "prompt": f"{record['context']}\n\n---\n\n{record['prompt']}"}
+
+
+def _wildguard(record: Record) -> Asked:
+    label = record["prompt_harm_label"]
+    kind = "adversarial" if record["adversarial"] else "vanilla"
+    return {"prompt": record["prompt"], "harmful": None if label is None else label == "harmful", "kind": kind}
+
+
+def _pku(record: Record) -> Asked:
+    return {"prompt": record["prompt"], "harmful": True, "kind": record.get("prompt_source")}
+
+
+def _alpaca_eval(record: Record) -> Asked:
+    told = {"kind": record["dataset"], "reference": record["output"]}
+    return {"prompt": record["instruction"], "harmful": None, **told}
+
+
+_OR_BENCH, _HARMBENCH = "bench-llm/or-bench", "walledai/HarmBench"
+SUITES: Mapping[str, tuple[Piece, ...]] = {
+    "xstest": (Piece("Paul/XSTest", _xstest),),
+    "or_bench": (
+        Piece(_OR_BENCH, _of_kind(harmful=False), "or-bench-hard-1k"),
+        Piece(_OR_BENCH, _of_kind(harmful=True), "or-bench-toxic"),
+    ),
+    "harmbench": (Piece(_HARMBENCH, _of_kind(harmful=True), "standard"), Piece(_HARMBENCH, _in_context, "contextual")),
+    "strongreject": (Piece("walledai/StrongREJECT", _of_kind(harmful=True)),),
+    "wildguardtest": (Piece("allenai/wildguardmix", _wildguard, "wildguardtest", "test"),),
+    "pku_saferlhf": (Piece("PKU-Alignment/PKU-SafeRLHF", _pku, "default", "test"),),
+    "alpaca_eval": (Piece("tatsu-lab/alpaca_eval", _alpaca_eval, split="test", file="alpaca_eval_gpt4_baseline.json"),),
+}
+"""Every suite by its name in a spec."""
+
+
+@dataclass(frozen=True)
+class SuiteSource:
+    """One piece of a suite as a source: the hub's records as `COLUMNS` has them, each prompt once."""
+
+    suite: str
+    hub: HubSource
+    read: Callable[[Record], Asked]
+
+    @property
+    def repo(self) -> str:
+        """The repository on the hub."""
+        return self.hub.repo
+
+    @property
+    def commit(self) -> str:
+        """The commit that the revision stands for."""
+        return self.hub.commit
+
+    @property
+    def absence(self) -> str:
+        """That the revision isn't to be had offline; empty where it is."""
+        return self.hub.absence
+
+    def fetch(self, progress: Progress = lambda _: None) -> dict[str, Path]:
+        """Bring the files into the hub's cache."""
+        return self.hub.fetch(progress)
+
+    def content(self) -> str:
+        """Return what pins the rows: the suite as it is read here, the data set and its commit."""
+        return f"{SUITE}{self.suite}/{_VERSION}:{self.hub.content()}"
+
+    def place(self, line: Line) -> str:
+        """Return the data set and the row's number."""
+        return self.hub.place(line)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield what is asked, in order; a prompt that was asked before is passed over.
+
+        Raises:
+            ValueError: the data set isn't to be had.
+        """
+        seen = set()
+        for line in self.hub.lines():
+            try:
+                asked = self.read(line.data or {})
+            except KeyError as error:
+                has = ", ".join(line.data or {}) or "nothing"
+                yield Line(line.place, None, f"a record of {SUITE}{self.suite} has no {error}; it has {has}", str(line.data))
+                continue
+            if asked["prompt"] not in seen:
+                seen.add(asked["prompt"])
+                blank = {"kind": None, "reference": None}
+                yield Line(line.place, {**blank, **asked, "suite": self.suite})
+
+
+def suite_sources(source: str, revision: str | None) -> list[SuiteSource]:
+    """Return the pieces of `suite:NAME`.
+
+    Raises:
+        WrongValue: there is no suite of that name.
+    """
+    name = source.removeprefix(SUITE)
+    if name not in SUITES:
+        raise WrongValue(f"there is no suite {name!r}", suggest(name, SUITES, "suites"))
+    return [SuiteSource(name, HubSource(p.repo, revision, p.split, p.subset, None, p.file), p.read) for p in SUITES[name]]
