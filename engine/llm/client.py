@@ -19,6 +19,10 @@ from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.llm.served.taught import ASK_ANEW
 
 COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
+SILENT_S = 5.0
+"""How much longer than that an engine may say nothing before the others have what it was asked: its machine may be frozen."""
+LATE_S = 20.0
+"""How long the engines that are there wait for one more at the start; it comes to them whenever there is room for it."""
 
 
 class LinkLost(Exception):
@@ -96,8 +100,8 @@ class _Replica:
 class EngineClient:
     """Coroutines ask, the client batches: one per model and worker, used from one event loop.
 
-    What a replica had that is lost goes to the others at once; one that is lost for good gets no more requests. Only where none
-    is left are requests answered with the error.
+    What a replica had that is lost goes to the others at once, and so does what one has that is silent; whichever answers first
+    is heard. One that is lost for good gets no more requests. Only where none is left are requests answered with the error.
 
     `calls`, `prompt_tokens` and `completion_tokens` count what was answered.
     """
@@ -113,17 +117,19 @@ class EngineClient:
         self._sending: set[asyncio.Task[None]] = set()
         self._busy = [asyncio.Event() for _ in links]
         self._dead: EngineError | None = None
-        self._given_up: list[str] = []
+        self._told: list[str] = []
+        self.silent_s = SILENT_S
+        self._lent: dict[int, _Asked] = {}
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
     async def __aenter__(self) -> EngineClient:
-        for replica in self._replicas:
-            await self._open(replica)
+        late = await self._opened()
         if self._dead is not None:
             raise self._dead
         self._tasks = [
             asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
         ]
+        self._tasks += late
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -138,9 +144,9 @@ class EngineClient:
         told = (replica.link.waiting for replica in asked)
         return " and ".join(dict.fromkeys(filter(None, told)))
 
-    def given_up(self) -> list[str]:
-        """Return why replicas were lost for good since this was last asked, where others go on."""
-        told, self._given_up = self._given_up, []
+    def told(self) -> list[str]:
+        """Return what became of replicas since this was last asked, where others go on."""
+        told, self._told = self._told, []
         return told
 
     async def ask(self, request: Request) -> Answer:
@@ -177,8 +183,12 @@ class EngineClient:
             batch: list[tuple[int, Request]] = []
             while self._pending and len(batch) < share:
                 priority, asked = heapq.heappop(self._pending)
+                if asked.answer.done():
+                    continue  # by the replica that was silent
                 replica.in_flight[priority[1]] = asked
                 batch.append((priority[1], asked.request))
+            if not batch:
+                return
             replica.room -= len(batch)
             self._busy[index].set()
             task = asyncio.create_task(self._send(replica, batch))
@@ -199,7 +209,7 @@ class EngineClient:
                 busy.clear()
                 await busy.wait()
             try:
-                answers = await replica.link.collect()
+                answers = await self._collected(replica)
             except LinkLost as loss:
                 await self._recover(replica, loss)
                 continue
@@ -211,6 +221,64 @@ class EngineClient:
             if self._pending:
                 self._schedule_pump()
 
+    async def _collected(self, replica: _Replica) -> list[tuple[int, Answer]]:
+        """Wait for answers of a replica; while it is silent the others have what it was asked, and it gets nothing more."""
+        collecting = asyncio.ensure_future(replica.link.collect())
+        try:
+            while not (await asyncio.wait({collecting}, timeout=COLLECT_S + self.silent_s))[0]:
+                if replica.up and any(other.up for other in self._replicas if other is not replica):
+                    self._lend(replica)
+            answers = collecting.result()
+        finally:
+            collecting.cancel()
+        if not replica.up and replica.lost is None:
+            self._up(replica)
+        return answers
+
+    def _lend(self, replica: _Replica) -> None:
+        """Have the others answer what a silent replica was asked; it may yet be the first to."""
+        self._told.append(
+            f"one of its engines says nothing, for {self.silent_s:g} s too long; the others have what it was asked"
+        )
+        self._lent.update(replica.in_flight)
+        replica.up = False
+        self._take_back(replica)
+
+    async def _opened(self) -> list[asyncio.Task[None]]:
+        """Wait until the replicas are there, or one is and the others are late; return what waits for those."""
+        opening = {asyncio.create_task(self._open(replica)) for replica in self._replicas}
+        there: list[int] = []
+        try:
+            while opening:
+                done, opening = await asyncio.wait(
+                    opening, timeout=LATE_S if there else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+                there = [replica.link.capacity for replica in self._replicas if replica.up]
+                if not done:
+                    self._told.append(f"{len(opening)} of its engines aren't there yet, the others begin without")
+                    break
+        except BaseException:
+            for task in opening:
+                task.cancel()
+            raise
+        self.capacity = sum(there) + len(opening) * max(there, default=0)
+        return [asyncio.create_task(self._join(task)) for task in opening]
+
+    async def _join(self, opening: asyncio.Task[None]) -> None:
+        """Take in a late replica."""
+        try:
+            await opening
+        except AskAnewError as error:
+            self._told.append(f"one of its engines doesn't come: {error}")
+        finally:
+            opening.cancel()
+
+    def _up(self, replica: _Replica) -> None:
+        replica.up, replica.room = True, 2 * replica.link.capacity
+        self._schedule_pump()
+
     async def _open(self, replica: _Replica) -> None:
         """Wait until a replica is there, and give up one that won't be."""
         try:
@@ -221,8 +289,7 @@ class EngineClient:
         except EngineError as error:  # any other goes to whoever opens the client, whom nothing keeps waiting
             self._give_up(replica, error)
             return
-        replica.up, replica.room = True, 2 * replica.link.capacity
-        self.capacity += replica.link.capacity
+        self._up(replica)
 
     async def _recover(self, replica: _Replica, loss: LinkLost) -> None:
         replica.up = False
@@ -232,8 +299,7 @@ class EngineClient:
         except Exception as error:
             self._give_up(replica, _as_engine_error(error))
             return
-        replica.up, replica.room = True, 2 * replica.link.capacity
-        self._schedule_pump()
+        self._up(replica)
 
     def _take_back(self, replica: _Replica, loss: LinkLost | None = None) -> None:
         """Have what a replica had asked anew; not what was lost too often."""
@@ -255,7 +321,7 @@ class EngineClient:
         replica.up, replica.lost = False, error
         self._take_back(replica)
         if any(other.lost is None for other in self._replicas):
-            self._given_up.append(str(error))
+            self._told.append(f"one of its engines is lost, the others go on: {error}")
             return
         self._dead = error
         for _, asked in self._pending:
@@ -264,11 +330,12 @@ class EngineClient:
         self._pending.clear()
 
     def _finish(self, replica: _Replica, number: int, answer: Answer) -> None:
-        asked = replica.in_flight.pop(number, None)
-        if asked is None:
+        asked, lent = replica.in_flight.pop(number, None), self._lent.pop(number, None)
+        if asked is None and lent is None:
             return  # an answer that came twice, after the engine was lost and the request asked again
-        replica.room += 1
-        if not asked.answer.done():
+        replica.room += asked is not None
+        asked = asked or lent
+        if asked is not None and not asked.answer.done():
             asked.answer.set_result(answer)
 
 

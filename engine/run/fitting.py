@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine import registry
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.operator import MetricsOperator, ModelOperator
-from caiflow.engine.run.on_ray.cluster import engine_key
+from caiflow.engine.run.on_ray.placing import engine_key
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -35,13 +35,13 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
             own, operator = training_gpus(step, cluster), resolver.spec.operators[step.name]
             cluster.refuse_too_large(step.name, own)
             asked = operator.asks() if isinstance(operator, ModelOperator) else ()
-            cluster.refuse_too_many(step.name, engines(resolver, asked), own)
+            _refuse_too_many(cluster, step.name, engines(resolver, asked), own)
             continue
         for name in _asked(step):
             for source in engines(resolver, [name]):
                 cluster.refuse_too_large_model(source, name)
         if issubclass(kind, MetricsOperator):
-            cluster.refuse_too_many(step.name, engines(resolver, _asked(step)))
+            _refuse_too_many(cluster, step.name, engines(resolver, _asked(step)))
 
 
 def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
@@ -62,13 +62,16 @@ def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
 def training_gpus(step: Step, cluster: Cluster) -> float:
     """Return the GPUs of a training, all on one node."""
     wanted = step.params.resources
-    return float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, cluster.gpus)) * wanted.workers
+    return (
+        float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, max(node.gpus for node in cluster.nodes)))
+        * wanted.workers
+    )
 
 
 def beginning(resolver: Resolver, cluster: Cluster, chain: Sequence[Step]) -> list[Step]:
     """Return as much of a chain, from its start, as has engines that fit side by side; the rest begins behind it."""
     count = len(chain)
-    while count > 1 and not cluster.fits(engines(resolver, (name for step in chain[:count] for name in _asked(step)))):
+    while count > 1 and not _fits(cluster, engines(resolver, (name for step in chain[:count] for name in _asked(step)))):
         count -= 1
     return list(chain[:count])
 
@@ -90,3 +93,18 @@ def engines(resolver: Resolver, models: Iterable[str]) -> list[ModelSource]:
 
 def _asked(step: Step) -> list[str]:
     return [reference.name for reference in step.references() if reference.kind == "model"]
+
+
+def _refuse_too_many(cluster: Cluster, what: str, sources: Sequence[ModelSource], beside: float = 0.0) -> None:
+    """Raise where the engines of models that `what` asks side by side, itself on `beside` GPUs, can never all be here."""
+    wanted = sum(map(cluster.all_gpus, sources))
+    if wanted and wanted + beside > cluster.gpus:
+        own = f" beside {beside:g} of its own" if beside else ""
+        told = f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs{own}"
+        hint = "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step"
+        raise ClusterError(f"{told}; there are {cluster.gpus:g}", hint)
+
+
+def _fits(cluster: Cluster, sources: Sequence[ModelSource]) -> bool:
+    """Return whether the engines of all these models have room side by side where nothing else runs."""
+    return sum(map(cluster.all_gpus, sources)) <= cluster.gpus

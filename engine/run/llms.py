@@ -141,7 +141,7 @@ async def _watch_engines(step: str, clients: Mapping[str, EngineClient], report:
     """Report lost engines, and whom the others wait for, until cancelled."""
     told = ""
     while True:
-        tell_given_up(clients, report)
+        tell_lost(clients, report)
         waiting = " and ".join(filter(None, (client.waiting for client in clients.values())))
         if waiting != told:
             told = waiting
@@ -152,17 +152,17 @@ async def _watch_engines(step: str, clients: Mapping[str, EngineClient], report:
 async def watch_calls(step: str, llms: LedgeredLLMs, clients: Mapping[str, EngineClient], report: Report) -> None:
     """Report progress and lost engines until cancelled."""
     while True:
-        tell_given_up(clients, report)
+        tell_lost(clients, report)
         if fields := llms.progress():
             report({"step": step, **fields})
         await asyncio.sleep(0.25)
 
 
-def tell_given_up(clients: Mapping[str, EngineClient], report: Report) -> None:
-    """Report which engines were lost for good since this was last asked."""
+def tell_lost(clients: Mapping[str, EngineClient], report: Report) -> None:
+    """Report which engines were lost, or fell silent, since this was last asked."""
     for name, client in clients.items():
-        for why in client.given_up():
-            report({"event": "log", "text": f"{name}: one of its engines is lost, the others go on: {why}"})
+        for said in client.told():
+            report({"event": "log", "text": f"{name}: {said}"})
 
 
 async def stop(task: asyncio.Task[None]) -> None:

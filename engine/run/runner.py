@@ -209,7 +209,7 @@ class _Execution:
 
     def _wait(self) -> None:
         cluster = self._cluster
-        if cluster is None or not cluster.busy():
+        if cluster is None:
             self._interrupted.wait(POLL_S)  # another run holds what this one waits for
             return
         for finished in cluster.wait(POLL_S):
@@ -368,7 +368,7 @@ class _Execution:
         return links
 
     def _engine_keys(self, sources: Mapping[str, ModelSource | None]) -> list[str]:
-        from caiflow.engine.run.on_ray.cluster import engine_key
+        from caiflow.engine.run.on_ray.placing import engine_key
 
         return list({engine_key(source) for source in sources.values() if source is not None})
 

@@ -27,7 +27,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
-from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_given_up, watch_calls
+from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_lost, watch_calls
 from caiflow.engine.store.disk import finite
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str,
 async def _watch(flow: Flow, clients: Mapping[str, EngineClient], report: Report) -> None:
     shown: dict[str, Sample] = {}
     while True:
-        tell_given_up(clients, report)
+        tell_lost(clients, report)
         for name, fields in flow.progress().items():
             latest = flow.tallies[name].sample
             report({"step": name, **fields})

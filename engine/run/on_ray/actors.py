@@ -35,8 +35,8 @@ LOADING_HANGS_S = 180.0
 """The same while it loads: importing a library may keep all threads from running for long."""
 STRETCH = 4.0
 """How many times as long an engine may take that was begun again because it seemed to hang: it may only have been slow."""
-REVIVE_S = 600.0
-"""Longest wait for a lost engine to be loaded again."""
+REVIVE_S = 3600.0
+"""Longest wait for a lost engine to be loaded again: a node for it may have to come first."""
 
 
 class Worker:
@@ -69,6 +69,10 @@ class Worker:
 
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # operators say with it what is wrong
             raise StepError(f"{name}{error}\n{traceback.format_exc()}") from None
+
+    def node(self) -> str:
+        """Return the id of the node that this process is on."""
+        return _node()
 
     def place(self) -> str:
         """Return the node that this process is on, by its name and address."""
@@ -133,6 +137,10 @@ class EngineActor:
         if not found and (hangs_s := host.hangs_for_s(patience_s, times)):
             raise EngineError(f"it has been at one step for {hangs_s:.0f} s", kind="engine_hangs")
         return found, host.waiting
+
+    def node(self) -> str:
+        """Return the id of the node that this process is on."""
+        return _node()
 
     def process(self) -> tuple[str, int]:
         """Return its machine and the number of its process there, in no time whatever it does."""
@@ -254,6 +262,12 @@ class RayLink:
         with contextlib.suppress(OSError):  # it has ended
             if "EngineActor" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _machine() -> str:

@@ -6,7 +6,6 @@ Owns processes and GPUs; what runs in them is in actors.py. Nothing else knows R
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import subprocess
@@ -17,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import ClusterError, StepError
-from caiflow.engine.identity import digest
+from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
 from caiflow.engine.run.llms import Report
-from caiflow.engine.run.on_ray.actors import EngineActor, RayLink, Worker
+from caiflow.engine.run.on_ray.actors import RayLink
 from caiflow.engine.run.on_ray.deaths import death, raised
-from caiflow.engine.run.on_ray.entering import QUIET, WORKER_ENV, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.nodes import (
+    PATIENCE_S,
     Node,
     Unplaced,
     alive,
@@ -34,12 +33,13 @@ from caiflow.engine.run.on_ray.nodes import (
     refuse_unseen,
     still_unplaced,
 )
+from caiflow.engine.run.on_ray.placing import answered, engine_gpus, engine_key, new_engine, new_worker, replicas
 from caiflow.engine.run.on_ray.reaper import watch
+from caiflow.engine.run.on_ray.watching import NodeWatch
 from caiflow.engine.run.units import StepResult, Unit, staged_anew
 
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
-ENGINE_RESTARTS = 5
 
 
 @dataclass(slots=True)
@@ -60,8 +60,9 @@ class _Running:
     gpus: float
     cpus: float | None
     engines: list[str]
+    where: Any
+    """The answer to which node it is on."""
     tries: int = 1
-    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ class Cluster:
         self._idle: dict[str, list[Any]] = {}
         self._gpus_used = 0.0
         self._unplaced: list[Unplaced] = []
+        self._nodes: NodeWatch | None = None
+        self._short, self._idle_since = 0.0, 0.0
         self._spare: Any = None
         self._expected = 0
         self._spare_modules: Sequence[str] = ()
@@ -111,20 +114,17 @@ class Cluster:
         else:
             refuse_silence(self._address)
 
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
         if self._address is None:
             self._temp = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
             self._reaper = watch(self._temp)
-            options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(self._temp)}
-            options |= {"object_store_memory": 200 * 2**20}
-        else:
-            options["address"] = self._address
-        enter(self._address, options, self.on_event)
+        enter(self._address, self._temp, self.on_event)
         self.nodes = alive()
         self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
         self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
         if self._address is None:
             self.cpus = self._node_cpus = min(self.cpus, float(cores()))
+        else:
+            self._nodes = NodeWatch(self.nodes)
         self.started = True
 
     def refuse_unfit(self, home: Path, operators: Mapping[str, str]) -> None:
@@ -145,20 +145,11 @@ class Cluster:
 
     def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
         """Raise where the engines of a model can never run here."""
-        self.refuse_too_large(label, self._engine_gpus(source), _replicas(source))
+        self.refuse_too_large(label, engine_gpus(source, self.nodes), replicas(source))
 
-    def refuse_too_many(self, what: str, sources: Sequence[ModelSource], beside: float = 0.0) -> None:
-        """Raise where the engines of models that `what` asks side by side, itself on `beside` GPUs, can never all be here."""
-        wanted = sum(map(self._all_gpus, sources))
-        if wanted and wanted + beside > self.gpus:
-            own = f" beside {beside:g} of its own" if beside else ""
-            told = f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs{own}"
-            hint = "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step"
-            raise ClusterError(f"{told}; there are {self.gpus:g}", hint)
-
-    def fits(self, sources: Sequence[ModelSource]) -> bool:
-        """Return whether the engines of all these models have room side by side where nothing else runs."""
-        return sum(map(self._all_gpus, sources)) <= self.gpus
+    def all_gpus(self, source: ModelSource) -> float:
+        """Return the GPUs of all engines of a model."""
+        return engine_gpus(source, self.nodes) * replicas(source)
 
     def engine(self, source: ModelSource, label: str, client: str, beside: Sequence[str] = ()) -> list[RayLink] | None:
         """Return links to the engine of a model, started if need be; None while no GPU is free for it.
@@ -167,15 +158,15 @@ class Cluster:
         """
         name = engine_key(source)
         if name not in self._engines:
-            gpus = self._engine_gpus(source)
+            gpus = engine_gpus(source, self.nodes)
             self.refuse_too_large_model(source, label)
-            if not self._reserve(self._all_gpus(source), beside):
+            if not self._reserve(self.all_gpus(source), beside):
                 return None
             self.on_event({"event": "engine_starting", "model": label})
-            actors = [self._engine_actor(source, gpus) for _ in range(_replicas(source))]
+            actors = [self._engine_actor(source, gpus) for _ in range(replicas(source))]
             self._watch(label, actors, gpus)
             self._engines[name] = _Engine(
-                actors, self._all_gpus(source), [actor.ready.remote(source) for actor in actors], label
+                actors, self.all_gpus(source), [actor.ready.remote(source) for actor in actors], label
             )
         return [RayLink(actor, source, client) for actor in self._engines[name].actors]
 
@@ -191,7 +182,7 @@ class Cluster:
 
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
-        actor = self._worker(0.0, self._threads(None))
+        actor = new_worker(0.0, self._threads(None))
         actor.warm.remote(list(modules))
         self._idle.setdefault(_HOME[pool], []).append(actor)
 
@@ -205,7 +196,9 @@ class Cluster:
         for name in engines:
             self._engines[name].users += 1
         self._watch("a training" if pool == "train" else "a step", [actor], gpus)
-        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines)))
+        where = actor.node.remote()
+        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines), where))
+        self._short = self._idle_since = 0.0
         return True
 
     def busy(self) -> bool:
@@ -218,6 +211,8 @@ class Cluster:
 
         if not self._running:
             time.sleep(timeout_s)
+            self._poll()
+            self._tell_short()
             return
         done, _ = ray.wait([running.reference for running in self._running], num_returns=1, timeout=timeout_s)
         self._poll()
@@ -232,6 +227,8 @@ class Cluster:
             return
         import ray
 
+        if self._nodes:
+            self._nodes.close()
         for name in list(self._engines):
             self._close_engine(name)
         for actor in [running.actor for running in self._running] + [actor for idle in self._idle.values() for actor in idle]:
@@ -254,6 +251,7 @@ class Cluster:
             with contextlib.suppress(Exception):  # a dead worker shows in its own reference
                 for event in ray.get(poll):
                     self.on_event(event)
+        self._look([running for running, poll in zip(self._running, polls, strict=True) if poll not in done])
         self._unplaced, waiting = still_unplaced(self._unplaced)
         for said in waiting:
             self.on_event({"event": "log", "text": said})
@@ -263,6 +261,27 @@ class Cluster:
                 with contextlib.suppress(Exception):  # a failed load shows in the step that waits for it
                     _, kind, seconds = ray.get(reference)
                     self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
+
+    def _look(self, silent: Sequence[_Running]) -> None:
+        """Tell what has become of nodes; end what is `silent` on those that are gone, so that it is begun again."""
+        import ray
+
+        if self._nodes is None:
+            return
+        for said in self._nodes.look():
+            self.nodes += [node for node in self._nodes.up if node not in self.nodes]
+            self.cpus, self.gpus = (sum(getattr(node, what) for node in self._nodes.up) for what in ("cpus", "gpus"))
+            self.on_event({"event": "log", "text": f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said})
+        for running in silent:
+            if self._nodes.gone(answered(running.where)):
+                ray.kill(running.actor)
+
+    def _tell_short(self) -> None:
+        """Say, once, where all of the run waits for GPUs that the cluster doesn't have."""
+        self._idle_since = self._idle_since or time.monotonic()
+        if self._short and time.monotonic() - self._idle_since > PATIENCE_S:
+            self._idle_since, told = float("inf"), f"what is next wants {self._short:g} GPUs, the cluster has {self.gpus:g}"
+            self.on_event({"event": "log", "text": f"the run waits: {told}"})
 
     def _watch(self, what: str, actors: Sequence[Any], gpus: float) -> None:
         """Have it reported where processes have long been waiting for GPUs."""
@@ -281,15 +300,10 @@ class Cluster:
         except ray_errors.RayError as failure:
             why = death(failure)
             if why.again and running.tries < WORKER_TRIES:
-                running.tries += 1
-                running.actor = self._take_worker(running.pool, running.gpus, running.cpus)
-                running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
-                self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why.why}"})
+                self._begin_again(running, why.why)
                 return None
-            results, error = (
-                {},
-                StepError(f"its process died{f' {running.tries} times' if why.again else ''}: {why.why}", why.hint),
-            )
+            often = f" {running.tries} times" if why.again else ""
+            results, error = {}, StepError(f"its process died{often}: {why.why}", why.hint)
         try:
             refuse_unseen(results, lambda: str(ray.get(running.actor.place.remote())))
         except StepError as unseen:
@@ -300,6 +314,18 @@ class Cluster:
                 self._engines[name].users -= 1
         self._release(running)
         return Finished(running.unit, results, error)
+
+    def _begin_again(self, running: _Running, why: str) -> None:
+        """Begin a unit whose process is lost in another one, on another node where one has the room."""
+        lost = answered(running.where)
+        others = [node for node in (self._nodes.up if self._nodes else ()) if node.id != lost and node.gpus >= running.gpus]
+        running.tries += 1
+        threads = self._threads(running.cpus) if running.pool == "train" else 1
+        running.actor = new_worker(running.gpus, threads, avoided=lost if others else "")
+        running.where = running.actor.node.remote()
+        running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
+        self._watch("what is begun again", [running.actor], running.gpus)
+        self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why}"})
 
     def _release(self, running: _Running) -> None:
         import ray
@@ -324,23 +350,7 @@ class Cluster:
         idle = self._idle.get(_HOME[pool], [])
         while idle and not gpus and cpus is None:
             return idle.pop()
-        return self._worker(gpus, self._threads(cpus) if pool == "train" else 1)
-
-    def _worker(self, gpus: float, threads: int) -> Any:
-        import ray
-
-        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}
-        return ray.remote(Worker).options(num_cpus=0, num_gpus=gpus, max_concurrency=4, runtime_env=environment).remote()
-
-    def _engine_gpus(self, source: ModelSource) -> float:
-        if source.served or not self.gpus:
-            return 0.0
-        asked = source.options.get("num_gpus")
-        arguments = source.options.get("engine_args") or {}
-        return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
-
-    def _all_gpus(self, source: ModelSource) -> float:
-        return self._engine_gpus(source) * _replicas(source)
+        return new_worker(gpus, self._threads(cpus) if pool == "train" else 1)
 
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
         spare = self._spare
@@ -349,20 +359,13 @@ class Cluster:
             self._prepare_spare()
             return spare
         most = max(1.0, self._node_cpus - 1) if self.alone else None
-        return self._new_engine(gpus, self._threads(source.options.get("num_cpus") or most))
+        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most))
 
     def _prepare_spare(self) -> None:
         if self._spare is None and self._expected > 0 and not self.gpus:
             self._expected -= 1
-            self._spare = self._new_engine(0.0, self._threads(None))
+            self._spare = new_engine(0.0, self._threads(None))
             self._spare.warm.remote(list(self._spare_modules))
-
-    def _new_engine(self, gpus: float, threads: int) -> Any:
-        import ray
-
-        environment = {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}
-        options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
-        return ray.remote(EngineActor).options(runtime_env=environment, **options).remote()
 
     def _reserve(self, gpus: float, beside: Sequence[str] = ()) -> bool:
         """Take GPUs, closing idle engines where they are short, but for those that are needed beside it."""
@@ -372,6 +375,7 @@ class Cluster:
                 break
             self._close_engine(name)
         if self.gpus - self._gpus_used < gpus:
+            self._short = gpus
             return False
         self._gpus_used += gpus
         return True
@@ -384,15 +388,6 @@ class Cluster:
         for actor in engine.actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor, no_restart=True)
-
-
-def engine_key(source: ModelSource) -> str:
-    """Return what makes two model entries share an engine: the model's identity and the engine's settings."""
-    return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
-
-
-def _replicas(source: ModelSource) -> int:
-    return int(source.options.get("replicas") or 1)
 
 
 _HOME = {"table": "rows", "flow": "rows", "train": "train"}

@@ -6,13 +6,15 @@ Owns the environment that Ray and its processes read, and the start, which is tr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import ClusterError
@@ -71,14 +73,21 @@ def own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def enter(address: str | None, options: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
-    """Start or reach Ray; a local start that went wrong is tried again, since two at once may take each other's ports.
+def enter(address: str | None, temp: Path | None, report: Callable[[dict[str, Any]], None]) -> None:
+    """Reach Ray at an address, or start one here with its files in `temp`.
+
+    A local start that went wrong is tried again, since two at once may take each other's ports.
 
     Raises:
         ClusterError: it can't be started or reached.
     """
     import ray
 
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(temp), "object_store_memory": 200 * 2**20}
+    else:
+        options["address"] = address
     for left in reversed(range(START_TRIES if address is None else 1)):
         try:
             with own_signals():

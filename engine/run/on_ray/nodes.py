@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
-from caiflow.engine.run.units import StepResult
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
 from caiflow.engine.version import VERSION
+
+if TYPE_CHECKING:
+    from caiflow.engine.run.units import StepResult
 
 ANSWER_S = 30.0
 """Longest wait for the nodes to answer; a process for the question has to start on each."""
@@ -39,21 +41,28 @@ Code = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is up: its id in Ray, its address, and its CPU cores and GPUs."""
+    """A node that is up: its id in Ray, its address, its CPU cores and GPUs, and the port of its raylet."""
 
     id: str
     address: str
     cpus: float
     gpus: float
+    port: int = 0
+
+    @property
+    def told(self) -> str:
+        """What it is called to people."""
+        return f"{self.address} ({self.cpus:g} CPU cores, {self.gpus:g} GPUs)"
 
 
 def alive() -> list[Node]:
     """Return the nodes that are up."""
     import ray
 
-    up = [node for node in ray.nodes() if node["Alive"]]
+    up = [(node, node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return [
-        Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in up
+        Node(n["NodeID"], n["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0), n["NodeManagerPort"])
+        for n, has in up
     ]
 
 

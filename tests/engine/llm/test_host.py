@@ -240,12 +240,12 @@ def test_a_replica_that_can_not_start_is_told_and_the_other_answers() -> None:
     async def answers(host: EngineHost) -> tuple[list[Answer], list[str], list[str]]:
         async with EngineClient([AbsentLink(host, "absent"), LocalLink(host, "living")]) as client:
             found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(50)))
-            return found, client.given_up(), client.given_up()
+            return found, client.told(), client.told()
 
     with hosted(ScriptedEngine()) as host:
         found, told, again = asyncio.run(answers(host))
     assert all(isinstance(answer, Completion) for answer in found)
-    assert (told, again) == (["engine: no memory for it"], [])
+    assert (told, again) == (["one of its engines is lost, the others go on: engine: no memory for it"], [])
 
 
 def test_where_no_replica_can_start_the_first_to_ask_hears_why() -> None:
@@ -272,6 +272,50 @@ def test_what_a_replica_had_goes_to_the_other_while_it_is_begun_again(takes: int
         found, told, later = asyncio.run(asyncio.wait_for(answers(host, other), 60))
     assert all(isinstance(answer, Completion) for answer in (*found, *later))
     assert told == "its engine, which is begun again"
+
+
+class SilentLink(LocalLink):
+    """A link to an engine whose machine is frozen until the test says otherwise: `late` as it begins, or once it was asked."""
+
+    def __init__(self, host: EngineHost, *, late: bool) -> None:
+        super().__init__(host, "silent")
+        self._late = late
+        self.thawed = asyncio.Event()
+
+    async def open(self) -> None:
+        """Begin a session."""
+        if self._late:
+            await self.thawed.wait()
+        await super().open()
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Say nothing while it is frozen."""
+        await self.thawed.wait()
+        return await super().collect()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_a_silent_replica_was_asked_is_answered_by_the_other(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    for name in ("COLLECT_S", "SILENT_S", "LATE_S"):
+        monkeypatch.setattr(f"caiflow.engine.llm.client.{name}", 0.1)
+
+    async def answers(host: EngineHost, other: EngineHost) -> tuple[list[Answer], list[str], list[Answer], bool]:
+        silent = SilentLink(host, late=late)
+        async with EngineClient([silent, LocalLink(other, "living")]) as client:
+            found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(200)))
+            told = client.told()
+            silent.thawed.set()
+            while not all(replica.up for replica in client._replicas):
+                await asyncio.sleep(0.01)
+            client._replicas[1].room = 0
+            return found, told, await asyncio.gather(*(client.ask(Request(f"later {n}")) for n in range(8))), not client._lent
+
+    with hosted(ScriptedEngine()) as host, hosted(ScriptedEngine()) as other:
+        found, told, later, none_kept = asyncio.run(asyncio.wait_for(answers(host, other), 60))
+    assert all(isinstance(answer, Completion) for answer in (*found, *later))
+    assert len(told) == 1
+    assert ("aren't there yet" if late else "says nothing") in told[0]
+    assert none_kept
 
 
 class TaughtLink(SlowLink):

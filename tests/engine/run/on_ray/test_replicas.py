@@ -33,7 +33,7 @@ def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: M
                 await asyncio.sleep(0.01)
             assert sum(task.done() for task in tasks) < REQUESTS
             ray.kill(links[0]._actor, no_restart=True)
-            return await asyncio.gather(*tasks), client.given_up()
+            return await asyncio.gather(*tasks), client.told()
 
     answers, told = asyncio.run(asyncio.wait_for(asked(), 500))
     failed = [answer for answer in answers if not isinstance(answer, Completion)]

@@ -1,0 +1,68 @@
+"""How processes are put on nodes: what each may use there, and the node that one avoids since it was lost on it.
+
+Owns the options that Ray is given. Counts nothing: what is free is the cluster's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.run.on_ray.actors import EngineActor, Worker
+from caiflow.engine.run.on_ray.entering import WORKER_ENV
+from caiflow.engine.run.on_ray.nodes import Node
+
+ENGINE_RESTARTS = 5
+
+
+def new_worker(gpus: float, threads: int, avoided: str = "") -> Any:
+    """Return the process of a worker, on any node but that with the id `avoided`."""
+    import ray
+
+    elsewhere = {"label_selector": {"ray.io/node-id": f"!{avoided}"}} if avoided else {}
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4, "runtime_env": _environment(threads), **elsewhere}
+    return ray.remote(Worker).options(**options).remote()
+
+
+def new_engine(gpus: float, threads: int) -> Any:
+    """Return the process of an engine, which Ray begins again where it dies; those of one model are spread over the nodes."""
+    import ray
+
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
+    environment = _environment(threads)
+    return ray.remote(EngineActor).options(scheduling_strategy="SPREAD", runtime_env=environment, **options).remote()
+
+
+def engine_key(source: ModelSource) -> str:
+    """Return what makes two model entries share an engine: the model's identity and the engine's settings."""
+    return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
+
+
+def answered(reference: Any) -> str:
+    """Return what a process has answered already, or nothing."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        return str(ray.get(reference, timeout=0))
+    return ""
+
+
+def engine_gpus(source: ModelSource, nodes: Sequence[Node]) -> float:
+    """Return the GPUs of one engine of a model on these nodes."""
+    if source.served or not any(node.gpus for node in nodes):
+        return 0.0
+    asked = source.options.get("num_gpus")
+    arguments = source.options.get("engine_args") or {}
+    return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
+
+
+def replicas(source: ModelSource) -> int:
+    """Return how many engines serve a model."""
+    return int(source.options.get("replicas") or 1)
+
+
+def _environment(threads: int) -> dict[str, Any]:
+    return {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}}
