@@ -71,6 +71,10 @@ class Critique(RowOperator[CritiqueParams]):
         }
         return {**own, **accepting.writes(self.params)}
 
+    def answers(self, made: Row) -> list[str]:
+        """Return the critique: the other texts are drawn, not asked for."""
+        return [made["critique"] or ""]
+
     def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield system turns that the chat template refuses."""
         if self.params.format == "chat":

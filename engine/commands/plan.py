@@ -7,7 +7,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.commands.parser import allowed_by, open_store, print_json, read_spec, spec_arguments
+from caiflow.engine import machine
+from caiflow.engine.commands.parser import allowed_by, open_store, positive, print_json, read_spec, spec_arguments
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
@@ -18,6 +19,7 @@ EXAMPLES = """\
   caiflow plan cai.yaml --set constitution=mine.yaml
   caiflow plan cai.yaml --until clean
   caiflow plan cai.yaml --profile full --gpus 8x80GB
+  caiflow plan cai.yaml --forecast             # and what its calls will take: tokens, time, cost
   caiflow plan cai.yaml --address HEAD:6379    # and whether that Ray cluster can hold it
   caiflow plan cai.yaml --json | jq '.steps[] | select(.state != "cached")'
 """
@@ -29,6 +31,10 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STEP", help="plan up to this step and no further")
     parser.add_argument("--gpus", metavar="8x80GB", help="hold trainings against these GPUs instead of this machine's memory")
     parser.add_argument("--address", metavar="RAY", help="hold the steps to run against this Ray cluster, too; none is begun")
+    parser.add_argument("--forecast", action="store_true", help="say what the calls will take: tokens, time, cost")
+    parser.add_argument(
+        "--tokens-per-second", metavar="N", type=positive, help="of answers, over all calls at once, for the forecast's time"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -41,6 +47,12 @@ def execute(args: Namespace) -> int:
     devices = parse_devices(args.gpus) if args.gpus else None
     spec, store, allowed = read_spec(args), open_store(), allowed_by(args)
     plan = make_plan(spec, store, until=args.until, devices=devices, allowed=allowed).to_json()
+    if args.forecast:
+        from caiflow.engine.plan.forecast import foresee
+
+        gpus = bool(devices.gpu if devices else machine.gpus())
+        rate = args.tokens_per_second
+        plan |= foresee(spec, store, until=args.until, tokens_per_second=rate, gpus=gpus, allowed=allowed).to_json()
     _show(plan, spec, as_json=args.json)
     if args.address:
         wanted = [spec.steps[step["name"]] for step in plan["steps"] if step["state"] != "cached"]
@@ -69,7 +81,7 @@ def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
     if as_json:
         print_json("plan", plan)
         return
-    from caiflow.engine.commands.tables import memory_notes, memory_table, plan_notes, plan_table
+    from caiflow.engine.commands import tables
     from caiflow.engine.display.console import Console
     from caiflow.engine.display.report import UNBROKEN
     from caiflow.engine.spec.graph import edges
@@ -77,8 +89,10 @@ def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
     edges_of = edges(spec)
     order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
-    console.print(plan_table(plan, order, console.width))
+    console.print(tables.plan_table(plan, order, console.width))
+    if "forecast" in plan:
+        console.print(tables.forecast_table(plan["forecast"]))
     if plan["memory"]:
-        console.print(memory_table(plan["memory"]))
-    for note in (*plan_notes(plan), *memory_notes(plan["memory"])):
+        console.print(tables.memory_table(plan["memory"]))
+    for note in (*tables.plan_notes(plan), *tables.forecast_notes(plan), *tables.memory_notes(plan["memory"])):
         console.print(note)

@@ -112,6 +112,29 @@ def memory_notes(memory: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
             yield Text(f"  what would: {would}", style="yellow")
 
 
+def forecast_table(forecast: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what the calls of each step will take, in tokens, and their time and cost where those are known."""
+    timed, priced = (any(step[name] is not None for step in forecast) for name in ("seconds", "cost"))
+    counted = ("n:calls", "n:prompt tokens", "n:of them new", "n:answered")
+    table = plain_table("1:step", "model", *counted, *["n:time"] * timed, *["n:cost"] * priced)
+    for step in forecast:
+        sign = "≤ " if step["at_most"] else ""
+        counts = [sign + number(step[name]) for name in ("calls", "prompt", "computed", "completion")]
+        time_and_cost = [sign + duration(step["seconds"]) if step["seconds"] is not None else ""] * timed
+        time_and_cost += [sign + f"{step['cost']:.2f}" if step["cost"] is not None else ""] * priced
+        table.add_row(Text(step["step"]), Text(step["model"]), *counts, *time_and_cost)
+    return table
+
+
+def forecast_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield what a forecast rests on, and what it leaves out."""
+    if any(step["at_most"] for step in plan.get("forecast", ())):
+        told = "no answer of these steps is known yet; `caiflow run SPEC --sample 20` tells how long they get"
+        yield Text(f"≤: {told}", style="dim")
+    for step, why in plan.get("not_foreseen", {}).items():
+        yield Text(f"no forecast of {step}: {clean(why)}", style="dim")
+
+
 def uncut(table: Table) -> Table:
     """Have a table break what is too wide for its cells, instead of cutting it off; return the table."""
     for column in table.columns:

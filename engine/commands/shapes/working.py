@@ -78,6 +78,26 @@ class MemoryShape(Shape):
     """What it was held against: `number`, `size_bytes`, `gpu`."""
 
 
+class ForecastShape(Shape):
+    """What the calls of one step to one model will take, in tokens."""
+
+    step: str
+    model: str
+    calls: int
+    prompt: int
+    """Of the prompts."""
+    computed: int
+    """Those of them that are left where each prefix is computed once."""
+    completion: int
+    """Of the answers."""
+    at_most: bool
+    """Whether no answer was seen yet that tells how long they get."""
+    seconds: float | None
+    """Of the answers, at the speed given or last measured."""
+    cost: float | None
+    """By the model's `prices`."""
+
+
 class PlanOutput(Output):
     """`caiflow plan --json`: what a run would do."""
 
@@ -99,6 +119,10 @@ class PlanOutput(Output):
     """How served models are asked, where their servers taught it."""
     memory: list[MemoryShape]
     """Of each training; the parts beside those declared are `weights`, `gradients`, `optimizer`, `activations`, `beside`."""
+    forecast: list[ForecastShape] | None = None
+    """With `--forecast`: of each step and model."""
+    not_foreseen: dict[str, str] | None = None
+    """With `--forecast`: the steps of which nothing can be said, with why."""
 
 
 class CallShape(Shape):
