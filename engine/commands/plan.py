@@ -47,6 +47,7 @@ def execute(args: Namespace) -> int:
     devices = parse_devices(args.gpus) if args.gpus else None
     spec, store, allowed = read_spec(args), open_store(), allowed_by(args)
     plan = make_plan(spec, store, until=args.until, devices=devices, allowed=allowed).to_json()
+    plan |= {"forecast": [], "not_foreseen": {}}
     if args.forecast:
         from caiflow.engine.plan.forecast import foresee
 
@@ -90,7 +91,7 @@ def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
     edges_of = edges(spec)
     order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
     console.print(tables.plan_table(plan, order, console.width))
-    if "forecast" in plan:
+    if plan["forecast"]:
         console.print(tables.forecast_table(plan["forecast"]))
     if plan["memory"]:
         console.print(tables.memory_table(plan["memory"]))

@@ -128,10 +128,10 @@ def forecast_table(forecast: Sequence[Mapping[str, Any]]) -> Table:
 
 def forecast_notes(plan: Mapping[str, Any]) -> Iterator[Text]:
     """Yield what a forecast rests on, and what it leaves out."""
-    if any(step["at_most"] for step in plan.get("forecast", ())):
+    if any(step["at_most"] for step in plan["forecast"]):
         told = "no answer of these steps is known yet; `caiflow run SPEC --sample 20` tells how long they get"
         yield Text(f"≤: {told}", style="dim")
-    for step, why in plan.get("not_foreseen", {}).items():
+    for step, why in plan["not_foreseen"].items():
         yield Text(f"no forecast of {step}: {clean(why)}", style="dim")
 
 

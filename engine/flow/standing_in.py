@@ -17,7 +17,7 @@ from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Operator, RowOperator
 
 if TYPE_CHECKING:
-    from caiflow.engine.llm.prefixes import Prefixes
+    from caiflow.engine.flow.prefixes import Prefixes
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.store.ledger import Ledger
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import CaiflowError, UnreachableError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
+from caiflow.engine.flow.prefixes import Prefixes
 from caiflow.engine.flow.row_llm import Asker, NoLLM
 from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
-from caiflow.engine.llm.prefixes import Prefixes
 from caiflow.engine.operator import (
     Ask,
     Expected,

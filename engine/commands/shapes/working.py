@@ -119,9 +119,9 @@ class PlanOutput(Output):
     """How served models are asked, where their servers taught it."""
     memory: list[MemoryShape]
     """Of each training; the parts beside those declared are `weights`, `gradients`, `optimizer`, `activations`, `beside`."""
-    forecast: list[ForecastShape] | None = None
+    forecast: list[ForecastShape]
     """With `--forecast`: of each step and model."""
-    not_foreseen: dict[str, str] | None = None
+    not_foreseen: dict[str, str]
     """With `--forecast`: the steps of which nothing can be said, with why."""
 
 
