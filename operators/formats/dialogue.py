@@ -36,6 +36,7 @@ _NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
 """Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
 _HUMAN = re.compile(r"\n\n\s*Human:")
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
+_REPLY = "\n\nAssistant:"
 _PRINTED = re.compile(r"\s*\[\s*\{'")
 _UNJOINED = re.compile(r"\}\s*\n\s*\{'")
 """Between two items of a list as numpy prints it; in Python's texts a line end is written `\\n`."""
@@ -71,7 +72,7 @@ def shorten(value: object) -> str:
 
 def unix_lines(text: str) -> str:
     r"""Return `text` with each `\r\n` and lone `\r` as `\n`."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def parse_transcript(text: object) -> list[Message]:
@@ -106,12 +107,29 @@ def parse_transcripts(chosen: object, rejected: object) -> tuple[list[Message], 
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         return parse_transcript(chosen), parse_transcript(rejected)
     texts = unix_lines(chosen), unix_lines(rejected)
-    last = _last_shared(*texts) if any(text.rfind("\n\nHuman:") > text.rfind("\n\nAssistant:") for text in texts) else None
+    ends = [text.rfind(_REPLY) for text in texts]
+    asks_last = any(text.rfind("\n\nHuman:") > end for text, end in zip(texts, ends, strict=True))
+    if not asks_last and (read := _of_one_beginning(texts, ends)):
+        return read
+    last = _last_shared(*texts) if asks_last else None
     if last is None or any(_ASSISTANT.search(text, last.end()) for text in texts):
         return parse_transcript(chosen), parse_transcript(rejected)
     shared = parse_transcript(texts[0][: last.start()])
     better, worse = (Message(role="assistant", content=text[last.end() :].strip()) for text in texts)
     return [*shared, better], [*shared, worse]
+
+
+def _of_one_beginning(texts: Sequence[str], ends: Sequence[int]) -> tuple[list[Message], list[Message]] | None:
+    """Return the turns of two transcripts that part in their last replies, which begin at `ends`; None where they don't."""
+    beginning, *other = (text[: max(end, 0)] for text, end in zip(texts, ends, strict=True))
+    replies = [text[end + len(_REPLY) :] for text, end in zip(texts, ends, strict=True)]
+    if other != [beginning] or not _FIRST.match(beginning) or any(map(_NEXT.search, replies)):
+        return None
+    better = parse_transcript(beginning)
+    worse = better.copy()
+    _append(better, "assistant", replies[0].strip())
+    _append(worse, "assistant", replies[1].strip())
+    return better, worse
 
 
 def decode(value: Any) -> Any:

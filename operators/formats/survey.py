@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from caiflow.operators.formats.shapes import CANONICAL, Shape, arrow_type, fit, merge, shape_of
+from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,5 +33,12 @@ class Survey:
         """Return rows as an Arrow table with the surveyed columns; absent values are null."""
         import pyarrow as pa
 
-        columns = {name: ([fit(row.get(name), shape) for row in rows], shape) for name, shape in self.shapes.items()}
+        columns = {name: (_values(name, rows, shape), shape) for name, shape in self.shapes.items()}
         return pa.table({name: pa.array(values, arrow_type(shape)) for name, (values, shape) in columns.items()})
+
+
+def _values(name: str, rows: Sequence[Row], shape: Shape) -> list[Any]:
+    """Return a column's values as Arrow takes them; conversations that a format made are so already."""
+    if name in CANONICAL and shape == MESSAGES:
+        return [row.get(name) for row in rows]
+    return [fit(row.get(name), shape) for row in rows]

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiflow.operators.formats.dialogue import answer_text, cut, parse_messages, parse_prompt, parse_transcript
+from caiflow.operators.formats.dialogue import (
+    answer_text,
+    cut,
+    parse_messages,
+    parse_prompt,
+    parse_transcript,
+    parse_transcripts,
+)
 
 line = (
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
@@ -121,3 +128,19 @@ def test_answers_as_text_or_messages() -> None:
     assert answer_text(turns("a", "b")) == "b"
     with pytest.raises(ValueError, match="must be the assistant's, got role 'user'"):
         answer_text(turns("a"))
+
+
+PIECES = st.lists(
+    st.sampled_from(["\n\nHuman:", "\n\nAssistant:", "\n\n  Assistant:", "\n", " a", " b", "\r\n\r\nHuman:", "x\n\n"]),
+    max_size=6,
+)
+
+
+@given(PIECES, PIECES, PIECES)
+def test_a_beginning_that_two_transcripts_share_is_read_as_in_each(
+    shared: list[str], better: list[str], worse: list[str]
+) -> None:
+    texts = [f"\n\nHuman: hi{''.join([*shared, *end])}\n\nAssistant: {''.join(end)}." for end in (better, worse)]
+    if any("Human:" in text.replace("\r\n", "\n").rpartition("\n\nAssistant:")[2] for text in texts):
+        return  # somebody asks last: another rule
+    assert list(parse_transcripts(*texts)) == [parse_transcript(text) for text in texts]
