@@ -194,10 +194,10 @@ class Dpo(TrainingOperator[DpoParams]):
 
     def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
         """Return the loss on the chosen replies of some pairs."""
-        from caiflow.engine.training.saving import loss_on, reply_rows, some_rows
+        from caiflow.engine.training.saving import LossOn, reply_rows, some_rows
 
         pairs = some_rows(data, self.params, steps)
-        return loss_on(reply_rows(pairs, "chosen_ids"), pad_id, self.params.per_device_eval_batch_size)
+        return LossOn(reply_rows(pairs, "chosen_ids"), pad_id, self.params.per_device_eval_batch_size)
 
     @property
     def _held_reference(self) -> str:

@@ -65,6 +65,7 @@ class Reward(TrainingOperator[RewardParams]):
 
     name = "reward"
     params_type = RewardParams
+    task = "reward"
     watched = (health.falling_loss, health.preferences)
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -121,10 +122,15 @@ class Reward(TrainingOperator[RewardParams]):
     def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
         """Return the loss on some pairs."""
         from caiflow.engine.training.saving import some_rows
-        from caiflow.operators.training.scoring import pair_loss
+        from caiflow.operators.training.scoring import PairLoss
 
-        pairs = some_rows(data, self.params, steps)
-        return lambda model: pair_loss(model, pairs, pad_id, self.params.per_device_eval_batch_size)
+        return PairLoss(some_rows(data, self.params, steps).to_list(), pad_id, self.params.per_device_eval_batch_size)
+
+    def measuring(self, how: Mapping[str, Any]) -> Measure:
+        """Return the loss on the pairs that were recorded."""
+        from caiflow.operators.training.scoring import PairLoss
+
+        return PairLoss(**how)
 
     def _quality(self, job: Job, model: Any, data: Dataset, pad_id: int) -> float:
         """Put the model's quality on `data` into the metrics; return the score that becomes 0."""

@@ -238,12 +238,13 @@ class Rl(TrainingOperator[RlParams]):
         quiet_libraries()  # before the libraries are imported, which is when they speak
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.models import load_model, load_tokenizer
+        from caiflow.engine.training.models import load_model, load_tokenizer, refuse_two
         from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import prompts
         from caiflow.operators.training.ppo import remove_value_head
 
         params = self.params
+        refuse_two(job.models[params.model], params)
         source = self._start(job)
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
@@ -260,11 +261,11 @@ class Rl(TrainingOperator[RlParams]):
     def _measure(self, data: Dataset, steps: int, renderer: Renderer) -> Measure:
         """Return the loss on some prompts, since there are no right replies."""
         from caiflow.engine.llm.base import Request
-        from caiflow.engine.training.saving import loss_on, some_rows
+        from caiflow.engine.training.saving import LossOn, some_rows
 
         prompts = [renderer.ids(Request(tuple(row["prompt"]))) for row in some_rows(data, self.params, steps)]
         pad_id = renderer.tokenizer.pad_token_id
-        return loss_on([(ids, ids) for ids in prompts], pad_id, self.params.per_device_eval_batch_size)
+        return LossOn([(ids, ids) for ids in prompts], pad_id, self.params.per_device_eval_batch_size)
 
     def _start(self, job: Job) -> ModelSource:
         """Return the model to begin with as one whole folder: the libraries load the reference from there a second time."""

@@ -153,10 +153,10 @@ class Sft(TrainingOperator[SftParams]):
 
     def _measure(self, data: Dataset, steps: int, pad_id: int) -> Measure:
         """Return the loss on some rows as it is trained, without packing."""
-        from caiflow.engine.training.saving import loss_on, some_rows
+        from caiflow.engine.training.saving import LossOn, some_rows
 
         rows = [(row["input_ids"], row["labels"]) for row in some_rows(data, self.params, steps)]
-        return loss_on(rows, pad_id, self.params.per_device_eval_batch_size)
+        return LossOn(rows, pad_id, self.params.per_device_eval_batch_size)
 
     def _start(self, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from caiflow.engine.training.models import load_model, load_tokenizer

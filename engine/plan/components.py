@@ -21,6 +21,7 @@ from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.plan.served_name import learn_name
 from caiflow.engine.spec.graph import ancestors, topological, upstream_of
 from caiflow.engine.spec.permissions import Permissions
+from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
@@ -122,6 +123,24 @@ class Resolver:
     def _asks_a_server(self, reference: Reference) -> bool:
         entry = self.spec.models.get(reference.name)
         return reference.kind == "model" and entry is not None and entry.served
+
+    def learnt_key(self, step: Step, components: Components) -> str | None:
+        """Return the key of what a training learns, whatever form it is saved in; None where there is but one form."""
+        operator = self.spec.operators[step.name]
+        forms = {f"params.{name}" for name in operator.forms()} if isinstance(operator, TrainingOperator) else ()
+        if not forms:
+            return None
+        return digest({"learnt": 1, **{name: value for name, value in components.items() if name not in forms}})
+
+    def work_key(self, step: Step, components: Components) -> str:
+        """Return the key of a training's checkpoints, which its forms share, unless an early version left some of its own."""
+        own = digest(components)
+        return own if self.store.work_path(own).is_dir() else self.learnt_key(step, components) or own
+
+    def learnt(self, step: Step, components: Components) -> Artifact | None:
+        """Return what a training learnt before, where it is kept."""
+        key = self.learnt_key(step, components)
+        return self._made(step, key) if key else None
 
     def texts(self) -> dict[str, Any]:
         """Return the principles and few-shot examples of all steps, by the digests that stand for them in their components."""

@@ -216,7 +216,9 @@ def _to_run(
     if components is None and own is not None and before is not None:
         changed = [c for c in changes(before, own) if c[0].split(".")[0] not in NOT_IN_ROWS]
         reason = "; ".join([*_described(changed), reason])
-    if components is not None and (steps := _steps_kept(resolver, step, digest(components))):
+    if components is not None and resolver.learnt(step, components):
+        return _planned(step, "partial", f"{reason}; trained before, only saved in another form", components, before)
+    if components is not None and (steps := _steps_kept(resolver, step, components)):
         return _planned(step, "partial", f"cut off before; goes on after {steps} optimizer steps", components, before)
     return _planned(step, "run", reason, components, before)
 
@@ -227,11 +229,13 @@ def _waits(resolver: Foresight, step: Step, planned: Mapping[str, PlannedStep]) 
     return "; ".join(filter(None, [f"after {', '.join(waiting)}" if waiting else "", resolver.silence(step)]))
 
 
-def _steps_kept(resolver: Resolver, step: Step, known: str) -> int:
+def _steps_kept(resolver: Resolver, step: Step, components: Components) -> int:
     """Return the optimizer steps of a training that its checkpoints hold."""
     from caiflow.engine.store.checkpoints import steps_kept
 
-    return steps_kept(resolver.store.work_path(known)) if step.operator_type().kind == "model" else 0
+    if step.operator_type().kind != "model":
+        return 0
+    return steps_kept(resolver.store.work_path(resolver.work_key(step, components)))
 
 
 def _reason(components: Components, before: Components | None) -> str:

@@ -20,6 +20,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.relocate import portable
 from caiflow.engine.store.artifacts import Artifact
+from caiflow.engine.store.checkpoints import left_learnt
 from caiflow.engine.store.disk import finite, point, write_atomic
 from caiflow.engine.store.journal import MADE, Journal, StepStatus
 
@@ -133,6 +134,15 @@ class RunFolder:
         self._resolver.artifacts[step.name] = artifact
         self._accept(step, "done", artifact, result.counts)
 
+    def learnt(self, step: Step) -> Artifact | None:
+        """Return what a training learnt, whatever became of saving it; what lies in its work folder is sealed first."""
+        resolver, components = self._resolver, self.components[step.name]
+        key = resolver.learnt_key(step, components)
+        left = left_learnt(resolver.store.work_path(resolver.work_key(step, components)))
+        if key is None or left is None:
+            return resolver.learnt(step, components)
+        return resolver.store.seal(key, left, {"kind": step.operator_type().kind, "op": step.op, "learnt": True})
+
     def _accept(self, step: Step, status: StepStatus, artifact: Artifact, counts: Mapping[str, int | None]) -> None:
         """Settle a step whose output is there: as failed where that isn't what the step requires of it."""
         wrong = unmet(step.params.require, _values(artifact))
@@ -196,7 +206,9 @@ class RunFolder:
         """Keep what this run reaches where `gc`, `runs` and the next plan look for it."""
         if self.components:
             write_atomic(self._out_dir / COMPONENTS, json.dumps(self.components, indent=1) + "\n")
-        self.keep(artifacts=[artifact.digest for artifact in self._resolver.artifacts.values()])
+        learnt = (self._resolver.learnt_key(self._resolver.spec.steps[name], found) for name, found in self.components.items())
+        made = [artifact.digest for artifact in self._resolver.artifacts.values()]
+        self.keep(artifacts=[*made, *filter(None, learnt)])
 
 
 def _readings(artifact: Artifact) -> dict[str, Reading]:

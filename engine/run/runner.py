@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import AskAnewError, CaiflowError, ClusterError, PlanError, StepError
-from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
@@ -171,7 +170,7 @@ class _Execution:
 
     def cut_off(self) -> dict[str, Path]:
         """Return the trainings that haven't settled, and where their checkpoints are."""
-        return {name: self.store.work_path(digest(self.folder.components[name])) for name in self._claims}
+        return {name: self.store.work_path(self._work_key(self.spec.steps[name])) for name in self._claims}
 
     def close(self) -> None:
         """End all work."""
@@ -231,6 +230,8 @@ class _Execution:
 
     def _settle(self, step: Step, finished: Finished) -> None:
         result = finished.results.get(step.name)
+        if step.name in self._claims:
+            self.folder.learnt(step)
         if result is None or result.error or result.staged is None:
             reason = result.error if result is not None and result.error else str(finished.error or "its input failed")
             self.folder.fail(step, reason, result.counts if result is not None else None)
@@ -299,20 +300,20 @@ class _Execution:
         from caiflow.engine.run.units import TrainUnit
         from caiflow.engine.store.ledger import ledger_name
 
-        name = digest(self.folder.components[step.name])
+        name = self._work_key(step)
         claim = ExitStack()
         if not claim.enter_context(self.store.claim(name)):
             claim.close()
             if step.name not in self._claims_told:
                 self._claims_told.add(step.name)
-                self._journal.emit("log", text=f"{step.name} waits for another run, which trains the very same")
+                self._journal.emit("log", text=f"{step.name} waits for another training of the very same")
             return False  # its artifact will be ours
-        models = self._models(step)
-        asked = {model: models[model] for model in operator.asks()}
+        models, learnt = self._models(step), self.folder.learnt(step)
+        asked = {} if learnt else {model: models[model] for model in operator.asks()}
         begun, links = False, self._links(cluster, asked)
         if links is not None:
             places = self._stage(step), self.store.work_dir(name), links, self.store.ledger_dir
-            unit = TrainUnit(step.name, operator, self._inputs(step), models, *places)
+            unit = TrainUnit(step.name, operator, self._inputs(step), models, *places, learnt.path if learnt else None)
             room = {"gpus": training_gpus(step, cluster), "cpus": step.params.resources.num_cpus}
             begun = self._submit(cluster, unit, [step], "train", **room, engines=self._engine_keys(asked))
         if begun:
@@ -338,6 +339,9 @@ class _Execution:
         if step.name not in self._stages:
             self._stages[step.name] = self.store.stage(step.name)
         return self._stages[step.name]
+
+    def _work_key(self, step: Step) -> str:
+        return self.resolver.work_key(step, self.folder.components[step.name])
 
     def _inputs(self, step: Step) -> dict[str, Path]:
         """Return the folder of each step named as rows."""

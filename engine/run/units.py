@@ -29,6 +29,7 @@ from caiflow.engine.operator import (
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_lost, watch_calls
 from caiflow.engine.store.disk import finite
+from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
@@ -105,12 +106,13 @@ class TableUnit(_OneStep):
 
 @dataclass(frozen=True, slots=True)
 class TrainUnit(_OneStep):
-    """One model operator, with links to the engines of the models that it asks."""
+    """One model operator, with links to the engines of the models that it asks; it trains unless it has `learnt` before."""
 
     operator: ModelOperator[Any]
     work_dir: Path
     links: Mapping[str, Sequence[Link]]
     ledger_dir: Path
+    learnt: Path | None = None
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
@@ -126,6 +128,10 @@ class TrainUnit(_OneStep):
         return {self.step: replace(result, counts=counts)}
 
     def _train(self, job: Job, report: Report) -> None:
+        if self.learnt and isinstance(self.operator, TrainingOperator):
+            report({"step": self.step, "doing": "saving what was learnt before"})
+            self.operator.save_again(job, self.learnt)
+            return
         report({"step": self.step, "doing": "loading"})
         self.operator.train(job)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from caiflow.engine.store.disk import sync
 
 CHECKPOINTS = "checkpoints"
+LEARNT = "learnt"
+"""Beside the checkpoints: what a training learnt, of which every form of it is made."""
 COMPLETE = "complete"
 """The file that marks a checkpoint as written to its end."""
 
@@ -36,6 +39,29 @@ def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
         elif clean:
             shutil.rmtree(path)
     return max(found)[1] if found else None
+
+
+def leave_learnt(made: Path, work_dir: Path) -> Path:
+    """Move a folder with all that a training learnt to its place in the work folder, with a list of its files; return where."""
+    (made / COMPLETE).write_text(json.dumps(_sizes(made)), encoding="utf-8")
+    kept = work_dir / LEARNT
+    shutil.rmtree(kept, ignore_errors=True)
+    made.rename(kept)
+    return kept
+
+
+def left_learnt(work_dir: Path) -> Path | None:
+    """Return where a work folder has what a training learnt, once every file is seen from here."""
+    folder = work_dir / LEARNT
+    try:
+        listed = json.loads((folder / COMPLETE).read_bytes())
+    except OSError:
+        return None
+    return folder if listed == {name: size for name, size in _sizes(folder).items() if name != COMPLETE} else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def steps_of(checkpoint: Path | None) -> int:

@@ -45,11 +45,20 @@ def load_model(source: ModelSource, params: TrainingParams, task: Task = "causal
     Raises:
         StepError: an adapter would be kept apart over another one, which no engine could load again.
     """
+    refuse_two(source, params)
+    return load_alike(source, params, task)
+
+
+def refuse_two(source: ModelSource, params: TrainingParams) -> None:
+    """Refuse to keep an adapter apart over another one, which no engine could load again.
+
+    Raises:
+        StepError: that is asked for.
+    """
     if params.lora and not params.merge and base_and_adapter(source)[2] is not None:
         raise StepError(
             "merge: false on a model that is a kept adapter itself", "let one of the two fold its adapter in (`merge: true`)"
         )
-    return load_alike(source, params, task)
 
 
 def load_alike(source: ModelSource, params: TrainingParams, task: Task = "causal") -> PreTrainedModel:

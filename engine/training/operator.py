@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from caiflow.engine.errors import Finding
@@ -21,8 +22,10 @@ from caiflow.engine.training.params import TrainingParams
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from caiflow.engine.llm.files import Task
     from caiflow.engine.llm.tokenizer_files import ModelFiles
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.saving import Measure as MeasureOfLoss
     from caiflow.engine.training.tokens import Tokens
 
 QUANTIZATION = 2
@@ -36,6 +39,7 @@ class TrainingOperator(ModelOperator[P]):
 
     watched: ClassVar[tuple[Callable[[], list[Measure]], ...]] = ()
     """Groups of health measures beside those of every training."""
+    task: ClassVar[Task] = "causal"
     takes_tools: ClassVar[bool] = False
     """Whether it learns conversations in which tools are called, where the model's chat template has them."""
 
@@ -97,6 +101,32 @@ class TrainingOperator(ModelOperator[P]):
             spread(self, job, self.params.resources.workers)
         else:
             self.learn(job)
+
+    def forms(self) -> Collection[str]:
+        """Return the parameters that only decide in what form the trained model is saved; another value trains nothing again.
+
+        That is `merge` where there are adapters: they are kept by themselves, and another form is made of them.
+        """
+        return ("merge",) if self.params.lora and getattr(self.params, "model", None) else ()
+
+    def save_again(self, job: Job, learnt: Path) -> None:
+        """Save an earlier training's adapters as `merge` wants them now."""
+        from caiflow.engine.training.loop import quiet_libraries
+        from caiflow.engine.training.models import load_model, load_tokenizer
+        from caiflow.engine.training.saving import Trained, recorded, save_again
+
+        quiet_libraries()
+        source = job.models[getattr(self.params, "model")]  # noqa: B009 - declared by each operator's own parameters
+        record = recorded(learnt)
+        model, measure = load_model(source, self.params, self.task), self.measuring(record["measured"])
+        trained = Trained(model, load_tokenizer(source), source, measure, self.task, record["entries"])
+        save_again(trained, self.params, job, learnt)
+
+    def measuring(self, how: Mapping[str, Any]) -> MeasureOfLoss:
+        """Return the measure of a loss that was recorded with what was learnt."""
+        from caiflow.engine.training.saving import LossOn
+
+        return LossOn(**how)
 
     @abstractmethod
     def learn(self, job: Job) -> None:

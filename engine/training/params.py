@@ -69,7 +69,7 @@ class TrainingParams(Params):
     lora: Lora | None = None
     """Train adapters of this shape; by default all weights are trained."""
     merge: bool | Literal["original"] = True
-    """Fold the adapters into the weights when done; `false` saves the adapters alone.
+    """Fold the adapters into the weights when done; `false` saves the adapters alone. Changing it doesn't train again.
 
     Quantised weights are folded into as they were in training, rounded, so that the saved model is the trained one; `original`
     takes the weights as they were before, which the adapters weren't trained for. Figures tell the loss of both.
@@ -141,6 +141,8 @@ class TrainingParams(Params):
 
     @model_validator(mode="after")
     def _rounded(self) -> Self:
+        if not (self.merge or self.lora):
+            object.__setattr__(self, "merge", True)
         if self.merge == "original" and not (self.lora and self.lora.quantization):
             raise WrongValue("`merge: original` is for `lora.quantization`, without which all weights are", "leave it out")
         return self

@@ -6,7 +6,7 @@ Owns scoring and its figures. Never trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from caiflow.engine.llm.base import Message, ModelSource
 from caiflow.engine.training.tokens import reply_ids
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from caiflow.engine.llm.render import Renderer
 
 MEAN = "reward_mean"
 """The entry of a reward model's config.json that scoring subtracts: the mean score on held-out rows."""
+Pairs = Any
+"""Tokenised preferences, as a data set or as a list of its rows."""
 
 
 @dataclass(slots=True)
@@ -88,17 +88,26 @@ def raw_scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, batc
     return scores
 
 
-def pair_scores(model: Any, data: Dataset, pad_id: int, batch_size: int = 16) -> tuple[list[float], list[float]]:
+def pair_scores(model: Any, data: Pairs, pad_id: int, batch_size: int = 16) -> tuple[list[float], list[float]]:
     """Return the uncentred scores of the chosen and of the rejected replies of tokenised preferences."""
     replies = [[*row["prompt_ids"], *row[side]] for side in ("chosen_ids", "rejected_ids") for row in data]
     scores = raw_scores(model, replies, pad_id, batch_size)
     return scores[: len(data)], scores[len(data) :]
 
 
-def pair_loss(model: Any, data: Dataset, pad_id: int, batch_size: int = 16) -> float:
-    """Return the mean cross-entropy in nats of the model's preferences against the labels of tokenised pairs."""
-    chosen, rejected = pair_scores(model, data, pad_id, batch_size)
-    return sum(map(soft_loss, (yes - no for yes, no in zip(chosen, rejected, strict=True)), data["p_chosen"])) / len(data)
+@dataclass(frozen=True, slots=True)
+class PairLoss:
+    """The mean cross-entropy in nats of a model's preferences against the labels of tokenised pairs."""
+
+    pairs: Sequence[Mapping[str, Any]]
+    pad_id: int
+    batch_size: int
+
+    def __call__(self, model: Any) -> float:
+        """Return the loss."""
+        chosen, rejected = pair_scores(model, self.pairs, self.pad_id, self.batch_size)
+        margins = (yes - no for yes, no in zip(chosen, rejected, strict=True))
+        return sum(map(soft_loss, margins, (pair["p_chosen"] for pair in self.pairs))) / len(self.pairs)
 
 
 def quality(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequence[float], bins: int = 10) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_scores_can_be_left_as_they_are(tmp_path: Path, model: ModelSource) -> N
 
 def test_adapters_can_t_be_kept_apart() -> None:
     with pytest.raises(ValidationError, match="saved whole"):
-        RewardParams.model_validate({"input": "rows", "model": "base", "merge": False})
+        RewardParams.model_validate({"input": "rows", "model": "base", "lora": {}, "merge": False})
 
 
 def test_a_reward_model_is_no_language_model(tmp_path: Path, model: ModelSource) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.models import load_plain, load_tokenizer
-from caiflow.engine.training.saving import Trained, loss_on, save
+from caiflow.engine.training.saving import LossOn, Trained, save
 from caiflow.operators.sft import SftParams
 from support.small_models import SHAPE, job, small_model
 from support.tiers import few_at_once
@@ -117,7 +117,7 @@ def test_a_model_that_isn_t_saved_as_it_was_trained_is_refused(tmp_path: Path, m
     rows = [(list(range(5, 25)), list(range(5, 25)))]
     params = SftParams.model_validate({"input": "rows", "model": "base"})
     with pytest.raises(StepError, match=r"isn't the trained one: loss \d.* at the end of training, \d.* as loaded"):
-        save(Trained(trained, tokenizer, model, loss_on(rows, 0, 8)), params, job(tmp_path, {}))
+        save(Trained(trained, tokenizer, model, LossOn(rows, 0, 8)), params, job(tmp_path, {}))
 
 
 @pytest.mark.parametrize("trainer", few_at_once(("sft", "dpo", "grpo"), "sft"))
