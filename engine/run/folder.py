@@ -179,7 +179,7 @@ class RunFolder:
         if artifact is not None:
             point(self._out_dir / "steps" / step.name, artifact.path)
         self._keep_reached()
-        shown = ("cached", "dropped", "failed", "calls", "reused_calls")
+        shown = ("cached", "dropped", "failed", "calls", "reused_calls", "prompt_tokens", "completion_tokens")
         found = notes(self._resolver.spec.operators[step.name].all_measures(), _readings(artifact)) if artifact else []
         self._journal.emit(
             "step_done",

@@ -32,8 +32,8 @@ DEAD_AFTER_S = 15.0
 """A heartbeat older than this means that the driver died."""
 
 STEP_FIELDS = (
-    "op", "digest", "status", "rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls", "seconds",
-    "metrics", "error",
+    "op", "digest", "status", "rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls", "prompt_tokens",
+    "completion_tokens", "seconds", "metrics", "error",
 )  # fmt: skip
 """What run.json keeps of a step's events."""
 

@@ -21,7 +21,7 @@ from caiflow.engine.store.artifacts import read_artifact
 Json = dict[str, Any]
 CURVES = ("loss", "eval_loss", "reward", "kl", "rewards/margins", "rewards/accuracies", "learning_rate")
 """What of a training's history is drawn, where it is there."""
-COUNTS = ("rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls")
+COUNTS = ("rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls", "prompt_tokens", "completion_tokens")
 MEANINGS = {
     "refusal_phrase": "answers that decline, disapprove or reject the question in their first 250 characters",
     "explained_refusal": "answers that decline and give a reason or an alternative",

@@ -85,6 +85,11 @@ def test_a_run_leaves_what_the_contract_says(calm: tuple[Path, Path, Path]) -> N
     assert run["status"] == "done"
     assert {name: step["status"] for name, step in run["steps"].items()} == dict.fromkeys(run["steps"], "done")
     assert run["steps"]["revision"]["rows_in"] == 24
+    for name in ("response", "critique", "revision"):
+        said = [event for event in read_events(out) if event["event"] == "step_done" and event["step"] == name]
+        counts = {of: run["steps"][name][of] for of in ("calls", "prompt_tokens", "completion_tokens")}
+        assert min(counts.values()) >= 24
+        assert counts.items() <= said[0].items()
     assert (out / "caiflow.lock").exists()
     assert (out / "spec.yaml").exists()
     rows = Rows(out / "steps" / "revision").pylist()

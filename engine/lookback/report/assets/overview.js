@@ -93,8 +93,8 @@ function comparisonPage({ diff, other }) {
 }
 
 function settingsPage({ run }) {
-  const spent = run.steps.filter((step) => step.taken || step.calls).map((step) => [step.name, step.taken, counted(step.calls), counted(step.reused_calls)]);
-  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls", "of them reused"], spent, [1, 2, 3]),
+  const spent = run.steps.filter((step) => step.taken || step.calls).map((step) => [step.name, step.taken, counted(step.calls), counted(step.reused_calls), counted(step.prompt_tokens), counted(step.completion_tokens)]);
+  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls", "of them reused", "tokens asked", "tokens answered"], spent, [1, 2, 3, 4, 5]),
     el("h2", {}, "Spec"), el("pre", {}, run.settings.spec), el("h2", {}, "Lock"),
     el("details", {}, el("summary", {}, `${run.settings.lock.length} entries`), table(["what", "value"], run.settings.lock))];
 }
