@@ -82,7 +82,7 @@ def export(
     locked = read_lock(run_dir / LOCK)
     spec = load_spec(run_dir / "spec.yaml", allowed=allowed.paths)
     target.mkdir(parents=True, exist_ok=True)
-    copier = _Copier(target, limit_bytes, Reach(run_dir, allowed.paths))
+    copier = Copier(target, limit_bytes, Reach(run_dir, allowed.paths))
     (target / "spec.yaml").write_text(as_yaml(relocated(spec, copier.take)), encoding="utf-8")
     shutil.copyfile(run_dir / LOCK, target / LOCK)
     needed = {**locked["packages"], **dict(package.split("==", 1) for package in locked["plugins"].values())}
@@ -133,7 +133,7 @@ def write_for(tool: str, run_dir: Path, target: Path) -> tuple[str, ...]:
     return tuple(f"{tool}/{name}" for name in folder_files(folder))
 
 
-class _Copier:
+class Copier:
     """Copies files and folders into `target`, each once; a file keeps its name, which is part of its rows' identity."""
 
     def __init__(self, target: Path, limit_bytes: int, reach: Reach) -> None:

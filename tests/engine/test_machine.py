@@ -48,6 +48,7 @@ KEEPING: Mapping[str, list[str]] = {
 OTHERS: Mapping[str, list[str]] = {
     "specs": [], "init": ["quickstart", "demo"], "head": ["rows.jsonl"], "validate": ["spec.yaml"],
     "ops": ["load"], "schema": [], "constitution": ["show", "harmless"], "completion": ["bash"],
+    "submit": ["spec.yaml", "--store", "/store", "--kuberay", "image"],
 }  # fmt: skip
 
 

@@ -164,7 +164,8 @@ LOOKS = (
     ["run", "s.yaml", "--set", f"steps.red{ALL}=1"], ["run", "s.yaml", "--profile", f"p{ALL}"],
     ["run", "s.yaml", f"--unknown{ALL}"], ["run", "s.yaml", "--only", f"red{ALL}"],
     ["run", "s.yaml", "--traceback", "--until", ALL],
-    ["doctor"],
+    ["doctor"], ["submit", "s.yaml", "--store", "x", "--kuberay", "image"], ["submit", f"none{ALL}", "--store", ALL],
+    ["submit", "--attach", f"job{ALL}", "--address", f"here{ALL}"],
     ["import", "first", "answers.jsonl"], ["import", "first", "answers.jsonl", "--json"], ["import", "first", f"none{ALL}"],
 )  # fmt: skip
 
