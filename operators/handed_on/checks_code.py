@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from caiflow.operators.evaluation.checks import PatternCheck
+from caiflow.operators.evaluation.checks import CuedCheck, PatternCheck
 
 _CODE = '''\
 CHECKS = json.loads(r"""{checks}""")
@@ -17,6 +17,9 @@ def met(text, name):
     text = text.replace("\\u2019", "'")
     part = text[: check["within"]] if check["within"] else text
     found = any(re.search(pattern, part, re.IGNORECASE | re.DOTALL) for pattern in check["patterns"])
+    if "points" in check and not found:
+        held = " ".join((" ^", *re.findall(r"[a-z]+(?:'[a-z]+)?", part.lower()), ""))
+        found = sum(points for phrase, points in check["points"].items() if f" {{phrase}} " in held) >= check["least"]
     return found != check["negate"] and (not check["of"] or met(text, check["of"]))
 '''
 
@@ -25,7 +28,13 @@ def checks_code(checks: Mapping[str, PatternCheck]) -> str:
     """Return `CHECKS` and `met`, of the checks that look at answers; the file imports json and re."""
     searched = {name: check for name, check in checks.items() if check.column == "response"}
     written = {
-        name: {"patterns": check.texts, "negate": check.negate, "of": check.of, "within": check.within}
+        name: {
+            "patterns": check.texts,
+            "negate": check.negate,
+            "of": check.of,
+            "within": check.within,
+            **({"points": dict(check.points), "least": check.least} if isinstance(check, CuedCheck) else {}),
+        }
         for name, check in searched.items()
         if not check.of or check.of in searched
     }

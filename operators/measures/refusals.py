@@ -1,7 +1,7 @@
 """How English answers refuse: they decline, disapprove of what is asked, or reject what the question takes for granted.
 
 Owns the patterns of the standard checks on refusals and says what each finds; decides nothing. They are meant for the
-beginning of a first answer. docs/ideas/figures.md gives their agreement with people's labels, and what they were written on.
+beginning of a first answer. docs/ideas/figures.md gives their agreement with people's labels; what they miss is for the cues.
 """
 
 from __future__ import annotations
