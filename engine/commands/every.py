@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "view": "show a run's report in a browser on this machine, and follow it while it goes on",
         "diff": "compare two runs: settings, texts, judgements, metrics",
         "verify": "hash a run's artifacts again and compare them with its lock",
+        "replay": "ask random rows again, and say whether the models still answer as they did",
         "export": "make a folder from which another person can repeat a run",
         "import": "take a batch API's answers, as `export --as batch` asked for them, for the next run",
         "merge": "fold a step's adapter into its model's weights, as a folder",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHAPES = dict.fromkeys(
     (
         "constitution", "diff", "doctor", "export", "figures", "gate", "gc", "head", "import", "init", "inspect", "merge",
-        "model", "ops", "plan", "push", "report", "run", "runs", "specs", "tag", "try", "validate", "verify", "why",
+        "model", "ops", "plan", "push", "replay", "report", "run", "runs", "specs", "tag", "try", "validate", "verify", "why",
     ),
     1,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import DamagedError, StepError
+from caiflow.engine.errors import DamagedError, PlanError, StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.flow.unread import READ
 from caiflow.engine.identity import NoIdentityError, digest, plain
@@ -19,7 +19,7 @@ from caiflow.engine.plan.changes import SERVERS
 from caiflow.engine.plan.consent import named_by_hand, with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.plan.served_name import learn_name
-from caiflow.engine.spec.graph import ancestors, topological, upstream_of
+from caiflow.engine.spec.graph import ancestors, chosen, topological, upstream_of
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.training.operator import TrainingOperator
 
@@ -194,6 +194,23 @@ class Resolver:
             params=step.params if isinstance(step.params, RowParams) else None,
             served=model is not None and model.served,
         )
+
+    def ready_step(self, step: Step) -> FlowStep:
+        """Return a row step ready for rows; what its model is trained on is settled.
+
+        Raises:
+            PlanError: its model isn't trained yet.
+        """
+        model = getattr(step.params, "model", None)
+        if model in self.spec.steps:
+            for needed in self.order:
+                if needed.name in chosen(self.spec, model):
+                    self.settle(needed)
+        found = self.flow_step(step)
+        if found is None:
+            hint = f"train it first: caiflow run SPEC --until {model}, with the same options"
+            raise PlanError(f"{step.name}: its model `{model}` isn't trained yet", hint)
+        return found
 
     def settle(self, step: Step) -> tuple[Components | None, Artifact | None]:
         """Return the step's components and, where the store has it, its artifact, which then counts as made.

@@ -39,7 +39,6 @@ class RowReward:
 
     def __init__(self, spec: Path, step: str) -> None:
         from caiflow.engine.plan.components import Resolver
-        from caiflow.engine.run.trying import flow_step
         from caiflow.engine.spec.load import load_spec
         from caiflow.engine.store.artifacts import Store
 
@@ -50,7 +49,7 @@ class RowReward:
         resolver = Resolver(loaded, Store())
         self.__name__ = step
         self._column = column
-        self._step: FlowStep = flow_step(resolver, loaded.steps[step])
+        self._step: FlowStep = resolver.ready_step(loaded.steps[step])
         self._source = resolver.model(self._step.model or "")
         self._host: EngineHost | None = None
 

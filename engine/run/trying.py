@@ -20,7 +20,6 @@ from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.operator import RowDropped, RowOperator
 from caiflow.engine.rows.columns import Row
-from caiflow.engine.spec.graph import chosen
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
@@ -94,7 +93,7 @@ def try_row(resolver: Resolver, way: Way, row: Row) -> list[Tried]:
         EngineError: a model can't be loaded.
         StepError: a step failed.
     """
-    steps = [flow_step(resolver, step) for step in way.steps]
+    steps = [resolver.ready_step(step) for step in way.steps]
     names = dict.fromkeys(step.model for step in steps if step.model)
     sources = {name: source for name in names if (source := resolver.model(name)) is not None}
     with ExitStack() as stack:
@@ -115,24 +114,6 @@ def _renderer(source: ModelSource) -> Renderer | None:
     from caiflow.engine.llm.load import choose_kind
 
     return None if choose_kind(source) == "openai" else load_renderer(source)
-
-
-def flow_step(resolver: Resolver, step: Step) -> FlowStep:
-    """Return a step ready for rows.
-
-    Raises:
-        PlanError: its model isn't trained yet.
-    """
-    model = getattr(step.params, "model", None)
-    if model in resolver.spec.steps:
-        for needed in resolver.order:
-            if needed.name in chosen(resolver.spec, model):
-                resolver.settle(needed)
-    found = resolver.flow_step(step)
-    if found is None:
-        hint = f"train it first: caiflow run SPEC --until {model}, with the same options"
-        raise PlanError(f"{step.name}: its model `{model}` isn't trained yet", hint)
-    return found
 
 
 async def _along(

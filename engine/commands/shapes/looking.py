@@ -140,6 +140,40 @@ class Verify(Output):
     """Of each step that has an output."""
 
 
+class ReplayedShape(Shape):
+    """What became of one step's rows that were asked again."""
+
+    step: str
+    """The step."""
+    model: str
+    """The model's name in the spec."""
+    verdict: Literal["same", "alike", "few", "drifted", "failed"]
+    """Bit for bit; in distribution; too few rows to tell; neither; none could be asked."""
+    asked: int
+    """Rows that were asked again."""
+    same: int
+    """Rows whose answer is the same."""
+    gone: int
+    """Rows that the step leaves out now."""
+    failed: int
+    """Rows without an answer."""
+    p: float | None
+    """Probability of such a difference where the same model answered."""
+    drifted: bool
+    """Whether that is too small for chance, over all steps together."""
+    examples: list[dict[str, Any]]
+    """Some rows that differ: `uid`, and the columns as they were `kept` and are `new`."""
+    error: str
+    """Why there is no answer, of the first row without one."""
+
+
+class Replay(Output):
+    """`caiflow replay --json`: exit code 1 where a model drifted or couldn't be asked."""
+
+    steps: list[ReplayedShape]
+    """Of each step that asks a model row by row."""
+
+
 class GateShape(Shape):
     """One bound and what came of it."""
 

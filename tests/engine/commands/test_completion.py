@@ -45,7 +45,7 @@ def offered(script: Path, *words: str) -> set[str]:
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
 def test_bash_offers_commands_options_choices_and_files(script: Path) -> None:
     assert offered(script, "") >= set(COMMANDS)
-    assert offered(script, "re") == {"report"}
+    assert offered(script, "re") == {"replay", "report"}
     assert {"--sample", "--profile", "--set"} <= offered(script, "run", "--")
     assert offered(script, "serve", "--engine", "") == {"auto", "vllm", "transformers"}
     (script.parent / "mine.yaml").touch()

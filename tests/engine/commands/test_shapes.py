@@ -18,8 +18,8 @@ from support.table_runs import run_tables, write_spec
 
 LINES = {"run": "events", "show": "rows of a step"}
 """Commands that print lines of JSON, which have no shape."""
-ELSEWHERE = {"merge", "import"}
-"""Commands whose tests hold their output to the shape: they need a trained model, or a batch's answers."""
+ELSEWHERE = {"merge", "import", "replay"}
+"""Commands whose tests hold their output to the shape: they need a model that answers, or a batch's answers."""
 SHORTER = "steps.clean.drop=[{length: {column: response, max: 3}}]"
 CALLS: dict[str, list[list[str]]] = {
     "validate": [["validate", "spec.yaml"], ["validate", "wrong.yaml"]],

@@ -1,0 +1,207 @@
+"""Asking random rows of a finished run again, to see whether its models still answer as they did.
+
+Owns which rows are asked and what is compared. New answers go nowhere: no ledger is opened, no artifact made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caiflow.engine.errors import CaiflowError, EngineError
+from caiflow.engine.flow.outcomes import FlowStep
+from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally
+from caiflow.engine.lookback.drift import Said, drift, drifted
+from caiflow.engine.lookback.history import output_dir
+from caiflow.engine.operator import RowDropped, RowOperator
+from caiflow.engine.rows.folder import Rows
+from caiflow.engine.store.journal import MADE, read_run
+
+if TYPE_CHECKING:
+    from caiflow.engine.llm.base import ModelSource
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.rows.columns import Row
+
+_AT_ONCE = 64
+_SHOWN = 3
+TELLING = 20
+"""With fewer rows that differ, the test of distributions says little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of one step's rows: asked again, the same bit for bit, left out or refused now; and the drift of the others.
+
+    `p` is the probability of such a difference where the same model answered; None where nothing could be compared.
+    """
+
+    step: str
+    model: str
+    asked: int
+    same: int
+    gone: int
+    failed: int
+    p: float | None
+    drifted: bool
+    examples: Sequence[Mapping[str, Any]] = ()
+    error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`same`, `alike` (in distribution), `few` (too few differ to tell), `drifted` or `failed`."""
+        if self.drifted:
+            return "drifted"
+        compared = self.asked - self.gone - self.failed
+        if not compared:
+            return "failed"
+        return "same" if self.same == compared else "few" if compared < TELLING else "alike"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The row that a step was given, and the one that it made of it."""
+
+    given: Row
+    made: Row
+
+
+def replay(resolver: Resolver, run_dir: Path, steps: Sequence[str], share: float, seed: int) -> list[Replayed]:
+    """Ask a share (0..1) of the rows of each step again, one at least; steps that ask no model are passed over.
+
+    Raises:
+        CaiflowError: a step isn't there, or there is none to ask.
+        EngineError: a model can't be loaded.
+    """
+    chosen = [_ready(resolver, run_dir, name) for name in steps or _askable(resolver, run_dir)]
+    if not chosen:
+        raise CaiflowError(f"{run_dir}: none of its steps asked a model about rows", "name another run")
+    found = [_again(resolver, step, _drawn(run_dir, step, share, seed), seed) for step in chosen]
+    alarms = iter(drifted([one.p for one in found if one.p is not None]))
+    return [one if one.p is None else _told(one, next(alarms)) for one in found]
+
+
+def _told(found: Replayed, alarm: bool) -> Replayed:
+    from dataclasses import replace
+
+    return replace(found, drifted=alarm)
+
+
+def _askable(resolver: Resolver, run_dir: Path) -> list[str]:
+    made = {name for name, step in read_run(run_dir)["steps"].items() if step["status"] in MADE}
+    return [step.name for step in resolver.order if step.name in made and _asks(resolver, step.name)]
+
+
+def _asks(resolver: Resolver, name: str) -> bool:
+    return isinstance(resolver.spec.operators[name], RowOperator) and bool(
+        getattr(resolver.spec.steps[name].params, "model", None)
+    )
+
+
+def _ready(resolver: Resolver, run_dir: Path, name: str) -> FlowStep:
+    if not _asks(resolver, name):
+        raise CaiflowError(f"{name}: it asks no model row by row", f"name one of {', '.join(_askable(resolver, run_dir))}")
+    return resolver.ready_step(resolver.spec.steps[name])
+
+
+def _drawn(run_dir: Path, step: FlowStep, share: float, seed: int) -> list[Pair]:
+    """Return some of a step's rows by chance, in their order.
+
+    Raises:
+        CaiflowError: the run hasn't the rows any more.
+    """
+    record = read_run(run_dir)["steps"]
+    folders = [output_dir(run_dir, name, record[name]) for name in (step.source, step.name) if name in record]
+    if len(folders) < 2 or not all(folder.is_dir() for folder in folders):
+        raise CaiflowError(f"{step.name}: its rows, or those that it was given, aren't there any more", "run the spec again")
+    made = {row["uid"]: row for row in Rows(folders[1]).pylist()}
+    pairs = [Pair(given, made[given["uid"]]) for given in Rows(folders[0]).pylist() if given["uid"] in made]
+    if not pairs:
+        raise CaiflowError(f"{step.name}: none of its rows has the uid of one that it was given", "name another step")
+    wanted = min(len(pairs), max(1, round(share * len(pairs))))
+    places = sorted(random.Random(f"{seed}:{step.name}").sample(range(len(pairs)), wanted))
+    return [pairs[place] for place in places]
+
+
+def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int) -> Replayed:
+    source = resolver.model(step.model or "")
+    assert source is not None  # `ready_step` has found it
+    answers = asyncio.run(_asked(step, source, pairs))
+    both = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if isinstance(answer, dict)]
+    columns = list(step.operator.writes())
+    kept = [_said(columns, pair.made) for pair, _ in both]
+    new = [_said(columns, answer) for _, answer in both]
+    differ = [(pair, answer) for (pair, answer), a, b in zip(both, kept, new, strict=True) if a != b]
+    error = next((str(answer) for answer in answers if isinstance(answer, Exception)), "")
+    return Replayed(
+        step.name, step.model or "", len(pairs), len(both) - len(differ), answers.count(None),
+        sum(isinstance(answer, Exception) for answer in answers), drift(kept, new, seed) if both else None, False,
+        [_example(columns, pair, answer) for pair, answer in differ[:_SHOWN]], error,
+    )  # fmt: skip
+
+
+async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> list[Row | Exception | None]:
+    """Return what the step makes of each row now: None where it leaves it out, the error where no answer came."""
+    from caiflow.engine.llm.client import EngineClient, LocalLink
+    from caiflow.engine.llm.host import EngineHost
+    from caiflow.engine.llm.load import load_engine
+
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def once(pair: Pair, client: EngineClient) -> Row | Exception | None:
+        retries = step.params.retries if step.params else 0
+        asker = Asker(step.operator.name, step.seed, step.model_identity, retries=retries)
+        async with room:
+            try:
+                row = await step.operator.row(
+                    step.view(pair.given), LedgeredLLM(client, None, asker, pair.given["uid"], Tally())
+                )
+            except RowDropped:
+                return None
+            except (EngineError, ValueError, KeyError) as error:
+                return error
+        return row if isinstance(row, dict) else None
+
+    with ExitStack() as stack:
+        host = stack.enter_context(closing(EngineHost(partial(load_engine, source))))
+        async with EngineClient([LocalLink(host)]) as client:
+            return list(await asyncio.gather(*(once(pair, client) for pair in pairs)))
+
+
+def _said(columns: Sequence[str], row: Row) -> Said:
+    """Return what a row says in the columns that the step writes: texts, lists of texts, and numbers (flags too)."""
+    values = [row.get(name) for name in columns]
+    texts = [value if isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values if _is_text(value)]
+    return Said("\n".join(texts), tuple(float(value) for value in values if isinstance(value, int | float)))
+
+
+def _is_text(value: Any) -> bool:
+    return value is not None and not isinstance(value, int | float)
+
+
+def _example(columns: Sequence[str], pair: Pair, answer: Row) -> dict[str, Any]:
+    differ = [name for name in columns if pair.made.get(name) != answer.get(name)]
+    return {"uid": pair.given["uid"], "kept": {n: pair.made.get(n) for n in differ}, "new": {n: answer.get(n) for n in differ}}
+
+
+def as_shown(found: Sequence[Replayed]) -> Iterator[str]:
+    """Yield a line for each step, in words."""
+    for one in found:
+        compared = one.asked - one.gone - one.failed
+        words = {
+            "same": "all answers the same, bit for bit",
+            "alike": f"{one.same:,} the same, the others from the same distribution (p {one.p})",
+            "few": f"{one.same:,} the same; {compared:,} rows are too few to tell whether the others drifted",
+            "drifted": f"{one.same:,} the same, others from another distribution (p {one.p}): this isn't the same model",
+            "failed": f"none could be asked: {one.error or 'all are left out now'}",
+        }[one.verdict]
+        less = [
+            f"{number:,} {what}" for number, what in ((one.gone, "left out now"), (one.failed, "without an answer")) if number
+        ]
+        yield f"{one.step} ({one.model}): {one.asked:,} rows asked again: {words}{''.join(f'; {text}' for text in less)}"
