@@ -19,8 +19,8 @@ from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.turns import refused_systems
-from caiflow.operators import accepting
-from caiflow.operators.accepting import AcceptParams
+from caiflow.operators.drawing import accepting
+from caiflow.operators.drawing.accepting import AcceptParams
 from caiflow.operators.judging import prompts
 from caiflow.operators.judging.prompts import FORMAT_VERSION, critique_messages, critique_text, current_answer, revisions_so_far
 from caiflow.operators.measures import answers

@@ -17,8 +17,8 @@ from caiflow.engine.llm.base import Completion, Message, Sampling
 from caiflow.engine.operator import ColumnName, Expected, RowLLM, RowOperator, SamplingParams, together
 from caiflow.engine.rows.columns import Columns, ColumnType, Row, Turns
 from caiflow.engine.rows.turns import ANOTHER_TEMPLATE, refused_systems
-from caiflow.operators import accepting
-from caiflow.operators.accepting import AcceptParams, Drawn
+from caiflow.operators.drawing import accepting
+from caiflow.operators.drawing.accepting import AcceptParams, Drawn
 from caiflow.operators.judging.prompts import conversation_text, turns, with_system
 from caiflow.operators.measures import answers, texts
 

@@ -20,8 +20,8 @@ from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import Expected, RowLLM, RowOperator, SamplingParams
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.turns import refused_systems
-from caiflow.operators import accepting
-from caiflow.operators.accepting import AcceptParams, Drawn
+from caiflow.operators.drawing import accepting
+from caiflow.operators.drawing.accepting import AcceptParams, Drawn
 from caiflow.operators.judging import prompts
 from caiflow.operators.judging.prompts import (
     FORMAT_VERSION,

@@ -14,7 +14,7 @@ from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.operator import Operator, RowDropped, StepContext
 from caiflow.engine.registry import operator as operator_type
 from caiflow.engine.rows.columns import Row
-from caiflow.operators.accepting import FURTHER
+from caiflow.operators.drawing.accepting import FURTHER
 from support.row_llm import Asked, RuleLLM
 
 HARMLESS = load_constitution("harmless")

@@ -1,0 +1,1 @@
+"""Answers drawn more than once: until checks accept them."""
