@@ -4,6 +4,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
 
     models.MODEL.SET.CHECK         {rate, n, low, high}
     models.MODEL.SET.GRADER        {rate, n, low, high, grade: {mean, ...}, unparsable, corrected: {rate, n, low, high}}
+    adherence.MODEL.PRINCIPLE      {rate, n, low, high, change: {mean, n, low, high}}; `whole` in place of PRINCIPLE has all
     models.MODEL.SUITE.FIGURE      {rate, n, low, high, unparsable}; `suites` in place of SUITE has all of them together
     comparisons.NAME               {win_rates: {MODEL: {OTHER: rate...}}, ratings: {MODEL: {elo, low, high, n}}, ...}
     harmfulness.MODEL.SET          {mean, n, low, high}
@@ -33,8 +34,10 @@ from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.operators.evaluation import checks
 from caiflow.operators.evaluation.checks import PatternCheck
 from caiflow.operators.evaluation.params import (
+    ADHERENCE,
     ALL_SUITES,
     SUITE_FIGURES,
+    AdherenceParams,
     ComparisonParams,
     EvaluateParams,
     JudgeAgreementParams,
@@ -68,18 +71,25 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         wanted += [(texts.input, [texts.column]) for texts in p.perplexity.values()]
         wanted += [(how.input, ["prompt", how.labels, *self._graded(how)]) for how in p.agreement.values()]
         wanted += [(pairs.input, ["prompt", "chosen", "rejected"]) for pairs in p.judge_agreement.values()]
+        if p.adherence:
+            wanted.append((p.adherence.input, ["prompt", "principle", *self._asked_of(p.adherence)]))
         wanted += [(step, ["prompt", "suite", "harmful", "reference"]) for step in p.suites]
         return {step: list(dict.fromkeys(c for name, columns in wanted if name == step for c in columns)) for step, _ in wanted}
 
     def check(self) -> Iterator[Finding]:
         """Yield names that lead nowhere, and what the constitution lacks."""
         p = self.params
-        if not (p.inputs or p.suites or p.choices or p.perplexity or p.lm_eval or p.agreement or p.judge_agreement):
+        asked = (p.inputs, p.suites, p.adherence, p.choices, p.perplexity, p.lm_eval, p.agreement, p.judge_agreement)
+        if not any(asked):
             yield Finding(
                 (), "nothing to measure", "give `inputs`, `suites`, `choices`, `perplexity`, `agreement` or `lm_eval`"
             )
+        if p.adherence and self.context.constitution is None:
+            yield Finding(("adherence",), "there are no principles to keep to", "name some under `constitution:`")
+        if p.adherence and ADHERENCE in p.inputs:
+            yield Finding(("inputs", ADHERENCE), "the scenarios have this name", "give the set another name")
         for name in p.suites:
-            if name in p.inputs or name == ALL_SUITES:
+            if name in p.inputs or name in (ALL_SUITES, ADHERENCE):
                 yield Finding(("suites", name), f"there is a set `{name}` already", "give the step another name")
         if p.lm_eval:
             from caiflow.operators.evaluation import harness
@@ -124,6 +134,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             "files": {name: _digest(path) for name, path in self.sources().items()},
             "constitution": _texts(given) if given is not None and judged else None,
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
+            **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
         }
 
@@ -144,7 +155,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return the figures and write the rows behind them."""
         from caiflow.operators.evaluation.measuring import Asked, Measuring
 
-        asked = Asked(self.params, self.context.seed, self.named_checks, self.sources(), self.pair_judge)
+        principles = self._principles if self.params.adherence else {}
+        asked = Asked(self.params, self.context.seed, self.named_checks, self.sources(), self.pair_judge, principles)
         return await Measuring(asked, job, llms).figures()
 
     def measures(self) -> Sequence[Measure]:
@@ -176,6 +188,11 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         return PairJudge(how, self.context.constitution, self.context.seed, how.instruction)
 
     @property
+    def _principles(self) -> dict[str, str]:
+        """What each principle asks for, by its id."""
+        return {one.id: one.asks_for for one in self.constitution.principles}
+
+    @property
     def _check_names(self) -> list[str]:
         return [*self.named_checks, *OWN_CHECKS, *self.params.graders]
 
@@ -187,6 +204,10 @@ class Evaluate(MetricsOperator[EvaluateParams]):
 
         named = {check.column for check in self.params.checks.values()}
         return sorted(named.union(*map(columns, self.params.graders.values())) - set(COLUMNS))
+
+    def _asked_of(self, how: AdherenceParams) -> list[str]:
+        """Return the scenarios' own columns that the judge's question names."""
+        return [name for name in columns(how) if name != "principle"]
 
     def _graded(self, how: AgreementParams) -> list[str]:
         """Return the columns of labelled rows that their grader reads."""

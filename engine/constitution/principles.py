@@ -61,6 +61,11 @@ class Principle(FileModel):
         """The user turn that asks for a revision; raises ValueError where there is none."""
         return self.text("revision")
 
+    @property
+    def asks_for(self) -> str:
+        """What it asks for, in the words by which answers are revised, or else criticised or judged."""
+        return self.revision or self.critique or self.judge or self.guards
+
     def text(self, stage: Stage) -> str:
         """Return this principle's text for `stage`.
 

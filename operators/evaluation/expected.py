@@ -47,12 +47,13 @@ def calls(p: EvaluateParams, sizes: Sizes, judge_calls: JudgeCalls) -> Calls:
     """
     models = len(p.models)
     prompts = {name: sizes.of(step, p.limit) for name, step in p.inputs.items()}
+    scenarios = sizes.of(p.adherence.input, p.limit) if p.adherence else 0
     of_suites = sum(sizes.of(step, p.limit) for step in p.suites)
-    asked = (sum(prompts.values()) + of_suites * (1 + MOST_OF_A_SUITE)) * p.samples * models
+    asked = (sum(prompts.values()) + of_suites * (1 + MOST_OF_A_SUITE) + 2 * scenarios) * p.samples * models
     asked += sum(sizes.questions(name, how) for name, how in p.choices.items()) * models
     judged = _about_answers(p, prompts, judge_calls) + _about_rows(p, sizes, judge_calls)
     # two sets, or two measures, may share rows, and what is the same is asked once
-    alone = len(p.inputs) + len(p.choices) <= 1 and not judged and not p.suites
+    alone = len(p.inputs) + len(p.choices) <= 1 and not (judged or p.suites or scenarios)
     return Calls(asked + judged, alone and all(given.exact for given in sizes.inputs.values()))
 
 

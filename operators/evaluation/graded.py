@@ -12,7 +12,7 @@ from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.grading.graders import grade
-from caiflow.operators.grading.params import Grader
+from caiflow.operators.grading.params import BoundedGrading, Grader
 from caiflow.operators.measures.agreement import corrected
 from caiflow.operators.measures.statistics import bootstrap_mean, wilson
 
@@ -27,7 +27,7 @@ def key(prompt: Any, answer: str) -> Key:
     return repr([(turn["role"], turn["content"]) for turn in prompt]), answer
 
 
-async def ask(how: Grader, rows: Sequence[Row], llms: LLMs) -> list[Row]:
+async def ask(how: BoundedGrading, rows: Sequence[Row], llms: LLMs) -> list[Row]:
     """Return for each row, in order, `grade` (None where unreadable), `met` (None likewise) and why there is none, `failed`.
 
     The answer is in `response`. Equal answers to one prompt are asked about once.

@@ -26,8 +26,8 @@ from caiflow.operators.evaluation import (
 )
 from caiflow.operators.evaluation.attempts import refuse_failures
 from caiflow.operators.evaluation.checks import PatternCheck
-from caiflow.operators.evaluation.conduct import suites
-from caiflow.operators.evaluation.params import ALL_SUITES, ComparisonParams, EvaluateParams, JudgeAgreementParams
+from caiflow.operators.evaluation.conduct import adherence, suites
+from caiflow.operators.evaluation.params import ADHERENCE, ALL_SUITES, ComparisonParams, EvaluateParams, JudgeAgreementParams
 from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.pictures import draw_frontier
 
@@ -39,13 +39,14 @@ Groups = Mapping[tuple[str, str], Sequence[Row]]
 
 
 class Asked(NamedTuple):
-    """What a step asks for: its parameters, its checks by name, the files it reads, and how it makes a comparison's judge."""
+    """What a step asks for: its parameters, its checks, the files it reads, its pairs' judges, and principles."""
 
     params: EvaluateParams
     seed: int
     checks: Mapping[str, PatternCheck]
     files: Mapping[str, Path]
     pair_judge: Callable[[ComparisonParams | JudgeAgreementParams], PairJudge]
+    principles: Mapping[str, str]
 
 
 class Measuring:
@@ -66,6 +67,9 @@ class Measuring:
         of_suites = {step: self._job.inputs[step].pylist(limit=p.limit) for step in p.suites}
         suites.refuse_half(of_suites)
         sets |= of_suites
+        if p.adherence:
+            sets[ADHERENCE] = self._job.inputs[p.adherence.input].pylist(limit=p.limit)
+            adherence.refuse_unknown(sets[ADHERENCE], self._asked.principles)
         rows = await answers.ask_models(self._llms, p, sets)
         refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
@@ -85,6 +89,7 @@ class Measuring:
         await self._grade(rows, groups, held, figures["models"])
         await self._suites(rows, groups, figures["models"])
         figures |= agreements
+        figures |= await self._adherence(groups)
         self._write("responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
         if p.frontier:
@@ -133,6 +138,16 @@ class Measuring:
             for name, group in of_model.items():
                 rates[model][name] |= suites.figures(group)
             rates[model][ALL_SUITES] = suites.figures([row for group in of_model.values() for row in group])
+
+    async def _adherence(self, groups: Groups) -> dict[str, Any]:
+        """Return how far each model keeps to each principle."""
+        how, principles = self._params.adherence, self._asked.principles
+        if how is None:
+            return {}
+        by_model = {model: groups[model, ADHERENCE] for model in self._params.models if (model, ADHERENCE) in groups}
+        found = await adherence.mark(how, [row for rows in by_model.values() for row in rows], principles, self._llms)
+        refuse_failures(found, "grades of adherence", self._params.max_failed)
+        return {ADHERENCE: adherence.figures(by_model, list(principles))}
 
     async def _agreement(self) -> tuple[list[Row], dict[str, Any]]:
         """Return the rows that graders were held against, and the figures of graders and judges held against people."""

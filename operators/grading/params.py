@@ -76,11 +76,9 @@ class ModelGrading(Grading):
     """The model that grades."""
 
 
-class Grader(ModelGrading):
-    """A model that grades the answers of the models that are measured."""
+class BoundedGrading(ModelGrading):
+    """A model that grades answers, and the grade from which on they meet what it is asked for."""
 
-    sets: tuple[str, ...] = ()
-    """The sets of prompts, by their names under `inputs`, whose answers are graded; by default all."""
     above: float | None = None
     """An answer meets the grader where its grade is above this; by default halfway from the least grade to the greatest."""
 
@@ -88,6 +86,13 @@ class Grader(ModelGrading):
     def bound(self) -> float:
         """The grade above which an answer meets the grader."""
         return sum(self.span) / 2 if self.above is None else self.above
+
+
+class Grader(BoundedGrading):
+    """A model that grades the answers of the models that are measured."""
+
+    sets: tuple[str, ...] = ()
+    """The sets of prompts, by their names under `inputs`, whose answers are graded; by default all."""
 
 
 class AgreementParams(Strict):

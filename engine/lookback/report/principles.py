@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 from caiflow.engine.lookback.opened import Run, Step, Table
@@ -31,23 +32,42 @@ class _Work:
     judged: int = 0
     flips: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
+    beside: Counter[str] = field(default_factory=Counter)
+    """The pairs on which this principle and another one each preferred an answer in both orders."""
+    against: Counter[str] = field(default_factory=Counter)
+    """Those of them on which they preferred different ones."""
 
 
 def principles(run: Run) -> list[dict[str, Any]]:
-    """Return the principles that were drawn or judged by in a run, with their texts, the most drawn first."""
+    """Return a run's principles with their texts and what is remarkable of each, the most drawn first."""
     work: dict[str, _Work] = {}
     for step in run.values():
         if step.is_made and step.kind == "rows":
             _read(step, work)
     texts = _texts(run)
+    for name in texts if work else ():
+        _of(work, name)  # one that no row drew did nothing
     found = sorted(work.items(), key=lambda pair: -(pair[1].drawn + pair[1].judged))
     return [
         {
             "id": name, "text": texts.get(name, {}), "drawn": one.drawn, "revised": one.revised, "changed": one.changed,
             "dropped": dict(one.dropped.most_common()), "judged": one.judged, "flips": one.flips, "examples": one.examples,
+            "remarks": list(_remarks(one)),
         }
         for name, one in found
     ]  # fmt: skip
+
+
+def _remarks(one: _Work) -> Iterator[str]:
+    """Yield what a constitution's author should know of a principle: that it does nothing, or pulls against another."""
+    if not one.drawn + one.revised + one.judged:
+        yield "never drawn"
+    if one.revised and not one.changed:
+        yield f"never changed an answer, of {one.revised:,} revised"
+    for other, apart in sorted(one.against.items()):
+        beside = one.beside[other]
+        if apart - beside / 2 > sqrt(beside):  # two standard errors beyond what chance would do
+            yield f"prefers the other answer than {other} on {apart:,} of {beside:,} pairs"
 
 
 def _texts(run: Run) -> dict[str, dict[str, str]]:
@@ -94,10 +114,15 @@ def _revised(one: _Work, step: str, row: Row) -> None:
 
 
 def _judged(row: Row, work: dict[str, _Work]) -> None:
-    for name, best in _favourites(row).items():
+    favourites = _favourites(row)
+    for name, best in favourites.items():
         one = _of(work, name)
         one.judged += 1
         one.flips += len(best) > 1
+        for other, theirs in favourites.items():
+            if other != name and len(best) == len(theirs) == 1:
+                one.beside[other] += 1
+                one.against[other] += best != theirs
 
 
 def _better(share: float, first: int, second: int) -> set[int]:

@@ -68,8 +68,8 @@ function constitutionPage({ run }) {
   if (!run.principles.length) return [el("p", {}, "No step of this run draws principles.")];
   const share = (part, whole) => (whole ? `${counted(part)} of ${counted(whole)} (${percent(part / whole)}%)` : "");
   const gone = (one) => Object.values(one.dropped).reduce((sum, count) => sum + count, 0);
-  const overviewTable = table(["principle", "drawn", "answers changed", "rows left out", "flips with the order"], run.principles.map((one) =>
-    [el("a", { href: `#constitution/${encodeURIComponent(one.id)}` }, one.id), counted(one.drawn), share(one.changed, one.revised), counted(gone(one)), share(one.flips, one.judged)]), [1, 2, 3, 4]);
+  const overviewTable = table(["principle", "drawn", "answers changed", "rows left out", "flips with the order", "to know"], run.principles.map((one) =>
+    [el("a", { href: `#constitution/${encodeURIComponent(one.id)}` }, one.id), counted(one.drawn), share(one.changed, one.revised), counted(gone(one)), share(one.flips, one.judged), one.remarks.join("; ")]), [1, 2, 3, 4]);
   const cards = run.principles.map((one) => el("div", { class: "card", "data-principle": one.id }, el("h3", {}, one.id),
     Object.entries(one.text).filter(([name]) => !["id", "source"].includes(name)).map(([name, text]) => [el("div", { class: "name" }, name), el("p", {}, text)]),
     Object.keys(one.dropped).length ? el("p", {}, "left out: ", Object.entries(one.dropped).map(([why, count]) => `${why} ${counted(count)}`).join(", ")) : null,

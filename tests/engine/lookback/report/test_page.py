@@ -112,6 +112,23 @@ def test_votes_over_a_list_flip_where_the_orders_have_other_favourites() -> None
     assert _favourites({"principles": ["kind"], "p_a": [0.5, 0.9]}) == {"kind": {1}}
 
 
+def test_what_an_author_should_know_of_a_principle_is_said() -> None:
+    from caiflow.engine.lookback.report.principles import _judged, _remarks, _Work
+
+    work = {"unused": _Work(), "idle": _Work(drawn=12, revised=12)}
+    for number in range(12):
+        blunt = [0.2, 0.8] if number else [0.9, 0.1]
+        _judged({"principles": ["kind", "blunt", "fair"], "p_a": [0.9, 0.1, *blunt, 0.9, 0.9]}, work)
+    told = {name: [*_remarks(one)] for name, one in work.items()}
+    assert told == {
+        "unused": ["never drawn"],
+        "idle": ["never changed an answer, of 12 revised"],
+        "kind": ["prefers the other answer than blunt on 11 of 12 pairs"],
+        "blunt": ["prefers the other answer than kind on 11 of 12 pairs"],
+        "fair": [],
+    }
+
+
 def test_more_rows_than_asked_for_are_counted_not_held(run: Run) -> None:
     (head, *_) = data(page(run, limit=3), "content")["tables"]
     assert (head["rows"], head["of"]) == (3, 40)

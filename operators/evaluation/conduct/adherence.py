@@ -1,0 +1,82 @@
+"""How far models keep to each principle: rates on the scenarios written for it, and what changed from the first model on.
+
+Owns the figures; how a judge is asked is in `grading.graders`, who writes scenarios is `probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+from caiflow.engine.errors import WrongValue
+from caiflow.engine.operator import LLMs
+from caiflow.engine.rows.columns import Row
+from caiflow.operators.evaluation import graded
+from caiflow.operators.evaluation.attempts import answered
+from caiflow.operators.evaluation.params import AdherenceParams
+from caiflow.operators.measures.statistics import Z_95, wilson
+
+WHOLE = "whole"
+"""The name of all principles together in the figures."""
+
+
+def refuse_unknown(rows: Sequence[Row], principles: Mapping[str, str]) -> None:
+    """Refuse scenarios of a principle that isn't in the constitution.
+
+    Raises:
+        WrongValue: there is one.
+    """
+    if unknown := next((row["principle"] for row in rows if row["principle"] not in principles), None):
+        raise WrongValue(f"adherence: the constitution has no principle {unknown!r}", f"it has {', '.join(principles)}")
+
+
+async def mark(how: AdherenceParams, rows: Sequence[Row], principles: Mapping[str, str], llms: LLMs) -> list[Row]:
+    """Write into `grades` of each answer whether it keeps to its principle (None where unreadable); return what was found."""
+    wanted = answered(rows)
+    found = await graded.ask(how, [{**row, "principle": principles[row["principle"]]} for row in wanted], llms)
+    for row, given in zip(wanted, found, strict=True):
+        if not given["failed"]:
+            row.setdefault("grades", {})["adheres"] = given["met"]
+    return [{"uid": row["uid"], **given} for row, given in zip(wanted, found, strict=True)]
+
+
+def figures(by_model: Mapping[str, Sequence[Row]], principles: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return by model and principle the rate at which answers keep to it, and `change` from the first model, with intervals.
+
+    Several samples of a scenario are averaged first. `change` pairs answers to the same scenario.
+    """
+    shares = {model: _shares(rows) for model, rows in by_model.items()}
+    first = next(iter(shares.values()), {})
+    found: dict[str, dict[str, Any]] = {}
+    for place, (model, own) in enumerate(shares.items()):
+        found[model] = {}
+        for name in (*principles, WHOLE):
+            kept = {key: share for key, share in own.items() if name in (key[0], WHOLE)}
+            rate = wilson(min(sum(kept.values()), len(kept)), len(kept)).as_dict()
+            moved = [share - first[key] for key, share in kept.items() if key in first]
+            change = {"change": _change(moved)} if place and moved else {}
+            found[model][name] = {**rate, **change}
+    return found
+
+
+def _change(moved: Sequence[float]) -> dict[str, Any]:
+    """Return the mean difference of pairs of shares, with a 95% interval that stays wide where few pairs all agree.
+
+    Source: A. Agresti and Y. Min, Simple improved confidence intervals for comparing matched proportions, Stat. Med. 24 (2005).
+    """
+    n = len(moved)
+    gains, losses = sum(max(value, 0.0) for value in moved), sum(max(-value, 0.0) for value in moved)
+    centre = (gains - losses) / (n + 2)
+    half = Z_95 * sqrt(max(0.0, gains + losses + 1 - (gains - losses) ** 2 / (n + 2))) / (n + 2)
+    mean = (gains - losses) / n
+    return {"mean": mean, "n": n, "low": max(-1.0, min(mean, centre - half)), "high": min(1.0, max(mean, centre + half))}
+
+
+def _shares(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """Return the share of a scenario's answers that keep to its principle, by principle and uid."""
+    met: dict[tuple[str, str], list[bool]] = {}
+    for row in answered(rows):
+        if (row.get("grades") or {}).get("adheres") is not None:
+            met.setdefault((row["principle"], row["uid"]), []).append(row["grades"]["adheres"])
+    return {key: sum(values) / len(values) for key, values in met.items()}
