@@ -15,6 +15,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
     lm_eval.MODEL.TASK.METRIC      {mean, stderr, low, high, n}
     frontier                       {helpfulness, harmlessness, points: {MODEL: {...}}}
     not_english                    share of the answers in another language than English, of those whose language can be told
+    until.SET                      {prompts, sharp}: how many were asked until the figures were sharp, or there were no more
     failed                         answers that no model gave, by MODEL.SET
 
 Beside it lie the answers (`responses/*.parquet`), the compared pairs (`comparisons/`), the questions (`choices/`), what
@@ -88,6 +89,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             yield Finding(("adherence",), "there are no principles to keep to", "name some under `constitution:`")
         if p.adherence and ADHERENCE in p.inputs:
             yield Finding(("inputs", ADHERENCE), "the scenarios have this name", "give the set another name")
+        if p.until and not p.inputs:
+            yield Finding(("until",), "no set has figures to become sharp", "give `inputs`")
         for name in p.suites:
             if name in p.inputs or name in (ALL_SUITES, ADHERENCE):
                 yield Finding(("suites", name), f"there is a set `{name}` already", "give the step another name")

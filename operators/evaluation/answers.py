@@ -5,15 +5,17 @@ Owns how evaluated models are asked and how answers become rates. Judges nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from caiflow.engine.identity import key
 from caiflow.engine.operator import LLMs, RowLLM, together
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
 from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import turns, with_system
+from caiflow.operators.measures.sequence import anytime
 from caiflow.operators.measures.statistics import wilson
 from caiflow.operators.measures.texts import is_english
 
@@ -32,6 +34,8 @@ COLUMNS: Mapping[str, Any] = {
 }
 """The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met,
 and `grades` has each grader's."""
+_ROUND = 32
+"""Prompts of a set that are asked in one round at least, where figures are to become sharp."""
 
 
 async def ask_models(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -58,6 +62,61 @@ async def ask_models(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequ
                 for i, given_answer in enumerate(several["answers"])
             ]
     return found
+
+
+class Asked(NamedTuple):
+    """The answers, and of each set how many prompts were asked and whether its figures are sharp."""
+
+    rows: list[Row]
+    prompts: Mapping[str, int]
+    sharp: Mapping[str, bool]
+
+
+async def ask_until(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequence[Row]], sharpening: Sharpening) -> Asked:
+    """Return the models' answers to as many prompts of each set as make its figures sharp.
+
+    Prompts come in an order that the seed draws, in rounds that follow from the answers alone: a run that was cut off finds
+    these in the ledger, and asks the same prompts.
+    """
+    seed = str(sharpening.seed)
+    order = {name: sorted(rows, key=lambda row: key("until", seed, str(row["uid"]))) for name, rows in sets.items()}
+    found: list[Row] = []
+    asked, sharp = dict.fromkeys(sets, 0), dict.fromkeys(sets, False)
+    while going := [name for name in sets if not sharp[name] and asked[name] < len(order[name])]:
+        sizes = {name: max(_ROUND, asked[name] // 4) for name in going}
+        part = {name: order[name][asked[name] : asked[name] + sizes[name]] for name in going}
+        new = await ask_models(llms, params, part)
+        await sharpening.mark(new)
+        found += new
+        asked |= {name: asked[name] + len(part[name]) for name in going}
+        groups = by_model_and_set(found)
+        sharp |= {
+            name: all(_sharp(groups[model, name], sharpening.names[name], sharpening.most) for model in params.models)
+            for name in going
+        }
+    place = {(model, name): number for number, (model, name) in enumerate((m, n) for m in params.models for n in sets)}
+    return Asked(sorted(found, key=lambda row: place[row["model"], row["set"]]), asked, sharp)
+
+
+class Sharpening(NamedTuple):
+    """What has to be sharp: the checks and graders of each set, how many points of 1 their intervals may reach, who marks."""
+
+    names: Mapping[str, Sequence[str]]
+    most: float
+    mark: Callable[[list[Row]], Awaitable[None]]
+    seed: int
+
+
+def _sharp(rows: Sequence[Row], names: Sequence[str], most: float) -> bool:
+    found = rates(rows, names)
+    ends = [at_any_time(found[name]) for name in names]
+    return all(end["n"] and max(end["rate"] - end["low"], end["high"] - end["rate"]) <= most for end in ends)
+
+
+def at_any_time(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a rate with an interval that holds however the number of its prompts came about."""
+    low, high = anytime((figure["rate"] or 0.0) * figure["n"], figure["n"])
+    return {**figure, "low": low, "high": high}
 
 
 def mark(rows: Sequence[Row], tests: Mapping[str, Test]) -> None:

@@ -53,7 +53,7 @@ def calls(p: EvaluateParams, sizes: Sizes, judge_calls: JudgeCalls) -> Calls:
     asked += sum(sizes.questions(name, how) for name, how in p.choices.items()) * models
     judged = _about_answers(p, prompts, judge_calls) + _about_rows(p, sizes, judge_calls)
     # two sets, or two measures, may share rows, and what is the same is asked once
-    alone = len(p.inputs) + len(p.choices) <= 1 and not (judged or p.suites or scenarios)
+    alone = len(p.inputs) + len(p.choices) <= 1 and not (judged or p.suites or scenarios or p.until)
     return Calls(asked + judged, alone and all(given.exact for given in sizes.inputs.values()))
 
 

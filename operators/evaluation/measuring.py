@@ -70,7 +70,9 @@ class Measuring:
         if p.adherence:
             sets[ADHERENCE] = self._job.inputs[p.adherence.input].pylist(limit=p.limit)
             adherence.refuse_unknown(sets[ADHERENCE], self._asked.principles)
-        rows = await answers.ask_models(self._llms, p, sets)
+        rows = await answers.ask_models(self._llms, p, {name: rows for name, rows in sets.items() if not self._sharpens(name)})
+        sharpened = await self._sharpened({name: rows for name, rows in sets.items() if self._sharpens(name)})
+        rows = [*sharpened.rows, *rows]
         refuse_failures(rows, "answers", p.max_failed)
         groups = answers.by_model_and_set(rows)
         figures: dict[str, Any] = {"models": self._rates(groups)}
@@ -89,6 +91,7 @@ class Measuring:
         await self._grade(rows, groups, held, figures["models"])
         await self._suites(rows, groups, figures["models"])
         figures |= agreements
+        self._hold_at_any_time(figures, sharpened)
         figures |= await self._adherence(groups)
         self._write("responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
@@ -96,6 +99,33 @@ class Measuring:
             figures["frontier"] = frontier.frontier(figures, p.frontier)
             draw_frontier(figures["frontier"], self._job.out_dir / FRONTIER_PICTURE)
         return figures
+
+    def _sharpens(self, name: str) -> bool:
+        return self._params.until is not None and name in self._params.inputs
+
+    async def _sharpened(self, sets: Mapping[str, Sequence[Row]]) -> answers.Asked:
+        """Return answers to as many prompts as `until` wants."""
+        p, tests = self._params, checks.compiled(self._asked.checks)
+        if p.until is None:
+            return answers.Asked([], {}, {})
+
+        async def mark(rows: list[Row]) -> None:
+            refuse_failures(rows, "answers", p.max_failed)  # else every prompt would be tried on a model that is gone
+            answers.mark(rows, tests)
+            for name, how in p.graders.items():
+                refuse_failures(await graded.mark(name, how, rows, self._llms), f"grades by {name}", p.max_failed)
+
+        names = {s: [*tests, *(n for n, how in p.graders.items() if not how.sets or s in how.sets)] for s in sets}
+        return await answers.ask_until(self._llms, p, sets, answers.Sharpening(names, p.until.interval / 100, mark, self._seed))
+
+    def _hold_at_any_time(self, figures: dict[str, Any], asked: answers.Asked) -> None:
+        """Give the rates whose number of prompts followed from the answers intervals that hold all the same."""
+        names = {*self._asked.checks, *self._params.graders}
+        for name in asked.prompts:
+            for found in figures["models"].values():
+                found[name] |= {check: answers.at_any_time(rate) for check, rate in found[name].items() if check in names}
+        if asked.prompts:
+            figures["until"] = {name: {"prompts": n, "sharp": asked.sharp[name]} for name, n in asked.prompts.items()}
 
     def _rates(self, groups: Groups) -> dict[str, dict[str, Any]]:
         tests = checks.compiled(self._asked.checks)

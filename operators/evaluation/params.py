@@ -133,6 +133,13 @@ class FrontierParams(Strict):
     """What is drawn upwards; more is better."""
 
 
+class UntilParams(Strict):
+    """When enough prompts of a set have been asked."""
+
+    interval: float = Field(gt=0, lt=50)
+    """Percentage points that the intervals of all models' checks and graders may reach to either side of their rates."""
+
+
 class EvaluateParams(Params):
     """Parameters of `evaluate`."""
 
@@ -148,6 +155,8 @@ class EvaluateParams(Params):
     """System turn before every prompt; replaces the prompt's own."""
     limit: int | None = Field(default=None, ge=1)
     """Prompts per set, from its head; by default all."""
+    until: UntilParams | None = None
+    """Ask prompts of `inputs` in a drawn order, until the figures are sharp enough or `limit` is reached, instead of all."""
     max_failed: int = Field(default=0, ge=0)
     """Answers, and judgements of each kind, that may fail (too long, say) before the step does; figures leave them out."""
     standard_checks: bool = True
