@@ -62,14 +62,18 @@ def call_key(model_identity: str, request: Request) -> bytes:
 
 
 class Asker(NamedTuple):
-    """What all calls of a row in a step share: what seeds and keys are made of, the row's turn, its retries, who answers."""
+    """What all calls of a row in a step share: what seeds and keys are made of, who answers, and how the row goes on.
+
+    `turn` is the row's place among all (-1 where it has none), `more` how many calls follow each at the most.
+    """
 
     operator: str
     seed: int
     model_identity: str
-    turn: int = 0
+    turn: int = -1
     retries: int = 3
     served: bool = False
+    more: int = 0
 
 
 class LedgeredLLM(RowLLM):
@@ -168,7 +172,7 @@ class LedgeredLLM(RowLLM):
         return known if not _unsound(known := Completion(**{name: kept[name] for name in kept if name not in READ})) else None
 
     async def _ask_engine(self, request: Request) -> Completion:
-        asked = request._replace(turn=self._asker.turn)
+        asked = request._replace(turn=self._asker.turn, more=self._asker.more)
         for attempt in itertools.count():
             self._tally.calls += 1
             answer = await self._client.ask(asked)

@@ -81,6 +81,9 @@ class Flow:
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
         self._slots = _Slots(self._limit)
+        self._more = {
+            step.name: step.operator.calls() - 1 + self._to_come(step, clients.get(step.model or "")) for step in steps
+        }
         self._failed_steps: set[str] = set()
         self._awaited: dict[str, list[float]] = {step.name: [] for step in steps}
         """When each of the rows began to wait that another run is making."""
@@ -133,6 +136,14 @@ class Flow:
             told = told or f"{len(awaited)} rows that another run is making, for {waited_s:.0f} s"
         return told
 
+    def _to_come(self, step: FlowStep, client: EngineClient | None) -> int:
+        """Return how many calls a row makes of one model after a step, at the most, on any one way through the others."""
+        following = [0]
+        for child in self._children[step.name]:
+            own = child.operator.calls() if self._clients.get(child.model or "") is client else 0
+            following.append(own + self._to_come(child, client))
+        return max(following)
+
     @contextmanager
     def _awaiting(self, step: FlowStep) -> Iterator[None]:
         """Note that a row of a step waits for another run, and lend its place."""
@@ -149,6 +160,8 @@ class Flow:
             await self._branch(self._roots, batch, order, row)
         finally:
             batch.open_rows -= 1
+            for client in self._clients.values():
+                client.over(batch.number * BATCH_ROWS + order[0])
 
     async def _branch(self, steps: Sequence[FlowStep], batch: _OpenBatch, order: Order, row: Row) -> None:
         if len(steps) == 1:
@@ -229,7 +242,7 @@ class Flow:
         if client is None:
             return NoLLM(step.name)
         retries = step.params.retries if step.params else 3
-        asker = Asker(step.operator.name, step.seed, step.model_identity, turn, retries, step.served)
+        asker = Asker(step.operator.name, step.seed, step.model_identity, turn, retries, step.served, self._more[step.name])
         ledger = self._ledgers[step.namespace]
         return LedgeredLLM(client, ledger if step.operator.calls() > 1 else None, asker, uid, self.tallies[step.name])
 

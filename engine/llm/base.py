@@ -5,7 +5,7 @@ Owns the request and answer types and the small interface that every engine impl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from caiflow.engine.errors import EngineError
@@ -42,7 +42,8 @@ class Request(NamedTuple):
     assistant says, of a plain text all tokens after the first (that is BOS, where the tokenizer has one). With `classify`, a
     classifier answers the log-probability of each of its labels as `logprobs`; other engines answer as if it weren't there.
 
-    `turn` decides no answer, but who waits: where not all fit, the lowest turns are computed first.
+    `turn`, `more` and `row` decide no answer, but who waits: where not all fit, the lowest turns are computed first. Calls with
+    the same `row`, a name that no other row has, begin alike; `more` is how many of them will follow this one at the most.
     """
 
     prompt: tuple[Message, ...] | str
@@ -53,7 +54,9 @@ class Request(NamedTuple):
     template: str = ""
     score: bool = False
     classify: bool = False
-    turn: int = 0
+    turn: int = -1
+    more: int = 0
+    row: str = ""
 
 
 class Completion(NamedTuple):
@@ -80,6 +83,19 @@ class Completion(NamedTuple):
 Answer = Completion | EngineError
 
 
+class Gate(Protocol):
+    """What lets an engine's calls in; asked in the engine's thread alone."""
+
+    def wait_s(self) -> float:
+        """Return how long the next step had better wait for rows that are about to ask on; 0 where it had better not."""
+
+    def sent(self, at: float) -> None:
+        """Note when the calls that arrive next were sent, by the monotonic clock: a step may have kept them waiting since."""
+
+    def over(self, rows: Iterable[str]) -> None:
+        """Note that rows which were to ask on won't."""
+
+
 class Engine(Protocol):
     """A loaded model as a loop: hand requests in, step, take what has finished.
 
@@ -91,6 +107,10 @@ class Engine(Protocol):
     """How many requests at once keep the engine busy; callers hold up to twice as many in flight."""
     pulse: Pulse
     """Where it says that it gets on, before each forward pass."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """What lets its calls in; None where all go in as they come."""
 
     @property
     def waiting(self) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,8 +41,8 @@ class Link(Protocol):
     async def open(self) -> None:
         """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Send requests. Raises LinkLost."""
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Send requests, and say which rows won't ask on though their last call said so. Raises LinkLost."""
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers. Raises LinkLost."""
@@ -63,9 +65,9 @@ class LocalLink:
         """Begin a session; the host has loaded."""
         self._session = self._host.begin(self._client)
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Send requests."""
-        self._host.submit(self._client, self._session, requests)
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Send requests, and say which rows won't ask on."""
+        self._host.submit(self._client, self._session, requests, over)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
@@ -85,20 +87,35 @@ class _Asked:
     priority: tuple[int, int]
     tries: int = 0
 
+    def __lt__(self, other: _Asked) -> bool:
+        return self.priority < other.priority
+
 
 @dataclass(slots=True)
 class _Replica:
     link: Link
     in_flight: dict[int, _Asked] = field(default_factory=dict)
+    pending: list[_Asked] = field(default_factory=list)
+    """A heap of what rows ask that are at home here."""
+    over: list[str] = field(default_factory=list)
+    """Rows that were to ask on here, and won't."""
     room: int = 0
     up: bool = False
     """Whether it takes requests; not while it loads, or loads again."""
     lost: EngineError | None = None
     """Why it won't answer any more; None while it does."""
+    busy: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def idle(self) -> bool:
+        """Return whether it has less to do than it can do at once."""
+        return len(self.in_flight) + len(self.pending) < self.link.capacity
 
 
 class EngineClient:
     """Coroutines ask, the client batches: one per model and worker, used from one event loop.
+
+    A row that is to ask on is at home with the replica that it first asked, which knows the beginning of its prompts. It moves
+    only where its home is lost, or has more to do than it can do at once while another has less.
 
     What a replica had that is lost goes to the others at once, and so does what one has that is silent; whichever answers first
     is heard. One that is lost for good gets no more requests. Only where none is left are requests answered with the error.
@@ -110,12 +127,14 @@ class EngineClient:
         self._replicas = [_Replica(link) for link in links]
         self.capacity = 0
         self._engine_retries = engine_retries
-        self._pending: list[tuple[tuple[int, int], _Asked]] = []
+        self._pending: list[_Asked] = []
+        self._name = uuid.uuid4().hex[:12]
+        self._homes: dict[int, tuple[_Replica, bool]] = {}
+        """By turn, where a row is at home, and whether its last call said that it asks on."""
         self._ids = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._pump_scheduled = False
         self._sending: set[asyncio.Task[None]] = set()
-        self._busy = [asyncio.Event() for _ in links]
         self._dead: EngineError | None = None
         self._told: list[str] = []
         self.silent_s = SILENT_S
@@ -126,9 +145,7 @@ class EngineClient:
         late = await self._opened()
         if self._dead is not None:
             raise self._dead
-        self._tasks = [
-            asyncio.create_task(self._receive(replica, busy)) for replica, busy in zip(self._replicas, self._busy, strict=True)
-        ]
+        self._tasks = [asyncio.create_task(self._receive(replica)) for replica in self._replicas]
         self._tasks += late
         return self
 
@@ -153,9 +170,10 @@ class EngineClient:
         """Return the answer; requests with a lower `turn` overtake waiting ones."""
         if self._dead is not None:
             return self._dead
-        number = next(self._ids)
-        asked = _Asked(request, asyncio.get_running_loop().create_future(), (request.turn, number))
-        heapq.heappush(self._pending, (asked.priority, asked))
+        if request.turn >= 0:
+            request = request._replace(row=f"{self._name}:{request.turn}")
+        asked = _Asked(request, asyncio.get_running_loop().create_future(), (request.turn, next(self._ids)))
+        heapq.heappush(self._queue_of(request.turn), asked)
         self._schedule_pump()
         answer = await asked.answer
         if isinstance(answer, Completion):
@@ -164,6 +182,22 @@ class EngineClient:
             self.completion_tokens += answer.completion_tokens
         return answer
 
+    def over(self, turn: int) -> None:
+        """Note that a row asks no more, whatever its last call said."""
+        home, asks_on = self._homes.pop(turn, (None, False))
+        if home is not None and asks_on and home.up:
+            home.over.append(f"{self._name}:{turn}")
+            self._schedule_pump()
+
+    def _queue_of(self, turn: int) -> list[_Asked]:
+        """Return where a row's call waits: for its home, where it has one that gets to it, or for any replica."""
+        home, _ = self._homes.get(turn, (None, False))
+        if home is None or not home.up:
+            return self._pending
+        if len(home.in_flight) >= home.link.capacity and any(one.up and one.idle() for one in self._replicas):
+            return self._pending
+        return home.pending
+
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:
             self._pump_scheduled = True
@@ -171,43 +205,48 @@ class EngineClient:
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._pending:
-            living = [index for index, replica in enumerate(self._replicas) if replica.up]
-            if not living:
-                return  # one that is up again pumps
-            index = max(living, key=lambda i: self._replicas[i].room)
-            replica = self._replicas[index]
+        living = [replica for replica in self._replicas if replica.up]  # one that is up again pumps
+        batches: dict[int, list[tuple[int, Request]]] = defaultdict(list)
+        for replica in living:
+            while replica.pending and replica.room > 0:
+                batches[id(replica)].append(self._put(replica, heapq.heappop(replica.pending)))
+        while self._pending and living:
+            replica = max(living, key=lambda one: one.room)
             if replica.room <= 0:
-                return
-            share = max(1, min(replica.room, -(-len(self._pending) // len(living))))
-            batch: list[tuple[int, Request]] = []
-            while self._pending and len(batch) < share:
-                priority, asked = heapq.heappop(self._pending)
-                if asked.answer.done():
-                    continue  # by the replica that was silent
-                replica.in_flight[priority[1]] = asked
-                batch.append((priority[1], asked.request))
-            if not batch:
-                return
-            replica.room -= len(batch)
-            self._busy[index].set()
-            task = asyncio.create_task(self._send(replica, batch))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+                break
+            asked = heapq.heappop(self._pending)
+            if not asked.answer.done():  # by the replica that was silent
+                batches[id(replica)].append(self._put(replica, asked))
+        for replica in living:
+            over, replica.over = replica.over, []
+            if over or id(replica) in batches:
+                task = asyncio.create_task(self._send(replica, batches[id(replica)], over))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
 
-    async def _send(self, replica: _Replica, batch: list[tuple[int, Request]]) -> None:
+    def _put(self, replica: _Replica, asked: _Asked) -> tuple[int, Request]:
+        """Take a request for a replica; return it with its number."""
+        turn, number = asked.priority
+        replica.in_flight[number] = asked
+        replica.room -= 1
+        replica.busy.set()
+        if turn >= 0 and (asked.request.more or turn in self._homes):
+            self._homes[turn] = replica, asked.request.more > 0
+        return number, asked.request
+
+    async def _send(self, replica: _Replica, batch: list[tuple[int, Request]], over: list[str]) -> None:
         try:
-            await replica.link.submit(batch)
+            await replica.link.submit(batch, over)
         except LinkLost:
             return  # the receiving side sees the same loss and asks everything in flight again
         except Exception as error:
             self._give_up(replica, _as_engine_error(error))
 
-    async def _receive(self, replica: _Replica, busy: asyncio.Event) -> None:
+    async def _receive(self, replica: _Replica) -> None:
         while replica.lost is None:
             if not replica.in_flight:
-                busy.clear()
-                await busy.wait()
+                replica.busy.clear()
+                await replica.busy.wait()
             try:
                 answers = await self._collected(replica)
             except LinkLost as loss:
@@ -218,7 +257,7 @@ class EngineClient:
                 continue
             for number, answer in answers:
                 self._finish(replica, number, answer)
-            if self._pending:
+            if self._pending or replica.pending:
                 self._schedule_pump()
 
     async def _collected(self, replica: _Replica) -> list[tuple[int, Answer]]:
@@ -304,10 +343,13 @@ class EngineClient:
     def _take_back(self, replica: _Replica, loss: LinkLost | None = None) -> None:
         """Have what a replica had asked anew; not what was lost too often."""
         left, replica.in_flight = replica.in_flight, {}
+        waiting, replica.pending, replica.over = replica.pending, [], []
+        for asked in waiting:
+            heapq.heappush(self._pending, asked)
         for asked in left.values():
             asked.tries += loss is not None
             if asked.tries <= self._engine_retries:
-                heapq.heappush(self._pending, (asked.priority, asked))
+                heapq.heappush(self._pending, asked)
             elif not asked.answer.done():
                 error = EngineError(f"engine: lost {self._engine_retries} times; {loss}", kind="engine_lost")
                 asked.answer.set_result(error)
@@ -324,7 +366,7 @@ class EngineClient:
             self._told.append(f"one of its engines is lost, the others go on: {error}")
             return
         self._dead = error
-        for _, asked in self._pending:
+        for asked in self._pending:
             if not asked.answer.done():
                 asked.answer.set_result(error)
         self._pending.clear()

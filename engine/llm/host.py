@@ -7,6 +7,7 @@ each, and more threads than cores wait asleep. Knows nothing of Ray: the cluster
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class EngineHost:
     """
 
     def __init__(self, start: Callable[[], Engine]) -> None:
-        self._inbox: deque[tuple[str, str, Batch]] = deque()
+        self._inbox: deque[tuple[str, str, Batch, Sequence[str], float]] = deque()
         self._outbox: dict[str, Answers] = defaultdict(list)
         self._sessions: dict[str, str] = {}
         self._owner: dict[int, tuple[str, str, int]] = {}
@@ -52,10 +53,10 @@ class EngineHost:
             self._outbox.pop(client, None)
         return session
 
-    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]]) -> None:
-        """Queue a client's requests under its own ids."""
+    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Queue a client's requests under its own ids; the rows that are `over` were to ask on, and won't."""
         self._check(client, session)
-        self._inbox.append((client, session, list(requests)))
+        self._inbox.append((client, session, list(requests), over, time.monotonic()))
         self._inbox_filled.set()
 
     def collect(self, client: str, session: str, timeout_s: float) -> Answers:
@@ -103,6 +104,8 @@ class EngineHost:
             while self._open:
                 engine.pulse.beat()
                 self._admit(engine)
+                while self._open and self._inbox_filled.wait(engine.gate.wait_s() if engine.gate else 0.0):
+                    self._admit(engine)
                 if self._owner:
                     engine.pulse.beat()
                     self._deliver(engine.step())
@@ -118,13 +121,17 @@ class EngineHost:
     def _admit(self, engine: Engine) -> None:
         self._inbox_filled.clear()
         while self._inbox:
-            client, session, requests = self._inbox.popleft()
+            client, session, requests, over, at = self._inbox.popleft()
             batch = []
             for own_id, request in requests:
                 self._owner[self._next] = (client, session, own_id)
                 batch.append((self._next, request))
                 self._next += 1
+            if engine.gate:
+                engine.gate.sent(at)
             engine.submit(batch)
+            if engine.gate:
+                engine.gate.over(over)
 
     def _deliver(self, finished: Answers) -> None:
         if not finished:

@@ -243,7 +243,7 @@ class _BatchLink:
     async def revive(self) -> None:
         """Never needed."""
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:  # noqa: ARG002
         """Answer at once; the answers wait to be collected."""
         self._ready += [(number, self._answer(request)) for number, request in requests]
 

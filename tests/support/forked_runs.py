@@ -39,10 +39,10 @@ class ToldLink(AskedLink):
     told: Connection | None = None
     capacity: int = IN_FLIGHT // 2
 
-    async def submit(self, requests: Any) -> None:
+    async def submit(self, requests: Any, over: Any = ()) -> None:
         """Answer at once, and say so."""
         had = len(self.answered)
-        await super().submit(requests)
+        await super().submit(requests, over)
         assert self.told is not None
         for _ in self.answered[had:]:
             self.told.send("answered")

@@ -65,7 +65,7 @@ class AskedLink:
     async def open(self) -> None:
         """Be there."""
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Answer at once; the answers wait to be collected."""
         for number, request in requests:
             if len(self.answered) < self.most:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.base import Answer, Completion, Gate, Request
 from caiflow.engine.llm.pulse import Pulse
 
 Script = Callable[[Request], Answer]
@@ -24,6 +24,7 @@ class ScriptedEngine:
     def __init__(self, script: Script = last_words, *, capacity: int = 64, per_step: int = 0, keep: bool = True) -> None:
         self.capacity = capacity
         self.pulse = Pulse(first_s=0.0)
+        self.gate: Gate | None = None
         self.asked: list[Request] = []
         self.steps = 0
         self._keep = keep

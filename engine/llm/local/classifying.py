@@ -35,6 +35,7 @@ class ClassifierEngine:
     def __init__(self, source: ModelSource, model: Any, renderer: Renderer) -> None:
         self._source, self._renderer = source, renderer
         self.pulse = Pulse()
+        self.gate = None
         self._model = model.eval()
         self._pad = _pad_id(renderer.tokenizer)
         model.config.get_text_config().pad_token_id = self._pad

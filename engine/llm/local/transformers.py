@@ -57,6 +57,7 @@ class TransformersEngine:
     def __init__(self, model: Any, renderer: Renderer, *, capacity: int, prefill_tokens: int, context: int) -> None:
         self.capacity = capacity
         self.pulse = Pulse()
+        self.gate = None
         self._model = model.eval()
         self._renderer = renderer
         self._prefill_tokens = prefill_tokens

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
 _PATIENCE_S = 900.0  # how long calls are asked again while the server refuses all of them for being too many
 _LARGEST_BODY = 32 << 20
+_SESSION = "X-Session-Id"
+"""The header by which routers keep together what begins alike."""
 
 
 class EndpointEngine:
@@ -47,6 +49,7 @@ class EndpointEngine:
     def __init__(self, endpoint: Endpoint, dialect: Dialect) -> None:
         self.capacity = endpoint.most_calls
         self.pulse = Pulse(first_s=0.0)
+        self.gate = None
         self._endpoint = endpoint
         self._dialect = dialect
         self._taught_before = len(dialect.without)
@@ -164,7 +167,7 @@ class EndpointEngine:
         path, body = self._dialect.call(request)  # as the calls before this one taught
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                status, headers, text = await self._post(path, body)
+                status, headers, text = await self._post(path, body, request.row)
         except TimeoutError:
             raise Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from None
         return read_reply(self._dialect, request, body, status, headers, text)
@@ -179,16 +182,17 @@ class EndpointEngine:
         if lesson := keep_lesson(self._endpoint, self._dialect, self._taught_before):
             raise lesson
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
-        """Return status, headers and body of one call.
+    async def _post(self, path: str, body: Mapping[str, Any], row: str) -> tuple[int, Mapping[str, str], str]:
+        """Return status, headers and body of one call, which says whose it is: a router can have one replica answer a row.
 
         Raises:
             Passing: the connection broke, or the body is larger than any answer.
         """
         import httpx
 
+        whose = {_SESSION: row} if row else {}
         try:
-            async with self._client.stream("POST", path, json=body) as response:
+            async with self._client.stream("POST", path, json=body, headers=whose) as response:
                 chunks, size = [], 0
                 async for chunk in response.aiter_bytes():
                     chunks.append(chunk)

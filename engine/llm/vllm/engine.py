@@ -18,6 +18,7 @@ from caiflow.engine.llm.base import Answer, Completion, Draws, Request
 from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
 from caiflow.engine.llm.stops import Stops
+from caiflow.engine.llm.vllm.gate import Gate
 from caiflow.engine.llm.vllm.seeds import seed_arguments
 
 if TYPE_CHECKING:
@@ -70,19 +71,23 @@ class VLLMEngine:
         self._draws = draws
         self._scores = scores
         self._params_type, self._final = SamplingParams, RequestOutputKind.FINAL_ONLY
+        cache = engine.vllm_config.cache_config
+        self.gate = Gate(self.capacity, int(cache.num_gpu_blocks or 0) - 1, int(cache.block_size))
         self._asked: dict[str, _Asked] = {}
+        self._outside: dict[int, _Asked] = {}
         self._finished: list[tuple[int, Answer]] = []
         self._count = 0
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Render and hand over requests; one that can't be rendered or doesn't fit finishes with its error."""
+        """Render requests and have the gate let them in; one that can't be rendered or doesn't fit finishes with its error."""
         for number, request in requests:
             try:
-                self._add(number, request)
+                asked = self._outside[number] = self._rendered(number, request)
             except EngineError as error:
                 self._finished.append((number, error))
-            except ValueError as error:
-                self._finished.append((number, EngineError(f"vLLM refuses the request: {error}", kind="refused")))
+                continue
+            if self.gate.arrive(number, request, asked.ids):
+                self._add(number)
 
     def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
         """Run steps of vLLM's scheduler until something finishes or `timeout_s` has passed.
@@ -91,14 +96,21 @@ class VLLMEngine:
             EngineError: kind `engine_lost`: vLLM itself failed; none of its requests will be answered.
         """
         deadline = time.monotonic() + timeout_s
-        while self._asked and not self._finished:
+        while not self._finished:
+            for number in self.gate.admitted():
+                self._add(number)
+            if not self._asked:
+                break
             self._tell_pass()
+            begun = time.monotonic()
             try:
                 outputs = self._engine.step()
             except Exception as error:
                 raise EngineError(f"vLLM stopped: {type(error).__name__}: {error}", kind="engine_lost", retry=True) from error
             self._finished += [self._answer(output) for output in outputs if output.finished]
-            if time.monotonic() >= deadline:
+            ended = time.monotonic()
+            self.gate.stepped(ended - begun)
+            if ended >= deadline:
                 break
         finished, self._finished = self._finished, []
         return finished
@@ -110,7 +122,7 @@ class VLLMEngine:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._engine.engine_core.shutdown()
-        self._engine, self._asked = None, {}
+        self._engine, self._asked, self._outside = None, {}, {}
         gc.collect()
         cleanup_dist_env_and_memory()
 
@@ -120,7 +132,7 @@ class VLLMEngine:
         self._unread -= now
         self.pulse.beat(now + len(self._asked))
 
-    def _add(self, number: int, request: Request) -> None:
+    def _rendered(self, number: int, request: Request) -> _Asked:
         if request.score and not self._scores:
             raise EngineError(
                 "vLLM can't tell how likely a text is under an adapter on the output head",
@@ -136,14 +148,23 @@ class VLLMEngine:
                 "shorten it, use a model with a longer context, or raise max_model_len",
                 kind="overflow",
             )
+        return _Asked(number, request, ids, choices, scored)
+
+    def _add(self, number: int) -> None:
+        """Give vLLM a call that the gate has let in."""
+        asked = self._outside.pop(number)
+        request = asked.request
         self._count += 1
-        prompt = {"type": "token", "prompt_token_ids": ids}
+        prompt, params = {"type": "token", "prompt_token_ids": asked.ids}, self._params(request, asked.choices)
         name = str(self._count)
-        self._engine.add_request(
-            name, prompt, self._params(request, choices), lora_request=self._adapter, priority=request.turn
-        )
-        self._asked[name] = _Asked(number, request, ids, choices, scored)
-        self._unread += len(ids)
+        try:
+            self._engine.add_request(name, prompt, params, lora_request=self._adapter, priority=request.turn)
+        except ValueError as error:
+            self.gate.finish(number)
+            self._finished.append((number, EngineError(f"vLLM refuses the request: {error}", kind="refused")))
+            return
+        self._asked[name] = asked
+        self._unread += len(asked.ids)
 
     def _params(self, request: Request, choices: Mapping[str, int]) -> Any:
         if request.score:
@@ -166,6 +187,7 @@ class VLLMEngine:
 
     def _answer(self, output: RequestOutput) -> tuple[int, Answer]:
         asked = self._asked.pop(output.request_id)
+        self.gate.finish(asked.number)
         best: CompletionOutput
         (best,) = output.outputs
         if best.finish_reason not in ("stop", "length"):

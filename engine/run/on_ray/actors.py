@@ -120,9 +120,9 @@ class EngineActor:
         """Begin a session of a client."""
         return self._loaded().begin(client)
 
-    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]]) -> None:
-        """Queue requests."""
-        self._loaded().submit(client, session, requests)
+    def submit(self, client: str, session: str, requests: Sequence[tuple[int, Request]], over: Sequence[str]) -> None:
+        """Queue requests, and say which rows won't ask on."""
+        self._loaded().submit(client, session, requests, over)
 
     def collect(
         self, client: str, session: str, timeout_s: float, patience_s: float, times: float
@@ -178,9 +178,9 @@ class RayLink:
         self._session = await self._call("begin", self._client)
         self.waiting = ""
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Send requests."""
-        await self._call("submit", self._client, self._session, requests)
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Send requests, and say which rows won't ask on."""
+        await self._call("submit", self._client, self._session, requests, over)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""

@@ -221,6 +221,16 @@ def test_older_rows_go_first(tmp_path: Path) -> None:
     assert all(f"q{request.turn:02}" in str(request.prompt) for request in engine.asked)
 
 
+def test_calls_say_how_many_of_the_row_s_will_follow_with_the_same_engine(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", ["q0", "q1"])
+    chain = [step("a", Ask(params(), times=2), "source"), step("b", Ask(params(), "answer", "b"), "a")]
+    chain.append(step("c", Ask(params(), "answer", "c"), "a"))
+    engine = ScriptedEngine()
+    run(tmp_path, chain, source, engine)
+    assert sorted(request.more for request in engine.asked) == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert len({request.row for request in engine.asked}) == 2
+
+
 @pytest.mark.parametrize("capacity", [1, 3, 64])
 def test_results_do_not_depend_on_the_engine_s_size(tmp_path: Path, capacity: int) -> None:
     source = write_source(tmp_path / "source", [f"q{i}" for i in range(30)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,15 +20,15 @@ from support.scripted import ScriptedEngine
 
 
 class GatedEngine(ScriptedEngine):
-    """Answers only once its gate is open."""
+    """Answers only once it may."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = threading.Event()
+        self.may_answer = threading.Event()
 
     def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
-        """Answer, or wait a little for the gate."""
-        return super().step() if self.gate.wait(0.01) else []
+        """Answer, or wait a little."""
+        return super().step() if self.may_answer.wait(0.01) else []
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def test_what_a_dead_client_asked_is_never_answered_to_its_successor() -> None:
         host.submit("worker", old, asked(["old0", "old1", "old2"]))
         new = host.begin("worker")
         host.submit("worker", new, asked(["new0", "new1"]))
-        engine.gate.set()
+        engine.may_answer.set()
         assert gathered(host, "worker", new, 2) == {0: "re: new0 #0", 1: "re: new1 #0"}
         assert host.collect("worker", new, 0.1) == []
 
@@ -100,7 +101,7 @@ def test_a_client_that_replaces_a_dead_one_asks_for_itself() -> None:
 
     async def follows(host: EngineHost) -> list[str]:
         async with EngineClient([LocalLink(host, "worker")]) as client:
-            engine.gate.set()
+            engine.may_answer.set()
             return [text(answer) for answer in await asyncio.gather(*(client.ask(Request(f"new{n}")) for n in range(4)))]
 
     with hosted(engine) as host:
@@ -164,12 +165,12 @@ class DyingLink(LocalLink):
         super().__init__(host, "dying")
         self._left = takes
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Take requests until there were too many."""
         self._left -= len(requests)
         if self._left < 0:
             raise EngineError("engine: its process died too often", "look at its memory", kind="engine_lost")
-        await super().submit(requests)
+        await super().submit(requests, over)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Answer while the process lives."""
@@ -185,11 +186,11 @@ class BrokenLink(LocalLink):
         super().__init__(host, "broken")
         self._broken = broken
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Take requests, or break."""
         if self._broken == "submit":
             raise ValueError("a request that can't be sent")
-        await super().submit(requests)
+        await super().submit(requests, over)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Answer, or break."""
@@ -215,13 +216,13 @@ class SlowLink(LocalLink):
         self.back = asyncio.Event()
         self.lost = False
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Take requests until there were too many."""
         self._left -= len(requests)
         if self._left < 0 and not self.back.is_set():
             self.lost = True
             raise LinkLost("its process is gone")
-        await super().submit(requests)
+        await super().submit(requests, over)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Answer while the process lives."""
@@ -390,3 +391,71 @@ def test_where_every_replica_died_all_requests_say_so_and_none_waits() -> None:
         found = asyncio.run(asyncio.wait_for(answers(host, other), 30))
     assert all(isinstance(answer, Completion) or "died too often" in str(answer) for answer in found)
     assert isinstance(found[-1], EngineError)
+
+
+class Noting(LocalLink):
+    """A link that remembers which rows it was told are over."""
+
+    def __init__(self, host: EngineHost, client: str = "local") -> None:
+        super().__init__(host, client)
+        self.over: list[str] = []
+
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Remember."""
+        self.over += over
+        await super().submit(requests, over)
+
+
+def test_a_row_stays_with_its_replica_and_is_over_where_it_asks_no_more() -> None:
+    engines = [ScriptedEngine(capacity=4, per_step=1) for _ in range(2)]
+
+    async def row(client: EngineClient, turn: int) -> None:
+        for more in (2, 1):  # and the third is never asked
+            await client.ask(Request(f"row {turn}", turn=turn, more=more))
+        client.over(turn)
+
+    async def all_rows(links: list[Noting]) -> None:
+        async with EngineClient(links) as client:
+            await asyncio.gather(*(row(client, turn) for turn in range(8)))
+            await asyncio.sleep(0)
+
+    with hosted(engines[0]) as one, hosted(engines[1]) as other:
+        links = [Noting(one), Noting(other)]
+        asyncio.run(all_rows(links))
+    for engine, link in zip(engines, links, strict=True):
+        by_row = Counter(request.row for request in engine.asked)
+        assert len(by_row) == 4
+        assert set(by_row.values()) == {2}
+        assert set(link.over) <= by_row.keys()
+
+
+class StrictGate:
+    """Waits for one row."""
+
+    def __init__(self) -> None:
+        self.patience_s = 0.0
+        self.ended: list[str] = []
+
+    def wait_s(self) -> float:
+        return self.patience_s
+
+    def sent(self, at: float) -> None:
+        """Wait for no more."""
+        assert at <= time.monotonic()
+        self.patience_s = 0.0
+
+    def over(self, rows: Sequence[str]) -> None:
+        self.ended += rows
+
+
+def test_a_step_waits_for_what_the_gate_waits_for() -> None:
+    engine = ScriptedEngine()
+    gate = engine.gate = StrictGate()
+    with hosted(engine) as host:
+        session = host.begin("a")
+        host.submit("a", session, asked(["first"]))
+        assert gathered(host, "a", session, 1)
+        gate.patience_s = 60.0
+        host.submit("a", session, asked(["second"]), ["row 1"])
+        assert gathered(host, "a", session, 1)  # long before the minute is over
+    assert gate.ended == ["row 1"]

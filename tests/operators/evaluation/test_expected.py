@@ -68,7 +68,7 @@ class Judging(AskedLink):
 
     alike: bool = False
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         for number, request in requests:
             self.answered.append(request)
             logprobs = {choice: -1.0 - place for place, choice in enumerate(request.choices or ())} or None

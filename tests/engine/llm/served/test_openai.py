@@ -51,6 +51,11 @@ def test_a_chat_is_asked_with_its_sampling_and_seed(server: BadServer, connect: 
     }  # fmt: skip
 
 
+def test_calls_of_a_row_say_so_to_a_router(server: BadServer, connect: Callable[..., Engine]) -> None:
+    ask(connect(), [Request(CHAT, row="r7"), Request(CHAT, row="r7"), Request(CHAT)])
+    assert sorted(headers.get("X-Session-Id", "none") for headers in server.headers) == ["none", "r7", "r7"]
+
+
 def test_a_plain_text_goes_to_completions(server: BadServer, connect: Callable[..., Engine]) -> None:
     text(connect(), Request("Human: hi", prefill=" there"))
     assert (server.paths, server.calls[0]["prompt"]) == (["/v1/completions"], "Human: hi there")

@@ -49,6 +49,24 @@ def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, ti
         assert mine.greedy == theirs.greedy
 
 
+def test_the_oldest_row_waits_for_none_that_came_after(engine: Engine) -> None:
+    """Sixteen are computed at once, so that of forty asked together the last would have to wait, were it not the oldest."""
+    crowd = [Request(f"bread {n}", Sampling(max_tokens=20), turn=n + 1) for n in range(40)]
+    engine.submit([*enumerate(crowd), (99, Request("the oldest", Sampling(max_tokens=20)))])
+    came: list[int] = []
+    while len(came) <= len(crowd):
+        came += [number for number, _ in engine.step()]
+    assert came.index(99) <= ARGS["max_num_seqs"]
+
+
+def test_a_row_that_asks_on_is_waited_for(engine: Engine) -> None:
+    assert engine.gate is not None
+    ask(engine, [Request("bread", Sampling(max_tokens=2), turn=0, more=1, row="r")])
+    assert engine.gate.wait_s() > 0
+    engine.gate.over(["r"])
+    assert engine.gate.wait_s() == 0
+
+
 def test_an_answer_is_the_same_in_any_order(engine: Engine, tiny_source: ModelSource) -> None:
     requests = [request for request in mixed_requests() if not request.choices]
     order = list(range(len(requests)))
@@ -133,13 +151,3 @@ def test_an_adapter_is_served_without_merging(
             assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
     finally:
         served.close()
-
-
-def test_the_oldest_row_waits_for_none_that_came_after(engine: Engine) -> None:
-    """Sixteen are computed at once, so that of forty asked together the last would have to wait, were it not the oldest."""
-    crowd = [Request(f"bread {n}", Sampling(max_tokens=20), turn=n + 1) for n in range(40)]
-    engine.submit([*enumerate(crowd), (99, Request("the oldest", Sampling(max_tokens=20)))])
-    came: list[int] = []
-    while len(came) <= len(crowd):
-        came += [number for number, _ in engine.step()]
-    assert came.index(99) <= ARGS["max_num_seqs"]
