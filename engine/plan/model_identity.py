@@ -140,6 +140,7 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
     """Return what only the engine needs to know: its own arguments and, for an endpoint, how to reach it."""
     names = (
         "replicas",
+        "node_labels",
         "num_gpus",
         "num_cpus",
         "base_url",
@@ -155,7 +156,7 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
     arguments = {**entry.engine_args.model_dump(mode="json", exclude_none=True), **entry.other_engine_args}
     if entry.prices is not None:
         options["prices"] = entry.prices.model_dump()
-    return {**{name: value for name, value in options.items() if value is not None}, "engine_args": arguments}
+    return {**{name: value for name, value in options.items() if value not in (None, {})}, "engine_args": arguments}
 
 
 def _gguf(where: str, source: str, base_dir: Path) -> Path | None:

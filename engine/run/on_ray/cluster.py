@@ -25,6 +25,7 @@ from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.nodes import (
     PATIENCE_S,
+    Labels,
     Node,
     Unplaced,
     alive,
@@ -145,7 +146,7 @@ class Cluster:
 
     def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
         """Raise where the engines of a model can never run here."""
-        self.refuse_too_large(label, engine_gpus(source, self.nodes), replicas(source))
+        refuse_impossible(self.nodes, engine_gpus(source, self.nodes), replicas(source), label, self._labels(source))
 
     def all_gpus(self, source: ModelSource) -> float:
         """Return the GPUs of all engines of a model."""
@@ -321,7 +322,7 @@ class Cluster:
         others = [node for node in (self._nodes.up if self._nodes else ()) if node.id != lost and node.gpus >= running.gpus]
         running.tries += 1
         threads = self._threads(running.cpus) if running.pool == "train" else 1
-        running.actor = new_worker(running.gpus, threads, avoided=lost if others else "")
+        running.actor = new_worker(running.gpus, threads, lost if others else "")
         running.where = running.actor.node.remote()
         running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
         self._watch("what is begun again", [running.actor], running.gpus)
@@ -354,17 +355,21 @@ class Cluster:
 
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
         spare = self._spare
-        if spare is not None and not source.options.get("num_cpus"):
+        if spare is not None and not source.options.get("num_cpus") and not self._labels(source):
             self._spare = None
             self._prepare_spare()
             return spare
         most = max(1.0, self._node_cpus - 1) if self.alone else None
-        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most))
+        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most), self._labels(source))
+
+    def _labels(self, source: ModelSource) -> Labels:
+        """Return the labels of the nodes that may have a model's engines; where this machine is all there is, any may."""
+        return (source.options.get("node_labels") if self._address else None) or {}
 
     def _prepare_spare(self) -> None:
         if self._spare is None and self._expected > 0 and not self.gpus:
             self._expected -= 1
-            self._spare = new_engine(0.0, self._threads(None))
+            self._spare = new_engine(0.0, self._threads(None), {})
             self._spare.warm.remote(list(self._spare_modules))
 
     def _reserve(self, gpus: float, beside: Sequence[str] = ()) -> bool:

@@ -12,9 +12,10 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
@@ -35,6 +36,9 @@ _SHOWN = 120
 """Longest command of another job that is shown."""
 
 _OURS = ("caiflow.engine", "caiflow.operators")
+Labels = Mapping[str, str]
+"""Ray's labels of nodes."""
+_NONE: Labels = MappingProxyType({})
 Code = Mapping[str, str]
 """What a process runs: versions by name, `code` for caiflow's own sources, and a digest for each operator of others."""
 
@@ -48,11 +52,20 @@ class Node:
     cpus: float
     gpus: float
     port: int = 0
+    labels: Labels = field(default_factory=dict, compare=False)
+
+    def has(self, labels: Labels) -> bool:
+        """Tell whether it has these labels."""
+        return labels.items() <= self.labels.items()
 
     @property
     def told(self) -> str:
         """What it is called to people."""
         return f"{self.address} ({self.cpus:g} CPU cores, {self.gpus:g} GPUs)"
+
+
+_OWN_LABELS = ("ray.io/node-id", "ray.io/node-group", "ray.io/availability-region")
+"""What Ray labels every node with, and no choice goes by."""
 
 
 def alive() -> list[Node]:
@@ -61,17 +74,25 @@ def alive() -> list[Node]:
 
     up = [(node, node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return [
-        Node(n["NodeID"], n["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0), n["NodeManagerPort"])
+        Node(n["NodeID"], n["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0), n["NodeManagerPort"], n["Labels"])
         for n, has in up
     ]
 
 
-def refuse_impossible(nodes: Sequence[Node], gpus: float, count: int, what: str) -> None:
+def refuse_impossible(nodes: Sequence[Node], gpus: float, count: int, what: str, labels: Labels = _NONE) -> None:
     """Raise where `count` processes of `gpus` GPUs each can never run here, even one after the other closed its own.
 
     Raises:
-        ClusterError: no node has as many GPUs, or all together have too few.
+        ClusterError: no node has the labels, or of those none has as many GPUs, or all together have too few.
     """
+    if labels:
+        wanted = ", ".join(f"{name}: {value}" for name, value in labels.items())
+        there = sorted({f"{name}: {value}" for node in nodes for name, value in node.labels.items() if name not in _OWN_LABELS})
+        nodes = [node for node in nodes if node.has(labels)]
+        if not nodes:
+            told = f"{what} wants nodes with the labels {wanted}; there is none"
+            raise ClusterError(told, f"the labels there are: {', '.join(there) or 'none'}")
+        what = f"{what}, on nodes with {wanted},"
     largest, total = max((node.gpus for node in nodes), default=0.0), sum(node.gpus for node in nodes)
     if gpus > largest:
         raise ClusterError(

@@ -13,7 +13,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.on_ray.actors import EngineActor, Worker
 from caiflow.engine.run.on_ray.entering import WORKER_ENV
-from caiflow.engine.run.on_ray.nodes import Node
+from caiflow.engine.run.on_ray.nodes import Labels, Node
 
 ENGINE_RESTARTS = 5
 
@@ -27,13 +27,16 @@ def new_worker(gpus: float, threads: int, avoided: str = "") -> Any:
     return ray.remote(Worker).options(**options).remote()
 
 
-def new_engine(gpus: float, threads: int) -> Any:
-    """Return the process of an engine, which Ray begins again where it dies; those of one model are spread over the nodes."""
+def new_engine(gpus: float, threads: int, labels: Labels) -> Any:
+    """Return the process of an engine, which Ray begins again where it dies.
+
+    Those of one model are spread over the nodes with these labels.
+    """
     import ray
 
     options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
-    environment = _environment(threads)
-    return ray.remote(EngineActor).options(scheduling_strategy="SPREAD", runtime_env=environment, **options).remote()
+    where = {"scheduling_strategy": "SPREAD", "label_selector": dict(labels) or None}
+    return ray.remote(EngineActor).options(runtime_env=_environment(threads), **where, **options).remote()
 
 
 def engine_key(source: ModelSource) -> str:

@@ -260,6 +260,7 @@ SAME = {
     "a remark": {"{op: revise,": '{op: revise, description: "the last step",'},
     "YAML in another style": {"sampling: {max_tokens: 16}}\n  critique": "sampling: {\n    max_tokens: 16.0}}\n  critique"},
     "replicas": {"engine: transformers}": "engine: transformers, replicas: 2}"},
+    "labels": {"engine: transformers}": "engine: transformers, node_labels: {card: large}}"},
 }
 OTHER = {
     "more tokens": {"sampling: {max_tokens: 16}}\n  critique": "sampling: {max_tokens: 17}}\n  critique"},

@@ -48,7 +48,7 @@ sys.stdin.read()
 """
 here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
 nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2, "num_gpus": 1})
-nodes.add_node(**here, num_cpus=1, num_gpus=1)
+nodes.add_node(**here, num_cpus=1, num_gpus=1, labels={"card": "large"})
 told = {}
 
 from pathlib import Path
@@ -66,7 +66,7 @@ told["too large"] = main(["run", str(folder / "large.yaml"), "--out", str(folder
 told["too large seconds"] = time.monotonic() - began
 for name in ("large", "three"):
     told[f"planned {name}"] = main(["plan", str(folder / f"{name}.yaml"), "--address", nodes.address])
-for name in ("three", "measured", "taught"):
+for name in ("three", "measured", "taught", "labelled", "unlabelled"):
     told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
 told["doctor"] = [str(found) for found in examine_cluster(nodes.address, folder / "home")]
@@ -158,6 +158,13 @@ TAUGHT = """\
   taught:
     {op: rl, input: prompts, model: c, rewards: {x: {grader: {model: a, label: kind}}, y: {grader: {model: b, label: kind}}}}
 """
+LABELLED = """
+caiflow: 1
+models: {base: {source: tiny, engine: transformers, node_labels: {card: KIND}}}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
+  answers: {op: generate, input: prompts, model: base, sampling: {max_tokens: 4}}
+"""
 LARGE = """
 caiflow: 1
 models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
@@ -177,7 +184,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def asked_of_two_nodes(folder: Path) -> None:
     (folder / "home").mkdir()
-    for name, text in {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED, "taught": THREE + TAUGHT}.items():
+    specs = {"large": LARGE, "three": THREE + CHAIN, "measured": THREE + MEASURED, "taught": THREE + TAUGHT}
+    specs |= {
+        "labelled": LABELLED.replace("KIND", "large"),
+        "unlabelled": LABELLED.replace("KIND", "huge").replace("4}}", "5}}"),
+    }
+    for name, text in specs.items():
         (folder / f"{name}.yaml").write_text(text)
     (folder / "own_operator.py").write_text("version = 1\n")
     (folder / "other.py").write_text("version = 2\n")
@@ -200,6 +212,11 @@ def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: di
 def test_a_plan_says_beforehand_what_the_cluster_cannot_hold(told: dict[str, Any]) -> None:
     assert (told["planned large"], told["planned three"]) == (1, 0)
     assert str(told["printed"]).count("base wants 2 GPUs on one node; of the 2 here the largest has 1") >= 2
+
+
+def test_a_model_runs_on_nodes_with_its_labels_or_is_refused_with_those_there_are(told: dict[str, Any]) -> None:
+    assert (told["labelled"], told["unlabelled"]) == (0, 1)
+    assert "base wants nodes with the labels card: huge; there is none; the labels there are: card: large" in told["printed"]
 
 
 def test_three_models_of_a_chain_take_turns_on_two_gpus(told: dict[str, Any]) -> None:
