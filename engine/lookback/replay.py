@@ -66,10 +66,10 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The row that a step was given, and the one that it made of it."""
+    """The row that a step was given, and those that it made of it."""
 
     given: Row
-    made: Row
+    made: Sequence[Row]
 
 
 def replay(resolver: Resolver, run_dir: Path, steps: Sequence[str], share: float, seed: int) -> list[Replayed]:
@@ -120,10 +120,14 @@ def _drawn(run_dir: Path, step: FlowStep, share: float, seed: int) -> list[Pair]
     folders = [output_dir(run_dir, name, record[name]) for name in (step.source, step.name) if name in record]
     if len(folders) < 2 or not all(folder.is_dir() for folder in folders):
         raise CaiflowError(f"{step.name}: its rows, or those that it was given, aren't there any more", "run the spec again")
-    made = {row["uid"]: row for row in Rows(folders[1]).pylist()}
-    pairs = [Pair(given, made[given["uid"]]) for given in Rows(folders[0]).pylist() if given["uid"] in made]
+    given = {row["uid"]: row for row in Rows(folders[0]).pylist()}
+    made: dict[str, list[Row]] = {}
+    for row in Rows(folders[1]).pylist():  # one of several that were made of a row has its place behind that row's uid
+        of = row["uid"] if row["uid"] in given else row["uid"].rpartition("/")[0]
+        made.setdefault(of, []).append(row)
+    pairs = [Pair(row, made[uid]) for uid, row in given.items() if uid in made]
     if not pairs:
-        raise CaiflowError(f"{step.name}: none of its rows has the uid of one that it was given", "name another step")
+        raise CaiflowError(f"{step.name}: it made no rows that could be asked again", "name another step")
     wanted = min(len(pairs), max(1, round(share * len(pairs))))
     places = sorted(random.Random(f"{seed}:{step.name}").sample(range(len(pairs)), wanted))
     return [pairs[place] for place in places]
@@ -133,7 +137,7 @@ def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int)
     source = resolver.model(step.model or "")
     assert source is not None  # `ready_step` has found it
     answers = asyncio.run(_asked(step, source, pairs))
-    both = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if isinstance(answer, dict)]
+    both = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if isinstance(answer, list)]
     columns = list(step.operator.writes())
     kept = [_said(columns, pair.made) for pair, _ in both]
     new = [_said(columns, answer) for _, answer in both]
@@ -146,15 +150,15 @@ def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int)
     )  # fmt: skip
 
 
-async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> list[Row | Exception | None]:
-    """Return what the step makes of each row now: None where it leaves it out, the error where no answer came."""
+async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> list[list[Row] | Exception | None]:
+    """Return the rows that the step makes of each row now: None where it leaves it out, the error where no answer came."""
     from caiflow.engine.llm.client import EngineClient, LocalLink
     from caiflow.engine.llm.host import EngineHost
     from caiflow.engine.llm.load import load_engine
 
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def once(pair: Pair, client: EngineClient) -> Row | Exception | None:
+    async def once(pair: Pair, client: EngineClient) -> list[Row] | Exception | None:
         retries = step.params.retries if step.params else 0
         asker = Asker(step.operator.name, step.seed, step.model_identity, retries=retries)
         async with room:
@@ -166,7 +170,7 @@ async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> 
                 return None
             except (EngineError, ValueError, KeyError) as error:
                 return error
-        return row if isinstance(row, dict) else None
+        return row if isinstance(row, list) else [row]
 
     with ExitStack() as stack:
         host = stack.enter_context(closing(EngineHost(partial(load_engine, source))))
@@ -174,20 +178,25 @@ async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> 
             return list(await asyncio.gather(*(once(pair, client) for pair in pairs)))
 
 
-def _said(columns: Sequence[str], row: Row) -> Said:
-    """Return what a row says in the columns that the step writes: texts, lists of texts, and numbers (flags too)."""
-    values = [row.get(name) for name in columns]
-    texts = [value if isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values if _is_text(value)]
-    return Said("\n".join(texts), tuple(float(value) for value in values if isinstance(value, int | float)))
+def _said(columns: Sequence[str], rows: Sequence[Row]) -> Said:
+    """Return what rows say in the columns that the step writes: texts, lists of texts, and the means of numbers (flags too)."""
+    values = [[row.get(name) for row in rows] for name in columns]
+    texts = [value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+             for column in values for value in column if _is_text(value)]  # fmt: skip
+    numbers = [[float(value) for value in column if isinstance(value, int | float)] for column in values]
+    return Said("\n".join(texts), tuple(sum(column) / len(column) if column else 0.0 for column in numbers))
 
 
 def _is_text(value: Any) -> bool:
     return value is not None and not isinstance(value, int | float)
 
 
-def _example(columns: Sequence[str], pair: Pair, answer: Row) -> dict[str, Any]:
-    differ = [name for name in columns if pair.made.get(name) != answer.get(name)]
-    return {"uid": pair.given["uid"], "kept": {n: pair.made.get(n) for n in differ}, "new": {n: answer.get(n) for n in differ}}
+def _example(columns: Sequence[str], pair: Pair, answer: Sequence[Row]) -> dict[str, Any]:
+    """Return the first of a row's answers that differ, or its first ones."""
+    kept, new = next(((a, b) for a, b in zip(pair.made, answer, strict=False) if _said(columns, [a]) != _said(columns, [b])),
+                     (pair.made[0], answer[0]))  # fmt: skip
+    differ = [name for name in columns if kept.get(name) != new.get(name)]
+    return {"uid": pair.given["uid"], "kept": {n: kept.get(n) for n in differ}, "new": {n: new.get(n) for n in differ}}
 
 
 def as_shown(found: Sequence[Replayed]) -> Iterator[str]:

@@ -90,7 +90,7 @@ def test_a_command_prints_what_is_declared(place: Path, shape: str, call: list[s
 def test_every_shape_is_declared_and_tried_and_every_command_has_one() -> None:
     assert set(SHAPES) == set(OUTPUTS) == {*CALLS, *ELSEWHERE}
     commands = {call[0] for calls in CALLS.values() for call in calls} | ELSEWHERE
-    assert set(COMMANDS) - commands - set(LINES) == {"serve", "schema", "completion", "view"}
+    assert set(COMMANDS) - commands - set(LINES) == {"serve", "schema", "completion", "view", "submit"}
     for command in {*commands, *LINES}:
         assert "--json" in command_parser(command).format_help(), command
 
