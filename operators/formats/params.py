@@ -83,12 +83,18 @@ class LoadParams(Params):
 
     _parts = field_validator("revision", "folder")(part_of_repository)
 
+    @field_validator("source")
+    @classmethod
+    def _is_a_suite(cls, value: str) -> str:
+        if value.startswith(SUITE):
+            from caiflow.operators.formats.hub.suites import suite_sources
+
+            suite_sources(value, None)
+        return value
+
     @model_validator(mode="after")
     def _whole_suite(self) -> LoadParams:
         if self.source.startswith(SUITE):
-            from caiflow.operators.formats.hub.suites import suite_sources
-
-            suite_sources(self.source, None)
             named = sorted(self.model_fields_set & {"subset", "folder", "hub_split", "format", "rename", "prompt"})
             if named:
                 raise WrongValue(f"{self.source} is read in its own way, got `{named[0]}`", f"remove `{named[0]}`")
