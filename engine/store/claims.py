@@ -1,8 +1,8 @@
-"""Who is at work on what: a lock for each key, in one file of a ledger's folder, that ends with the process however it dies.
+"""Who is at work on what: a lock for each key, in files of a ledger's folder, that ends with the process however it dies.
 
-Owns that file. Locks of the open file are taken where the system has them, so that two in one process exclude each other, too;
-over NFS they hold between machines. Where a file system has no locks every claim is granted: work may then be done twice, never
-wrongly. Keeps no result.
+Owns those files: several, since a system goes through all locks of a file for each that it gives. Locks of the open file are
+taken where the system has them, so that two in one process exclude each other, too; over NFS they hold between machines. Where a
+file system has no locks every claim is granted: work may then be done twice, never wrongly. Keeps no result.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ _FLOCK = struct.Struct("hhqqi4x")  # Linux: type, whence, start, length, pid
 _OF_FILE: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
 _PLACES = (1 << 62) - 1
+_FILES = 16
 
 
 class Claims:
     """The keys that this process works on, among all processes that use the same folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "claims"
-        self._descriptor = -1
+        self._folder = folder
+        self._descriptors: dict[int, int] = {}
         self._held: set[bytes] = set()
         self._none = False
 
@@ -45,23 +46,27 @@ class Claims:
 
     def close(self) -> None:
         """Give all up."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self._none = -1, True
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+        self._none = True
 
     def _lock(self, key: bytes, kind: int) -> bool:
-        place = int.from_bytes(key[:8], "big") & _PLACES
+        place, file = int.from_bytes(key[:8], "big") & _PLACES, key[-1] % _FILES
         try:
-            if self._descriptor < 0:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._descriptors.get(file)
+            if descriptor is None:
+                descriptor = self._descriptors[file] = self._opened(file)
             if _OF_FILE is None:
                 how = fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB
-                fcntl.lockf(self._descriptor, how, 1, place)
+                fcntl.lockf(descriptor, how, 1, place)
             else:
-                fcntl.fcntl(self._descriptor, _OF_FILE, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+                fcntl.fcntl(descriptor, _OF_FILE, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
         except OSError as error:
-            if error.errno in _TAKEN and self._descriptor >= 0:
+            if error.errno in _TAKEN and file in self._descriptors:
                 return False
             self.close()  # no locks here, or no leave to write
         return True
+
+    def _opened(self, file: int) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return os.open(self._folder / f"claims.{file:x}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
