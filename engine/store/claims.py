@@ -1,8 +1,8 @@
 """Who is at work on what: a lock for each key, in files of a ledger's folder, that ends with the process however it dies.
 
 Owns those files: several, since a system goes through all locks of a file for each that it gives. Locks of the open file are
-taken where the system has them, so that two in one process exclude each other, too; over NFS they hold between machines. Where a
-file system has no locks every claim is granted: work may then be done twice, never wrongly. Keeps no result.
+taken where the system has them, so that two in one process exclude each other, too; over NFS they hold between machines. Where
+a file system has no locks every claim is granted: work may then be done twice, never wrongly. Keeps no result.
 """
 
 from __future__ import annotations
