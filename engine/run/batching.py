@@ -1,30 +1,34 @@
-"""The calls of a spec's row steps as the requests of a batch API, and their answers into the ledger as a run would put them.
+"""The calls of a spec's steps as the requests of a batch API, and their answers into the ledger as a run would put them.
 
-Rows go through the run's own flow, on an engine that asks nobody: what it has no answer for is noted, and waits. So keys,
-order, what is kept and what is refused are a run's. Only row steps whose rows are made can ask.
+Rows go through the run's own flow, and through the measures of `evaluate`, on an engine that asks nobody: what it has no answer
+for is noted, and waits. So keys, order, what is kept and what is refused are a run's. Only steps whose rows are made can ask.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from caiflow.engine.errors import AskAnewError, EngineError, PlanError
+from caiflow.engine.errors import AskAnewError, EngineError, PlanError, StepError
 from caiflow.engine.flow.row_llm import call_key
 from caiflow.engine.flow.stream import BATCHED
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
+from caiflow.engine.llm.client import Link
 from caiflow.engine.llm.served.batch import Answers, Call, Reply, UnsayableError, request_files
+from caiflow.engine.llm.served.budget import price
 from caiflow.engine.llm.served.openai import as_listed, dialect_of, endpoint_of
 from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
 from caiflow.engine.llm.served.replies import Again, Passing, keep_lesson, read_reply
+from caiflow.engine.operator import MetricsOperator
 from caiflow.engine.plan.consent import refuse_unallowed
-from caiflow.engine.run.units import FlowUnit
+from caiflow.engine.run.units import FlowUnit, MeasureUnit
 from caiflow.engine.store.ledger import ledger_name
+from caiflow.engine.store.spending import Account, Spent
 
 if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
@@ -53,10 +57,14 @@ class Waiting:
 
 @dataclass(slots=True)
 class Passage:
-    """What came of taking a spec's rows as far as answers reach; `lessons` are what servers taught of how they are asked."""
+    """What came of taking a spec's rows as far as answers reach; `lessons` are what servers taught of how they are asked.
+
+    `capped` has in words which calls are more than a cap of their model leaves room for.
+    """
 
     steps: list[Waiting] = field(default_factory=list)
     base_urls: dict[str, str] = field(default_factory=dict)
+    capped: list[str] = field(default_factory=list)
     lessons: list[str] = field(default_factory=list)
     ledgers: set[str] = field(default_factory=set)
 
@@ -68,10 +76,23 @@ def pass_rows(resolver: Resolver, allowed: Permissions, answers: Mapping[str, Re
         PlanError: a served model's name isn't known.
         EngineError: a model's tokenizer can't be loaded.
     """
-    found = Passage()
+    found, servers = Passage(), dict[str, _Server]()
     for chain in _chains(resolver):
-        _pass_chain(resolver, chain, allowed, answers, found)
+        _pass(resolver, lambda: _carry_chain(resolver, chain, allowed, answers), found, servers)  # noqa: B023 - called at once
+    for step in _measures(resolver):
+        _pass(resolver, lambda: _carry_measure(resolver, step, allowed, answers), found, servers)  # noqa: B023 - called at once
+    found.capped += filter(None, (_capped(name, server, found) for name, server in servers.items()))
     return found
+
+
+def _capped(name: str, server: _Server, found: Passage) -> str:
+    """Return in words that a model's cap leaves no room for the calls that wait; nothing where it does."""
+    calls = len({key for step in found.steps if step.model == name for key in step.calls})
+    most, used = server.endpoint.most, server.spent().calls
+    if most.calls is None or used + calls <= most.calls:
+        return ""
+    left = max(0, most.calls - used)
+    return f"{name}: {calls} calls wait, and max_calls leaves {left}; `caiflow import` counts those that were answered"
 
 
 def require_waiting(passage: Passage) -> None:
@@ -81,8 +102,8 @@ def require_waiting(passage: Passage) -> None:
         PlanError: none does.
     """
     if not any(step.calls for step in passage.steps):
-        hint = "make the rows that they read first: caiflow run SPEC --until STEP; `evaluate` asks in the run itself"
-        raise PlanError("no row step waits for answers of a served model", hint)
+        hint = "make the rows that they read first: caiflow run SPEC --until STEP"
+        raise PlanError("no step waits for answers of a served model", hint)
 
 
 def write_requests(passage: Passage, folder: Path) -> list[str]:
@@ -132,30 +153,70 @@ def _chains(resolver: Resolver) -> Iterator[list[Step]]:
             yield chain
 
 
-def _pass_chain(
-    resolver: Resolver, chain: Sequence[Step], allowed: Permissions, answers: Mapping[str, Reply], found: Passage
+def _measures(resolver: Resolver) -> Iterator[Step]:
+    """Yield the steps that measure, whose rows and models are made and that aren't done."""
+    for step in resolver.order:
+        made = all(name in resolver.artifacts for name in resolver.edges(step))
+        if made and isinstance(resolver.spec.operators[step.name], MetricsOperator) and resolver.settle(step)[1] is None:
+            yield step
+
+
+def _pass(
+    resolver: Resolver, carry: Callable[[], tuple[list[_BatchLink], set[str]]], found: Passage, servers: dict[str, _Server]
 ) -> None:
+    """Carry a chain or a measure out, anew after each lesson of a server; what came of it is `found`."""
     for _ in range(_MOST_LESSONS):
-        servers: dict[str, _Server] = {}
-        links: dict[str, _BatchLink] = {}
-        steps: list[FlowStep] = []
         try:
-            for flow_step in _ready(resolver, chain):
-                steps.append(_patient(flow_step))
-                if flow_step.model:
-                    server = _server(resolver, flow_step.model, servers, allowed)
-                    links[flow_step.name] = _BatchLink(Waiting(flow_step.name, flow_step.model), server, answers)
-            if not any(link.server for link in links.values()):
-                return
-            _run(resolver, steps, links)
+            links, ledgers = carry()
         except AskAnewError as lesson:
             found.lessons.append(str(lesson))
             resolver.forget_served()
             continue
-        found.steps += [link.waiting_for for link in links.values() if link.server]
-        found.base_urls |= {name: server.endpoint.base_url for name, server in servers.items()}
-        found.ledgers |= {step.namespace for step in steps}
+        for link in links:
+            if link.server:
+                found.steps.append(link.waiting_for)
+                found.base_urls[link.waiting_for.model] = link.server.endpoint.base_url
+                servers[link.waiting_for.model] = link.server
+        found.ledgers |= ledgers
         return
+
+
+def _carry_chain(
+    resolver: Resolver, chain: Sequence[Step], allowed: Permissions, answers: Mapping[str, Reply]
+) -> tuple[list[_BatchLink], set[str]]:
+    servers: dict[str, _Server] = {}
+    links: dict[str, _BatchLink] = {}
+    steps: list[FlowStep] = []
+    for flow_step in _ready(resolver, chain):
+        steps.append(_patient(flow_step))
+        if flow_step.model:
+            server = _server(resolver, flow_step.model, servers, allowed)
+            links[flow_step.name] = _BatchLink(Waiting(flow_step.name, flow_step.model), server, answers)
+    if not any(link.server for link in links.values()):
+        return [], set()
+    _run(resolver, steps, links)
+    return list(links.values()), {step.namespace for step in steps}
+
+
+def _carry_measure(
+    resolver: Resolver, step: Step, allowed: Permissions, answers: Mapping[str, Reply]
+) -> tuple[list[_BatchLink], set[str]]:
+    """Take a measure as far as answers reach: it stops where some wait, so that no call is asked that a run wouldn't."""
+    operator = resolver.spec.operators[step.name]
+    assert isinstance(operator, MetricsOperator), step.name
+    kinds: dict[str, list[str]] = {"rows": [], "model": []}
+    for reference in step.references():
+        kinds[reference.kind].append(reference.name)
+    sources = {name: source for name in kinds["model"] if (source := resolver.model(name)) is not None}
+    servers: dict[str, _Server] = {}
+    links = {name: _BatchLink(Waiting(step.name, name), _server(resolver, name, servers, allowed), answers) for name in sources}
+    if not any(link.server for link in links.values()):
+        return [], set()
+    inputs = {name: resolver.artifacts[name].path for name in kinds["rows"]}
+    with TemporaryDirectory() as staged, suppress(StepError):
+        asked: dict[str, list[Link]] = {name: [link] for name, link in links.items()}
+        MeasureUnit(step.name, operator, inputs, sources, Path(staged), asked, resolver.store.ledger_dir).run(lambda _: None)
+    return list(links.values()), {ledger_name(step.op, source.identity) for source in sources.values()}
 
 
 def _ready(resolver: Resolver, chain: Sequence[Step]) -> Iterator[FlowStep]:
@@ -193,6 +254,14 @@ class _Server:
     endpoint: Endpoint
     dialect: Dialect
     known: int
+
+    def spent(self, more: Spent = Spent()) -> Spent:
+        """Return what was spent on the model by all runs of the spec, `more` included, whatever the cap."""
+        account = Account(self.endpoint.spent)
+        try:
+            return account.take(more)[0]
+        finally:
+            account.close()
 
     def lesson(self) -> EngineError | None:
         """Keep what was learnt of how the server is asked, and return the error for calls by what was known before."""
@@ -283,4 +352,5 @@ class _BatchLink:
             self.waiting_for.failed[reply.key] = str(trouble)
             return EngineError(str(trouble), kind=BATCHED)
         self.waiting_for.taken.add(reply.key)
+        self.server.spent(price(answer.prompt_tokens, answer.completion_tokens, self.server.endpoint.prices))
         return answer

@@ -23,6 +23,12 @@ class Prices(NamedTuple):
     completion: float = 0.0
 
 
+def price(prompt_tokens: int, completion_tokens: int, prices: Prices) -> Spent:
+    """Return what one call of so many tokens comes to."""
+    micros = prompt_tokens * prices.prompt + completion_tokens * prices.completion
+    return Spent(1, prompt_tokens + completion_tokens, math.ceil(micros))
+
+
 class Budget:
     """Gives leave for calls while the cap allows; what is under way counts with the most it may take."""
 
@@ -59,8 +65,7 @@ class Budget:
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> Spent:
         """Return what one call of so many tokens comes to."""
-        micros = prompt_tokens * self._prices.prompt + completion_tokens * self._prices.completion
-        return Spent(1, prompt_tokens + completion_tokens, math.ceil(micros))
+        return price(prompt_tokens, completion_tokens, self._prices)
 
     def _capped(self, spent: Spent, above: str) -> EngineError:
         place = Spent._fields.index(above)

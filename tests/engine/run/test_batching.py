@@ -22,6 +22,7 @@ from caiflow.engine.plan.relocate import portable
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.spending import Account, Spent
 from support.batch_endpoint import BatchEndpoint, batch_endpoint
 from support.commands import command_here
 from support.runs_without_ray import AskedLink, carried_out
@@ -55,11 +56,17 @@ def place(tmp_path: Path, server: BatchEndpoint, monkeypatch: pytest.MonkeyPatch
     spec = tmp_path / "spec.yaml"
     spec.write_text(HEAD.format(url=server.url) + ROWS)
     run_tables(spec, tmp_path / "run", Store())
-    spec.write_text(HEAD.format(url=server.url) + ROWS + ASKING)
-    resolver = Resolver(load_spec(spec), Store())
-    (tmp_path / "run" / "spec.yaml").write_text(portable(resolver.spec))
-    write_lock(tmp_path / "run", make_lock(resolver))
+    write_run(tmp_path, HEAD.format(url=server.url) + ROWS + ASKING)
     return tmp_path
+
+
+def write_run(place: Path, text: str) -> Resolver:
+    """Write a spec, and that of its run."""
+    (place / "spec.yaml").write_text(text)
+    resolver = Resolver(load_spec(place / "spec.yaml"), Store())
+    (place / "run" / "spec.yaml").write_text(portable(resolver.spec))
+    write_lock(place / "run", make_lock(resolver))
+    return resolver
 
 
 def asked(place: Path, folder: str) -> tuple[Any, Path]:
@@ -119,6 +126,34 @@ def test_a_batch_answers_what_a_run_would_ask_and_the_run_pays_for_nothing(place
     assert Rows(resolver.artifacts["pair"].path).pylist() == Rows(live.artifacts["pair"].path).pylist()
 
 
+MEASURED = """\
+  scores:
+    op: evaluate
+    models: [m]
+    inputs: {all: rows}
+    sampling: {temperature: 0}
+    graders: {kind: {model: m, question: "Is this kind? {{ response }}", replies: {A: 1, B: 0}}}
+"""
+
+
+def test_a_measure_asks_by_batches_what_it_would_ask_in_a_run(place: Path, server: BatchEndpoint) -> None:
+    capped = f"source: m, base_url: '{server.url}', max_calls: 7, prices: {{prompt: 1, completion: 2}}"
+    head = HEAD.format(url=server.url).replace(f"source: m, base_url: '{server.url}'", capped)
+    source = write_run(place, head + ROWS + MEASURED).model("m")
+    waiting, requests = asked(place, "first")
+    assert waiting == [{"step": "scores", "model": "m", "calls": NUMBER}], "who grades needs the answers first"
+    assert taken(place, *carried(server, requests, place))["waiting"] == waiting, "as many grades"
+    said = command_here(place, "export", "run", "second", "--as", "batch").stdout
+    assert f"m: {NUMBER} calls wait, and max_calls leaves 1; `caiflow import` counts" in said
+    files = carried(server, place / "second" / "batch" / "m.jsonl", place)
+    assert taken(place, *files)["waiting"] == []
+    assert taken(place, *files)["taken"] == {}, "an answer counts once"
+    assert source is not None
+    spent, _ = Account(Path(source.options["spent"])).take(Spent())
+    assert spent == Spent(calls=2 * NUMBER, tokens=2 * NUMBER * 10, micros=2 * NUMBER * (7 + 2 * 3))
+    assert server.calls == 0
+
+
 def test_every_line_is_accounted_for_and_what_failed_is_asked_again(place: Path, server: BatchEndpoint) -> None:
     server.fate = lambda n: {1: "expire", 2: "break", 3: "lose"}.get(n, "answer")
     _, requests = asked(place, "first")
@@ -149,7 +184,7 @@ def test_where_nothing_waits_the_export_says_what_to_do_and_leaves_no_folder(pla
     (place / "run" / "spec.yaml").write_text((place / "run" / "spec.yaml").read_text().partition("  answer:")[0])
     done = command_here(place, "export", "run", "folder", "--as", "batch")
     assert done.returncode == 1, done.stderr
-    assert "no row step waits for answers of a served model" in done.stderr
+    assert "no step waits for answers of a served model" in done.stderr
     assert not (place / "folder").exists()
     missing = command_here(place, "import", "run", "no.jsonl")
     assert "no.jsonl: No such file" in missing.stderr
