@@ -25,7 +25,6 @@ from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.nodes import (
     PATIENCE_S,
-    Labels,
     Node,
     Unplaced,
     alive,
@@ -34,7 +33,7 @@ from caiflow.engine.run.on_ray.nodes import (
     refuse_unseen,
     still_unplaced,
 )
-from caiflow.engine.run.on_ray.placing import answered, engine_gpus, engine_key, new_engine, new_worker, replicas
+from caiflow.engine.run.on_ray.placing import answered, end, engine_gpus, engine_key, new_engine, new_worker, replicas
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.watching import NodeWatch
 from caiflow.engine.run.units import StepResult, Unit, staged_anew
@@ -90,7 +89,7 @@ class Cluster:
         self._reaper: subprocess.Popen[bytes] | None = None
         self._engines: dict[str, _Engine] = {}
         self._running: list[_Running] = []
-        self._idle: dict[str, list[Any]] = {}
+        self._idle: dict[str, list[tuple[Any, Any]]] = {}
         self._gpus_used = 0.0
         self._unplaced: list[Unplaced] = []
         self._nodes: NodeWatch | None = None
@@ -137,11 +136,7 @@ class Cluster:
         refuse_strangers(self.nodes, home, operators)
 
     def refuse_too_large(self, what: str, gpus: float, count: int = 1) -> None:
-        """Raise where `count` processes of `gpus` GPUs each, as `what` wants them, can never run here.
-
-        Raises:
-            ClusterError: says what there is.
-        """
+        """Raise ClusterError where `count` processes of `gpus` GPUs each, as `what` wants them, can never run here."""
         refuse_impossible(self.nodes, gpus, count, what)
 
     def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
@@ -183,9 +178,9 @@ class Cluster:
 
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
-        actor = new_worker(0.0, self._threads(None))
+        actor, where = new_worker(0.0, self._threads(None))
         actor.warm.remote(list(modules))
-        self._idle.setdefault(_HOME[pool], []).append(actor)
+        self._idle.setdefault(_HOME[pool], []).append((actor, where))
 
     def submit(
         self, unit: Unit, pool: str, *, gpus: float = 0.0, cpus: float | None = None, engines: Sequence[str] = ()
@@ -193,11 +188,10 @@ class Cluster:
         """Begin a unit in a worker; False while there is no room for it."""
         if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool) or not self._reserve(gpus, engines):
             return False
-        actor = self._take_worker(pool, gpus, cpus)
+        actor, where = self._take_worker(pool, gpus, cpus)
         for name in engines:
             self._engines[name].users += 1
         self._watch("a training" if pool == "train" else "a step", [actor], gpus)
-        where = actor.node.remote()
         self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines), where))
         self._short = self._idle_since = 0.0
         return True
@@ -232,9 +226,10 @@ class Cluster:
             self._nodes.close()
         for name in list(self._engines):
             self._close_engine(name)
-        for actor in [running.actor for running in self._running] + [actor for idle in self._idle.values() for actor in idle]:
-            with contextlib.suppress(Exception):
-                ray.kill(actor)
+        for actor in [running.actor for running in self._running] + [
+            actor for idle in self._idle.values() for actor, _ in idle
+        ]:
+            end(actor)
         with own_signals():
             ray.shutdown()
         if self._temp is not None:
@@ -265,8 +260,6 @@ class Cluster:
 
     def _look(self, silent: Sequence[_Running]) -> None:
         """Tell what has become of nodes; end what is `silent` on those that are gone, so that it is begun again."""
-        import ray
-
         if self._nodes is None:
             return
         for said in self._nodes.look():
@@ -275,7 +268,7 @@ class Cluster:
             self.on_event({"event": "log", "text": f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said})
         for running in silent:
             if self._nodes.gone(answered(running.where)):
-                ray.kill(running.actor)
+                end(running.actor)
 
     def _tell_short(self) -> None:
         """Say, once, where all of the run waits for GPUs that the cluster doesn't have."""
@@ -318,12 +311,12 @@ class Cluster:
 
     def _begin_again(self, running: _Running, why: str) -> None:
         """Begin a unit whose process is lost in another one, on another node where one has the room."""
+        end(running.actor)  # it may live where it can't be reached
         lost = answered(running.where)
         others = [node for node in (self._nodes.up if self._nodes else ()) if node.id != lost and node.gpus >= running.gpus]
         running.tries += 1
         threads = self._threads(running.cpus) if running.pool == "train" else 1
-        running.actor = new_worker(running.gpus, threads, lost if others else "")
-        running.where = running.actor.node.remote()
+        running.actor, running.where = new_worker(running.gpus, threads, lost if others else "")
         running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
         self._watch("what is begun again", [running.actor], running.gpus)
         self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why}"})
@@ -335,7 +328,7 @@ class Cluster:
             ray.kill(running.actor)  # the only way to give all of a GPU's memory back
             self._gpus_used -= running.gpus
         else:
-            self._idle.setdefault(_HOME[running.pool], []).append(running.actor)
+            self._idle.setdefault(_HOME[running.pool], []).append((running.actor, running.where))
 
     def _limit(self, pool: str) -> int:
         """Return how many units of a pool may run at once: table operators and trainers use several cores each."""
@@ -347,10 +340,12 @@ class Cluster:
         """Return the threads of a process: no more than half of the smallest node's cores, on whichever it may run."""
         return max(1, int(cpus or max(1.0, self._node_cpus // 2)))
 
-    def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> Any:
+    def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> tuple[Any, Any]:
         idle = self._idle.get(_HOME[pool], [])
         while idle and not gpus and cpus is None:
-            return idle.pop()
+            actor, where = idle.pop()
+            if not (self._nodes and self._nodes.gone(answered(where))):
+                return actor, where
         return new_worker(gpus, self._threads(cpus) if pool == "train" else 1)
 
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
@@ -362,7 +357,7 @@ class Cluster:
         most = max(1.0, self._node_cpus - 1) if self.alone else None
         return new_engine(gpus, self._threads(source.options.get("num_cpus") or most), self._labels(source))
 
-    def _labels(self, source: ModelSource) -> Labels:
+    def _labels(self, source: ModelSource) -> Mapping[str, str]:
         """Return the labels of the nodes that may have a model's engines; where this machine is all there is, any may."""
         return (source.options.get("node_labels") if self._address else None) or {}
 
@@ -386,13 +381,10 @@ class Cluster:
         return True
 
     def _close_engine(self, name: str) -> None:
-        import ray
-
         engine = self._engines.pop(name)
         self._gpus_used -= engine.gpus
         for actor in engine.actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor, no_restart=True)
+            end(actor)
 
 
 _HOME = {"table": "rows", "flow": "rows", "train": "train"}

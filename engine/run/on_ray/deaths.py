@@ -12,6 +12,7 @@ from caiflow.engine.errors import CaiflowError, StepError
 
 _ABSENT = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 _PLACE = re.compile(r"(?i)\bip(?:=|: ?)([0-9a-fA-F.:]+[0-9a-fA-F])")
+_UNREACHABLE = "ActorUnavailableError"
 _OF_THE_NODE = ("its node has died", "node was terminated", "NodeDiedError", "owner's node has crashed")
 _OF_MEMORY = ("OutOfMemoryError", "running low on memory", "node running out of memory", "ran out of memory")
 
@@ -31,6 +32,8 @@ def death(error: BaseException) -> Death:
         return Death(*without_module(absent[1], where), again=False)
     if any(sign in text for sign in _OF_THE_NODE):
         return Death(f"its node was lost{where.replace(' on node', ':')}", "")
+    if _UNREACHABLE in text:
+        return Death(f"it can't be reached any more{where}", "is its node up?")
     if any(sign in text for sign in _OF_MEMORY):
         return Death(f"the memory was short{where}", "give it a node with more, or less to hold at once")
     return Death(f"{first_line(error)}{where}", "is memory short? `caiflow doctor` says what there is")

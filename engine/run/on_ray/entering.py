@@ -6,6 +6,7 @@ Owns the environment that Ray and its processes read, and the start, which is tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def enter(address: str | None, temp: Path | None, report: Callable[[dict[str, An
         try:
             with own_signals():
                 ray.init(**options)
+            _keep_off_output()
             return
         except Exception as error:  # among others a bare one, where its node doesn't come up in time
             ray.shutdown()
@@ -101,3 +103,16 @@ def enter(address: str | None, temp: Path | None, report: Callable[[dict[str, An
             where = address or "a local cluster"
             hint = "a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if address else ""
             raise ClusterError(f"ray: can't start or reach {where}: {first_line(error)}", hint) from error
+
+
+def _keep_off_output() -> None:
+    """Have what Ray tells of its nodes go to standard error: it prints it on standard output, whatever it is told of logs."""
+    from ray._private import worker
+
+    tell = worker.print_to_stdstream
+    if not isinstance(tell, functools.partial):  # else a cluster before this one did it
+        worker.print_to_stdstream = functools.partial(_on_errors, tell)
+
+
+def _on_errors(tell: Callable[..., None], data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    tell({**data, "is_err": True}, ignore_prefix)

@@ -18,13 +18,14 @@ from caiflow.engine.run.on_ray.nodes import Labels, Node
 ENGINE_RESTARTS = 5
 
 
-def new_worker(gpus: float, threads: int, avoided: str = "") -> Any:
-    """Return the process of a worker, on any node but that with the id `avoided`."""
+def new_worker(gpus: float, threads: int, avoided: str = "") -> tuple[Any, Any]:
+    """Return the process of a worker, on any node but that with the id `avoided`, and its answer to which it is on."""
     import ray
 
     elsewhere = {"label_selector": {"ray.io/node-id": f"!{avoided}"}} if avoided else {}
     options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4, "runtime_env": _environment(threads), **elsewhere}
-    return ray.remote(Worker).options(**options).remote()
+    actor = ray.remote(Worker).options(**options).remote()
+    return actor, actor.node.remote()
 
 
 def new_engine(gpus: float, threads: int, labels: Labels) -> Any:
@@ -42,6 +43,14 @@ def new_engine(gpus: float, threads: int, labels: Labels) -> Any:
 def engine_key(source: ModelSource) -> str:
     """Return what makes two model entries share an engine: the model's identity and the engine's settings."""
     return digest({"model": source.identity, "engine": source.engine, "options": dict(source.options)})
+
+
+def end(actor: Any) -> None:
+    """End a process for good, wherever it is."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.kill(actor, no_restart=True)
 
 
 def answered(reference: Any) -> str:

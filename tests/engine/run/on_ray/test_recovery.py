@@ -153,7 +153,8 @@ def told_by(script: str, argument: str) -> dict[str, Any]:
     command = [sys.executable, "-c", NODES + script, argument]
     done = subprocess.run(command, capture_output=True, text=True, env=without_token(), timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    (only,) = done.stdout.splitlines()  # Ray tells of lost nodes, too, but not here
+    found: dict[str, Any] = json.loads(only)
     print(json.dumps(found, indent=1))
     return found
 
