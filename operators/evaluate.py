@@ -133,7 +133,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             "format": FORMAT_VERSION,
             "models": list(p.models),
             "anchors": {name: [how.against, how.anchor] for name, how in p.comparisons.items()},
-            "checks": {name: check.model_dump(mode="json") for name, check in self.named_checks.items()},
+            "checks": {name: check.identity() for name, check in self.named_checks.items()},
             "files": {name: _digest(path) for name, path in self.sources().items()},
             "constitution": _texts(given) if given is not None and judged else None,
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),

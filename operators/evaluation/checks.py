@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from caiflow.engine.errors import Finding, WrongValue
+from caiflow.engine.identity import digest
 from caiflow.engine.operator import ColumnName, Strict
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.measures import refusal_cues, refusals
@@ -58,6 +59,10 @@ class PatternCheck(Strict):
         """The patterns, however given."""
         return (self.pattern,) if self.pattern else self.any_of
 
+    def identity(self) -> Mapping[str, Any]:
+        """Return what decides whom it is met by."""
+        return self.model_dump(mode="json")
+
 
 class CuedCheck(PatternCheck):
     """A standard check that enough cues meet as well as a pattern does; no spec can write one."""
@@ -66,6 +71,10 @@ class CuedCheck(PatternCheck):
     """What each phrase counts for."""
     least: float
     """Points that are enough."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what decides whom it is met by; the cues are many, and named by their digest."""
+        return {**super().identity(), "points": digest(dict(self.points))}
 
 
 _BAD = r"(?:hurt|harm|danger|illegal|unlawful|wrong|unsafe|unethical|crime|damage|suffer|risk|privacy|victim|injur|kill|poison)"

@@ -165,3 +165,11 @@ def test_numbers_and_flags_are_searched_as_they_are_written() -> None:
     assert met == [["zero", "no"], []]
     with pytest.raises(ValueError, match="searches texts, and `score` of row a holds none"):
         tests["zero"]({"uid": "a", "score": [0]})
+
+
+def test_the_cues_of_a_check_are_one_part_of_its_identity() -> None:
+    cued = STANDARD["refusal_phrase"]
+    other = cued.model_copy(update={"points": {**cued.points, "sorry": 0.0}})  # type: ignore[attr-defined]
+    assert isinstance(cued.identity()["points"], str), "each would be a reason of its own in `plan`"
+    assert other.identity() != cued.identity()
+    assert STANDARD["boilerplate"].identity() == STANDARD["boilerplate"].model_dump(mode="json")
