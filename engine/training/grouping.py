@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset
 
-GROUPING = 1
+GROUPING = 2
 """Raised where rows come in another order for the same seed."""
-_POOL, _POOLS = 50, 4
-"""Batches whose rows are sorted together, and pools that there are at least: an epoch's batches aren't the next one's."""
+_POOL = 50
+"""Batches whose rows are sorted together."""
 
 
 def lengths(data: Dataset) -> list[int]:
@@ -49,11 +49,13 @@ class Grouped:
 
         dice = np.random.default_rng((self._seed, self._epoch))
         rows = dice.permutation(len(self._lengths)).tolist()
-        pool = self._batch_size * max(1, min(_POOL, len(rows) // (_POOLS * self._batch_size)))
+        pool = self._batch_size * _POOL
         pools = (sorted(rows[start : start + pool], key=self._lengths.__getitem__) for start in range(0, len(rows), pool))
         alike = list(chain.from_iterable(pools))
-        batches = [alike[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
-        last = batches.pop() if batches and len(batches[-1]) < self._batch_size else []
+        left_over = len(rows) % self._batch_size
+        where = int(dice.integers(len(rows) - left_over + 1))  # so that few rows, too, have other batches in each epoch
+        last, alike[where : where + left_over] = alike[where : where + left_over], []
+        batches = [alike[start : start + self._batch_size] for start in range(0, len(alike), self._batch_size)]
         for place in dice.permutation(len(batches)):
             yield from batches[place]
         yield from last

@@ -38,6 +38,17 @@ def test_batches_are_hardly_padded(batch: int) -> None:
     assert padded_over_real(sizes, list(range(4000)), batch) > 1.4
 
 
+def test_few_rows_of_real_dialogues_lengths_are_hardly_padded_and_batched_anew_each_epoch() -> None:
+    dice = random.Random(7)
+    sizes = [max(20, min(512, round(dice.lognormvariate(5.1, 0.9)))) for _ in range(203)]  # as hh-rlhf's
+    order = Grouped(sizes, 8, 1)
+    first = list(order)
+    assert padded_over_real(sizes, first, 8) <= 1.05
+    order.set_epoch(1)
+    batches = [{frozenset(one[start : start + 8]) for start in range(0, 203, 8)} for one in (first, list(order))]
+    assert len(batches[0] & batches[1]) < len(batches[0])
+
+
 def test_short_batches_aren_t_all_learnt_before_long_ones() -> None:
     sizes = list(range(1, 4001))
     order = list(Grouped(sizes, 8, 1))
