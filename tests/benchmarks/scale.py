@@ -52,7 +52,7 @@ class PacedLink:
     async def open(self) -> None:
         """Be there."""
 
-    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Take requests: into free slots, or behind them."""
         self._queued += requests
         self._fill(time.monotonic())
