@@ -27,7 +27,7 @@ ELSEWHERE = {
     "sequence_len": ("max_length",),
     "kl_coef": ("beta",),
     "init_kl_coef": ("beta",),
-    "r": ("rank",),
+    "r": ("rank", "lora.rank"),
     "lora_r": ("rank", "lora.rank"),
     "lora_alpha": ("alpha", "lora.alpha"),
     "lora_dropout": ("dropout", "lora.dropout"),

@@ -33,6 +33,7 @@ SLIPS = {
         "lr: 0.001": "learning_rate: 0.001",
         "batch_size: 8": "per_device_train_batch_size: 8",
         "lora_r: 16": "lora: {rank: 16}",
+        "r: 8": "lora: {rank: 8}",
         "lora_alpha: 32": "lora: {alpha: 32}",
         "lora: {r: 16}": "rank: 16",
         "lora: {target_modules: all-linear}": 'targets: "all-linear"',
