@@ -95,5 +95,10 @@ def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
         console.print(tables.forecast_table(plan["forecast"]))
     if plan["memory"]:
         console.print(tables.memory_table(plan["memory"]))
-    for note in (*tables.plan_notes(plan), *tables.forecast_notes(plan), *tables.memory_notes(plan["memory"])):
+    for note in (
+        *tables.plan_notes(plan),
+        *tables.forecast_notes(plan),
+        *tables.memory_notes(plan["memory"]),
+        *tables.learnt_notes(plan["learnt"]),
+    ):
         console.print(note)

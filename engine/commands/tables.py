@@ -95,6 +95,18 @@ def memory_table(memory: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def learnt_notes(learnt: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Yield whether the trainings learn the tokens that engines sample, and where they don't."""
+    same = [step["step"] for step in learnt if step["checked"] and not step["parts"]]
+    if same:
+        yield Text(f"tokens learnt are tokens sampled, by chat template and tokenizer: {', '.join(same)}", style="dim")
+    for step in learnt:
+        for part in step["parts"]:
+            yield Text(f"{step['step']}: learnt is not what is sampled in {part}", style="yellow")
+        if not step["checked"]:
+            yield Text(f"tokens of {step['step']} not checked: no chat template and tokenizer.json here to check", style="dim")
+
+
 def memory_notes(memory: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
     """Yield what the trainings' memory is held against, why some isn't known, and what would fit of what doesn't."""
     for step in memory:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from caiflow.engine.errors import EngineError
 from caiflow.engine.llm import chat_template
 from caiflow.engine.llm.base import Message
 from caiflow.engine.llm.files import read_object
@@ -86,11 +87,15 @@ class TokenizerFiles:
         Raises:
             EngineError: kind `template`: the template refuses it, or is none.
         """
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        special = {name: token for name in names if (token := self._special(name)) is not None}
         from caiflow.engine.llm.jinja.chat import laid_out
 
-        return laid_out(self.template, messages, special, prompt=prompt)
+        return laid_out(self.template, messages, self.special, prompt=prompt)
+
+    @cached_property
+    def special(self) -> dict[str, str]:
+        """The special tokens that a template is given, by the names it has for them."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: token for name in names if (token := self._special(name)) is not None}
 
     @cached_property
     def _added(self) -> Sequence[dict[str, Any]]:
@@ -115,3 +120,43 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     tokenizer: TokenizerFiles
+
+
+class FileTokenizer:
+    """A tokenizer as its `tokenizer.json` has it, with what a renderer asks of one; no library of models is loaded for it.
+
+    One that `trains` has the template's own end of turn as its EOS.
+    """
+
+    is_fast = True
+
+    def __init__(self, folder: Path, files: TokenizerFiles, *, trains: bool = False) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self.backend_tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise EngineError(f"{folder / 'tokenizer.json'} can't be read: {error}", kind="load") from error
+        self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
+        self.chat_template = files.template
+        ends = {"eos_token": files.end_of_turn} if trains and files.end_of_turn else {}
+        self.special_tokens_map = {**files.special, **ends}
+        self.bos_token, self.eos_token = (self.special_tokens_map.get(name) for name in ("bos_token", "eos_token"))
+        self.bos_token_id, self.eos_token_id = (self.convert_tokens_to_ids(name) for name in (self.bos_token, self.eos_token))
+
+    def convert_tokens_to_ids(self, token: str | None) -> int | None:
+        """Return the id of a token; None where there is none."""
+        return None if token is None else self.backend_tokenizer.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the ids of a text."""
+        return list(self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens as they are written."""
+        return str(self.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def __call__(self, text: str, **_: bool) -> dict[str, list[Any]]:
+        """Return the ids of a text, and where each one's characters are."""
+        coded = self.backend_tokenizer.encode(text, add_special_tokens=False)
+        return {"input_ids": coded.ids, "offset_mapping": coded.offsets}

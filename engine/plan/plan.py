@@ -16,6 +16,7 @@ from caiflow.engine.plan.changes import changes, describe, why_raised
 from caiflow.engine.plan.components import COMPONENTS, NOT_IN_ROWS, TEXTS, Components, Resolver
 from caiflow.engine.plan.expected import estimates
 from caiflow.engine.plan.foresight import Foresight
+from caiflow.engine.plan.learnt_tokens import Learnt, learnt_tokens
 from caiflow.engine.plan.memory import Devices, StepMemory, devices_here, memory_of
 from caiflow.engine.spec.graph import ancestors, chosen
 from caiflow.engine.spec.permissions import Permissions
@@ -73,6 +74,8 @@ class Plan:
     """How served models are asked, where their servers taught caiflow to ask otherwise."""
     memory: tuple[StepMemory, ...] = ()
     """What each training that is to run needs of a device's memory, and whether it fits."""
+    learnt: tuple[Learnt, ...] = ()
+    """Whether each training that is to run learns the tokens that engines sample under its model's chat template."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's form, and what else is known."""
@@ -87,6 +90,7 @@ class Plan:
             "unreached": list(self.unreached),
             "ways": list(self.ways),
             "memory": [step.to_json() for step in self.memory],
+            "learnt": [{**step._asdict(), "parts": list(step.parts)} for step in self.learnt],
         }
 
 
@@ -139,6 +143,7 @@ def make_plan(
     told["ways"] = tuple(resolver.ways())
     to_run = {step.name for step in in_order if step.state != "cached"}
     needed = tuple(one for one in memory_of(spec, store, devices or devices_here()) if one.step in to_run)
+    told["learnt"] = tuple(one for one in learnt_tokens(spec) if one.step in to_run)
     return Plan(in_order, tuple(filter(None, streams)), tuple(shortages(spec)), require, **told, memory=needed)
 
 
