@@ -3,3 +3,6 @@
 One module per idea; `load` is the only user. Nothing here imports pyarrow, polars or the hub's libraries before it must, so
 that a spec that names a text file is checked in milliseconds.
 """
+
+SUITE = "suite:"
+"""What is before the name of a published suite."""

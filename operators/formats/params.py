@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.model_files import part_of_repository
 from caiflow.engine.operator import ColumnName, Params, Strict
-from caiflow.operators.formats.hub import SUITE
+from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.named.layout import Take
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.formats.templates import compiled

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from caiflow.engine.machine import local_path
+from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.files import has_data_suffix, read_lines
-from caiflow.operators.formats.hub import SUITE
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.tables import Csv
 

@@ -98,6 +98,16 @@ class ForecastShape(Shape):
     """By the model's `prices`."""
 
 
+class LearntShape(Shape):
+    """Whether a training learns the tokens that are sampled."""
+
+    step: str
+    checked: bool
+    """Whether its model's tokenizer was here to look."""
+    parts: list[str]
+    """Where they part, in words."""
+
+
 class PlanOutput(Output):
     """`caiflow plan --json`: what a run would do."""
 
@@ -119,6 +129,8 @@ class PlanOutput(Output):
     """How served models are asked, where their servers taught it."""
     memory: list[MemoryShape]
     """Of each training; the parts beside those declared are `weights`, `gradients`, `optimizer`, `activations`, `beside`."""
+    learnt: list[LearntShape]
+    """Of each training, whether the tokens that it learns are those that an engine samples."""
     forecast: list[ForecastShape]
     """With `--forecast`: of each step and model."""
     not_foreseen: dict[str, str]

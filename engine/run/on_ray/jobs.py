@@ -110,7 +110,7 @@ async def _follow(client: JobSubmissionClient, address: str, name: str, tell: Ca
                     told, failures = seen, 0
             status = client.get_job_status(name)
             if status.is_terminal():
-                return str(status.value)
+                return str(status)
         except Exception as error:
             failures += 1
             if failures > 5 or "does not exist" in str(error):

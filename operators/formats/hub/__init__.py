@@ -1,4 +1,1 @@
 """Data sets on the hub: which files a split is made of, fetched through the hub's own cache, and their rows."""
-
-SUITE = "suite:"
-"""What is before the name of a published suite."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import WrongValue, suggest
 from caiflow.engine.rows.columns import ColumnType
-from caiflow.operators.formats.hub import SUITE
+from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.hub.data_sets import HubSource, Progress
 from caiflow.operators.formats.opening import Line
 

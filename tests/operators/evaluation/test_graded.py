@@ -302,7 +302,7 @@ def test_labels_of_xstest_through_the_same_door(tmp_path: Path) -> None:
     operator = evaluate(models=["m"], graders={"refusal": grader}, agreement=agreement)
     found, _ = measured(tmp_path, operator, {"people": people}, judge=judge)
     everything, few = found["agreement"]["all"], found["agreement"]["some"]
-    assert everything["kappa"]["value"] == pytest.approx(0.886, abs=0.001)
+    assert everything["kappa"]["value"] == pytest.approx(0.943, abs=0.001)
     truth = sum(r["final_label"] in met for r in given) / len(given)
     assert everything["corrected"]["rate"] == pytest.approx(truth)
     assert few["corrected"]["n"] < 300
