@@ -59,6 +59,7 @@ def test_its_parameters_are_checked_and_described(plugin: Path) -> None:
     assert json.loads(caiflow(plugin, "ops", "redact", "--json").stdout)["properties"]["mark"]["default"] == "[private]"
 
 
+@pytest.mark.soak
 def test_it_runs(plugin: Path) -> None:
     ran = caiflow(plugin, "run", "example/redact.yaml", "--out", "out")
     assert ran.returncode == 0, ran.stderr

@@ -15,7 +15,6 @@ from caiflow.operators.load import Load, LoadParams
 from support.commands import run_here
 from support.real_data import REAL_DATA, needs
 from support.tables import run_table
-from support.tiers import few_at_once
 
 HARMLESS, HHH = REAL_DATA / "hh_harmless_200.jsonl", REAL_DATA / "hhh_40.jsonl"
 
@@ -50,8 +49,8 @@ def run(address: str, text: str, data: Path, folder: Path, *options: str) -> dic
     return run_here(address, spec, folder / "run", folder / "home", "--allow-path", str(data.resolve().parent), *options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rows", few_at_once([30, 200], 30))
+@pytest.mark.soak
+@pytest.mark.parametrize("rows", [30, 200])
 def test_every_real_row_is_kept_or_dropped_once(rows: int, tmp_path: Path, ray_address: str) -> None:
     done = run(ray_address, LOOP, HARMLESS, tmp_path, "--set", f"steps.prompts.limit={rows}")
     steps = tmp_path / "run" / "steps"
@@ -81,7 +80,7 @@ def words(transcript: str) -> list[str]:
     return [word for word in transcript.split() if word not in ("Human:", "Assistant:")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_released_questions_are_scored(tmp_path: Path, ray_address: str) -> None:
     run(ray_address, QUESTIONS, HHH, tmp_path)
     folder = tmp_path / "run" / "steps" / "scores"

@@ -285,6 +285,7 @@ def test_an_unwritable_store_is_told_in_one_line(place: Path, tmp_path: Path) ->
     assert "CAIFLOW_HOME" in done.stderr or "can't" in done.stderr
 
 
+@pytest.mark.soak
 def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
     command = [sys.executable, "-m", "caiflow.engine.cli", "run", "short.yaml", "--set", "seed=77", "--out", "stopped"]
     with subprocess.Popen(command, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as run:

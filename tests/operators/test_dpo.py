@@ -67,6 +67,7 @@ def test_the_reference_asked_beforehand_gives_the_same_run(tmp_path: Path, model
     assert before.metrics["rewards_margins"] == pytest.approx(along.metrics["rewards_margins"], rel=1e-4)
 
 
+@pytest.mark.soak
 def test_labels_reach_as_far_as_they_say(tmp_path: Path, model: ModelSource) -> None:
     sure, even, against = (
         train(tmp_path / str(p), model, (p,), num_train_epochs=6).metrics["rewards_margins"] for p in (1.0, 0.5, 0.1)

@@ -89,6 +89,7 @@ def test_a_cached_run_and_one_from_the_ledger_have_the_same_notes(noted: Noted, 
         assert sorted(other["notes"], key=str) == sorted(first, key=str)
 
 
+@pytest.mark.soak
 def test_a_requirement_stops_the_run_before_the_next_step_and_keeps_all(noted: Noted, ray_address: str) -> None:
     spec, out, _ = noted
     home = out.parent / "strict"

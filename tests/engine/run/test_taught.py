@@ -50,6 +50,7 @@ def told(out: Path) -> list[str]:
     return [event["text"] for event in events if event["event"] == "log"]
 
 
+@pytest.mark.soak
 def test_a_refused_field_is_said_once_and_counts_to_what_the_answers_are(
     server: BadServer, tmp_path: Path, ray_address: str
 ) -> None:

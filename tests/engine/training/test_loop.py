@@ -45,9 +45,9 @@ def train(folder: Path, fields: dict[str, Any]) -> Job:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.kill
-@pytest.mark.parametrize("order", ["random", pytest.param("group_by_length", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path, order: str) -> None:
     import torch
     from safetensors.torch import load_file

@@ -126,6 +126,7 @@ def said_by(script: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.soak
 def test_a_start_that_fails_by_chance_is_tried_again() -> None:
     assert said_by(FAILING, "1") == "started True 2"
 
@@ -149,12 +150,14 @@ def dying(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
         return said_by(DYING).splitlines(), notes.read_text()
 
 
+@pytest.mark.soak
 def test_work_that_goes_on_in_another_process_keeps_its_cores(dying: tuple[list[str], str]) -> None:
     said, threads = dying
     assert said[-2] == "None"
     assert threads.split() == ["3", "3"]
 
 
+@pytest.mark.soak
 def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]) -> None:
     assert dying[0][-1] == "['ray::Worker']"
 

@@ -102,14 +102,16 @@ def hanging_actor(how: str, signs: Path, times: int = 1, first_s: float = FIRST_
 
 
 BUNDLED = ModelSource(path=str(Path(__file__).parents[4] / "examples/tiny/model"), identity="tiny")
-OTHERS = [
-    pytest.param("transformers", "holding the interpreter", marks=pytest.mark.soak),
-    pytest.param("vllm", "holding the interpreter", marks=[pytest.mark.soak, pytest.mark.vllm]),
+WAYS = [
+    ("transformers", "letting others go on"),
+    ("transformers", "holding the interpreter"),
+    pytest.param("vllm", "holding the interpreter", marks=pytest.mark.vllm),
 ]
 """Each engine, and each way of not coming back."""
 
 
-@pytest.mark.parametrize(("engine", "how"), [("transformers", "letting others go on"), *OTHERS])
+@pytest.mark.soak
+@pytest.mark.parametrize(("engine", "how"), WAYS)
 def test_an_engine_whose_library_does_not_come_back_is_begun_again(
     cluster: Cluster, model: ModelSource, tmp_path: Path, engine: str, how: str
 ) -> None:
