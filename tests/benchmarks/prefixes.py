@@ -14,13 +14,14 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.chain import Lengths, Message, save_model
 from caiflow.engine.flow.outcomes import FlowStep
+from caiflow.engine.flow.prefixes import Prefixes
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import ModelSource, Sampling
 from caiflow.engine.llm.client import EngineClient, LocalLink
@@ -138,29 +139,15 @@ class Counter:
 
     def ideal(self) -> int:
         """Return the tokens of prompts that have to be computed at least."""
-        known: set[int] = set()
-        total = 0
+        prefixes, total = Prefixes(BLOCK), 0
         for request in self.prompts:
-            total += _new(request.prompt_token_ids, known, count=True)
-            _new(request.all_token_ids, known)
+            total += prefixes.computed(request.prompt_token_ids)
+            prefixes.learn(request.all_token_ids)
         return total
 
     def decoded(self) -> int:
         """Return the tokens of answers that were computed: all but each answer's first, which comes of its prompt."""
         return sum(len(request.all_token_ids) - len(request.prompt_token_ids) - 1 for request in self.prompts)
-
-
-def _new(ids: Iterable[int], known: set[int], *, count: bool = False) -> int:
-    """Return how many tokens of a text aren't in blocks that are known, and get to know them; of a prompt, one at least."""
-    given, so_far, new = tuple(ids), 0, 0
-    for start in range(0, len(given), BLOCK):
-        block = given[start : start + BLOCK]
-        so_far = hash((so_far, block))
-        if len(block) < BLOCK or so_far not in known:
-            new += len(block)
-        if len(block) == BLOCK:
-            known.add(so_far)
-    return max(new, 1) if count else new
 
 
 def count(case: Case, model: Path) -> dict[str, Any]:
