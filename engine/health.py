@@ -93,9 +93,15 @@ class Measure:
         """Return the note's sentence."""
         if reading.of is not None:
             figure = f"{reading.flawed} of {reading.of} ({_percent(reading.value)})"
+            if reading.of and reading.flawed is not None and abs(reading.value - reading.flawed / reading.of) > _ROUNDED:
+                figure = f"{_percent(reading.value)}, too much of it in {reading.flawed} of {reading.of} rows"
         else:
             figure = f"{reading.value:.3g} {self.unit}" if self.unit else _percent(reading.value)
         return f"{self.what}: {figure}; {self.means}; {self.advice}"
+
+
+_ROUNDED = 0.005
+"""A share of rows isn't told apart from the mean of shares within each that rounds to the same percentage."""
 
 
 def _percent(share: float) -> str:

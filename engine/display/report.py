@@ -84,10 +84,15 @@ def notes_by_step(run: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def notes_text(run: Mapping[str, Any], step: str | None = None) -> Iterator[Text]:
-    """Yield the notes of a run, or of one of its steps, a paragraph each."""
+    """Yield the notes of a run, or of one of its steps, a paragraph each; what several arms of a step share is said once."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for name, found in notes_by_step(run).items():
         for note in found if step in (None, name) else ():
-            yield Text.assemble(("▲ ", "yellow"), (f"{name} ", "bold"), note_text(note))
+            alike.setdefault((name.partition("@")[0], note["message"]), []).append(note)
+    for (base, message), found in alike.items():
+        arms = [note["step"].partition("@")[2] for note in found]
+        name = found[0]["step"] if len(found) == 1 else f"{base} in {', '.join(arms)}:"
+        yield Text.assemble(("▲ ", "yellow"), (f"{name} ", "bold"), note_text(found[0]) if len(found) == 1 else clean(message))
 
 
 def _remark(step: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> Text:

@@ -70,6 +70,8 @@ def test_a_note_is_a_sentence_with_its_figure_and_rows() -> None:
         "message": "texts that are short: 5 of 20 (25%); they teach little; ask for more",
         "uids": ["a", "b", "c"],
     }
+    (within,) = notes([SHORT], {"short": Reading(0.58, 3, 6, ("a",))})
+    assert within["message"].startswith("texts that are short: 58%, too much of it in 3 of 6 rows; ")
     assert notes([SHORT], {"short": Reading(0.1, 2, 20)}) == []
     assert notes([SHORT], {}) == []
 

@@ -169,3 +169,12 @@ def test_a_loss_curve_fits_a_line() -> None:
 @pytest.mark.parametrize(("value", "shown"), [(1234, "1,234"), (0.123456, "0.1235"), (None, ""), (True, "True"), ("x", "x")])
 def test_numbers_are_short(value: Any, shown: str) -> None:
     assert report.number(value) == shown
+
+
+def test_what_several_arms_share_is_noted_once() -> None:
+    noted = [{"step": f"preference@{arm}", "message": "ties: 90%; too many", "uids": [arm]} for arm in ("one", "two")]
+    own = {"step": "preference@two", "message": "flips: 50%; a coin", "uids": ["x"]}
+    said = [text.plain for text in notes_text({"notes": [*noted, own]})]
+    assert said == ["▲ preference in one, two: ties: 90%; too many", "▲ preference@two flips: 50%; a coin (rows x)"]
+    (alone,) = notes_text({"notes": [*noted, own]}, "preference@one")
+    assert alone.plain == "▲ preference@one ties: 90%; too many (rows one)"
