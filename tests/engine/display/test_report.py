@@ -174,7 +174,7 @@ def test_numbers_are_short(value: Any, shown: str) -> None:
 def test_what_several_arms_share_is_noted_once() -> None:
     noted = [{"step": f"preference@{arm}", "message": "ties: 90%; too many", "uids": [arm]} for arm in ("one", "two")]
     own = {"step": "preference@two", "message": "flips: 50%; a coin", "uids": ["x"]}
-    said = [text.plain for text in notes_text({"notes": [*noted, own]})]
+    said = [told.plain for told in report.notes_text({"notes": [*noted, own]})]
     assert said == ["▲ preference in one, two: ties: 90%; too many", "▲ preference@two flips: 50%; a coin (rows x)"]
-    (alone,) = notes_text({"notes": [*noted, own]}, "preference@one")
+    (alone,) = report.notes_text({"notes": [*noted, own]}, "preference@one")
     assert alone.plain == "▲ preference@one ties: 90%; too many (rows one)"
