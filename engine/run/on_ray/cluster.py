@@ -63,6 +63,8 @@ class _Running:
     where: Any
     """The answer to which node it is on."""
     tries: int = 1
+    asked: Any = None
+    """Progress that it was asked for and hasn't told yet: what it tells it tells once, however late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,9 @@ class Cluster:
             self._tell_short()
             return
         done, _ = ray.wait([running.reference for running in self._running], num_returns=1, timeout=timeout_s)
-        self._poll()
+        late = any(running.asked is not None for running in self._running if running.reference in done)
+        for _ in range(1 + late):  # what was asked before a unit ended says nothing of its end
+            self._poll(5.0 if done else 1.0)
         for running in [running for running in self._running if running.reference in done]:
             finished = self._finish(running)
             if finished is not None:
@@ -238,16 +242,19 @@ class Cluster:
             self._reaper.stdin.close()
         self.started = False
 
-    def _poll(self) -> None:
+    def _poll(self, timeout_s: float = 1.0) -> None:
         import ray
 
-        polls = [running.actor.poll.remote() for running in self._running]
-        done, _ = ray.wait(polls, num_returns=len(polls), timeout=1.0) if polls else ([], [])
-        for poll in done:
+        for running in self._running:
+            running.asked = running.asked or running.actor.poll.remote()
+        asked = [running.asked for running in self._running]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+        for running in [running for running in self._running if running.asked in done]:
+            told, running.asked = running.asked, None
             with contextlib.suppress(Exception):  # a dead worker shows in its own reference
-                for event in ray.get(poll):
+                for event in ray.get(told):
                     self.on_event(event)
-        self._look([running for running, poll in zip(self._running, polls, strict=True) if poll not in done])
+        self._look([running for running in self._running if running.asked is not None])
         self._unplaced, waiting = still_unplaced(self._unplaced)
         for said in waiting:
             self.on_event({"event": "log", "text": said})
@@ -314,7 +321,7 @@ class Cluster:
         end(running.actor)  # it may live where it can't be reached
         lost = answered(running.where)
         others = [node for node in (self._nodes.up if self._nodes else ()) if node.id != lost and node.gpus >= running.gpus]
-        running.tries += 1
+        running.tries, running.asked = running.tries + 1, None
         threads = self._threads(running.cpus) if running.pool == "train" else 1
         running.actor, running.where = new_worker(running.gpus, threads, lost if others else "")
         running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))

@@ -72,6 +72,30 @@ cluster.close()
 """
 """Work whose first process dies; tells what it came to, and which of Ray's workers there are then."""
 
+HOLDING = """
+import ctypes
+from caiflow.engine.run.on_ray.cluster import Cluster
+
+class Holding:
+    def run(self, report):
+        for number in range(3):
+            report({"event": "step_progress", "done": number})
+            ctypes.PyDLL(None).usleep(2_500_000)
+        return {}
+
+cluster = Cluster()
+cluster.start()
+told = []
+cluster.on_event = lambda event: told.append(event["done"]) if "done" in event else None
+cluster.submit(Holding(), "table")
+while cluster.busy():
+    for finished in cluster.wait(0.1):
+        print(finished.error)
+print(told)
+cluster.close()
+"""
+"""Work that keeps its process from answering for longer than it is waited for; tells what was heard of it."""
+
 ABSENT = """
 import asyncio, sys, types
 from caiflow.engine.errors import EngineError
@@ -183,3 +207,8 @@ def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     script = "from caiflow.engine.run.on_ray.cluster import Cluster\nCluster('127.0.0.1:1').start()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=20)
     assert "ClusterError: ray: can't reach 127.0.0.1:1: " in done.stderr
+
+
+@pytest.mark.soak
+def test_progress_that_is_told_late_is_told() -> None:
+    assert said_by(HOLDING).splitlines()[-2:] == ["None", "[0, 1, 2]"]
