@@ -141,7 +141,7 @@ def test_a_job_runs_with_the_spec_s_files_and_its_own_operator(tmp_path: Path, j
 
     def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "caiflow", "submit", *arguments, "--address", address]
-        return subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=200, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=500, check=False)
 
     done = submit("redacted.yaml", "--store", str(tmp_path / "shared"))
     assert done.returncode == 0, done.stdout + done.stderr

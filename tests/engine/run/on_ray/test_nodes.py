@@ -195,7 +195,7 @@ def asked_of_two_nodes(folder: Path) -> None:
     (folder / "other.py").write_text("version = 2\n")
     command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
     variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home"), "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     (folder / "told.json").write_text(json.dumps({**found, "printed": done.stdout + done.stderr}))
