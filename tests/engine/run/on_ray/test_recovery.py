@@ -94,8 +94,9 @@ async def trial():
         where = [await link._actor.node.remote() for link in links]
         frozen = next(node for node in nodes.worker_nodes if node.node_id == where[0])
         took.clear()
+        heard = len(said)  # the node that was killed may have been said not to answer before it was said to be lost
         signalled(frozen, signal.SIGSTOP)
-        await until(lambda: any("doesn't answer" in text for text in said), 90)
+        await until(lambda: any("doesn't answer" in text for text in said[heard:]), 90)
         going = False
         await asyncio.wait_for(asyncio.gather(*tasks), 120)
         told["longest"] = max(took)
