@@ -87,6 +87,7 @@ def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None
     assert found["open"]
 
 
+@pytest.mark.soak
 def test_a_pinned_revision_and_another_folder(hub: Path) -> None:
     found, newer = load(
         hub, {"source": "org/dialogues", "revision": OLD, "folder": "other"}, {"source": "org/dialogues", "folder": "other"}

@@ -81,6 +81,7 @@ def learnt(done: Job, model: ModelSource) -> torch.Tensor:
     return torch.linalg.matrix_rank(change, atol=1e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("bits", ["4bit", pytest.param("8bit", marks=pytest.mark.soak)])
 def test_adapters_are_folded_into_the_original_weights_by_choice(tmp_path: Path, model: ModelSource, bits: str) -> None:
     rounded = train(tmp_path / "rounded", "sft", model, lora=lora(bits))

@@ -58,6 +58,7 @@ def test_it_tells_chosen_from_rejected_and_scores_are_centred(
     assert sum(chosen) / len(rows) - sum(rejected) / len(rows) == pytest.approx(done.metrics["margin"], rel=1e-3)
 
 
+@pytest.mark.soak
 def test_soft_labels_are_learnt_as_they_are(tmp_path: Path, model: ModelSource) -> None:
     done = train(tmp_path, model, (0.8,), num_train_epochs=12)
     assert done.metrics["margin"] == pytest.approx(1.386, abs=0.3), "the log-odds of 0.8"

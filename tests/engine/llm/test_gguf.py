@@ -103,6 +103,7 @@ def test_it_is_trained_like_any_other(made: Made, tmp_path: Path) -> None:
     assert (done.out_dir / "chat_template.jinja").read_text() == (made.folder / "chat_template.jinja").read_text()
 
 
+@pytest.mark.soak
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_both_engines_answer_alike(made: Made) -> None:
