@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.flow.claiming import claimed
+from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.sample import NOTHING, Sample
 from caiflow.engine.flow.unread import READ, doubtful_answer
 from caiflow.engine.identity import compact, key
@@ -193,6 +194,12 @@ class LedgeredLLM(RowLLM):
         self._tally.prompt_tokens += answer.prompt_tokens
         self._tally.completion_tokens += answer.completion_tokens
         self.tokens += answer.prompt_tokens + answer.completion_tokens
+
+
+def asked_apart(step: FlowStep, client: EngineClient, uid: str) -> LedgeredLLM:
+    """Return the model of a step as a row sees it in a run, for whoever keeps nothing of its answers."""
+    retries = step.params.retries if step.params else 0
+    return LedgeredLLM(client, None, Asker(step.operator.name, step.seed, step.model_identity, retries=retries), uid, Tally())
 
 
 def _unsound(answer: Completion) -> EngineError | None:

@@ -11,14 +11,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally, call_key
-from caiflow.engine.identity import compact, key
 from caiflow.engine.llm.base import Completion, Request
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Operator, RowOperator
 
 if TYPE_CHECKING:
-    from caiflow.engine.flow.prefixes import Prefixes
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.llm.vllm.prefixes import Prefixes
     from caiflow.engine.store.ledger import Ledger
 
 _SEEN = 400
@@ -117,12 +116,11 @@ class StandInLLM(LedgeredLLM):
         self._speaker = speaker
         self._seen = seen
         self._foreseen = counted
-        self._from = ledger
 
     async def _ask(self, request: Request) -> Completion:
         kept_as = call_key(self._asker.model_identity, request)
-        kept = self._kept(self._from, kept_as) if self._from is not None else None
-        return kept or self._stand_in(request, int.from_bytes(key("stand-in", compact(kept_as.hex()))[:8], "little"))
+        kept = self._kept(self._ledger, kept_as) if self._ledger is not None else None
+        return kept or self._stand_in(request, int.from_bytes(kept_as, "little"))
 
     def _stand_in(self, request: Request, draw: int) -> Completion:
         asked, counted = [*self._speaker.layout.prompt(request)], self._foreseen

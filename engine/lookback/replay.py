@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import CaiflowError, EngineError
 from caiflow.engine.flow.outcomes import FlowStep
-from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally
+from caiflow.engine.flow.row_llm import asked_apart
 from caiflow.engine.lookback.drift import Said, drift, drifted
 from caiflow.engine.lookback.history import output_dir
 from caiflow.engine.operator import RowDropped, RowOperator
@@ -159,13 +159,9 @@ async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> 
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def once(pair: Pair, client: EngineClient) -> list[Row] | Exception | None:
-        retries = step.params.retries if step.params else 0
-        asker = Asker(step.operator.name, step.seed, step.model_identity, retries=retries)
         async with room:
             try:
-                row = await step.operator.row(
-                    step.view(pair.given), LedgeredLLM(client, None, asker, pair.given["uid"], Tally())
-                )
+                row = await step.operator.row(step.view(pair.given), asked_apart(step, client, pair.given["uid"]))
             except RowDropped:
                 return None
             except (EngineError, ValueError, KeyError) as error:

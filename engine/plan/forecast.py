@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import CaiflowError, UnreachableError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
-from caiflow.engine.flow.prefixes import Prefixes
 from caiflow.engine.flow.row_llm import Asker, NoLLM
 from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
+from caiflow.engine.llm.served.budget import Prices, price
+from caiflow.engine.llm.vllm.prefixes import Prefixes
 from caiflow.engine.operator import (
     Ask,
     Expected,
@@ -106,8 +107,8 @@ def foresee(
     told = []
     for (step, model), found in walk.found.items():
         entry = spec.models.get(model)
-        prices = entry.prices if entry else None
-        cost = (found.prompt_tokens * prices.prompt + found.completion_tokens * prices.completion) / 1e6 if prices else None
+        prices = Prices(**entry.prices.model_dump()) if entry and entry.prices else None
+        cost = price(found.prompt_tokens, found.completion_tokens, prices).micros / 1e6 if prices else None
         rate = tokens_per_second or rates.get(step)
         counts = (found.calls, found.prompt_tokens, found.computed_tokens, found.completion_tokens)
         told.append(

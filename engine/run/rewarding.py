@@ -13,7 +13,7 @@ from typing import Any
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.flow.outcomes import FlowStep
-from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally
+from caiflow.engine.flow.row_llm import asked_apart
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
@@ -75,9 +75,7 @@ class RowReward:
 
     async def _grade(self, row: Row, client: EngineClient) -> float | None:
         step = self._step
-        asker = Asker(step.operator.name, step.seed, step.model_identity, retries=step.params.retries if step.params else 0)
-        llm = LedgeredLLM(client, None, asker, row["uid"], Tally())
-        made = await step.operator.row(step.view(row), llm)
+        made = await step.operator.row(step.view(row), asked_apart(step, client, row["uid"]))
         value: float | None = (made if isinstance(made, Mapping) else made[0])[self._column]
         return value
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from caiflow.engine.errors import EngineError, PlanError, StepError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, spread
-from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
+from caiflow.engine.flow.row_llm import NoLLM, asked_apart
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
@@ -132,8 +132,7 @@ async def _along(
 
 
 async def _tried(step: FlowStep, row: Row, client: _Listening | None, renderer: Renderer | None) -> Tried:
-    asker = Asker(step.operator.name, step.seed, step.model_identity, retries=step.params.retries if step.params else 0)
-    llm = LedgeredLLM(client, None, asker, row["uid"], Tally()) if client else NoLLM(step.name)
+    llm = asked_apart(step, client, row["uid"]) if client else NoLLM(step.name)
     made: list[Row] = []
     dropped = ""
     try:

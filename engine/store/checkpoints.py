@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from caiflow.engine.store.disk import sync
+from caiflow.engine.store.file_digests import file_sizes
 
 CHECKPOINTS = "checkpoints"
 LEARNT = "learnt"
@@ -43,7 +44,7 @@ def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
 
 def leave_learnt(made: Path, work_dir: Path) -> Path:
     """Move a folder with all that a training learnt to its place in the work folder, with a list of its files; return where."""
-    (made / COMPLETE).write_text(json.dumps(_sizes(made)), encoding="utf-8")
+    (made / COMPLETE).write_text(json.dumps(file_sizes(made)), encoding="utf-8")
     kept = work_dir / LEARNT
     shutil.rmtree(kept, ignore_errors=True)
     made.rename(kept)
@@ -57,11 +58,7 @@ def left_learnt(work_dir: Path) -> Path | None:
         listed = json.loads((folder / COMPLETE).read_bytes())
     except OSError:
         return None
-    return folder if listed == {name: size for name, size in _sizes(folder).items() if name != COMPLETE} else None
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return folder if listed == {name: size for name, size in file_sizes(folder).items() if name != COMPLETE} else None
 
 
 def steps_of(checkpoint: Path | None) -> int:

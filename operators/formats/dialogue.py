@@ -109,9 +109,9 @@ def parse_transcripts(chosen: object, rejected: object) -> tuple[list[Message], 
     texts = unix_lines(chosen), unix_lines(rejected)
     ends = [text.rfind(_REPLY) for text in texts]
     asks_last = any(text.rfind("\n\nHuman:") > end for text, end in zip(texts, ends, strict=True))
-    if not asks_last and (read := _of_one_beginning(texts, ends)):
-        return read
-    last = _last_shared(*texts) if asks_last else None
+    if not asks_last:
+        return _of_one_beginning(texts, ends) or (parse_transcript(chosen), parse_transcript(rejected))
+    last = _last_shared(*texts)
     if last is None or any(_ASSISTANT.search(text, last.end()) for text in texts):
         return parse_transcript(chosen), parse_transcript(rejected)
     shared = parse_transcript(texts[0][: last.start()])

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.chain import Lengths, Message, save_model
 from caiflow.engine.flow.outcomes import FlowStep
-from caiflow.engine.flow.prefixes import Prefixes
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import ModelSource, Sampling
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.vllm.prefixes import Prefixes
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter

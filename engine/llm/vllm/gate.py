@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from caiflow.engine.llm.base import Request
+from caiflow.engine.llm.vllm.prefixes import block_hashes
 
 _SOON_S = 0.2
 """A row that stays away longer is at something else: nobody waits for it, and its place is another's."""
@@ -60,7 +61,7 @@ class Gate:
     def arrive(self, number: int, request: Request, ids: Sequence[int]) -> bool:
         """Take a call; return whether it goes in at once, being an open row's."""
         name = request.row or f"#{number}"
-        blocks = self._hashes(ids)
+        blocks = block_hashes(ids, self._block_tokens)
         row = self._rows.get(name)
         if row is None:
             heapq.heappush(self._outside, (request.turn, number, name, request.more, blocks))
@@ -180,14 +181,6 @@ class Gate:
     def _shared(self, blocks: list[int]) -> int:
         """Return how many of a row's blocks others hold too: they are the first ones."""
         return bisect_left(blocks, True, key=lambda block: self._held[block] < 2)
-
-    def _hashes(self, ids: Sequence[int]) -> list[int]:
-        """Return what tells each full block, and all before it, from others."""
-        size, so_far, found = self._block_tokens, 0, []
-        for end in range(size, len(ids) + 1, size):
-            so_far = hash((so_far, tuple(ids[end - size : end])))
-            found.append(so_far)
-        return found
 
 
 class _Mean:
