@@ -80,6 +80,20 @@ def test_make_makes_an_environment_that_checks_runs_and_tests(clone: Path) -> No
     assert " passed" not in said
 
 
+@pytest.mark.pythons
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_package_has_a_build_for_macos_on_apple_silicon(version: str, tmp_path: Path) -> None:
+    """As uv tells it, which finds what another system would install; nothing is run there."""
+    if shutil.which("uv") is None:
+        pytest.skip("uv isn't here: pip install uv")
+    asked = ["--extra", "dev", "--only-binary", ":all:", "--python-version", version, "--output-file", str(tmp_path / "macos.txt")]
+    wanted = ["env", "MACOSX_DEPLOYMENT_TARGET=14.0", "uv", "pip", "compile", "pyproject.toml", *asked]
+    ran(ROOT, *wanted, "--python-platform", "aarch64-apple-darwin")
+    found = (tmp_path / "macos.txt").read_text(encoding="utf-8")
+    assert "\ntorch==" in found
+    assert "vllm" not in found
+
+
 @pytest.mark.soak
 def test_where_vllm_has_no_build_the_environment_comes_up_and_says_so(tmp_path: Path) -> None:
     (tmp_path / ".ci").mkdir()

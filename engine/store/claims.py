@@ -1,7 +1,7 @@
 """Who is at work on what: a lock for each key, in files of a ledger's folder, that ends with the process however it dies.
 
 Owns those files: several, since a system goes through all locks of a file for each that it gives. Locks of the open file are
-taken where the system has them, so that two in one process exclude each other, too; over NFS they hold between machines. Where
+taken on Linux, so that two in one process exclude each other, too; over NFS they hold between machines. Where
 a file system has no locks every claim is granted: work may then be done twice, never wrongly. Keeps no result.
 """
 
@@ -11,10 +11,11 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 
 _FLOCK = struct.Struct("hhqqi4x")  # Linux: type, whence, start, length, pid
-_OF_FILE: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+_OF_FILE: int | None = getattr(fcntl, "F_OFD_SETLK", None) if sys.platform == "linux" else None
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
 _PLACES = (1 << 62) - 1
 _FILES = 16
