@@ -86,10 +86,10 @@ def test_every_package_has_a_build_for_macos_on_apple_silicon(version: str, tmp_
     """As uv tells it, which finds what another system would install; nothing is run there."""
     if shutil.which("uv") is None:
         pytest.skip("uv isn't here: pip install uv")
-    asked = ["--extra", "dev", "--only-binary", ":all:", "--python-version", version, "--output-file", str(tmp_path / "macos.txt")]
-    wanted = ["env", "MACOSX_DEPLOYMENT_TARGET=14.0", "uv", "pip", "compile", "pyproject.toml", *asked]
-    ran(ROOT, *wanted, "--python-platform", "aarch64-apple-darwin")
-    found = (tmp_path / "macos.txt").read_text(encoding="utf-8")
+    wanted = ["pyproject.toml", "--extra", "dev", "--only-binary", ":all:", "--output-file", str(tmp_path / "found.txt")]
+    there = ["--python-platform", "aarch64-apple-darwin", "--python-version", version]
+    ran(ROOT, "env", "MACOSX_DEPLOYMENT_TARGET=14.0", "uv", "pip", "compile", *wanted, *there)
+    found = (tmp_path / "found.txt").read_text(encoding="utf-8")
     assert "\ntorch==" in found
     assert "vllm" not in found
 
