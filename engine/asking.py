@@ -1,4 +1,4 @@
-"""How an operator asks a model: about one row, or about the rows of a table; and how it tells of its progress.
+"""What an operator is given: a model for one row, or for the rows of a table; a job's inputs; and how it tells of its progress.
 
 Seeds, retries and ledger are the engine's own. Operators see these names in `caiflow.engine.operator`. Asks nothing itself.
 """
@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from caiflow.engine.llm.base import Completion, Message, Sampling
+from caiflow.engine.llm.base import Completion, Message, ModelSource, Sampling
 from caiflow.engine.rows.columns import Row
+
+if TYPE_CHECKING:
+    from caiflow.engine.rows.folder import Rows
 
 T = TypeVar("T")
 
@@ -94,3 +99,26 @@ class Log(Protocol):
 
     def __call__(self, **figures: Any) -> None:
         """Report these figures."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What a table, model or metrics operator is given to work with.
+
+    `inputs` and `models` are by the names the parameters use. `out_dir` is where files go; it becomes the artifact.
+    `metrics` ends up in run.json. `log` reports progress; None where nobody watches. `uids` names rows to look at, by measure.
+    """
+
+    out_dir: Path
+    inputs: Mapping[str, Rows] = field(default_factory=dict)
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    work_dir: Path = Path()
+    """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
+    log: Log | None = None
+    uids: dict[str, list[str]] = field(default_factory=dict)
+    step: str = ""
+    """The step's name in its spec, for those who are told of the work."""
+    llms: LLMs | None = None
+    """The models that a training `asks`, for any event loop; None where it asks none."""

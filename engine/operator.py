@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from caiflow.engine.asking import Ask as Ask
+from caiflow.engine.asking import Job as Job
 from caiflow.engine.asking import LLMs as LLMs
 from caiflow.engine.asking import Log as Log
 from caiflow.engine.asking import RowDropped as RowDropped
@@ -22,7 +22,7 @@ from caiflow.engine.asking import RowLLM as RowLLM
 from caiflow.engine.asking import together as together
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
-from caiflow.engine.llm.base import ModelSource, Sampling
+from caiflow.engine.llm.base import Sampling
 from caiflow.engine.rows.columns import ANSWERS as ANSWERS
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.tool_use import refused_tools
@@ -30,7 +30,7 @@ from caiflow.engine.rows.tool_use import refused_tools
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.llm.tokenizer_files import ModelFiles
-    from caiflow.engine.rows.folder import Rows, RowsWriter
+    from caiflow.engine.rows.folder import RowsWriter
 
 Kind = Literal["rows", "model", "metrics"]
 
@@ -329,29 +329,6 @@ class RowOperator(Operator[P]):
         """Return the input's columns but for those outdated, and the ones written."""
         (given,) = inputs.values()
         return given.without(self.outdates()).plus(self.writes())
-
-
-@dataclass(slots=True)
-class Job:
-    """What a table, model or metrics operator is given to work with.
-
-    `inputs` and `models` are by the names the parameters use. `out_dir` is where files go; it becomes the artifact.
-    `metrics` ends up in run.json. `log` reports progress; None where nobody watches. `uids` names rows to look at, by measure.
-    """
-
-    out_dir: Path
-    inputs: Mapping[str, Rows] = field(default_factory=dict)
-    models: Mapping[str, ModelSource] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    work_dir: Path = Path()
-    """Survives a kill: checkpoints go here; removed once the artifact is sealed."""
-    log: Log | None = None
-    uids: dict[str, list[str]] = field(default_factory=dict)
-    step: str = ""
-    """The step's name in its spec, for those who are told of the work."""
-    llms: LLMs | None = None
-    """The models that a training `asks`, for any event loop; None where it asks none."""
 
 
 class TableOperator(Operator[P]):

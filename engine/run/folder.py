@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.display.report import central, leaves
 from caiflow.engine.display.terminal import escaped
 from caiflow.engine.display.trackers import report_figures
+from caiflow.engine.errors import PlanError
 from caiflow.engine.health import DROPPED, ROWS, Reading, notes, unmet
 from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
+from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, write_lock
 from caiflow.engine.plan.relocate import portable
 from caiflow.engine.store.artifacts import Artifact
 from caiflow.engine.store.checkpoints import left_learnt
@@ -74,6 +76,20 @@ class RunFolder:
     def has_inputs(self, step: Step) -> bool:
         """Return whether all that the step needs has settled."""
         return all(self.status[name] in SETTLED for name in self._resolver.edges(step))
+
+    def lock(self) -> None:
+        """Write the run's lock; where one lies beside the spec, say how far this run is the same."""
+        made = make_lock(self._resolver)
+        write_lock(self._out_dir, made)
+        given = self._resolver.spec.base_dir / LOCK
+        if given.is_file():
+            try:
+                before = read_lock(given)
+            except PlanError as error:
+                self._journal.emit("log", text=f"not compared with a lock: {error}")
+                return
+            drift = [str(found) for found in compare_locks(before, made)]
+            self._journal.emit("lock_compared", lock=str(given), grade=grade(before, made), drift=drift)
 
     def report(self) -> None:
         """Tell the trackers of the run's trainings what its evaluations measured, where everything is made."""

@@ -6,21 +6,21 @@ left of each step is the folder's, Ray the cluster's: it starts with the first s
 
 from __future__ import annotations
 
-import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import AskAnewError, CaiflowError, ClusterError, PlanError, StepError
+from caiflow.engine.errors import AskAnewError, CaiflowError, ClusterError, StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
-from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, refuse_drift, write_lock
+from caiflow.engine.plan.lock import make_lock, read_lock, refuse_drift
+from caiflow.engine.run.control import interruptible
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
@@ -74,7 +74,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     resolver = Resolver(spec, store, trust_remote_code=trust_remote_code, allowed=allowed)
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
-    with Journal(out_dir, on_event) as journal, _interruptible() as interrupted:
+    with Journal(out_dir, on_event) as journal, interruptible() as interrupted:
         folder = RunFolder(resolver, out_dir, journal, [step for step in resolver.order if step.name in wanted])
         for host, names in servers(spec.models).items():
             journal.emit("log", text=f"{host} is asked for {', '.join(names)}")
@@ -87,46 +87,10 @@ def run(  # noqa: PLR0913 - all that a run can be asked
             execution.close()
         for step, work in execution.cut_off().items() if status == "interrupted" else ():
             journal.emit("log", step=step, text=going_on(work))
-        _lock(resolver, out_dir, journal)
+        folder.lock()
         folder.report()
         journal.emit("run_done", status=status)
     return RunResult(status, {"done": 0, "failed": 1, "interrupted": 130}[status], out_dir)
-
-
-def _lock(resolver: Resolver, out_dir: Path, journal: Journal) -> None:
-    """Write the run's lock; where one lies beside the spec, say how far this run is the same."""
-    made = make_lock(resolver)
-    write_lock(out_dir, made)
-    given = resolver.spec.base_dir / LOCK
-    if given.is_file():
-        try:
-            before = read_lock(given)
-        except PlanError as error:
-            journal.emit("log", text=f"not compared with a lock: {error}")
-            return
-        drift = [str(found) for found in compare_locks(before, made)]
-        journal.emit("lock_compared", lock=str(given), grade=grade(before, made), drift=drift)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event; a second one of either stops at once."""
-    interrupted = threading.Event()
-
-    def stop(_number: int, _frame: object) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Execution:
