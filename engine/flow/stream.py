@@ -220,6 +220,8 @@ class Flow:
         except AskAnewError:
             raise
         except EngineError as error:
+            if error.kind == "load":  # there is no model to ask: that is no row's failure
+                raise
             passing = error.retry or error.kind in PASSING_FAILURES
             return self._failure(row_key, ledger, f"{error.kind}: {error}", passing=passing)
         except Exception as error:

@@ -21,7 +21,7 @@ from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.client import Link
 from caiflow.engine.llm.served.batch import Answers, Call, Reply, UnsayableError, request_files
 from caiflow.engine.llm.served.budget import price
-from caiflow.engine.llm.served.openai import as_listed, dialect_of, endpoint_of
+from caiflow.engine.llm.served.openai import as_listed, dialect_speaker, endpoint_of
 from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
 from caiflow.engine.llm.served.replies import Again, Passing, keep_lesson, read_reply
 from caiflow.engine.operator import MetricsOperator
@@ -276,7 +276,7 @@ def _server(resolver: Resolver, name: str, servers: dict[str, _Server], allowed:
         return None
     if name not in servers:
         endpoint = _endpoint(resolver, name, source, allowed)
-        dialect = dialect_of(source, endpoint)
+        dialect = dialect_speaker(source)(endpoint)
         server = servers[name] = _Server(source.identity, endpoint, dialect, len(dialect.without))
         if not endpoint.continues and not any(resolver.store.ledger_dir.glob(ledger_name("*", source.identity))):
             dialect.leave_out(*PREFILL_FIELDS)  # learnt later, it would make answers that a batch was paid for another model's

@@ -20,6 +20,8 @@ def attempted(ask: Ask, blank: Mapping[str, Any]) -> Ask:
         try:
             return {**await ask(row, llm), "failed": None}
         except EngineError as error:
+            if error.kind == "load":  # there is no model to ask
+                raise
             return {**blank, "failed": f"{error.kind}: {error}"}
 
     return attempt

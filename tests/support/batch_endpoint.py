@@ -20,6 +20,7 @@ from caiflow.engine.identity import digest
 KNOWN = {
     "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs", "response_format",
 }  # fmt: skip
+OF_VLLM = {"add_generation_prompt", "continue_final_message"}
 
 
 @dataclass
@@ -50,7 +51,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def checked(text: str, endpoint: str) -> list[dict[str, Any]]:
+def checked(text: str, endpoint: str, known: set[str]) -> list[dict[str, Any]]:
     """Return the requests of a file.
 
     Raises:
@@ -65,7 +66,7 @@ def checked(text: str, endpoint: str) -> list[dict[str, Any]]:
     for line in lines:
         if set(line) != {"custom_id", "method", "url", "body"} or (line["method"], line["url"]) != ("POST", endpoint):
             raise ValueError("method or url")
-        if unknown := line["body"].keys() - KNOWN:
+        if unknown := line["body"].keys() - known:
             raise ValueError(f"unknown fields {unknown}")
     return lines
 
@@ -141,7 +142,8 @@ def batch_endpoint() -> Iterator[BatchEndpoint]:
             name = f"batch_{len(state.batches)}"
             made = {"id": name, "object": "batch", "created_at": 1, "status": "failed", **asked}
             with contextlib.suppress(ValueError, KeyError):
-                good, bad = _output(state, checked(state.files[asked["input_file_id"]], asked["endpoint"]))
+                known = KNOWN | OF_VLLM if state.owner == "vllm" else KNOWN
+                good, bad = _output(state, checked(state.files[asked["input_file_id"]], asked["endpoint"], known))
                 state.files |= {f"{name}-out": "\n".join(good) + "\n", f"{name}-errors": "\n".join(bad) + "\n"}
                 ids = {"output_file_id": f"{name}-out", "error_file_id": f"{name}-errors"}
                 made |= {"status": "expired" if bad else "completed", **ids}

@@ -15,6 +15,7 @@ from typing import Any
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.client import Link
 from caiflow.engine.operator import Job, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.rows.folder import Rows, RowsWriter
@@ -96,7 +97,9 @@ def carry_out(
     return Rows(resolver.artifacts["kept"].path).pylist(), said
 
 
-def carried_out(spec_path: Path, store: Store, link: AskedLink, sample: int | None = None) -> tuple[Resolver, list[str]]:
+def carried_out(
+    spec_path: Path, store: Store, link: Link, sample: int | None = None, model: str = "m"
+) -> tuple[Resolver, list[str]]:
     """Run a spec to its end, as `carry_out` does; return the resolver with all its artifacts, and what was said of damages."""
     spec = load_spec(spec_path, sample=sample)
     resolver, said = Resolver(spec, store), list[str]()
@@ -116,7 +119,7 @@ def carried_out(spec_path: Path, store: Store, link: AskedLink, sample: int | No
         ledgers |= {found.namespace for found in flow_steps}
         staged_by = {member.name: store.stage(member.name) for member in chain}
         source = resolver.artifacts[step.input].path
-        unit = FlowUnit(flow_steps, source, {"m": [link]}, staged_by, store.ledger_dir)
+        unit = FlowUnit(flow_steps, source, {model: [link]}, staged_by, store.ledger_dir)
         results = unit.run(lambda event: said.append(event["text"]) if event.get("event") == "log" else None)
         for member in chain:
             if results[member.name].error or results[member.name].staged is None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from caiflow.engine.llm.served.endpoint import MOST_CALLS, Endpoint
 from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
 from caiflow.engine.llm.served.pace import Pace
 from caiflow.engine.llm.served.replies import Again, Passing, final, keep_lesson, read_reply
-from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, taught_by
+from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, read_taught, taught_by
 from caiflow.engine.store.spending import Account, Most, Spent
 
 if TYPE_CHECKING:
@@ -44,15 +44,17 @@ _SESSION = "X-Session-Id"
 
 
 class EndpointEngine:
-    """An Engine (see base.py) whose model runs on a server."""
+    """An Engine (see base.py) whose model runs on a server; the first call asks before it which server that is."""
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect) -> None:
+    def __init__(self, endpoint: Endpoint, dialect_of: Callable[[Endpoint], Dialect]) -> None:
         self.capacity = endpoint.most_calls
         self.pulse = Pulse(first_s=0.0)
         self.gate = None
         self._endpoint = endpoint
-        self._dialect = dialect
-        self._taught_before = len(dialect.without)
+        self._dialect = dialect_of(endpoint)
+        self._dialect_of = dialect_of
+        self._meeting: asyncio.Task[Endpoint] | None = None
+        self._taught_before = len(self._dialect.without)
         self._answers: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="caiflow-endpoint", daemon=True)
@@ -108,12 +110,38 @@ class EndpointEngine:
 
     async def _serve(self, number: int, request: Request) -> None:
         try:
+            await self._meet()
             answer: Answer = await self._ask(request)
+        except AskAnewError as lesson:
+            answer = EngineError(self._endpoint.blot(str(lesson)), kind=ASK_ANEW)
         except EngineError as error:
             answer = EngineError(self._endpoint.blot(str(error)), kind=error.kind, retry=error.retry)
         except Exception as error:  # whatever it is, the caller waits for an answer to this number
             answer = EngineError(self._endpoint.blot(f"asking the server failed: {error!r}"), kind="engine", retry=True)
         self._answers.put((number, answer))
+
+    async def _meet(self) -> None:
+        """Ask once, before the first call, which server that is: a run whose answers are all kept needs none.
+
+        Raises:
+            EngineError: kind `load`: no call can be put, for the reason in its message.
+            AskAnewError: from here on, answers are another model's.
+        """
+        if self._meeting is None:
+            self._meeting = asyncio.create_task(asyncio.to_thread(as_listed, self._endpoint))
+            self._meeting.add_done_callback(self._met)
+        try:
+            await asyncio.shield(self._meeting)
+        except EngineError as error:
+            raise EngineError(error.message, error.hint, kind="load") from error
+
+    def _met(self, meeting: asyncio.Task[Endpoint]) -> None:
+        """Put calls as the server wants them; where it wasn't met, the next call tries again."""
+        if meeting.cancelled() or meeting.exception() is not None:
+            self._meeting = None
+            return
+        self._endpoint = meeting.result()
+        self._dialect = self._dialect_of(self._endpoint)
 
     async def _ask(self, request: Request) -> Completion:
         """Call until the server takes the call, or has refused all calls for too long."""
@@ -207,18 +235,17 @@ class EndpointEngine:
 
 
 def load_openai(source: ModelSource) -> EndpointEngine:
-    """Return the engine for a served model; the server is asked which models it has where `source` gives only its address.
+    """Return the engine for a served model, which isn't asked anything before the first call.
 
     Raises:
-        EngineError: the key's variable isn't set, or no server answers.
+        EngineError: the key's variable isn't set, or a tokenizer can't be loaded.
     """
     name = str(source.options.get("api_key_env") or "")
     if name and not os.environ.get(name):
         raise EngineError(
             f"the environment variable {name} (api_key_env) isn't set", "export the server's key in it", kind="load"
         )
-    endpoint = as_listed(endpoint_of(source))
-    return EndpointEngine(endpoint, dialect_of(source, endpoint))
+    return EndpointEngine(endpoint_of(source), dialect_speaker(source))
 
 
 def endpoint_of(source: ModelSource) -> Endpoint:
@@ -237,15 +264,16 @@ def endpoint_of(source: ModelSource) -> Endpoint:
         prices=Prices(**(options.get("prices") or {})),
         spent=Path(options["spent"]) if options.get("spent") else None,
         taught=Path(options["taught"]) if options.get("taught") else None,
+        continues=taught.continues,
         by_hand=bool(options.get("by_hand")),
     )
 
 
-def dialect_of(source: ModelSource, endpoint: Endpoint) -> Dialect:
-    """Return how calls to a served model are put."""
+def dialect_speaker(source: ModelSource) -> Callable[[Endpoint], Dialect]:
+    """Return what tells how calls to a served model are put, once it is known of its server."""
     renderer = load_renderer(source) if source.tokenizer else None
     answers_as, without = str(source.options.get("answers_as") or ""), taught_by(source.options).without
-    return Dialect(
+    return lambda endpoint: Dialect(
         endpoint.model, renderer, answers_as, without,
         continues=endpoint.continues, template_variables=source.template_variables,
     )  # fmt: skip
@@ -266,6 +294,8 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
 def as_listed(endpoint: Endpoint, patience_s: float = 30.0) -> Endpoint:
     """Return the endpoint with the name to ask for (the one given, else one that is listed) and what its listing tells of it.
 
+    That it goes on with turns is kept: answers are put so once it is down, too.
+
     Raises:
         EngineError: no server answers there, it refuses the key, or it lists no model though none is named.
         AskAnewError: it lists another model than the one that its answers count as.
@@ -273,25 +303,27 @@ def as_listed(endpoint: Endpoint, patience_s: float = 30.0) -> Endpoint:
     import httpx
 
     listed: list[str] = []
-    continues = False
+    continues = endpoint.continues
     try:
         response = ask_listed(
             endpoint.base_url, key_header(endpoint.key), min(patience_s, endpoint.timeout_s), by_hand=endpoint.by_hand
         )
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise EngineError(
-            f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load", retry=True
+            f"no server answers at {endpoint.base_url}: {error}", "start it, or correct `base_url`", kind="load"
         ) from error
     except httpx.HTTPError:
         pass  # it may answer calls all the same
     else:
-        listed, continues = names_of(response), continues_turns(response)
+        listed = names_of(response)
+        continues = continues_turns(response) if listed else continues
         if response.status_code in (401, 403):
             said = f"the server answers {response.status_code}: {response.text[:300]}"
             raise final(response.status_code, endpoint.blot(said), "")
-    return replace(
-        endpoint, continues=continues, model=_listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
-    )
+    model = _listed_model(endpoint, listed) if endpoint.address_only else endpoint.model
+    if continues and not endpoint.continues and endpoint.taught is not None:
+        keep_taught(endpoint.taught, read_taught(endpoint.taught)._replace(continues=True), endpoint.told)
+    return replace(endpoint, continues=continues, model=model)
 
 
 def _listed_model(endpoint: Endpoint, listed: list[str]) -> str:

@@ -72,7 +72,7 @@ def keep_lesson(endpoint: Endpoint, dialect: Dialect, known: int) -> EngineError
         return None
     named = endpoint.model if endpoint.address_only else ""
     without = dict.fromkeys((*read_taught(endpoint.taught).without, *dialect.without))
-    keep_taught(endpoint.taught, Taught(named, tuple(without)), endpoint.told)
+    keep_taught(endpoint.taught, Taught(named, tuple(without), endpoint.continues), endpoint.told)
     return EngineError(f"{endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
 
 

@@ -25,19 +25,27 @@ ASK_ANEW = "ask_anew"
 
 
 class Taught(NamedTuple):
-    """`named` is the model listed where only an address is given; `without` are the fields of a call that are left out."""
+    """`named` is the model listed where only an address is given; `without` are the fields of a call that are left out.
+
+    `continues` says whether it goes on with a turn that has begun, as far as it was ever asked.
+    """
 
     named: str = ""
     without: tuple[str, ...] = ()
+    continues: bool = False
 
     def fields(self) -> dict[str, Any]:
-        """Return what isn't empty."""
-        return {name: value for name, value in self._asdict().items() if value}
+        """Return what isn't empty and by which answers are other answers: `continues` shows in `without`."""
+        return {name: value for name, value in (("named", self.named), ("without", self.without)) if value}
+
+    def kept(self) -> dict[str, Any]:
+        """Return all that isn't empty."""
+        return {**self.fields(), **({"continues": True} if self.continues else {})}
 
 
 def taught_by(options: Mapping[str, Any]) -> Taught:
     """Return what a model's options hold of it."""
-    return Taught(str(options.get("named") or ""), tuple(options.get("without") or ()))
+    return Taught(str(options.get("named") or ""), tuple(options.get("without") or ()), options.get("continues") is True)
 
 
 _CHOICE_FIELDS = frozenset({LIKELIHOODS, "top_logprobs", FORMAT})
@@ -90,11 +98,12 @@ def keep_taught(path: Path, taught: Taught, by: str) -> None:
         StoreError: no space or no permission.
     """
     with storing(path):
-        write_atomic(path, json.dumps({"by": by, **taught.fields()}) + "\n")
+        write_atomic(path, json.dumps({"by": by, **taught.kept()}) + "\n")
 
 
 def as_taught(source: ModelSource, path: Path) -> ModelSource:
     """Return a served model as its server wants to be asked by what is kept at `path`, with the identity that this makes."""
-    taught = read_taught(path).fields()
-    identity = digest({"endpoint": source.identity, **taught}) if taught else source.identity
-    return source._replace(identity=identity, options={**source.options, **taught, "taught": str(path)})
+    taught = read_taught(path)
+    fields = taught.fields()
+    identity = digest({"endpoint": source.identity, **fields}) if fields else source.identity
+    return source._replace(identity=identity, options={**source.options, **taught.kept(), "taught": str(path)})

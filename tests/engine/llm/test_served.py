@@ -20,6 +20,7 @@ from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sa
 from caiflow.engine.llm.load import load_engine
 from support.asking import ask, mixed_requests, scored_requests, text
 from support.ports import free_port
+from support.vllm_process import ON_A_CPU
 
 pytestmark = pytest.mark.slow
 START_S = 150
@@ -32,17 +33,10 @@ BIN = Path(sys.executable).parent
 def served(command: list[str], log: Path) -> Iterator[str]:
     """Run a server on a free port of loopback until the block ends, with all the processes it starts."""
     port = free_port()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment |= {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=out, stderr=out, env=environment, start_new_session=True, cwd=log.parent,
+            stdout=out, stderr=out, env={**os.environ, **ON_A_CPU}, start_new_session=True, cwd=log.parent,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1"
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,8 +28,10 @@ from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.spending import Account, Spent
 from support.batch_endpoint import BatchEndpoint, batch_endpoint
 from support.commands import command_here
+from support.models_of_runs import TINY
 from support.runs_without_ray import AskedLink, carried_out
 from support.table_runs import run_tables
+from support.vllm_process import ON_A_CPU
 
 HEAD = "caiflow: 1\nname: small\nconstitution: rules.yaml\nmodels: {{m: {{source: m, base_url: '{url}'}}}}\nsteps:\n"
 ROWS = "  rows:   {op: load, source: rows.jsonl}\n"
@@ -120,10 +125,54 @@ def test_a_batch_answers_what_a_run_would_ask_and_the_run_pays_for_nothing(place
     assert source is not None
     shutil.copytree(place / "home" / "taught", place / "other-home" / "taught")  # asked in the same words
     host = EngineHost(partial(load_engine, source))
-    live, _ = carried_out(place / "spec.yaml", Store(place / "other-home"), LocalLink(host))  # type: ignore[arg-type]
+    live, _ = carried_out(place / "spec.yaml", Store(place / "other-home"), LocalLink(host))
     host.close()
     assert server.calls == 4 * NUMBER
     assert Rows(resolver.artifacts["pair"].path).pylist() == Rows(live.artifacts["pair"].path).pylist()
+
+
+JUDGED = "  pair:   {op: judge, input: rows, model: m, swap: true, ties: keep}\n"
+
+
+def judge_exported(place: Path) -> Path:
+    """Write what a judge asks of a server that goes on with turns, and is gone afterwards; return the file of its requests."""
+    rows = [{"prompt": f"Question {n}?", "responses": ["I won't help with that.", "Sure."]} for n in range(NUMBER)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with batch_endpoint() as server:
+        server.owner = "vllm"
+        head = HEAD.format(url=server.url) + ROWS
+        (place / "spec.yaml").write_text(head)
+        shutil.rmtree(place / "run")
+        run_tables(place / "spec.yaml", place / "run", Store())
+        write_run(place, head + JUDGED)
+        _, requests = asked(place, "first")
+    assert all(json.loads(line)["body"]["continue_final_message"] for line in requests.read_text().splitlines())
+    return requests
+
+
+def test_what_a_server_was_to_go_on_with_is_read_so_once_it_is_down(place: Path, server: BatchEndpoint) -> None:
+    server.owner = "vllm"
+    found = taken(place, *carried(server, judge_exported(place), place))
+    assert (found["taken"], found["waiting"]) == ({"pair": 2 * NUMBER}, [])
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.soak
+def test_a_judge_is_answered_by_vllms_own_batches_and_the_run_asks_nobody(place: Path) -> None:
+    requests, out = judge_exported(place), place / "out.jsonl"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", "-i", str(requests), "-o", str(out)]
+    command += ["--model", str(TINY), "--served-model-name", "m", "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "512", "--max-logprobs", "20"]
+    variables = {**os.environ, **ON_A_CPU}
+    done = subprocess.run(command, cwd=place, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = taken(place, "out.jsonl")
+    assert (found["taken"], found["waiting"]) == ({"pair": 2 * NUMBER}, [])
+    ran = command_here(place, "run", "spec.yaml", "--out", "after", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    counts = json.loads((place / "after" / "run.json").read_text())["steps"]["pair"]
+    assert (counts["status"], counts["rows_out"], counts.get("calls", 0)) == ("done", NUMBER, 0), counts
 
 
 MEASURED = """\

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.client import LocalLink
+from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.plan import make_plan
+from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from support.bad_server import BadServer, bad_server, said
 from support.commands import run_here
+from support.runs_without_ray import carried_out
 
-pytestmark = [pytest.mark.slow]
 SPEC = """\
 caiflow: 1
 models: {{served: {{source: "{source}", base_url: "{url}", concurrency: 4, max_calls: 60}}}}
@@ -50,6 +57,7 @@ def told(out: Path) -> list[str]:
     return [event["text"] for event in events if event["event"] == "log"]
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_refused_field_is_said_once_and_counts_to_what_the_answers_are(
     server: BadServer, tmp_path: Path, ray_address: str
@@ -76,6 +84,7 @@ def test_a_refused_field_is_said_once_and_counts_to_what_the_answers_are(
     assert set(lock["models"]["served"]["without"]) == {"seed", "temperature"}
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_another_model_behind_the_same_address_is_asked_anew_and_a_server_that_is_down_is_the_one_it_was(
     server: BadServer, tmp_path: Path, ray_address: str
@@ -94,3 +103,35 @@ def test_another_model_behind_the_same_address_is_asked_anew_and_a_server_that_i
     assert json.loads((tmp_path / "two" / "caiflow.lock").read_text())["models"]["served"]["named"] == "new"
     server.listed = []
     assert states(spec, home) == {"cached"}
+
+
+WAY = """\
+caiflow: 1
+models: {{served: {{source: m, base_url: "{url}"}}}}
+steps:
+  rows:   {{op: load, source: rows.jsonl}}
+  answer: {{op: generate, input: rows, model: served}}
+"""
+
+
+def by_its_engine(spec: Path, store: Store, sample: int | None = None) -> Resolver:
+    source = Resolver(load_spec(spec), store).model("served")
+    assert source is not None
+    host = EngineHost(partial(load_engine, source))
+    try:
+        return carried_out(spec, store, LocalLink(host), sample, model="served")[0]
+    finally:
+        host.close()
+
+
+def test_a_run_whose_answers_are_kept_works_with_its_server_down(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path / "home"), tmp_path / "spec.yaml"
+    with bad_server() as server:
+        written(tmp_path, server, "m")
+        spec.write_text(WAY.format(url=server.url))
+        first = by_its_engine(spec, store).artifacts["answer"]
+    again = by_its_engine(spec, store, sample=2).artifacts["answer"]
+    assert (first.digest != again.digest, Rows(again.path).pylist()) == (True, Rows(first.path).pylist()[:2])
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Say green."}\n')
+    with pytest.raises(EngineError, match="no server answers at"):
+        by_its_engine(spec, store)

@@ -450,10 +450,20 @@ def test_a_key_variable_that_is_not_set_is_named(connect: Callable[..., Engine])
         connect(api_key_env="CAIFLOW_NO_SUCH_KEY")
 
 
-def test_no_server_is_told_at_the_start(connect: Callable[..., Engine]) -> None:
-    with pytest.raises(EngineError, match=r"no server answers at http://127\.0\.0\.1:9") as caught:
-        connect(base_url="http://127.0.0.1:9/v1")
-    assert caught.value.kind == "load"
+def test_a_server_is_met_with_the_first_calls_once(server: BadServer, connect: Callable[..., Engine]) -> None:
+    engine = connect()
+    assert server.listings == 0
+    assert [answer.text for answer in ask(engine, [Request(CHAT)] * 5)] == ["fine"] * 5  # type: ignore[union-attr]
+    text(engine, Request(CHAT))
+    assert server.listings == 1
+
+
+def test_no_server_is_told_with_each_call_as_no_fault_of_its_row(connect: Callable[..., Engine]) -> None:
+    engine = connect(base_url="http://127.0.0.1:9/v1")
+    for _ in range(2):
+        found = error(engine)
+        assert "no server answers at http://127.0.0.1:9/v1" in str(found)
+        assert (found.kind, found.retry) == ("load", False)
 
 
 def test_closing_gives_up_what_is_under_way_at_once(server: BadServer, connect: Callable[..., Engine]) -> None:
