@@ -122,3 +122,5 @@ class Job:
     """The step's name in its spec, for those who are told of the work."""
     llms: LLMs | None = None
     """The models that a training `asks`, for any event loop; None where it asks none."""
+    ledger_dir: Path | None = None
+    """Where the ledgers are; None where there are none."""

@@ -67,7 +67,7 @@ class Passed(NamedTuple):
 
 RowValue = Callable[[Passed], float | None]
 """A row's own value, 1 for a flaw and 0 for none, or None where the row says nothing."""
-FigureValue = Callable[[Mapping[str, Any]], float | None]
+FigureValue = Callable[[Mapping[str, Any]], "float | Reading | None"]
 """A value out of a step's metrics, with `rows_in` and `rows_out` among them, or None where they don't say."""
 
 
@@ -97,7 +97,7 @@ class Measure:
                 figure = f"{_percent(reading.value)}, too much of it in {reading.flawed} of {reading.of} rows"
         else:
             figure = f"{reading.value:.3g} {self.unit}" if self.unit else _percent(reading.value)
-        return f"{self.what}: {figure}; {self.means}; {self.advice}"
+        return f"{self.what}: {figure}; {self.means}; {self.advice}{reading.first and f' (the first: {reading.first})'}"
 
 
 _ROUNDED = 0.005
@@ -115,6 +115,8 @@ class Reading(NamedTuple):
     flawed: int | None = None
     of: int | None = None
     uids: Sequence[str] = ()
+    first: str = ""
+    """Where the flaw was seen first, where that can be said."""
 
 
 Readings = Mapping[str, Reading]
@@ -160,7 +162,8 @@ class Meter:
             if measure.figure is not None:
                 value = measure.figure(metrics)
                 if value is not None:
-                    found[measure.name] = Reading(round(value, 6), uids=seen)
+                    read = value if isinstance(value, Reading) else Reading(value)
+                    found[measure.name] = read._replace(value=round(read.value, 6), uids=seen)
             elif total.of:
                 found[measure.name] = Reading(round(total.total / total.of, 6), total.count, total.of, seen)
         return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.rows.columns import Columns
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.sampled import Sampled
     from caiflow.engine.training.saving import Measure
     from caiflow.engine.training.tokens import Tokens
 
@@ -167,7 +168,7 @@ class Dpo(TrainingOperator[DpoParams]):
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
-        train, held_out = self.read_rows(job, lambda rows: self._tokens(rows, renderer))
+        train, held_out = self.read_rows(job, lambda rows, sampled: self._tokens(rows, renderer, sampled))
         soft = any(p < 1.0 for data in (train, held_out) if data is not None for p in data["p_chosen"])
         self._check_soft(soft)
         before = params.precompute_ref_log_probs or params.reference_free
@@ -211,12 +212,12 @@ class Dpo(TrainingOperator[DpoParams]):
 
         return load_alike(job.models[self._held_reference], self.params) if self._held_reference else None
 
-    def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
+    def _tokens(self, rows: Rows, renderer: Renderer, sampled: Sampled) -> Tokens:
         from caiflow.engine.training.tokens import preferences
         from caiflow.operators.training.preference import softened
 
         params = self.params
-        tokens = preferences(rows, renderer, max_length=params.max_length)
+        tokens = preferences(rows, renderer, max_length=params.max_length, sampled=sampled)
         smoothing = 0.0 if OWN_SMOOTHING & set(params.losses) else params.label_smoothing
         if not smoothing and params.labels == "soft":
             return tokens

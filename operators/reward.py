@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.sampled import Sampled
     from caiflow.engine.training.saving import Measure
     from caiflow.engine.training.tokens import Tokens
 
@@ -101,7 +102,7 @@ class Reward(TrainingOperator[RewardParams]):
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
-        train, held_out = self.read_rows(job, lambda rows: self._tokens(rows, renderer))
+        train, held_out = self.read_rows(job, lambda rows, sampled: self._tokens(rows, renderer, sampled))
         set_seed(seed_of(job))  # the score head begins with random weights
         model = load_model(source, params, task="reward")
         trainer = SoftReward(
@@ -150,10 +151,10 @@ class Reward(TrainingOperator[RewardParams]):
         }
         return mean if self.params.center else 0.0
 
-    def _tokens(self, rows: Rows, renderer: Renderer) -> Tokens:
+    def _tokens(self, rows: Rows, renderer: Renderer, sampled: Sampled) -> Tokens:
         from caiflow.engine.training.tokens import preferences
 
-        tokens = preferences(rows, renderer, max_length=self.params.max_length)
+        tokens = preferences(rows, renderer, max_length=self.params.max_length, sampled=sampled)
         if self.params.labels == "soft":
             return tokens
         data = tokens.data

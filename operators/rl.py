@@ -249,7 +249,7 @@ class Rl(TrainingOperator[RlParams]):
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)
         room = params.max_length - params.max_completion_length
-        data = self.read_rows(job, lambda rows: prompts(rows, renderer, max_length=room, more=params.asked_with))
+        data = self.read_rows(job, lambda rows, _: prompts(rows, renderer, max_length=room, more=params.asked_with))
         trainer = self._trainer(job, source, load_model(source, params), renderer, data)
         fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():

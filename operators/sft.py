@@ -135,7 +135,7 @@ class Sft(TrainingOperator[SftParams]):
         model, tokenizer = self._start(job)
         renderer = Renderer(tokenizer)
         limits: dict[str, Any] = {"max_length": params.max_length, "loss_on": params.loss_on, "column": params.column}
-        train, held_out = self.read_rows(job, lambda rows: conversations(rows, renderer, **limits))
+        train, held_out = self.read_rows(job, lambda rows, sampled: conversations(rows, renderer, sampled=sampled, **limits))
         length = params.max_length if params.packing else None  # without packing, the rows are cut already
         trainer = QuietSFT(
             model=model,

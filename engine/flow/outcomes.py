@@ -15,6 +15,7 @@ from caiflow.engine.identity import NoIdentityError, compact, key
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.sampled import sampled_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class FlowStep:
     params: RowParams | None = None
     served: bool = False
     """Whether a server answers, so that what an older version kept of its answers may be none."""
+
+    @property
+    def sampled(self) -> str:
+        """The namespace of the ids that its model samples; empty where it has none, or nobody tells them."""
+        return sampled_name(self.model_identity) if self.model and not self.served else ""
+
+    @property
+    def ledgers(self) -> tuple[str, ...]:
+        """The namespaces that it appends to."""
+        return (self.namespace, self.sampled) if self.sampled else (self.namespace,)
 
     def view(self, row: Row) -> Row:
         """Return the part of a row that the operator sees: what it declares to read, so that no key can miss an input."""

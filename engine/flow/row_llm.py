@@ -25,6 +25,7 @@ from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.llm.served.taught import ASK_ANEW
 from caiflow.engine.operator import RowLLM
 from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.sampled import keep_sampled
 
 
 @dataclass(slots=True)
@@ -80,7 +81,8 @@ class Asker(NamedTuple):
 class LedgeredLLM(RowLLM):
     """The model of one step as one row sees it.
 
-    Calls of operators that make several per row are kept one by one, so that a kill loses only those in flight.
+    Calls of operators that make several per row are kept one by one, so that a kill loses only those in flight. With `sampled`,
+    the ids of whole replies in a conversation are kept there.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class LedgeredLLM(RowLLM):
         asker: Asker,
         uid: str,
         tally: Tally,
+        sampled: Ledger | None = None,
     ) -> None:
         self._client = client
         self._ledger = ledger
         self._asker = asker
         self._uid = uid
         self._tally = tally
+        self._sampled = sampled
         self._retries = asker.retries
         self.tokens = 0
 
@@ -181,6 +185,8 @@ class LedgeredLLM(RowLLM):
                 self._count(answer)
                 answer = _unsound(answer) or answer
             if isinstance(answer, Completion):
+                if self._sampled is not None and answer.ids and not (isinstance(request.prompt, str) or request.prefill):
+                    keep_sampled(self._sampled, answer.text, answer.ids)
                 return answer
             if answer.kind == ASK_ANEW:
                 raise AskAnewError(answer.message)
@@ -214,7 +220,8 @@ def _unsound(answer: Completion) -> EngineError | None:
 
 _ABOVE_ONE = 0.01
 """Rounding may put the logarithm of a probability of 1 a little above 0."""
-_COMPLETION = Completion._fields
+_COMPLETION = tuple(name for name in Completion._fields if name != "ids")
+"""What the ledger keeps of an answer; its ids are kept by its words."""
 
 
 class NoLLM(RowLLM):

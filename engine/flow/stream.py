@@ -246,7 +246,8 @@ class Flow:
         retries = step.params.retries if step.params else 3
         asker = Asker(step.operator.name, step.seed, step.model_identity, turn, retries, step.served, self._more[step.name])
         ledger = self._ledgers[step.namespace]
-        return LedgeredLLM(client, ledger if step.operator.calls() > 1 else None, asker, uid, self.tallies[step.name])
+        of_calls, sampled = ledger if step.operator.calls() > 1 else None, self._ledgers.get(step.sampled)
+        return LedgeredLLM(client, of_calls, asker, uid, self.tallies[step.name], sampled)
 
     def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:
         tally = self.tallies[step.name]

@@ -65,7 +65,8 @@ class Completion(NamedTuple):
     `logprobs` has a natural logarithm per choice or label, only where those were asked for; `prompt_logprobs` one per scored
     token of the prompt, in order, only where `score` was; `greedy` then tells whether each is the likeliest there.
 
-    `thought` is what a model that reasons wrote before it, where a server tells the two apart or the text does.
+    `thought` is what a model that reasons wrote before it, where a server tells the two apart or the text does. `ids` are the
+    tokens as they were sampled, the end of the turn among them; None where nobody tells, or `text` is only the beginning.
 
     `finish` is `stop` (end of turn or stop sequence) or `length` (cut at `max_tokens`); stop sequences aren't in `text`.
     """
@@ -78,6 +79,7 @@ class Completion(NamedTuple):
     prompt_logprobs: Sequence[float] | None = None
     greedy: bool | None = None
     thought: str | None = None
+    ids: Sequence[int] | None = None
 
 
 Answer = Completion | EngineError

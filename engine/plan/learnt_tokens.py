@@ -17,6 +17,7 @@ from caiflow.engine.llm.model_files import model_folder
 from caiflow.engine.llm.render import Renderer
 from caiflow.engine.llm.tokenizer_files import FileTokenizer, TokenizerFiles
 from caiflow.engine.training.operator import TrainingOperator
+from caiflow.engine.training.sampled import apart
 from caiflow.engine.training.tokens import IGNORED, labelled, reply_ids
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def parting(serves: Renderer, trains: Renderer, loss_on: Any = "completion") -> 
             head, learnt = reply_ids(trains, turns, {"role": "assistant", "content": words})
             said = serves.answer(Request(turns), learnt[:-1], head)
             if head != served:
-                yield f"the prompt of {talk}: {_apart(trains, served, head)}"
+                yield f"the prompt of {talk}: {apart(trains, served, head)}"
                 break
             if said != words:
                 yield f"the reply to {talk}: {words!r} is read as {said!r}"
@@ -99,7 +100,7 @@ def _in_loss(
     except CaiflowError:
         return  # it can't be learnt so, which `validate` and the training say
     if ids != head + sampled:
-        yield f"the reply to {talk}: {_apart(renderer, head + sampled, ids)}"
+        yield f"the reply to {talk}: {apart(renderer, head + sampled, ids)}"
     elif any(label == IGNORED for label in labels[len(head) :]):
         yield f"the reply to {talk}: some of its tokens carry no loss"
 
@@ -117,15 +118,7 @@ def _at_edges(renderer: Renderer) -> Iterator[str]:
         learnt = reply_ids(renderer, turns, {"role": "assistant", "content": words})[1]
         wanted = [*renderer.words(words), sampled[-1]]
         if learnt != wanted:
-            yield f"a reply that {edge} with white space: {_apart(renderer, wanted, learnt)}"
-
-
-def _apart(renderer: Renderer, sampled: Sequence[int], learnt: Sequence[int]) -> str:
-    """Say where two rows of tokens part, and how each goes on."""
-    pairs = enumerate(zip(sampled, learnt, strict=False))
-    place = next((at for at, (one, other) in pairs if one != other), min(len(sampled), len(learnt)))
-    said = [str(renderer.tokenizer.decode(list(ids[place : place + 6]))) for ids in (sampled, learnt)]
-    return f"token {place}, sampled {said[0]!r}, learnt {said[1]!r}"
+            yield f"a reply that {edge} with white space: {apart(renderer, wanted, learnt)}"
 
 
 def _origin(spec: Spec, name: str | None) -> str:

@@ -244,7 +244,7 @@ class _Execution:
             staged={s.name: self._stage(s) for s in chain},
             ledger_dir=self.store.ledger_dir,
         )
-        self.folder.keep(ledgers=[s.namespace for s in unit.steps])
+        self.folder.keep(ledgers=[name for s in unit.steps for name in s.ledgers])
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
     def _begin_measure(self, step: Step, operator: MetricsOperator[Any], cluster: Cluster) -> bool:

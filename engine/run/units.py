@@ -117,6 +117,7 @@ class TrainUnit(_OneStep):
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         job = self._job(report, self.work_dir)
+        job.ledger_dir = self.ledger_dir
         counts: dict[str, int] = {}
         if self.links:
             with asked_beside(self.step, self._llms, self.links, report) as (job.llms, asked):
@@ -191,7 +192,7 @@ class FlowUnit:
 
         source = Rows(self.source)
         async with AsyncExitStack() as stack:
-            namespaces = {step.namespace for step in self.steps}
+            namespaces = {name for step in self.steps for name in step.ledgers}
             ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name)) for name in namespaces}
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from caiflow.engine.health import FigureValue, Measure
+from caiflow.engine.health import FigureValue, Measure, Reading
+from caiflow.engine.training.sampled import FIRST, KNOWN, PARTING
 
 _DRIFT = "raise `beta`, lower `learning_rate`, or take fewer steps"
 
@@ -23,6 +24,10 @@ def training() -> list[Measure]:
         Measure(
             "rows_left_out", "<= 0.1", "rows that are too long to learn from", "the model never sees them",
             "raise `max_length`", figure=_over("rows_left_out", "rows"),
+        ),
+        Measure(
+            "parting_tokens", "<= 0.05", "the model's own replies learnt in other tokens than it sampled",
+            "it is taught tokens that it wouldn't choose", "see what `plan` says of its chat template", figure=_parting,
         ),
     ]  # fmt: skip
 
@@ -77,6 +82,11 @@ def policy() -> list[Measure]:
 
 def _over(part: str, whole: str) -> FigureValue:
     return lambda metrics: metrics[part] / metrics[whole] if part in metrics and metrics.get(whole) else None
+
+
+def _parting(metrics: Mapping[str, Any]) -> Reading | None:
+    known, parting = metrics.get(KNOWN), metrics.get(PARTING, 0)
+    return Reading(parting / known, parting, known, first=metrics.get(FIRST, "")) if known else None
 
 
 def _fall(metrics: Mapping[str, Any]) -> float | None:

@@ -18,6 +18,7 @@ from caiflow.engine.training.checks import wrong_for_model, wrong_settings
 from caiflow.engine.training.grouping import GROUPING
 from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.params import TrainingParams
+from caiflow.engine.training.sampled import sampled_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.files import Task
     from caiflow.engine.llm.tokenizer_files import ModelFiles
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.sampled import Sampled
     from caiflow.engine.training.saving import Measure as MeasureOfLoss
     from caiflow.engine.training.tokens import Tokens
 
@@ -132,8 +134,10 @@ class TrainingOperator(ModelOperator[P]):
     def learn(self, job: Job) -> None:
         """Train in this process, which may be one of several; the first one saves."""
 
-    def read_rows(self, job: Job, read: Callable[[Rows], Tokens]) -> tuple[Dataset, Dataset | None]:
+    def read_rows(self, job: Job, read: Callable[[Rows, Sampled], Tokens]) -> tuple[Dataset, Dataset | None]:
         """Return the rows to learn from and those held out; what became of each goes into the metrics.
+
+        `read` is given what the model to train is known to have sampled, too.
 
         Raises:
             StepError: rows of another step than the input have prompts that are learnt from.
@@ -143,7 +147,11 @@ class TrainingOperator(ModelOperator[P]):
             from caiflow.engine.rows.held_out import refuse_shared
 
             refuse_shared(job.inputs[steps[0]], job.inputs[steps[1]], steps)
-        found = [read(job.inputs[step]) for step in steps]
+        start = job.models.get(getattr(self.params, "model", None) or "")
+        with sampled_by(start.identity if start else "", job.ledger_dir) as sampled:
+            found = [read(job.inputs[step], sampled) for step in steps]
+        job.metrics |= sampled.metrics()
+        job.uids["parting_tokens"] = sampled.uids
         for prefix, tokens in zip(("", "eval_"), found, strict=False):
             job.metrics |= tokens.counts.metrics(prefix)
         return found[0].data, found[1].data if len(found) > 1 else None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from caiflow.engine.llm.render import Renderer
     from caiflow.engine.rows.folder import Rows
+    from caiflow.engine.training.sampled import Sampled
 
 IGNORED = -100
 """The label of a token that carries no loss."""
@@ -181,24 +182,47 @@ def labelled(
     Raises:
         StepError: a conversation doesn't end with the assistant.
     """
+    ids, labels, _ = _labelled(renderer, content, loss_on, tools)
+    return ids, labels
+
+
+def _labelled(
+    renderer: Renderer, content: list[Message] | str, loss_on: LossOn, tools: Any
+) -> tuple[list[int], list[int], list[int]]:
+    """Return what `labelled` does, and the ids of the last reply."""
     if isinstance(content, str):
         ids = [*renderer.ids(Request(content)), renderer.tokenizer.eos_token_id]
-        return ids, list(ids)
+        return ids, list(ids), []
     if not content or content[-1]["role"] != "assistant":
         raise StepError("a conversation to train on must end with the assistant's turn; give the reply a column and name it")
     head, earlier, reply = _rendered(renderer, content, last=loss_on == "completion", tools=tools)
     if loss_on == "all":
-        return head + reply, head + reply
+        return head + reply, head + reply, reply
     counts = [bit == 1 and loss_on == "assistant" for bit in earlier]
-    return head + reply, [token if bit else IGNORED for token, bit in zip(head, counts, strict=True)] + reply
+    return head + reply, [token if bit else IGNORED for token, bit in zip(head, counts, strict=True)] + reply, reply
 
 
-def conversations(rows: Rows, renderer: Renderer, *, max_length: int, loss_on: LossOn, column: str | None = None) -> Tokens:
-    """Tokenise rows for supervised training: columns `input_ids` and `labels`, cut to `max_length` tokens."""
+def conversations(
+    rows: Rows,
+    renderer: Renderer,
+    *,
+    max_length: int,
+    loss_on: LossOn,
+    column: str | None = None,
+    sampled: Sampled | None = None,
+) -> Tokens:
+    """Tokenise rows for supervised training: columns `input_ids` and `labels`, cut to `max_length` tokens.
+
+    `sampled` sees the last reply of each conversation.
+    """
     counts = Counts()
 
     def read(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        return labelled(renderer, conversation_of(row, column), loss_on, tools_of(row))
+        talk = conversation_of(row, column)
+        ids, labels, reply = _labelled(renderer, talk, loss_on, tools_of(row))
+        if sampled and not isinstance(talk, str):
+            sampled.see(str(row["uid"]), talk[-1]["content"], reply, renderer)
+        return ids, labels
 
     def encoded() -> Iterator[dict[str, list[int]]]:
         for ids, labels in _each(rows, counts, read):
@@ -259,16 +283,16 @@ def _reply(prompt: list[Message], value: Any) -> Message:
     return {"role": "assistant", "content": rest[0]["content"]}
 
 
-def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
+def preferences(rows: Rows, renderer: Renderer, *, max_length: int, sampled: Sampled | None = None) -> Tokens:
     """Tokenise preference rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `p_chosen`.
 
     Replies are cut to `max_length` together with their prompt. Rows whose prompt alone fills it are left out, and those whose
-    replies are empty or, as they are cut, the same.
+    replies are empty or, as they are cut, the same. `sampled` sees both replies of each pair.
     """
     counts = Counts()
 
     def encoded() -> Iterator[dict[str, Any]]:
-        for head, yes, no, p in _each(rows, counts, lambda row: _pair_ids(renderer, *preference_of(row))):
+        for head, yes, no, p in _each(rows, counts, lambda row: _pair_ids(renderer, row, sampled)):
             room = max_length - len(head)
             same = yes[: max(0, room)] == no[: max(0, room)]
             if room <= 0 or same:
@@ -284,11 +308,13 @@ def preferences(rows: Rows, renderer: Renderer, *, max_length: int) -> Tokens:
     return Tokens(_dataset(encoded(), kinds), counts)
 
 
-def _pair_ids(
-    renderer: Renderer, prompt: list[Message], chosen: Message, rejected: Message, p: float
-) -> tuple[list[int], list[int], list[int], float]:
-    head, yes = reply_ids(renderer, prompt, chosen)
-    return head, yes, reply_ids(renderer, prompt, rejected)[1], p
+def _pair_ids(renderer: Renderer, row: Any, sampled: Sampled | None) -> tuple[list[int], list[int], list[int], float]:
+    prompt, *replies, p = preference_of(row)
+    (head, yes), (_, no) = (reply_ids(renderer, prompt, reply) for reply in replies)
+    for reply, ids in zip(replies, (yes, no), strict=True):
+        if sampled:
+            sampled.see(str(row["uid"]), reply["content"], ids, renderer)
+    return head, yes, no, p
 
 
 def prompts(rows: Rows, renderer: Renderer, *, max_length: int, more: Sequence[str] = ()) -> Tokens:
@@ -319,12 +345,6 @@ def _prompt_of(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[Message
     return prompt, len(renderer.ids(Request(tuple(prompt))))
 
 
-def row_dicts(rows: Rows, size: int = 1024) -> Iterator[dict[str, Any]]:
-    """Yield rows as dictionaries, holding one batch in memory at a time."""
-    for batch in rows.batches(size):
-        yield from batch.to_pylist()
-
-
 @contextmanager
 def _at(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in whatever is wrong with it."""
@@ -338,7 +358,7 @@ def _at(row: Mapping[str, Any]) -> Iterator[None]:
 
 def _each(rows: Rows, counts: Counts, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
     """Yield what is read from each row; those that are blank are counted and left out."""
-    for row in row_dicts(rows):
+    for row in (row for batch in rows.batches() for row in batch.to_pylist()):
         counts.rows += 1
         try:
             with _at(row):

@@ -295,8 +295,9 @@ class TransformersEngine:
         ended = row.out[-1] in self._ends
         text = self._renderer.answer(row.request, row.out[:-1] if ended else row.out, row.ids)
         at = self._stops.cut(text, row.request.sampling.stop)
-        stopped = ended or at >= 0
-        return Completion(text[:at] if at >= 0 else text, "stop" if stopped else "length", len(row.ids), len(row.out))
+        if at >= 0:
+            return Completion(text[:at], "stop", len(row.ids), len(row.out))
+        return Completion(text, "stop" if ended else "length", len(row.ids), len(row.out), ids=tuple(row.out))
 
     def _finish(self, row: _Row, answer: Answer) -> None:
         row.answer = answer

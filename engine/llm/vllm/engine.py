@@ -202,4 +202,6 @@ class VLLMEngine:
             return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)
         text = self._renderer.answer(asked.request, best.token_ids, asked.ids)
         at = Stops.cut(text, asked.request.sampling.stop)
-        return asked.number, Completion(text[:at] if at >= 0 else text, best.finish_reason, size, len(best.token_ids))
+        if at >= 0:
+            return asked.number, Completion(text[:at], best.finish_reason, size, len(best.token_ids))
+        return asked.number, Completion(text, best.finish_reason, size, len(best.token_ids), ids=tuple(best.token_ids))

@@ -30,8 +30,8 @@ def test_greedy_answers_are_those_of_the_librarys_generate(engine: Engine, model
     request = Request("How do I bake", Sampling(max_tokens=20))
     ids = torch.tensor([renderer.ids(request)])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    expected = renderer.decode(out[0, ids.shape[1] :].tolist())
-    assert text(engine, request) == Completion(expected, "length", ids.shape[1], 20)
+    drawn = out[0, ids.shape[1] :].tolist()
+    assert text(engine, request) == Completion(renderer.decode(drawn), "length", ids.shape[1], 20, ids=tuple(drawn))
 
 
 def test_an_answer_is_the_same_alone_and_in_any_batch(engine: Engine) -> None:
@@ -61,7 +61,7 @@ def test_a_stop_sequence_ends_the_answer_before_it_even_across_tokens(engine: En
     whole = text(engine, Request("Mix flour", Sampling(max_tokens=30))).text
     stop = whole[9:14]
     cut = text(engine, Request("Mix flour", Sampling(max_tokens=30, stop=("never so", stop))))
-    assert (cut.text, cut.finish) == (whole[: whole.index(stop)], "stop")
+    assert (cut.text, cut.finish, cut.ids) == (whole[: whole.index(stop)], "stop", None)
     assert cut.completion_tokens < 30
 
 

@@ -35,7 +35,11 @@ def engine(source: ModelSource) -> Iterator[Engine]:
 
 def test_vllm_answers_what_transformers_answers_seeds_and_choices_included(engine: Engine, tiny_source: ModelSource) -> None:
     requests = mixed_requests()
-    assert_agree(tiny_source, requests, ask(engine, requests), ask(load_engine(tiny_source), requests))
+    mine, theirs = ask(engine, requests), ask(load_engine(tiny_source), requests)
+    assert_agree(tiny_source, requests, mine, theirs)
+    alike = [(one.ids, other.ids) for one, other in zip(mine, theirs, strict=True) if one.text == other.text]
+    assert sum(one is not None for one, _ in alike) > 2
+    assert all(one == other for one, other in alike), "sampled ids, the end of the turn among them"
 
 
 def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, tiny_source: ModelSource) -> None:
@@ -86,7 +90,7 @@ def test_a_prompt_longer_than_a_step_holds_is_sampled_by_its_seed_alone(engine: 
 def test_a_stop_sequence_ends_the_answer_before_it(engine: Engine) -> None:
     whole = text(engine, Request("Mix flour", Sampling(max_tokens=30))).text
     cut = text(engine, Request("Mix flour", Sampling(max_tokens=30, stop=("never so", whole[9:14]))))
-    assert (cut.text, cut.finish) == (whole[: whole.index(whole[9:14])], "stop")
+    assert (cut.text, cut.finish, cut.ids) == (whole[: whole.index(whole[9:14])], "stop", None)
 
 
 def test_too_long_a_prompt_fails_alone(engine: Engine) -> None:
