@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -165,3 +165,13 @@ def _place(value: Any, write: Callable[[Any], Any]) -> Iterator[str]:
             yield str(name)
             yield from _place(item, write)
             return
+
+
+def arms_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the copies of each step that a matrix has several of: `rl@*` with `rl@one`, `rl@two`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        base, at, _ = name.partition("@")
+        if at:
+            found.setdefault(f"{base}@*", []).append(name)
+    return {name: arms for name, arms in found.items() if len(arms) > 1}

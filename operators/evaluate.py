@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
+from caiflow.engine.identity import arms_of
 from caiflow.engine.operator import ANSWERS, Calls, Expected, Job, LLMs, MetricsOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.rows.tool_use import refused_tools
 from caiflow.operators.evaluation import checks
-from caiflow.operators.evaluation.checks import PatternCheck
+from caiflow.operators.evaluation.checks import OWN_CHECKS, PatternCheck
 from caiflow.operators.evaluation.params import (
     ADHERENCE,
     ALL_SUITES,
@@ -51,9 +52,10 @@ if TYPE_CHECKING:
 
     from caiflow.operators.judging.pairwise import PairJudge
 
-OWN_CHECKS = ("truncated", "repetitive", "duplicate")
 SUITES_VERSION = 1
 """Raised when a suite's answers come to be graded otherwise."""
+ARMS_VERSION = 1
+"""Raised when arms of a matrix come to be compared otherwise."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -139,6 +141,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
+            **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
         }
 
     def sources(self) -> Mapping[str, Any]:

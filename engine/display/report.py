@@ -15,6 +15,7 @@ from rich.text import Text
 from caiflow.engine.display.board import clean, counted_notes, duration, note_text
 from caiflow.engine.display.screen import LOOKS, WIDE
 from caiflow.engine.display.step_graph import lanes
+from caiflow.engine.identity import arms_of
 from caiflow.engine.store.journal import MADE
 
 HEADLINES = {
@@ -38,6 +39,8 @@ UNBROKEN = 100_000
 PRECISE = 1000
 """From this many prompts on, rates are worth a decimal."""
 _Cells = Mapping[tuple[str, str], Mapping[str, Any]]
+_Compared = Mapping[tuple[str, str], Mapping[str, Text]]
+"""By set and check, what is said of the arms of each model that has several."""
 
 
 def plain_table(*columns: str, title: str = "") -> Table:
@@ -131,34 +134,37 @@ def figures(metrics: Mapping[str, Any], title: str = "", width: int = UNBROKEN) 
         for (set_name, check), values in cells.items()
         if check not in MARKS or any(_above_zero(value) for value in values.values())
     }
-    abreast = list(_side_by_side(met, list(models), title)) if len(models) <= MANY else []
+    told = _named(metrics.get("arms"))
+    compared = {
+        place: {
+            name: _compared([values.get(arm) for arm in named], _named(_named(told.get(name)).get(place[0])).get(place[1]))
+            for name, named in arms_of(models).items()
+        }
+        for place, values in met.items()
+    }
+    abreast = list(_side_by_side(met, compared, list(models), title)) if len(models) <= MANY else []
     fit = abreast and _table_width(abreast[0]) <= width
-    yield from abreast if fit else _one_below_the_other(met, list(models), title, width)
+    yield from abreast if fit else _one_below_the_other(met, compared, list(models), title, width)
     yield from _other_groups(metrics, list(models), title, width)
 
 
-def _side_by_side(cells: _Cells, models: Sequence[str], title: str) -> Iterator[Table]:
+def _side_by_side(cells: _Cells, compared: _Compared, models: Sequence[str], title: str) -> Iterator[Table]:
     if cells:
-        arms = _arms(models)
-        table = plain_table("1:set", "1:check", *(f"n:{name}" for name in (*models, *arms)), title=title)
-        for (set_name, check), values in cells.items():
-            compared = (_compared([values.get(arm) for arm in named]) for named in arms.values())
-            table.add_row(f"{set_name}{_answers([values])}", check, *(figure(values.get(model)) for model in models), *compared)
+        table = plain_table("1:set", "1:check", *(f"n:{name}" for name in (*models, *arms_of(models))), title=title)
+        for place, values in cells.items():
+            rates = (figure(values.get(model)) for model in models)
+            table.add_row(f"{place[0]}{_answers([values])}", place[1], *rates, *compared[place].values())
         yield table
 
 
-def _one_below_the_other(cells: _Cells, models: Sequence[str], title: str, width: int) -> Iterator[Table]:
-    arms = _arms(models)
+def _one_below_the_other(cells: _Cells, compared: _Compared, models: Sequence[str], title: str, width: int) -> Iterator[Table]:
     for set_name in dict.fromkeys(place[0] for place in cells):
         checks = {place[1]: values for place, values in cells.items() if place[0] == set_name}
         shown = {
-            check: [
-                *(Text(figure(values.get(model))) for model in models),
-                *(_compared([values.get(arm) for arm in named]) for named in arms.values()),
-            ]
+            check: [*(Text(figure(values.get(model))) for model in models), *compared[set_name, check].values()]
             for check, values in checks.items()
         }
-        labels = [*map(Text, models), *(Text(name, style="dim") for name in arms)]
+        labels = [*map(Text, models), *(Text(name, style="dim") for name in arms_of(models))]
         yield from _fitting("model", labels, shown, f"{title}: {set_name}{_answers(checks.values())}", width)
 
 
@@ -199,24 +205,28 @@ def _answers(cells: Iterable[Mapping[str, Any]]) -> str:
     return f" ({' to '.join(str(n) for n in sorted({min(found), max(found)}))})" if found else ""
 
 
-def _arms(models: Sequence[str]) -> dict[str, list[str]]:
-    """Return the arms of each model that has several: `rl@*` with `rl@one`, `rl@two`."""
-    found: dict[str, list[str]] = {}
-    for model in models:
-        base, at, _ = model.partition("@")
-        if at:
-            found.setdefault(f"{base}@*", []).append(model)
-    return {name: arms for name, arms in found.items() if len(arms) > 1}
+def _compared(values: Sequence[Any], told: Any) -> Text:
+    """Say of arms what the difference of the two furthest apart tells (`told`): that they differ, or how far they may at most.
 
-
-def _compared(values: Sequence[Any]) -> Text:
-    """Say whether figures are alike, as those whose intervals all overlap are; nothing where one has no interval."""
+    Where their prompts weren't compared one by one, intervals that are apart say so, and others nothing.
+    """
+    if told:
+        if told["low"] > 0 or told["high"] < 0:
+            return Text("differ", style="bold")
+        return Text(f"alike ±{100 * told['unseen']:.0f}", style="dim")
     known = [value for value in map(_named, values) if value.get("low") is not None and value.get("high") is not None]
     intervals = [(float(value["low"]), float(value["high"])) for value in known]
-    if len(intervals) < len(values):
-        return Text()
-    alike = max(low for low, _ in intervals) <= min(high for _, high in intervals)
-    return Text("alike" if alike else "differ", style="dim" if alike else "bold")
+    apart = len(intervals) == len(values) and max(low for low, _ in intervals) > min(high for _, high in intervals)
+    return Text("differ" if apart else "", style="bold")
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """Say what the difference of the two arms that are furthest apart tells."""
+    if told["low"] > 0 or told["high"] < 0:
+        low, high = sorted((abs(told["low"]), abs(told["high"])))
+        more = "more" if told["mean"] > 0 else "less"
+        return f"{told['to']} is {100 * low:.0f} to {100 * high:.0f} points {more} than {told['from']}, prompt by prompt"
+    return f"no difference shows on {told['n']:,} prompts; up to {100 * told['unseen']:.0f} points aren't ruled out"
 
 
 def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str, width: int) -> Iterator[Table]:
@@ -232,7 +242,7 @@ def _other_groups(metrics: Mapping[str, Any], models: Sequence[str], title: str,
             yield from _fitting("", list(map(Text, rows)), columns, f"{title}: {group}", width)
     for name, values in metrics.items():
         if (
-            name not in ("models", "comparisons", "harmfulness", "choices", "perplexity", "frontier")
+            name not in ("models", "comparisons", "harmfulness", "choices", "perplexity", "frontier", "arms")
             and isinstance(values, Mapping)
             and values
         ):

@@ -12,7 +12,7 @@ from caiflow.engine.identity import key
 from caiflow.engine.operator import LLMs, RowLLM, together
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation.attempts import answered, attempted
-from caiflow.operators.evaluation.checks import Test, duplicates, is_repetitive
+from caiflow.operators.evaluation.checks import OWN_CHECKS, Test, duplicates, is_repetitive
 from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import turns, with_system
 from caiflow.operators.measures.sequence import anytime
@@ -34,6 +34,8 @@ COLUMNS: Mapping[str, Any] = {
 }
 """The columns of the rows kept beside the figures; `failed` says why there is no answer, `checks` names those met,
 and `grades` has each grader's."""
+Groups = Mapping[tuple[str, str], Sequence[Row]]
+"""Answers by model and set."""
 _ROUND = 32
 """Prompts of a set that are asked in one round at least, where figures are to become sharp."""
 
@@ -137,7 +139,7 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]
     for row in answered(rows):
         by_prompt.setdefault(row["uid"], []).append(row)
     figures = {}
-    for name in [*names, "truncated", "repetitive", "duplicate"]:
+    for name in [*names, *OWN_CHECKS]:
         shares = [sum(name in row["checks"] for row in group) / len(group) for group in by_prompt.values()]
         figures[name] = wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
     return figures

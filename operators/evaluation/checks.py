@@ -22,6 +22,9 @@ Test = Callable[[Row], bool]
 REPEATED_SHARE = 0.3
 """An answer whose word 4-grams are repeats to this share or more is called repetitive."""
 
+OWN_CHECKS = ("truncated", "repetitive", "duplicate")
+"""What is looked at in every answer, beside the checks of the step."""
+
 
 class PatternCheck(Strict):
     """A check that an answer meets where a pattern is found in it; patterns are regular expressions.

@@ -40,14 +40,21 @@ def _never_met(check: str) -> Measure:
 
 
 def _undecided(metrics: Mapping[str, Any]) -> float | None:
-    """Return the share of rates, by set and check, at which no two models' intervals are apart; equal rates don't count."""
+    """Return the share of rates, by set and check, that tell no two models apart; equal rates don't count.
+
+    Those whose intervals are apart are, and arms whose answers to the same prompts differ.
+    """
     places: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for sets in (metrics.get("models") or {}).values():
         for name, rates in sets.items():
             for check, rate in rates.items():
                 places.setdefault((name, check), []).append(rate)
-    differ = [rates for rates in places.values() if len({rate["rate"] for rate in rates}) > 1]
-    return sum(not _apart(rates) for rates in differ) / len(differ) if differ else None
+    arms = list((metrics.get("arms") or {}).values())
+    paired = {
+        (s, c) for sets in arms for s, found in sets.items() for c, one in found.items() if one["low"] > 0 or one["high"] < 0
+    }
+    differ = {place: rates for place, rates in places.items() if len({rate["rate"] for rate in rates}) > 1}
+    return sum(place not in paired and not _apart(rates) for place, rates in differ.items()) / len(differ) if differ else None
 
 
 def _apart(rates: Iterable[Mapping[str, Any]]) -> bool:

@@ -24,18 +24,16 @@ from caiflow.operators.evaluation import (
     harness,
     perplexity,
 )
+from caiflow.operators.evaluation.answers import Groups
 from caiflow.operators.evaluation.attempts import refuse_failures
-from caiflow.operators.evaluation.checks import PatternCheck
-from caiflow.operators.evaluation.conduct import adherence, suites
+from caiflow.operators.evaluation.checks import OWN_CHECKS, PatternCheck
+from caiflow.operators.evaluation.conduct import adherence, arms, suites
 from caiflow.operators.evaluation.params import ADHERENCE, ALL_SUITES, ComparisonParams, EvaluateParams, JudgeAgreementParams
 from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.pictures import draw_frontier
 
 FRONTIER_PICTURE = "_frontier.png"
 """The underscore keeps it out of the artifact's content, which is the same with and without matplotlib."""
-
-Groups = Mapping[tuple[str, str], Sequence[Row]]
-"""The answers by model and set."""
 
 
 class Asked(NamedTuple):
@@ -93,6 +91,7 @@ class Measuring:
         figures |= agreements
         self._hold_at_any_time(figures, sharpened)
         figures |= await self._adherence(groups)
+        figures |= self._arms(groups)
         self._write("responses", answers.COLUMNS, rows)
         figures["failed"] = {f"{m}.{s}": n for (m, s), g in groups.items() if (n := sum(bool(r["failed"]) for r in g))}
         if p.frontier:
@@ -178,6 +177,12 @@ class Measuring:
         found = await adherence.mark(how, [row for rows in by_model.values() for row in rows], principles, self._llms)
         refuse_failures(found, "grades of adherence", self._params.max_failed)
         return {ADHERENCE: adherence.figures(by_model, list(principles))}
+
+    def _arms(self, groups: Groups) -> dict[str, Any]:
+        """Return what sets arms apart, where the number of prompts didn't follow from their answers."""
+        names = [*self._asked.checks, *self._params.graders, *OWN_CHECKS]
+        found = arms.differences(groups, self._params.models, names, [n for n in self._params.inputs if not self._sharpens(n)])
+        return {"arms": found} if found else {}
 
     async def _agreement(self) -> tuple[list[Row], dict[str, Any]]:
         """Return the rows that graders were held against, and the figures of graders and judges held against people."""

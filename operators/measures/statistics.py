@@ -108,6 +108,19 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     return Mean(float(total[0] / total[1]), size, float(low), float(high))
 
 
+def paired_change(moved: Sequence[float], z: float = Z_95) -> dict[str, Any]:
+    """Return the mean difference of pairs of shares, with an interval that stays wide where few pairs all agree.
+
+    Source: A. Agresti and Y. Min, Simple improved confidence intervals for comparing matched proportions, Stat. Med. 24 (2005).
+    """
+    n = len(moved)
+    gains, losses = sum(max(value, 0.0) for value in moved), sum(max(-value, 0.0) for value in moved)
+    centre = (gains - losses) / (n + 2)
+    half = z * sqrt(max(0.0, gains + losses + 1 - (gains - losses) ** 2 / (n + 2))) / (n + 2)
+    mean = (gains - losses) / n
+    return {"mean": mean, "n": n, "low": max(-1.0, min(mean, centre - half)), "high": min(1.0, max(mean, centre + half))}
+
+
 class Rating(NamedTuple):
     """A player's Elo rating relative to the anchor, its 95% interval, and the comparisons it took part in."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from caiflow.engine.display.board import duration
-from caiflow.engine.display.report import figure, figures, leaves, number
+from caiflow.engine.display.report import figure, figures, in_words, leaves, number
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.lookback.opened import Run, Step
 from caiflow.engine.lookback.report.principles import principles
@@ -76,20 +76,23 @@ def _step(step: Step, lane: int) -> Json:
 def _figures(step: str, metrics: Mapping[str, Any]) -> Json:
     return {
         "step": step,
-        "rates": list(_rates(metrics.get("models") or {})),
+        "rates": list(_rates(metrics)),
         "tables": [_plain(table) for table in figures(metrics, step)],
         "frontier": metrics.get("frontier"),
     }
 
 
-def _rates(models: Mapping[str, Any]) -> Iterator[Json]:
-    """Yield each set and check with every model's rate, interval and number of answers."""
+def _rates(metrics: Mapping[str, Any]) -> Iterator[Json]:
+    """Yield each set and check with every model's rate, interval and number of answers, and what sets arms apart."""
+    models = metrics.get("models") or {}
     places = dict.fromkeys((s, c) for sets in models.values() for s, checks in sets.items() for c in checks)
     for set_name, check in places:
         found = {model: sets.get(set_name, {}).get(check) for model, sets in models.items()}
         rates = [{"model": model, **value} for model, value in found.items() if isinstance(value, Mapping) and "rate" in value]
         if rates:
-            yield {"set": set_name, "check": check, "means": MEANINGS.get(check, ""), "rates": rates}
+            arms = {name: sets.get(set_name, {}).get(check) for name, sets in (metrics.get("arms") or {}).items()}
+            told = {name: in_words(one) for name, one in arms.items() if one}
+            yield {"set": set_name, "check": check, "means": MEANINGS.get(check, ""), "rates": rates, "arms": told}
 
 
 def _plain(table: Table) -> Json:

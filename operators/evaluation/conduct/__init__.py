@@ -1,1 +1,1 @@
-"""What answers to prompts of a purpose amount to: published suites, each graded in its own way."""
+"""What answers amount to beyond their rates: suites graded in their own ways, principles kept, arms set apart."""

@@ -6,7 +6,6 @@ Owns the figures; how a judge is asked is in `grading.graders`, who writes scena
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from typing import Any
 
 from caiflow.engine.errors import WrongValue
@@ -15,7 +14,7 @@ from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation import graded
 from caiflow.operators.evaluation.attempts import answered
 from caiflow.operators.evaluation.params import AdherenceParams
-from caiflow.operators.measures.statistics import Z_95, wilson
+from caiflow.operators.measures.statistics import paired_change, wilson
 
 WHOLE = "whole"
 """The name of all principles together in the figures."""
@@ -55,22 +54,9 @@ def figures(by_model: Mapping[str, Sequence[Row]], principles: Sequence[str]) ->
             kept = {key: share for key, share in own.items() if name in (key[0], WHOLE)}
             rate = wilson(min(sum(kept.values()), len(kept)), len(kept)).as_dict()
             moved = [share - first[key] for key, share in kept.items() if key in first]
-            change = {"change": _change(moved)} if place and moved else {}
+            change = {"change": paired_change(moved)} if place and moved else {}
             found[model][name] = {**rate, **change}
     return found
-
-
-def _change(moved: Sequence[float]) -> dict[str, Any]:
-    """Return the mean difference of pairs of shares, with a 95% interval that stays wide where few pairs all agree.
-
-    Source: A. Agresti and Y. Min, Simple improved confidence intervals for comparing matched proportions, Stat. Med. 24 (2005).
-    """
-    n = len(moved)
-    gains, losses = sum(max(value, 0.0) for value in moved), sum(max(-value, 0.0) for value in moved)
-    centre = (gains - losses) / (n + 2)
-    half = Z_95 * sqrt(max(0.0, gains + losses + 1 - (gains - losses) ** 2 / (n + 2))) / (n + 2)
-    mean = (gains - losses) / n
-    return {"mean": mean, "n": n, "low": max(-1.0, min(mean, centre - half)), "high": min(1.0, max(mean, centre + half))}
 
 
 def _shares(rows: Sequence[Row]) -> dict[tuple[str, str], float]:

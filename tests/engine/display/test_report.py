@@ -103,16 +103,33 @@ def test_the_graph_gives_way_where_it_takes_too_much_of_the_width() -> None:
     assert "│" not in text(report.steps_table(run, 80), width=80)
 
 
-def test_arms_whose_intervals_overlap_are_said_to_be_alike() -> None:
+def test_arms_are_alike_by_their_answers_to_the_same_prompts_and_never_by_their_intervals() -> None:
     def model(low: float, high: float) -> dict[str, Any]:
         return {"harmful": {"complies": {"rate": (low + high) / 2, "low": low, "high": high, "n": 11}}}
 
-    models = {"base": model(0.9, 1.0), "rl@a": model(0.1, 0.4), "rl@b": model(0.3, 0.6), "rl@c": model(0.5, 0.7)}
-    assert text(*report.figures({"models": models}, "s")).split()[-1] == "differ", "each overlaps with one, but not all do"
-    del models["rl@c"]
-    assert text(*report.figures({"models": models}, "s")).split()[-1] == "alike"
+    def said(**paired: float) -> str:
+        arms = {"rl@*": {"harmful": {"complies": {"from": "rl@a", "to": "rl@b", "mean": 0.2, "n": 11, **paired}}}}
+        shown = text(*report.figures({"models": models, **({"arms": arms} if paired else {})}, "s"))
+        return " ".join(shown.splitlines()[-1].split()[9:])
+
+    models = {"rl@a": model(0.1, 0.4), "rl@b": model(0.3, 0.6)}
+    assert said() == "", "intervals that overlap say nothing"
+    assert said(low=-0.1, high=0.5, unseen=0.5) == "alike ±50"
+    assert said(low=0.1, high=0.3, unseen=0.3) == "differ"
+    models["rl@b"] = model(0.5, 0.7)
+    assert said() == "differ"
     del models["rl@b"]
     assert "rl@*" not in text(*report.figures({"models": models}, "s")), "one arm is compared with nothing"
+
+
+def test_a_difference_of_arms_in_words() -> None:
+    found = {"from": "rl@a", "to": "rl@b", "n": 56, "unseen": 0.3}
+    assert report.in_words({**found, "mean": -0.2, "low": -0.3, "high": -0.1}) == (
+        "rl@b is 10 to 30 points less than rl@a, prompt by prompt"
+    )
+    assert report.in_words({**found, "mean": 0.1, "low": -0.1, "high": 0.3}).endswith(
+        "56 prompts; up to 30 points aren't ruled out"
+    )
 
 
 def test_steps_table_draws_the_graph_with_status_and_error() -> None:

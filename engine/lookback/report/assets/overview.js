@@ -39,11 +39,12 @@ function figuresPage({ run, other }) {
   const before = new Map((other ? other.figures : []).map((found) => [found.step, found]));
   return run.figures.map((found) => [
     el("h2", {}, found.step),
-    el("p", { class: "soft" }, "A line is the 95% interval. Two that overlap widely are no finding; two that are apart are one, on these prompts."),
+    el("p", { class: "soft" }, "A line is the 95% interval. Two that are apart are a finding, on these prompts; two that overlap say nothing yet. Arms of a step are compared prompt by prompt."),
     el("div", { class: "charts" }, found.rates.map((set) => {
       const old = before.get(found.step)?.rates.find((one) => one.set === set.set && one.check === set.check);
       const both = old ? { ...set, rates: [...set.rates, ...old.rates.map((rate) => ({ ...rate, model: `${rate.model} (other)` }))] } : set;
-      return el("figure", {}, el("figcaption", {}, el("b", {}, `${set.set}: ${set.check}`), set.means ? el("span", { class: "soft" }, ` · ${set.means}`) : null), intervals(both));
+      return el("figure", {}, el("figcaption", {}, el("b", {}, `${set.set}: ${set.check}`), set.means ? el("span", { class: "soft" }, ` · ${set.means}`) : null), intervals(both),
+        Object.entries(set.arms).map(([name, told]) => el("p", { class: "soft" }, el("b", {}, name), ` ${told}`)));
     })),
     found.frontier && Object.keys(found.frontier.points || {}).length ? [el("h3", {}, "Helpfulness against harmlessness"), frontier(found.frontier)] : null,
     found.tables.map((one) => [el("h3", {}, one.title), table(one.columns, one.rows, one.columns.map((_, i) => i).slice(1))]),
