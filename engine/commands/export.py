@@ -90,6 +90,7 @@ def in_words(passage: Passage) -> Iterator[str]:
     for step in passage.steps:
         if step.calls:
             yield f"{step.step}: {len(step.calls)} calls of {step.model} wait for answers"
+    yield from passage.first
     yield from passage.capped
 
 

@@ -41,30 +41,38 @@ if TYPE_CHECKING:
 _AT_ONCE = 256
 _PATIENCE_S = 5.0  # of asking a server which it is
 _MOST_LESSONS = 8
+_RUN = "have them answered: caiflow run SPEC --until {step}"
+_APART = "have a `generate` step make these answers and a `grade` step read them, which can ask by batches"
 _NO_ANSWERS: Mapping[str, Reply] = {}
 
 
 @dataclass(slots=True)
 class Waiting:
-    """One step's calls: those that wait for an answer, how many were answered, and what was said of those that failed."""
+    """One step's calls: those that wait for an answer, those answered, and what was said of those that failed.
+
+    `here` counts those that a model on this machine has yet to answer.
+    """
 
     step: str
     model: str
     calls: dict[str, Call] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    here: int = 0
 
 
 @dataclass(slots=True)
 class Passage:
     """What came of taking a spec's rows as far as answers reach; `lessons` are what servers taught of how they are asked.
 
-    `capped` has in words which calls are more than a cap of their model leaves room for.
+    `capped` has in words which calls are more than a cap of their model leaves room for, `first` what models on this machine
+    have to answer before more can be asked.
     """
 
     steps: list[Waiting] = field(default_factory=list)
     base_urls: dict[str, str] = field(default_factory=dict)
     capped: list[str] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
     lessons: list[str] = field(default_factory=list)
     ledgers: set[str] = field(default_factory=set)
 
@@ -78,9 +86,9 @@ def pass_rows(resolver: Resolver, allowed: Permissions, answers: Mapping[str, Re
     """
     found, servers = Passage(), dict[str, _Server]()
     for chain in _chains(resolver):
-        _pass(resolver, lambda: _carry_chain(resolver, chain, allowed, answers), found, servers)  # noqa: B023 - called at once
+        _pass(resolver, lambda: _carry_chain(resolver, chain, allowed, answers), found, servers, _RUN)  # noqa: B023 - called at once
     for step in _measures(resolver):
-        _pass(resolver, lambda: _carry_measure(resolver, step, allowed, answers), found, servers)  # noqa: B023 - called at once
+        _pass(resolver, lambda: _carry_measure(resolver, step, allowed, answers), found, servers, _APART)  # noqa: B023 - called at once
     found.capped += filter(None, (_capped(name, server, found) for name, server in servers.items()))
     return found
 
@@ -102,8 +110,9 @@ def require_waiting(passage: Passage) -> None:
         PlanError: none does.
     """
     if not any(step.calls for step in passage.steps):
-        hint = "make the rows that they read first: caiflow run SPEC --until STEP"
-        raise PlanError("no step waits for answers of a served model", hint)
+        told = "".join(f"; {line}" for line in passage.first)
+        hint = "" if told else "make the rows that they read first: caiflow run SPEC --until STEP"
+        raise PlanError(f"no step waits for answers of a served model{told}", hint)
 
 
 def write_requests(passage: Passage, folder: Path) -> list[str]:
@@ -162,9 +171,16 @@ def _measures(resolver: Resolver) -> Iterator[Step]:
 
 
 def _pass(
-    resolver: Resolver, carry: Callable[[], tuple[list[_BatchLink], set[str]]], found: Passage, servers: dict[str, _Server]
+    resolver: Resolver,
+    carry: Callable[[], tuple[list[_BatchLink], set[str]]],
+    found: Passage,
+    servers: dict[str, _Server],
+    way: str,
 ) -> None:
-    """Carry a chain or a measure out, anew after each lesson of a server; what came of it is `found`."""
+    """Carry a chain or a measure out, anew after each lesson of a server; what came of it is `found`.
+
+    `way` says how models on this machine come to answer what has to be answered first.
+    """
     for _ in range(_MOST_LESSONS):
         try:
             links, ledgers = carry()
@@ -177,6 +193,9 @@ def _pass(
                 found.steps.append(link.waiting_for)
                 found.base_urls[link.waiting_for.model] = link.server.endpoint.base_url
                 servers[link.waiting_for.model] = link.server
+            elif (here := link.waiting_for).here:
+                told = f"{here.step}: {here.model} runs here and has {here.here} calls to answer first"
+                found.first.append(f"{told}: {way.format(step=here.step)}")
         found.ledgers |= ledgers
         return
 
@@ -324,6 +343,7 @@ class _BatchLink:
 
     def _answer(self, request: Request) -> Answer:
         if self.server is None:
+            self.waiting_for.here += 1
             return EngineError("its model runs here", kind=BATCHED)
         server, key = self.server, call_key(self.server.identity, request).hex()
         try:

@@ -229,6 +229,19 @@ def test_every_line_is_accounted_for_and_what_failed_is_asked_again(place: Path,
     assert "answer: 3 calls of m wait for answers" in said
 
 
+def test_what_a_model_here_has_to_answer_first_is_said_with_the_way_to_it(place: Path, server: BatchEndpoint) -> None:
+    models = HEAD.replace("'}}}}", "'}}, here: {{source: tiny}}}}").format(url=server.url)
+    write_run(place, models + ROWS + MEASURED.replace("models: [m]", "models: [here]"))
+    done = command_here(place, "export", "run", "graded", "--as", "batch")
+    told = f"no step waits for answers of a served model; scores: here runs here and has {NUMBER} calls to answer first: have a"
+    assert told in done.stderr, done.stderr
+    write_run(place, models + ROWS + ASKING.replace("rows, model: m", "rows, model: here"))
+    done = command_here(place, "export", "run", "judged", "--as", "batch")
+    assert f"{2 * NUMBER} calls to answer first: have them answered: caiflow run SPEC --until answer" in done.stderr, (
+        done.stderr
+    )
+
+
 def test_where_nothing_waits_the_export_says_what_to_do_and_leaves_no_folder(place: Path, server: BatchEndpoint) -> None:
     (place / "run" / "spec.yaml").write_text((place / "run" / "spec.yaml").read_text().partition("  answer:")[0])
     done = command_here(place, "export", "run", "folder", "--as", "batch")
