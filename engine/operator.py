@@ -7,7 +7,7 @@ name, and imports neither Ray nor any LLM library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
@@ -28,6 +28,8 @@ from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.tool_use import refused_tools
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.llm.tokenizer_files import ModelFiles
     from caiflow.engine.rows.folder import RowsWriter
@@ -164,6 +166,15 @@ class Calls(NamedTuple):
     exact: bool = False
 
 
+class Until(NamedTuple):
+    """How many rows a step wants to keep, and of how many at the most that the steps before it begin with (None: of all)."""
+
+    accepted: int
+    at_most: int | None = None
+
+
+Passing = Callable[["pa.RecordBatch"], Sequence[bool]]
+"""Says of rows, given in order and piece by piece, which are kept; what came earlier may decide about a row."""
 P = TypeVar("P", bound=Params)
 
 
@@ -339,6 +350,17 @@ class TableOperator(Operator[P]):
     @abstractmethod
     def table(self, job: Job, out: RowsWriter) -> None:
         """Read `job.inputs`, write rows and dropped rows to `out`."""
+
+    def until(self) -> Until | None:
+        """Return when the row steps that lead up to it may end; None where all their rows are wanted.
+
+        An operator that says so has `passing`, and keeps in `table` what that lets pass, up to so many rows.
+        """
+        return None
+
+    def passing(self, job: Job) -> Passing:
+        """Return what says which rows of its input `table` would keep, where it has an `until`; `job` has its models alone."""
+        raise NotImplementedError(f"{type(self).__name__} has an `until`, and doesn't say what passes")
 
 
 class RowlessOperator(Operator[P]):

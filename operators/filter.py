@@ -15,8 +15,10 @@ from caiflow.engine.operator import (
     ANSWERS,
     Expected,
     Job,
+    Passing,
     Strict,
     TableOperator,
+    Until,
 )
 from caiflow.engine.rows.columns import Columns, answer_column
 from caiflow.operators.filtering.expression import ExpressionError, parse
@@ -61,11 +63,17 @@ class Filter(TableOperator[FilterParams]):
 
     def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
         """Return at most the rows of the input."""
-        given = inputs.get(self.params.input)
-        return given and given._replace(exact=False)
+        given, until = inputs.get(self.params.input), self.params.until
+        return given and given._replace(rows=min(given.rows, until.accepted) if until else given.rows, exact=False)
 
     def check(self) -> Iterator[Finding]:
-        """Yield what is wrong with expressions, ranges and missing helpers of rules."""
+        """Yield what is wrong with expressions, ranges and missing helpers of rules, and with how many rows are wanted."""
+        until = self.params.until
+        if not self.params.drop and until is None:
+            yield Finding(("drop",), "no rule: every row would pass", "write rules under `drop`")
+        if until and until.at_most is not None and until.at_most < until.accepted:
+            told = f"at_most must be at least accepted ({until.accepted}), got {until.at_most}"
+            yield Finding(("until", "at_most"), told, "raise it: some rows won't pass")
         for place, rule in enumerate(self._rules()):
             at = ("drop", place) if isinstance(self.params.drop[place], str) else ("drop", place, rule.kind)
             yield from (wrong.below(*at) for wrong in self._check_rule(rule))
@@ -98,8 +106,9 @@ class Filter(TableOperator[FilterParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return the texts of the few-shot examples where a rule goes by them."""
-        leak = any(map(_by_examples, self._rules()))
-        return {"few_shot": {name: list(texts) for name, texts in self._examples().items()}} if leak else {}
+        leak, until = any(map(_by_examples, self._rules())), self.params.until
+        examples = {"few_shot": {name: list(texts) for name, texts in self._examples().items()}} if leak else {}
+        return {**examples, **({"accepted": until.accepted} if until else {})}
 
     def table(self, job: Job, out: RowsWriter) -> None:
         """Stream the rows through all rules at once; the first rule in order that flags a row is its reason.
@@ -109,12 +118,24 @@ class Filter(TableOperator[FilterParams]):
         """
         from caiflow.operators.filtering.sieve import Sieve
 
-        name = self.params.input
-        Sieve(self._rules(), self._examples, job).pour(name, job.inputs[name], out)
+        name, until = self.params.input, self.params.until
+        Sieve(self._rules(), self._examples, job).pour(name, job.inputs[name], out, until.accepted if until else None)
+
+    def until(self) -> Until | None:
+        """Return how many rows are wanted, of how many."""
+        until = self.params.until
+        return Until(until.accepted, until.at_most) if until else None
+
+    def passing(self, job: Job) -> Passing:
+        """Return what says which rows no rule finds fault with."""
+        from caiflow.operators.filtering.sieve import Sieve
+
+        return Sieve(self._rules(), self._examples, job).passing()
 
     def measures(self) -> Sequence[Measure]:
-        """Return the share of rows that each rule leaves out."""
-        return [_dropped_by(label) for label in labels([rule.kind for rule in self._rules()])]
+        """Return the share of rows that each rule leaves out, and of those wanted the share that isn't there."""
+        rules = [_dropped_by(label) for label in labels([rule.kind for rule in self._rules()])]
+        return [*rules, *([_LACKING] if self.params.until else [])]
 
     def _rules(self) -> list[Rule]:
         settings: dict[str, type[Strict]] = {
@@ -157,6 +178,13 @@ def _dropped_by(label: str) -> Measure:
         f"dropped_{label}", "<= 0.5", f"rows left out by `{label}`", "more were paid for than are used",
         "look at the notes of the steps that made them, or loosen the rule", figure=share,
     )  # fmt: skip
+
+
+_LACKING = Measure(
+    "lacking", "<= 0", "of the rows that `until` wants, lacking", "the input had no more, or `at_most` was reached",
+    "raise `at_most`, bring more rows, or look at what was dropped, and loosen that rule",
+    figure=lambda metrics: metrics["lacking"] / metrics["wanted"] if "lacking" in metrics else None,
+)  # fmt: skip
 
 
 def _wrong_types(where: str, columns: Columns) -> Iterator[Finding]:

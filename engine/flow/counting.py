@@ -13,10 +13,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from caiflow.engine.errors import CaiflowError
+from caiflow.engine.flow.batches import Changed
+from caiflow.engine.flow.cutting import Cut, Cutting, Tried
 from caiflow.engine.flow.outcomes import FlowStep, replay, spread
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import BATCH_ROWS
@@ -46,6 +49,33 @@ def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) ->
     with ThreadPoolExecutor(processes) as pool:
         parts = list(pool.map(_counted_elsewhere, shares))
     return {step.name: _sum([part[step.name] for part in parts]) for step in steps}
+
+
+def count_until(
+    steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf, cut: Cut, *, whole: bool
+) -> tuple[dict[str, Tally], Tried]:
+    """Count the same for a chain that ends where enough rows pass: up to there, or as many rows as it begins with at the most.
+
+    Return also how many rows the ledger holds wholly, and how many of them pass; none where `steps` aren't the `whole` chain.
+    """
+    counter, changed = _Counter(steps, ledger_of), Changed()
+    for step in steps:
+        changed = changed.by(step.operator)
+    tallies = {step.name: Tally() for step in steps}
+    cutting = Cutting(cut, source.num_rows, changed)
+    known: list[bool] = []
+    place = 0
+    for table in source.batches(BATCH_ROWS):
+        for index, row in enumerate(table.to_pylist()):
+            if place == cutting.most or cutting.end is not None:
+                break
+            made = counter.replayed(row) if whole else None
+            cutting.begin(place, table)
+            cutting.hold(place, partial(counter.add, row, tallies), [((index, i), new) for i, new in enumerate(made or ())])
+            cutting.over(place, partial(known.append, made is not None))
+            place += 1
+    cutting.stop()
+    return tallies, Tried(sum(known), cutting.tried.accepted)
 
 
 class _Share(NamedTuple):
@@ -109,6 +139,7 @@ class _Counter:
 
     def __init__(self, steps: Sequence[FlowStep], ledger_of: LedgerOf) -> None:
         names = {step.name for step in steps}
+        self._steps = steps
         self._names = [step.name for step in steps]
         self._ledger_of = ledger_of
         self._written = {step.name: step.operator.writes() for step in steps}
@@ -127,8 +158,24 @@ class _Counter:
         """Return the tallies of these rows."""
         tallies = {name: Tally() for name in self._names}
         for row in rows:
-            self._row(self._children[""], row, _Coming(), tallies)
+            self.add(row, tallies)
         return tallies
+
+    def add(self, row: Row, tallies: Mapping[str, Tally]) -> None:
+        """Count a row of the source and what follows from it."""
+        self._row(self._children[""], row, _Coming(), tallies)
+
+    def replayed(self, row: Row) -> list[Row] | None:
+        """Return what the last of steps one behind the other made of a row; None where the ledger doesn't hold all of it."""
+        rows = [row]
+        for step in self._steps:
+            outcomes = [(one, replay(step, step.row_key(step.view(one)), self._ledger_of(step.namespace))) for one in rows]
+            rows = []
+            for one, outcome in outcomes:
+                if outcome is None:
+                    return None
+                rows += spread(one, outcome, self._outdated[step.name]) if outcome.rows else []
+        return rows
 
     def _row(self, steps: Sequence[FlowStep], row: Row, coming: _Coming, tallies: Mapping[str, Tally]) -> None:
         """Count a row and what follows from it."""

@@ -11,15 +11,18 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import AskAnewError, EngineError, suggest
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.claiming import claimed
+from caiflow.engine.flow.cutting import Cut, Cutting
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.pace import Pace
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
 from caiflow.engine.flow.sample import sample
+from caiflow.engine.flow.slots import Slots
 from caiflow.engine.flow.unread import READ
 from caiflow.engine.health import Meter, Passed
 from caiflow.engine.llm.client import EngineClient
@@ -44,8 +47,9 @@ PASSING_FAILURES = frozenset({"timeout", "refused", "engine_lost", "spending_cap
 class _OpenBatch:
     """One batch of source rows on its way through the chain: collects each step's outcomes until all have come."""
 
-    def __init__(self, number: int, table: pa.RecordBatch, steps: Sequence[FlowStep]) -> None:
+    def __init__(self, number: int, start: int, table: pa.RecordBatch, steps: Sequence[FlowStep]) -> None:
         self.number = number
+        self.start = start
         self.table = table
         self.kept: dict[str, list[tuple[Order, Row]]] = {step.name: [] for step in steps}
         self.lost: dict[str, list[tuple[Order, Row, str]]] = {step.name: [] for step in steps}
@@ -55,7 +59,8 @@ class _OpenBatch:
 class Flow:
     """Streams the rows of one table through a tree of row steps.
 
-    `steps` come in topological order; the first one's `source` is the table given to `run`, as may be that of others.
+    `steps` come in topological order; the first one's `source` is the table given to `run`, as may be that of others. With a
+    `cut` they are one behind the other, and end where enough rows passed.
     """
 
     def __init__(
@@ -66,7 +71,10 @@ class Flow:
         writers: Mapping[str, RowsWriter],
         *,
         in_flight: int = 0,
+        cut: Cut | None = None,
     ) -> None:
+        self.cutting: Cutting | None = None
+        self._cut = cut
         self.steps = list(steps)
         self.tallies = {step.name: Tally() for step in steps}
         self.meters = {step.name: Meter(step.operator.all_measures()) for step in steps}
@@ -80,7 +88,7 @@ class Flow:
         capacity = max((client.capacity for client in clients.values()), default=64)
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
         self._limit = in_flight or asked or 2 * capacity
-        self._slots = _Slots(self._limit)
+        self._slots = Slots(self._limit)
         self._more = {
             step.name: step.operator.calls() - 1 + self._to_come(step, clients.get(step.model or "")) for step in steps
         }
@@ -97,26 +105,64 @@ class Flow:
         """Stream all rows; what each step wrote is in its writer afterwards, in the order of the source."""
         for root in self._roots:
             self.tallies[root.name].total = source.num_rows
+        if self._cut is not None:
+            self.cutting = Cutting(self._cut, source.num_rows, self._changes[self.steps[-1].name])
         window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
         open_batches: list[_OpenBatch] = []
+        start = 0
         async with self._slots as slots:
             for number, table in enumerate(source.batches(BATCH_ROWS)):
-                batch = _OpenBatch(number, table, self.steps)
+                batch = _OpenBatch(number, start, table, self.steps)
                 open_batches.append(batch)
+                start += table.num_rows
                 async for index, row in _paced(table.to_pylist()):
+                    if self.cutting is not None and not await self._begins(batch, index):
+                        break
                     await slots.start(self._whole_row(batch, (index,), row))
                     self._write_finished(open_batches)
+                if self.cutting is not None and self.cutting.end is not None:
+                    break
                 while len(open_batches) >= window:
                     await slots.one_finished()
                     self._write_finished(open_batches)
             await slots.all_finished()
+            if self.cutting is not None:
+                self._end(self.cutting, open_batches)
             self._write_finished(open_batches)
         return self.tallies
+
+    async def _begins(self, batch: _OpenBatch, index: int) -> bool:
+        """Wait until a row may begin, and let it; return False where none does any more."""
+        assert self.cutting is not None
+        cutting, place = self.cutting, batch.start + index
+        while not cutting.may_begin(place):
+            cutting.judge()
+            if self._failed_steps or place >= cutting.most:
+                await self._slots.all_finished()
+                cutting.stop()
+            if cutting.end is not None:
+                return False
+            if not cutting.may_begin(place):
+                await self._slots.one_finished()
+        if self._failed_steps:
+            cutting.stop()
+            return False
+        cutting.begin(place, batch.table)
+        return True
+
+    def _end(self, cutting: Cutting, open_batches: Sequence[_OpenBatch]) -> None:
+        """Leave out the rows behind the end."""
+        cutting.stop()
+        self.tallies[self.steps[0].name].total = cutting.end or 0
+        for batch in open_batches:
+            batch.open_rows = 0
 
     def progress(self) -> dict[str, dict[str, Any]]:
         """Return the fields of each step's `step_progress` event; `total` counts the rows that may still come to the step."""
         waiting: dict[str, int] = {}
         found = {}
+        if self.cutting is not None:
+            self.tallies[self.steps[0].name].total = self.cutting.expected()
         for step in self.steps:
             tally = self.tallies[step.name]
             waiting[step.name] = tally.total + waiting.get(step.source, 0) - tally.finished()
@@ -125,6 +171,8 @@ class Flow:
             fields |= {"busy_s": (busy_s := self.pace.busy_s(name)), "left_s": self.pace.left_s(name, waiting)}
             fields |= {"waiting": self._waiting(name) or None}
             fields |= {"tokens_per_second": fields["completion_tokens"] / busy_s if busy_s else None}
+        if self.cutting is not None:
+            found[self.steps[-1].name]["note"] = self.cutting.tried.told(self.cutting.until)
         return found
 
     def _waiting(self, name: str) -> str:
@@ -159,9 +207,15 @@ class Flow:
         try:
             await self._branch(self._roots, batch, order, row)
         finally:
-            batch.open_rows -= 1
+            if self.cutting is not None:
+                self.cutting.over(batch.start + order[0], partial(self._close_row, batch))
+            else:
+                self._close_row(batch)
             for client in self._clients.values():
                 client.over(batch.number * BATCH_ROWS + order[0])
+
+    def _close_row(self, batch: _OpenBatch) -> None:
+        batch.open_rows -= 1
 
     async def _branch(self, steps: Sequence[FlowStep], batch: _OpenBatch, order: Order, row: Row) -> None:
         if len(steps) == 1:
@@ -170,32 +224,38 @@ class Flow:
             await asyncio.gather(*(self._through(step, batch, order, row) for step in steps))
 
     async def _through(self, step: FlowStep, batch: _OpenBatch, order: Order, row: Row) -> None:
-        if step.name in self._failed_steps:
+        if step.name in self._failed_steps or (self.cutting is not None and self.cutting.beyond(batch.start + order[0])):
             return
         self.pace.begin(step.name)
         outcome = await self._outcome(step, row, batch.number * BATCH_ROWS + order[0])
         self.pace.end(step.name, computed=not outcome.cached)
-        self._count(step, row, outcome)
-        made = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
-        if not outcome.failed:
-            passed = Passed(made, outcome.dropped)
-            self.meters[step.name].add((batch.number, *order), str(row["uid"]), passed)
-        if outcome.dropped or outcome.failed:
-            batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
-            return
+        rows = spread(row, outcome, self._outdated[step.name]) if outcome.rows else []
+        made = [((*order, i), new) for i, new in enumerate(rows)]
+        note = partial(self._note, step, batch, order, row, outcome, made)
+        if self.cutting is not None:
+            self.cutting.hold(batch.start + order[0], note, made if step is self.steps[-1] else ())
+        else:
+            note()
         children = self._children[step.name]
-        following = []
-        for i, new in enumerate(made):
-            place = (*order, i)
-            batch.kept[step.name].append((place, new))
-            for child in children:
-                self.tallies[child.name].total += 1
-            if children:
-                following.append(self._branch(children, batch, place, new))
+        following = [self._branch(children, batch, place, new) for place, new in made] if children else []
         if len(following) == 1:
             await following[0]
         elif following:
             await asyncio.gather(*following)
+
+    def _note(
+        self, step: FlowStep, batch: _OpenBatch, order: Order, row: Row, outcome: Outcome, made: Sequence[tuple[Order, Row]]
+    ) -> None:
+        """Count what became of a row at a step, and keep it for the step's output."""
+        self._count(step, row, outcome)
+        if not outcome.failed:
+            passed = Passed([new for _, new in made], outcome.dropped)
+            self.meters[step.name].add((batch.number, *order), str(row["uid"]), passed)
+        if outcome.dropped or outcome.failed:
+            batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
+        batch.kept[step.name] += made
+        for child in self._children[step.name]:
+            self.tallies[child.name].total += len(made)
 
     async def _outcome(self, step: FlowStep, row: Row, turn: int) -> Outcome:
         view = step.view(row)
@@ -291,61 +351,6 @@ def progress_fields(tally: Tally) -> dict[str, Any]:
     """Return the counts of a `step_progress` event; `done` are the rows that need no more work, whatever became of them."""
     fields = ("total", "cached", "dropped", "failed", "calls", "prompt_tokens", "completion_tokens")
     return {"done": tally.finished(), **{name: getattr(tally, name) for name in fields}}
-
-
-class _Slots:
-    """At most `limit` coroutines at once; what one raises is raised to whoever waits next."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lent = 0
-        self._running: set[asyncio.Task[None]] = set()
-        self._finished = asyncio.Event()
-        self._error: BaseException | None = None
-
-    async def __aenter__(self) -> _Slots:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    async def start(self, work: Any) -> None:
-        while len(self._running) - self._lent >= self._limit:
-            await self.one_finished()
-        task = asyncio.get_running_loop().create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._done)
-
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Let another have this coroutine's place while it waits for what another run is making."""
-        self._lent += 1
-        self._finished.set()
-        try:
-            yield
-        finally:
-            self._lent -= 1
-
-    async def one_finished(self) -> None:
-        if self._running:
-            self._finished.clear()
-            await self._finished.wait()
-        if self._error is not None:
-            raise self._error
-
-    async def all_finished(self) -> None:
-        while self._running:
-            await self.one_finished()
-        if self._error is not None:
-            raise self._error
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._finished.set()
-        if not task.cancelled() and task.exception() is not None:
-            self._error = self._error or task.exception()
 
 
 async def _paced(rows: Sequence[Row]) -> AsyncIterator[tuple[int, Row]]:

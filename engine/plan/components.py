@@ -5,7 +5,7 @@ Reads the spec, the store and the models' contents. Says nothing of what is stil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import DamagedError, PlanError, StepError
@@ -14,7 +14,7 @@ from caiflow.engine.flow.unread import READ
 from caiflow.engine.identity import NoIdentityError, digest, plain
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.served.taught import as_taught, in_words, taught_by
-from caiflow.engine.operator import Reference, RowOperator, RowParams
+from caiflow.engine.operator import Reference, RowOperator, RowParams, TableOperator
 from caiflow.engine.plan.changes import SERVERS
 from caiflow.engine.plan.consent import named_by_hand, with_typed
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
@@ -25,6 +25,7 @@ from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
+    from caiflow.engine.flow.cutting import Cut
     from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
@@ -34,7 +35,7 @@ COMPONENTS = "components.json"
 """In a run's folder: the components of every step that was settled, for `why` and the next plan."""
 TEXTS = "texts.json"
 """In a run's folder: the principles and examples behind the digests in its components."""
-NOT_IN_ROWS = ("inputs", "principles", "few_shot", SERVERS)
+NOT_IN_ROWS = ("inputs", "principles", "few_shot", "until", SERVERS)
 """Groups of components that a row's key holds only as far as they touch that row."""
 Components = dict[str, Any]
 
@@ -101,6 +102,43 @@ class Resolver:
 
     def components(self, step: Step) -> Components | None:
         """Return everything that decides the step's output, flat; None while an input isn't made yet."""
+        components, until = self._own_components(step), self._until(step)
+        return None if components is None or until is None else {**components, **until}
+
+    def _until(self, step: Step) -> Components | None:
+        """Return what decides where a step ends before its input does: all that the steps it ends with go by."""
+        cut = self.cut(step)
+        if cut is None:
+            return {}
+        members = self.spec.led_up_to[cut.step]
+        found = []
+        for name in members:
+            own = self._own_components(self.spec.steps[name], within=members)
+            if own is None:
+                return None
+            found.append(own)
+        last = self.row_components(self.spec.steps[cut.step])
+        wanted = {f"until.{name}": value for name, value in cut.until._asdict().items()}
+        return {**wanted, "until.steps": digest([*found, last])}
+
+    def cut(self, step: Step) -> Cut | None:
+        """Return what ends a row step before its input does; None where all its rows are wanted."""
+        last = next((name for name, members in self.spec.led_up_to.items() if step.name in members), None)
+        operator = self.spec.operators[last] if last else None
+        if last is None or not isinstance(operator, TableOperator):
+            return None
+        from caiflow.engine.flow.cutting import Cut
+
+        names = (ref.name for ref in self.spec.steps[last].references() if ref.kind == "model")
+        return Cut(last, operator, {name: source for name in names if (source := self.model(name)) is not None})
+
+    def cut_of(self, chain: Sequence[Step]) -> Cut | None:
+        """Return what ends a chain; None for the rest of one whose first steps have ended already."""
+        cut = self.cut(chain[0])
+        return cut if cut and self.spec.led_up_to[cut.step][0] == chain[0].name else None
+
+    def _own_components(self, step: Step, within: Collection[str] = ()) -> Components | None:
+        """Return what of the components is the step's own; rows of the steps it streams `within` are left out."""
         own = self.row_components(step)
         if own is None:
             return None
@@ -108,7 +146,7 @@ class Resolver:
         if any(self._asks_a_server(reference) for reference in step.references()):
             components[SERVERS] = READ["read"]
         for place, reference in _numbered(step):
-            if reference.kind == "rows" or self.spec.models.get(reference.name) is None:
+            if reference.name not in within and (reference.kind == "rows" or self.spec.models.get(reference.name) is None):
                 artifact = self.artifacts.get(reference.name)
                 if artifact is None:
                     return None
@@ -246,12 +284,15 @@ class Resolver:
         A row step joins its input's chain when whatever else it waits for is made before the chain starts. Behind a step that
         requires something of its rows nothing begins before they are all there.
         """
+        if (cut := self.cut(step)) is not None:
+            members_of_cut = self.spec.led_up_to[cut.step]
+            return [self.spec.steps[name] for name in members_of_cut[members_of_cut.index(step.name) :]]
         members = {step.name: step}
         before = ancestors(self.spec, step.name)
         for other in self.order:
             if other.name in members or other.input not in members or not self._is_row_step(other):
                 continue
-            if members[other.input].params.require:
+            if members[other.input].params.require or self.cut(other) is not None:
                 continue
             if all(name in members or name in before for name in self.edges(other)) and not self._joins_late(other, members):
                 members[other.name] = other

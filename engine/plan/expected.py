@@ -31,6 +31,9 @@ def estimates(resolver: Resolver, made: Mapping[str, int]) -> dict[str, Estimate
     for step in resolver.order:
         operator = resolver.spec.operators[step.name]
         inputs = {ref.name: known[ref.name] for ref in step.references() if ref.kind == "rows" and ref.name in known}
+        if (cut := resolver.cut_of([step])) is not None and step.input in inputs:
+            given = inputs[step.input]
+            inputs[step.input] = given._replace(rows=min(given.rows, cut.until.at_most or given.rows), exact=False)
         expected = operator.expects(inputs) if step.name not in made or inputs else None
         if step.name in made:
             known[step.name] = Expected(made[step.name], True, expected.answers if expected else 1)

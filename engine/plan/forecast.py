@@ -190,17 +190,20 @@ class _Walk:
 
     async def _through(self, step: Step, operator: RowOperator[Any]) -> None:
         flow_step = self._resolver.flow_step(step) or _unmade(step, operator, self._resolver.spec.seed)
-        table, made = self._tables[step.input], list[Row]()
+        table, made, cut = self._tables[step.input], list[Row](), self._resolver.cut_of([step])
+        total = min(table.total, cut.until.at_most or table.total) if cut else table.total
+        rows = table.rows.pylist(limit=total)
         counted = half = Foreseen()
-        for place, row in enumerate(table.rows.pylist()):
-            half = replace(counted) if place == table.rows.num_rows // 2 else half
+        for place, row in enumerate(rows):
+            half = replace(counted) if place == len(rows) // 2 else half
             made += await self._made(flow_step, row, counted)
         with RowsWriter(self._scratch / "rows" / step.name) as out:
             out.write_rows(made)
-        self._keep(step.name, Rows(self._scratch / "rows" / step.name), round(len(made) * table.share), foreseen=True)
+        share = total / max(1, len(rows))
+        self._keep(step.name, Rows(self._scratch / "rows" / step.name), round(len(made) * share), foreseen=True)
         if flow_step.model and counted.calls:
-            walked = table.rows.num_rows
-            self.found[step.name, flow_step.model] = counted.extended(half, (table.total - walked) / (walked - walked // 2))
+            more = (total - len(rows)) / (len(rows) - len(rows) // 2)
+            self.found[step.name, flow_step.model] = counted.extended(half, more)
 
     async def _made(self, step: FlowStep, row: Row, counted: Foreseen) -> list[Row]:
         """Return the rows that one becomes."""

@@ -257,7 +257,7 @@ def _plan_chain(
     resolver: Foresight, chain: Sequence[Step], ledgers: _Ledgers, previous: Mapping[str, Components]
 ) -> dict[str, PlannedStep]:
     """Count what the ledger holds for the steps of one chain, whose first step's input is made."""
-    from caiflow.engine.flow.counting import count_known
+    from caiflow.engine.flow.counting import count_known, count_until
     from caiflow.engine.rows.folder import Rows
 
     flow_steps = [resolver.flow_step(step) for step in chain]
@@ -268,7 +268,12 @@ def _plan_chain(
             uncounted.add(step.name)
         else:
             known.append(flow_step)
-    tallies = count_known(known, Rows(resolver.artifacts[chain[0].input].path), ledgers)
+    source, cut = Rows(resolver.artifacts[chain[0].input].path), resolver.cut_of(chain)
+    if cut is None:
+        tallies, until = count_known(known, source, ledgers), ""
+    else:
+        tallies, tried = count_until(known, source, ledgers, cut, whole=len(known) == len(chain))
+        until = tried.foretold(cut.until)
     flow_of = {flow_step.name: flow_step for flow_step in known}
     planned = {}
     for step in chain:
@@ -277,7 +282,8 @@ def _plan_chain(
             tally = tallies[step.name]
             per_row = tally.tokens / tally.cached if tally.cached else _usual_tokens(ledgers(flow_of[step.name].namespace))
             counted = _counted(resolver, step, tally, components, before, per_row)
-            planned[step.name] = replace(counted, at_most=_at_most(flow_of[step.name], tallies, ledgers))
+            at_most = bool(until) or _at_most(flow_of[step.name], tallies, ledgers)
+            planned[step.name] = replace(counted, reason=f"{counted.reason}{until}", at_most=at_most)
         else:
             after = f"after {step.input}" if step.input in uncounted else resolver.silence(step) or "after its model"
             planned[step.name] = _planned(step, "run", after, components, before)

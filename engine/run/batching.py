@@ -31,6 +31,7 @@ from caiflow.engine.store.ledger import ledger_name
 from caiflow.engine.store.spending import Account, Spent
 
 if TYPE_CHECKING:
+    from caiflow.engine.flow.cutting import Cut
     from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.llm.served.chat import Dialect
     from caiflow.engine.llm.served.endpoint import Endpoint
@@ -213,7 +214,7 @@ def _carry_chain(
             links[flow_step.name] = _BatchLink(Waiting(flow_step.name, flow_step.model), server, answers)
     if not any(link.server for link in links.values()):
         return [], set()
-    _run(resolver, steps, links)
+    _run(resolver, steps, links, resolver.cut_of(chain) if len(steps) == len(chain) else None)
     return list(links.values()), {step.namespace for step in steps}
 
 
@@ -255,13 +256,14 @@ def _patient(step: FlowStep) -> FlowStep:
     return replace(step, params=params, model=step.name if step.model else None)
 
 
-def _run(resolver: Resolver, steps: Sequence[FlowStep], links: Mapping[str, _BatchLink]) -> None:
+def _run(resolver: Resolver, steps: Sequence[FlowStep], links: Mapping[str, _BatchLink], cut: Cut | None) -> None:
     source = resolver.artifacts[steps[0].source].path
     with TemporaryDirectory() as scratch:
         staged = {step.name: Path(scratch) / step.name for step in steps}
         for folder in staged.values():
             folder.mkdir()
-        unit = FlowUnit(steps, source, {name: [link] for name, link in links.items()}, staged, resolver.store.ledger_dir)
+        asked: dict[str, list[Link]] = {name: [link] for name, link in links.items()}
+        unit = FlowUnit(steps, source, asked, staged, resolver.store.ledger_dir, cut)
         unit.run(lambda _: None)
 
 

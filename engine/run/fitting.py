@@ -76,6 +76,13 @@ def beginning(resolver: Resolver, cluster: Cluster, chain: Sequence[Step]) -> li
     return list(chain[:count])
 
 
+def never_fits(last: str, chain: Sequence[Step]) -> tuple[str, str]:
+    """Return that steps which end where enough rows passed can't run side by side, and what to do."""
+    names = ", ".join(step.name for step in chain)
+    told = f"the engines of {names} don't fit side by side, and `until` of {last} ends them together"
+    return told, "give each a share of a GPU (`num_gpus: 0.3` in its entry), or leave `until` out"
+
+
 def engines(resolver: Resolver, models: Iterable[str]) -> list[ModelSource]:
     """Return what models are served by, one for each engine; for one that isn't trained yet, what it is trained from."""
     found: dict[str, ModelSource] = {}

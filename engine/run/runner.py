@@ -226,11 +226,13 @@ class _Execution:
         return self._submit(cluster, unit, [step], "table")
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
-        from caiflow.engine.run.fitting import beginning
+        from caiflow.engine.run.fitting import beginning, never_fits
         from caiflow.engine.run.units import FlowUnit
 
         waiting = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
-        chain = beginning(self.resolver, cluster, waiting)
+        chain, cut = beginning(self.resolver, cluster, waiting), self.resolver.cut_of(waiting)
+        if cut is not None and len(chain) < len(waiting):
+            raise StepError(*never_fits(cut.step, waiting))
         flow_steps = [self.resolver.flow_step(s) for s in chain]
         sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
         self._keep(sources)
@@ -243,6 +245,7 @@ class _Execution:
             links=links,
             staged={s.name: self._stage(s) for s in chain},
             ledger_dir=self.store.ledger_dir,
+            cut=cut,
         )
         self.folder.keep(ledgers=[name for s in unit.steps for name in s.ledgers])
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))

@@ -32,6 +32,7 @@ from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
+    from caiflow.engine.flow.cutting import Cut
     from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.flow.sample import Sample
     from caiflow.engine.flow.stream import Flow
@@ -172,13 +173,14 @@ class MeasureUnit(_OneStep):
 
 @dataclass(frozen=True, slots=True)
 class FlowUnit:
-    """A chain of row steps: `source` is the folder of the rows it starts from, `staged` a folder per step."""
+    """A chain of row steps: `source` is the folder of the rows it starts from, `staged` a folder per step, `cut` its end."""
 
     steps: Sequence[FlowStep]
     source: Path
     links: Mapping[str, Sequence[Link]]
     staged: Mapping[str, Path]
     ledger_dir: Path
+    cut: Cut | None = None
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
@@ -201,9 +203,11 @@ class FlowUnit:
                 report({"step": step.name, "doing": f"waiting for {step.model}"})
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
-            flow = Flow(self.steps, ledgers, clients, writers)
+            flow = Flow(self.steps, ledgers, clients, writers, cut=self.cut)
             stack.push_async_callback(stop, asyncio.create_task(_watch(flow, clients, report)))
             await flow.run(source)
+            if self.cut and flow.cutting:
+                report({"event": "log", "step": self.cut.step, "text": flow.cutting.summary()})
         return {step.name: self._result(step, flow, writers[step.name]) for step in self.steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:

@@ -19,7 +19,7 @@ from caiflow.engine.llm.files import template_text
 from caiflow.engine.llm.model_files import gguf_file, model_folder
 from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
 from caiflow.engine.machine import local_path
-from caiflow.engine.operator import Operator, StepContext
+from caiflow.engine.operator import Operator, RowOperator, StepContext, TableOperator
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_overlaps
@@ -54,8 +54,33 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     operators = _build_operators(checked, refused)
     columns = check_columns(checked, operators, broken)
     _check_model_files(checked._replace(models=_readable(checked, refused)), operators, broken, columns)
+    _check_until(checked, operators)
     remark_overlaps(checked)
     return operators
+
+
+def led_up_to(
+    steps: Mapping[str, Step], operators: Mapping[str, Operator[Any]], needs: graph.Edges
+) -> dict[str, tuple[str, ...]]:
+    """Return, by each step that wants so many rows and no more, the row steps that end where it has them."""
+    last = [name for name, made in operators.items() if isinstance(made, TableOperator) and made.until()]
+    stream = {name for name, made in operators.items() if isinstance(made, RowOperator) and not made.params.require}
+    inputs = {name: steps[name].input for name in (*stream, *last)}
+    return {name: graph.led_up_to(name, inputs, needs) for name in last}
+
+
+def _check_until(checked: Checked, operators: Mapping[str, Operator[Any]]) -> None:
+    """Report where rows can't end with what a step wants of them."""
+    taken: dict[str, str] = {}
+    for name, members in led_up_to(checked.steps, operators, checked.needs()).items():
+        if not members:
+            told = "no step makes rows one by one for it, so that none could end when enough passed"
+            checked.report(name, ("until",), told, "put it behind `generate`, `critique`, `revise` or `judge`", key=True)
+        for member in members:
+            if (other := taken.setdefault(member, name)) != name:
+                told = f"`{member}` leads up to `{other}` as well, which ends it elsewhere"
+                checked.report(name, ("until",), told, "leave one `until` out, or give each its own steps", key=True)
+                break
 
 
 def _check_names(checked: Checked) -> None:

@@ -224,6 +224,8 @@ class Spec:
     raw: Mapping[str, Any]
     source: Node = field(repr=False, compare=False)
     """The resolved file with the place of each value, for messages."""
+    led_up_to: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    """By each step that wants so many rows and no more: the row steps that end where it has them, the first one first."""
     profiles: tuple[str, ...] = ()
     """The names of the profiles that could be chosen."""
     remarks: tuple[Problem, ...] = ()

@@ -18,8 +18,33 @@ Edges = Mapping[str, tuple[str, ...]]
 
 
 def upstream_of(step: Step, spec: Spec) -> tuple[str, ...]:
-    """Return the steps that `step` names, each once, in the order it names them."""
-    return tuple(dict.fromkeys(ref.name for ref in step.references() if ref.name in spec.steps))
+    """Return the steps that `step` waits for, each once: those it names, in that order, then what steps named with it wait for.
+
+    Steps that end where enough rows passed go on together, so that the first one waits for what any of them needs.
+    """
+    own = [ref.name for ref in step.references() if ref.name in spec.steps]
+    for last, members in spec.led_up_to.items():
+        if step.name in members:
+            later = [*members[members.index(step.name) + 1 :], last]
+            named = (ref.name for name in later for ref in spec.steps[name].references() if ref.name in spec.steps)
+            own += (name for name in named if name not in members)
+    return tuple(dict.fromkeys(own))
+
+
+def led_up_to(last: str, inputs: Mapping[str, str], needs: Edges) -> tuple[str, ...]:
+    """Return the steps that make rows for `last` one by one, the first one first; `inputs` has the input of each that may.
+
+    It goes back as far as none of them waits for rows of another in any other way.
+    """
+    found: list[str] = []
+    behind, beside = last, set[str]()
+    while True:
+        before = inputs[behind]
+        beside |= {*needs.get(behind, ())} - {before}
+        if before not in inputs or before in found or before in reach(beside, needs):
+            return tuple(reversed(found))
+        found.append(before)
+        behind = before
 
 
 def edges(spec: Spec) -> dict[str, tuple[str, ...]]:
@@ -109,4 +134,5 @@ def chosen(spec: Spec, last: str | None) -> set[str]:
     ends = [name for name, step in spec.steps.items() if last in (name, step.base)]
     if not ends:
         raise SpecError(f"caiflow: there is no step {last!r}", suggest(last, spec.steps, "steps"))
+    ends += [name for members in spec.led_up_to.values() if {*ends} & {*members} for name in members]
     return set(ends).union(*(ancestors(spec, name) for name in ends))

@@ -83,6 +83,7 @@ def load_spec(
         operators=operators,
         raw=raw,
         source=tree,
+        led_up_to=checks.led_up_to(steps, operators, checked.needs()),
         profiles=profiles,
         remarks=tuple(checked.remarks),
         variant=_variant(sets, profile, sample),

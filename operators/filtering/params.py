@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from caiflow.engine.operator import (
+    SPEED,
     ColumnName,
     ExpressionText,
     ModelRef,
@@ -162,13 +163,28 @@ class Rule(Strict):
         return next(iter(self.model_fields_set))
 
 
+class UntilParams(Strict):
+    """When enough rows are there."""
+
+    accepted: int = Field(ge=1)
+    """Rows that no rule finds fault with and that are kept: the first so many in the order of the input."""
+    at_most: int | None = Field(default=None, ge=1)
+    """Rows that the steps before it begin with at the most; by default all that their input has."""
+
+
 class FilterParams(Params):
     """Fields of `filter`."""
 
     input: RowsRef
     """The step whose rows are read."""
-    drop: tuple[RuleName | Rule, ...] = Field(min_length=1)
+    drop: tuple[RuleName | Rule, ...] = ()
     """Rules in the order they speak: a name, or a name with settings. The first that finds fault with a row is its reason."""
+    until: UntilParams | None = Field(default=None, json_schema_extra=SPEED)
+    """End the steps that lead up to this one, row by row, once enough rows passed, such as `{accepted: 5000, at_most: 20000}`.
+
+    All of them end behind the same row of their input, whatever the order in which rows finish. What was asked about rows
+    behind it before that was known stays in the ledger: with a larger `accepted` only what isn't there yet is asked.
+    """
 
 
 def labels(kinds: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.health import SHOWN_UIDS
-from caiflow.engine.operator import ANSWERS, Job
+from caiflow.engine.operator import ANSWERS, Job, Passing
 from caiflow.engine.rows.columns import answer_column
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.filtering import rules
@@ -22,6 +22,7 @@ from caiflow.operators.filtering.expression_polars import compiled
 from caiflow.operators.filtering.params import Compared, Duplicates, Length, Rule, labels
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 Schema = Mapping[str, pl.DataType]
@@ -42,8 +43,23 @@ class Sieve:
     ) -> None:
         self._rules, self._examples, self._job = given, examples, job
 
-    def pour(self, name: str, rows: Rows, out: RowsWriter) -> None:
-        """Write the rows of a step that no rule finds fault with, keep the others beside, and count each rule's.
+    def passing(self) -> Passing:
+        """Return what says of rows, piece by piece, which no rule finds fault with."""
+        sifted: list[_Sifting] = []
+
+        def passes(batch: pa.RecordBatch) -> list[bool]:
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            if not sifted:
+                sifted.append(_Sifting(self._checks(frame.schema), frame.schema))
+            _, reasons = sifted[0].sift(frame.with_columns(sifted[0].flags))
+            passed: list[bool] = (reasons < 0).tolist()
+            return passed
+
+        return passes
+
+    def pour(self, name: str, rows: Rows, out: RowsWriter, most: int | None = None) -> None:
+        """Write the rows of a step that no rule finds fault with, `most` at the most, keep the others beside, and count them.
 
         Raises:
             ValueError: an expression or column doesn't fit the rows.
@@ -51,16 +67,15 @@ class Sieve:
         schema = dict(rows.scan().collect_schema())
         checks = self._checks(schema)
         dropped = np.zeros(len(checks), np.int64)
-        names = _free_names(len(checks), schema)
-        flags = [check.flag.alias(name) for name, check in zip(names, checks, strict=True)]
-        names_of = pl.Series([check.label for check in checks])
+        sifting = _Sifting(checks, schema)
+        names_of = pl.Series([check.label for check in checks], dtype=pl.String)
         try:
-            for frame in rows.scan().with_columns(flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
-                found = frame.select(names)
-                frame = frame.drop(names)
-                _refuse_values(found, checks)
-                reasons = _reasons(frame, found, checks)
+            for flagged in rows.scan().with_columns(sifting.flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                frame, reasons = sifting.sift(flagged)
                 alive = reasons < 0
+                if most is not None and out.num_rows + alive.sum() > most:
+                    rest = np.flatnonzero(alive)[most - out.num_rows] if most > out.num_rows else 0
+                    frame, alive, reasons = frame.head(int(rest)), alive[:rest], reasons[:rest]
                 out.write(frame if alive.all() else frame.filter(pl.Series(alive)))
                 if not alive.all():
                     gone = reasons[~alive]
@@ -72,6 +87,8 @@ class Sieve:
                     self._job.log(done=out.num_rows + out.num_dropped)
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"filter: a rule doesn't fit the columns of {name}: {error}") from error
+        if most is not None:
+            out.metrics |= {"wanted": most, "lacking": most - out.num_rows}
         out.metrics["dropped"] = {check.label: int(number) for check, number in zip(checks, dropped, strict=True)}
 
     def _remember(self, uids: pl.Series, rules_of: NDArray[np.int64], names: pl.Series) -> None:
@@ -115,6 +132,21 @@ class Sieve:
 
         tokenizer = load_tokenizer(self._job.models[fields.model or ""])
         return rules.length_in_tokens(label, fields.column, fields.min, fields.max, tokenizer)
+
+
+class _Sifting:
+    """Checks at work on pieces of rows, one after the other; `flags` are columns that `sift` wants beside the rows' own."""
+
+    def __init__(self, checks: Sequence[rules.Check], schema: Schema) -> None:
+        self._checks = checks
+        self._names = _free_names(len(checks), schema)
+        self.flags = [check.flag.alias(name) for name, check in zip(self._names, checks, strict=True)]
+
+    def sift(self, flagged: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        """Return the rows without flags, and for each the first check that leaves it out, or -1."""
+        found, frame = flagged.select(self._names), flagged.drop(self._names)
+        _refuse_values(found, self._checks)
+        return frame, _reasons(frame, found, self._checks)
 
 
 def _free_names(count: int, taken: Container[str]) -> list[str]:

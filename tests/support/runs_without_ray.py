@@ -119,7 +119,7 @@ def carried_out(
         ledgers |= {found.namespace for found in flow_steps}
         staged_by = {member.name: store.stage(member.name) for member in chain}
         source = resolver.artifacts[step.input].path
-        unit = FlowUnit(flow_steps, source, {model: [link]}, staged_by, store.ledger_dir)
+        unit = FlowUnit(flow_steps, source, {model: [link]}, staged_by, store.ledger_dir, resolver.cut_of(chain))
         results = unit.run(lambda event: said.append(event["text"]) if event.get("event") == "log" else None)
         for member in chain:
             if results[member.name].error or results[member.name].staged is None:
