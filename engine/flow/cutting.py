@@ -58,10 +58,19 @@ class Tried(NamedTuple):
         """Return how many rows are still wanted."""
         return max(0, until.accepted - self.accepted)
 
-    def further(self, until: Until, *, margin: bool = False) -> int:
-        """Return how many rows more it will take as rows pass so far, with `margin` a standard deviation more."""
-        rate, lacking = min(1.0, (self.accepted + 1) / (self.rows + 1)), self.lacking(until)
-        return math.ceil((lacking + margin * math.sqrt(lacking * (1 - rate))) / rate)
+    def further(self, until: Until) -> int:
+        """Return how many rows more it will take as rows pass so far."""
+        return math.ceil(self.lacking(until) / self._rate)
+
+    def ahead(self, until: Until) -> int:
+        """Return how many rows more may begin: a standard deviation more than it takes; while few are settled, as many anew."""
+        lacking = self.lacking(until)
+        likely = math.ceil((lacking + math.sqrt(lacking * (1 - self._rate))) / self._rate)
+        return min(likely, self.rows + lacking)
+
+    @property
+    def _rate(self) -> float:
+        return min(1.0, (self.accepted + 1) / (self.rows + 1))
 
     def foretold(self, until: Until) -> str:
         """Return in words how many rows it will take, to follow why any are made; nothing where all wanted are there."""
@@ -104,7 +113,7 @@ class Cutting:
 
     def may_begin(self, place: int) -> bool:
         """Return whether the next row of the input should begin, as far as can be told."""
-        return place < self.most and self.end is None and place < self.tried.rows + self.tried.further(self.until, margin=True)
+        return place < self.most and self.end is None and place < self.tried.rows + self.tried.ahead(self.until)
 
     def begin(self, place: int, table: pa.RecordBatch) -> None:
         """Let a row begin, which lies in `table`."""
