@@ -33,6 +33,7 @@ from caiflow.operators.judging.prompts import (
     revisions_so_far,
 )
 from caiflow.operators.measures import answers, texts
+from caiflow.operators.measures.attribution import Revised
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample, Principle
@@ -169,14 +170,18 @@ class Revise(RowOperator[ReviseParams]):
         return {**_columns(row, new), **accepting.columns(self.params, [r.drawn for r in new])}
 
     def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
-        """Return the share of rows whose last round changed nothing, and the mean length in characters."""
+        """Return the share of rows whose last round changed nothing, the mean characters, and what each principle changed."""
         draws = accepting.Count(1 if self.params.rows == "each" else self.params.rounds)
         count = same = chars = 0
+        revised = Revised()
         for row in rows:
+            if principle := row.get("principle"):
+                revised.see(principle, _before(row) or "", row["revisions"][-1])
             last = row["revisions"][-1]
             count, same, chars = count + 1, same + (last == _before(row)), chars + len(last)
             draws.see(row)
-        return {"unchanged": same / count, "mean_chars": chars / count, **draws.figures()} if count else {}
+        told = {"by_principle": revised.figures()} if count and row.get("principle") else {}
+        return {"unchanged": same / count, "mean_chars": chars / count, **draws.figures(), **told} if count else {}
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with revisions."""

@@ -48,6 +48,8 @@ def execute(args: Namespace) -> int:
     kind = output_kind(path)
     if kind == "rows":
         _show_rows(path, args)
+        if not args.json:
+            _show_principles(run_dir, args.step)
     elif kind == "metrics":
         _show_metrics(path, args)
     else:
@@ -75,6 +77,16 @@ def _show_notes(run_dir: Path, step: str) -> None:
     console = Console()
     for note in notes_text(read_run(run_dir), step):
         console.print(note)
+
+
+def _show_principles(run_dir: Path, step: str) -> None:
+    from caiflow.engine.display.console import Console
+    from caiflow.engine.display.report import UNBROKEN, by_principle
+    from caiflow.engine.store.journal import read_run
+
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    if (table := by_principle(read_run(run_dir)["steps"][step].get("metrics") or {})) is not None:
+        console.print(table)
 
 
 def _show_rows(path: Path, args: Namespace) -> None:

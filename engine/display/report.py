@@ -309,6 +309,16 @@ def central(value: Any) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def by_principle(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the table of what each principle did in a step; None where its figures don't say."""
+    found = metrics.get("by_principle") or {}
+    columns = dict.fromkeys(name for one in found.values() for name in one)
+    table = plain_table("1:principle", *(f"n:{name.replace('_', ' ')}" for name in columns), title="what each principle did")
+    for name, one in found.items():
+        table.add_row(name, *(figure(one.get(column)) if column in one else "-" for column in columns))
+    return table if found else None
+
+
 def card_table(card: Mapping[str, Any]) -> Table:
     """Return what there is to know of a trained model, its loss curve in one line of blocks."""
     table = plain_table("model", "")

@@ -28,6 +28,7 @@ from caiflow.operators.judging.verdicts import (
     tie_kind,
     win_shares,
 )
+from caiflow.operators.measures.attribution import Judged
 from caiflow.operators.measures.probability import bounded
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ class Preferences:
 
     def figures(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the figures about the judge, from the rows kept and the reasons of those that weren't."""
-        return figures(list(map(Evidence.of, rows)), dropped, swap=self._params.swap, extreme=self._extreme)
+        evidence, judged = [], Judged()
+        for row in rows:
+            evidence.append(Evidence.of(row))
+            if not row.get("votes"):
+                judged.see(row.get("principles") or (), row["p_a"] or (), swap=self._params.swap)
+        found = figures(evidence, dropped, swap=self._params.swap, extreme=self._extreme)
+        return {**found, **({"by_principle": told} if (told := judged.figures()) else {})}
 
     @property
     def _extreme(self) -> Extreme | None:

@@ -1,0 +1,80 @@
+"""What each principle did: the answers and words that revisions under it changed, the labels and preferences that it moved.
+
+Counts rows of a step, and tells means with their 95% intervals. Reads no table and asks no model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from caiflow.operators.measures.statistics import paired_change, wilson
+from caiflow.operators.measures.texts import words
+
+Figures = dict[str, dict[str, Any]]
+
+
+def words_changed(before: str, after: str) -> float:
+    """Return the share (0..1) of the words of both texts that the other one hasn't; each counts as often as it stands."""
+    old, new = Counter(words(before)), Counter(words(after))
+    both = old.total() + new.total()
+    return 1 - 2 * (old & new).total() / both if both else 0.0
+
+
+class Revised:
+    """Takes in answers before and after a revision, by the principle that asked for it."""
+
+    def __init__(self) -> None:
+        self._changed: dict[str, list[bool]] = defaultdict(list)
+        self._words: dict[str, list[float]] = defaultdict(list)
+
+    def see(self, principle: str, before: str, after: str) -> None:
+        """Take in one revision."""
+        self._changed[principle].append(before.strip() != after.strip())
+        self._words[principle].append(words_changed(before, after))
+
+    def figures(self) -> Figures:
+        """Return, by principle, the rate of answers changed and the mean share of words changed."""
+        return {
+            name: {"changed": wilson(sum(seen), len(seen))._asdict(), "words_changed": paired_change(self._words[name])}
+            for name, seen in sorted(self._changed.items())
+        }
+
+
+class Judged:
+    """Takes in the votes on pairs of answers, by the principle that they were cast under.
+
+    What a principle did to a pair shows beside the same pair without its votes: pairs judged under one alone tell nothing.
+    """
+
+    def __init__(self) -> None:
+        self._turned: dict[str, list[bool]] = defaultdict(list)
+        self._moved: dict[str, list[float]] = defaultdict(list)
+
+    def see(self, principles: Sequence[str], p_a: Sequence[float], *, swap: bool) -> None:
+        """Take in one pair: what the option shown first got in each vote, by principle; with `swap` in both orders."""
+        orders = 2 if swap else 1
+        if len(principles) < 2 or len(p_a) != orders * len(principles):
+            return
+        first = [1 - share if swap and place % 2 else share for place, share in enumerate(p_a)]
+        votes = {name: fmean(first[orders * place : orders * (place + 1)]) for place, name in enumerate(principles)}
+        whole = fmean(votes.values())
+        for name, vote in votes.items():
+            without = (whole * len(votes) - vote) / (len(votes) - 1)
+            self._turned[name].append((whole > 0.5) != (without > 0.5) and 0.5 not in (whole, without))
+            self._moved[name].append(whole - without if whole > 0.5 else without - whole)
+
+    def figures(self) -> Figures:
+        """Return, by principle, the rate of labels that it turned, and by how much it moved the probability of what was chosen.
+
+        That is below 0 where it spoke against it on the whole.
+        """
+        return {
+            name: {
+                "labels_turned": wilson(sum(seen), len(seen))._asdict(),
+                "preference_moved": paired_change(self._moved[name]),
+            }
+            for name, seen in sorted(self._turned.items())
+        }
