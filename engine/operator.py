@@ -49,6 +49,7 @@ ExpressionText = Annotated[str, Field(json_schema_extra={"x-expression": True}, 
 """An expression over columns of the input."""
 SPEED: dict[str, Any] = {"x-speed": True}
 """`Field(json_schema_extra=SPEED)` marks a field that only affects speed: it stays out of the identity."""
+NodeLabels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]]  # as Ray has them
 
 
 class Strict(BaseModel):

@@ -138,10 +138,10 @@ def test_each_trainer_trains_on_the_gpu(tmp_path: Path, trainer: str, settings: 
 @pytest.mark.skipif(GPUS < 2, reason="needs two NVIDIA GPUs")
 @pytest.mark.parametrize("trainer", DIVIDED)
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"bf16": False}, {"lora": {"rank": 4}}], ids=["bf16", "fp32", "lora"])
-def test_a_model_is_divided_among_two_gpus(tmp_path: Path, trainer: str, settings: dict[str, Any]) -> None:
+def test_a_model_is_divided_among_two_gpus(tmp_path: Path, trainer: str, settings: dict[str, Any], cluster: Any) -> None:
     model = small_model(tmp_path / "model", shape=EVEN)
     judge = reward_model(tmp_path / "judge", model)
-    two = {"fsdp": True, "resources": {"workers": 2, "num_gpus": 1}}
+    two = {"fsdp": True, "resources": {"workers": 2, "num_gpus": 1}, "cluster": cluster}
     done = train(tmp_path / "run", trainer, model, judge, **settings, **two)
     assert all(map(math.isfinite, (done.metrics["trained_loss"], done.metrics["saved_loss"])))
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from caiflow.engine import registry
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.operator import MetricsOperator, ModelOperator
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.on_ray.placing import engine_key
+from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -32,10 +34,10 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
     for step in steps:
         kind = step.operator_type()
         if issubclass(kind, ModelOperator):
-            own, operator = training_gpus(step, cluster), resolver.spec.operators[step.name]
-            cluster.refuse_too_large(step.name, own)
+            room, operator = training_room(step, cluster), resolver.spec.operators[step.name]
+            cluster.refuse_too_large(step.name, room)
             asked = operator.asks() if isinstance(operator, ModelOperator) else ()
-            _refuse_too_many(cluster, step.name, engines(resolver, asked), own)
+            _refuse_too_many(cluster, step.name, engines(resolver, asked), room.all_gpus)
             continue
         for name in _asked(step):
             for source in engines(resolver, [name]):
@@ -59,13 +61,14 @@ def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
             )
 
 
-def training_gpus(step: Step, cluster: Cluster) -> float:
-    """Return the GPUs of a training, all on one node."""
-    wanted = step.params.resources
-    return (
-        float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, max(node.gpus for node in cluster.nodes)))
-        * wanted.workers
-    )
+def training_room(step: Step, cluster: Cluster) -> Room:
+    """Return what a training wants: a process for each of its workers; one that knows no others has all their GPUs itself."""
+    wanted, kind = step.params.resources, step.operator_type()
+    most = max(node.gpus for node in cluster.nodes)
+    gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, most))
+    if not issubclass(kind, TrainingOperator):
+        return Room(gpus * wanted.workers, wanted.num_cpus)
+    return Room(gpus, wanted.num_cpus, wanted.workers, getattr(step.params, "node_labels", {}))
 
 
 def beginning(resolver: Resolver, cluster: Cluster, chain: Sequence[Step]) -> list[Step]:

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,7 @@ class _Execution:
         return self._submit(cluster, unit, [step], "flow", engines=self._engine_keys(sources))
 
     def _begin_training(self, step: Step, operator: ModelOperator[Any], cluster: Cluster) -> bool:
-        from caiflow.engine.run.fitting import training_gpus
+        from caiflow.engine.run.fitting import training_room
         from caiflow.engine.run.units import TrainUnit
         from caiflow.engine.store.ledger import ledger_name
 
@@ -281,8 +281,9 @@ class _Execution:
         if links is not None:
             places = self._stage(step), self.store.work_dir(name), links, self.store.ledger_dir
             unit = TrainUnit(step.name, operator, self._inputs(step), models, *places, learnt.path if learnt else None)
-            room = {"gpus": training_gpus(step, cluster), "cpus": step.params.resources.num_cpus}
-            begun = self._submit(cluster, unit, [step], "train", **room, engines=self._engine_keys(asked))
+            room = training_room(step, cluster)
+            room = replace(room, processes=1) if learnt else room
+            begun = self._submit(cluster, unit, [step], "train", room=room, engines=self._engine_keys(asked))
         if begun:
             ledgers = [ledger_name(step.op, source.identity) for source in asked.values()]
             self.folder.keep(artifacts=[name], ledgers=ledgers)  # `gc` keeps its checkpoints, too

@@ -30,12 +30,11 @@ from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
 from caiflow.engine.llm.chat_template import template_variables
 from caiflow.engine.llm.model_files import part_of_repository
-from caiflow.engine.operator import SPEED, Operator, Params, Reference, Strict
+from caiflow.engine.operator import SPEED, NodeLabels, Operator, Params, Reference, Strict
 from caiflow.engine.spec.engine_args import EngineArgs
 from caiflow.engine.yaml.tree import Node
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"
 
 Name = Annotated[str, Field(pattern=STEP_NAME)]
@@ -89,7 +88,7 @@ class ModelEntry(Strict):
     """Threads of an engine that computes on a CPU; by default half the cores, or all but one where it is alone."""
     replicas: int = Field(default=1, ge=1, le=1024, json_schema_extra=SPEED)
     """Engines started for this model."""
-    node_labels: dict[str, Annotated[str, Field(pattern=LABEL)]] = Field(default_factory=dict, json_schema_extra=SPEED)
+    node_labels: NodeLabels = Field(default_factory=dict, json_schema_extra=SPEED)
     """Labels of the cluster's nodes that may have its engines, such as `ray.io/accelerator-type: H100`."""
     base_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=SPEED)
     """Address of an OpenAI-compatible server, up to and with `/v1`."""

@@ -17,6 +17,7 @@ from caiflow.engine.training import health
 from caiflow.engine.training.checks import wrong_for_model, wrong_settings
 from caiflow.engine.training.grouping import GROUPING
 from caiflow.engine.training.memory import Beside, Load
+from caiflow.engine.training.parallel.workers import refuse_alone
 from caiflow.engine.training.params import TrainingParams
 from caiflow.engine.training.sampled import sampled_by
 
@@ -96,13 +97,9 @@ class TrainingOperator(ModelOperator[P]):
         yield from ()
 
     def train(self, job: Job) -> None:
-        """Train and save into `job.out_dir`, in as many processes as asked for."""
-        if self.params.resources.workers > 1:
-            from caiflow.engine.training.parallel.workers import spread
-
-            spread(self, job, self.params.resources.workers)
-        else:
-            self.learn(job)
+        """Train and save into `job.out_dir`: alone, or as one of the processes that were asked for."""
+        refuse_alone(self.params.resources.workers)
+        self.learn(job)
 
     def forms(self) -> Collection[str]:
         """Return the parameters that only decide in what form the trained model is saved; another value trains nothing again.

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from caiflow.engine.display.trackers import Tracker
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.model_files import HEAD
-from caiflow.engine.operator import SPEED, Params, RowsRef, Strict
+from caiflow.engine.operator import SPEED, NodeLabels, Params, RowsRef, Strict
 
 Scheduler = Literal[
     "linear",
@@ -123,6 +123,8 @@ class TrainingParams(Params):
     """
     fsdp_config: FsdpConfig = Field(default=FsdpConfig(), json_schema_extra=SPEED)
     """How a model is divided, where `fsdp` is on."""
+    node_labels: NodeLabels = Field(default_factory=dict, json_schema_extra=SPEED)
+    """Labels of the cluster's nodes that may have its workers, such as `ray.io/accelerator-type: H100`."""
     attn_implementation: str | None = Field(default=None, json_schema_extra=SPEED)
     """Attention kernel, by its name in transformers (`sdpa`, `flash_attention_2`, ...); by default the library's choice."""
     save_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
@@ -169,6 +171,7 @@ TRAINER_FIELDS = (
         "bf16",
         "fsdp",
         "fsdp_config",
+        "node_labels",
     }
 )
 """Fields that go to the trainer's configuration as they are."""

@@ -19,6 +19,7 @@ from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.files import load_model
 from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.sft import Sft, SftParams
 from support.small_models import EVEN, small_model
@@ -195,8 +196,8 @@ def test_it_computes_in_bfloat16_too(tmp_path: Path, even: ModelSource, bits: st
 
 
 @pytest.mark.soak
-def test_two_workers_hold_each_a_copy(tmp_path: Path, model: ModelSource) -> None:
-    done = train(tmp_path, "sft", model, lora=lora("4bit"), resources={"workers": 2})
+def test_two_workers_hold_each_a_copy(tmp_path: Path, model: ModelSource, cluster: Cluster) -> None:
+    done = train(tmp_path, "sft", model, lora=lora("4bit"), resources={"workers": 2}, cluster=cluster)
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from caiflow.engine.operator import Job
-from caiflow.engine.training.parallel.workers import Learner, spread
+from caiflow.engine.operator import Job, ModelOperator
+from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
+from support.side_by_side import train_together
 
 
 def take_cpus_for_gpus() -> None:
@@ -36,18 +38,18 @@ DIVIDED = ("sft", "dpo", "reward")
 class OnCpus:
     """Trainings that are divided among CPU processes, one after the other: the processes' start takes longer than each."""
 
-    def __init__(self, trainings: Sequence[tuple[Learner, Job]]) -> None:
+    def __init__(self, trainings: Sequence[tuple[ModelOperator[Any], Job]]) -> None:
         self._trainings = [(learner, replace(job, log=None)) for learner, job in trainings]
 
-    def run(self, workers: int) -> list[dict[str, Any]]:
+    def run(self, cluster: Cluster, workers: int) -> list[dict[str, Any]]:
         """Train, and return the figures of each."""
         together = replace(self._trainings[0][1], metrics={})
-        spread(self, together, workers)
+        train_together(cluster, self, together, Room(processes=workers))
         return [together.metrics[str(place)] for place in range(len(self._trainings))]
 
-    def learn(self, job: Job) -> None:
+    def train(self, job: Job) -> None:
         """Train in this process, which may be one of several."""
         take_cpus_for_gpus()
         for place, (learner, own) in enumerate(self._trainings):
-            learner.learn(own)
+            learner.train(own)
             job.metrics[str(place)] = own.metrics

@@ -8,10 +8,12 @@ from typing import Any
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.operators.dpo import Dpo, DpoParams
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl, RlParams
 from caiflow.operators.sft import Sft, SftParams
+from support.side_by_side import train_together
 from support.small_models import held_out, job, lessons, preferences
 
 _RL = {"rewards": {"judge": 1.0}, "max_completion_length": 8, "max_length": 96, "max_steps": 6}
@@ -29,13 +31,22 @@ TRAINERS: Mapping[str, tuple[Any, Any, Mapping[str, Any]]] = {
 def train(
     folder: Path, trainer: str, model: ModelSource, judge: ModelSource | None = None, log: Any = None, **more: Any
 ) -> Job:
-    """Train `model` by one of the trainers; a folder used before goes on where it stopped."""
+    """Train `model` by one of the trainers; a folder used before goes on where it stopped.
+
+    By several workers where a `cluster` is among `more`, which are the step's fields.
+    """
+    cluster = more.pop("cluster", None)
     kind, params_type, fields = TRAINERS[trainer]
     rows = lessons() if trainer == "sft" else preferences((1.0, 0.8))
     done = job(folder, {"rows": rows, "held": held_out(rows[:8])}, base=model, **({"judge": judge} if judge else {}))
     done.log = log
     settings = {"input": "rows", "model": "base", "learning_rate": 5e-3, **fields, **more}
-    kind(params_type.model_validate(settings), StepContext()).train(done)
+    operator = kind(params_type.model_validate(settings), StepContext())
+    if cluster is None:
+        operator.train(done)
+    else:
+        wanted = operator.params.resources
+        train_together(cluster, operator, done, Room(wanted.num_gpus or 0.0, processes=wanted.workers))
     return done
 
 

@@ -20,6 +20,7 @@ from caiflow.engine.commands.trials.device import gpus
 from caiflow.engine.display.terminal import say
 from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.units import StepResult
 
 START_S = 120.0
@@ -72,7 +73,7 @@ def _workers() -> str:
 def _seen(cluster: Cluster, number: int) -> list[list[str]]:
     """Return the GPUs that each of `number` workers sees; of one worker without a GPU where it is 0."""
     for place in range(number or 1):
-        cluster.submit(_Look(place), "train", gpus=1.0 if number else 0.0)
+        cluster.submit(_Look(place), "train", Room(1.0 if number else 0.0))
     found: list[list[str]] = []
     until = time.monotonic() + START_S
     while len(found) < (number or 1):

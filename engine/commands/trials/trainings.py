@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, ModelOperator, StepContext
 from caiflow.engine.registry import operator
 from caiflow.engine.rows.columns import Row
+from caiflow.engine.run.llms import Report
+from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
+from caiflow.engine.run.units import StepResult
 
 STEPS = 4
 ROWS_A_DEVICE = 4
@@ -55,8 +60,8 @@ def _spread(folder: Path) -> str:
     if workers == 1:
         raise SkippedError("there is one GPU, so nothing to share gradients with")
     alone = _losses(_train(folder / "one", bundled(), bf16=False, per_device_train_batch_size=ROWS_A_DEVICE * workers))
-    done = _train(folder / "all", bundled(), bf16=False, resources={"workers": workers})
-    together = _losses(done)
+    resources = {"workers": workers, "num_gpus": float(bool(gpus()))}
+    together = _losses(_train(folder / "all", bundled(), bf16=False, resources=resources))
     if not math.isclose(alone[-1], together[-1], rel_tol=NEAR):
         raise AssertionError(f"loss {together[-1]:.4f} on {workers} devices, {alone[-1]:.4f} on one with all the rows")
     how = f"{workers} GPUs (nccl)" if gpus() else f"{workers} processes on the CPU (gloo)"
@@ -72,8 +77,34 @@ def _train(folder: Path, model: ModelSource, **fields: Any) -> Job:
     assert isinstance(step, ModelOperator)
     (folder / "work").mkdir(parents=True)
     job = Job(folder / "out", {"rows": _lessons(folder / "rows")}, {"model": model}, seed=1, work_dir=folder / "work")
-    step.train(job)
+    wanted = step.params.resources
+    if wanted.workers == 1:
+        step.train(job)
+        return job
+    cluster = Cluster()
+    cluster.start()
+    try:
+        cluster.submit(_Training(step, job), "train", Room(wanted.num_gpus or 0.0, processes=wanted.workers))
+        while cluster.busy():
+            for finished in cluster.wait(0.5):
+                if finished.error:
+                    raise finished.error
+    finally:
+        cluster.close()
     return job
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A training as work for several processes."""
+
+    step: ModelOperator[Any]
+    job: Job
+
+    def run(self, _report: Report) -> Mapping[str, StepResult]:
+        """Train."""
+        self.step.train(self.job)
+        return {}
 
 
 def _learnt(job: Job) -> str:

@@ -27,6 +27,7 @@ from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.run.on_ray.deaths import death, first_line, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
+from caiflow.engine.training.parallel.workers import Seat, taking_part
 
 HANGS_S = 40.0
 """How long the process of a loaded engine may leave a call unanswered (it has threads for calls, whatever it computes), and how
@@ -53,12 +54,29 @@ class Worker:
             if not self._worked:
                 _import(modules)
 
-    def run(self, unit: Unit) -> Mapping[str, StepResult]:
-        """Carry out one unit; errors come back as text that the user can read."""
+    def meet(self) -> Seat:
+        """Return where this process may take part in a training of several."""
+        import ray
+        import ray.util
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return Seat(_node(), ray.util.get_node_ip_address(), port, tuple(map(str, gpus)))
+
+    def run(self, unit: Unit, mine: int = 0, *seats: Seat) -> Mapping[str, StepResult]:
+        """Carry out one unit, or one process's part of it: the first alone tells of it and has results.
+
+        Errors come back as text that the user can read.
+        """
         with self._imports:
             self._worked = True
         try:
-            results = unit.run(self._events.append)
+            with taking_part(seats, mine) if seats else contextlib.nullcontext():
+                results = unit.run(_unheard if mine else self._events.append)
+            if mine:
+                return {}
             return {name: replace(one, files=file_sizes(one.staged)) if one.staged else one for name, one in results.items()}
         except CaiflowError:
             raise
@@ -83,6 +101,10 @@ class Worker:
     def poll(self) -> list[dict[str, Any]]:
         """Return the progress since the last call."""
         return [self._events.popleft() for _ in range(len(self._events))]
+
+
+def _unheard(_told: Mapping[str, Any]) -> None:
+    """Take what a process tells that isn't the first."""
 
 
 def _import(modules: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,24 @@ from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.actors import RayLink
 from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.nodes import (
     PATIENCE_S,
     Node,
     Unplaced,
     alive,
+    places,
     refuse_impossible,
     refuse_strangers,
     refuse_unseen,
     still_unplaced,
 )
-from caiflow.engine.run.on_ray.placing import answered, end, engine_gpus, engine_key, new_engine, new_worker, replicas
+from caiflow.engine.run.on_ray.placing import end, engine_gpus, engine_key, new_engine, replicas
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.watching import NodeWatch
 from caiflow.engine.run.units import StepResult, Unit, staged_anew
 
+_ANY = Room()
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
 
@@ -54,14 +57,10 @@ class _Engine:
 @dataclass(slots=True)
 class _Running:
     unit: Unit
-    actor: Any
-    reference: Any
+    gang: Gang
     pool: str
-    gpus: float
-    cpus: float | None
+    room: Room
     engines: list[str]
-    where: Any
-    """The answer to which node it is on."""
     tries: int = 1
     asked: Any = None
     """Progress that it was asked for and hasn't told yet: what it tells it tells once, however late."""
@@ -91,7 +90,7 @@ class Cluster:
         self._reaper: subprocess.Popen[bytes] | None = None
         self._engines: dict[str, _Engine] = {}
         self._running: list[_Running] = []
-        self._idle: dict[str, list[tuple[Any, Any]]] = {}
+        self._idle: dict[str, list[Gang]] = {}
         self._gpus_used = 0.0
         self._unplaced: list[Unplaced] = []
         self._nodes: NodeWatch | None = None
@@ -113,12 +112,10 @@ class Cluster:
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if self._address is None:
             lock_out_others()
-        else:
-            refuse_silence(self._address)
-
-        if self._address is None:
             self._temp = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
             self._reaper = watch(self._temp)
+        else:
+            refuse_silence(self._address)
         enter(self._address, self._temp, self.on_event)
         self.nodes = alive()
         self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
@@ -137,13 +134,14 @@ class Cluster:
         """
         refuse_strangers(self.nodes, home, operators)
 
-    def refuse_too_large(self, what: str, gpus: float, count: int = 1) -> None:
-        """Raise ClusterError where `count` processes of `gpus` GPUs each, as `what` wants them, can never run here."""
-        refuse_impossible(self.nodes, gpus, count, what)
+    def refuse_too_large(self, what: str, room: Room) -> None:
+        """Raise ClusterError where `what` wants more than there can ever be here."""
+        refuse_impossible(self.nodes, room.gpus, room.processes, what, self._labels(room.labels))
 
     def refuse_too_large_model(self, source: ModelSource, label: str) -> None:
         """Raise where the engines of a model can never run here."""
-        refuse_impossible(self.nodes, engine_gpus(source, self.nodes), replicas(source), label, self._labels(source))
+        labels = self._labels(source.options.get("node_labels"))
+        refuse_impossible(self.nodes, engine_gpus(source, self.nodes), replicas(source), label, labels)
 
     def all_gpus(self, source: ModelSource) -> float:
         """Return the GPUs of all engines of a model."""
@@ -180,21 +178,22 @@ class Cluster:
 
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
-        actor, where = new_worker(0.0, self._threads(None))
-        actor.warm.remote(list(modules))
-        self._idle.setdefault(_HOME[pool], []).append((actor, where))
+        gang = Gang(Room(), self._threads(None))
+        gang.first.warm.remote(list(modules))
+        self._idle.setdefault(_HOME[pool], []).append(gang)
 
-    def submit(
-        self, unit: Unit, pool: str, *, gpus: float = 0.0, cpus: float | None = None, engines: Sequence[str] = ()
-    ) -> bool:
-        """Begin a unit in a worker; False while there is no room for it."""
-        if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool) or not self._reserve(gpus, engines):
+    def submit(self, unit: Unit, pool: str, room: Room = _ANY, *, engines: Sequence[str] = ()) -> bool:
+        """Begin a unit in a worker, or in several; False while there is no room for it."""
+        if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool):
             return False
-        actor, where = self._take_worker(pool, gpus, cpus)
+        if not self._reserve(room.all_gpus, engines):
+            return False
+        gang = self._take_workers(pool, room)
         for name in engines:
             self._engines[name].users += 1
-        self._watch("a training" if pool == "train" else "a step", [actor], gpus)
-        self._running.append(_Running(unit, actor, actor.run.remote(unit), pool, gpus, cpus, list(engines), where))
+        self._watch("a training" if pool == "train" else "a step", gang.actors, room.gpus)
+        gang.begin(unit)
+        self._running.append(_Running(unit, gang, pool, room, list(engines)))
         self._short = self._idle_since = 0.0
         return True
 
@@ -211,11 +210,12 @@ class Cluster:
             self._poll()
             self._tell_short()
             return
-        done, _ = ray.wait([running.reference for running in self._running], num_returns=1, timeout=timeout_s)
-        late = any(running.asked is not None for running in self._running if running.reference in done)
+        ray.wait([work for running in self._running for work in running.gang.awaited], num_returns=1, timeout=timeout_s)
+        over = [running for running in self._running if running.gang.over()]
+        late = any(running.asked is not None for running in over)
         for _ in range(1 + late):  # what was asked before a unit ended says nothing of its end
-            self._poll(5.0 if done else 1.0)
-        for running in [running for running in self._running if running.reference in done]:
+            self._poll(5.0 if over else 1.0)
+        for running in over:
             finished = self._finish(running)
             if finished is not None:
                 yield finished
@@ -230,10 +230,8 @@ class Cluster:
             self._nodes.close()
         for name in list(self._engines):
             self._close_engine(name)
-        for actor in [running.actor for running in self._running] + [
-            actor for idle in self._idle.values() for actor, _ in idle
-        ]:
-            end(actor)
+        for gang in [running.gang for running in self._running] + [gang for idle in self._idle.values() for gang in idle]:
+            gang.end()
         with own_signals():
             ray.shutdown()
         if self._temp is not None:
@@ -246,7 +244,7 @@ class Cluster:
         import ray
 
         for running in self._running:
-            running.asked = running.asked or running.actor.poll.remote()
+            running.asked = running.asked or running.gang.first.poll.remote()
         asked = [running.asked for running in self._running]
         done, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
         for running in [running for running in self._running if running.asked in done]:
@@ -254,7 +252,7 @@ class Cluster:
             with contextlib.suppress(Exception):  # a dead worker shows in its own reference
                 for event in ray.get(told):
                     self.on_event(event)
-        self._look([running for running in self._running if running.asked is not None])
+        self._look()
         self._unplaced, waiting = still_unplaced(self._unplaced)
         for said in waiting:
             self.on_event({"event": "log", "text": said})
@@ -265,17 +263,17 @@ class Cluster:
                     _, kind, seconds = ray.get(reference)
                     self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
 
-    def _look(self, silent: Sequence[_Running]) -> None:
-        """Tell what has become of nodes; end what is `silent` on those that are gone, so that it is begun again."""
+    def _look(self) -> None:
+        """Tell what has become of nodes; end what says nothing on those that are gone, so that it is begun again."""
         if self._nodes is None:
             return
         for said in self._nodes.look():
             self.nodes += [node for node in self._nodes.up if node not in self.nodes]
             self.cpus, self.gpus = (sum(getattr(node, what) for node in self._nodes.up) for what in ("cpus", "gpus"))
             self.on_event({"event": "log", "text": f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said})
-        for running in silent:
-            if self._nodes.gone(answered(running.where)):
-                end(running.actor)
+        for running in self._running:
+            if running.gang.cut_off(self._nodes.gone, running.asked is not None):
+                running.gang.end()
 
     def _tell_short(self) -> None:
         """Say, once, where all of the run waits for GPUs that the cluster doesn't have."""
@@ -295,7 +293,7 @@ class Cluster:
         import ray.exceptions as ray_errors
 
         try:
-            results, error = ray.get(running.reference), None
+            results, error = running.gang.result(), None
         except ray_errors.RayTaskError as failure:
             results, error = {}, raised(failure, failure.cause)
         except ray_errors.RayError as failure:
@@ -306,7 +304,7 @@ class Cluster:
             often = f" {running.tries} times" if why.again else ""
             results, error = {}, StepError(f"its process died{often}: {why.why}", why.hint)
         try:
-            refuse_unseen(results, lambda: str(ray.get(running.actor.place.remote())))
+            refuse_unseen(results, lambda: str(ray.get(running.gang.first.place.remote())))
         except StepError as unseen:
             results, error = {}, unseen
         self._running.remove(running)
@@ -317,25 +315,23 @@ class Cluster:
         return Finished(running.unit, results, error)
 
     def _begin_again(self, running: _Running, why: str) -> None:
-        """Begin a unit whose process is lost in another one, on another node where one has the room."""
-        end(running.actor)  # it may live where it can't be reached
-        lost = answered(running.where)
-        others = [node for node in (self._nodes.up if self._nodes else ()) if node.id != lost and node.gpus >= running.gpus]
+        """Begin a unit of which a process is lost in others, on other nodes where those have the room."""
+        room, up = running.room, self._nodes.up if self._nodes else []
+        lost = running.gang.lost_on(self._nodes.gone if self._nodes else lambda _: False)
+        running.gang.end()  # some may live where they can't be reached
+        others = [node for node in up if node.id not in lost and node.has(self._labels(room.labels))]
         running.tries, running.asked = running.tries + 1, None
-        threads = self._threads(running.cpus) if running.pool == "train" else 1
-        running.actor, running.where = new_worker(running.gpus, threads, lost if others else "")
-        running.reference = running.actor.run.remote(staged_anew(running.unit, running.tries))
-        self._watch("what is begun again", [running.actor], running.gpus)
+        running.gang = self._gang(running.pool, room, lost if places(others, room.gpus) >= room.processes else ())
+        self._watch("what is begun again", running.gang.actors, room.gpus)
+        running.gang.begin(staged_anew(running.unit, running.tries))
         self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why}"})
 
     def _release(self, running: _Running) -> None:
-        import ray
-
-        if running.gpus:
-            ray.kill(running.actor)  # the only way to give all of a GPU's memory back
-            self._gpus_used -= running.gpus
+        if running.room.gpus or running.room.processes > 1:
+            running.gang.end()  # the only way to give all of a GPU's memory back, and to have no place among others any more
+            self._gpus_used -= running.room.all_gpus
         else:
-            self._idle.setdefault(_HOME[running.pool], []).append((running.actor, running.where))
+            self._idle.setdefault(_HOME[running.pool], []).append(running.gang)
 
     def _limit(self, pool: str) -> int:
         """Return how many units of a pool may run at once: table operators and trainers use several cores each."""
@@ -347,26 +343,30 @@ class Cluster:
         """Return the threads of a process: no more than half of the smallest node's cores, on whichever it may run."""
         return max(1, int(cpus or max(1.0, self._node_cpus // 2)))
 
-    def _take_worker(self, pool: str, gpus: float, cpus: float | None) -> tuple[Any, Any]:
+    def _take_workers(self, pool: str, room: Room) -> Gang:
         idle = self._idle.get(_HOME[pool], [])
-        while idle and not gpus and cpus is None:
-            actor, where = idle.pop()
-            if not (self._nodes and self._nodes.gone(answered(where))):
-                return actor, where
-        return new_worker(gpus, self._threads(cpus) if pool == "train" else 1)
+        while idle and room == _ANY:
+            gang = idle.pop()
+            if not (self._nodes and self._nodes.gone(gang.nodes[0])):
+                return gang
+        return self._gang(pool, room)
+
+    def _gang(self, pool: str, room: Room, avoided: Sequence[str] = ()) -> Gang:
+        threads = self._threads(room.cpus) if pool == "train" else 1
+        return Gang(replace(room, labels=self._labels(room.labels)), threads, avoided)
 
     def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
-        spare = self._spare
-        if spare is not None and not source.options.get("num_cpus") and not self._labels(source):
+        spare, labels = self._spare, self._labels(source.options.get("node_labels"))
+        if spare is not None and not source.options.get("num_cpus") and not labels:
             self._spare = None
             self._prepare_spare()
             return spare
         most = max(1.0, self._node_cpus - 1) if self.alone else None
-        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most), self._labels(source))
+        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most), labels)
 
-    def _labels(self, source: ModelSource) -> Mapping[str, str]:
-        """Return the labels of the nodes that may have a model's engines; where this machine is all there is, any may."""
-        return (source.options.get("node_labels") if self._address else None) or {}
+    def _labels(self, wanted: Mapping[str, str] | None) -> Mapping[str, str]:
+        """Return the labels that nodes must have, of those that are wanted; where this machine is all there is, none."""
+        return (wanted if self._address else None) or {}
 
     def _prepare_spare(self) -> None:
         if self._spare is None and self._expected > 0 and not self.gpus:

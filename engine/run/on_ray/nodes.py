@@ -6,6 +6,7 @@ Asks nodes and decides; places nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import re
 import time
@@ -102,6 +103,17 @@ def refuse_impossible(nodes: Sequence[Node], gpus: float, count: int, what: str,
         raise ClusterError(
             f"{what} wants {gpus * count:g} GPUs, the cluster has {total:g}", "lower `num_gpus`, `replicas` or `workers`"
         )
+    if gpus and (room := places(nodes, gpus)) < count:
+        told = f"{what} wants {gpus:g} GPUs on one node {count} times; the nodes have room for it {room:g} times"
+        raise ClusterError(told, "lower `num_gpus`, `replicas` or `workers`")
+
+
+def places(nodes: Sequence[Node], gpus: float) -> float:
+    """Return how many processes of `gpus` GPUs each have room on these nodes: of a share, as many as fit on each GPU."""
+    if not gpus:
+        return math.inf if nodes else 0
+    shares = math.floor(1 / gpus + 1e-6)
+    return sum(math.floor(node.gpus) * shares if shares else math.floor(node.gpus / gpus) for node in nodes)
 
 
 def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""How processes are put on nodes: what each may use there, and the node that one avoids since it was lost on it.
+"""How processes are put on nodes: what each may use there.
 
 Owns the options that Ray is given. Counts nothing: what is free is the cluster's.
 """
@@ -6,7 +6,7 @@ Owns the options that Ray is given. Counts nothing: what is free is the cluster'
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.identity import digest
@@ -18,13 +18,12 @@ from caiflow.engine.run.on_ray.nodes import Labels, Node
 ENGINE_RESTARTS = 5
 
 
-def new_worker(gpus: float, threads: int, avoided: str = "") -> tuple[Any, Any]:
-    """Return the process of a worker, on any node but that with the id `avoided`, and its answer to which it is on."""
+def new_worker(gpus: float, threads: int, where: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the process of a worker, placed by Ray's options `where`, and its answer to which node it is on."""
     import ray
 
-    elsewhere = {"label_selector": {"ray.io/node-id": f"!{avoided}"}} if avoided else {}
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4, "runtime_env": _environment(threads), **elsewhere}
-    actor = ray.remote(Worker).options(**options).remote()
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4, "runtime_env": _environment(threads)}
+    actor = ray.remote(Worker).options(**options, **where).remote()
     return actor, actor.node.remote()
 
 

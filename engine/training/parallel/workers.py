@@ -1,34 +1,26 @@
-"""Data-parallel training: the same step in several processes of one machine that share their gradients.
+"""Data-parallel training: the same step in several processes, on one node or more, that share their gradients.
 
-Owns the processes: each gets a GPU of its own where there are GPUs. The first one reports progress and figures, and saves. When
-the parent dies, however it dies, so do they.
+Owns how a process takes its place among the others; the first one reports progress and figures, and saves. Begins and ends
+none: that is done by whoever carries out the step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
-import sys
-import traceback
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from caiflow.engine.errors import CaiflowError, StepError
-from caiflow.engine.operator import Job
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
+from caiflow.engine.errors import StepError
 
 
-class Learner(Protocol):
-    """What learns in each process."""
+class Seat(NamedTuple):
+    """Where a process may take part: its node, the node's address, a port that is free there, and the GPUs it was given."""
 
-    def learn(self, job: Job) -> None:
-        """Train in this process, which may be one of several; the first one saves."""
+    node: str
+    address: str
+    port: int
+    gpus: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -40,102 +32,42 @@ def first_before_others() -> Iterator[None]:
         yield
 
 
-def spread(operator: Learner, job: Job, workers: int) -> None:
-    """Run `operator.learn` in several processes; the first failure ends them all.
+def refuse_alone(workers: int) -> None:
+    """Raise where a training of several processes is carried out by one that has no others.
 
     Raises:
-        StepError: a worker failed; the text is what it said.
+        StepError: it would learn from smaller batches than it was asked to.
     """
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    port = _free_port()
-    bare = replace(job, log=None, llms=None, metrics={})
-    places = [_Place(rank, workers, port, os.getpid()) for rank in range(workers)]
-    processes = [context.Process(target=_work, args=(operator, bare, place, there), daemon=True) for place in places]
-    try:
-        for process in processes:
-            process.start()
-        there.close()
-        job.metrics |= _follow(here, processes, job)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
+    there = int(os.environ.get("WORLD_SIZE", "1"))
+    if workers not in (1, there):
+        raise StepError(f"{workers} workers were asked for, and there are {there}", "run it by `caiflow run`")
 
 
-def _follow(pipe: Connection, processes: list[SpawnProcess], job: Job) -> dict[str, Any]:
-    """Pass progress on until every worker is done; return the first one's figures."""
-    figures: dict[str, Any] = {}
-    while True:
-        if pipe.poll(0.2):
-            with contextlib.suppress(EOFError):
-                kind, value = pipe.recv()
-                if kind == "failed":
-                    raise StepError(value)
-                if kind == "log" and job.log is not None:
-                    job.log(**value)
-                if kind == "done":
-                    figures = value
-                continue
-        codes = [process.exitcode for process in processes]
-        if any(codes):
-            raise StepError(f"a training worker was lost, exit codes {codes}; run again to resume from the last checkpoint")
-        if all(code == 0 for code in codes):
-            return figures
+def place(seats: Sequence[Seat], mine: int) -> dict[str, str]:
+    """Return the variables that tell the process of seat `mine` its place: ranks go node by node, from the first seat on.
+
+    Processes of one node see each other's GPUs, which the library between them wants, and each takes that of its rank there.
+    """
+    nodes = list(dict.fromkeys(seat.node for seat in seats))
+    order = sorted(range(len(seats)), key=lambda seat: nodes.index(seats[seat].node))
+    beside = [seat for seat in order if seats[seat].node == seats[mine].node]
+    numbers = {"RANK": order.index(mine), "WORLD_SIZE": len(seats), "MASTER_PORT": seats[0].port}
+    numbers |= {"LOCAL_RANK": beside.index(mine), "LOCAL_WORLD_SIZE": len(beside)}
+    gpus = dict.fromkeys(gpu for seat in beside for gpu in seats[seat].gpus)
+    return {
+        **{name: str(value) for name, value in numbers.items()},
+        "MASTER_ADDR": seats[0].address,
+        **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
+    }
 
 
-class _Place(NamedTuple):
-    """One worker's place among all: `port` is where they meet, `parent` the process whose end is theirs too."""
-
-    rank: int
-    workers: int
-    port: int
-    parent: int
-
-
-def _work(operator: Learner, job: Job, place: _Place, pipe: Connection) -> None:
-    """Be one worker."""
-    rank, workers, port, parent = place
-    _die_with(parent)
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    job.log = (lambda **told: pipe.send(("log", told))) if rank == 0 else None
-    try:
-        operator.learn(job)
-        if rank == 0:
-            pipe.send(("done", job.metrics))
-        _leave()
-    except CaiflowError as error:
-        pipe.send(("failed", str(error)))
-        sys.exit(1)
-    except BaseException:
-        pipe.send(("failed", f"training worker {rank} of {workers} failed:\n{traceback.format_exc()}"))
-        sys.exit(1)
-
-
-def _leave() -> None:
+@contextlib.contextmanager
+def taking_part(seats: Sequence[Seat], mine: int) -> Iterator[None]:
+    """Be one of several processes from here to the block's end, which all reach together; this one can't be another later."""
+    os.environ.update(place(seats, mine))
+    yield
     import torch
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (Linux); elsewhere it ends with the parent's clean exit only."""
-    import ctypes
-
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,6 +9,7 @@ import pytest
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.operators.dpo import Dpo, DpoParams
 from caiflow.operators.rl import Rl, RlParams
 from caiflow.operators.sft import Sft, SftParams
@@ -29,7 +30,7 @@ def training(folder: Path, trainer: str, rows: Any, base: Any, **more: Any) -> t
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_divided_model_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path) -> None:
+def test_a_divided_model_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path, cluster: Cluster) -> None:
     from safetensors.torch import load_file
 
     base, ways = small_model(tmp_path / "model"), [{}, {"lora": {"rank": 4}}]
@@ -40,7 +41,7 @@ def test_a_divided_model_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_p
         whole.append(training(tmp_path / f"whole-{place}", trainer, rows, base, **way, per_device_train_batch_size=8))
     for operator, alone in whole:
         operator.train(alone)
-    for found, (operator, own), (_, alone) in zip(OnCpus(divided).run(2), divided, whole, strict=True):
+    for found, (operator, own), (_, alone) in zip(OnCpus(divided).run(cluster, 2), divided, whole, strict=True):
         for name in ("steps", "first_loss", "final_loss"):
             assert found[name] == pytest.approx(alone.metrics[name], rel=1e-3, abs=1e-4), (operator.name, name)
         assert found["saved_loss"] == pytest.approx(found["trained_loss"], rel=1e-4)

@@ -15,7 +15,11 @@ import pytest
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
+from caiflow.engine.training.parallel.workers import Seat, place
 from caiflow.operators.sft import Sft, SftParams
+from support.side_by_side import train_together
 from support.small_models import job, lessons
 
 FIELDS: dict[str, Any] = {
@@ -24,16 +28,22 @@ FIELDS: dict[str, Any] = {
     "learning_rate": 3e-3,
     "num_train_epochs": 2,
 }
+TWO = Room(processes=2)
 CHILD = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from support.side_by_side import train_together
 from support.small_models import job, lessons
 from caiflow.engine.operator import StepContext
+from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.operators.sft import Sft, SftParams
-if __name__ == "__main__":
-    fields = {**json.loads(sys.argv[3]), "num_train_epochs": 500}
-    Sft(SftParams.model_validate(fields), StepContext()).train(job(Path(sys.argv[2]), {"rows": lessons()}))
+fields = {**json.loads(sys.argv[3]), "num_train_epochs": 500}
+cluster = Cluster()
+cluster.start()
+sft = Sft(SftParams.model_validate(fields), StepContext())
+train_together(cluster, sft, job(Path(sys.argv[2]), {"rows": lessons()}), Room(processes=2))
 """
 
 
@@ -45,14 +55,14 @@ def train(folder: Path, rows: Any = None, **fields: Any) -> Job:
 
 @pytest.mark.soak
 @pytest.mark.slow
-def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path, cluster: Cluster) -> None:
     from safetensors.torch import load_file
 
     told: list[dict[str, Any]] = []
     work = job(tmp_path / "two", {"rows": lessons()[:32]})
     work.log = lambda **figures: told.append(figures)
     fields = {**FIELDS, "per_device_train_batch_size": 4, "resources": {"workers": 2}}
-    Sft(SftParams.model_validate(fields), StepContext()).train(work)
+    train_together(cluster, Sft(SftParams.model_validate(fields), StepContext()), work, TWO)
     one = train(tmp_path / "one", per_device_train_batch_size=8)
     assert work.metrics["steps"] == one.metrics["steps"] == 8
     assert told[-1]["done"] == 8
@@ -63,9 +73,27 @@ def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.slow
-def test_a_worker_s_error_is_the_step_s(tmp_path: Path) -> None:
+def test_a_worker_s_error_is_the_step_s(tmp_path: Path, cluster: Cluster) -> None:
+    sft = Sft(SftParams.model_validate({**FIELDS, "resources": {"workers": 2}}), StepContext())
     with pytest.raises(StepError, match="row 0: nothing to train on"):
-        train(tmp_path, [{"uid": "0", "prompt": "p"}], resources={"workers": 2})
+        train_together(cluster, sft, job(tmp_path, {"rows": [{"uid": "0", "prompt": "p"}]}), TWO)
+
+
+def test_one_process_of_several_does_not_train_by_itself(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="2 workers were asked for, and there are 1; run it by `caiflow run`"):
+        train(tmp_path, resources={"workers": 2})
+
+
+def test_ranks_go_node_by_node_from_the_first_process_on() -> None:
+    seats = [Seat("b", "10.0.0.2", 70, ("1",)), Seat("a", "10.0.0.1", 71, ("0",)), Seat("b", "10.0.0.2", 72, ("0",))]
+    first, other, beside = (place(seats, mine) for mine in range(3))
+    assert [told["RANK"] for told in (first, other, beside)] == ["0", "2", "1"]
+    assert [told["LOCAL_RANK"] for told in (first, other, beside)] == ["0", "0", "1"]
+    assert [told["CUDA_VISIBLE_DEVICES"] for told in (first, other, beside)] == ["1,0", "0", "1,0"]
+    assert [told["LOCAL_WORLD_SIZE"] for told in (first, other, beside)] == ["2", "1", "2"]
+    assert {(told["MASTER_ADDR"], told["MASTER_PORT"], told["WORLD_SIZE"]) for told in (first, other, beside)} == {
+        ("10.0.0.2", "70", "3")
+    }
 
 
 @pytest.mark.soak

@@ -50,6 +50,7 @@ import os
 from pathlib import Path
 import psutil
 from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 
 class Dying:
     def run(self, report):
@@ -62,7 +63,7 @@ class Dying:
 
 cluster = Cluster()
 cluster.start()
-cluster.submit(Dying(), "train", cpus=3)
+cluster.submit(Dying(), "train", Room(cpus=3))
 while cluster.busy():
     for finished in cluster.wait(1.0):
         print(finished.error)

@@ -58,6 +58,7 @@ from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.on_ray import nodes as asked
 from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.units import StepResult
 
 folder = Path(sys.argv[1])
@@ -75,7 +76,7 @@ cluster.start()
 told["threads"] = cluster._threads(None)
 for name, wanted in {"one node": (2.0, 1), "all nodes": (1.0, 3), "fits": (1.0, 2)}.items():
     try:
-        cluster.refuse_too_large("base", *wanted)
+        cluster.refuse_too_large("base", Room(wanted[0], processes=wanted[1]))
         told[name] = "fits"
     except ClusterError as error:
         told[name] = str(error)
@@ -126,7 +127,7 @@ try:
         told["blind"] = str(error)
     told["blind seconds"] = time.monotonic() - began
     asked.SEEN_S = 1.0
-    if cluster.submit(Writes(), "train", gpus=1):
+    if cluster.submit(Writes(), "train", Room(gpus=1)):
         while cluster.busy():
             told["unseen"] = [str(finished.error) for finished in cluster.wait(1.0)]
 finally:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.kills import without_token
+from support.small_models import lessons, saved
 from support.source_tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill]
@@ -27,12 +28,13 @@ from ray.cluster_utils import Cluster as Nodes
 from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 
 here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
 nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2})
 
-def come():
-    return nodes.add_node(**here, num_cpus=1, num_gpus=1, wait=False)
+def come(gpus=1, card="one"):
+    return nodes.add_node(**here, num_cpus=1, num_gpus=gpus, labels={"card": card}, wait=False)
 
 def signalled(node, number):
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -128,7 +130,7 @@ def begun(notes):
 
 def tried(name, number):
     notes = Path(sys.argv[1]) / name
-    assert cluster.submit(Works(notes), "train", gpus=1)
+    assert cluster.submit(Works(notes), "train", Room(gpus=1))
     until, ended, hit = time.monotonic() + 120, [], 0.0
     while cluster.busy() and time.monotonic() < until:
         ended += [str(finished.error) for finished in cluster.wait(0.2)]
@@ -148,10 +150,103 @@ finally:
     closed(cluster)
 print(json.dumps({**told, "said": said}))
 """
+SHORT = """
+import ray
+folder = Path(sys.argv[1])
+
+class Holds:
+    def __init__(self, name):
+        self.name = name
+
+    def run(self, report):
+        with (folder / self.name).open("a") as file:
+            print(ray.get_runtime_context().get_node_id(), file=file, flush=True)
+        while not (folder / "go").exists():
+            time.sleep(0.1)
+        return {}
+
+def places(name):
+    return (folder / name).read_text().split() if (folder / name).exists() else []
+
+def until(is_so, seconds):
+    begun = time.monotonic()
+    while not is_so() and time.monotonic() - begun < seconds:
+        ended.extend(finished for finished in cluster.wait(0.2))
+    return time.monotonic() - begun
+
+try:
+    ended, works = [], [Holds("lost"), Holds("survives")]
+    assert all(cluster.submit(work, "train", Room(gpus=1)) for work in works)
+    until(lambda: places("lost") and places("survives"), 60)
+    signalled(by_id[places("lost")[0]], signal.SIGKILL)
+    told["said after"] = until(lambda: any("waits for" in text for text in said), 60)
+    told["survivor's tries"] = cluster._running[-1].tries
+    (folder / "go").touch()
+    until(lambda: not cluster.busy(), 60)
+    told["ended"] = [finished.unit.name for finished in ended]
+    told["errors"] = [str(finished.error) for finished in ended]
+    told["begun on"] = {name: len(places(name)) for name in ("lost", "survives")}
+    told["took the survivor's"] = places("lost")[-1] == places("survives")[0]
+finally:
+    closed(cluster)
+print(json.dumps({**told, "said": said}))
+"""
+TRAINING = """
+from caiflow.engine.operator import StepContext
+from caiflow.engine.run.units import TrainUnit
+from caiflow.engine.store.checkpoints import last_checkpoint, steps_of
+from caiflow.operators.sft import Sft, SftParams
+
+folder, workers, number = Path(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
+if workers == 2:
+    by_id |= {node.node_id: node for node in (come(), come(2, "other"))}  # both would go there, if labels said nothing
+    while sum(node.gpus for node in cluster._nodes.up) != 5:
+        list(cluster.wait(0.2))
+fields = {"scratch": {"hidden_size": 64, "num_hidden_layers": 2, "tokenizer": {"vocab_size": 400}}, "learning_rate": 3e-3}
+fields |= {"input": "rows", "max_steps": 200, "save_steps": 20, "logging_steps": 1, "resources": {"workers": workers}}
+sft = Sft(SftParams.model_validate(fields), StepContext())
+(folder / "work").mkdir()
+places = folder / "staged", folder / "work", {}, folder / "ledger"
+unit = TrainUnit("sft", sft, {"rows": folder / "rows"}, {}, *places)
+steps, found = [], []
+
+def heard(event):
+    said.extend([event["text"]] if "text" in event else [])
+    steps.extend([(time.time(), event["done"])] if "done" in event else [])
+
+def wait(is_so, seconds):
+    until = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < until:
+        found.extend(cluster.wait(0.2))
+
+def saved():
+    return steps_of(last_checkpoint(folder / "work" / "checkpoints", clean=False))
+
+cluster.on_event = heard
+try:
+    assert cluster.submit(unit, "train", Room(1, 1, workers, {"card": "one"}))
+    wait(saved, 120)
+    (running,) = cluster._running
+    first = running.gang.nodes
+    told["nodes"] = len(set(first))
+    signalled(by_id[first[-1]], number)
+    hit, kept = time.time(), saved()
+    wait(lambda: steps and steps[-1][0] > hit + 1 and running.tries > 1 and steps[-1][1] > kept, 120)
+    began = next(moment for moment in steps if moment[0] > hit + 1)
+    told["next step after"], told["next step"], told["kept"] = began[0] - hit, began[1], kept
+    told["without the lost one"] = first[-1] not in running.gang.nodes
+    told["nodes then"] = len(set(running.gang.nodes))
+    wait(lambda: not cluster.busy(), 120)
+    told["tries"], told["errors"] = running.tries, [str(one.error) for one in found]
+    told["steps"] = [one.results["sft"].metrics["steps"] for one in found]
+finally:
+    closed(cluster)
+print(json.dumps({**told, "said": said}))
+"""
 
 
-def told_by(script: str, argument: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", NODES + script, argument]
+def told_by(script: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", NODES + script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=without_token(), timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     (only,) = done.stdout.splitlines()  # Ray tells of lost nodes, too, but not here
@@ -177,3 +272,26 @@ def test_work_of_a_lost_node_and_of_a_frozen_one_goes_on_elsewhere_at_once(tmp_p
     for how in ("killed", "frozen"):
         assert told[how]["ended"] == ["None"]
         assert told[how]["elsewhere"] == [True]
+
+
+def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_goes_on(tmp_path: Path) -> None:
+    told = told_by(SHORT, str(tmp_path))
+    (said,) = [text for text in told["said"] if "waits for" in text]
+    assert said == "what is begun again waits for 1 GPUs: of the cluster's 1, 0 are free; this run has 1 (in Worker)"
+    assert told["survivor's tries"] == 1
+    assert told["ended"] == ["survives", "lost"]
+    assert told["errors"] == ["None", "None"]
+    assert told["begun on"] == {"lost": 2, "survives": 1}
+    assert told["took the survivor's"]
+
+
+@pytest.mark.parametrize(("workers", "how"), [(1, "SIGKILL"), (2, "SIGKILL"), (2, "SIGSTOP")])
+def test_a_training_goes_on_from_its_checkpoint_without_the_node_of_a_worker(tmp_path: Path, workers: int, how: str) -> None:
+    saved(tmp_path / "rows", lessons())
+    told = told_by(TRAINING, str(tmp_path), str(workers), how)
+    assert told["nodes"] == told["nodes then"] == workers
+    assert told["kept"] <= told["next step"] - 1 < told["kept"] + 20  # it may have taken steps that weren't told
+    assert told["without the lost one"]
+    assert (told["tries"], told["errors"], told["steps"]) == (2, ["None"], [200])
+    assert told["next step after"] < 60  # 12 to 15 s after a death, on two busy cores
+    print(f"{workers} workers, {how}: next step {told['next step after']:.1f} s after")
