@@ -16,6 +16,7 @@ EXAMPLES = """\
   caiflow validate cai.yaml
   caiflow validate specs/*.yaml --json
   caiflow validate cai.yaml --profile cluster --set steps.sl_cai.lora.rank=32
+  caiflow plan cai.yaml    # also whether trainings learn the tokens that engines sample, which takes tokenizers
 """
 
 

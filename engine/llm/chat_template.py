@@ -19,7 +19,7 @@ Spans = list[tuple[int, int]]
 PROBE: tuple[Message, ...] = ({"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Quite."})
 _FURTHER: tuple[Message, ...] = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."})
 _CALL = {"id": "callnr001", "type": "function", "function": {"name": "find_tea", "arguments": {"where": "in_the_pot"}}}
-_TOOLS: Sequence[Any] = (
+TOOL_TALK: Sequence[Any] = (
     PROBE[0],
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
     {"role": "tool", "name": "find_tea", "tool_call_id": "callnr001", "content": "No more than a cup."},
@@ -154,7 +154,7 @@ def refuses_system(render: Render) -> bool:
 def takes_tools(render: Render) -> bool:
     """Return whether the template says which tool is called, with what, and what it gives back."""
     try:
-        said = render(_TOOLS, prompt=False)
+        said = render(TOOL_TALK, prompt=False)
     except EngineError:
         return False
     return all(word in said for word in ("find_tea", "in_the_pot", "No more than a cup."))

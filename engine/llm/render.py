@@ -24,6 +24,9 @@ T = TypeVar("T")
 _PROBES = ("word", " two words", "\n\nLine: a", "  x ", "é1\n")
 _SEGMENTS = 16_384
 _TAIL = 48
+THOUGHTS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
+"""The marks at which models that reason begin a thought, and those at which they end it."""
+_THINKS = re.compile(rf"\s*({'|'.join(map(re.escape, THOUGHTS))})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ class Renderer:
         """The token with which the chat template ends an assistant's turn; the tokenizer's EOS where it has none of its own."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         return chat_template.end_of_turn(self._template(""), [token.content for token in added], self.tokenizer.eos_token)
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has the calls of tools and what those give back."""
+        return chat_template.takes_tools(self._template(""))
 
     def text(self, request: Request) -> str:
         """Return the text that the model continues: the templated conversation, or the plain prompt, and the prefill.
@@ -153,18 +161,41 @@ class Renderer:
         whole = self._decode_ids([*tail, *ids])
         return whole[len(head) :] if whole.startswith(head) else self._decode_ids(ids)
 
-    def answer(self, request: Request, ids: Sequence[int], before: Sequence[int]) -> str:
-        """Return the words of an answer's `ids` to a request whose own ids are `before`.
+    def answer(
+        self, request: Request, ids: Sequence[int], before: Sequence[int], *, cut: bool = False
+    ) -> tuple[str, str | None]:
+        """Return the words of an answer's `ids` to a request whose own ids are `before`, and the thought that came first.
 
         What the chat template writes around a reply's words (a space, the name of a channel) isn't part of them: the template
-        writes it again when the reply is learnt, or stands in a later prompt.
+        writes it again when the reply is learnt, or stands in a later prompt. A thought that doesn't end leaves no words; one that
+        the prompt opens does so only where the answer was `cut` off, since who was taught to reply at once never ends it.
         """
         if isinstance(request.prompt, str) or request.prefill:
-            return self.decode(ids, before)
+            return self.decode(ids, before), None
         opening, closing = self._frame(request.template)
         skipped = self._begin(ids, opening) if opening.strip() else 0
         words = self.decode(ids[skipped:], [*before, *ids[:skipped]])
-        return (words if skipped else words.removeprefix(opening)).removesuffix(closing)
+        if skipped:
+            return words.removesuffix(closing), None
+        begun = self._thinks(ids, before)
+        if begun and (begun[0] or cut or begun[1] in ids):
+            thought, rest = _split(ids, begun)
+            return self.decode(rest).lstrip().removesuffix(closing), self.decode(thought).strip()
+        said, thinking = thought_apart(words.removeprefix(opening))
+        return said.removesuffix(closing), thinking
+
+    def _thinks(self, ids: Sequence[int], before: Sequence[int]) -> tuple[int, int] | None:
+        """Return how many of the ids open a thought (0 where the prompt does), and the token that ends it; None without one."""
+        if ids and ids[0] in self._marks:
+            return 1, self._marks[ids[0]]
+        opened = next((token for token in reversed(before[-4:]) if token in self._marks or token in self._marks.values()), None)
+        return (0, self._marks[opened]) if opened in self._marks else None
+
+    @cached_property
+    def _marks(self) -> Mapping[int, int]:
+        """The tokens that begin a thought, with those that end it, where the tokenizer has such."""
+        added = {token.content: number for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()}
+        return {added[begin]: added[end] for begin, end in THOUGHTS.items() if begin in added and end in added}
 
     def _begin(self, ids: Sequence[int], opening: str) -> int:
         """Return how many of the ids are what the template opens a reply with; 0 where they aren't."""
@@ -274,6 +305,27 @@ class Renderer:
                 "the tokenizer gives no character offsets", "training needs a fast tokenizer", kind="template"
             ) from error
         return list(coded["input_ids"]), [tuple(pair) for pair in coded["offset_mapping"]]
+
+
+def thought_apart(said: str) -> tuple[str, str | None]:
+    """Return the words of an answer and the thought in marks at its head; no words where the thought doesn't end."""
+    begun = _THINKS.match(said)
+    if begun is None:
+        return said, None
+    thought, _, words = said[begun.end() :].partition(THOUGHTS[begun[1]])
+    return words.lstrip(), thought.strip()
+
+
+def unanswered(whose: str) -> EngineError:
+    """Return the error for an answer that is a thought and nothing else."""
+    return EngineError(f"{whose} has no text after its reasoning", "raise `max_tokens`, or let it reason less", kind="empty")
+
+
+def _split(ids: Sequence[int], begun: tuple[int, int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the ids of a thought and those behind it, given where it begins and the token that ends it."""
+    start, ends = begun
+    end = next((place for place in range(start, len(ids)) if ids[place] == ends), len(ids))
+    return ids[start:end], ids[end + 1 :]
 
 
 def own_template(tokenizer: Any) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.llm.chat_template import TOOL_TALK
 from caiflow.engine.llm.files import template_text
 from caiflow.engine.llm.model_files import model_folder
-from caiflow.engine.llm.render import Renderer
+from caiflow.engine.llm.render import THOUGHTS, Renderer
 from caiflow.engine.llm.tokenizer_files import FileTokenizer, TokenizerFiles
 from caiflow.engine.training.operator import TrainingOperator
 from caiflow.engine.training.sampled import apart
@@ -30,6 +31,8 @@ TALKS: Mapping[str, tuple[Message, ...]] = {
     "a question under a system turn": ({"role": "system", "content": "Be kind."}, *_ASKED),
 }
 WORDS = ("Quite.", "Yes: é 1\n\n- two")
+_OPENED = 12
+"""Characters at a prompt's end among which a thought may be opened."""
 _EDGES = {"begins": "\n\nQuite.", "ends": "Quite. \n"}
 
 Renderers = tuple[Renderer, Renderer]
@@ -58,7 +61,8 @@ def learnt_tokens(spec: Spec) -> Iterator[Learnt]:
             known[origin] = _renderers(spec, origin)
         loss_on = getattr(params, "loss_on", "completion")
         found = known[origin]
-        yield Learnt(name, found is not None, tuple(parting(*found, loss_on)) if found else ())
+        told = tuple(parting(*found, loss_on, tools=operator.takes_tools)) if found else ()
+        yield Learnt(name, found is not None, told)
 
 
 def renderers(files: TokenizerFiles, folder: Path) -> Renderers:
@@ -70,8 +74,8 @@ def renderers(files: TokenizerFiles, folder: Path) -> Renderers:
     return Renderer(FileTokenizer(folder, files)), Renderer(FileTokenizer(folder, files, trains=True))
 
 
-def parting(serves: Renderer, trains: Renderer, loss_on: Any = "completion") -> Iterator[str]:
-    """Yield each place where what is learnt isn't what is sampled."""
+def parting(serves: Renderer, trains: Renderer, loss_on: Any = "completion", *, tools: bool = False) -> Iterator[str]:
+    """Yield each place where what is learnt isn't what is sampled; with `tools`, calls of tools are learnt, too."""
     for talk, turns in TALKS.items():
         try:
             served = serves.ids(Request(turns))
@@ -79,7 +83,7 @@ def parting(serves: Renderer, trains: Renderer, loss_on: Any = "completion") -> 
             continue  # a template that refuses such a conversation: no engine answers it, either
         for words in WORDS:
             head, learnt = reply_ids(trains, turns, {"role": "assistant", "content": words})
-            said = serves.answer(Request(turns), learnt[:-1], head)
+            said, _ = serves.answer(Request(turns), learnt[:-1], head)
             if head != served:
                 yield f"the prompt of {talk}: {apart(trains, served, head)}"
                 break
@@ -88,6 +92,9 @@ def parting(serves: Renderer, trains: Renderer, loss_on: Any = "completion") -> 
             else:
                 yield from _in_loss(trains, talk, turns, words, (head, learnt), loss_on)
     yield from _at_edges(trains)
+    yield from _with_thoughts(serves, trains)
+    if tools and trains.takes_tools:
+        yield from _of_tools(serves, trains, loss_on)
 
 
 def _in_loss(
@@ -119,6 +126,48 @@ def _at_edges(renderer: Renderer) -> Iterator[str]:
         wanted = [*renderer.words(words), sampled[-1]]
         if learnt != wanted:
             yield f"a reply that {edge} with white space: {apart(renderer, wanted, learnt)}"
+
+
+def _with_thoughts(serves: Renderer, trains: Renderer) -> Iterator[str]:
+    """Yield what becomes of a thought that is sampled before a reply, and of one that a row's own reply has in it.
+
+    Only of marks that the template knows. The reply by itself is what `generate` keeps; with its thought it comes from data.
+    """
+    turns = TALKS["a question"]
+    for begin, end in THOUGHTS.items():
+        if end not in trains.chat_template:
+            continue
+        opened = begin in trains.text(Request(turns))[-_OPENED:]
+        thinking = f"{'' if opened else begin}\nHm.\n{end}\n\n{WORDS[0]}"
+        try:
+            head, learnt = reply_ids(trains, turns, {"role": "assistant", "content": WORDS[0]})
+            whole = reply_ids(trains, turns, {"role": "assistant", "content": f"{begin}\nHm.\n{end}\n\n{WORDS[0]}"})[1]
+        except CaiflowError:
+            return
+        sampled = [*trains.tokenizer.encode(thinking, add_special_tokens=False), learnt[-1]]
+        said = serves.answer(Request(turns), sampled[:-1], head)
+        if said != (WORDS[0], "Hm."):
+            yield f"a reply after a thought: {said[0]!r} is read as its words"
+        yield f"a reply after a thought, of which the words alone are learnt: {apart(trains, sampled, learnt)}"
+        if whole != sampled:
+            yield f"a reply with a thought in its text: {apart(trains, sampled, whole)}"
+
+
+def _of_tools(serves: Renderer, trains: Renderer, loss_on: Any) -> Iterator[str]:
+    """Yield where the call of a tool, or the reply to what it gave back, isn't learnt as it is sampled."""
+    asked, answered = TOOL_TALK[:2], TOOL_TALK
+    try:
+        (ids, marks), (after, later) = (labelled(trains, list(talk), loss_on) for talk in (asked, answered))
+        heads = [serves.prompt_ids(talk[:-1]) for talk in (asked, answered)]
+    except CaiflowError:
+        return  # it can't be learnt so, which `validate` and the training say
+    for what, found, counts, head in zip(
+        ("the call of a tool", "a reply after a tool"), (ids, after), (marks, later), heads, strict=True
+    ):
+        if found[: len(head)] != head:
+            yield f"the prompt of {what}: {apart(trains, head, found)}"
+        elif IGNORED in counts[len(head) :]:
+            yield f"{what}: some of its tokens carry no loss"
 
 
 def _origin(spec: Spec, name: str | None) -> str:

@@ -104,7 +104,7 @@ def reader(renderer: Renderer, ends: Sequence[int]) -> Reader:
 
     def read(prompt: Sequence[Message], ids: Sequence[int]) -> str:
         request = Request(tuple(prompt))
-        return renderer.answer(request, ids[:-1] if ids and ids[-1] in ends else ids, renderer.ids(request))
+        return renderer.answer(request, ids[:-1] if ids and ids[-1] in ends else ids, renderer.ids(request))[0]
 
     return read
 

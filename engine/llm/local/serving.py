@@ -213,7 +213,9 @@ def _said(asked: Mapping[str, Any], answers: Sequence[Completion], *, chat: bool
 
 def _choice(number: int, answer: Completion, *, chat: bool) -> dict[str, Any]:
     ended = {"index": number, "finish_reason": answer.finish, "logprobs": None}
-    return {**ended, "message": {"role": "assistant", "content": answer.text}} if chat else {**ended, "text": answer.text}
+    thought = {"reasoning_content": answer.thought} if answer.thought else {}
+    message = {"role": "assistant", "content": answer.text, **thought}
+    return {**ended, "message": message} if chat else {**ended, "text": answer.text}
 
 
 async def _stream(send: Send, said: Mapping[str, Any], *, chat: bool) -> None:

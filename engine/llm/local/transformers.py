@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache
@@ -23,7 +23,7 @@ from caiflow.engine.llm.local.kv import Slots
 from caiflow.engine.llm.local.likelihood import token_budget, token_logprobs
 from caiflow.engine.llm.local.prefixes import Prefix, Prefixes
 from caiflow.engine.llm.pulse import Pulse
-from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion, unanswered
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
 
@@ -291,13 +291,16 @@ class TransformersEngine:
             return False
         return self._stops.cut(self._renderer.decode(row.out, row.ids), sampling.stop) >= 0
 
-    def _completion(self, row: _Row) -> Completion:
+    def _completion(self, row: _Row) -> Answer:
         ended = row.out[-1] in self._ends
-        text = self._renderer.answer(row.request, row.out[:-1] if ended else row.out, row.ids)
+        text, thought = self._renderer.answer(row.request, row.out[:-1] if ended else row.out, row.ids, cut=not ended)
+        if thought is not None and not text:
+            return unanswered("the model's answer")
         at = self._stops.cut(text, row.request.sampling.stop)
         if at >= 0:
-            return Completion(text[:at], "stop", len(row.ids), len(row.out))
-        return Completion(text, "stop" if ended else "length", len(row.ids), len(row.out), ids=tuple(row.out))
+            return Completion(text[:at], "stop", len(row.ids), len(row.out), thought=thought or None)
+        finish: Literal["stop", "length"] = "stop" if ended else "length"
+        return Completion(text, finish, len(row.ids), len(row.out), thought=thought or None, ids=tuple(row.out))
 
     def _finish(self, row: _Row, answer: Answer) -> None:
         row.answer = answer

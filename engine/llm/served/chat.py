@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Request
-from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion, thought_apart, unanswered
 from caiflow.engine.llm.served.choices import (
     FORMAT,
     LIKELIHOODS,
@@ -33,8 +33,6 @@ CHAT, RAW = "chat/completions", "completions"
 _TOP = 20
 """How many of the likeliest tokens' log-probabilities are asked for: the most that common servers give."""
 _SEEDS = (1 << 31) - 1
-_THOUGHT_ENDS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
-_THINKS = re.compile(rf"\s*({'|'.join(map(re.escape, _THOUGHT_ENDS))})")
 """How reasoning begins that a server leaves in the text."""
 
 
@@ -334,16 +332,12 @@ def _apart(request: Request, said: str, message: Mapping[str, Any]) -> tuple[str
         EngineError: the reasoning doesn't end, so there is no answer.
     """
     given = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(request.prompt, str) or request.prefill or not (begun := _THINKS.match(said)):
+    words, thought = (said, None) if isinstance(request.prompt, str) or request.prefill else thought_apart(said)
+    if thought is None:
         return said, given if isinstance(given, str) else None
-    thought, ended, answer = said[begun.end() :].partition(_THOUGHT_ENDS[begun[1]])
-    if not ended:
-        raise EngineError(
-            f"the server's answer has no text after its reasoning, which begins with {begun[1]}",
-            "raise `max_tokens`, or let it reason less",
-            kind="empty",
-        )
-    return answer.lstrip(), thought.strip()
+    if not words:
+        raise unanswered("the server's answer")
+    return words, thought
 
 
 def _trimmed(request: Request, text: str, reason: Any) -> tuple[str, Literal["stop", "length"]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Draws, Request
 from caiflow.engine.llm.pulse import Pulse
-from caiflow.engine.llm.render import Rendered, Renderer, scored_completion
+from caiflow.engine.llm.render import Rendered, Renderer, scored_completion, unanswered
 from caiflow.engine.llm.stops import Stops
 from caiflow.engine.llm.vllm.gate import Gate
 from caiflow.engine.llm.vllm.seeds import seed_arguments
@@ -200,8 +200,11 @@ class VLLMEngine:
         if asked.choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}
             return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)
-        text = self._renderer.answer(asked.request, best.token_ids, asked.ids)
+        text, thought = self._renderer.answer(asked.request, best.token_ids, asked.ids, cut=best.finish_reason != "stop")
+        if thought is not None and not text:
+            return asked.number, unanswered("the model's answer")
         at = Stops.cut(text, asked.request.sampling.stop)
         if at >= 0:
-            return asked.number, Completion(text[:at], best.finish_reason, size, len(best.token_ids))
-        return asked.number, Completion(text, best.finish_reason, size, len(best.token_ids), ids=tuple(best.token_ids))
+            return asked.number, Completion(text[:at], best.finish_reason, size, len(best.token_ids), thought=thought or None)
+        ids = tuple(best.token_ids)
+        return asked.number, Completion(text, best.finish_reason, size, len(ids), thought=thought or None, ids=ids)

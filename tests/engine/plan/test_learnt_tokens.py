@@ -15,7 +15,8 @@ from caiflow.engine.llm.tokenizer_files import TokenizerFiles
 from caiflow.engine.plan.learnt_tokens import Learnt, Renderers, learnt_tokens, parting, renderers
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.training.models import load_tokenizer
-from support.chat_templates import SHAPES, TALK, model_with
+from support.chat_templates import SHAPES, TALK, WITH_TOOLS, model_with
+from support.small_models import small_model
 
 TRIMMED = {"llama-3", "gemma"}
 """Shapes that take white space off a reply."""
@@ -39,9 +40,32 @@ def pair(folder: Path) -> Renderers:
 
 
 def test_what_is_learnt_is_what_is_sampled_but_for_white_space_at_its_edges(shape: str, pair: Renderers) -> None:
-    found = list(parting(*pair))
-    assert len(found) == (2 if shape in TRIMMED else 0), found
-    assert all("with white space: token" in part for part in found)
+    found = list(parting(*pair, tools=True))
+    edges = [part for part in found if "with white space: token" in part]
+    assert len(edges) == (2 if shape in TRIMMED else 0), found
+    thoughts = [part for part in found if part not in edges]
+    assert [part.partition(":")[0] for part in thoughts] == (THINKING if shape == "qwen-3" else []), found
+
+
+THINKING = ["a reply after a thought, of which the words alone are learnt", "a reply with a thought in its text"]
+
+
+def test_a_template_that_thinks_has_the_places_named_where_the_thought_is_lost_or_spelled_out(tmp_path: Path) -> None:
+    model_with(tmp_path, SHAPES["qwen-3"])
+    lost, spelled = parting(*renderers(TokenizerFiles(tmp_path), tmp_path))
+    assert "token 2, sampled 'Hm.\\n</think>\\n', learnt '\\n</think>\\n\\nQu" in lost
+    assert "token 2, sampled 'Hm.\\n</think>\\n', learnt '\\n</think>\\n\\n<t" in spelled
+
+
+def test_calls_of_tools_are_looked_at_where_they_are_learnt(tmp_path: Path) -> None:
+    """Under a template that writes the tokenizer's EOS first, and ends turns with another token."""
+    source = small_model(tmp_path)
+    ends_otherwise = "{{ eos_token }}" + WITH_TOOLS.replace("{{ eos_token }}", "<|system|>")
+    for template, told in ((WITH_TOOLS, []), (ends_otherwise, ["the call of a tool", "a reply after a tool"])):
+        pair = renderers(TokenizerFiles(tmp_path, template), Path(source.path))
+        found = [part for part in parting(*pair, "assistant", tools=True) if "tool" in part]
+        assert [part.partition(":")[0] for part in found] == [f"the prompt of {what}" for what in told]
+        assert not [part for part in parting(*pair, "assistant") if "tool" in part], "dpo, reward and rl take none"
 
 
 @given(words=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=24))

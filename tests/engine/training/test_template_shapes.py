@@ -10,9 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Message, Request
-from caiflow.engine.llm.render import Renderer
-from caiflow.engine.training.tokens import IGNORED, conversations, labelled, preferences, prompts, reply_ids
+from caiflow.engine.llm.base import Message, Request, Sampling
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.llm.render import THOUGHTS, Renderer
+from caiflow.engine.training.models import load_tokenizer
+from caiflow.engine.training.tokens import (
+    IGNORED,
+    as_messages,
+    conversations,
+    labelled,
+    preference_of,
+    preferences,
+    prompts,
+    reply_ids,
+)
+from support.asking import ask
 from support.chat_templates import SHAPES, SYSTEM, TALK, Shape, model_with, text
 from support.small_models import saved
 from support.trainings import train
@@ -116,15 +128,54 @@ def test_tokens_that_are_sampled_are_those_that_are_learnt(
     ]
     talk = [*talk, {"role": "user", "content": question}]
     head, sampled = reply_ids(renderer, talk, {"role": "assistant", "content": words})
-    said = renderer.answer(Request(tuple(talk)), sampled[:-1], head)
+    said, _ = renderer.answer(Request(tuple(talk)), sampled[:-1], head)
     assert said == words, shape
     assert reply_ids(renderer, talk, {"role": "assistant", "content": said}) == (head, sampled)
+    reply: Message = {"role": "assistant", "content": said}
+    assert labelled(renderer, [*talk, reply], "completion") == (head + sampled, [IGNORED] * len(head) + sampled), "sft"
+    pair = preference_of({"prompt": talk, "chosen": said, "rejected": f"{said} No."})
+    assert reply_ids(renderer, *pair[:2]) == (head, sampled), "dpo and reward"
+    assert renderer.ids(Request(tuple(as_messages(talk)))) == head, "rl, whose replies are learnt as they were drawn"
+
+
+@given(EARLIER, WORDS, WORDS, st.booleans())
+@settings(max_examples=10)
+def test_thoughts_are_never_taken_for_words(
+    shape: Shape, renderer: Renderer, earlier: list[tuple[str, str]], words: str, thought: str, tokens: bool
+) -> None:
+    """Marks that are tokens of the model and those that are none, before words that the template begins as it likes."""
+    talk: tuple[Message, ...] = tuple({"role": "user", "content": asked} for asked, _ in earlier[:1]) or TALK[:1]
+    marks = THOUGHTS["<think>"] in shape.tokens and tokens
+    begin, end = ("<think>", THOUGHTS["<think>"]) if marks else ("[THINK]", THOUGHTS["[THINK]"])
+    thought = thought.replace("[", "")
+    ids = renderer.tokenizer.encode(f"{begin}\n{thought}\n{end}\n\n", add_special_tokens=False) + renderer.words(words)
+    head = renderer.ids(Request(talk))
+    assert renderer.answer(Request(talk), ids, head) == (words, thought)
+    assert renderer.answer(Request(talk), ids[: -len(renderer.words(words)) - 4], head)[0] == ""
+
+
+def test_a_thought_that_the_prompt_opens_ends_where_the_model_ends_it(tmp_path: Path) -> None:
+    """A model that was taught to reply at once never ends it: what it says is its reply, unless it was cut off."""
+    opens = SHAPES["qwen-3"].template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    model = model_with(tmp_path, SHAPES["qwen-3"]._replace(template=opens))
+    renderer = Renderer(load_tokenizer(model))
+    request = Request(TALK[:1], Sampling(max_tokens=4))
+    head = renderer.ids(request)
+    assert text(renderer, head).endswith("<think>\n")
+    ids = renderer.tokenizer.encode("Hm.\n</think>\n\nBake it.", add_special_tokens=False)
+    assert renderer.answer(request, ids, head) == ("Bake it.", "Hm.")
+    assert renderer.answer(request, ids[:2], head)[1] is None
+    assert renderer.answer(request, ids[:2], head, cut=True)[0] == ""
+    (answer,) = ask(load_engine(model), [request])
+    assert isinstance(answer, EngineError)
+    assert answer.kind == "empty"
+    assert "no text after its reasoning" in str(answer)
 
 
 def test_a_prefill_and_a_plain_text_are_gone_on_from_as_they_are(renderer: Renderer) -> None:
     ids = renderer.words(" Bake it. ")
     for request in (Request(tuple(TALK[:1]), prefill="Well,"), Request("How do I bake?")):
-        assert renderer.answer(request, ids, renderer.ids(request)) == " Bake it. "
+        assert renderer.answer(request, ids, renderer.ids(request)) == (" Bake it. ", None)
 
 
 @pytest.mark.parametrize("trainer", ["sft", "dpo"])
