@@ -167,8 +167,8 @@ class Renderer:
         """Return the words of an answer's `ids` to a request whose own ids are `before`, and the thought that came first.
 
         What the chat template writes around a reply's words (a space, the name of a channel) isn't part of them: the template
-        writes it again when the reply is learnt, or stands in a later prompt. A thought that doesn't end leaves no words; one that
-        the prompt opens does so only where the answer was `cut` off, since who was taught to reply at once never ends it.
+        writes it again when the reply is learnt, or stands in a later prompt. A thought that doesn't end leaves no words; where
+        the prompt opens it, only an answer that was `cut` off has none: who was taught to reply at once never ends it.
         """
         if isinstance(request.prompt, str) or request.prefill:
             return self.decode(ids, before), None
@@ -188,8 +188,8 @@ class Renderer:
         """Return how many of the ids open a thought (0 where the prompt does), and the token that ends it; None without one."""
         if ids and ids[0] in self._marks:
             return 1, self._marks[ids[0]]
-        opened = next((token for token in reversed(before[-4:]) if token in self._marks or token in self._marks.values()), None)
-        return (0, self._marks[opened]) if opened in self._marks else None
+        ends = [end for token in before[-4:] if (end := self._marks.get(token, token)) in self._marks.values()]
+        return (0, ends[-1]) if ends and ends[-1] not in before[-4:] else None
 
     @cached_property
     def _marks(self) -> Mapping[int, int]:
