@@ -14,12 +14,12 @@ from pydantic import Field
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
-from caiflow.engine.operator import ColumnName, Expected, RowLLM, RowOperator, SamplingParams, together
+from caiflow.engine.operator import SPEED, ColumnName, Expected, RowLLM, RowOperator, SamplingParams, Strict, together
 from caiflow.engine.rows.columns import Columns, ColumnType, Row, Turns
 from caiflow.engine.rows.turns import ANOTHER_TEMPLATE, refused_systems
 from caiflow.operators.drawing import accepting
 from caiflow.operators.drawing.accepting import AcceptParams, Drawn
-from caiflow.operators.judging.prompts import conversation_text, turns, with_system
+from caiflow.operators.judging.prompts import assistant, conversation_text, turns, user, with_system
 from caiflow.operators.measures import answers, texts
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ ABOUT_AN_ANSWER = frozenset(
     | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
 )
 """Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote, a preference."""
+
+
+class Example(Strict):
+    """A prompt and the answer to it that `generate` shows."""
+
+    prompt: str = Field(min_length=1)
+    """What the human says."""
+    response: str = Field(min_length=1)
+    """What the assistant answers."""
 
 
 class GenerateParams(AcceptParams):
@@ -53,6 +62,8 @@ class GenerateParams(AcceptParams):
     """Which turns of the prompt are used: all, the first user turn, or the last; `prompt` is rewritten accordingly."""
     prefill: str = ""
     """Beginning of the answer, already written; part of `response`."""
+    few_shot: tuple[Example, ...] = Field(default=(), json_schema_extra=SPEED)  # in `identity` where there are any
+    """Examples shown as turns before the prompt, in every `mode`; they aren't kept in the row."""
     template: str = ""
     """Chat template (Jinja text) instead of the model's own."""
     keep_columns: tuple[ColumnName, ...] = ()
@@ -114,8 +125,9 @@ class Generate(RowOperator[GenerateParams]):
         return ABOUT_AN_ANSWER.difference(self.params.keep_columns)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return each answer's complete sampling: a list of samples inherits what it leaves out."""
-        return {"samplings": [sampling._asdict() for sampling in self._samplings]}
+        """Return each answer's complete sampling, since a list of samples inherits what it leaves out, and any examples."""
+        shown = {"few_shot": [example.model_dump() for example in self.params.few_shot]} if self.params.few_shot else {}
+        return {"samplings": [sampling._asdict() for sampling in self._samplings], **shown}
 
     def calls(self) -> int:
         """Return the number of answers, each with all its draws."""
@@ -187,11 +199,10 @@ class Generate(RowOperator[GenerateParams]):
 
     async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
         p = self.params
+        asked = with_examples(with_system(prompt, p.system), p.few_shot)
         if p.mode == "chat":
-            return await llm.chat(
-                with_system(prompt, p.system), sampling, sample=sample, prefill=p.prefill, template=p.template
-            )
-        answer = await llm.complete(plain_text(with_system(prompt, p.system), p.mode) + p.prefill, sampling, sample=sample)
+            return await llm.chat(asked, sampling, sample=sample, prefill=p.prefill, template=p.template)
+        answer = await llm.complete(plain_text(asked, p.mode) + p.prefill, sampling, sample=sample)
         text = answer.text if p.prefill else answer.text.strip()
         return answer._replace(text=text)
 
@@ -216,6 +227,13 @@ def _answers(row: Row) -> Sequence[str]:
 def _all_equal(passed: Passed) -> float | None:
     found = [text for row in passed.made for text in _answers(row)]
     return float(all(texts.same(text, found[0]) for text in found[1:])) if len(found) > 1 else None
+
+
+def with_examples(prompt: Sequence[Message], examples: Sequence[Example]) -> list[Message]:
+    """Return a prompt with examples as turns before it, behind its system turn."""
+    first = next((place for place, turn in enumerate(prompt) if turn["role"] != "system"), len(prompt))
+    shown = [turn for example in examples for turn in (user(example.prompt), assistant(example.response))]
+    return [*prompt[:first], *shown, *prompt[first:]]
 
 
 def plain_text(messages: Sequence[Message], mode: Literal["transcript", "raw"]) -> str:

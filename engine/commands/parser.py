@@ -107,7 +107,11 @@ def variant_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", dest="sets", metavar="PATH=VALUE", action="append", default=[],
         help="change a value, for example steps.sl_cai.learning_rate=1e-4; VALUE is read as YAML; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--profile", metavar="NAME", help="apply one of the spec's `profiles:`")
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="apply one of the spec's `profiles:`; `a,b` lays b over a",
+    )
     allowing_arguments(parser)
     parser.add_argument("--sample", metavar="N", type=positive, help="take only N rows of every source; a full run reuses them")
 

@@ -57,12 +57,14 @@ def with_source(problem: Problem) -> str:
 
 def _checked(name: str, args: Namespace) -> tuple[str, tuple[Problem, ...]]:
     """Return what to say of a spec without a problem, and its problems."""
+    from caiflow.engine.spec.layers import profiles_of
     from caiflow.engine.spec.load import load_spec
 
     try:
         spec = load_spec(find_spec(name), sets=args.sets, profile=args.profile, sample=args.sample, allowed=args.allowed_paths)
     except SpecError as error:
         return "", error.problems or (Problem(name, 1, 1, "", str(error)),)
-    others = [profile for profile in spec.profiles if profile != args.profile]
+    chosen = profiles_of(args.profile or "", spec.profiles)
+    others = [profile for profile in spec.profiles if profile not in chosen]
     said = f"{name}: ok" + (f", without looking into --profile {' or '.join(others)}" if others else "")
     return "\n".join([said, *(f"remark: {remark}" for remark in spec.remarks)]), ()

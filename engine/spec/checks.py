@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding, suggest
-from caiflow.engine.field_marks import Mark, marks
+from caiflow.engine.field_marks import Mark
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
 from caiflow.engine.llm.model_files import gguf_file, model_folder
@@ -26,7 +26,7 @@ from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_ove
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Step
 from caiflow.engine.spec.layers import ByHand, split_path
-from caiflow.engine.spec.reach import LONGEST_PART, LONGEST_PATH, is_there, named, out_of_reach, too_long
+from caiflow.engine.spec.reach import LONGEST_PART, LONGEST_PATH, is_there, named, out_of_reach, paths_of, too_long
 from caiflow.engine.yaml.tree import Path_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -237,7 +237,7 @@ def _readable(checked: Checked, refused: set[Path_]) -> dict[str, ModelEntry]:
 
 
 def _check_files(checked: Checked, refused: set[Path_]) -> None:
-    owned = [(("models", name), mark) for name, entry in checked.models.items() for mark in marks(entry, "x-path")]
+    owned = [(("models", name), mark) for name, entry in checked.models.items() for mark in paths_of(entry)]
     owned += [(("steps", name), mark) for name in checked.names("steps") for mark in checked.marks(name, "x-path")]
     for owner, mark in owned:
         if (*owner, *mark.path) not in refused:

@@ -151,7 +151,7 @@ class SpecFile(Strict):
     steps: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Steps by name; each is `{op: OPERATOR, ...its parameters}`."""
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Partial specs by name; `--profile NAME` lays one over this spec. A null takes a key away."""
+    """Partial specs by name; `--profile NAME` lays one over this spec, `a,b` several. A null takes a key away."""
     extends: str | None = None
     """Another spec, relative to this one, or a bundled recipe's name, over which this spec is laid."""
     matrix: dict[str, dict[str, dict[str, Any] | None] | list[Any]] = Field(default_factory=dict)

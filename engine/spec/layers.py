@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,12 +58,17 @@ def read_layers(
     tree = _extended(path, (), problems, reach, text)
     profiles = tree.child("profiles")
     names = tuple(name for name, _ in profiles.items()) if profiles else ()
-    if profile is not None:
-        tree = _with_profile(tree, profile, problems)
+    for name in [] if profile is None else profiles_of(profile, names):
+        tree = _with_profile(tree, name, problems)
     tree = tree._replace(value={key: node for key, node in tree.items() if key != "profiles"})
     for number, text in enumerate(sets, 1):
         tree = _with_set(tree, text, number, problems)
     return Layers(tree, names)
+
+
+def profiles_of(chosen: str, names: Collection[str]) -> list[str]:
+    """Return the profiles that are chosen: one, or several with commas between, of which the later lie over the earlier."""
+    return [chosen] if chosen in names else [name.strip() for name in chosen.split(",")]
 
 
 def merge(under: Node, over: Node) -> Node:

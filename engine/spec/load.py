@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from caiflow.engine import registry
 from caiflow.engine.errors import Problem, SpecError
-from caiflow.engine.field_marks import marks
 from caiflow.engine.spec import checks, matrix
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Spec, SpecFile, Step
 from caiflow.engine.spec.layers import Problems, assign, read_layers
-from caiflow.engine.spec.reach import Reach, is_there
+from caiflow.engine.spec.reach import Reach, is_there, paths_of
 from caiflow.engine.spec.shapes import parse, parse_model, parse_step
 from caiflow.engine.yaml.tree import Location, Node, Path_
 
@@ -187,7 +186,7 @@ def _models(tree: Node, parsed: Mapping[str, ModelEntry], problems: Problems) ->
 
 def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps: Mapping[str, Step]) -> Node:
     """Return the tree with paths written in another file (`extends`) or on the command line made relative to the spec."""
-    found: list[Path_] = [("models", name, *mark.path) for name, entry in models.items() for mark in marks(entry, "x-path")]
+    found: list[Path_] = [("models", name, *mark.path) for name, entry in models.items() for mark in paths_of(entry)]
     found += [("steps", name, *mark.path) for name, step in steps.items() for mark in step.marks("x-path")]
     found += [("constitution",), *(("steps", name, "constitution") for name in steps)]
     for path in found:

@@ -141,13 +141,18 @@ def named(models: Mapping[str, ModelEntry], steps: Mapping[str, Iterable[Mark]],
     for name, entry in models.items():
         if entry.chat_template and "{" not in entry.chat_template:
             yield Named(("models", name, "chat_template"), entry.chat_template, "template")
-        for mark in marks(entry, "x-path"):
-            if not (entry.served and mark.path == ("source",)) and not _by_name(mark.value):
+        for mark in paths_of(entry):
+            if not _by_name(mark.value):
                 yield Named(("models", name, *mark.path), mark.value, mark.meaning)
     for name, found in steps.items():
         yield from (Named(("steps", name, *mark.path), mark.value, mark.meaning) for mark in found if not mark.key)
     for place in (("constitution",), *(("steps", name, "constitution") for name in steps)):
         yield from _in_constitution(tree.get(*place), place)
+
+
+def paths_of(entry: ModelEntry) -> Iterator[Mark]:
+    """Yield what may name a file in a model's entry; what a server calls its model is a name, whatever it looks like."""
+    yield from (mark for mark in marks(entry, "x-path") if not (entry.served and mark.path == ("source",)))
 
 
 def _by_name(value: str) -> bool:

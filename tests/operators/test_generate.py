@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from caiflow.engine.field_marks import identity_params
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
@@ -109,6 +110,34 @@ def test_a_transcript_needs_no_chat_template() -> None:
     assert asked.prompt == "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: and now?\n\nAssistant:"
     assert asked.sampling.stop == ("\n\nHuman:",)
     assert given["response"] == "fine, thanks"
+
+
+SHOWN = [{"prompt": "why?", "response": "so"}, {"prompt": "who?", "response": "me"}]
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt"),
+    [
+        ("transcript", "\n\nHuman: why?\n\nAssistant: so\n\nHuman: who?\n\nAssistant: me\n\nHuman: hello\n\nAssistant:"),
+        ("raw", "why?\n\nso\n\nwho?\n\nme\n\nhello"),
+        ("chat", [{"role": "system", "content": "be kind"}, *map(user, ["why?", "so", "who?", "me", "hello"])]),
+    ],
+)
+def test_examples_stand_before_the_prompt_in_every_mode_and_not_in_the_row(mode: str, prompt: Any) -> None:
+    llm = RuleLLM()
+    given = run(step(mode=mode, few_shot=SHOWN, **({"system": "be kind"} if mode == "chat" else {})), llm, [user("hello")])
+    asked = llm.asked[0].prompt
+    if mode == "chat":
+        assert [turn["content"] for turn in asked] == [turn["content"] for turn in prompt]
+        assert [turn["role"] for turn in asked] == ["system", "user", "assistant", "user", "assistant", "user"]
+    else:
+        assert asked == prompt
+    assert "prompt" not in given
+
+
+def test_examples_are_in_the_identity_and_their_absence_changes_none() -> None:
+    assert "few_shot" not in {**identity_params(step().params), **step().identity()}
+    assert step(few_shot=SHOWN).identity() != step(few_shot=SHOWN[:1]).identity() != step().identity()
 
 
 def test_a_raw_prompt_is_its_bare_text() -> None:

@@ -99,6 +99,19 @@ def test_a_profile_is_laid_over_and_a_null_takes_away() -> None:
     assert "sampling" not in spec.raw["steps"]["ask"]
 
 
+def test_several_profiles_lie_over_each_other_the_last_on_top() -> None:
+    spec = load(f"{SPEC}  hot:\n    steps: {{tuned: {{epochs: 5}}}}\n", profile="gpu, hot")
+    assert (spec.models["base"].dtype, spec.steps["tuned"].params.epochs) == ("bfloat16", 5)
+    with pytest.raises(SpecError, match="unknown profile `gpus`"):
+        load(SPEC, profile="gpu,gpus")
+
+
+@pytest.mark.parametrize("name", ["llama3.1:8b", "accounts/x/models/y", "rl@with", "/models/llama", "../up", "C:\\m"])
+def test_whatever_a_server_calls_its_model_is_a_name(name: str) -> None:
+    served = SPEC.replace("source: tiny}", f"source: '{name}', base_url: 'http://127.0.0.1:9/v1'}}")
+    assert load(served).models["base"].source == name
+
+
 def test_an_unknown_profile_is_named() -> None:
     with pytest.raises(SpecError, match=r"spec.yaml:15:1: unknown profile `gpus`; did you mean `gpu`\?"):
         load(SPEC, profile="gpus")

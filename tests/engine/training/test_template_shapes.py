@@ -107,6 +107,12 @@ def test_a_reward_model_s_batches_end_where_the_replies_do(shape: Shape, rendere
         assert text(renderer, ids[seen == 1]) == shape.prompt + shape.reply.replace("Bake it.", said)
 
 
+def test_a_judge_is_asked_for_one_token_behind_its_prefill(shape: Shape, renderer: Renderer) -> None:
+    request = Request(TALK[:3], prefill="The answer is (", choices=("A", "B"))
+    assert text(renderer, renderer.ids(request)) == f"{shape.prompt}The answer is ("
+    assert [text(renderer, [token]) for token in renderer.choices(request).values()] == ["A", "B"]
+
+
 def test_rl_asks_what_serving_asks(shape: Shape, renderer: Renderer, tmp_path: Path) -> None:
     (row,) = prompts(saved(tmp_path, [{"uid": "1", "prompt": TALK[:3]}]), renderer, max_length=400).data
     assert text(renderer, renderer.ids(Request(tuple(row["prompt"])))) == shape.prompt
