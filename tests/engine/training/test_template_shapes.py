@@ -118,8 +118,12 @@ def test_rl_asks_what_serving_asks(shape: Shape, renderer: Renderer, tmp_path: P
     assert text(renderer, renderer.ids(Request(tuple(row["prompt"])))) == shape.prompt
 
 
-WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=24).map(str.strip).filter(bool)
-"""What may be said: white space around a turn is left out, since some templates take it off."""
+WORDS = (
+    st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=24)
+    .map(str.strip)
+    .filter(lambda said: said and not said.startswith(tuple(THOUGHTS)))
+)
+"""What may be said: white space around a turn is left out, since some templates take it off; a mark would begin a thought."""
 EARLIER = st.lists(st.tuples(WORDS, WORDS), max_size=2)
 
 
