@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from functools import cache
 from math import ceil
 from pathlib import Path
 
@@ -65,3 +67,13 @@ def pip_command(extra: str) -> str:
     wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
     libraries = [line.partition(";")[0].strip() for line in found if wanted.search(line)]
     return f"pip install {' '.join(repr(library) for library in libraries) or EXTRAS[extra]}"
+
+
+@cache
+def machine_tag() -> str:
+    """Return a short word for this machine as it runs now: what has the same word shares a kernel, and so all its locks."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        started = b""
+    return hashlib.sha256(os.uname().nodename.encode() + started).hexdigest()[:8]

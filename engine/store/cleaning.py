@@ -19,6 +19,7 @@ from typing import Literal
 
 from caiflow.engine.store.artifacts import RunRecord, Store, short
 from caiflow.engine.store.disk import storing
+from caiflow.engine.store.ledger_segment import ELSEWHERE_S
 
 Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
@@ -26,8 +27,6 @@ GRACE_S = 3600.0
 _AT_ONCE = 8
 """Folders removed at once: a disk that takes a millisecond for each takes many at a time."""
 _CLOCK_TICK_NS = 2_000_000_000  # the coarsest that file systems in use have
-ELSEWHERE_S = 7 * 86400.0
-"""Unfinished work of another machine, whose processes can't be seen, is left alone for this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +82,10 @@ def collect(store: Store, garbage: list[Garbage]) -> list[Garbage]:
         going = []
         for item in garbage:
             with storing(item.path), _free(store, item) as free:
-                if free and (doomed := _out_of_reach(reached, item)):
-                    going.append(pool.submit(_remove, doomed))
-                    removed.append(item)
+                doomed = _out_of_reach(reached, item) if free else None
+            if doomed is not None:  # its files are closed by now: NFS keeps open ones in their folder under another name
+                going.append(pool.submit(_remove, doomed))
+                removed.append(item)
         for one in going:
             one.result()
     return removed
@@ -118,7 +118,8 @@ def _free(store: Store, item: Garbage) -> Iterator[bool]:
         with store.claim(item.path.name) as claimed:
             yield claimed
         return
-    open_files = [os.open(path, os.O_RDONLY) for path in item.path.glob("*.seg")] if item.kind == "ledger" else []
+    # NFS gives the lock of one writer only where writing is possible
+    open_files = [os.open(path, os.O_RDWR) for path in item.path.glob("*.seg")] if item.kind == "ledger" else []
     try:
         yield sum(map(_lock, open_files)) == len(open_files)
     finally:

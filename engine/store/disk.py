@@ -15,6 +15,8 @@ from caiflow.engine.errors import StoreError
 from caiflow.engine.machine import home
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
+_LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}
 _REFUSED = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only"}
 
 
@@ -41,6 +43,9 @@ def store_error(where: Path, error: OSError) -> StoreError:
         )
     if number in _REFUSED:
         return StoreError(f"{where}: {_REFUSED[number]} to write here", "set CAIFLOW_HOME to a folder of yours")
+    if number in _LOCKLESS:
+        hint = "mount it with locks (NFS with its lock service, Lustre with `-o flock`), or set CAIFLOW_HOME to another disk"
+        return StoreError(f"{where}: the file system gives no locks, got {error}", f"{hint}; `caiflow doctor` tries them")
     return StoreError(f"{where}: can't read or write, got {error}", "check the disk")
 
 
@@ -74,10 +79,13 @@ def point(link: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file or a folder's list of names durable."""
+    """Make a file or a folder's list of names durable; some shared file systems do the latter by themselves, and refuse it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
+from caiflow.engine.machine import machine_tag
 from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import store_error, storing
 from caiflow.engine.store.ledger_index import Index
-from caiflow.engine.store.ledger_segment import Segment, create, frame, payload_of
+from caiflow.engine.store.ledger_segment import ELSEWHERE_S, Segment, create, frame, payload_of
 
 _FLUSH_S = 1.0
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
@@ -191,7 +192,7 @@ class Ledger:
         self._flusher.start()
 
     def _take(self, segment: Segment) -> bool:
-        if not segment.hold():
+        if not _may_take(segment.path) or not segment.hold():
             return False
         self._read(segment.path.name)  # what its last holder wrote since our look
         if segment.whole():
@@ -201,7 +202,7 @@ class Ledger:
 
     def _create(self) -> Segment:
         while True:  # another process may take the new file first
-            name = f"{int(time.time()):010d}-{uuid.uuid4().hex[:12]}.seg"
+            name = f"{int(time.time()):010d}-{machine_tag()}-{uuid.uuid4().hex[:12]}.seg"
             create(self.path / name)
             self._read(name)
             segment = self._segments[self._known[name]]
@@ -214,3 +215,8 @@ class Ledger:
                 self.flush()
             except StoreError as error:
                 self._failed = error
+
+
+def _may_take(segment: Path) -> bool:
+    """Return whether no other machine can be writing a file: there are shared file systems whose locks it wouldn't see."""
+    return f"-{machine_tag()}-" in segment.name or segment.stat().st_mtime < time.time() - ELSEWHERE_S

@@ -13,6 +13,10 @@ import zlib
 from array import array
 from pathlib import Path
 
+from caiflow.engine.store.disk import sync
+
+ELSEWHERE_S = 7 * 86400.0
+"""What another machine has left unfinished, whose processes can't be seen, is left alone for this long."""
 MAGIC = b"CAIFLOW1"
 _HEAD = struct.Struct("<II16s")  # payload bytes, crc32 of key and payload, key
 _CHUNK = 4 << 20  # bytes read at once; no mapping, since a writer may cut the file while it is read
@@ -127,9 +131,7 @@ def create(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    sync(path.parent)
 
 
 def _good(data: bytes, at: int, keys: bytearray, offsets: array[int]) -> int:

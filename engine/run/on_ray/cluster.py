@@ -127,12 +127,13 @@ class Cluster:
         self.started = True
 
     def refuse_unfit(self, home: Path, operators: Mapping[str, str]) -> None:
-        """Raise where a node doesn't see the store at `home`, or runs other code; `operators` are others' modules, by name.
+        """Raise where nodes don't see the store at `home`, or run other code (`operators`: others' modules); tell of its locks.
 
         Raises:
             ClusterError: names the nodes.
         """
-        refuse_strangers(self.nodes, home, operators)
+        for said in refuse_strangers(self.nodes, home, operators):
+            self.on_event({"event": "log", "text": said})
 
     def refuse_too_large(self, what: str, room: Room) -> None:
         """Raise ClusterError where `what` wants more than there can ever be here."""

@@ -9,6 +9,7 @@ import hashlib
 import math
 import platform
 import re
+import shutil
 import time
 import uuid
 from collections import defaultdict
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from caiflow.engine.errors import ClusterError, StepError
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
+from caiflow.engine.store.share import Held, locks_had
 from caiflow.engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -65,6 +67,11 @@ class Node:
         return f"{self.address} ({self.cpus:g} CPU cores, {self.gpus:g} GPUs)"
 
 
+_NONCE = "nonce"
+_BLIND = (
+    "locks in the store don't hold between the nodes, so that calls may be paid for twice and caps be exceeded "
+    "(mount it with locks that all see: `caiflow doctor`)"
+)
 _OWN_LABELS = ("ray.io/node-id", "ray.io/node-group", "ray.io/availability-region")
 """What Ray labels every node with, and no choice goes by."""
 
@@ -116,10 +123,11 @@ def places(nodes: Sequence[Node], gpus: float) -> float:
     return sum(math.floor(node.gpus) * shares if shares else math.floor(node.gpus / gpus) for node in nodes)
 
 
-def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, str]) -> None:
+def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, str]) -> list[str]:
     """Raise unless every other node reads what this process writes into the store at `home`, and runs the same code.
 
-    `operators` are the modules of operators that don't come with caiflow, by the operators' names.
+    `operators` are the modules of operators that don't come with caiflow, by the operators' names. Returns what is to be said
+    of nodes that don't see this process's locks: nothing is lost by that, but work may be done twice.
 
     Raises:
         ClusterError: names each node with what is wrong with it.
@@ -129,19 +137,28 @@ def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, 
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in nodes if node.id != here]
     if not others:
-        return
+        return []
     nonce = uuid.uuid4().hex
     mark = home / f"seen-{nonce}"
     with storing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        mark.write_text(nonce, encoding="utf-8")
+        mark.mkdir(parents=True)
+        (mark / _NONCE).write_text(nonce, encoding="utf-8")
+        held = Held(mark)
     try:
         here_runs, asked = code_here(operators), _asked(others, mark, operators)
         wrong = [f"{node.address} {said}" for node, found in asked if (said := _wrong(found, nonce, home, here_runs))]
     finally:
-        mark.unlink(missing_ok=True)
+        held.close()
+        shutil.rmtree(mark, ignore_errors=True)
     if wrong:
         raise ClusterError("the cluster isn't fit for this run: " + "; ".join(wrong))
+    return _blind([(node, found) for node, found in asked if isinstance(found, Found)])
+
+
+def _blind(answers: Sequence[tuple[Node, Found]]) -> list[str]:
+    """Return what is to be said where nodes were given locks that the asking process holds."""
+    nodes = [f"{node.address} ({', '.join(found.had)})" for node, found in answers if found.had]
+    return [f"{_BLIND}: {'; '.join(nodes)}"] if nodes else []
 
 
 def refuse_unseen(results: Mapping[str, StepResult], place: Callable[[], str]) -> None:
@@ -228,7 +245,7 @@ def _caller(job: Mapping[str, Any]) -> str:
     return f"`{shown}` (process {job['DriverPid']} on {job['DriverIPAddress']})" if job else "a job that has ended"
 
 
-def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> list[tuple[Node, _Found | str]]:
+def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> list[tuple[Node, Found | str]]:
     """Return each node's answer, or what was in its way.
 
     They are asked in a plain process, which a node may have at hand: one with variables of its own has to be made.
@@ -242,7 +259,7 @@ def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> l
         for node in nodes
     ]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-    found: list[_Found | str] = []
+    found: list[Found | str] = []
     for answer in asked:
         try:
             found.append(ray.get(answer) if answer in answered else f"gave no answer in {ANSWER_S:g} s")
@@ -251,22 +268,27 @@ def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> l
     return list(zip(nodes, found, strict=True))
 
 
-class _Found(NamedTuple):
-    """What a node reads of the store, and what it runs."""
+class Found(NamedTuple):
+    """What a node reads of the store, what it runs, and which locks it was given that the asking process holds."""
 
     seen: str
     code: Code
+    had: Sequence[str] = ()
 
 
-def _look(mark: str, operators: Mapping[str, str]) -> _Found:
+def _look(mark: str, operators: Mapping[str, str]) -> Found:
     try:
-        seen = Path(mark).read_text(encoding="utf-8")
+        seen = (Path(mark) / _NONCE).read_text(encoding="utf-8")
     except OSError:
-        seen = ""
-    return _Found(seen, code_here(operators))
+        return Found("", code_here(operators))
+    try:
+        had = locks_had(Path(mark))
+    except OSError as error:
+        had = [error.strerror or str(error)]
+    return Found(seen, code_here(operators), had)
 
 
-def _wrong(found: _Found | str, nonce: str, home: Path, here: Code) -> str:
+def _wrong(found: Found | str, nonce: str, home: Path, here: Code) -> str:
     """Return what is wrong with a node's answer, in words that follow its name; empty where nothing is."""
     if isinstance(found, str):
         return found
