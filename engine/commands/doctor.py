@@ -1,7 +1,8 @@
 """`caiflow doctor`: is this machine fit for runs, and if not, what to do.
 
-Looks at Python, libraries, engines, accelerators, Ray, the store and the hub's cache. Reads only, except for one small file
-written to the store and removed again. Never installs; starts an engine, a training or Ray only with `--try` (trials/).
+Looks at Python, libraries, engines, accelerators, Ray, the store, its bucket and the hub's cache. Reads only, except for a
+folder written to the store and removed again, and a small file that stays in the bucket. Never installs; starts an
+engine, a training or Ray only with `--try` (trials/).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from caiflow.engine.commands.parser import print_json
 from caiflow.engine.commands.serve import missing_libraries
 from caiflow.engine.commands.trials.table import NAMES, Trial, chosen
 from caiflow.engine.display.terminal import say
-from caiflow.engine.errors import ClusterError
+from caiflow.engine.errors import ClusterError, StoreError
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.llm.served.taught import all_taught, in_words
 from caiflow.engine.machine import cores, gpus, local_path, pip_command
 from caiflow.engine.registry import plugins
 from caiflow.engine.store.artifacts import Store, default_home
+from caiflow.engine.store.bucket import bucket_here
+from caiflow.engine.store.share import faults, mount_of
 
 EXAMPLES = """\
   caiflow doctor
@@ -89,7 +92,7 @@ def examine(home: Path) -> Iterator[Diagnosis]:
     """Yield what was found, one thing after the other, for a store at `home`."""
     checks: tuple[Callable[[], Iterator[Diagnosis]], ...] = (
         _python, _libraries, _torch, _transformers, _vllm, _serve, _ray,
-        lambda: _store(home), lambda: _servers(home), _hub, _packaged, _memory,
+        lambda: _store(home), _bucket, lambda: _servers(home), _hub, _packaged, _memory,
     )  # fmt: skip
     for check in checks:
         yield from check()
@@ -100,13 +103,15 @@ def examine_cluster(address: str, home: Path) -> Iterator[Diagnosis]:
     from caiflow.engine.run.on_ray.cluster import Cluster
     from caiflow.engine.run.on_ray.nodes import holders
 
-    cluster = Cluster(address)
+    cluster, said = Cluster(address), list[str]()
     try:
         cluster.start()
+        cluster.on_event = lambda event: said.append(str(event.get("text", "")))
         for node in cluster.nodes:
             yield Diagnosis("node", "ok", f"{node.address}: {node.cpus:g} CPU cores, {node.gpus:g} GPUs")
         cluster.refuse_unfit(home, {name: entry.module for name, entry in plugins().items()})
         yield Diagnosis("cluster", "ok", f"{len(cluster.nodes)} nodes at {address} see the store and run the same code")
+        yield from (Diagnosis("cluster", "note", told) for told in said)
         if cluster.gpus and (held := holders()):
             yield Diagnosis("cluster", "note", f"of its {cluster.gpus:g} GPUs {', '.join(held)}", "runs wait for those")
     except ClusterError as error:
@@ -192,18 +197,36 @@ def _ray() -> Iterator[Diagnosis]:
 
 
 def _store(home: Path) -> Iterator[Diagnosis]:
+    """Try the store's file system, and say what it is and what doesn't hold there."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = home / f".doctor-{os.getpid()}"
-        probe.write_text("writable", encoding="utf-8")
-        probe.unlink()
+        wrong = "; ".join(faults(home))
     except OSError as error:
         hint = "set CAIFLOW_HOME to a folder on a disk with space that you may write to"
         yield Diagnosis("store", "broken", f"{home}: {error.strerror}", hint)
         return
-    free = shutil.disk_usage(home).free
-    tight = free < TIGHT_BYTES
-    yield Diagnosis("store", "note" if tight else "ok", f"{home}, {free / 2**30:,.1f} GiB free", "caiflow gc" if tight else "")
+    mount, free = mount_of(home), shutil.disk_usage(home).free
+    kind, tight = f" ({mount.kind})" if mount.kind else "", free < TIGHT_BYTES
+    yield Diagnosis(
+        "store", "note" if tight else "ok", f"{home}{kind}, {free / 2**30:,.1f} GiB free", "caiflow gc" if tight else ""
+    )
+    if wrong:
+        yield Diagnosis("store", "broken", f"{home}{kind}: {wrong}", "set CAIFLOW_HOME to a folder on another disk")
+    elif mount.alone:
+        hint = "for a store that several machines use, mount it without that"
+        yield Diagnosis("store", "note", f"its locks hold on this machine alone, by the option {mount.alone}", hint)
+    elif mount.shared:
+        hint = "`caiflow doctor --address RAY` tries that"
+        yield Diagnosis("store", "note", "locks, renames and syncs hold here; other machines may see it, too", hint)
+
+
+def _bucket() -> Iterator[Diagnosis]:
+    """Say whether the bucket of artifacts, where the user has one, can be written to."""
+    if bucket := bucket_here():
+        try:
+            bucket.check()
+            yield Diagnosis("artifacts", "ok", f"{bucket} keeps them, too, and gives what the store lacks")
+        except StoreError as error:
+            yield Diagnosis("artifacts", "broken", error.message, error.hint)
 
 
 def _servers(home: Path) -> Iterator[Diagnosis]:

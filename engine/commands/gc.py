@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from caiflow.engine.commands.parser import open_store, print_json
 from caiflow.engine.display.terminal import say
+from caiflow.engine.store.bucket import bucket_here
 
 if TYPE_CHECKING:
     from caiflow.engine.store.cleaning import Garbage
@@ -39,6 +40,8 @@ def execute(args: Namespace) -> int:
         print_json("gc", {"removed": not args.dry_run, "things": things})
     else:
         say(_words(gone, "would be removed" if args.dry_run else "removed"))
+        if bucket := bucket_here():
+            say(f"nothing in {bucket} was looked at: what lies there goes by the rules of the bucket, such as an age")
     return 0
 
 

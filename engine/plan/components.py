@@ -5,7 +5,8 @@ Reads the spec, the store and the models' contents. Says nothing of what is stil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import DamagedError, PlanError, StepError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
+    from caiflow.engine.store.bucket import Bucket
 
 KEY_FORMAT = 1
 COMPONENTS = "components.json"
@@ -44,7 +46,7 @@ class Resolver:
     """Answers, for the steps of one spec, what they depend on, as far as their inputs are already made.
 
     `artifacts` holds the output of every step settled so far; the run adds to it as steps finish. `remade` says of steps
-    why their output in the store doesn't count.
+    why their output in the store doesn't count. From `bucket` comes what the store lacks.
     """
 
     def __init__(
@@ -58,6 +60,13 @@ class Resolver:
         self._trust = trust_remote_code
         self._allowed = with_typed(spec.models, spec.source, allowed)
         self._entries: dict[str, ModelSource] = {}
+
+    @cached_property
+    def bucket(self) -> Bucket | None:
+        """Where artifacts are kept beside the store; None where the user has no such place."""
+        from caiflow.engine.store.bucket import bucket_here
+
+        return bucket_here()
 
     def model(self, name: str) -> ModelSource | None:
         """Return a model by the name parameters use; None for a step that isn't trained yet."""
@@ -268,8 +277,18 @@ class Resolver:
         return components, artifact
 
     def _made(self, step: Step, name: str) -> Artifact | None:
+        """Return an artifact from the store; where that has none that will do, from the bucket."""
+        found = self._usable(step, name, self.store.artifact)
+        bucket = self.bucket
+        if found is None and bucket is not None:
+            found = self._usable(step, name, lambda name: bucket.fetch(name, self.store))
+            if found is not None:
+                self.remade.pop(step.name, None)
+        return found
+
+    def _usable(self, step: Step, name: str, look: Callable[[str], Artifact | None]) -> Artifact | None:
         try:
-            artifact = self.store.artifact(name)
+            artifact = look(name)
         except DamagedError as error:
             self.remade[step.name] = error.message
             return None

@@ -23,6 +23,7 @@ from caiflow.engine.spec.load import Draft, in_order
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.spec.reach import Named, flag_for, is_there, named, resolved
 from caiflow.engine.store.artifacts import default_home
+from caiflow.engine.store.bucket import bucket_here
 from caiflow.engine.yaml.tree import Node, dotted
 
 TRUST = "--trust-remote-code"
@@ -105,7 +106,11 @@ def inspection(path: Path, draft: Draft, allowed: Permissions = Permissions()) -
         reads=tuple(found for value in named(draft.models, steps, draft.tree) for found in _reading(value, draft)),
         asks=tuple(_askings(draft, with_typed(draft.models, draft.tree, allowed))),
         runs=tuple(_codes(draft)),
-        writes=(f"runs/{draft.head.name or path.stem}/ in the working folder, or --out", f"the store, {default_home()}"),
+        writes=(
+            f"runs/{draft.head.name or path.stem}/ in the working folder, or --out",
+            f"the store, {default_home()}",
+            *([f"the artifacts, to {bucket}"] if (bucket := bucket_here()) else []),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.display.report import central, leaves
@@ -21,6 +22,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.plan.components import COMPONENTS, TEXTS, Components, Resolver
 from caiflow.engine.plan.lock import LOCK, compare_locks, grade, make_lock, read_lock, write_lock
 from caiflow.engine.plan.relocate import portable
+from caiflow.engine.run.sending import Sending
 from caiflow.engine.store.artifacts import Artifact
 from caiflow.engine.store.checkpoints import left_learnt
 from caiflow.engine.store.disk import finite, point, write_atomic
@@ -37,7 +39,7 @@ SETTLED: tuple[StepStatus, ...] = (*MADE, *UNMADE)
 class RunFolder:
     """The folder of one run, and the status of every step it is to settle."""
 
-    def __init__(self, resolver: Resolver, out_dir: Path, journal: Journal, steps: Sequence[Step]) -> None:
+    def __init__(self, resolver: Resolver, out_dir: Path, journal: Journal, steps: Sequence[Step], interrupted: Event) -> None:
         self.status: dict[str, StepStatus] = {step.name: "waiting" for step in steps}
         self.components: dict[str, Components] = {}
         self._resolver = resolver
@@ -46,9 +48,14 @@ class RunFolder:
         self._steps = steps
         self._started: dict[str, float] = {}
         self._own_s: dict[str, float | None] = {}
+        self._sending = Sending(resolver.bucket, journal, interrupted)
 
     def open(self) -> None:
-        """Write what is known before the first step."""
+        """Write what is known before the first step, and look whether the bucket takes what is to come.
+
+        Raises:
+            StoreError: it doesn't.
+        """
         spec = self._resolver.spec
         (self._out_dir / "steps").mkdir(parents=True, exist_ok=True)
         (self._out_dir / "spec.yaml").write_text(portable(spec), encoding="utf-8")
@@ -60,6 +67,11 @@ class RunFolder:
         ]
         variant = " ".join(spec.variant) or None
         self._journal.emit("run_started", name=spec.name, variant=variant, spec=digest(spec.raw), seed=spec.seed, steps=steps)
+        self._sending.begin()
+
+    def close(self) -> None:
+        """Send no more to the bucket."""
+        self._sending.close()
 
     def unsettled(self) -> list[Step]:
         """Return the steps that wait or run."""
@@ -90,6 +102,10 @@ class RunFolder:
                 return
             drift = [str(found) for found in compare_locks(before, made)]
             self._journal.emit("lock_compared", lock=str(given), grade=grade(before, made), drift=drift)
+
+    def whole(self) -> bool:
+        """Return whether no step failed or was skipped and, once the wait for it is over, all lies in the bucket."""
+        return self._sending.finish() and self.all_made()
 
     def report(self) -> None:
         """Tell the trackers of the run's trainings what its evaluations measured, where everything is made."""
@@ -194,6 +210,7 @@ class RunFolder:
         self.status[step.name] = status
         if artifact is not None:
             point(self._out_dir / "steps" / step.name, artifact.path)
+            self._sending.add(step.name, artifact)
         self._keep_reached()
         shown = ("cached", "dropped", "failed", "calls", "reused_calls", "prompt_tokens", "completion_tokens")
         found = notes(self._resolver.spec.operators[step.name].all_measures(), _readings(artifact)) if artifact else []

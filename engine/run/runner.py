@@ -75,7 +75,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     if locked is not None:
         refuse_drift(read_lock(locked), make_lock(resolver), locked)
     with Journal(out_dir, on_event) as journal, interruptible() as interrupted:
-        folder = RunFolder(resolver, out_dir, journal, [step for step in resolver.order if step.name in wanted])
+        folder = RunFolder(resolver, out_dir, journal, [step for step in resolver.order if step.name in wanted], interrupted)
         for host, names in servers(spec.models).items():
             journal.emit("log", text=f"{host} is asked for {', '.join(names)}")
         execution = _Execution(resolver, folder, journal, address, interrupted, only)
@@ -130,7 +130,7 @@ class _Execution:
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
             if not moved:
                 self._wait()
-        return "done" if self.folder.all_made() else "failed"
+        return "done" if self.folder.whole() else "interrupted" if self._interrupted.is_set() else "failed"
 
     def cut_off(self) -> dict[str, Path]:
         """Return the trainings that haven't settled, and where their checkpoints are."""
@@ -138,6 +138,7 @@ class _Execution:
 
     def close(self) -> None:
         """End all work."""
+        self.folder.close()
         for claim in self._claims.values():
             claim.close()
         if self._cluster is not None:
@@ -171,8 +172,7 @@ class _Execution:
             return True
 
     def _wait(self) -> None:
-        cluster = self._cluster
-        if cluster is None:
+        if (cluster := self._cluster) is None:
             self._interrupted.wait(POLL_S)  # another run holds what this one waits for
             return
         for finished in cluster.wait(POLL_S):

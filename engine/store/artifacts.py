@@ -198,20 +198,24 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            yield _locked(descriptor, time.monotonic() + timeout_s, poll_s)
+            with storing(self.home):
+                held = _locked(descriptor, time.monotonic() + timeout_s, poll_s)
+            yield held
         finally:
             os.close(descriptor)
 
-    def seal(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
+    def seal(self, digest: str, staged: Path, meta: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Artifact:
         """Make the staged folder the artifact of `digest`, durable on disk; if another process was first, return its.
 
         `meta` may hold kind, components, metrics, rows_in, rows_out and whatever else is JSON. The work folder is removed.
+        `files` are the sha256 that the files must have.
 
         Raises:
             StoreError: no space or no permission; no half-made artifact is left.
+            DamagedError: the files aren't those.
         """
         with storing(self.home):
-            present = self._lasting(digest, staged, meta) or self._move(digest, staged, meta)
+            present = self._lasting(digest, staged, meta) or self._move(digest, staged, meta, files)
             shutil.rmtree(staged, ignore_errors=True)
             shutil.rmtree(self.work_path(digest), ignore_errors=True)
             return present
@@ -231,8 +235,10 @@ class Store:
         self.set_aside(digest)
         return None
 
-    def _move(self, digest: str, staged: Path, meta: Mapping[str, Any]) -> Artifact:
+    def _move(self, digest: str, staged: Path, meta: Mapping[str, Any], files: Mapping[str, str] | None) -> Artifact:
         made = content_manifest(staged)
+        if files is not None and (other := sorted(name for name, _ in {*made["files"].items()} ^ {*files.items()})):
+            raise DamagedError(f"{other[0]} isn't what was sealed", "run again, which makes it anew")
         made["stamps"] = {name: stamp(staged / name) for name in made["files"]}
         record = {"format": 2, "digest": digest, **made, "sealed": round(time.time(), 3), "meta": dict(meta)}
         record = json.loads(json.dumps(record, default=str))
@@ -318,7 +324,20 @@ def read_artifact(path: Path) -> Artifact:
         DamagedError: the record is missing or damaged.
     """
     try:
-        record = json.loads((path / META).read_bytes())
+        record = (path / META).read_bytes()
+    except OSError as error:
+        raise _not_whole(path, error) from error
+    return parse_record(record, path)
+
+
+def parse_record(text: bytes, path: Path) -> Artifact:
+    """Read the record of an artifact that lies, or is to lie, at `path`.
+
+    Raises:
+        DamagedError: the record is damaged.
+    """
+    try:
+        record = json.loads(text)
         check = record.pop("check", None)
         if (check is not None or record["format"] != 1) and check != _check(record):  # an early version has none
             raise ValueError("its record has changed")
@@ -326,8 +345,12 @@ def read_artifact(path: Path) -> Artifact:
         given = {name: meta[name] for name in ("kind", "components", "metrics", "rows_in", "rows_out") if name in meta}
         stamps = {name: Stamp(*values) for name, values in record.get("stamps", {}).items()}
         return Artifact(path, record["digest"], record["content"], meta=meta, files=record["files"], stamps=stamps, **given)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: not a whole artifact, got {error!r}", "run again, which makes it anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"{path}: not a whole artifact, got {error!r}", "run again, which makes it anew")
 
 
 def _check(record: Mapping[str, Any]) -> int:

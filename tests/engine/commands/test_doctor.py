@@ -12,6 +12,7 @@ from caiflow.engine.llm.model_files import packaged_file
 from caiflow.engine.llm.served.taught import Taught, keep_taught
 from caiflow.engine.machine import pip_command
 from caiflow.engine.store.artifacts import Store
+from caiflow.engine.store.bucket import VARIABLE
 
 
 def examined(home: Path) -> dict[str, Diagnosis]:
@@ -31,6 +32,15 @@ def test_a_store_that_cant_be_written_is_broken_and_says_what_to_do(tmp_path: Pa
     store = examined(tmp_path / "file" / "home")["store"]
     assert store.verdict == "broken"
     assert "CAIFLOW_HOME" in store.hint
+
+
+def test_a_bucket_is_tried_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, (tmp_path / "bucket").as_uri())
+    found = examined(tmp_path)["artifacts"]
+    assert (found.verdict, found.detail.split()[0]) == ("ok", (tmp_path / "bucket").as_uri())
+    monkeypatch.setenv(VARIABLE, "s3://me:secret@bucket")
+    found = examined(tmp_path)["artifacts"]
+    assert (found.verdict, "AWS_ACCESS_KEY_ID" in found.hint, "secret" in found.detail) == ("broken", True, False)
 
 
 def test_a_missing_server_is_noted_with_the_extra_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
