@@ -223,9 +223,17 @@ def _to_run(
         reason = "; ".join([*_described(changed), reason])
     if components is not None and resolver.learnt(step, components):
         return _planned(step, "partial", f"{reason}; trained before, only saved in another form", components, before)
+    if components is not None and before not in (None, components) and _of_one_training(resolver, step, components, before):
+        reason += "; what it learnt isn't kept apart from its form, so it trains once more"
     if components is not None and (steps := _steps_kept(resolver, step, components)):
         return _planned(step, "partial", f"cut off before; goes on after {steps} optimizer steps", components, before)
     return _planned(step, "run", reason, components, before)
+
+
+def _of_one_training(resolver: Foresight, step: Step, components: Components, before: Components | None) -> bool:
+    """Return whether a training learns what it learnt before, and only saves it otherwise."""
+    key = resolver.learnt_key(step, components)
+    return key is not None and before is not None and key == resolver.learnt_key(step, before)
 
 
 def _waits(resolver: Foresight, step: Step, planned: Mapping[str, PlannedStep]) -> str:

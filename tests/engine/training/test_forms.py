@@ -15,7 +15,7 @@ from caiflow.engine.operator import StepContext
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.run.runner import run
 from caiflow.engine.spec.load import load_spec
-from caiflow.engine.store.artifacts import Store, content_manifest
+from caiflow.engine.store.artifacts import Store, content_manifest, read_artifact
 from caiflow.engine.store.checkpoints import LEARNT
 from caiflow.engine.store.cleaning import find_garbage
 from support.events import read_events
@@ -100,6 +100,12 @@ def test_a_run_with_another_merge_trains_nothing_again(tmp_path: Path, ray_addre
     planned("true")
     assert steps_taken("folded") == 2
     assert planned("false") == "partial: merge True -> False; trained before, only saved in another form"
+    (learnt,) = (one for one in store.home.glob("artifacts/*/*") if read_artifact(one).meta.get("learnt"))
+    learnt.rename(tmp_path / "learnt")  # as a store of an earlier version has none
+    assert planned("false").endswith(
+        "merge True -> False; what it learnt isn't kept apart from its form, so it trains once more"
+    )
+    (tmp_path / "learnt").rename(learnt)
     assert steps_taken("apart") == 0
     adapter = tmp_path / "apart" / "steps" / "tuned"
     assert (adapter / "adapter_config.json").exists()
