@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from caiflow.engine.display.board import duration
-from caiflow.engine.display.report import figure, figures, in_words, leaves, number
+from caiflow.engine.display.report import MARKS, figure, figures, in_words, leaves, number
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.lookback.opened import Run, Step
 from caiflow.engine.lookback.report.principles import principles
@@ -89,7 +89,7 @@ def _rates(metrics: Mapping[str, Any]) -> Iterator[Json]:
     for set_name, check in places:
         found = {model: sets.get(set_name, {}).get(check) for model, sets in models.items()}
         rates = [{"model": model, **value} for model, value in found.items() if isinstance(value, Mapping) and "rate" in value]
-        if rates:
+        if rates and (check not in MARKS or any(rate["rate"] for rate in rates)):
             arms = {name: sets.get(set_name, {}).get(check) for name, sets in (metrics.get("arms") or {}).items()}
             told = {name: in_words(one) for name, one in arms.items() if one}
             yield {"set": set_name, "check": check, "means": MEANINGS.get(check, ""), "rates": rates, "arms": told}

@@ -98,7 +98,7 @@ class Browser {
     this.space.replaceChildren(...this.found.slice(first, last).map((row, i) => {
       const at = first + i;
       const line = el("div", { class: "row", role: "option", "aria-selected": String(at === this.at), onclick: () => this.pick(at) },
-        el("span", {}, plain((this.rows.uid || [])[row] ?? row).slice(0, 12)), seen.map((name) => el("span", { title: name }, plain(this.rows[name][row]).slice(0, 160))));
+        el("span", {}, plain((this.rows.uid || [])[row] ?? row).slice(0, 12)), seen.map((name) => el("span", { title: name }, said(this.rows[name][row]).slice(0, 160))));
       line.style.top = `${at * ROW_PX}px`;
       return line;
     }));
@@ -147,6 +147,12 @@ function cell(name, row, before) {
   const old = name === "revision" && typeof row.response === "string" && before.revision === undefined ? row.response : before[name];
   const words = typeof old === "string" && typeof row[name] === "string" ? marked(old, row[name]) : plain(row[name]);
   return el("div", {}, el("div", { class: "name" }, name), el("div", { class: "text" }, words));
+}
+
+/** A value in one line of the list: of a conversation what was said last. */
+function said(value) {
+  const turn = Array.isArray(value) ? value[value.length - 1] : null;
+  return turn && typeof turn === "object" && "content" in turn ? plain(turn.content) : plain(value);
 }
 
 /** A value as text: turns of a conversation one below the other. */

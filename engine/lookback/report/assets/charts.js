@@ -6,7 +6,7 @@ const rateText = (rate) =>
 
 /** One check on one set: each model's rate with its interval, on one axis from 0 to 100%. */
 function intervals(set) {
-  const [left, wide, high] = [150, 320, 24];
+  const [left, wide, high] = [150, 270, 24];
   const height = 20 + high * set.rates.length;
   const at = (rate) => left + wide * rate;
   const lines = set.rates.map((rate, i) => {
@@ -22,7 +22,7 @@ function intervals(set) {
     svg("line", { class: "axis", x1: at(rate), x2: at(rate), y1: 0, y2: height - 16 }),
     svg("text", { class: "soft", x: at(rate), y: height - 3, "text-anchor": "middle" }, percent(rate) + "%")));
   const label = `${set.check} on ${set.set}: ` + set.rates.map((rate) => `${rate.model} ${rate.rate === null ? "none" : rateText(rate)}`).join(", ");
-  return svg("svg", { class: "chart", width: 630, viewBox: `0 0 630 ${height}`, role: "img", "aria-label": shown(label) }, grid, lines);
+  return svg("svg", { class: "chart", width: 576, viewBox: `0 0 576 ${height}`, role: "img", "aria-label": shown(label) }, grid, lines);
 }
 
 /** From values to places on an axis, with some room beyond; `ends` are the least and the greatest value. */
@@ -35,7 +35,7 @@ function scale(values, from, to) {
 
 function few(value) {
   if (Math.abs(value) >= 100) return value.toFixed(0);
-  return value && Math.abs(value) < 0.0001 ? value.toExponential(1).replace(".0", "") : Number(value.toPrecision(3)).toString();
+  return value && Math.abs(value) < 0.001 ? value.toExponential(1).replace(".0", "") : Number(value.toPrecision(3)).toString();
 }
 
 /** Helpfulness against harmlessness, each model with both intervals. */

@@ -2,9 +2,13 @@
 
 const LOOKS = { done: ["✓", "good"], cached: ["≡", "soft"], failed: ["✗", "bad"], noted: ["▲", "warn"], skipped: ["-", "soft"] };
 
+/** Notes, one card for what several arms of a step have in common: the first is told whole, of the others their figure. */
 function noteCards(notes) {
-  return notes.map((note) => el("div", { class: "card" }, el("span", { class: "warn" }, "▲ "), el("b", {}, note.step), " ", note.message,
-    note.uids && note.uids.length ? el("p", { class: "name" }, "rows ", note.uids.map((uid, i) => [i ? ", " : "", rowLink(note.step, uid)])) : null));
+  const base = (note) => note.step.split("@")[0];
+  const shared = Map.groupBy(notes, (note) => `${base(note)} ${note.measure}`);
+  const rows = (note) => (note.uids && note.uids.length ? el("p", { class: "name" }, "rows ", note.uids.map((uid, i) => [i ? ", " : "", rowLink(note.step, uid)])) : null);
+  return [...shared.values()].map((found) => el("div", { class: "card" }, found.map((note, i) => [
+    el("p", {}, i ? null : el("span", { class: "warn" }, "▲ "), el("b", {}, note.step), " ", i ? note.message.split(";")[0] : note.message), rows(note)])));
 }
 
 function rowLink(step, uid, text) {
@@ -58,11 +62,11 @@ function trainingsPage({ run }) {
 
 function healthPage({ run }) {
   if (!run.health.length) return [el("p", {}, "Nothing was read of what the steps made.")];
-  const rows = run.health.map((line) => [line.step, line.measure, line.value, line.rows,
-    line.note ? el("span", { class: "warn" }, `▲ ${line.note}`) : el("span", { class: "good" }, "within bounds"),
-    line.uids.map((uid, i) => [i ? ", " : "", rowLink(line.step, uid)])]);
+  const rows = run.health.filter((line) => !line.note).map((line) =>
+    [line.step, line.measure, line.value, line.rows, line.uids.map((uid, i) => [i ? ", " : "", rowLink(line.step, uid)])]);
   return [el("p", { class: "soft" }, "What was looked for in the rows that each step made: copies, circles, flips, cut answers and the like."),
-    table(["step", "measure", "value", "rows", "what it means", "to look at"], rows, [2, 3])];
+    noteCards(run.notes), rows.length ? el("details", { open: !run.notes.length }, el("summary", {}, el("span", { class: "good" }, `${counted(rows.length)} within bounds`)),
+      table(["step", "measure", "value", "rows", "to look at"], rows, [2, 3])) : null];
 }
 
 function constitutionPage({ run }) {
@@ -95,7 +99,7 @@ function comparisonPage({ diff, other }) {
 
 function settingsPage({ run }) {
   const spent = run.steps.filter((step) => step.taken || step.calls).map((step) => [step.name, step.taken, counted(step.calls), counted(step.reused_calls), counted(step.prompt_tokens), counted(step.completion_tokens)]);
-  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls", "of them reused", "tokens asked", "tokens answered"], spent, [1, 2, 3, 4, 5]),
+  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls asked", "found in the ledger", "tokens asked", "tokens answered"], spent, [1, 2, 3, 4, 5]),
     el("h2", {}, "Spec"), el("pre", {}, run.settings.spec), el("h2", {}, "Lock"),
     el("details", {}, el("summary", {}, `${run.settings.lock.length} entries`), table(["what", "value"], run.settings.lock))];
 }

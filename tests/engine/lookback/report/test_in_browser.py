@@ -5,6 +5,7 @@ Needs Playwright and a Chromium of the system; `CAIFLOW_SCREENSHOTS` names a fol
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def test_a_row_has_an_address_and_its_way_through_the_steps(browser: Any, home: 
     ]
     assert "Please" in [one.inner_text().strip() for one in opened.tab.query_selector_all(".way ins")]
     opened.picture("row")
-    assert opened.tab.query_selector(".list .row").inner_text().split("\n")[1].startswith("user: "), (
+    assert opened.tab.query_selector(".list .row").inner_text().split("\n")[1].startswith("How do I make"), (
         "a row is told by its prompt"
     )
     opened.tab.focus(".list")
@@ -118,6 +119,24 @@ def test_a_row_has_an_address_and_its_way_through_the_steps(browser: Any, home: 
     assert opened.tab.is_visible("[data-principle=honest]")
     opened.go("#figures")
     assert "90% [80, 100] of 40" in opened.tab.inner_text("section[data-page=figures]")
+    opened.close()
+
+
+def test_what_arms_of_a_matrix_have_in_common_is_one_card(browser: Any, home: Path, tmp_path: Path) -> None:
+    folder = made_run(home, tmp_path / "run", plain_rows(4))
+    record = json.loads((folder / "run.json").read_text())
+    note = {"measure": "ties", "uids": [], "threshold": 0.5, "value": 0.9}
+    notes = [
+        {**note, "step": f"judged@{arm}", "message": f"pairs tied: {n}%; they teach nothing"}
+        for arm, n in (("a", 92), ("b", 97))
+    ]
+    (folder / "run.json").write_text(json.dumps({**record, "notes": notes}))
+    run = Run(folder)
+    opened = Opened(browser, written(tmp_path, run), "#overview")
+    cards = [one.inner_text() for one in opened.tab.query_selector_all("section[data-page=overview] .card")]
+    assert [card.split("\n") for card in cards if "tied" in card] == [
+        ["▲ judged@a pairs tied: 92%; they teach nothing", "", "judged@b pairs tied: 97%"]
+    ]
     opened.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from caiflow.engine.display.report import figure, leaves
 from caiflow.engine.lookback.opened import Run
-from caiflow.engine.lookback.report.content import content
+from caiflow.engine.lookback.report.content import _rates, content
 from caiflow.engine.lookback.report.page import page
 from support.commands import command_here
 from support.made_runs import made_run, plain_rows
@@ -56,6 +56,15 @@ def test_steps_figures_curves_and_notes_are_in_it(run: Run) -> None:
     assert [note["step"] for note in said["notes"]] == ["judged"]
     (health,) = said["health"]
     assert (health["measure"], health["value"], health["rows"], health["bound"]) == ("order_flips", "0.5", "4 of 8", "0.4")
+
+
+def test_marks_that_no_model_has_take_no_room_and_arms_have_their_words() -> None:
+    rate = {"rate": 0.0, "low": 0.0, "high": 0.1, "n": 40}
+    told = {"from": "m@a", "to": "m@b", "mean": 0.0, "n": 40, "low": -0.1, "high": 0.1, "unseen": 0.1}
+    models = {f"m@{arm}": {"harmful": {"mine": rate, "boilerplate": rate, "truncated": {**rate, "rate": 0.1}}} for arm in "ab"}
+    found = list(_rates({"models": models, "arms": {"m@*": {"harmful": {"mine": told}}}}))
+    assert [one["check"] for one in found] == ["mine", "truncated"]
+    assert found[0]["arms"] == {"m@*": "no difference shows on 40 prompts; up to 10 points aren't ruled out"}
 
 
 def test_each_principle_has_what_it_drew_changed_and_dropped_and_its_flips(run: Run) -> None:
