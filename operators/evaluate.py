@@ -169,7 +169,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return what may be wrong with the figures: checks that nothing meets, models that can't be told apart."""
         from caiflow.operators.evaluation import health
 
-        return health.measures(self.params.checks, self.params.graders)
+        return health.measures(self.params.checks, self.params.graders, [*self.params.agreement, *self.params.judge_agreement])
 
     def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
         """Yield the answers as logs of Inspect, or the prompts as tasks of verifiers."""

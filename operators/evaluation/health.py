@@ -7,14 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from caiflow.engine.health import Measure
 
 
-def measures(own_checks: Iterable[str], graders: Iterable[str] = ()) -> list[Measure]:
-    """Return the measures, one for each of the spec's own checks and graders: the standard checks may well be met by nobody."""
-    return [*map(_never_met, own_checks), *map(_unreadable, graders), _APART, _UNRATED, _ENGLISH]
+def measures(own_checks: Iterable[str], graders: Iterable[str] = (), agreements: Iterable[str] = ()) -> list[Measure]:
+    """Return the measures, some for each of the spec's own checks, graders and agreements with people.
+
+    The standard checks have none of their own: they may well be met by nobody.
+    """
+    agreed = [
+        measure for name in agreements for measure in (_agreed(name, "kappa", ">= 0.4"), _agreed(name, "accuracy", ">= 0"))
+    ]
+    return [*map(_never_met, own_checks), *map(_unreadable, graders), *agreed, _APART, _UNRATED, _ENGLISH]
+
+
+def _agreed(name: str, figure: Literal["kappa", "accuracy"], healthy: str) -> Measure:
+    def value(metrics: Mapping[str, Any]) -> float | None:
+        found = ((metrics.get("agreement") or {}).get(name) or {}).get(figure) or {}
+        known: float | None = found.get("rate" if figure == "accuracy" else "value")
+        return known
+
+    return Measure(
+        f"{figure}_{name}", healthy, f"{figure} of `{name}` with people's labels", "its verdicts are little better than chance",
+        "take another grader or judge, or correct its rates by labels", figure=value, unit="(1 is full agreement)",
+    )  # fmt: skip
 
 
 def _unreadable(grader: str) -> Measure:

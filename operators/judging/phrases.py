@@ -25,7 +25,7 @@ _NAMED = (
     re.compile(rf"^\W*{_OPTION}{_END}"),
     re.compile(rf"(?i:{_NAMING}(?:\s+(?:is|for|would\s+be|one|option|answer|response|choice))*)\s*[:=]?\s*\(?{_OPTION}{_END}"),
     re.compile(rf"^(?:\W*(?i:{_LEAD})\b[\s,:]*)+\(?{_OPTION}{_END}"),
-    re.compile(rf"(?:\b(?:and|or|nor|not|than|over|both|neither)\s|[/&,])\s*\(?{_OPTION}{_END}"),
+    re.compile(rf"(?:\b(?:and|or|nor|not|than|over|both|neither|then)\s|[/&,])\s*\(?{_OPTION}{_END}"),
 )
 _LETTER = r"\(?[A-Z]\)?"
 _BE = r"(?:is|was|seems|appears|looks|sounds|would\s+be)"
@@ -46,7 +46,7 @@ _DENIED = (
     re.compile(rf"{_LETTER}\s*{_BE}\s+(?:\w+\s+){{0,3}}?(?i:{_BAD}|less|least|hardly|barely|scarcely)\b"),
     re.compile(rf"(?i:\b(?:{_BAD}|less|least)\b)(?:\s+\w+){{0,3}}?\s*[:=]?\s*{_LETTER}{_END}"),
     re.compile(
-        r"(?i:\b(?:no|refuse|unable|cannot|avoid|except|excluding|without|hardly|barely|dislike|problem|unlike|maybe|perhaps|whether)\b)"
+        r"(?i:\b(?:no|refuse|unable|cannot|avoid|except|excluding|without|hardly|barely|dislike|problem|unlike|maybe|perhaps|whether|either)\b)"
         rf"(?:\W+\w+){{0,3}}?\W*{_LETTER}{_END}"
     ),
     re.compile(rf"{_LETTER}\s*\?"),

@@ -172,6 +172,8 @@ def test_a_thought_that_the_prompt_opens_ends_where_the_model_ends_it(tmp_path: 
     request = Request(TALK[:1], Sampling(max_tokens=4))
     head = renderer.ids(request)
     assert text(renderer, head).endswith("<think>\n")
+    asked, learnt = reply_ids(renderer, TALK[:1], BETTER)
+    assert (asked, text(renderer, learnt)) == (head, "Bake it.<|im_end|>"), "and it is trained on its reply alone"
     ids = renderer.tokenizer.encode("Hm.\n</think>\n\nBake it.", add_special_tokens=False)
     assert renderer.answer(request, ids, head) == ("Bake it.", "Hm.")
     assert renderer.answer(request, ids[:2], head)[1] is None

@@ -14,6 +14,7 @@ import pytest
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.field_marks import marks
+from caiflow.engine.health import Meter, unmet
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
@@ -137,6 +138,12 @@ def test_agreement_with_people_and_the_rate_that_their_labels_make(tmp_path: Pat
     chance = (15 / 30) * (8 / 30) + (15 / 30) * (22 / 30)
     assert us["kappa"]["value"] == pytest.approx((23 / 30 - chance) / (1 - chance))
     assert us["kappa"]["low"] < us["kappa"]["value"] < us["kappa"]["high"]
+    readings = Meter(operator.measures()).readings(found)
+    assert readings["kappa_us"].value == pytest.approx(us["kappa"]["value"], abs=1e-6)
+    values = {name: reading.value for name, reading in readings.items()}
+    assert unmet({"kappa_us": ">= 0.6", "accuracy_us": ">= 0.7"}, values) == [
+        f"kappa_us is {values['kappa_us']}, required >= 0.6"
+    ]
     assert us["auc"]["value"] == pytest.approx((8 * 15 + 8 * 7 / 2) / (8 * 22))
     assert us["met_of_labelled"]["rate"] == 1.0
     assert us["met_of_others"]["rate"] == pytest.approx(7 / 22)
