@@ -173,7 +173,8 @@ def test_a_thought_that_the_prompt_opens_ends_where_the_model_ends_it(tmp_path: 
     head = renderer.ids(request)
     assert text(renderer, head).endswith("<think>\n")
     asked, learnt = reply_ids(renderer, TALK[:1], BETTER)
-    assert (asked, text(renderer, learnt)) == (head, "Bake it.<|im_end|>"), "and it is trained on its reply alone"
+    assert (asked, text(renderer, learnt)) == (head, "\n</think>\n\nBake it.<|im_end|>"), "it learns to end it at once"
+    assert renderer.answer(request, learnt[:-1], head)[0] == "Bake it."
     ids = renderer.tokenizer.encode("Hm.\n</think>\n\nBake it.", add_special_tokens=False)
     assert renderer.answer(request, ids, head) == ("Bake it.", "Hm.")
     assert renderer.answer(request, ids[:2], head)[1] is None
