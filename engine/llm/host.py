@@ -10,21 +10,25 @@ import threading
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Answer, Engine, Request
+from caiflow.engine.llm.base import Answer, Completion, Engine, Request
 
 Batch = list[tuple[int, Request]]
 Answers = list[tuple[int, Answer]]
+KEPT = 1024
+"""Answers that are kept for a client whose process may die before it has written them down."""
+CLIENTS = 8
+"""For how many clients, the last ones, they are kept."""
 
 
 class EngineHost:
     """Runs an engine's loop and hands each client its own answers.
 
-    A client that begins again, because its process or the engine died, gets a new session: its ids start anew, and what is
-    still answered for its old session is dropped.
+    A client that begins again, because its process died, gets a new session: its ids start anew. What its old session asked and
+    the new one asks, too, isn't computed again: answers that were last given are kept, and what is being computed goes on.
 
     Raises:
         EngineError: the engine couldn't be started (from the constructor), or its loop broke (from `submit` and `collect`).
@@ -34,7 +38,9 @@ class EngineHost:
         self._inbox: deque[tuple[str, str, Batch, Sequence[str], float]] = deque()
         self._outbox: dict[str, Answers] = defaultdict(list)
         self._sessions: dict[str, str] = {}
-        self._owner: dict[int, tuple[str, str, int]] = {}
+        self._owner: dict[int, tuple[str, str, int, Request]] = {}
+        self._given: dict[str, deque[tuple[str, Request, Answer]]] = {}
+        self._left: dict[str, _Left] = {}
         self._next = 0
         self._broken: EngineError | None = None
         self._open = True
@@ -122,11 +128,19 @@ class EngineHost:
         self._inbox_filled.clear()
         while self._inbox:
             client, session, requests, over, at = self._inbox.popleft()
-            batch = []
+            if session != self._sessions.get(client):
+                continue  # nobody waits for it any more
+            batch, left = [], self._left_to(client, session)
             for own_id, request in requests:
-                self._owner[self._next] = (client, session, own_id)
-                batch.append((self._next, request))
-                self._next += 1
+                known = left.take(request, self._owner)
+                if isinstance(known, int):
+                    self._owner[known] = (client, session, own_id, request)
+                elif known is not None:
+                    self._hand_out(client, session, own_id, known)
+                else:
+                    self._owner[self._next] = (client, session, own_id, request)
+                    batch.append((self._next, request))
+                    self._next += 1
             if engine.gate:
                 engine.gate.sent(at)
             engine.submit(batch)
@@ -136,9 +150,62 @@ class EngineHost:
     def _deliver(self, finished: Answers) -> None:
         if not finished:
             return
+        for number, answer in finished:
+            client, session, own_id, request = self._owner.pop(number)
+            if isinstance(answer, Completion):
+                self._keep(client, session, request, answer)
+            self._hand_out(client, session, own_id, answer)
+
+    def _keep(self, client: str, session: str, request: Request, answer: Answer) -> None:
+        """Keep an answer for a session to come, or the present one where it came too late for an earlier one."""
+        self._given.setdefault(client, deque(maxlen=KEPT)).append((session, request, answer))
+        if client in self._left and self._left[client].session != session:
+            self._left[client].add(request, answer)
+        if len(self._given) > CLIENTS:
+            oldest = next(iter(self._given))
+            del self._given[oldest]
+            self._left.pop(oldest, None)
+
+    def _hand_out(self, client: str, session: str, own_id: int, answer: Answer) -> None:
         with self._outbox_filled:
-            for number, answer in finished:
-                client, session, own_id = self._owner.pop(number)
-                if session == self._sessions.get(client):
-                    self._outbox[client].append((own_id, answer))
+            if session == self._sessions.get(client):
+                self._outbox[client].append((own_id, answer))
             self._outbox_filled.notify_all()
+
+    def _left_to(self, client: str, session: str) -> _Left:
+        """Return what earlier sessions of a client left to this one."""
+        if client not in self._left or self._left[client].session != session:
+            left = self._left[client] = _Left(session)
+            for before, request, answer in self._given.get(client, ()):
+                if before != session:
+                    left.add(request, answer)
+            for number, (owner, before, _, request) in self._owner.items():
+                if owner == client and before != session:
+                    left.add(request, number)
+        return self._left[client]
+
+
+class _Left:
+    """What earlier sessions of a client left to its present one: answers, and the numbers of requests that are computed."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self._known: dict[str, list[Answer | int]] = {}
+
+    def add(self, request: Request, known: Answer | int) -> None:
+        """Take note of what became of a request."""
+        self._known.setdefault(_content(request), []).append(known)
+
+    def take(self, request: Request, computed: Container[int]) -> Answer | int | None:
+        """Return what there is for a request, once; a number only while it is `computed`."""
+        known = self._known.get(_content(request), []) if self._known else []
+        while known:
+            found = known.pop()
+            if not isinstance(found, int) or found in computed:
+                return found
+        return None
+
+
+def _content(request: Request) -> str:
+    """Return what decides a request's answer."""
+    return repr(request._replace(turn=-1, more=0, row=""))

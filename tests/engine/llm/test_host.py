@@ -79,6 +79,37 @@ def test_what_a_dead_client_asked_is_never_answered_to_its_successor() -> None:
         assert host.collect("worker", new, 0.1) == []
 
 
+def test_what_a_dead_client_was_answered_or_still_asks_is_not_computed_again() -> None:
+    engine = GatedEngine()
+    with hosted(engine) as host:
+        old, other = host.begin("worker"), host.begin("other")
+        engine.may_answer.set()
+        host.submit("worker", old, [(7, Request("heard", seed=2, turn=3, row="old:3")), (8, Request("unheard"))])
+        assert gathered(host, "worker", old, 2) == {7: "re: heard #2", 8: "re: unheard #0"}
+        engine.may_answer.clear()
+        host.submit("worker", old, asked(["computed"]))
+        while len(engine.asked) < 3:
+            time.sleep(0.01)
+        new = host.begin("worker")
+        again = [
+            Request("heard", seed=2, turn=9, row="new:9"),
+            Request("computed"),
+            Request("unheard"),
+            Request("heard", seed=5),
+        ]
+        host.submit("worker", new, list(enumerate(again)))
+        host.submit("other", other, asked(["heard"]))
+        engine.may_answer.set()
+        told = {0: "re: heard #2", 1: "re: computed #0", 2: "re: unheard #0", 3: "re: heard #5"}
+        assert gathered(host, "worker", new, 4) == told
+        assert gathered(host, "other", other, 1) == {0: "re: heard #0"}
+        host.submit("worker", new, [(4, Request("unheard"))])
+        assert gathered(host, "worker", new, 1) == {4: "re: unheard #0"}
+        asked_for = [(request.prompt, request.seed) for request in engine.asked]
+        once = [("heard", 2), ("unheard", 0), ("computed", 0), ("heard", 5)]
+        assert asked_for == [*once, ("heard", 0), ("unheard", 0)]  # what is asked once more is drawn once more
+
+
 def test_a_session_of_before_is_told_so() -> None:
     with hosted(ScriptedEngine()) as host:
         old = host.begin("worker")

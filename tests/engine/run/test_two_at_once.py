@@ -1,4 +1,7 @@
-"""Two whole runs of one spec at once, each with its own Ray, at one server that counts: what both want is paid for once."""
+"""Two whole runs of one spec at once, each with its own Ray, at one server that counts: what both want is paid for once.
+
+So is what a run asks again whose worker has died.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 
 from caiflow.engine.identity import digest
 from support.bad_server import BadServer, Reply, bad_server, said
-from support.kills import leftovers, rows_by_step, start
+from support.kills import leftovers, rows_by_step, start, victims
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 ROWS, AT_ONCE = 200, 4
@@ -50,11 +53,11 @@ def server() -> Iterator[BadServer]:
         yield served
 
 
-def write_spec(folder: Path, url: str) -> Path:
+def write_spec(folder: Path, url: str, at_once: int = AT_ONCE) -> Path:
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(ROWS)))
     spec = folder / "both.yaml"
-    spec.write_text(SPEC.replace("URL", url).replace("AT_ONCE", str(AT_ONCE)))
+    spec.write_text(SPEC.replace("URL", url).replace("AT_ONCE", str(at_once)))
     return spec
 
 
@@ -88,3 +91,24 @@ def test_two_runs_at_once_pay_for_each_call_once(tmp_path: Path, server: BadServ
     while any(leftovers(run.pid) for run in runs):
         assert time.monotonic() < until
         time.sleep(0.2)
+
+
+def test_what_a_dead_worker_had_asked_is_not_paid_for_again(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], _number: int) -> Reply:
+        time.sleep(0.3)
+        return said(f"Answer {digest(body)[:12]} to what was asked.")
+
+    with bad_server() as server:
+        server.reply = reply
+        spec = write_spec(tmp_path / "spec", server.url, at_once=64)
+        run = start(spec, tmp_path / "run", tmp_path / "home", "--allow-host", server.url.split("/")[2])
+        while len(server.calls) < CALLS // 2:
+            time.sleep(0.02)
+            assert run.poll() is None
+        killed = [worker for worker in victims(run, "worker") if worker.kill() is None]
+        assert killed
+        assert run.wait(timeout=200) == 0, (tmp_path / "run" / "console.txt").read_text()
+    print(f"{len(server.calls)} calls for {CALLS}, {server.most_at_once} at once, {asked_twice(server)} of them a second time")
+    assert server.most_at_once > 20
+    assert asked_twice(server) == 0
+    assert len(rows_by_step(tmp_path / "run")["revision"]) == ROWS
