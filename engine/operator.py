@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["rows", "model", "metrics"]
 
-# How a field's meaning is declared: the marks travel in the JSON Schema, so whoever reads the schema sees them too.
+# How a field's meaning is declared; the marks travel in the JSON Schema.
 RowsRef = Annotated[str, Field(json_schema_extra={"x-ref": "rows"})]
 """The name of a step whose output is rows."""
 ModelRef = Annotated[str, Field(json_schema_extra={"x-ref": "model"})]
@@ -130,14 +130,11 @@ class SamplingParams(Strict):
 
 
 class Reference(NamedTuple):
-    """One edge of the graph: the field at `path` of a step's parameters names `name`.
-
-    `key` says that the name is the mapping's key at `path`, not its value.
-    """
+    """One edge of the graph: the field at `path` of a step names `name`; `key` says that this is a mapping's key."""
 
     path: tuple[str | int, ...]
     name: str
-    kind: Literal["rows", "model"]
+    kind: Literal["rows", "model", "constitution"]
     key: bool = False
 
 
@@ -258,6 +255,10 @@ class Operator(ABC, Generic[P]):
         """Return the names that `require` may bound."""
         return [*([ROWS, DROPPED] if self.kind == "rows" else []), *(measure.name for measure in self.measures())]
 
+    def promises(self) -> Constitution | None:
+        """Return a constitution as large as the one that it makes can be, to check other steps by; None where it makes none."""
+        return None
+
     def sources(self) -> Mapping[str, Path | str]:
         """Return local files and hub ids this step reads, by a name for the lock and the export."""
         return {}
@@ -331,10 +332,7 @@ class RowOperator(Operator[P]):
         return {}
 
     def failure(self, metrics: Mapping[str, Any], said: str) -> str:
-        """Return why its figures say that the step failed, `rows_in` and `rows_out` among them; empty where they don't.
-
-        `said` is what the model answered to a row dropped for it.
-        """
+        """Return why its figures (`rows_in`, `rows_out` among them) say that it failed; `said` answered a dropped row."""
         return ""
 
     def columns(self, inputs: Mapping[str, Columns]) -> Columns:

@@ -36,6 +36,7 @@ BUILT_IN: Mapping[str, str] = {
     "reward": "caiflow.operators.reward:Reward",
     "dpo": "caiflow.operators.dpo:Dpo",
     "rl": "caiflow.operators.rl:Rl",
+    "induce": "caiflow.operators.inducing.induce:Induce",
     "evaluate": "caiflow.operators.evaluate:Evaluate",
 }
 """Operator name -> `module:Class`, in the order of a Constitutional AI run."""

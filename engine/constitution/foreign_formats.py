@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caiflow.engine.constitution import prose
 from caiflow.engine.constitution.judge_prompts import judge_prompts, score_rubric
 from caiflow.engine.constitution.others_names import clean, first, renamed, slug, table_rows, without_others_keys
 from caiflow.engine.errors import SpecError, WrongValue
@@ -236,6 +237,8 @@ def _plain_text(data: Any) -> Data | None:
         raise ValueError("it is a page of a website")
     if table_rows(data) is not None:
         raise ValueError("it is a table of comma-separated values: write its rows as JSON lines, {principle: ...} each")
+    if found := prose.principles(data):
+        return {"principles": found}
     texts = {stage: f"{data.strip()}\n\n{asked}" for stage, asked in _ALL_RULES.items()}
     return {"principles": [{"id": "rules", **texts}]}
 
@@ -262,7 +265,7 @@ FORMATS: Mapping[str, Callable[[Any], Data | None]] = {
     "principles in others' names ({name, text|principle|trait, critique_request, ...} each, or {name: text})": renamed,
     "a list of caiflow's principles ([{id, critique, revision, judge}])": _listed,
     "a list of rules ([be kind, be honest])": _rules,
-    "a plain text of rules (it becomes one principle)": _plain_text,
+    "a plain text of rules (numbered or under several headings, else it is one principle)": _plain_text,
 }
 """The readers by what they read, in the order in which they are tried; each returns None for what is something else."""
 

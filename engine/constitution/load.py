@@ -23,7 +23,8 @@ this one by `foreign_formats`. Never asks a model and never writes a prompt: ope
 
 A prompt is a text (one user turn) or a list of {role, content}. A spec names a constitution as a bundled name, a path, a
 mapping in this format, `{source: NAME, without: [ids]}` or `{source: NAME, only: [ids]}`, or a list of principles and sources.
-A file may also be a list of principles, or of rules as plain texts, or a text of rules, which is one principle.
+A file may also be a list of principles, or of rules as plain texts, or a text of rules: numbered or under several headings,
+each with its passage and rank, or else one principle.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ __all__ = [
     "source_path",
     "usable",
 ]
+MADE = "constitution.yaml"
+"""What a step that makes a constitution calls it, in its folder."""
 MAX_BYTES = 8_000_000
 """Largest constitution file that is read, in bytes."""
 _BUNDLED = Path(__file__).parents[2] / "constitutions"
@@ -148,7 +151,9 @@ def _parsed(read: Callable[[str, str, bool], dict[str, Any]], path: Path, text: 
         data = read(text, path.stem, path.suffix.lower() in (".yaml", ".yml", ".json"))
     except FormatError as error:
         raise SpecError((Problem(str(path), error.line, error.col, "", error.message, error.hint),)) from None
-    return parse(data, str(path), text)
+    found = parse(data, str(path), text)
+    told = (p.model_copy(update={"passage": path.name + p.passage}) if p.passage[:1] == ":" else p for p in found.principles)
+    return replace(found, principles=tuple(told))
 
 
 def _converted(path: Path, text: str) -> Constitution | None:
@@ -172,6 +177,10 @@ def _answered_once(error: SpecError, path: Path, text: str) -> SpecError:
 
 
 def _from_mapping(value: Mapping[str, Any], base_dir: Path) -> Constitution:
+    if value.keys() == {"step"}:
+        raise _wrong(
+            "step", "only a step takes the constitution that another one makes", "write this under the steps that use it"
+        )
     if "source" not in value:
         return parse({"caiflow_constitution": 1, "name": "in the spec", **value})
     unknown = sorted(set(map(str, value)) - {"source", "only", "without"})

@@ -101,7 +101,9 @@ class _PrincipleEntry(Principle):
             texts = {stage: texts[stage] or built for stage, built in rule_texts(self.rule).items()}
         if not any(texts.values()):
             raise WrongValue(f"principle {self.id!r} says nothing", "give it a critique, revision or judge text, or a rule")
-        return Principle.model_construct(id=self.id, guards=self.guards, weight=self.weight, **texts)
+        return Principle.model_construct(
+            id=self.id, guards=self.guards, weight=self.weight, passage=self.passage, rank=self.rank, **texts
+        )
 
 
 class _Turn(FileModel):

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -44,12 +44,22 @@ class Principle(FileModel):
     weight: float = Field(default=1.0, gt=0, le=1e6)
     """How often it is drawn, relative to the others."""
 
+    passage: str = ""
+    """Where it was read from, as FILE:FIRST-LAST lines; no model sees it."""
+    rank: int | None = Field(default=None, ge=1)
+    """Its place in a ranking, 1 first, by which principles shown together are listed."""
+
     @field_validator("id")
     @classmethod
     def _one_word(cls, value: str) -> str:
         if len(value.split()) > 1:
             raise WrongValue("an id has no spaces", f"write `{'-'.join(value.split())}`")
         return value
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides what is made by it: all but where it comes from."""
+        return {name: value for name, value in dict(self).items() if name not in ("passage", "rank")}
 
     @property
     def critique_request(self) -> str:

@@ -6,6 +6,7 @@ Reads the spec, the store and the models' contents. Says nothing of what is stil
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.engine.flow.cutting import Cut
     from caiflow.engine.flow.outcomes import FlowStep
+    from caiflow.engine.operator import Operator
     from caiflow.engine.spec.grammar import ModelEntry, Spec, Step
     from caiflow.engine.store.artifacts import Artifact, Store
     from caiflow.engine.store.bucket import Bucket
@@ -52,7 +54,8 @@ class Resolver:
     def __init__(
         self, spec: Spec, store: Store, *, trust_remote_code: bool = False, allowed: Permissions = Permissions()
     ) -> None:
-        self.spec = spec
+        self._operators = dict(spec.operators)
+        self.spec = replace(spec, operators=self._operators)
         self.store = store
         self.artifacts: dict[str, Artifact] = {}
         self.remade: dict[str, str] = {}
@@ -155,7 +158,7 @@ class Resolver:
         if any(self._asks_a_server(reference) for reference in step.references()):
             components[SERVERS] = READ["read"]
         for place, reference in _numbered(step):
-            if reference.name not in within and (reference.kind == "rows" or self.spec.models.get(reference.name) is None):
+            if reference.kind != "constitution" and reference.name not in (*within, *self.spec.models):
                 artifact = self.artifacts.get(reference.name)
                 if artifact is None:
                     return None
@@ -163,7 +166,7 @@ class Resolver:
         constitution = self.spec.operators[step.name].context.constitution
         if constitution is not None and self.spec.operators[step.name].uses_constitution:
             for principle in constitution.principles:
-                components[f"principles.{principle.id}"] = digest(principle)
+                components[f"principles.{principle.id}"] = digest(principle.identity)
             components["few_shot"] = digest(example_texts(constitution))
         return components
 
@@ -195,13 +198,15 @@ class Resolver:
         for step in self.order:
             constitution = self.spec.operators[step.name].context.constitution
             if constitution is not None and self.spec.operators[step.name].uses_constitution:
-                found |= {digest(principle): principle.model_dump() for principle in constitution.principles}
+                found |= {digest(principle.identity): principle.model_dump() for principle in constitution.principles}
                 found[digest(example_texts(constitution))] = example_texts(constitution)
         return found
 
     def row_components(self, step: Step) -> Components | None:
         """Return the part of the components that each row's key holds: not the input, not the principles it didn't draw."""
-        operator = self.spec.operators[step.name]
+        operator = self._operator(step)
+        if operator is None:
+            return None
         components: Components = {
             "format": KEY_FORMAT,
             "operator": f"{operator.name}@{operator.version}",
@@ -216,6 +221,21 @@ class Resolver:
                     return None
                 components[f"models.{place}"] = source.identity
         return components
+
+    def _operator(self, step: Step) -> Operator[Any] | None:
+        """Return the step's operator, with the principles that another step made; None while they aren't there."""
+        operator = self.spec.operators[step.name]
+        if not step.principles_from:
+            return operator
+        if (made := self.artifacts.get(step.principles_from)) is None:
+            return None
+        from caiflow.engine.constitution.load import MADE, load_constitution
+
+        found = load_constitution(MADE, made.path)
+        if operator.context.constitution != found:
+            operator = type(operator)(operator.params, operator.context._replace(constitution=found))
+            self._operators[step.name] = operator
+        return operator
 
     def flow_step(self, step: Step) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
@@ -246,17 +266,19 @@ class Resolver:
         """Return a row step ready for rows; what its model is trained on is settled.
 
         Raises:
-            PlanError: its model isn't trained yet.
+            PlanError: its model isn't trained yet, or its constitution isn't made.
         """
         model = getattr(step.params, "model", None)
-        if model in self.spec.steps:
-            for needed in self.order:
-                if needed.name in chosen(self.spec, model):
-                    self.settle(needed)
+        made = [name for name in (model, step.principles_from) if name in self.spec.steps]
+        for needed in self.order:
+            if any(needed.name in chosen(self.spec, name) for name in made):
+                self.settle(needed)
         found = self.flow_step(step)
         if found is None:
-            hint = f"train it first: caiflow run SPEC --until {model}, with the same options"
-            raise PlanError(f"{step.name}: its model `{model}` isn't trained yet", hint)
+            name = next(name for name in made if name not in self.artifacts)
+            what, state, do = ("model", "trained", "train") if name == model else ("constitution", "made", "make")
+            told = f"{step.name}: its {what} `{name}` isn't {state} yet"
+            raise PlanError(told, f"{do} it first: caiflow run SPEC --until {name}, with the same options")
         return found
 
     def settle(self, step: Step) -> tuple[Components | None, Artifact | None]:

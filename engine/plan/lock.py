@@ -162,8 +162,8 @@ def _constitutions(resolver: Resolver) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in resolver.order:
         constitution = resolver.spec.operators[step.name].context.constitution
-        if constitution is None:
-            continue
+        if constitution is None or step.principles_from:
+            continue  # none, or what a run makes of what is pinned
         pinned = _texts(constitution)
         name = constitution.name if found.get(constitution.name, pinned) == pinned else f"{constitution.name} ({step.name})"
         found[name] = pinned
@@ -171,7 +171,7 @@ def _constitutions(resolver: Resolver) -> dict[str, Any]:
 
 
 def _texts(constitution: Constitution) -> dict[str, Any]:
-    principles = {principle.id: digest(principle) for principle in constitution.principles}
+    principles = {principle.id: digest(principle.identity) for principle in constitution.principles}
     examples = [_example(example) for example in (*constitution.few_shot_critique, *constitution.few_shot_judge)]
     return {"digest": digest([principles, examples]), "principles": principles, "few_shot": digest(examples)}
 

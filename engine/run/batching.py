@@ -224,7 +224,7 @@ def _carry_measure(
     """Take a measure as far as answers reach: it stops where some wait, so that no call is asked that a run wouldn't."""
     operator = resolver.spec.operators[step.name]
     assert isinstance(operator, MetricsOperator), step.name
-    kinds: dict[str, list[str]] = {"rows": [], "model": []}
+    kinds: dict[str, list[str]] = {"rows": [], "model": [], "constitution": []}
     for reference in step.references():
         kinds[reference.kind].append(reference.name)
     sources = {name: source for name in kinds["model"] if (source := resolver.model(name)) is not None}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, Finding, SpecError, finding, suggest
+from caiflow.engine.errors import CaiflowError, Finding, suggest
 from caiflow.engine.field_marks import Mark
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
@@ -23,9 +23,9 @@ from caiflow.engine.operator import Operator, RowOperator, StepContext, TableOpe
 from caiflow.engine.rows.columns import Columns
 from caiflow.engine.spec import graph
 from caiflow.engine.spec.column_flow import check_columns, inputs_of, remark_overlaps
-from caiflow.engine.spec.findings import Checked
+from caiflow.engine.spec.findings import Checked, Constitutions
 from caiflow.engine.spec.grammar import ModelEntry, Step
-from caiflow.engine.spec.layers import ByHand, split_path
+from caiflow.engine.spec.layers import ByHand
 from caiflow.engine.spec.reach import LONGEST_PART, LONGEST_PATH, is_there, named, out_of_reach, paths_of, too_long
 from caiflow.engine.yaml.tree import Path_
 
@@ -275,7 +275,7 @@ def may_be_hub_id(value: str) -> bool:
 
 def _build_operators(checked: Checked, refused: set[Path_]) -> dict[str, Operator[Any]]:
     """Return the operators that can be made; what stops the others, and what they find wrong, is reported."""
-    constitutions = _Constitutions(checked, refused)
+    constitutions = Constitutions(checked, refused)
     made: dict[str, Operator[Any]] = {}
     for name, step in checked.steps.items():
         if any(place[:2] == ("steps", name) for place in refused):
@@ -285,7 +285,7 @@ def _build_operators(checked: Checked, refused: set[Path_]) -> dict[str, Operato
         if raw is None and kind.uses_constitution:
             checked.report(name, (), f"`{step.op}` needs a constitution", "add `constitution: harmless` at the top of the spec")
             continue
-        loaded = constitutions.load(raw, path) if raw is not None else None
+        loaded = constitutions.of_step(step, raw, path) if raw is not None else None
         if loaded is None and raw is not None:
             continue
         try:
@@ -351,43 +351,3 @@ def _check_require(operator: Operator[Any]) -> Iterator[Finding]:
         if name not in known:
             hint = suggest(name, known, "readings") if known else "remove it"
             yield Finding(("require", name), f"`{operator.name}` has no reading `{name}`", hint)
-
-
-class _Constitutions:
-    """The constitutions of a spec, each read once and reported once."""
-
-    def __init__(self, checked: Checked, refused: set[Path_]) -> None:
-        self.checked = checked
-        self.refused = refused
-        self.loaded: dict[Path_, Any] = {}
-
-    def of(self, step: Step) -> tuple[Any, Path_]:
-        """Return the constitution that holds for a step, as written, and where it is written."""
-        if step.constitution is not None:
-            return step.constitution, ("steps", step.name, "constitution")
-        node = self.checked.tree.child("constitution")
-        return (node.plain() if node else None), ("constitution",)
-
-    def load(self, raw: Any, path: Path_) -> Any:
-        """Return the constitution, or None where it is wrong or may not be read."""
-        if any(place[: len(path)] == path for place in self.refused):
-            return None
-        if path not in self.loaded:
-            from caiflow.engine.constitution.load import load_constitution
-
-            self.loaded[path] = None
-            at = self.checked.tree.nearest(path).at
-            try:
-                self.loaded[path] = load_constitution(raw, self.checked.base_dir)
-            except SpecError as error:
-                self.checked.problems.extend(problem for problem in error.problems if problem.file)
-                for problem in error.problems:
-                    if not problem.file:
-                        below = (*path, *split_path(problem.path)) if problem.path else path
-                        place = self.checked.tree.nearest(below).key if problem.path else at
-                        self.checked.problems.at(place, below, problem.message, problem.hint)
-                if not error.problems:
-                    self.checked.problems.at(at, *finding(error, path))
-            except (ValueError, OSError, CaiflowError) as error:
-                self.checked.problems.at(at, *finding(error, path))
-        return self.loaded[path]

@@ -145,7 +145,7 @@ class SpecFile(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random in the run."""
     constitution: ConstitutionValue | None = None
-    """A bundled name, a path, or the principles in place; a step may name another."""
+    """A bundled name, a path, or the principles in place; a step may name another, or a step that makes one: `{step: NAME}`."""
     models: dict[Name, ModelEntry] = Field(default_factory=dict)
     """Models by the name that steps use."""
     steps: dict[Name, dict[str, Any]] = Field(min_length=1)
@@ -166,7 +166,7 @@ class Step:
     op: str
     params: Params
     constitution: Any = None
-    """The step's own constitution as written, or None where the spec's holds."""
+    """The step's own constitution as written (`{step: NAME}` is what that step makes), or None where the spec's holds."""
 
     @property
     def base(self) -> str:
@@ -197,7 +197,17 @@ class Step:
 
     @cached_property
     def _references(self) -> tuple[Reference, ...]:
-        return tuple(Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in self.marks("x-ref"))
+        named = [Reference(mark.path, mark.value, mark.meaning, mark.key) for mark in self.marks("x-ref")]
+        if made := self.principles_from:
+            named.append(Reference(("constitution", "step"), made, "constitution"))
+        return tuple(named)
+
+    @property
+    def principles_from(self) -> str:
+        """The step whose output is this one's constitution (`constitution: {step: NAME}`); empty where none is."""
+        given = self.constitution
+        made = given.get("step") if isinstance(given, Mapping) and given.keys() == {"step"} else None
+        return made if isinstance(made, str) else ""
 
     def operator_type(self) -> type[Operator[Any]]:
         """Return the class behind `op`."""

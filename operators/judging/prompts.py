@@ -199,9 +199,12 @@ def _judge_turns(example: JudgeExample, instruction: str, thoughts: bool) -> lis
 
 
 def whole_instruction(principles: Sequence[Principle]) -> str:
-    """Return one judging instruction that holds a whole constitution."""
-    listed = "\n".join(f"{i}. {p.text('judge')}" for i, p in enumerate(principles, 1))
-    return f"Weigh all of these questions together:\n{listed}\nWhich response is better on the whole?"
+    """Return one judging instruction that holds a whole constitution, ranked principles first and in their order."""
+    ranked = any(principle.rank is not None for principle in principles)
+    ordered = sorted(principles, key=lambda principle: principle.rank or len(principles) + 1) if ranked else principles
+    listed = "\n".join(f"{i}. {p.text('judge')}" for i, p in enumerate(ordered, 1))
+    told = "Where two of them disagree, the one listed first decides. " if ranked else ""
+    return f"Weigh all of these questions together:\n{listed}\n{told}Which response is better on the whole?"
 
 
 def rating_message(prompt: Prompt, answer: str) -> Message:

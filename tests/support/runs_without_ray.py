@@ -16,10 +16,10 @@ from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.llm.client import Link
-from caiflow.engine.operator import Job, TableOperator
+from caiflow.engine.operator import Job, MetricsOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.engine.run.units import FlowUnit, StepResult
+from caiflow.engine.run.units import FlowUnit, MeasureUnit, StepResult
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 
@@ -113,6 +113,13 @@ def carried_out(
             with RowsWriter(staged) as out:
                 operator.table(Job(staged, {name: Rows(resolver.artifacts[name].path) for name in resolver.edges(step)}), out)
             _seal(resolver, step, StepResult(staged, rows_out=out.num_rows))
+            continue
+        if isinstance(operator, MetricsOperator):
+            inputs = {ref.name: resolver.artifacts[ref.name].path for ref in step.references() if ref.kind == "rows"}
+            models = {ref.name: source for ref in step.references() if (source := resolver.model(ref.name)) is not None}
+            place = store.stage(step.name), {name: [link] for name in models}, store.ledger_dir
+            (result,) = MeasureUnit(step.name, operator, inputs, models, *place).run(lambda _: None).values()
+            _seal(resolver, step, result)
             continue
         chain = [member for member in resolver.chain(step) if member.name not in resolver.artifacts]
         flow_steps = [found for found in map(resolver.flow_step, chain) if found is not None]

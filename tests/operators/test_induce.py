@@ -1,0 +1,207 @@
+"""`induce`: principles that were planted in preferences are found again, and serve later steps as their constitution."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caiflow.engine.constitution.load import MADE, load_constitution
+from caiflow.engine.errors import SpecError, StepError
+from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.operator import Expected, Job, StepContext
+from caiflow.engine.plan.plan import make_plan
+from caiflow.engine.rows.folder import Rows, RowsWriter
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.artifacts import Store
+from caiflow.operators.inducing.clusters import gathered
+from caiflow.operators.inducing.induce import Induce, InduceParams
+from caiflow.operators.inducing.proposals import divided, drawn, statements
+from support.bad_server import bad_server, said
+from support.commands import run_here
+from support.planted_preferences import WORDINGS, planted_pairs, reply
+from support.row_llm import RuleLLM, RuleLLMs
+from support.runs_without_ray import AskedLink, carried_out
+
+SPEC = """\
+caiflow: 1
+name: small
+models: {m: {source: served, base_url: "http://127.0.0.1:9/v1"}}
+steps:
+  pairs:    {op: load, source: pairs.jsonl}
+  induced:  {op: induce, input: pairs, model: m}
+  kept:     {op: judge, input: pairs, candidates: [chosen, rejected], model: m, principles: all, constitution: {step: induced}}
+"""
+
+
+def letters(text: str) -> dict[str, float]:
+    """Return the log-probabilities that an answer of one letter amounts to."""
+    return {letter: -0.1 if letter == text else -3.0 for letter in "ABC"}
+
+
+RULES = RuleLLM(lambda asked: reply(asked.last), lambda asked: letters(reply(asked.last)))
+
+
+def induced(tmp_path: Path, pairs: list[dict[str, Any]], llm: RuleLLM = RULES, **fields: Any) -> tuple[dict[str, Any], Path]:
+    with RowsWriter(tmp_path / "pairs") as out:
+        out.write_rows([{"uid": str(n), **pair} for n, pair in enumerate(pairs)])
+    step = Induce(InduceParams(input="pairs", model="m", **fields), StepContext(seed=3))
+    job = Job(tmp_path / "out", {"pairs": Rows(tmp_path / "pairs")})
+    job.out_dir.mkdir()
+    return dict(asyncio.run(step.measure(job, RuleLLMs({"m": llm})))), job.out_dir
+
+
+def test_planted_principles_are_found_again_in_their_order_and_predict_what_was_held_out(tmp_path: Path) -> None:
+    llm = RuleLLM(RULES.say, RULES.choose_by)
+    found, out = induced(tmp_path, planted_pairs(120, wrong=0.1, seed=2), llm)
+    constitution = load_constitution(MADE, out)
+    assert [one["statement"] for one in found["principles"].values()] == [WORDINGS["source"][2], WORDINGS["example"][0]]
+    assert [one.id for one in constitution.principles] == list(found["principles"])
+    assert all(one.critique and one.revision and one.judge for one in constitution.principles)
+    figure = found["reconstruction"]
+    assert figure["low"] <= 0.9 <= figure["high"], "of the pairs 10% are the other way round"
+    assert found["without"]["rate"] < figure["low"], "by chance"
+    assert found["pairs"]["held_out"] == figure["n"]
+    assert sum(found["pairs"].values()) == 120
+    shouting = [row for row in Rows(out / "votes").pylist() if row["statement"] == "shouts"]
+    assert {row["vote"] for row in shouting} == {"for", "against", "neither"}, "it was tested, and isn't kept"
+    held_out = {f"thing {row['uid']}?" for row in Rows(tmp_path / "pairs").pylist()} - {
+        f"thing {row['uid']}?" for row in Rows(out / "votes").pylist()
+    }
+    assert len(held_out) == figure["n"]
+    proposing = [asked.last for asked in llm.asked if "reasons" in asked.last or "statement" in asked.last]
+    assert not any(thing in asked for asked in proposing for thing in held_out), "no proposal saw what is held out"
+
+
+def test_what_nothing_speaks_for_is_said_and_calls_are_foretold(tmp_path: Path) -> None:
+    pairs = planted_pairs(40)
+    aimless = RuleLLM(lambda asked: "is longer\nis of a better kind", lambda asked: letters("C"))
+    with pytest.raises(
+        StepError, match="none of 2 statements was clearly voted for; the best, 'is longer', had 0 for, 0 against, of 3"
+    ):
+        induced(tmp_path / "a", pairs, aimless)
+    with pytest.raises(StepError, match="no answer of the model has a statement that can be read"):
+        induced(tmp_path / "c", pairs, RuleLLM(lambda asked: ""))
+    with pytest.raises(StepError, match="too few to hold some out"):
+        induced(tmp_path / "b", pairs[:1])
+    step = Induce(InduceParams(input="pairs", model="m", candidates=10), StepContext())
+    assert step.calls_expected({"pairs": Expected(100, exact=True)}) == (80 * 2 + 80 * 10 + 4 * 20, False)
+    (told,) = Induce(InduceParams(input="p", model="m", candidates=3), StepContext()).check()
+    assert told.message == "of 3 candidates there can't be 5 principles"
+    (measure,) = step.measures()
+    assert measure.figure is not None
+    assert measure.figure({"reconstruction": {"rate": 0.5}, "without": {"rate": 0.75}}) == 0.25
+    assert measure.figure({"reconstruction": {"rate": 0.9}, "without": {"rate": 0.75}}) == 0
+
+
+def test_statements_are_read_off_lines_and_gathered_whatever_their_order() -> None:
+    said = "Here are some:\n1. The better response is kind.\n- *Names its source*\n(b) the good answer is kind\n\n3) Is brief;"
+    assert statements(said) == ["is kind", "names its source", "is brief"]
+    assert statements("A long one " + "word " * 40) == []
+    given = [*WORDINGS["source"] * 3, *WORDINGS["example"] * 2, "is brief", WORDINGS["source"][0]]
+    clusters = gathered(given, 0.5)
+    assert [(one.statement, one.size) for one in clusters] == [
+        (WORDINGS["source"][0], 10), (min(WORDINGS["example"]), 6), ("is brief", 1),
+    ]  # fmt: skip
+    assert gathered(given[::-1], 0.5) == clusters
+    assert [one.size for one in gathered(["a b", "c d"], 0.5)] == [1, 1]
+    assert gathered([], 0.5) == []
+
+
+def test_a_pair_is_held_out_by_its_prompt_alone_and_pairs_that_tell_nothing_are_left_out() -> None:
+    pairs = [{"uid": str(n), "prompt": f"p{n // 2}", "chosen": "a", "rejected": "b"} for n in range(400)]
+    learnt, held = divided(pairs, 0.25, 1)
+    assert 60 <= len(held) <= 140
+    assert not {pair["prompt"] for pair in learnt} & {pair["prompt"] for pair in held}
+    assert divided(pairs[::-1], 0.25, 1)[1] == held[::-1], "whatever rows are beside it"
+    assert divided([{**pairs[0], "chosen": "b"}, {**pairs[0], "rejected": None}], 0.25, 1) == ([], [])
+    assert len(drawn(learnt, 7, 1)) == 7
+    assert drawn(learnt, None, 1) == learnt
+
+
+def says(request: Request) -> Answer:
+    asked = request.prompt if isinstance(request.prompt, str) else str(request.prompt[-1]["content"])
+    said = reply(asked)
+    return Completion("", logprobs=letters(said)) if request.choices else Completion(said, "stop", 9, 9)
+
+
+def write(folder: Path, pairs: list[dict[str, Any]]) -> Path:
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "spec.yaml").write_text(SPEC)
+    return folder / "spec.yaml"
+
+
+def test_later_steps_follow_the_constitution_and_a_rerun_asks_nothing(tmp_path: Path) -> None:
+    spec, store, link = write(tmp_path, planted_pairs(60)), Store(tmp_path / "home"), AskedLink(says=says)
+    before = {step.name: step.state for step in make_plan(load_spec(spec), store).steps}
+    assert before == {"pairs": "run", "induced": "run", "kept": "run"}
+    resolver, _ = carried_out(spec, store, link)
+    judged = Rows(resolver.artifacts["kept"].path).pylist()
+    assert {row["principle"] for row in judged} == {"all"}
+    assert all(row["chosen"] == pair["chosen"] for row, pair in zip(judged, planted_pairs(60), strict=True))
+    asked = len(link.answered)
+    own = resolver.components(resolver.spec.steps["kept"])
+    principles = load_constitution(MADE, resolver.artifacts["induced"].path).principles
+    assert own is not None
+    assert {name for name in own if name.startswith("principles.")} == {f"principles.{one.id}" for one in principles}
+    assert {step.state for step in make_plan(load_spec(spec), store).steps} == {"cached"}
+    spec.write_text(SPEC.replace("model: m}", "model: m, principles: 1}"))
+    again, _ = carried_out(spec, store, link)
+    assert len(load_constitution(MADE, again.artifacts["induced"].path).principles) == 1
+    judge_alone = len(link.answered) - asked
+    held = json.loads((again.artifacts["induced"].path / "metrics.json").read_text())["pairs"]["held_out"]
+    assert judge_alone == 2 * held + 2 * 60, (
+        "proposals and votes are in the ledger; only judgements under one principle are new"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "hint"),
+    [
+        ("{step: pairs}", "`pairs` makes no constitution", "did you mean"),
+        ("{step: induce}", "unknown step `induce`", "did you mean `induced`?"),
+    ],
+)
+def test_a_step_that_makes_no_constitution_is_refused(tmp_path: Path, written: str, message: str, hint: str) -> None:
+    spec = write(tmp_path, planted_pairs(2))
+    spec.write_text(SPEC.replace("{step: induced}", written))
+    with pytest.raises(SpecError) as refused:
+        load_spec(spec)
+    (problem,) = refused.value.problems
+    assert (problem.message, problem.line) == (message, 7)
+    assert hint in problem.hint or problem.hint == "steps that make one: induced"
+
+
+def test_the_spec_as_a_whole_takes_no_steps_constitution(tmp_path: Path) -> None:
+    spec = write(tmp_path, planted_pairs(2))
+    spec.write_text(SPEC.replace("name: small", "name: small\nconstitution: {step: induced}"))
+    with pytest.raises(SpecError, match="3:16: constitution: only a step takes the constitution that another one makes"):
+        load_spec(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_run_that_asks_a_server_is_judged_by_what_it_found_and_a_rerun_asks_nothing(tmp_path: Path, ray_address: str) -> None:
+    with bad_server() as server:
+
+        def answer(body: dict[str, Any], _number: int) -> Any:
+            text = reply(body["messages"][-1]["content"])
+            tops = [{"token": letter, "logprob": value} for letter, value in letters(text).items()]
+            told = {"logprobs": {"content": [{**tops[0], "top_logprobs": tops}]}} if body.get("logprobs") else {}
+            return said(text, **told)
+
+        server.reply = answer
+        spec = write(tmp_path, planted_pairs(80))
+        spec.write_text(SPEC.replace("http://127.0.0.1:9/v1", server.url))
+        run = run_here(ray_address, spec, tmp_path / "run", tmp_path / "home", "--allow-host", "127.0.0.1")
+        asked = len(server.calls)
+        figures = json.loads((tmp_path / "run/steps/induced/metrics.json").read_text())
+        assert len(figures["principles"]) == 2
+        assert figures["reconstruction"]["rate"] == 1
+        assert run["steps"]["kept"]["rows_out"] == 80
+        again = run_here(ray_address, spec, tmp_path / "again", tmp_path / "home", "--allow-host", "127.0.0.1")
+        assert {step["status"] for step in again["steps"].values()} == {"cached"}
+        assert len(server.calls) == asked
