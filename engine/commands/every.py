@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "plan": "say what a run would do, step by step, and why",
         "run": "validate, plan and run a spec; what was done before isn't done again",
         "submit": "hand a run over to a Ray cluster as a job, and follow it; or print it for Kubernetes",
+        "ctl": "pause, resume, or hold to other limits a run that goes on",
         "why": "say which part of a step's identity changed since it last ran",
     },
     "look back": {

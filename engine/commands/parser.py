@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 SHAPES = dict.fromkeys(
     (
-        "constitution", "diff", "doctor", "export", "figures", "gate", "gc", "head", "import", "init", "inspect", "merge",
-        "model", "ops", "plan", "push", "replay", "report", "run", "runs", "specs", "tag", "try", "validate", "verify", "why",
+        "constitution", "ctl", "diff", "doctor", "export", "figures", "gate", "gc", "head", "import", "init", "inspect",
+        "merge", "model", "ops", "plan", "push", "replay", "report", "run", "runs", "specs", "tag", "try", "validate", "verify",
+        "why",
     ),
     1,
 )  # fmt: skip

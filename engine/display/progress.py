@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 """Plain lines report a step's progress at most this often."""
-LOGGED = ("log", "engine_ready", "lock_compared")
+LOGGED = ("log", "engine_ready", "lock_compared", "control")
 """Events that are shown as a line of text."""
 UNABLE = ("dumb", "unknown")
 """Terminals that can't redraw."""

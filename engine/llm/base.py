@@ -6,7 +6,7 @@ Owns the request and answer types and the small interface that every engine impl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.pulse import Pulse
@@ -126,6 +126,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and processes; the engine is of no use afterwards."""
+
+
+@runtime_checkable
+class Controlled(Protocol):
+    """An engine that holds calls back by itself."""
+
+    def control(self, asked: Mapping[str, Any]) -> None:
+        """Let no call leave where it is `paused`, at most `concurrency` at once, and none beyond the `max_*`; else as begun."""
 
 
 Draws = Literal["caiflow", "vllm"]

@@ -10,12 +10,14 @@ import threading
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Answer, Completion, Engine, Request
+from caiflow.engine.llm.base import Answer, Completion, Controlled, Engine, Request
 
+_ANY = 1 << 30
 Batch = list[tuple[int, Request]]
 Answers = list[tuple[int, Answer]]
 KEPT = 1024
@@ -51,6 +53,15 @@ class EngineHost:
         self._thread.start()
         self._engine = started.result()
         self.capacity = self._engine.capacity
+        self._asked: Mapping[str, Any] = {}
+
+    def control(self, asked: Mapping[str, Any]) -> None:
+        """Rest where `paused`, hold no more calls than `concurrency` in the engine, spend no more than the `max_*`."""
+        self._asked = asked
+        self.capacity = int(asked.get("concurrency") or self._engine.capacity)
+        if isinstance(self._engine, Controlled):
+            self._engine.control(asked)
+        self._inbox_filled.set()
 
     def begin(self, client: str) -> str:
         """Return the name of a new session of a client, and forget its earlier one."""
@@ -77,7 +88,7 @@ class EngineHost:
     @property
     def waiting(self) -> str:
         """Whom the engine has long been waiting for."""
-        return self._engine.waiting
+        return "`caiflow ctl RUN resume`" if self._asked.get("paused") else self._engine.waiting
 
     def hangs_for_s(self, patience_s: float, times: float = 1.0) -> float:
         """Return for how long the engine has been at one piece of work, in seconds, where that is too long; else 0."""
@@ -126,10 +137,13 @@ class EngineHost:
 
     def _admit(self, engine: Engine) -> None:
         self._inbox_filled.clear()
-        while self._inbox:
+        while self._inbox and (room := self._room()) > 0:
             client, session, requests, over, at = self._inbox.popleft()
             if session != self._sessions.get(client):
                 continue  # nobody waits for it any more
+            if len(requests) > room:
+                self._inbox.appendleft((client, session, requests[room:], over, at))
+                requests, over = requests[:room], ()
             batch, left = [], self._left_to(client, session)
             for own_id, request in requests:
                 known = left.take(request, self._owner)
@@ -146,6 +160,13 @@ class EngineHost:
             engine.submit(batch)
             if engine.gate:
                 engine.gate.over(over)
+
+    def _room(self) -> int:
+        """Return how many more calls the engine may hold."""
+        if self._asked.get("paused"):
+            return 0
+        most = self._asked.get("concurrency")
+        return int(most) - len(self._owner) if most else _ANY
 
     def _deliver(self, finished: Answers) -> None:
         if not finished:

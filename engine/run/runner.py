@@ -20,7 +20,7 @@ from caiflow.engine.operator import MetricsOperator, ModelOperator, TableOperato
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
 from caiflow.engine.plan.lock import make_lock, read_lock, refuse_drift
-from caiflow.engine.run.control import interruptible
+from caiflow.engine.run.control import Control, interruptible
 from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
@@ -110,6 +110,7 @@ class _Execution:
         self.folder = folder
         self.client = f"run-{uuid.uuid4().hex[:12]}"
         self._journal = journal
+        self._control = Control(journal.run_dir, journal)
         self._only = only
         self._address = address
         self._interrupted = interrupted
@@ -127,6 +128,9 @@ class _Execution:
         while steps := self.folder.unsettled():
             if self._interrupted.is_set():
                 return "interrupted"
+            controls = self._control.look()
+            if self._cluster is not None:
+                self._cluster.controlling.controls = controls
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
             if not moved:
                 self._wait()
@@ -161,6 +165,8 @@ class _Execution:
             if artifact is not None:
                 self.folder.cache(step, artifact)
                 return True
+            if self._control.asked.paused:
+                return False
             begun = self._begin(step)
             if begun and (why := self.resolver.remade.get(step.name)):
                 self._journal.emit("log", text=f"{step.name} is made anew: {why}")

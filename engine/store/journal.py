@@ -108,6 +108,8 @@ def fold(run: dict[str, Any], event: Mapping[str, Any]) -> bool:
         run["seconds"] = event.get("seconds", round(event["t"] - run["started"], 3))
         if "error" in event:
             run["error"] = event["error"]
+    elif kind == "control":
+        run["control"] = {name: event[name] for name in ("paused", "models")}
     elif "step" in event and event["step"] in run["steps"]:
         step = run["steps"][event["step"]]
         step.update({name: event[name] for name in STEP_FIELDS if name in event})
@@ -115,7 +117,7 @@ def fold(run: dict[str, Any], event: Mapping[str, Any]) -> bool:
             step["status"] = "running"
         elif kind == "step_done":
             run["notes"] = [*run.get("notes", ()), *event.get("notes", ())]
-    return kind in ("run_started", "run_done", "step_started", "step_done")
+    return kind in ("run_started", "run_done", "step_started", "step_done", "control")
 
 
 def _new_step(step: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 KEEPING: Mapping[str, list[str]] = {
     "plan": ["spec.yaml"], "run": ["spec.yaml"], "why": ["spec.yaml", "rows"], "runs": [], "gc": [], "doctor": [],
     "show": ["last"], "report": ["last"], "diff": ["last", "last"], "verify": ["last"], "export": ["last", "out"],
-    "replay": ["last"],
+    "replay": ["last"], "ctl": ["last"],
     "serve": ["last", "rows"], "inspect": ["spec.yaml"],
     "gate": ["last", "spec.yaml"], "push": ["last", "rows", "org/name"], "try": ["spec.yaml", "answers", "Why?"],
     "view": ["last"], "tag": ["last", "good"], "merge": ["last", "rows", "out"], "import": ["last", "answers.jsonl"],

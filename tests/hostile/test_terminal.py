@@ -155,6 +155,7 @@ LOOKS = (
     ["tag", "first", f"t{ALL}"], ["tag", "first", "--note", ALL], ["tag", "first"], ["runs"], ["completion", f"b{ALL}"],
     ["gate", "first", "s.yaml"], ["gate", f"first{ALL}", "s.yaml"], ["gate", "first", f"g{ALL}"],
     ["diff", "first", "second"], ["diff", "first", "second", "--json"], ["verify", "first"], ["verify", "first", "--json"],
+    ["ctl", "first"], ["ctl", f"first{ALL}"], ["ctl", "first", "budget", "--model", f"m{ALL}", "--max-calls", "3"],
     ["replay", "first"], ["replay", "first", f"red{ALL}"], ["replay", "first", "--share", ALL],
     ["export", "first", f"out{STEERING['bidi']}"], ["gc", "--dry-run"], ["gc", "--dry-run", "--json"],
     ["constitution", "show", "mine.yaml"], ["head", "red.jsonl"], ["head", "red.jsonl", "--json"], ["head", f"none{ALL}"],

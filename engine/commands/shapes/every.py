@@ -13,6 +13,7 @@ OUTPUTS: dict[str, type[Output]] = {
     "gate": looking.GateOutput, "report": looking.ReportOutput, "export": looking.ExportOutput,
     "import": looking.Import, "merge": looking.Merge,
     "push": looking.Push,
+    "ctl": working.Ctl,
     "gc": looking.Gc, "tag": looking.Tag,
     "init": reference.Init, "specs": reference.Specs, "ops": reference.Ops, "constitution": reference.ConstitutionOutput,
     "doctor": reference.Doctor,

@@ -220,6 +220,19 @@ class Why(Output):
     """The same when it last ran."""
 
 
+class Ctl(Output):
+    """`caiflow ctl --json`: what is asked of a run that goes on."""
+
+    run: str
+    """The run's folder."""
+    paused: bool
+    """Whether it is to rest."""
+    models: dict[str, dict[str, float]]
+    """By model the limits in place of its entry's: `concurrency`, `max_calls`, `max_tokens_total`, `max_cost`."""
+    taken: bool
+    """Whether the run has taken it up."""
+
+
 class Head(Output):
     """`caiflow head --json`: what `load` makes of a file."""
 

@@ -39,6 +39,11 @@ class Budget:
         self._under_way = 0
         self._changed = asyncio.Event()
 
+    def control(self, most: Most) -> None:
+        """Hold to another cap from now on."""
+        self._most = most
+        self._changed.set()
+
     async def hold(self, prompt_tokens: int, completion_tokens: int) -> Spent:
         """Take leave for one call of at most so many tokens, waiting while own calls under way may yet leave enough.
 

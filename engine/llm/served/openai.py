@@ -84,6 +84,20 @@ class EndpointEngine:
                 answers.append(self._answers.get_nowait())
         return answers
 
+    def control(self, asked: Mapping[str, Any]) -> None:
+        """Let no call leave where it is `paused`, at most `concurrency` at once, and none beyond the `max_*`; else as begun."""
+        given = self._endpoint.most
+        cost = asked.get("max_cost")
+        calls, tokens = asked.get("max_calls", given.calls), asked.get("max_tokens_total", given.tokens)
+        most = Most(calls, tokens, given.micros if cost is None else round(cost * 1e6))
+        at_once = int(asked.get("concurrency") or self._endpoint.most_calls)
+
+        def take() -> None:
+            self._pace.control(paused=bool(asked.get("paused")), most=at_once)
+            self._budget.control(most)
+
+        self._loop.call_soon_threadsafe(take)
+
     def close(self) -> None:
         """Give up what is under way and end the thread."""
         if self._thread.is_alive():

@@ -33,6 +33,7 @@ class Pace:
         self.most = most
         self.limit = min(_FIRST, float(most))
         self.under_way = 0
+        self._paused = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
         self._cut_at = 0.0
@@ -54,6 +55,12 @@ class Pace:
         else:
             self.under_way += 1
         return time.monotonic()
+
+    def control(self, *, paused: bool, most: int) -> None:
+        """Let none leave while `paused`, else at most `most` at once."""
+        self._paused, self.most = paused, most
+        self.limit = min(self.limit, float(most))
+        self._wake()
 
     def leave(self) -> None:
         """Say that a call has ended, whatever came of it."""
@@ -101,11 +108,11 @@ class Pace:
         return f"has refused {self._refusals} calls in a row, for {refused_s:.0f} s; it is asked again in {next_s:.0f} s"
 
     def _open(self) -> bool:
-        return self.under_way < int(self.limit) and time.monotonic() >= self._resume_at
+        return not self._paused and self.under_way < int(self.limit) and time.monotonic() >= self._resume_at
 
     def _wake(self) -> None:
         """Let as many go as there is room for."""
-        room = int(self.limit) - self.under_way
+        room = 0 if self._paused else int(self.limit) - self.under_way
         while room > 0 and self._waiting and time.monotonic() >= self._resume_at:
             turn = self._waiting.popleft()
             if not turn.done():

@@ -160,6 +160,11 @@ class EngineActor:
             raise EngineError(f"it has been at one step for {hangs_s:.0f} s", kind="engine_hangs")
         return found, host.waiting
 
+    def control(self, asked: Mapping[str, Any]) -> None:
+        """Rest, go on, or take other limits, once it has loaded."""
+        if self._host is not None:
+            self._host.control(asked)
+
     def node(self) -> str:
         """Return the id of the node that this process is on."""
         return _node()

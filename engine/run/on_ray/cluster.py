@@ -21,6 +21,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.machine import cores
 from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.actors import RayLink
+from caiflow.engine.run.on_ray.controlling import Controlling
 from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.gangs import Gang, Room
@@ -91,18 +92,16 @@ class Cluster:
         self._engines: dict[str, _Engine] = {}
         self._running: list[_Running] = []
         self._idle: dict[str, list[Gang]] = {}
-        self._gpus_used = 0.0
+        self._gpus_used = self.gpus = 0.0
         self._unplaced: list[Unplaced] = []
         self._nodes: NodeWatch | None = None
-        self._short, self._idle_since = 0.0, 0.0
+        self._short, self._idle_since, self._expected = 0.0, 0.0, 0
         self._spare: Any = None
-        self._expected = 0
         self._spare_modules: Sequence[str] = ()
         self.nodes: list[Node] = []
         self.cpus = self._node_cpus = float(cores())
-        self.gpus = 0.0
-        self.alone = False
-        self.started = False
+        self.alone = self.started = False
+        self.controlling = Controlling()
         self.on_event: Report = lambda _: None
 
     def start(self) -> None:
@@ -254,6 +253,7 @@ class Cluster:
                 for event in ray.get(told):
                     self.on_event(event)
         self._look()
+        self.controlling.tell((engine.label, engine.actors) for engine in self._engines.values())
         self._unplaced, waiting = still_unplaced(self._unplaced)
         for said in waiting:
             self.on_event({"event": "log", "text": said})

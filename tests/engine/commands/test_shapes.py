@@ -41,6 +41,7 @@ CALLS: dict[str, list[list[str]]] = {
     "report": [["report", "made", "--out", "report.html"]],
     "export": [["export", "tables", "handover"]],
     "push": [["push", "tables", "clean", "me/rows", "--dry-run"]],
+    "ctl": [["ctl", "made"]],
     "tag": [["tag", "made"], ["tag", "made", "a", "b", "--note", "Look."]],
     "gc": [["gc", "--dry-run"]],
     "init": [["init", "quickstart", "started"]],
