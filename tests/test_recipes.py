@@ -124,6 +124,19 @@ def test_a_published_method_names_its_source_and_what_differs(name: str) -> None
     assert "full" in profiles(ROOT / "specs" / f"{name}.yaml")
 
 
+def test_the_principle_is_in_view_when_examples_are_written_and_out_of_view_when_they_are_learnt() -> None:
+    path = ROOT / "specs" / "deliberative_alignment.yaml"
+    text, spec = path.read_text(), load_spec(path)
+    assert len(text.splitlines()) <= 40
+    assert "# Reproduces:" in text
+    assert "# Differs:" in text
+    learnt = spec.steps["thought"].params.model_dump()["join"]["text"]
+    assert tuple(learnt) == ("critique", "revision"), "what the model wrote, not what it was asked"
+    assert spec.operators["critique"].uses_constitution
+    assert not spec.operators["aligned"].uses_constitution
+    assert spec.steps["sft_data"].params.model_dump()["inputs"]["thought"]["answer"] == "text"
+
+
 def test_a_trial_mixes_what_its_few_rows_give() -> None:
     path = ROOT / "specs" / "paper.yaml"
     assert load_spec(path).steps["prompts"].params.model_dump()["on_short"] == "fail"
