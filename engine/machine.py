@@ -13,6 +13,7 @@ EXTRAS = {
     "vllm": "vllm",
     "lm-eval": "lm-eval",
     "qlora": "bitsandbytes",
+    "deepspeed": "deepspeed",
     "serve": "uvicorn",
     "plots": "matplotlib",
     "completion": "shtab",

@@ -132,8 +132,8 @@ class Dpo(TrainingOperator[DpoParams]):
         """Yield beside the rest a reference that a divided model can't have."""
         yield from super().check()
         odd = [name for name in ("precompute_ref_log_probs", "reference_free", "sync_ref_model") if getattr(self.params, name)]
-        if self.params.fsdp and odd:
-            yield Finding(("fsdp",), f"`fsdp` divides no model with `{odd[0]}`", "leave one of them out")
+        if (way := self.params.division) and odd:
+            yield Finding((way,), f"`{way}` divides no model with `{odd[0]}`", "leave one of them out")
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield beside the rest a loss that can't weigh pairs by the labels that rows have."""

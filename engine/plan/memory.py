@@ -190,7 +190,7 @@ def _ways(params: TrainingParams, devices: Devices) -> Iterator[list[dict[str, A
 
 def _divided(params: TrainingParams, devices: Devices) -> dict[str, Any] | None:
     """Return the changes that divide the model among all GPUs; None where it can't be, or is."""
-    if params.fsdp or not devices.gpu or devices.number == 1:
+    if params.division or not devices.gpu or devices.number == 1:
         return None
     if params.resources.workers > 1:
         return {"fsdp": True}

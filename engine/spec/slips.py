@@ -47,7 +47,6 @@ ELSEWHERE = {
     "model_name": ("model", "source"),
     "model_name_or_path": ("model", "source"),
     "api_base": ("base_url",),
-    "deepspeed": ("fsdp",),
     "gpus": ("num_gpus", "resources.num_gpus"),
 }
 """Keys of other tools (transformers, PEFT, TRL, axolotl, LLaMA-Factory, OpenAI) and where the same stands here."""

@@ -62,27 +62,42 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
 
 def _wrong_division(params: TrainingParams) -> Iterator[Finding]:
     """Yield where a model can't be divided among workers."""
-    if not params.fsdp:
-        if "fsdp_config" in params.model_fields_set:
-            yield Finding(
-                ("fsdp_config",), "`fsdp_config` says how `fsdp` divides a model, and that is off", "write `fsdp: true`"
-            )
+    if not params.fsdp and "fsdp_config" in params.model_fields_set:
+        yield Finding(("fsdp_config",), "`fsdp_config` says how `fsdp` divides a model, and that is off", "write `fsdp: true`")
+    if (way := params.division) is None:
         return
     if params.resources.workers < 2:
-        told = "`fsdp` divides a model among several workers, and there is one"
-        yield Finding(("fsdp",), told, "write `resources: {workers: 8}`, one for each GPU")
-    if params.resources.num_gpus == 0:
-        yield Finding(
-            ("fsdp",), "`fsdp` divides a model among GPUs, and `resources` has `num_gpus: 0`", "leave one of them out"
-        )
+        told = f"`{way}` divides a model among several workers, and there is one"
+        yield Finding((way,), told, "write `resources: {workers: 8}`, one for each GPU")
     if params.lora is not None and params.lora.quantization:
-        told = "`fsdp` doesn't divide weights that are rounded"
-        yield Finding(("fsdp",), told, "leave `fsdp` out, or `lora.quantization`")
+        told = f"`{way}` doesn't divide weights that are rounded"
+        yield Finding((way,), told, f"leave `{way}` out, or `lora.quantization`")
     if params.lora is not None and adapts_head(params.lora):
-        yield Finding(("fsdp",), f"`fsdp` divides no adapter on `{HEAD}`", f"leave `fsdp` out, or `{HEAD}`")
+        yield Finding((way,), f"`{way}` divides no adapter on `{HEAD}`", f"leave `{way}` out, or `{HEAD}`")
+    yield from _wrong_fsdp(params) if params.fsdp else ()
+    yield from _wrong_deepspeed(params) if params.deepspeed else ()
+
+
+def _wrong_fsdp(params: TrainingParams) -> Iterator[Finding]:
+    if params.resources.num_gpus == 0:
+        told = "`fsdp` divides a model among GPUs, and `resources` has `num_gpus: 0`"
+        yield Finding(("fsdp",), told, "leave one of them out")
     if params.gradient_checkpointing and params.fsdp_config.activation_checkpointing:
         told = "`activation_checkpointing` does what `gradient_checkpointing` does"
         yield Finding(("fsdp_config", "activation_checkpointing"), told, "leave one of them out")
+
+
+def _wrong_deepspeed(params: TrainingParams) -> Iterator[Finding]:
+    if params.fsdp:
+        yield Finding(("deepspeed",), "`deepspeed` and `fsdp` are two ways to divide a model", "leave one of them out")
+    elif not find_spec("deepspeed"):
+        yield Finding(
+            ("deepspeed",), "`deepspeed` needs the library of that name", f"{pip_command('deepspeed')}, or use `fsdp`"
+        )
+    offloads = params.deepspeed is not None and params.deepspeed.zero_optimization.offload_optimizer.device == "cpu"
+    if offloads and params.optim != "adamw_torch":
+        told = f"`offload_optimizer` takes its steps by DeepSpeed's own Adam, got `optim: {params.optim}`"
+        yield Finding(("optim",), told, "write adamw_torch, or leave `offload_optimizer` out")
 
 
 def _wrong_attention(name: str | None) -> Iterator[Finding]:

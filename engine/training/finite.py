@@ -26,14 +26,14 @@ def largest(model: Any) -> float:
     """
     import torch
 
-    weights = [_own(weight.detach()) for weight in model.parameters() if weight.requires_grad]
+    weights = [_own(weight).detach() for weight in model.parameters() if weight.requires_grad]
     norms = torch._foreach_norm([weight for weight in weights if weight.numel()], math.inf)
     return float(torch.stack([norm.float() for norm in norms]).max())
 
 
 def _own(weight: Any) -> Any:
-    """Return this process's share of a weight."""
-    return weight.to_local() if hasattr(weight, "to_local") else weight
+    """Return this process's share of a weight, as FSDP2 or ZeRO-3 divides it."""
+    return weight.to_local() if hasattr(weight, "to_local") else getattr(weight, "ds_tensor", weight)
 
 
 class Finite(Hooks):

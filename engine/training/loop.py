@@ -104,14 +104,15 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
         train_in_float32(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
-    shell = sharding.shell_of(trainer) if params.fsdp else None
+    shell = sharding.shell_of(trainer) if params.division else None
     resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
     started, first = time.monotonic(), steps_of(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
-    _forget_optimizer(trainer)
-    if shell is not None:
-        sharding.put_together(trainer, shell)
+    if shell is None:
+        _forget_optimizer(trainer)
+    else:
+        sharding.put_together(trainer, shell, lambda: _forget_optimizer(trainer))
     if trainer.is_world_process_zero():
         history = [_figures_of(point) for point in trainer.state.log_history if "train_runtime" not in point]
         write_history(job.out_dir, history)

@@ -25,6 +25,8 @@ TILE = (4096, 32768)
 """Tokens and entries of the vocabulary whose logits TRL's output head holds at once."""
 TILE_COPIES = 8
 """Copies of those logits that its backward pass makes where there is no Triton, as on a CPU."""
+BUCKET, LIVE = 500_000_000, 1_000_000_000
+"""Numbers whose gradients DeepSpeed exchanges at once, and those that it keeps whole, where a spec names no others."""
 
 
 class Load(NamedTuple):
@@ -65,39 +67,76 @@ class Setting(NamedTuple):
 
 def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tuple[Shape, Beside]], setting: Setting) -> Need:
     """Return the memory that training a model of this shape takes."""
-    if params.fsdp and params.lora is None:
-        setting = setting._replace(dtype="auto")  # the library widens weights that it divides
-    shares = _shares(params)
-    trained = trained_weights(shape, params.lora, head=load.head) // shares
-    weights = held_bytes(shape, params, setting, head=load.head) // shares + gathered(shape, params, setting)
+    setting = _as_divided(params, setting)
+    trained = trained_weights(shape, params.lora, head=load.head)
+    weights = (held_bytes(shape, params, setting, head=load.head) + (trained * FLOAT if params.lora else 0)) // _over(params, 3)
+    weights = (0 if _offloads(params, "param", setting) else weights) + gathered(shape, params, setting)
     each = FLOAT if params.lora else _trained_bytes(setting)
-    weights += trained * FLOAT if params.lora else 0
-    gradients = trained * each
-    optimizer = int(trained * state_bytes(params.optim, each))
+    gradients = trained // _over(params, 2) * each
+    stepped = trained // _over(params, 1)
+    optimizer = 0 if _offloads(params, "optimizer", setting) else int(stepped * _states(params, each))
     activations = kept(shape, params, load, setting) + head_bytes(shape, params, load, setting)
     read = sum(_beside(other, how, params, setting) for other, how in beside)
     copies = _autocast_copies(shape, params, setting)
-    at_once = gradients if params.gradient_accumulation_steps > 1 or params.resources.workers > 1 else 0
-    buckets = gradients if params.resources.workers > 1 and not params.fsdp else 0
+    at_once = gradients if params.gradient_accumulation_steps > 1 else 0
+    buckets = _buckets(shape, params, trained, setting) * each
     phases = (
         copies + optimizer + at_once + buckets + activations,
-        optimizer + gradients + buckets + _step_copies(shape, params, trained, each, setting),
+        optimizer + gradients + buckets + _step_copies(shape, params, stepped, each, setting),
         optimizer + copies + drawn_bytes(shape, load),
         _checked(shape, params, load, setting),
     )
     return Need(weights, gradients, optimizer, activations, read, weights + read + max(phases))
 
 
-def _shares(params: TrainingParams) -> int:
-    """Return among how many devices weights, gradients and states are divided."""
-    return params.resources.workers if params.fsdp else 1
+def _as_divided(params: TrainingParams, setting: Setting) -> Setting:
+    """Return in what digits a divided model is held: FSDP2 widens its weights, DeepSpeed holds all in what it computes in."""
+    if params.deepspeed:
+        return setting._replace(dtype="bfloat16" if _computed_bytes(params, setting) == HALF else "float32")
+    return setting._replace(dtype="auto") if params.fsdp and params.lora is None else setting
+
+
+def _over(params: TrainingParams, stage: int) -> int:
+    """Return among how many devices that is divided which is so from this stage on."""
+    return params.resources.workers if params.stage >= stage else 1
+
+
+def _offloads(params: TrainingParams, what: Literal["param", "optimizer"], setting: Setting) -> bool:
+    """Say whether DeepSpeed keeps something in main memory, beside a GPU's own."""
+    if params.deepspeed is None or not setting.gpu:
+        return False
+    zero = params.deepspeed.zero_optimization
+    return (zero.offload_param if what == "param" else zero.offload_optimizer).device == "cpu"
+
+
+def _states(params: TrainingParams, each: int) -> float:
+    """Return the bytes of an optimizer's states for a weight; DeepSpeed's have the weight itself in float32."""
+    return state_bytes(params.optim, FLOAT) + FLOAT if params.deepspeed else state_bytes(params.optim, each)
+
+
+def _buckets(shape: Shape, params: TrainingParams, trained: int, setting: Setting) -> int:
+    """Return the numbers of copies in which gradients are exchanged: all, or the one or two buffers that DeepSpeed fills."""
+    if params.resources.workers == 1 or params.fsdp:
+        return 0
+    if params.deepspeed is None:
+        return trained
+    zero = params.deepspeed.zero_optimization
+    size = shape.hidden**2 if zero.reduce_bucket_size == "auto" else zero.reduce_bucket_size or BUCKET
+    overlap = zero.stage == 3 if zero.overlap_comm is None else zero.overlap_comm
+    return (1 + overlap) * (size if setting.gpu else min(size, trained))  # a processor's memory is taken when it is written to
 
 
 def gathered(shape: Shape, params: TrainingParams, setting: Setting) -> int:
-    """Return the bytes of divided weights where they are whole: two blocks with their gradients and the head, or all."""
-    if not params.fsdp:
+    """Return the bytes of divided weights where they are whole: two blocks with their gradients and the head, or all.
+
+    DeepSpeed keeps as many whole as it is allowed to.
+    """
+    if params.stage < 3:
         return 0
     block = shape.in_blocks // shape.layers
+    if params.deepspeed:
+        most = params.deepspeed.zero_optimization.stage3_max_live_parameters or LIVE
+        return min(shape.weights, most) * _computed_bytes(params, setting)
     count = 4 * block + shape.embedding if params.fsdp_config.reshard_after_forward else shape.weights + 2 * block
     return count * _computed_bytes(params, setting)
 
@@ -206,7 +245,12 @@ def _autocast_copies(shape: Shape, params: TrainingParams, setting: Setting) -> 
 
 
 def _step_copies(shape: Shape, params: TrainingParams, trained: int, each: int, setting: Setting) -> int:
-    """Return what the optimizer's step takes: on a GPU all weights once more (`foreach`), elsewhere the largest one twice."""
+    """Return what the optimizer's step takes: on a GPU all weights once more (`foreach`), elsewhere the largest one twice.
+
+    DeepSpeed has the gradients of its own weights in float32.
+    """
+    if params.deepspeed:
+        return trained * FLOAT
     if setting.gpu:
         return trained * each if params.optim in ("adamw_torch", "adagrad", "rmsprop", "sgd") else 0
     return 2 * each * (shape.embedding if params.lora is None else 0)
@@ -217,7 +261,7 @@ def _checked(shape: Shape, params: TrainingParams, load: Load, setting: Setting)
 
     A model that was divided is put together on a GPU only where that has room.
     """
-    if params.fsdp:
+    if params.division:
         return 0
     each = FLOAT if not setting.gpu else shape.stored_bytes
     logits = params.per_device_eval_batch_size * load.tokens * shape.vocabulary * (each + 2 * FLOAT) if load.head else 0
@@ -228,8 +272,8 @@ def _beside(shape: Shape, how: Beside, params: TrainingParams, setting: Setting)
     if how.held == "stored":
         return shape.weights * shape.stored_bytes
     held = held_bytes(shape, params, setting) if how.held == "alike" else shape.weights * FLOAT
-    whole = shape.weights * _computed_bytes(params, setting) if params.fsdp else 0
-    return held // _shares(params) + whole
+    whole = shape.weights * _computed_bytes(params, setting) if params.stage == 3 else 0
+    return held // _over(params, 3) + whole
 
 
 def drawn_bytes(shape: Shape, load: Load) -> int:

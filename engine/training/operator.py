@@ -81,6 +81,7 @@ class TrainingOperator(ModelOperator[P]):
         workers, lora = self.params.resources.workers, self.params.lora
         parts: dict[str, Any] = {"workers": workers} if workers > 1 else {}
         parts |= {"fsdp": True} if self.params.fsdp else {}
+        parts |= {"deepspeed": self.params.deepspeed.rounding()} if self.params.deepspeed else {}
         parts |= {"grouping": GROUPING} if self.params.train_sampling_strategy == "group_by_length" else {}
         return {**parts, "quantization": QUANTIZATION} if lora and lora.quantization else parts
 

@@ -48,6 +48,12 @@ def adapts_head(lora: Lora) -> bool:
     return any(name.rpartition(".")[2] == HEAD for name in lora.targets)
 
 
+Stage = Literal[1, 2, 3]
+"""What is divided: 1 the optimizer's states, 2 gradients too, 3 weights too."""
+Auto = Literal["auto"]
+Elements = int | Auto | None
+
+
 class FsdpConfig(Strict):
     """How a model is divided, by the names of transformers' `fsdp_config`."""
 
@@ -57,6 +63,97 @@ class FsdpConfig(Strict):
     """Keep the divided weights, gradients and states in main memory, and take the optimizer's steps there; slow."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass; in place of `gradient_checkpointing`."""
+
+
+class Offload(Strict):
+    """Where something is kept between its uses."""
+
+    device: Literal["none", "cpu"] = "cpu"
+    """`cpu` keeps it in main memory."""
+    pin_memory: bool = False
+    """Lock that memory, for faster copies."""
+
+
+class ZeroOptimization(Strict):
+    """What DeepSpeed divides, and in what portions."""
+
+    stage: Stage
+    """1 divides the optimizer's states, 2 gradients too, 3 weights too."""
+    offload_optimizer: Offload = Offload(device="none")
+    """Keep the optimizer's states in main memory, and take its steps there, by DeepSpeed's own Adam."""
+    offload_param: Offload = Offload(device="none")
+    """Keep weights in main memory; for stage 3."""
+    overlap_comm: bool | None = None
+    """Exchange gradients while others are still computed."""
+    contiguous_gradients: bool | None = None
+    """Copy gradients into one buffer as they come."""
+    reduce_scatter: bool | None = None
+    """Give each worker its own share of a gradient alone."""
+    reduce_bucket_size: Elements = None
+    """Numbers of the gradients that are exchanged at once."""
+    allgather_bucket_size: int | None = None
+    """Numbers of the weights that are gathered at once."""
+    round_robin_gradients: bool | None = None
+    """Share out the copying of gradients to main memory."""
+    sub_group_size: int | None = None
+    """Weights whose step is taken at once, in stage 3."""
+    stage3_prefetch_bucket_size: Elements = None
+    """Numbers of the weights that are gathered ahead."""
+    stage3_param_persistence_threshold: Elements = None
+    """Weights with fewer numbers stay whole."""
+    stage3_max_live_parameters: int | None = None
+    """Most numbers of weights that are whole at a time."""
+    stage3_max_reuse_distance: int | None = None
+    """Weights that are used again within so many numbers stay whole."""
+    stage3_gather_16bit_weights_on_model_save: bool | None = None
+    """Put whole weights into checkpoints, too; the saved model is whole without it."""
+
+    @model_validator(mode="after")
+    def _of_its_stage(self) -> ZeroOptimization:
+        if self.stage != 3 and self.offload_param.device != "none":
+            raise WrongValue("`offload_param` is for stage 3, in which weights are divided", "leave it out")
+        return self
+
+
+class Switch(Strict):
+    """A number format, which the step's `bf16` decides."""
+
+    enabled: Auto | Literal[False] = "auto"
+    """As the step has it."""
+
+
+class DeepSpeed(Strict):
+    """DeepSpeed's own settings, but for those that write files or start processes. What a step's fields say is `auto`.
+
+    Its `optimizer` and `scheduler` are such fields, too.
+    """
+
+    zero_optimization: ZeroOptimization
+    """What is divided (ZeRO)."""
+    train_batch_size: Auto = "auto"
+    """By `per_device_train_batch_size`, `gradient_accumulation_steps` and the workers."""
+    train_micro_batch_size_per_gpu: Auto = "auto"
+    """By `per_device_train_batch_size`."""
+    gradient_accumulation_steps: Auto = "auto"
+    """By the field of that name."""
+    gradient_clipping: Auto = "auto"
+    """By `max_grad_norm`."""
+    bf16: Switch = Switch()
+    """By `bf16`."""
+    fp16: Switch = Switch(enabled=False)
+    """Off: in float16 the steps of usual optimizers overflow."""
+    steps_per_print: int | None = None
+    """Steps between two of DeepSpeed's own remarks."""
+    wall_clock_breakdown: Literal[False] = False
+    """DeepSpeed's own timing, which is off."""
+
+    def rounding(self) -> list[Any]:
+        """Return what decides how a step rounds: the stage, and whose Adam takes it."""
+        return [self.zero_optimization.stage, self.zero_optimization.offload_optimizer.device]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what DeepSpeed is given."""
+        return self.model_dump(exclude_none=True)
 
 
 class TrainingParams(Params):
@@ -125,6 +222,8 @@ class TrainingParams(Params):
     """How a model is divided, where `fsdp` is on."""
     node_labels: NodeLabels = Field(default_factory=dict, json_schema_extra=SPEED)
     """Labels of the cluster's nodes that may have its workers, such as `ray.io/accelerator-type: H100`."""
+    deepspeed: DeepSpeed | None = Field(default=None, json_schema_extra=SPEED)
+    """Divide as `fsdp` does, by DeepSpeed (ZeRO): `{zero_optimization: {stage: 3}}`; needs that library."""
     attn_implementation: str | None = Field(default=None, json_schema_extra=SPEED)
     """Attention kernel, by its name in transformers (`sdpa`, `flash_attention_2`, ...); by default the library's choice."""
     save_steps: int = Field(default=0, ge=0, json_schema_extra=SPEED)
@@ -149,6 +248,16 @@ class TrainingParams(Params):
             raise WrongValue("`merge: original` is for `lora.quantization`, without which all weights are", "leave it out")
         return self
 
+    @property
+    def division(self) -> str | None:
+        """The field that divides the model among workers; None where each holds it whole."""
+        return "fsdp" if self.fsdp else "deepspeed" if self.deepspeed else None
+
+    @property
+    def stage(self) -> int:
+        """What is divided: 1 the optimizer's states, 2 gradients too, 3 weights too; 0 is nothing."""
+        return 3 if self.fsdp else self.deepspeed.zero_optimization.stage if self.deepspeed else 0
+
     def row_steps(self) -> tuple[str, ...]:
         """Return the steps whose rows are read, training rows first."""
         return (self.input,) if self.eval_input is None else (self.input, self.eval_input)
@@ -172,6 +281,7 @@ TRAINER_FIELDS = (
         "fsdp",
         "fsdp_config",
         "node_labels",
+        "deepspeed",
     }
 )
 """Fields that go to the trainer's configuration as they are."""

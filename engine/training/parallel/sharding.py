@@ -1,12 +1,13 @@
-"""Dividing a model's weights among the processes that train it (FSDP2), and putting the whole model together at the end.
+"""Dividing a model among the processes that train it (FSDP2, ZeRO), and putting the whole model together at the end.
 
 Owns what accelerate is told for it, and that the whole model answers as the divided one. Never trains, never saves.
-Source: Zhao et al. 2023 (PyTorch FSDP, arXiv 2304.11277), section 3.
+Sources: Zhao et al. 2023 (PyTorch FSDP, arXiv 2304.11277), section 3; Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
@@ -25,6 +26,8 @@ PROBE = 16
 
 def settings(params: TrainingParams) -> dict[str, Any]:
     """Return what the trainer's configuration is told."""
+    if params.deepspeed:
+        return {"deepspeed": params.deepspeed.settings()}
     return {"fsdp": True, "fsdp_config": params.fsdp_config.model_dump()} if params.fsdp else {}
 
 
@@ -36,7 +39,7 @@ def shell_of(trainer: Trainer) -> Any:
     """
     import torch
 
-    if not trainer.is_fsdp_enabled:
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise StepError("`fsdp` divides a model among GPUs, and there is none here", "leave it out, or train where GPUs are")
     model = trainer.model
     bare = {
@@ -50,15 +53,21 @@ def shell_of(trainer: Trainer) -> Any:
     return shell
 
 
-def put_together(trainer: Trainer, shell: Any) -> None:
+def put_together(trainer: Trainer, shell: Any, forget: Callable[[], None]) -> None:
     """Put the trained weights of all processes into `shell`, and that into the trainer; it is whole in the first process alone.
+
+    `forget` frees what only further steps would need, of which DeepSpeed holds the weights in float32.
 
     Raises:
         StepError: it doesn't answer as the divided model does.
     """
-    divided = trainer.model
-    expected = _scores(divided, trainer.accelerator.device)
-    weights = trainer.accelerator.get_state_dict(divided)
+    expected = _scores(trainer.model_wrapped, trainer.accelerator.device)
+    if trainer.is_deepspeed_enabled:
+        weights = _zero_weights(trainer)
+        forget()
+    else:
+        forget()
+        weights = trainer.accelerator.get_state_dict(trainer.model)
     trainer.model = trainer.model_wrapped = shell
     if not trainer.is_world_process_zero():
         return
@@ -69,6 +78,24 @@ def put_together(trainer: Trainer, shell: Any) -> None:
     apart, most = float((found - expected.to(found.device)).abs().max()), float(expected.abs().max())
     if not apart <= TOLERANCE * max(1.0, most):  # nor where either is NaN
         raise StepError(f"the parts of the model don't make the whole one: scores up to {most:.4f} are {apart:.4f} apart")
+
+
+def _zero_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Return the whole weights on the processor, in the digits in which they learnt; the first process alone has them."""
+    from deepspeed import zero
+    from deepspeed.utils import safe_get_full_fp32_param
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # models that are loaded from here on are whole
+    first, model = trainer.is_world_process_zero(), trainer.model
+    buffers = dict(model.named_buffers())
+    found = {name: value for name, value in model.state_dict().items() if name in buffers}
+    for name, weights in model.named_parameters(remove_duplicate=False):
+        learnt = safe_get_full_fp32_param(weights) if weights.requires_grad else None
+        with zero.GatheredParameters([weights]):
+            if first:
+                found[name] = (weights if learnt is None else learnt.view(weights.shape)).detach().to("cpu", copy=True)
+    return found
 
 
 def _with_room(device: torch.device, model: Any) -> torch.device:

@@ -71,6 +71,21 @@ def test_a_divided_model_is_an_eighth_on_each_of_eight_gpus_with_two_blocks_whol
     assert kept_whole == 4 * SEVEN.weights // 8 + 2 * (SEVEN.weights + 2 * block)
 
 
+def test_what_each_stage_of_deepspeed_divides_by_hand() -> None:
+    """In bfloat16: 2 bytes for weight and gradient, 12 for its float32 and Adam's states, a buffer of 5e8 gradients."""
+
+    def stage(number: int, **more: Any) -> Need:
+        return needed(deepspeed={"zero_optimization": {"stage": number, **more}}, resources={"workers": 8})
+
+    whole, share = 2 * SEVEN.weights, SEVEN.weights // 8
+    assert stage(1)[:3] == (whole, whole, 12 * share)
+    assert stage(2)[:3] == (whole, 2 * share, 12 * share)
+    assert stage(3)[:3] == (whole // 8 + 2 * 10**9, 2 * share, 12 * share)
+    assert stage(3, stage3_max_live_parameters=10**8).weights == whole // 8 + 2 * 10**8
+    assert stage(2, overlap_comm=True).peak - stage(2).peak == 2 * 5 * 10**8
+    assert stage(3, offload_param={}, offload_optimizer={})[:3] == (2 * 10**9, 2 * share, 0)
+
+
 def test_a_divided_reference_is_whole_while_it_reads() -> None:
     assert needed(**EIGHT, beside="alike").beside == 4 * SEVEN.weights // 8 + 2 * SEVEN.weights
     assert needed(**EIGHT, beside="stored").beside == 2 * SEVEN.weights
