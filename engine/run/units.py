@@ -208,6 +208,7 @@ class FlowUnit:
             await flow.run(source)
             if self.cut and flow.cutting:
                 report({"event": "log", "step": self.cut.step, "text": flow.cutting.summary()})
+                report({"step": self.steps[-1].name, "note": flow.cutting.tried.told(flow.cutting.until)})
         return {step.name: self._result(step, flow, writers[step.name]) for step in self.steps}
 
     def _writers(self, source: Any) -> dict[str, RowsWriter]:

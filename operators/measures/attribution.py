@@ -36,9 +36,15 @@ class Revised:
         self._words[principle].append(words_changed(before, after))
 
     def figures(self) -> Figures:
-        """Return, by principle, the rate of answers changed and the mean share of words changed."""
+        """Return, by principle, the rate of answers changed and the mean share of words changed.
+
+        Wilson's interval is too wide, if anything, for the mean of shares, which vary less than hits and misses.
+        """
         return {
-            name: {"changed": wilson(sum(seen), len(seen))._asdict(), "words_changed": paired_change(self._words[name])}
+            name: {
+                "changed": wilson(sum(seen), len(seen))._asdict(),
+                "words_changed": wilson(sum(self._words[name]), len(seen))._asdict(),
+            }
             for name, seen in sorted(self._changed.items())
         }
 

@@ -210,6 +210,8 @@ def test_a_real_run_killed_in_the_middle_ends_as_if_nothing_had_happened(tmp_pat
     while len(list(ledger_records(home))) < 30 and run.poll() is None:
         time.sleep(0.02)
     run.kill()
+    calm_said = (tmp_path / "calm" / "console.txt").read_text()
+    assert re.search(r"^critique: done; .*30 of 30 accepted", calm_said, re.MULTILINE)
     assert run.wait() == -signal.SIGKILL
     paid = len(list(ledger_records(home)))
     assert start(spec, wild, home).wait(timeout=120) == 0
