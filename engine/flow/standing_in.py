@@ -16,8 +16,8 @@ from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import Operator, RowOperator
 
 if TYPE_CHECKING:
+    from caiflow.engine.llm.order.blocks import Prefixes
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.llm.vllm.prefixes import Prefixes
     from caiflow.engine.store.ledger import Ledger
 
 _SEEN = 400

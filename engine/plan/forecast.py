@@ -20,8 +20,8 @@ from caiflow.engine.errors import CaiflowError, UnreachableError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.row_llm import Asker, NoLLM
 from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
+from caiflow.engine.llm.order.blocks import Prefixes
 from caiflow.engine.llm.served.budget import Prices, price
-from caiflow.engine.llm.vllm.prefixes import Prefixes
 from caiflow.engine.operator import (
     Ask,
     Expected,

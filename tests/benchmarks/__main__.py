@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, draws, ledger, prefixes, real, scheduler, streaming, tables, training
+from benchmarks import commands, draws, ledger, own_prefixes, prefixes, real, scheduler, streaming, tables, training
 
 Lines = list[dict[str, Any]]
 SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[Callable[[], Lines], Callable[[], Lines]]] = {
     "tables": (lambda: tables.measure(100_000, 3), lambda: tables.measure(tables.ROWS, 3)),
     "streaming": (lambda: streaming.measure(repeats=3), streaming.measure),
     "prefixes": (lambda: prefixes.measure([1]), prefixes.measure),
+    "own_prefixes": (lambda: own_prefixes.measure([1]), own_prefixes.measure),
     "draws": (lambda: draws.measure(repeats=5), draws.measure),
     "training": (lambda: training.measure(repeats=3), training.measure),
     "real": (lambda: real.measure(repeats=1), lambda: real.measure(128, 256)),

@@ -25,7 +25,7 @@ from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import ModelSource, Sampling
 from caiflow.engine.llm.client import EngineClient, LocalLink
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.llm.vllm.prefixes import Prefixes
+from caiflow.engine.llm.order.blocks import Prefixes
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
@@ -165,14 +165,14 @@ def count(case: Case, model: Path) -> dict[str, Any]:
     host = EngineHost(start)
     counter = Counter(loaded[0]._engine)
     with tempfile.TemporaryDirectory() as scratch:
-        asyncio.run(_carry_out(host, case, Path(scratch)))
+        asyncio.run(carry_out(host, case, Path(scratch)))
     host.close()
     computed = counter.tokens - counter.decoded()
     found = {"computed": computed, "ideal": counter.ideal(), "steps": counter.steps}
     return {**found, "ratio": round(computed / found["ideal"], 3)}
 
 
-async def _carry_out(host: EngineHost, case: Case, folder: Path) -> None:
+async def carry_out(host: EngineHost, case: Case, folder: Path) -> None:
     chain = steps(case)
     rows = source(folder / "source", case)
     with ExitStack() as stack:

@@ -11,10 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from transformers import DynamicCache
 
 _WORTH_KEEPING = 1024
 """Tokens that a beginning must spare at once for it to be read on its own."""
-_WORTH_SHARING = 32
+WORTH_SHARING = 32
 """Tokens per row below which a beginning isn't worth a group of its own."""
 _KEPT_BYTES = 512 << 20
 _KEPT = 16
@@ -37,6 +38,15 @@ class Together:
     prefix: Prefix | None = None
     shared: int = 0
 
+    def repeated(self, rows: int) -> DynamicCache:
+        """Return a cache in which each of `rows` rows has what they share."""
+        cache = DynamicCache()
+        if self.prefix is not None:
+            for index, layer in enumerate(self.prefix.cache.layers):
+                given = (tensor[:, :, : self.shared].expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values))
+                cache.update(*given, index)
+        return cache
+
 
 class Prefixes:
     """Keeps beginnings, least recently used ones leaving first. `read` computes the cache of a beginning, given its ids."""
@@ -52,12 +62,16 @@ class Prefixes:
         found: dict[int, list[tuple[int, int]]] = {}
         for index, array in enumerate(arrays):
             shared, prefix = self._best(array)
-            found.setdefault(prefix if shared >= _WORTH_SHARING else -1, []).append((shared, index))
+            found.setdefault(prefix if shared >= WORTH_SHARING else -1, []).append((shared, index))
         groups = [Together([index for _, index in found.pop(-1, [])])]
         for prefix, rows in found.items():
             groups += _even(self._kept[prefix], sorted(rows, reverse=True))
         self._kept = [*(p for i, p in enumerate(self._kept) if i not in found), *(self._kept[i] for i in found)]
         return [group for group in groups if group.rows]
+
+    def spared(self, ids: Sequence[int]) -> int:
+        """Return how many of a prompt's first tokens need not be read, since they are kept."""
+        return self._best(np.asarray(ids))[0]
 
     def _best(self, array: np.ndarray) -> tuple[int, int]:
         """Return the most tokens shared with a kept beginning, the row's last one left out, and that beginning's index."""
@@ -89,7 +103,7 @@ def _runs(ordered: Sequence[np.ndarray]) -> list[tuple[list[np.ndarray], int]]:
     run, shared = list(ordered[:1]), 0
     for index, link in enumerate(links):
         beside = max(links[max(index - 1, 0) : index + 2])
-        if 2 * link >= beside and link >= _WORTH_SHARING:
+        if 2 * link >= beside and link >= WORTH_SHARING:
             shared = min(shared, link) if len(run) > 1 else link
             run.append(ordered[index + 1])
         else:

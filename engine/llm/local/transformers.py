@@ -1,39 +1,46 @@
 """The engine that runs a model with transformers, on a CPU or a GPU.
 
 Owns batching: requests are prefilled in groups of similar length, decode together, leave as they finish, and newcomers take
-their places. A request's answer depends on nothing else in the batch (up to the rounding of the dtype). Models whose layers
-keep no plain key-value cache go through the library's own `generate`, group by group. Imported on workers only.
+their places. What a finished row has read is kept for its next call. A request's answer depends on nothing else in the batch
+(up to the rounding of the dtype). Models whose layers keep no plain key-value cache go through the library's own `generate`,
+group by group. Imported on workers only.
 """
 
 from __future__ import annotations
 
-import inspect
+import heapq
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.local.kv import Slots
+from caiflow.engine.llm.local.abilities import end_ids, plain_layers, takes
+from caiflow.engine.llm.local.attention import reading
+from caiflow.engine.llm.local.kv import Kept, KeptRows, Read, Slots, resumed
 from caiflow.engine.llm.local.likelihood import token_budget, token_logprobs
-from caiflow.engine.llm.local.prefixes import Prefix, Prefixes
+from caiflow.engine.llm.local.prefixes import WORTH_SHARING, Prefixes, common
+from caiflow.engine.llm.order.gate import Gate
 from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion, unanswered
 from caiflow.engine.llm.sampler import draw, penalised
 from caiflow.engine.llm.stops import Stops
 
-_PADDING = 1.25
-"""A prefill group may hold this many times the tokens its rows really have."""
+_PADDING, _SLACK = 1.15, 64
+"""A prefill group may hold this many times the tokens its rows really have, and so many more."""
+
+_ENDLESS, _BLOCK = 1 << 40, 64
+"""Blocks of tokens that the gate takes there to be, and the tokens of one: what is kept here has a bound of its own."""
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """One request under way; `ids` is the prompt, `out` the answer so far."""
+    """One request under way: `ids` is the prompt, `begun` how many of them are read already, `out` the answer so far."""
 
     number: int
     request: Request
@@ -43,6 +50,8 @@ class _Row:
     out: list[int] = field(default_factory=list)
     seen: torch.Tensor | None = None
     answer: Answer | None = None
+    begun: int = 0
+    kept: Kept | None = None
 
 
 class TransformersEngine:
@@ -57,29 +66,34 @@ class TransformersEngine:
     def __init__(self, model: Any, renderer: Renderer, *, capacity: int, prefill_tokens: int, context: int) -> None:
         self.capacity = capacity
         self.pulse = Pulse()
-        self.gate = None
+        self.gate = Gate(capacity, _ENDLESS, _BLOCK)
         self._model = model.eval()
         self._renderer = renderer
         self._prefill_tokens = prefill_tokens
         self._context = context
         self._stops = Stops(renderer)
-        self._ends = _end_ids(model, renderer.tokenizer)
-        self._layers = _plain_layers(model)
-        self._waiting: deque[_Row] = deque()
+        self._ends = end_ids(model, renderer.tokenizer)
+        self._layers = plain_layers(model)
+        self._outside: dict[int, _Row] = {}
+        self._waiting: list[tuple[int, int, _Row]] = []
         self._reading: list[_Row] = []
         self._finished: list[tuple[int, Answer]] = []
-        self._keeps_logits = _takes(model, "logits_to_keep")
+        self._keeps_logits = takes(model, "logits_to_keep")
         self._prefixes = Prefixes(self._read_prefix)
         self._rows: dict[int, _Row] = {}
+        self._kept = KeptRows()
         self._slots: Slots | None = None
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Render and queue requests; one that can't be rendered or doesn't fit finishes with its error."""
+        """Render requests and have the gate let them in; one that can't be rendered or doesn't fit finishes with its error."""
         for number, request in requests:
             try:
-                self._waiting.append(self._row(number, request))
+                row = self._outside[number] = self._row(number, request)
             except EngineError as error:
                 self._finished.append((number, error))
+                continue
+            if self.gate.arrive(number, request, row.ids):
+                self._wait(self._outside.pop(number))
 
     def step(self, timeout_s: float = 0.1) -> list[tuple[int, Answer]]:
         """Prefill what there is room for, then decode until something finishes or `timeout_s` has passed."""
@@ -88,7 +102,9 @@ class TransformersEngine:
             with torch.inference_mode():
                 self._admit()
                 while self._rows and not self._finished:
+                    begun = time.monotonic()
                     self._decode()
+                    self.gate.stepped(time.monotonic() - begun)
                     if time.monotonic() >= deadline:
                         break
         except torch.OutOfMemoryError as error:
@@ -117,35 +133,58 @@ class TransformersEngine:
             )
         return row
 
+    def _wait(self, row: _Row) -> None:
+        heapq.heappush(self._waiting, (row.request.turn, row.number, row))
+
     def _admit(self) -> None:
         """Fill free places once an eighth of the batch is free, so that reading the newcomers' prompts costs little each."""
+        for number in self.gate.admitted():
+            self._wait(self._outside.pop(number))
         free = self.capacity - len(self._rows)
         if not self._waiting or (free < max(1, self.capacity // 8) and self._rows):
             return
-        self._reading = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        self._reading = [heapq.heappop(self._waiting)[-1] for _ in range(min(free, len(self._waiting)))]
         self._score([row for row in self._reading if row.scored])
         rows = [row for row in self._reading if not row.scored]
         if self._layers is None:
             self._admit_whole(rows)
             return
-        for together in self._prefixes.split([row.ids for row in rows]):
-            for group in _groups([rows[index] for index in together.rows], self._prefill_tokens, together.shared):
-                self._prefill(group, together.prefix, together.shared)
+        new = [row for row in rows if not self._goes_on(row)]
+        for row in rows:
+            self._kept.drop(row.request.row)
+        for group in _groups([row for row in rows if row.kept], self._prefill_tokens):
+            self._prefill(group, resumed([(row.kept, row.begun) for row in group if row.kept]))
+        for together in self._prefixes.split([row.ids for row in new]):
+            for index in together.rows:
+                new[index].begun = together.shared
+            for group in _groups([new[index] for index in together.rows], self._prefill_tokens):
+                self._prefill(group, together.repeated(len(group)))
+
+    def _goes_on(self, row: _Row) -> bool:
+        """Return whether a row begins with what is kept of its last call, and take that up."""
+        kept = self._kept.find(row.request.row)
+        if kept is None:
+            return False
+        begun = common(kept.ids, np.asarray(row.ids[:-1]))
+        if begun < WORTH_SHARING + self._prefixes.spared(row.ids):
+            return False
+        row.kept, row.begun = kept, begun
+        return True
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         """Begin all unanswered rows again, half as many at once; their seeds give them the same answers."""
         rows = {row.number: row for row in (*self._reading, *self._rows.values()) if row.answer is None}
-        self._rows, self._slots, self._reading = {}, None, []
+        self._rows, self._slots, self._reading, self._kept = {}, None, [], KeptRows()
         self._prefixes = Prefixes(self._read_prefix)
         for row in rows.values():
-            row.out, row.seen = [], None
+            row.out, row.seen, row.begun, row.kept = [], None, 0, None
             if self.capacity == 1:
                 said = (
                     f"the memory is too small for one request of {len(row.ids)} tokens: {error}; use a smaller model or dtype"
                 )
                 self._finish(row, EngineError(said, kind="memory"))
             else:
-                self._waiting.append(row)
+                self._wait(row)
         self.capacity = max(1, self.capacity // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -168,21 +207,22 @@ class TransformersEngine:
                 assert row.scored is not None
                 self._finish(row, scored_completion(row.scored, values))
 
-    def _prefill(self, group: list[_Row], prefix: Prefix | None, shared: int) -> None:
-        """Read the prompts of `group` after their first `shared` tokens, answer its choices, give a slot to rows that go on."""
-        ids, mask = self._padded(group, shared)
-        cache = DynamicCache()
-        if prefix is not None:
-            for index, layer in enumerate(prefix.cache.layers):
-                given = (tensor[:, :, :shared].expand(len(group), -1, -1, -1) for tensor in (layer.keys, layer.values))
-                cache.update(*given, index)
-        positions = shared + (mask.cumsum(dim=1) - 1).clamp(min=0)
-        logits = self._forward(ids, torch.nn.functional.pad(mask, (shared, 0), value=1), positions, cache)
+    def _prefill(self, group: list[_Row], cache: DynamicCache) -> None:
+        """Read the prompts of `group` beyond what `cache` has, answer its choices, give a slot to rows that go on."""
+        before, begun = cache.get_seq_length(), [row.begun for row in group]
+        ids, mask = self._padded(group)
+        positions = torch.tensor(begun, device=mask.device)[:, None] + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        there = [[0] * (before - tokens) + [1] * tokens for tokens in begun]
+        logits = self._forward(ids, torch.cat((mask.new_tensor(there), mask), dim=1), positions, cache)
         self._choose(group, logits)
         self._advance(group, logits)
+        for row in group:
+            row.kept = None
         going = [index for index, row in enumerate(group) if row.answer is None]
         if going:
-            self._place(group, going, cache, shared)
+            self._place(
+                [group[index] for index in going], Read(cache, before, begun, [len(row.ids) for row in group]).of(going)
+            )
 
     def _read_prefix(self, ids: Sequence[int]) -> tuple[DynamicCache, int]:
         """Return the cache of a beginning and its size in bytes."""
@@ -191,22 +231,19 @@ class TransformersEngine:
         self._forward(given, torch.ones_like(given), torch.arange(len(ids), device=given.device)[None], cache)
         return cache, sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
-    def _place(self, group: list[_Row], going: list[int], cache: DynamicCache, shared: int) -> None:
-        """Copy the rows `going` of a group just read into free slots."""
+    def _place(self, rows: list[_Row], read: Read) -> None:
+        """Copy rows just read into free slots."""
         if self._slots is None:
-            self._slots = Slots(len(cache.layers), self._model.device)
-        free = [slot for slot in range(len(self._slots) + len(going)) if slot not in self._rows][: len(going)]
-        if len(going) < len(group):
-            cache.batch_select_indices(torch.tensor(going, device=self._model.device))
-        width = cache.get_seq_length()
-        self._slots.fill(free, cache, [width - len(group[index].ids) for index in going], shared)
-        self._rows.update({slot: group[index] for slot, index in zip(free, going, strict=True)})
+            self._slots = Slots(len(read.cache.layers), self._model.device)
+        free = [slot for slot in range(len(self._slots) + len(rows)) if slot not in self._rows][: len(rows)]
+        self._slots.fill(free, read)
+        self._rows.update(zip(free, rows, strict=True))
 
-    def _padded(self, group: list[_Row], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the prompts' ids from token `shared` on and their mask, left-padded, [B, T] int64 each."""
-        width = max(len(row.ids) for row in group)
-        ids = [[0] * (width - len(row.ids)) + row.ids[shared:] for row in group]
-        mask = [[0] * (width - len(row.ids)) + [1] * (len(row.ids) - shared) for row in group]
+    def _padded(self, group: list[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is to be read of the prompts and its mask, left-padded, [B, T] int64 each."""
+        width = max(len(row.ids) - row.begun for row in group)
+        ids = [[0] * (width - len(row.ids) + row.begun) + row.ids[row.begun :] for row in group]
+        mask = [[0] * (width - len(row.ids) + row.begun) + [1] * (len(row.ids) - row.begun) for row in group]
         return torch.tensor(ids, device=self._model.device), torch.tensor(mask, device=self._model.device)
 
     def _forward(
@@ -249,8 +286,13 @@ class TransformersEngine:
             last[slot] = row.out[-1]
         mask, positions = self._slots.extend(slots)
         ids = torch.tensor(last, device=self._model.device)[:, None]
-        logits = self._forward(ids, mask, positions, self._slots.cache)
+        with reading(self._slots.spans(slots)):
+            logits = self._forward(ids, mask, positions, self._slots.cache)
         self._advance(rows, logits if len(rows) == len(self._slots) else logits[slots])
+        for slot, row in zip(slots, rows, strict=True):
+            if row.answer is not None and row.request.more:
+                taken = self._slots.taken(slot, row.ids + row.out)
+                self._kept.keep(row.request.row, taken, self.capacity * self._slots.slot_bytes())
         self._rows = {slot: row for slot, row in self._rows.items() if row.answer is None}
         if not self._rows:
             self._slots = None
@@ -304,6 +346,7 @@ class TransformersEngine:
 
     def _finish(self, row: _Row, answer: Answer) -> None:
         row.answer = answer
+        self.gate.finish(row.number)
         self._finished.append((row.number, answer))
 
     def _generate(self, group: list[_Row]) -> None:
@@ -327,43 +370,17 @@ class TransformersEngine:
         )  # fmt: skip
 
 
-def _groups(rows: Iterable[_Row], budget: int, shared: int = 0) -> Iterable[list[_Row]]:
-    """Yield rows in groups of similar length, longest first; padded, each holds at most `budget` tokens (or one row).
-
-    The first `shared` tokens of each row don't count: they are read already.
-    """
+def _groups(rows: Iterable[_Row], budget: int) -> Iterable[list[_Row]]:
+    """Yield rows with about as much to read, most first; padded, a group holds at most `budget` tokens to read (or one row)."""
     group: list[_Row] = []
     real = 0
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        own = len(row.ids) - shared
-        padded = (len(group) + 1) * (len((group or [row])[0].ids) - shared)
-        if group and (padded > budget or padded > _PADDING * (real + own) + 256):
+    for row in sorted(rows, key=lambda row: len(row.ids) - row.begun, reverse=True):
+        own = len(row.ids) - row.begun
+        padded = (len(group) + 1) * (len((group or [row])[0].ids) - (group or [row])[0].begun)
+        if group and (padded > budget or padded > _PADDING * (real + own) + _SLACK):
             yield group
             group, real = [], 0
         group.append(row)
         real += own
     if group:
         yield group
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer: those of the generation config and the tokenizer's EOS."""
-    config = getattr(model, "generation_config", None)
-    given = getattr(config, "eos_token_id", None)
-    found = given if isinstance(given, list | tuple) else [given]
-    return frozenset(int(token) for token in (*found, tokenizer.eos_token_id) if token is not None)
-
-
-def _plain_layers(model: Any) -> int | None:
-    """Return the number of layers if each keeps a plain key-value cache that positions are given to; None otherwise."""
-    from transformers.cache_utils import DynamicLayer
-
-    if not _takes(model, "position_ids"):
-        return None
-    layers = DynamicCache(config=model.config).layers
-    return len(layers) if layers and all(type(layer) is DynamicLayer for layer in layers) else None
-
-
-def _takes(model: Any, name: str) -> bool:
-    forward = model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
-    return name in inspect.signature(forward).parameters

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Draws, Request
+from caiflow.engine.llm.order.gate import Gate
 from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.render import Rendered, Renderer, scored_completion, unanswered
 from caiflow.engine.llm.stops import Stops
-from caiflow.engine.llm.vllm.gate import Gate
 from caiflow.engine.llm.vllm.seeds import seed_arguments
 
 if TYPE_CHECKING:

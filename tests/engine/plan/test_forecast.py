@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.llm.vllm.prefixes import Prefixes
+from caiflow.engine.llm.order.blocks import Prefixes
 from caiflow.engine.plan.forecast import Forecasts, foresee
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.files import load_model, load_renderer
 from caiflow.engine.llm.load import load_engine
+from caiflow.engine.llm.local.attention import spans
+from caiflow.engine.llm.local.kv import Kept, KeptRows
 from caiflow.engine.llm.local.transformers import TransformersEngine
 from support.asking import WORDS, ask, mixed_requests, scored_requests, text
 from support.small_models import SHAPE, small_model
@@ -251,6 +255,86 @@ def test_heads_that_share_keys_answer_as_with_a_copy_for_each(sharing: ModelSour
     assert ask(load_engine(sharing), requests) == copied
     layers = SHAPE.num_hidden_layers
     assert fed[-layers:] == [2] * layers  # heads of keys that the last token's attention read: no copies
+
+
+def test_a_rows_next_call_reads_only_what_is_new(sharing: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_engine(sharing)
+    first = [
+        Request(" ".join([*WORDS, *WORDS[:count]]), Sampling(max_tokens=4 + count), more=1, row=f"r{count}")
+        for count in range(3)
+    ]
+    answers = ask(engine, first)
+    ask_on = [
+        one._replace(prompt=f"{one.prompt}{answer.text} {WORDS[0]}", more=0) for one, answer in zip(first, answers, strict=True)
+    ]
+    read: list[int] = []
+    padded = TransformersEngine._padded
+
+    def watched(self: TransformersEngine, group: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        read.extend(len(row.ids) - row.begun for row in group)
+        return padded(self, group)
+
+    monkeypatch.setattr(TransformersEngine, "_padded", watched)
+    going_on = ask(engine, ask_on)
+    assert len(read) == 3
+    assert max(read) < 8
+    read.clear()
+    assert ask(load_engine(sharing), ask_on) == going_on
+    assert max(read) > 8
+    read.clear()
+    ask(engine, ask_on)
+    assert max(read) > 8  # nothing is kept of rows that were to ask no more
+
+
+def test_what_is_kept_takes_up_no_more_than_it_may() -> None:
+    def kept(tokens: int) -> Kept:
+        return Kept(np.arange(tokens), [(torch.zeros(2, tokens, 4), torch.zeros(2, tokens, 4))])
+
+    rows = KeptRows()
+    for name in "abc":
+        rows.keep(name, kept(5), 3 * kept(5).size_bytes)
+    rows.keep("a", kept(6), 3 * kept(5).size_bytes)
+    assert [rows.find(name) is not None for name in "abc"] == [True, False, True]
+    rows.drop("a")
+    rows.keep("d", kept(10), 3 * kept(5).size_bytes)
+    assert [rows.find(name) is not None for name in "acd"] == [False, True, True]
+    rows.keep("e", kept(16), 3 * kept(5).size_bytes)
+    assert [rows.find(name) is not None for name in "cde"] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "column_bytes", "expected"),
+    [
+        ([500, 500, 500], 1000, [(0, 3, 500)]),
+        ([500, 500, 900, 890], 1000, [(0, 2, 500), (2, 4, 900)]),
+        ([500, 480, 590], 1, [(0, 3, 590)]),  # columns as small as these are read sooner than a product begins
+        ([0, 500, 0, 510, 0], 1000, [(1, 2, 500), (3, 4, 510)]),
+        ([0, 50, 0, 51, 0], 1000, [(1, 4, 51)]),
+        ([0, 0], 1000, []),
+    ],
+)
+def test_rows_of_about_one_length_are_attended_over_together(
+    lengths: list[int], column_bytes: int, expected: list[tuple[int, int, int]]
+) -> None:
+    assert spans(lengths, column_bytes) == expected
+
+
+def test_a_short_row_reads_no_columns_of_a_long_one(sharing: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(" ".join(WORDS[:3] * count), Sampling(max_tokens=12)) for count in (1, 20, 2, 21)]
+    alone = [ask(load_engine(sharing), [request])[0] for request in requests]
+    monkeypatch.setattr("caiflow.engine.llm.local.attention._PRODUCT_BYTES", 0)
+    read: list[tuple[int, ...]] = []
+    forward = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *given: object, **more: object) -> torch.Tensor:
+        read.append((len(key), key.shape[2]))
+        return forward(query, key, *given, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    assert ask(load_engine(sharing), requests) == alone
+    last = read[-4:]
+    assert [rows for rows, _ in last] == [1] * 4
+    assert max(width for _, width in last) > 3 * min(width for _, width in last)
 
 
 def test_a_large_model_is_spread_over_more_cores_unless_the_spec_says_how_many(

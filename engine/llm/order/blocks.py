@@ -1,4 +1,4 @@
-"""Prompts in the blocks of tokens that vLLM's prefix cache keeps, each known by all that stands before it.
+"""Prompts in the blocks of tokens that a prefix cache keeps, each known by all that stands before it.
 
 Owns what has to be computed of prompts where each prefix is computed once: the least that any order of calls takes where the
 cache holds all. Knows no engine.

@@ -1,8 +1,8 @@
-"""Which calls vLLM is given, so that a row's beginning stays in its cache from the row's first call to its last.
+"""Which calls an engine is given, so that a row's beginning stays in its cache from the row's first call to its last.
 
 Owns the count of open rows: what of the cache they hold, how much they will, and how soon those come back that were just
 answered. Calls of open rows go in at once; a new row waits until there are a slot and, for all its calls, room. Decides no
-answer. Knows nothing of vLLM but slots and blocks.
+answer. Knows nothing of an engine but its slots and blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from caiflow.engine.llm.base import Request
-from caiflow.engine.llm.vllm.prefixes import block_hashes
+from caiflow.engine.llm.order.blocks import block_hashes
 
 _SOON_S = 0.2
 """A row that stays away longer is at something else: nobody waits for it, and its place is another's."""

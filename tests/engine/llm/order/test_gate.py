@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from caiflow.engine.llm.base import Request
-from caiflow.engine.llm.vllm.gate import Gate
+from caiflow.engine.llm.order.gate import Gate
 
 
 class Clock:

@@ -1,0 +1,1 @@
+"""Whose calls an engine is given first, so that what rows have read stays at hand."""
