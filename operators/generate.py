@@ -19,10 +19,11 @@ from caiflow.engine.rows.columns import Columns, ColumnType, Row, Turns
 from caiflow.engine.rows.turns import ANOTHER_TEMPLATE, refused_systems
 from caiflow.operators.drawing import accepting
 from caiflow.operators.drawing.accepting import AcceptParams, Drawn
-from caiflow.operators.judging.prompts import assistant, conversation_text, turns, user, with_system
+from caiflow.operators.judging.prompts import assistant, conversation_text, turns, with_system
 from caiflow.operators.measures import answers, texts
 
 if TYPE_CHECKING:
+    from caiflow.engine.constitution.load import CritiqueExample
     from caiflow.engine.llm.tokenizer_files import ModelFiles
 
 ABOUT_AN_ANSWER = frozenset(
@@ -62,8 +63,9 @@ class GenerateParams(AcceptParams):
     """Which turns of the prompt are used: all, the first user turn, or the last; `prompt` is rewritten accordingly."""
     prefill: str = ""
     """Beginning of the answer, already written; part of `response`."""
-    few_shot: tuple[Example, ...] = Field(default=(), json_schema_extra=SPEED)  # in `identity` where there are any
-    """Examples shown as turns before the prompt, in every `mode`; they aren't kept in the row."""
+    few_shot: Annotated[int, Field(ge=0)] | tuple[Example, ...] = Field(default=(), json_schema_extra=SPEED)  # in `identity`
+    """Examples shown as turns before the prompt, in every `mode`, and not kept in the row: a list, or how many of the
+    constitution's, of which the prompt and the first answer are shown."""
     template: str = ""
     """Chat template (Jinja text) instead of the model's own."""
     keep_columns: tuple[ColumnName, ...] = ()
@@ -116,6 +118,7 @@ class Generate(RowOperator[GenerateParams]):
     def check(self) -> Iterator[Finding]:
         """Yield columns to be kept that aren't left out, and checks that there are none of for answers."""
         yield from accepting.problems(self.params, self.measures(), self._samplings)
+        yield from self._missing_examples()
         for place, name in enumerate(self.params.keep_columns):
             if name not in ABOUT_AN_ANSWER:
                 yield Finding(("keep_columns", place), f"`{name}` stays anyway", "remove it")
@@ -126,7 +129,7 @@ class Generate(RowOperator[GenerateParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return each answer's complete sampling, since a list of samples inherits what it leaves out, and any examples."""
-        shown = {"few_shot": [example.model_dump() for example in self.params.few_shot]} if self.params.few_shot else {}
+        shown = {"few_shot": [{"prompt": e.prompt, "response": e.response} for e in self._examples]} if self._examples else {}
         return {"samplings": [sampling._asdict() for sampling in self._samplings], **shown}
 
     def calls(self) -> int:
@@ -199,12 +202,29 @@ class Generate(RowOperator[GenerateParams]):
 
     async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
         p = self.params
-        asked = with_examples(with_system(prompt, p.system), p.few_shot)
+        asked = with_examples(with_system(prompt, p.system), self._examples)
         if p.mode == "chat":
             return await llm.chat(asked, sampling, sample=sample, prefill=p.prefill, template=p.template)
         answer = await llm.complete(plain_text(asked, p.mode) + p.prefill, sampling, sample=sample)
         text = answer.text if p.prefill else answer.text.strip()
         return answer._replace(text=text)
+
+    def _missing_examples(self) -> Iterator[Finding]:
+        known, wanted = self.context.constitution, self.params.few_shot
+        have = len(known.few_shot_critique) if known else 0
+        if isinstance(wanted, int) and wanted > have:
+            told = (
+                f"constitution {known.name} has {have} examples, got {wanted}" if known else "no constitution has the examples"
+            )
+            hint = f"ask for at most {have}" if have else "list them: [{prompt: ..., response: ...}]"
+            yield Finding(("few_shot",), told, hint)
+
+    @cached_property
+    def _examples(self) -> Sequence[Example | CritiqueExample]:
+        wanted = self.params.few_shot
+        if isinstance(wanted, int):
+            return self.constitution.few_shot_critique[:wanted] if wanted else ()
+        return wanted
 
     @cached_property
     def _samplings(self) -> list[Sampling]:
@@ -229,10 +249,10 @@ def _all_equal(passed: Passed) -> float | None:
     return float(all(texts.same(text, found[0]) for text in found[1:])) if len(found) > 1 else None
 
 
-def with_examples(prompt: Sequence[Message], examples: Sequence[Example]) -> list[Message]:
+def with_examples(prompt: Sequence[Message], examples: Sequence[Example | CritiqueExample]) -> list[Message]:
     """Return a prompt with examples as turns before it, behind its system turn."""
     first = next((place for place, turn in enumerate(prompt) if turn["role"] != "system"), len(prompt))
-    shown = [turn for example in examples for turn in (user(example.prompt), assistant(example.response))]
+    shown = [turn for example in examples for turn in (*turns(example.prompt), assistant(example.response))]
     return [*prompt[:first], *shown, *prompt[first:]]
 
 

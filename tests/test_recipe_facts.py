@@ -1,127 +1,83 @@
-"""The numbers that the recipes' sources give, held against the recipes' full profiles.
+"""The tables that set each recipe beside its source (docs/recipe-sources.md), held against the full profiles and the sources.
 
-The facts are of the paper (2212.08073), of AutoAlign's description, of NeMo-Aligner's tutorial, and of a small reproduction's
-report; where a source is silent there is no line here, and the recipe's header says so.
+What a table says of a recipe is what the recipe does; where the source says another thing there is a reason; and a number of
+the source is in the notes on the sources, where those lie beside the real data.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from caiflow.engine.spec.grammar import Spec
 from caiflow.engine.spec.load import load_spec
+from support.real_data import REAL_DATA, needs
 from support.source_tree import ROOT
 
-FACTS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "models.pretrained.source": "Qwen/Qwen2.5-7B",  # fine-tuned, and the judge: never the instruction-tuned one
-        "steps.response.sampling.temperature": 1,
-        "steps.revision.rounds": 4,
-        "steps.revision.rows": "each",
-        "steps.revision.few_shot": 5,
-        "steps.helpful_samples.samples": 2,
-        "steps.sl_cai.model": "pretrained",
-        "steps.sl_cai.num_train_epochs": 1,
-        "steps.sl_cai.lr_scheduler_type": "constant",
-        "steps.sl_cai batch": 1024,
-        "steps.preference.model": "pretrained",
-        "steps.preference.labels": "soft",
-        "steps.preference.examples": "drawn",
-        "steps.pair.model": "sl_cai",
-        "steps.pair.samples": 2,
-        "steps.pair.sampling.temperature": 1,
-        "steps.helpful_samples.sampling.temperature": 1,
-        "steps.preference_model.model": "pretrained",
-        "steps.rl_cai.model": "sl_cai",
-        "steps.preference_model.num_train_epochs": 1,
-        "steps.rl_cai.algorithm": "ppo",
-        "steps.rl_cai.beta": 0.001,
-        "steps.rl_cai.epsilon": 0.2,
-        "steps.rl_cai.gamma": 1,
-        "steps.scores.comparisons.harmlessness.labels": "hard",
-        "steps.scores.comparisons.harmlessness.anchor": "sl_cai",
-    },
-    "autoalign_style": {
-        "models.base.source": "mistralai/Mistral-7B-Instruct-v0.1",
-        "steps.red_team.folder": "red-team-attempts",
-        "steps.response.mode": "raw",
-        "steps.response.sampling.temperature": 0.7,
-        "steps.critique.sampling.temperature": 0,
-        "steps.revision.sampling.temperature": 0,
-        "steps.sl_cai.learning_rate": 2e-5,
-        "steps.pair.model": "sl_cai",
-        "steps.preference.model": "sl_cai",
-        "steps.preference.swap": True,
-        "steps.preference.ties": "drop",
-        "steps.preference.labels": "hard",
-        "steps.rl_cai.learning_rate": 2e-7,
-        "steps.rl_cai.num_train_epochs": 1,
-    },
-    "nemo_style": {
-        "models.base.source": "mistralai/Mistral-7B-Instruct-v0.1",
-        "models.pretrained.source": "mistralai/Mistral-7B-v0.1",
-        "models.judge.source": "mistralai/mixtral-8x7b-instruct-v0.1",
-        "steps.red_team.turns": "first",
-        "steps.response.sampling.temperature": 0,
-        "steps.response.sampling.repetition_penalty": 1.2,
-        "steps.response.sampling.max_tokens": 1024,
-        "steps.sl_cai.model": "pretrained",
-        "steps.sl_cai.learning_rate": 1e-6,
-        "steps.sl_cai.max_length": 4096,
-        "steps.sl_cai batch": 128,
-        "steps.candidates.sampling.top_k": 50,
-        "steps.candidates.sampling.top_p": 0.95,
-        "steps.preference.pairs": "best_worst",
-        "steps.preference.principles": "all",
-        "steps.reward_model.model": "sl_cai",
-        "steps.reward_model.max_length": 4096,
-        "steps.reward_model batch": 512,
-        "steps.reward_model.eval_input": "held_out_pairs",
-        "steps.rl_cai.model": "sl_cai",
-        "steps.rl_cai.beta": 0.02,
-        "steps.rl_cai.learning_rate": 9e-8,
-        "steps.rl_cai.lr_scheduler_kwargs": {"min_lr": 9e-9},
-        "steps.rl_cai.max_completion_length": 1024,
-        "steps.rl_cai batch": 64,
-        "steps.rl_cai rollout": 512,
-    },
-    "pseudocode": {
-        "steps.critique.model": "helpful",
-        "steps.sl_model.model": "pretrained",
-        "steps.pair.samples": 2,
-        "steps.choice.model": "pretrained",
-        "steps.choice.labels": "hard",
-        "steps.choice.swap": False,
-        "steps.preference_model.op": "reward",
-        "steps.rl_model.model": "sl_model",
-        "steps.sl_model.input": "clean",  # revisions alone
-        "steps.rl_model.op": "rl",
-    },
-    "small_lora": {
-        "models.base.source": "mistralai/Mistral-7B-Instruct-v0.3",
-        "steps.revisions.source": "HuggingFaceH4/cai-conversation-harmless",
-        "steps.revisions.sample": 2000,  # of one revision each
-        "steps.helpful.sample": 800,
-        "steps.sl_cai.num_train_epochs": 3,
-        "steps.rl_cai.op": "dpo",
-    },
-}  # fmt: skip
+PAGE = ROOT / "docs" / "recipe-sources.md"
+NOTES = REAL_DATA.parent / "cai-facts.md"
+"""Notes on the paper and the other sources, with the sources' own texts in a folder beside them."""
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?")
+UNSAID = "—"
+
+
+class Line(NamedTuple):
+    """A line of a recipe's table."""
+
+    recipe: str
+    setting: str
+    source: str
+    here: str
+    why: str
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """The profile and the setting that the line speaks of; None where it speaks of something that no single field says."""
+        found = re.fullmatch(r"`(?:(\w+): )?([^`]+)`", self.setting)
+        return (found[1] or "full", found[2]) if found else None
+
+
+def lines() -> list[Line]:
+    found, recipe = [], ""
+    for text in PAGE.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"## `(\w+)`", text):
+            recipe = heading[1]
+        elif text.startswith("| ") and not text.startswith(("| setting ", "| --- ")):
+            found.append(Line(recipe, *(cell.strip() for cell in text.strip("|").split("|"))))
+    return found
+
+
+LINES = lines()
+SETTINGS = [line for line in LINES if line.place]
+
+
+def said(cell: str) -> Any:
+    """Return the value that a cell holds as code; the cell itself where it is words, or a link."""
+    code = re.fullmatch(r"`([^`]+)`|\[([^]]+)\]\([^)]+\)", cell)
+    return _read(code[1] or code[2]) if code else cell
+
+
+def _read(code: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(re.sub(r"\b(\d+)e-(\d+)\b", r"\1.0e-\2", code))
 
 
 @cache
-def full(recipe: str) -> Spec:
-    return load_spec(Path(ROOT) / "specs" / f"{recipe}.yaml", profile="full")
+def profiled(recipe: str, profile: str) -> Spec:
+    return load_spec(Path(ROOT) / "specs" / f"{recipe}.yaml", profile=profile)
 
 
 def value(spec: Spec, place: str) -> Any:
     """Return what a spec says at a dotted place; `batch` behind it is a training step's rows, `rollout` its replies at once."""
     part, _, derived = place.partition(" ")
-    kind, name, *path = part.split(".")
-    step = None if kind == "models" else spec.steps[name]
+    name, *path = part.removeprefix("models.").split(".")
+    step = None if part.startswith("models.") else spec.steps[name]
     if derived:
         assert step is not None
         each = step.params.per_device_train_batch_size * step.params.resources.workers
@@ -131,40 +87,57 @@ def value(spec: Spec, place: str) -> Any:
     found: Any = spec.models[name] if step is None else step.params
     for field in path:
         found = found[field] if isinstance(found, dict) else getattr(found, field)
-    return found
+    return list(found) if isinstance(found, tuple) else found
 
 
-@pytest.mark.parametrize(("recipe", "place"), [(recipe, place) for recipe, facts in FACTS.items() for place in facts])
-def test_a_full_profile_has_its_sources_numbers(recipe: str, place: str) -> None:
-    assert value(full(recipe), place) == FACTS[recipe][place]
+@pytest.mark.parametrize("line", SETTINGS, ids=lambda line: f"{line.recipe} {line.setting.strip('`')}")
+def test_a_recipe_has_what_its_table_says(line: Line) -> None:
+    assert line.place is not None
+    profile, place = line.place
+    assert value(profiled(line.recipe, profile), place) == said(line.here)
+
+
+def test_each_recipe_of_a_source_has_a_table_that_says_why_where_it_parts_from_it() -> None:
+    counts = Counter(line.recipe for line in SETTINGS)
+    assert list(counts) == ["paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora"]
+    assert min(counts.values()) > 7
+    for line in LINES:
+        assert bool(line.why) is (said(line.source) != said(line.here)), line
+
+
+@needs(NOTES)
+def test_the_numbers_of_the_sources_are_those_of_the_notes_on_them() -> None:
+    known = {
+        float(number.replace(",", ""))
+        for file in (NOTES, *(NOTES.parent / "sources").glob("*.txt"))
+        for number in NUMBER.findall(file.read_text(encoding="utf-8", errors="replace"))
+    }
+    told = [(line, float(n.replace(",", ""))) for line in LINES if "](" not in line.source for n in NUMBER.findall(line.source)]
+    assert [line for line, number in told if number not in known] == []
+    assert len(told) > 40
 
 
 def test_autoalign_mixes_and_draws_as_described() -> None:
-    spec = full("autoalign_style")
-    assert value(spec, "steps.sft_data.inputs") == {"clean": 1, "helpful": 2.5}
-    assert [sample.temperature for sample in value(spec, "steps.pair.samples")] == [0, 1]
+    spec = profiled("autoalign_style", "full")
+    assert [sample.temperature for sample in value(spec, "pair.samples")] == [0, 1]
     lengths = {
         rule.length.column: (rule.length.min, rule.length.max)
-        for rule in value(spec, "steps.clean.drop")
+        for rule in value(spec, "clean.drop")
         if getattr(rule, "length", None)
     }
     assert lengths == {"response": (10, 3000), "revision": (10, 2000)}
-    assert value(spec, "steps.critique.few_shot") > 0
-    assert value(spec, "steps.preference.few_shot") > 0
 
 
 def test_nemo_draws_four_candidates_and_blends_three_folders() -> None:
-    spec = full("nemo_style")
-    assert [sample.temperature for sample in value(spec, "steps.candidates.samples")] == [0.01, 0.51, 1.01, 1.51]
-    blended = [name for name in value(spec, "steps.rm_data.inputs") if name != "preference"]
-    assert [value(spec, f"steps.{name}.folder") for name in blended] == [
+    spec = profiled("nemo_style", "full")
+    assert [sample.temperature for sample in value(spec, "candidates.samples")] == [0.01, 0.51, 1.01, 1.51]
+    blended = [name for name in value(spec, "rm_data.inputs") if name != "preference"]
+    assert [value(spec, f"{name}.folder") for name in blended] == [
         "helpful-base", "helpful-online", "helpful-rejection-sampled",
     ]  # fmt: skip
-    assert list(value(spec, "steps.rl_prompts.inputs")) == ["red_team", *blended]
+    assert list(value(spec, "rl_prompts.inputs")) == ["red_team", *blended]
 
 
-def test_the_paper_has_sixteen_principles_and_clamps_what_was_thought() -> None:
-    spec = load_spec(Path(ROOT) / "specs" / "paper.yaml", profile="thinking")
-    constitution = spec.operators["preference"].constitution
+def test_the_paper_has_sixteen_principles() -> None:
+    constitution = profiled("paper", "full").operators["preference"].constitution
     assert len(constitution.principles) == 16
-    assert tuple(value(spec, "steps.preference.chain_of_thought").clamp) == (0.4, 0.6)

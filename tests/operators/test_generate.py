@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.llm.base import Completion, Sampling
 from caiflow.engine.operator import StepContext
@@ -138,6 +139,27 @@ def test_examples_stand_before_the_prompt_in_every_mode_and_not_in_the_row(mode:
 def test_examples_are_in_the_identity_and_their_absence_changes_none() -> None:
     assert "few_shot" not in {**identity_params(step().params), **step().identity()}
     assert step(few_shot=SHOWN).identity() != step(few_shot=SHOWN[:1]).identity() != step().identity()
+
+
+def test_examples_of_the_constitution_are_its_prompts_and_first_answers() -> None:
+    constitution = load_constitution("harmless")
+
+    def shown(number: int, known: Constitution | None = constitution) -> Generate:
+        params = GenerateParams.model_validate({"input": "prompts", "model": "base", "few_shot": number})
+        return Generate(params, StepContext(constitution=known))
+
+    llm, (first, *_) = RuleLLM(), constitution.few_shot_critique
+    run(shown(1), llm, [user("hello")])
+    assert llm.asked[0].prompt == [*first.prompt, assistant(first.response), user("hello")]
+    assert "few_shot" not in shown(0, None).identity()
+    assert shown(1).identity() != shown(2).identity()
+    ((path, told, hint),) = shown(99).check()
+    have = len(constitution.few_shot_critique)
+    assert (path, told, hint) == (
+        ("few_shot",), f"constitution {constitution.name} has {have} examples, got 99", f"ask for at most {have}",
+    )  # fmt: skip
+    ((_, told, hint),) = shown(1, None).check()
+    assert (told, hint) == ("no constitution has the examples", "list them: [{prompt: ..., response: ...}]")
 
 
 def test_a_raw_prompt_is_its_bare_text() -> None:
