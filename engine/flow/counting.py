@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,11 @@ def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) ->
     with ThreadPoolExecutor(processes) as pool:
         parts = list(pool.map(_counted_elsewhere, shares))
     return {step.name: _sum([part[step.name] for part in parts]) for step in steps}
+
+
+def count_first(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf, number: int) -> dict[str, Tally]:
+    """Count the same for the first rows alone."""
+    return _Counter(steps, ledger_of).count(islice(_rows(source, 0, 1), number))
 
 
 def count_until(

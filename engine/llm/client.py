@@ -34,9 +34,13 @@ class LinkLost(Exception):
 class Link(Protocol):
     """The way to one engine host, wherever it runs."""
 
-    capacity: int
-    waiting: str
-    """Whom the engine has long been waiting for, as it last told, or that it is itself waited for; empty while it gets on."""
+    @property
+    def capacity(self) -> int:
+        """How many calls the engine works on at once."""
+
+    @property
+    def waiting(self) -> str:
+        """Whom it has long been waiting for, as it last told, or that it is itself waited for; empty while it gets on."""
 
     async def open(self) -> None:
         """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
+from caiflow.engine.run.later import asked_before
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
@@ -31,15 +32,18 @@ class HeadStart:
         self._engines_to_come = 0
 
     def load_first_engine(self, resolver: Resolver, client: str) -> None:
-        """Load the first model that steps will ask, where nothing has to be trained for it."""
-        asked = self._asked_models()
-        first = next((name for name in asked if name in resolver.spec.models), None)
+        """Load the first model that steps will ask, where nothing is trained for it and the step that asks can't begin yet."""
+        asking = self._asking()
+        asked = dict.fromkeys(name for _, name in asking)
+        step, first = next(((step, name) for step, name in asking if name in resolver.spec.models), (None, ""))
         source = resolver.model(first) if first else None
-        if self._cluster.gpus or first is None or source is None:
+        if self._cluster.gpus or step is None or source is None:
             return
         self._cluster.alone = len(asked) == 1 and not self._trains()
-        self._cluster.engine(source, first, client)
         self._engines_to_come = len(asked) - 1
+        may_need_none = step.input in resolver.artifacts or asked_before(resolver.store.ledger_dir, step.op, source)
+        if not may_need_none:
+            self._cluster.engine(source, first, client)
 
     def on_engine_ready(self) -> None:
         """Import ahead for the engines and trainings to come, once: when the first engine has loaded, and not beside it."""
@@ -52,7 +56,7 @@ class HeadStart:
     def _trains(self) -> bool:
         return any(issubclass(step.operator_type(), ModelOperator) for step in self._unsettled())
 
-    def _asked_models(self) -> list[str]:
-        """Return the models that unsettled steps will ask, in the order of the steps."""
+    def _asking(self) -> list[tuple[Step, str]]:
+        """Return the unsettled steps that will ask models, in their order, with each of these."""
         asking = [step for step in self._unsettled() if issubclass(step.operator_type(), (RowOperator, MetricsOperator))]
-        return list(dict.fromkeys(r.name for step in asking for r in step.references() if r.kind == "model"))
+        return [(step, r.name) for step in asking for r in step.references() if r.kind == "model"]

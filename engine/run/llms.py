@@ -40,6 +40,7 @@ class LedgeredLLMs(LLMs):
         clients: Mapping[str, EngineClient],
         ledger_dir: Path,
     ) -> None:
+        from caiflow.engine.flow.pace import Pace
         from caiflow.engine.flow.row_llm import Tally
         from caiflow.engine.store.ledger import Ledger, ledger_name
 
@@ -47,6 +48,7 @@ class LedgeredLLMs(LLMs):
         self._models = models
         self._clients = clients
         self._tally = Tally()
+        self._pace = Pace([operator.name])
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
@@ -63,7 +65,9 @@ class LedgeredLLMs(LLMs):
         async def one(row: Row) -> Row:
             async with slots:
                 llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
+                self._pace.begin(self._operator.name)
                 answer: Row = await ask(row, llm)
+                self._pace.end(self._operator.name)
             self._tally.done += 1
             return answer
 
@@ -78,8 +82,12 @@ class LedgeredLLMs(LLMs):
         """Return the fields of a `step_progress` event; nothing before the first rows."""
         from caiflow.engine.flow.stream import progress_fields
 
+        if not self._tally.total:
+            return {}
         told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
-        return {**progress_fields(self._tally), "waiting": told or None} if self._tally.total else {}
+        busy_s = self._pace.busy_s(self._operator.name)
+        speed = self._tally.completion_tokens / busy_s if busy_s else None
+        return {**progress_fields(self._tally), "waiting": told or None, "tokens_per_second": speed}
 
     def counts(self) -> dict[str, int]:
         """Return the calls that were made and those that the ledger spared, and the tokens."""

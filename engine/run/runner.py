@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,21 +233,23 @@ class _Execution:
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
         from caiflow.engine.run.fitting import beginning, never_fits
+        from caiflow.engine.run.later import answered_before
         from caiflow.engine.run.units import FlowUnit
 
         waiting = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
         chain, cut = beginning(self.resolver, cluster, waiting), self.resolver.cut_of(waiting)
         if cut is not None and len(chain) < len(waiting):
             raise StepError(*never_fits(cut.step, waiting))
-        flow_steps = [self.resolver.flow_step(s) for s in chain]
-        sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s and s.model}
+        flow_steps = [found for s in chain if (found := self.resolver.flow_step(s)) is not None]
+        sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s.model}
+        source = self.resolver.artifacts[step.input].path
         self._keep(sources)
-        links = self._links(cluster, sources)
+        links = self._links(cluster, sources, answered_before(flow_steps, source, self.store.ledger_dir))
         if links is None:
             return False
         unit = FlowUnit(
-            steps=[s for s in flow_steps if s is not None],
-            source=self.resolver.artifacts[step.input].path,
+            steps=flow_steps,
+            source=source,
             links=links,
             staged={s.name: self._stage(s) for s in chain},
             ledger_dir=self.store.ledger_dir,
@@ -257,11 +259,13 @@ class _Execution:
         return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
 
     def _begin_measure(self, step: Step, operator: MetricsOperator[Any], cluster: Cluster) -> bool:
+        from caiflow.engine.run.later import asked_before
         from caiflow.engine.run.units import MeasureUnit
         from caiflow.engine.store.ledger import ledger_name
 
         sources = self._models(step)
-        links = self._links(cluster, sources)
+        known = {name for name, source in sources.items() if asked_before(self.store.ledger_dir, step.op, source)}
+        links = self._links(cluster, sources, known)
         if links is None:
             return False
         unit = MeasureUnit(step.name, operator, self._inputs(step), sources, self._stage(step), links, self.store.ledger_dir)
@@ -333,16 +337,20 @@ class _Execution:
         if unpacked := [Path(source.path).name for source in sources.values() if source and source.gguf]:
             self.folder.keep(artifacts=unpacked)
 
-    def _links(self, cluster: Cluster, sources: Mapping[str, ModelSource | None]) -> dict[str, list[Any]] | None:
-        """Return links to the engines, by model name; None while one has no room."""
+    def _links(
+        self, cluster: Cluster, sources: Mapping[str, ModelSource | None], known: Collection[str] = ()
+    ) -> dict[str, list[Any]] | None:
+        """Return links to the engines, by model name; None while one has no room. What is `known` may never be asked."""
+        from caiflow.engine.run.later import LinkLater
+
         links: dict[str, list[Any]] = {}
         keys = self._engine_keys(sources)
         for name, source in sources.items():
             client = f"{self.client}-{uuid.uuid4().hex[:6]}"
-            found = cluster.engine(source, name, client, beside=keys) if source is not None else None
-            if found is None:
+            found = source and cluster.engine(source, name, client, beside=keys, load=name not in known)
+            if source is None or found is None:
                 return None
-            links[name] = list(found)
+            links[name] = [LinkLater(link, source) for link in found] if name in known else list(found)
         return links
 
     def _engine_keys(self, sources: Mapping[str, ModelSource | None]) -> list[str]:
@@ -370,5 +378,10 @@ class _Execution:
     def _relay(self, event: dict[str, Any]) -> None:
         if event.get("event") == "engine_ready" and self._head_start is not None:
             self._head_start.on_engine_ready()
+        if event.get("event") == "engine_wanted" and self._cluster is not None:
+            source = self.resolver.model(event["model"])
+            if source is not None:
+                self._cluster.engine(source, event["model"], self.client)
+            return
         kind = event.get("event") or "step_progress"
         self._journal.emit(kind, **{name: value for name, value in event.items() if name != "event"})

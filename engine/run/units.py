@@ -27,6 +27,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
+from caiflow.engine.run.later import tell_openings
 from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_lost, watch_calls
 from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
@@ -160,6 +161,7 @@ class MeasureUnit(_OneStep):
         job = self._job(report)
         async with AsyncExitStack() as stack:
             report({"step": self.step, "doing": f"waiting for {', '.join(self.links)}"})
+            tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
             stack.callback(llms.close)
@@ -201,6 +203,7 @@ class FlowUnit:
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
             for step in [step for step in self.steps if step.model]:
                 report({"step": step.name, "doing": f"waiting for {step.model}"})
+            tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers, cut=self.cut)

@@ -50,8 +50,8 @@ WORKER_TRIES = 3
 class _Engine:
     actors: list[Any]
     gpus: float
-    ready: list[Any]
     label: str
+    ready: list[Any] | None = None  # before they are to load
     users: int = 0
 
 
@@ -147,24 +147,25 @@ class Cluster:
         """Return the GPUs of all engines of a model."""
         return engine_gpus(source, self.nodes) * replicas(source)
 
-    def engine(self, source: ModelSource, label: str, client: str, beside: Sequence[str] = ()) -> list[RayLink] | None:
-        """Return links to the engine of a model, started if need be; None while no GPU is free for it.
+    def engine(
+        self, source: ModelSource, label: str, client: str, beside: Sequence[str] = (), *, load: bool = True
+    ) -> list[RayLink] | None:
+        """Return links to the engine of a model, given a place and loaded if need be; None while no GPU is free for it.
 
         Engines whose keys are in `beside` are asked together with it, and aren't closed for it.
         """
         name = engine_key(source)
-        if name not in self._engines:
-            gpus = engine_gpus(source, self.nodes)
+        if (engine := self._engines.get(name)) is None:
             self.refuse_too_large_model(source, label)
             if not self._reserve(self.all_gpus(source), beside):
                 return None
-            self.on_event({"event": "engine_starting", "model": label})
-            actors = [self._engine_actor(source, gpus) for _ in range(replicas(source))]
-            self._watch(label, actors, gpus)
-            self._engines[name] = _Engine(
-                actors, self.all_gpus(source), [actor.ready.remote(source) for actor in actors], label
-            )
-        return [RayLink(actor, source, client) for actor in self._engines[name].actors]
+            actors = [self._engine_actor(source) for _ in range(replicas(source))]
+            self._watch(label, actors, engine_gpus(source, self.nodes))
+            engine = self._engines[name] = _Engine(actors, self.all_gpus(source), label)
+        if load and engine.ready is None:
+            self.on_event({"event": "engine_starting", "model": engine.label})
+            engine.ready = [actor.ready.remote(source) for actor in engine.actors]
+        return [RayLink(actor, source, client) for actor in engine.actors]
 
     def free(self, keep: set[str]) -> None:
         """Close the engines that nobody uses now and that aren't in `keep`."""
@@ -258,11 +259,11 @@ class Cluster:
         for said in waiting:
             self.on_event({"event": "log", "text": said})
         for engine in self._engines.values():
-            ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], [])
+            ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], engine.ready)
             for reference in ready:
                 with contextlib.suppress(Exception):  # a failed load shows in the step that waits for it
-                    _, kind, seconds = ray.get(reference)
-                    self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(seconds, 2)})
+                    _, kind, took = ray.get(reference)
+                    self.on_event({"event": "engine_ready", "model": engine.label, "kind": kind, "seconds": round(took, 2)})
 
     def _look(self) -> None:
         """Tell what has become of nodes; end what says nothing on those that are gone, so that it is begun again."""
@@ -356,14 +357,14 @@ class Cluster:
         threads = self._threads(room.cpus) if pool == "train" else 1
         return Gang(replace(room, labels=self._labels(room.labels)), threads, avoided)
 
-    def _engine_actor(self, source: ModelSource, gpus: float) -> Any:
+    def _engine_actor(self, source: ModelSource) -> Any:
         spare, labels = self._spare, self._labels(source.options.get("node_labels"))
         if spare is not None and not source.options.get("num_cpus") and not labels:
             self._spare = None
             self._prepare_spare()
             return spare
         most = max(1.0, self._node_cpus - 1) if self.alone else None
-        return new_engine(gpus, self._threads(source.options.get("num_cpus") or most), labels)
+        return new_engine(engine_gpus(source, self.nodes), self._threads(source.options.get("num_cpus") or most), labels)
 
     def _labels(self, wanted: Mapping[str, str] | None) -> Mapping[str, str]:
         """Return the labels that nodes must have, of those that are wanted; where this machine is all there is, none."""
@@ -395,6 +396,5 @@ class Cluster:
             end(actor)
 
 
-_HOME = {"table": "rows", "flow": "rows", "train": "train"}
-"""Where a pool's workers wait when idle: those that handle rows serve tables and flows alike."""
+_HOME = {"table": "rows", "flow": "rows", "train": "train"}  # where idle workers wait: rows' serve tables and flows alike
 _PREFIX = "caiflow-ray-"

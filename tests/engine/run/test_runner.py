@@ -174,6 +174,30 @@ def test_a_damaged_artifact_is_made_anew_without_asking_again(
 
 
 @pytest.mark.soak
+def test_an_engine_loads_only_where_an_answer_is_not_in_the_ledger(
+    calm: tuple[Path, Path, Path], tmp_path: Path, ray_address: str
+) -> None:
+    _, _, calm_home = calm
+    home = shutil.copytree(calm_home, tmp_path / "home")
+    scores = "  scores: {op: evaluate, models: [base], inputs: {harmful: prompts}, sampling: {max_tokens: 8}}\n"
+    more = '  kind:   {op: load, source: "tiny:helpful_test.jsonl", limit: 4}\n'
+    more += scores.replace("harmful: prompts", "harmful: prompts, helpful: kind")
+
+    def engines(name: str, extra: str) -> tuple[int, Any]:
+        shutil.rmtree(home / "artifacts", ignore_errors=True)
+        run = run_here(ray_address, write_spec(tmp_path / name, extra=extra), tmp_path / name / "run", home)
+        assert run["steps"]["revision"].get("calls", 0) == 0
+        events = [event["event"] for event in read_events(tmp_path / name / "run")]
+        assert events.count("engine_starting") == events.count("engine_ready")
+        return events.count("engine_ready"), run["steps"]["scores"]
+
+    (first, made), (again, same), (third, grown) = (engines(*one) for one in (("a", scores), ("b", scores), ("c", more)))
+    assert (first, again, third) == (1, 0, 1)
+    assert (same["calls"], same["reused_calls"]) == (0, made["calls"])
+    assert (grown["calls"] > 0, grown["reused_calls"]) == (True, made["calls"])
+
+
+@pytest.mark.soak
 def test_a_trial_on_few_rows_is_reused_by_the_full_run(calm: tuple[Path, Path, Path], tmp_path: Path, ray_address: str) -> None:
     spec, _, _ = calm
     home = tmp_path / "home"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from caiflow.engine.flow.outcomes import FlowStep
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.engine.run.llms import LedgeredLLMs
 from caiflow.engine.run.units import FlowUnit, staged_anew
+from support.runs_without_ray import AskedLink
 
 
 class Worked(RowOperator[RowParams]):
@@ -48,3 +54,22 @@ def test_another_attempt_has_folders_of_its_own(tmp_path: Path) -> None:
     assert not second.staged.items() & third.staged.items()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert sorted(tmp_path.iterdir()) == sorted(third.staged.values())
+
+
+def test_who_asks_a_table_tells_how_fast_it_is_answered(tmp_path: Path) -> None:
+    async def ask(row: Row, llm: RowLLM) -> Row:
+        return {"answer": (await llm.complete(f"{row['uid']} is")).text}
+
+    async def told() -> list[dict[str, Any]]:
+        async with EngineClient([AskedLink()]) as client:
+            operator = Worked(RowParams(input="rows"), StepContext(seed=7))
+            llms = LedgeredLLMs(operator, {"m": ModelSource("m", "m")}, {"m": client}, tmp_path)
+            before = llms.progress()
+            await llms.map("asked", "m", [{"uid": str(number)} for number in range(5)], ask)
+            llms.close()
+            return [before, llms.progress()]
+
+    before, after = asyncio.run(told())
+    assert before == {}
+    assert (after["done"], after["total"], after["completion_tokens"]) == (5, 5, 10)
+    assert after["tokens_per_second"] > 0
