@@ -76,7 +76,7 @@ def _metadata(run: Run, step: Step, lock: Mapping[str, Any], names: Sequence[str
     if data := _hub_data(lock, names):
         yield ("datasets" if step.kind == "model" else "source_datasets"), data
     if step.kind == "model":
-        yield "model-index", [{"name": step.name, "results": list(_results(run, step.name))}]
+        yield "model-index", [{"name": step.name, "results": list(_results(run, lock, step.name))}]
     else:
         rows = len(step.table)
         yield "size_categories", [next((word for most, word in SIZES if rows < most), "10M<n<100M")]
@@ -112,15 +112,22 @@ def _licence_of(model: Mapping[str, Any]) -> str:
     return str(said["license"]) if isinstance(said, Mapping) and isinstance(said.get("license"), str) else ""
 
 
-def _results(run: Run, model: str) -> Iterator[dict[str, Any]]:
+def _results(run: Run, lock: Mapping[str, Any], model: str) -> Iterator[dict[str, Any]]:
     """Yield a model's evaluation results as the hub's `model-index` has them, one for each set of prompts."""
     for step, metrics in run.figures.items():
         for set_name, checks in (metrics.get("models") or {}).get(model, {}).items():
             found = [metric for check, value in leaves(checks) if (metric := _metric(check, value)) is not None]
             if found:
-                dataset = {"type": f"{run.name}/{set_name}", "name": set_name}
+                dataset = {**_dataset(run, lock, set_name), "name": set_name}
                 task = {"type": "text-generation", "name": f"{step}: {set_name}"}
                 yield {"task": task, "dataset": dataset, "metrics": found}
+
+
+def _dataset(run: Run, lock: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return where a set comes from: a suite is named after the step that loads it from the hub, at a commit."""
+    found = (one for place, one in lock["sources"].items() if place.split(".")[0] == name and "hub" in one)
+    pinned = next(found, None)
+    return {"type": pinned["hub"], "revision": pinned["revision"]} if pinned else {"type": f"{run.name}/{name}"}
 
 
 def _metric(check: str, value: Any) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lock = make_lock(resolver)
     lock["models"] = {"base": {"source": "org/base", "revision": "a" * 40, "identity": "hub:org/base"}}
     lock["sources"]["red.source"] = {"hub": "org/prompts", "revision": "b" * 40}
+    lock["sources"]["harmful.source"] = {"hub": "org/suite", "revision": "c" * 40}
     write_lock(folder / "made", lock)
     return folder
 
@@ -77,6 +78,7 @@ def test_a_models_card_is_read_by_the_hubs_own_library(place: Path) -> None:
     )
     (result,) = [each for each in read.eval_results if each.dataset_name == "harmful"]
     assert (result.metric_type, result.metric_value) == ("no_refusal_phrase", 0.1)
+    assert (result.dataset_type, result.dataset_revision) == ("org/suite", "c" * 40), "a suite is named after its step"
     assert result.metric_args == {"low": 0.0, "high": pytest.approx(0.2), "n": 40}
     assert "10% [0, 20]" in text
     assert "90% [80, 100]" in text, "the model before it stands beside it"
