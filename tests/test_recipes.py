@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from caiflow import open_run
 from caiflow.engine.llm.model_files import PACKAGED, packaged_file
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.spec.grammar import Spec
@@ -26,6 +28,7 @@ RECIPES = sorted((ROOT / "specs").glob("*.yaml"))
 COMMIT = "c" * 40
 SAMPLE = 16
 PUBLISHED = {"paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora", "principle_ablation", "iterated"}
+SHORT = {"deliberative_alignment", "red_team"}
 
 
 def profiles(path: Path) -> list[str]:
@@ -124,12 +127,15 @@ def test_a_published_method_names_its_source_and_what_differs(name: str) -> None
     assert "full" in profiles(ROOT / "specs" / f"{name}.yaml")
 
 
-def test_the_principle_is_in_view_when_examples_are_written_and_out_of_view_when_they_are_learnt() -> None:
-    path = ROOT / "specs" / "deliberative_alignment.yaml"
-    text, spec = path.read_text(), load_spec(path)
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_a_method_of_today_takes_forty_lines_and_says_what_differs(name: str) -> None:
+    text = (ROOT / "specs" / f"{name}.yaml").read_text()
     assert len(text.splitlines()) <= 40
-    assert "# Reproduces:" in text
-    assert "# Differs:" in text
+    assert re.search(r"# Reproduces: .*?\(.*?arXiv \d{4}\.\d{5}.*?# Differs: ", text, re.DOTALL)
+
+
+def test_the_principle_is_in_view_when_examples_are_written_and_out_of_view_when_they_are_learnt() -> None:
+    spec = load_spec(ROOT / "specs" / "deliberative_alignment.yaml")
     learnt = spec.steps["thought"].params.model_dump()["join"]["text"]
     assert tuple(learnt) == ("critique", "revision"), "what the model wrote, not what it was asked"
     assert spec.operators["critique"].uses_constitution
@@ -179,6 +185,23 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
     code = start(path, tmp_path / "run", home, *options).wait(timeout=900)
     assert code == 0, (tmp_path / "run" / "console.txt").read_text()
     check_trial(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_prompts_that_a_model_writes_are_new_and_do_harm(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert start(ROOT / "specs" / "red_team.yaml", out, home, "--sample", str(SAMPLE)).wait(timeout=250) == 0
+    run = open_run(out)
+
+    def prompts(step: str) -> list[str]:
+        return [row["prompt"][-1]["content"].casefold().strip() for row in run[step].table]
+
+    kept = prompts("red_team")
+    assert len(run["written"].table) == 3 * SAMPLE
+    assert len(kept) == len(set(kept)) > 0
+    assert not {*kept} & {*prompts("examples"), *prompts("harmful_test")}
+    assert all(row["grade"] >= 2 for row in run["red_team"].table)
 
 
 @pytest.mark.slow
