@@ -9,6 +9,7 @@ Owns what is measured and the layout of metrics.json; the measures themselves ar
     comparisons.NAME               {win_rates: {MODEL: {OTHER: rate...}}, ratings: {MODEL: {elo, low, high, n}}, ...}
     harmfulness.MODEL.SET          {mean, n, low, high}
     agreement.NAME                 {accuracy: {rate, ...}, kappa: {value, ...}, auc: {...}, raw: {...}, corrected: {...}, ...}
+    agreement.NAME.false_positives {rate, n, low, high, bound, recall: {rate, ...}}
     agreement.NAME.effects         {position: {value, n, low, high}, length: {...}, people: {...}}; of comparisons `own` too
     choices.NAME.MODEL             {rate, n, low, high, p_right}
     perplexity.NAME.MODEL          {perplexity, low, high, nll_per_token, nll_low, nll_high, tokens, n, drift: {mean, ...}}

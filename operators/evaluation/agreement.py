@@ -19,7 +19,7 @@ from caiflow.operators.grading.graders import truth
 from caiflow.operators.grading.params import AgreementParams, Grader
 from caiflow.operators.judging.pairwise import PairJudge, judged_votes
 from caiflow.operators.judging.prompts import turns
-from caiflow.operators.measures.agreement import auc, corrected, kappa
+from caiflow.operators.measures.agreement import auc, corrected, false_positives, kappa
 from caiflow.operators.measures.effects import effects
 from caiflow.operators.measures.statistics import calibration, wilson
 
@@ -57,22 +57,25 @@ async def grade(name: str, how: AgreementParams, grader: Grader, rows: Sequence[
     return [{**row, **given, "agreement": name} for row, given in zip(asked, found, strict=True)]
 
 
-def figures(rows: Sequence[Row], span: tuple[float, float], seed: int) -> dict[str, Any]:
+def figures(rows: Sequence[Row], span: tuple[float, float], seed: int, recall: float) -> dict[str, Any]:
     """Return how a grader agrees with the labels, and its rate on all rows beside the one that people's labels make of it.
 
-    `span` has the least and the greatest grade: between them grades are read as probabilities for the calibration.
+    `span` has the least and the greatest grade: between them grades are read as probabilities for the calibration. `recall` is
+    the share of labelled rows that a bound has to find, at which false positives are told.
     """
     tried = answered(rows)
     read = [row for row in tried if row["met"] is not None]
     held = [row for row in read if row["label"] is not None]
     met, labels = [row["met"] for row in held], [row["label"] for row in held]
     low, high = span
-    shares = [min(1.0, max(0.0, (row["grade"] - low) / (high - low))) for row in held]
+    grades = [row["grade"] for row in held]
+    shares = [min(1.0, max(0.0, (grade - low) / (high - low))) for grade in grades]
     raw = wilson(sum(row["met"] for row in read), len(read))
     found: dict[str, Any] = {
         "accuracy": wilson(sum(a == b for a, b in zip(met, labels, strict=True)), len(held)).as_dict(),
         "kappa": kappa(met, labels, seed=seed).as_dict(),
-        "auc": auc([row["grade"] for row in held], labels).as_dict(),
+        "auc": auc(grades, labels).as_dict(),
+        "false_positives": false_positives(grades, labels, recall=recall).as_dict(),
         "calibration_error": calibration(shares, [float(label) for label in labels]).error if held else None,
         "met_of_labelled": wilson(_both(met, labels), sum(labels)).as_dict(),
         "met_of_others": wilson(sum(met) - _both(met, labels), len(labels) - sum(labels)).as_dict(),

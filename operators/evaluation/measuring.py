@@ -194,7 +194,7 @@ class Measuring:
             given = self._job.inputs[how.input].pylist(limit=how.limit)
             rows = await agreement.grade(name, how, grader, given, self._llms)
             refuse_failures(rows, f"grades for {name}", p.max_failed)
-            found[name] = {"grader": how.grader, **agreement.figures(rows, grader.span, seed)}
+            found[name] = {"grader": how.grader, **agreement.figures(rows, grader.span, seed, how.recall)}
             held += [{**row, "grader": how.grader} for row in rows]
         pairs: list[Row] = []
         for name, asked in p.judge_agreement.items():

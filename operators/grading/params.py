@@ -108,5 +108,7 @@ class AgreementParams(Strict):
     """The texts that say that people see the grader's question met, where labels are texts."""
     answer: ColumnName | None = None
     """The column of the answers; by default the first of revision, response, chosen that the input has."""
+    recall: float = Field(default=0.95, gt=0, le=1)
+    """Share of the rows that people labelled yes which a bound on the grades has to find, for `false_positives`."""
     limit: int | None = Field(default=None, ge=1)
     """Rows graded, from the head; by default all."""

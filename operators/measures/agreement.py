@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any, NamedTuple
 
 from caiflow.operators.measures.statistics import Z_95, Estimate, wilson, wilson_ends
@@ -80,6 +80,38 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> Figure:
     won = sum(rank for rank, label in zip(ranks, labels, strict=True) if label) - ups * (ups + 1) / 2
     area = won / (ups * downs)
     return Figure(area, len(labels), 1 - _highest(1 - area, ups, downs), _highest(area, ups, downs))
+
+
+class AtRecall(NamedTuple):
+    """The rate of rows without the label that score at `bound` or above, where so many of those with it do."""
+
+    others: Estimate
+    bound: float | None
+    recall: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures under the names that metrics.json has."""
+        return {**self.others.as_dict(), "bound": self.bound, "recall": self.recall.as_dict()}
+
+
+def false_positives(scores: Sequence[float], labels: Sequence[bool], *, recall: float) -> AtRecall:
+    """Return the rate of false positives at the highest bound that finds this share (0..1] of the labelled rows at least.
+
+    Rows without the label have no part in choosing the bound, so that Wilson's interval of their rate holds for it. How sure it
+    is that the bound finds as many of other rows, the interval of `recall` says. Without a labelled row there is no bound.
+
+    Raises:
+        ValueError: different lengths, or a recall outside of (0..1].
+    """
+    if len(scores) != len(labels) or not 0 < recall <= 1:
+        raise ValueError(f"false_positives: {len(scores)} scores, {len(labels)} labels, a recall of {recall}")
+    ups = sorted((score for score, label in zip(scores, labels, strict=True) if label), reverse=True)
+    downs = [score for score, label in zip(scores, labels, strict=True) if not label]
+    if not ups:
+        return AtRecall(wilson(0, 0), None, wilson(0, 0))
+    bound = ups[ceil(recall * len(ups) - 1e-9) - 1]
+    found = sum(score >= bound for score in ups)
+    return AtRecall(wilson(sum(score >= bound for score in downs), len(downs)), bound, wilson(found, len(ups)))
 
 
 def _ranks(scores: Sequence[float]) -> list[float]:

@@ -147,6 +147,8 @@ def test_agreement_with_people_and_the_rate_that_their_labels_make(tmp_path: Pat
     assert us["auc"]["value"] == pytest.approx((8 * 15 + 8 * 7 / 2) / (8 * 22))
     assert us["met_of_labelled"]["rate"] == 1.0
     assert us["met_of_others"]["rate"] == pytest.approx(7 / 22)
+    assert (us["false_positives"]["rate"], us["false_positives"]["n"]) == (pytest.approx(7 / 22), 22)
+    assert us["false_positives"]["recall"]["rate"] == 1.0
     assert us["raw"]["rate"] == 0.5
     assert us["corrected"]["low"] < 0.25 < us["corrected"]["high"] < 0.5
     own = found["models"]["m"]["red"]["harm"]

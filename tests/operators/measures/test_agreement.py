@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from caiflow.operators.measures.agreement import auc, corrected, kappa
+from caiflow.operators.measures.agreement import auc, corrected, false_positives, kappa
 from caiflow.operators.measures.statistics import wilson
 
 
@@ -73,6 +73,32 @@ def test_intervals_of_auc_cover_what_is_planted() -> None:
     labels = [True] * 30 + [False] * 30
     found = [auc([*rng.normal(1, 1, 30), *rng.normal(0, 1, 30)], labels) for _ in range(500)]
     assert 0.92 <= np.mean([f.low <= true <= f.high for f in found]) <= 0.98
+
+
+def test_false_positives_at_a_recall_by_hand() -> None:
+    scores = [0.9, 0.8, 0.7, 0.2, *[0.95, 0.7, 0.6, 0.1, 0.0]]
+    labels = [True] * 4 + [False] * 5
+    most = false_positives(scores, labels, recall=0.75)  # three of four score 0.7 or more, and so do 0.95 and the equal 0.7
+    assert (most.bound, most.recall.rate, most.others) == (0.7, 0.75, wilson(2, 5))
+    every = false_positives(scores, labels, recall=0.76)  # takes the fourth, at 0.2
+    assert (every.bound, every.recall.rate, every.others) == (0.2, 1.0, wilson(3, 5))
+    assert false_positives([0.5] * 9, labels, recall=0.1)[:2] == (wilson(5, 5), 0.5)
+    assert false_positives(scores[4:], labels[4:], recall=0.9).as_dict()["rate"] is None
+    assert false_positives(scores[:4], labels[:4], recall=0.3).as_dict() | {"recall": None} == {
+        "rate": None, "n": 0, "low": 0.0, "high": 1.0, "bound": 0.8, "recall": None
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="2 scores, 1 labels"):
+        false_positives([0.1, 0.2], [True], recall=0.5)
+
+
+def test_false_positives_are_what_every_bound_gives_by_counting() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        scores, labels = np.round(rng.normal(size=40), 1), rng.random(40) < 0.4
+        found = false_positives(scores.tolist(), labels.tolist(), recall=0.8)
+        right = max(b for b in scores if (scores[labels] >= b).mean() >= 0.8)
+        assert found.bound == right
+        assert found.others.rate == pytest.approx((scores[~labels] >= right).mean())
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 0.5, 0.8])
