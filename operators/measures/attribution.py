@@ -1,4 +1,4 @@
-"""What each principle did: the answers and words that revisions under it changed, the labels and preferences that it moved.
+"""What each principle did: the answers, words and grades that revisions under it changed, the labels and preferences it moved.
 
 Counts rows of a step, and tells means with their 95% intervals. Reads no table and asks no model.
 """
@@ -47,6 +47,25 @@ class Revised:
             }
             for name, seen in sorted(self._changed.items())
         }
+
+
+class Graded:
+    """Takes in an answer's grades before and after a revision, by the principle that asked for it; `span` has their ends."""
+
+    def __init__(self, span: tuple[float, float]) -> None:
+        self._width = span[1] - span[0]
+        self._moved: dict[str, list[float]] = defaultdict(list)
+
+    def see(self, principle: str, before: float, after: float) -> None:
+        """Take in one revision."""
+        self._moved[principle].append((after - before) / self._width)
+
+    def figures(self) -> Figures:
+        """Return, by principle, by how much revisions under it moved the grade, in the grade's own unit."""
+        return {name: {"grade_moved": self._wide(paired_change(moved))} for name, moved in sorted(self._moved.items())}
+
+    def _wide(self, share: dict[str, Any]) -> dict[str, Any]:
+        return {key: value if key == "n" else value * self._width for key, value in share.items()}
 
 
 class Judged:

@@ -10,6 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from caiflow.engine.errors import EngineError, WrongValue
+from caiflow.engine.operator import StepContext
+from caiflow.operators.grade import Grade as GradeStep
+from caiflow.operators.grade import GradeParams
 from caiflow.operators.grading.graders import Grade, grade, named_reply, truth
 from caiflow.operators.grading.params import Grader, Grading, columns
 from caiflow.operators.judging.prompts import user
@@ -50,6 +53,35 @@ def test_a_classifiers_label_is_its_probability() -> None:
     assert llm.asked[0] == Asked("classify", "so")
     with pytest.raises(EngineError, match=r"no label 'Toxic'; its labels are toxic, fine"):
         graded(llm, label="Toxic")
+
+
+def test_the_answer_before_is_graded_too_and_each_principle_says_how_far_it_moved_the_grade() -> None:
+    fields = {"input": "rows", "model": "judge", "question": "{{ response }}", "into": "harm", "before": "response"}
+    step = GradeStep(GradeParams.model_validate(fields), StepContext())
+    assert step.needs() == {"rows": ["prompt", "revision|response|chosen", "response"]}
+    assert (step.calls(), step.writes()) == (2, {"harm": "number", "harm_response": "number"})
+    llm = RuleLLM(
+        choose_by=lambda asked: (
+            {"Yes": math.log(0.9), "No": math.log(0.1)} if asked.last == "bad" else {"No": 0.0, "Yes": -99.0}
+        )
+    )
+    rows = [
+        {
+            **ROW,
+            "uid": str(i),
+            "response": "bad",
+            "revision": "good" if i < 6 else "bad",
+            "principle": "kind" if i < 6 else "idle",
+        }
+        for i in range(10)
+    ]
+    made = [{**row, **asyncio.run(step.row(row, llm))} for row in rows]
+    assert (made[0]["harm"], made[0]["harm_response"]) == (pytest.approx(0, abs=1e-9), pytest.approx(0.9))
+    told = step.metrics(made, {})["by_principle"]
+    assert {name: one["grade_moved"]["mean"] for name, one in told.items()} == {"kind": pytest.approx(-0.9), "idle": 0}
+    assert told["kind"]["grade_moved"]["high"] < 0 < told["idle"]["grade_moved"]["high"]
+    without = GradeStep(GradeParams(input="rows", model="judge"), StepContext())
+    assert (without.calls(), dict(without.metrics(made, {}))) == (1, {})
 
 
 REPLIES = [
