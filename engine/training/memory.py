@@ -74,7 +74,7 @@ def need(shape: Shape, params: TrainingParams, load: Load, beside: Iterable[tupl
     each = FLOAT if params.lora else _trained_bytes(setting)
     gradients = trained // _over(params, 2) * each
     stepped = trained // _over(params, 1)
-    optimizer = 0 if _offloads(params, "optimizer", setting) else int(stepped * _states(params, each))
+    optimizer = 0 if _offloads(params, "optimizer", setting) else _optimizer_bytes(shape, params, stepped, each, setting)
     activations = kept(shape, params, load, setting) + head_bytes(shape, params, load, setting)
     read = sum(_beside(other, how, params, setting) for other, how in beside)
     copies = _autocast_copies(shape, params, setting)
@@ -109,9 +109,14 @@ def _offloads(params: TrainingParams, what: Literal["param", "optimizer"], setti
     return (zero.offload_param if what == "param" else zero.offload_optimizer).device == "cpu"
 
 
-def _states(params: TrainingParams, each: int) -> float:
-    """Return the bytes of an optimizer's states for a weight; DeepSpeed's have the weight itself in float32."""
-    return state_bytes(params.optim, FLOAT) + FLOAT if params.deepspeed else state_bytes(params.optim, each)
+def _optimizer_bytes(shape: Shape, params: TrainingParams, stepped: int, each: int, setting: Setting) -> int:
+    """Return the bytes of the optimizer's states; DeepSpeed's have the weights themselves in float32.
+
+    Of rounded states those of the token embedding stay whole, as transformers has them.
+    """
+    states = state_bytes(params.optim, FLOAT if params.deepspeed else each, gpu=setting.gpu)
+    whole = 0 if params.lora or "8bit" not in params.optim else shape.embedding // _over(params, 1)
+    return int(stepped * (states + FLOAT * bool(params.deepspeed)) + whole * 3 * states)
 
 
 def _buckets(shape: Shape, params: TrainingParams, trained: int, setting: Setting) -> int:
@@ -189,11 +194,11 @@ def _adapted(shape: Shape, lora: Lora) -> list[Linear]:
     return found
 
 
-def state_bytes(optim: str, each: int) -> float:
-    """Return the bytes of an optimizer's states for a weight of `each` bytes; paged ones can leave the device, and count 0."""
-    if optim.startswith("paged"):
+def state_bytes(optim: str, each: int, *, gpu: bool) -> float:
+    """Return the bytes of an optimizer's states for a weight of `each` bytes; paged ones can leave a GPU, and count 0 there."""
+    if optim.startswith("paged") and gpu:
         return 0.0
-    states = next((value for name, value in STATES.items() if optim.startswith(name)), 8.0)
+    states = next((value for name, value in STATES.items() if optim.removeprefix("paged_").startswith(name)), 8.0)
     if "8bit" in optim:
         return states / 4
     return states if "bnb" in optim or "32bit" in optim else states * each / FLOAT

@@ -92,19 +92,24 @@ def test_a_divided_reference_is_whole_while_it_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optim", "each"),
+    ("optim", "each", "of_embeddings"),
     [
-        ("adamw_torch", 8.0),
-        ("adamw_8bit", 2.0),
-        ("paged_adamw_32bit", 0.0),
-        ("sgd", 0.0),
-        ("lion_8bit", 1.0),
-        ("ademamix", 12.0),
-        ("rmsprop_bnb", 4.0),
+        ("adamw_torch", 8.0, 8.0),
+        ("adamw_8bit", 2.0, 8.0),
+        ("paged_adamw_32bit", 0.0, 0.0),
+        ("paged_adamw_8bit", 0.0, 0.0),
+        ("sgd", 0.0, 0.0),
+        ("lion_8bit", 1.0, 4.0),
+        ("ademamix", 12.0, 12.0),
+        ("rmsprop_bnb", 4.0, 4.0),
     ],
 )
-def test_states_of_optimizers(optim: str, each: float) -> None:
-    assert needed(optim=optim).optimizer == each * SEVEN.weights
+def test_states_of_optimizers(optim: str, each: float, of_embeddings: float) -> None:
+    """The token embedding's states are never rounded; paged ones leave a GPU, not a CPU's memory."""
+    embedding = 32000 * 4096
+    assert needed(optim=optim).optimizer == each * (SEVEN.weights - embedding) + of_embeddings * embedding
+    plain = optim.removeprefix("paged_")
+    assert needed(setting=CPU, optim=optim).optimizer == needed(optim=plain).optimizer
 
 
 def test_weights_in_bfloat16_have_states_in_it_unless_the_optimizer_keeps_its_own() -> None:
