@@ -17,6 +17,8 @@ class Pace:
     """The clock of a chain: `begin` and `end` around whatever is done for one row of one step."""
 
     def __init__(self, steps: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.held: Callable[[], bool] = bool
+        """Whether rows wait for what isn't work, as for an engine that loads: that time is no step's."""
         self._clock = clock
         self._busy_s = dict.fromkeys(steps, 0.0)
         self._under_way = dict.fromkeys(self._busy_s, 0)
@@ -68,7 +70,7 @@ class Pace:
 
     def _share_out(self) -> None:
         now = self._clock()
-        if self._all:
+        if self._all and not self.held():
             each = (now - self._seen) / self._all
             for step, rows in self._under_way.items():
                 if rows:

@@ -45,6 +45,11 @@ class LinkLater:
         """Whom the engine has long been waiting for."""
         return self._link.waiting
 
+    @property
+    def loading(self) -> bool:
+        """Whether requests wait for the engine to load."""
+        return self._opening is not None and not self._opening.done()
+
     async def open(self) -> None:
         """Do nothing yet."""
 
@@ -91,6 +96,11 @@ def tell_openings(links: Mapping[str, Sequence[Link]], report: Callable[[dict[st
         for link in found:
             if isinstance(link, LinkLater):
                 link.on_open = lambda told=told: report(told)  # type: ignore[misc]
+
+
+def loading(links: Mapping[str, Sequence[Link]]) -> bool:
+    """Return whether an engine loads that was opened later."""
+    return any(isinstance(link, LinkLater) and link.loading for found in links.values() for link in found)
 
 
 def asked_before(ledger_dir: Path, op: str, source: ModelSource) -> bool:

@@ -48,7 +48,7 @@ class LedgeredLLMs(LLMs):
         self._models = models
         self._clients = clients
         self._tally = Tally()
-        self._pace = Pace([operator.name])
+        self.pace = Pace([operator.name])
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
@@ -65,9 +65,9 @@ class LedgeredLLMs(LLMs):
         async def one(row: Row) -> Row:
             async with slots:
                 llm = LedgeredLLM(client, self._ledgers[model], asker, str(row["uid"]), self._tally)
-                self._pace.begin(self._operator.name)
+                self.pace.begin(self._operator.name)
                 answer: Row = await ask(row, llm)
-                self._pace.end(self._operator.name)
+                self.pace.end(self._operator.name)
             self._tally.done += 1
             return answer
 
@@ -85,7 +85,7 @@ class LedgeredLLMs(LLMs):
         if not self._tally.total:
             return {}
         told = " and ".join(filter(None, (client.waiting for client in self._clients.values())))
-        busy_s = self._pace.busy_s(self._operator.name)
+        busy_s = self.pace.busy_s(self._operator.name)
         speed = self._tally.completion_tokens / busy_s if busy_s else None
         return {**progress_fields(self._tally), "waiting": told or None, "tokens_per_second": speed}
 

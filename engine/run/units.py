@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
-from caiflow.engine.run.later import tell_openings
+from caiflow.engine.run.later import loading, tell_openings
 from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_lost, watch_calls
 from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
@@ -164,6 +165,7 @@ class MeasureUnit(_OneStep):
             tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
+            llms.pace.held = partial(loading, self.links)
             stack.callback(llms.close)
             stack.push_async_callback(stop, asyncio.create_task(watch_calls(self.step, llms, clients, report)))
             measured = await self.operator.measure(job, llms)
@@ -207,6 +209,7 @@ class FlowUnit:
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self._writers(source)
             flow = Flow(self.steps, ledgers, clients, writers, cut=self.cut)
+            flow.pace.held = partial(loading, self.links)
             stack.push_async_callback(stop, asyncio.create_task(_watch(flow, clients, report)))
             await flow.run(source)
             if self.cut and flow.cutting:

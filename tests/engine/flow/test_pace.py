@@ -121,3 +121,16 @@ def test_time_in_which_nothing_is_under_way_counts_for_nobody() -> None:
     now = 90.0
     assert pace.busy_s("answer") == 2.0
     assert pace.left_s("answer", {"answer": 3}) == pytest.approx(6.0)
+
+
+def test_what_is_no_work_is_no_step_s_time() -> None:
+    now = [0.0]
+    pace = Pace(["one"], lambda: now[0])
+    pace.begin("one")
+    pace.held = lambda: True
+    now[0] = 30.0
+    assert pace.busy_s("one") == 0.0
+    pace.held = lambda: False
+    now[0] = 32.0
+    pace.end("one")
+    assert (pace.busy_s("one"), pace.left_s("one", {"one": 3})) == (2.0, 6.0)

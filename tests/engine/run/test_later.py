@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.client import EngineClient, LinkLost
 from caiflow.engine.plan.components import Resolver
-from caiflow.engine.run.later import LinkLater, answered_before, tell_openings
+from caiflow.engine.run.later import LinkLater, answered_before, loading, tell_openings
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from support.runs_without_ray import AskedLink, carried_out, carry_out, write_spec
@@ -25,11 +27,13 @@ class LoadedLink(AskedLink):
 
     error: Exception | None = None
     loaded: int = 0
+    held: Callable[[], bool] = bool
 
     async def open(self) -> None:
         """Load."""
         self.loaded += 1
         await asyncio.sleep(0.01)
+        assert self.held(), "no step's work"
         if self.error is not None:
             raise self.error
 
@@ -39,11 +43,14 @@ def asked(link: LoadedLink, number: int) -> tuple[list[Answer], list[Any], int]:
     told: list[Any] = []
 
     async def answers() -> tuple[list[Answer], int]:
-        later = LinkLater(link, SOURCE)
-        tell_openings({"base": [later]}, told.append)
-        async with EngineClient([later]) as client:
+        links = {"base": [LinkLater(link, SOURCE)]}
+        link.held = partial(loading, links)
+        tell_openings(links, told.append)
+        async with EngineClient(links["base"]) as client:
             capacity = client.capacity
-            return await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(number))), capacity
+            found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(number)))
+        assert not loading(links)
+        return found, capacity
 
     return (found := asyncio.run(answers()))[0], told, found[1]
 
