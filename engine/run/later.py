@@ -98,6 +98,11 @@ def tell_openings(links: Mapping[str, Sequence[Link]], report: Callable[[dict[st
                 link.on_open = lambda told=told: report(told)  # type: ignore[misc]
 
 
+def awaited(links: Mapping[str, Sequence[Link]]) -> list[str]:
+    """Return the models whose engines have to be there before the first row."""
+    return [name for name, found in links.items() if not all(isinstance(link, LinkLater) for link in found)]
+
+
 def loading(links: Mapping[str, Sequence[Link]]) -> bool:
     """Return whether an engine loads that was opened later."""
     return any(isinstance(link, LinkLater) and link.loading for found in links.values() for link in found)

@@ -28,7 +28,7 @@ from caiflow.engine.operator import (
     TableOperator,
 )
 from caiflow.engine.rows.columns import Row
-from caiflow.engine.run.later import loading, tell_openings
+from caiflow.engine.run.later import awaited, loading, tell_openings
 from caiflow.engine.run.llms import OF_CALLS, LedgeredLLMs, Report, asked_beside, stop, tell_lost, watch_calls
 from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
@@ -161,7 +161,8 @@ class MeasureUnit(_OneStep):
 
         job = self._job(report)
         async with AsyncExitStack() as stack:
-            report({"step": self.step, "doing": f"waiting for {', '.join(self.links)}"})
+            if names := awaited(self.links):
+                report({"step": self.step, "doing": f"waiting for {', '.join(names)}"})
             tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             llms = LedgeredLLMs(self.operator, self.models, clients, self.ledger_dir)
@@ -203,7 +204,7 @@ class FlowUnit:
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
-            for step in [step for step in self.steps if step.model]:
+            for step in [step for step in self.steps if step.model in awaited(self.links)]:
                 report({"step": step.name, "doing": f"waiting for {step.model}"})
             tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}

@@ -13,7 +13,7 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.llm.client import EngineClient, LinkLost
 from caiflow.engine.plan.components import Resolver
-from caiflow.engine.run.later import LinkLater, answered_before, loading, tell_openings
+from caiflow.engine.run.later import LinkLater, answered_before, awaited, loading, tell_openings
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from support.runs_without_ray import AskedLink, carried_out, carry_out, write_spec
@@ -46,6 +46,7 @@ def asked(link: LoadedLink, number: int) -> tuple[list[Answer], list[Any], int]:
         links = {"base": [LinkLater(link, SOURCE)]}
         link.held = partial(loading, links)
         tell_openings(links, told.append)
+        assert awaited({**links, "other": [link]}) == ["other"]
         async with EngineClient(links["base"]) as client:
             capacity = client.capacity
             found = await asyncio.gather(*(client.ask(Request(f"word {n}")) for n in range(number)))

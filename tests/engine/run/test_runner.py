@@ -187,8 +187,10 @@ def test_an_engine_loads_only_where_an_answer_is_not_in_the_ledger(
         shutil.rmtree(home / "artifacts", ignore_errors=True)
         run = run_here(ray_address, write_spec(tmp_path / name, extra=extra), tmp_path / name / "run", home)
         assert run["steps"]["revision"].get("calls", 0) == 0
-        events = [event["event"] for event in read_events(tmp_path / name / "run")]
+        said = list(read_events(tmp_path / name / "run"))
+        events = [event["event"] for event in said]
         assert events.count("engine_starting") == events.count("engine_ready")
+        assert any("doing" in event for event in said) == (name == "a"), "only what has no answers yet waits for its model"
         return events.count("engine_ready"), run["steps"]["scores"]
 
     (first, made), (again, same), (third, grown) = (engines(*one) for one in (("a", scores), ("b", scores), ("c", more)))
