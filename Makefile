@@ -8,7 +8,7 @@
 #   make test-pythons  an environment of each Python and torch, from nothing, with the quickstart and some tests in each; and of verifiers
 #   make test-gpu     what needs an NVIDIA GPU
 #   make check        the same without the tests
-#   make benchmark    measure; writes build/benchmarks.json
+#   make benchmark    measure; writes build/benchmarks.json; BENCHMARK_ARGS=--quick does what takes five minutes
 #   make benchmark-gpu  measure on a GPU, with random weights of a real size
 #   make docs         build the site of documentation, strictly, into build/docs
 #   make venv         the environment alone, with everything for development
@@ -96,7 +96,7 @@ build/typecheck/caiflow: Makefile
 
 benchmark: $(VENV)/.installed-dev
 	mkdir -p build
-	$(BIN)/python -m tests.benchmarks --out build/benchmarks.json
+	$(BIN)/python -m tests.benchmarks --out build/benchmarks.json $(BENCHMARK_ARGS)
 
 benchmark-gpu: $(VENV)/.installed-dev
 	cd tests && $(BIN)/python -m benchmarks.gpu
