@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -90,9 +91,11 @@ JOB_SERVER = """
 import sys
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-has = {"num_cpus": 2, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+from ray._private.utils import write_ray_address
+has = {"num_cpus": 2, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1", "temp_dir": sys.argv[2]}
 ports = {"dashboard_port": 0, "dashboard_agent_listen_port": int(sys.argv[1])}
 node = Node(RayParams(include_dashboard=True, dashboard_host="127.0.0.1", **ports, **has), head=True)
+write_ray_address(node.gcs_address, sys.argv[2])  # as `ray start` does: a job asks it which of a machine's Rays it belongs to
 print(f"http://{node.webui_url}", flush=True)
 sys.stdin.read()
 node.kill_all_processes(check_alive=False, allow_graceful=True)
@@ -117,15 +120,16 @@ def job_server(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     token.write_text(token_hex(32))
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     variables = {**without_token(), **own, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [sys.executable, "-c", JOB_SERVER, str(free_port())]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        yield server.stdout.readline().strip(), variables
-    finally:
-        server.stdin.close()
-        server.wait(60)
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:  # its sockets want a short path
+        command = [sys.executable, "-c", JOB_SERVER, str(free_port()), temp]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip(), variables
+        finally:
+            server.stdin.close()
+            server.wait(60)
 
 
 @pytest.mark.slow
