@@ -93,6 +93,9 @@ class LLMs(ABC):
         `label` names the work in the ledger and the progress display.
         """
 
+    def expect(self, rows: int) -> None:  # noqa: B027 - who shows no progress has no use for it
+        """Be told of rows that `map` will be asked for, so that those count as still to come before it is."""
+
 
 class Log(Protocol):
     """Takes progress as it is to be shown: `log(done=3, total=10, loss=0.5)`."""

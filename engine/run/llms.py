@@ -48,6 +48,7 @@ class LedgeredLLMs(LLMs):
         self._models = models
         self._clients = clients
         self._tally = Tally()
+        self._expected = 0
         self.pace = Pace([operator.name])
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
@@ -57,7 +58,8 @@ class LedgeredLLMs(LLMs):
 
         client = self._clients[model]
         slots = asyncio.Semaphore(2 * client.capacity)
-        self._tally.total += len(rows)
+        self._tally.total += max(0, len(rows) - self._expected)
+        self._expected = max(0, self._expected - len(rows))
 
         asked = self._models[model]
         asker = Asker(f"{self._operator.name}:{label}", self._operator.context.seed, asked.identity, served=asked.served)
@@ -77,6 +79,11 @@ class LedgeredLLMs(LLMs):
         except BaseExceptionGroup as errors:
             raise (errors.subgroup(AskAnewError) or errors).exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def expect(self, rows: int) -> None:
+        """Count rows that `map` will be asked for as still to come."""
+        self._tally.total += rows
+        self._expected += rows
 
     def progress(self) -> dict[str, Any]:
         """Return the fields of a `step_progress` event; nothing before the first rows."""
@@ -109,6 +116,10 @@ class FromAnyLoop(LLMs):
     async def map(self, label: str, model: str, rows: Sequence[Row], ask: Ask) -> list[Row]:
         """Return `await ask(row, llm)` for each row, in order."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._llms.map(label, model, rows, ask), self._loop))
+
+    def expect(self, rows: int) -> None:
+        """Count rows that `map` will be asked for as still to come."""
+        self._loop.call_soon_threadsafe(self._llms.expect, rows)
 
 
 @contextlib.contextmanager

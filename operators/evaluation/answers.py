@@ -53,6 +53,7 @@ async def ask_models(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Sequ
         return {"response": given.text, "truncated": given.finish == "length"}
 
     answer = attempted(once, {"response": "", "truncated": False})
+    llms.expect(len(params.models) * sum(map(len, sets.values())))
     found: list[Row] = []
     for model in params.models:  # one after the other: they may not fit beside each other
         given = await together(llms.map("answers", model, rows, ask) for rows in sets.values())

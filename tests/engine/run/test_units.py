@@ -65,11 +65,15 @@ def test_who_asks_a_table_tells_how_fast_it_is_answered(tmp_path: Path) -> None:
             operator = Worked(RowParams(input="rows"), StepContext(seed=7))
             llms = LedgeredLLMs(operator, {"m": ModelSource("m", "m")}, {"m": client}, tmp_path)
             before = llms.progress()
+            llms.expect(7)
             await llms.map("asked", "m", [{"uid": str(number)} for number in range(5)], ask)
+            half = llms.progress()
+            await llms.map("asked", "m", [{"uid": str(number)} for number in range(5, 8)], ask)
             llms.close()
-            return [before, llms.progress()]
+            return [before, half, llms.progress()]
 
-    before, after = asyncio.run(told())
+    before, half, after = asyncio.run(told())
     assert before == {}
-    assert (after["done"], after["total"], after["completion_tokens"]) == (5, 5, 10)
+    assert (half["done"], half["total"], half["completion_tokens"]) == (5, 7, 10)
+    assert (after["done"], after["total"]) == (8, 8)
     assert after["tokens_per_second"] > 0
