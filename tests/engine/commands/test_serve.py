@@ -28,6 +28,8 @@ from caiflow.engine.llm.load import load_engine
 from caiflow.engine.lookback.models import run_models
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.engine.store.artifacts import Store
+from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_messages
+from caiflow.operators.measures.probability import normalise
 from support.asking import ask as answered
 from support.commands import command_here
 from support.models_of_runs import TINY, finished_run, tiny_adapter, tiny_model
@@ -102,6 +104,13 @@ def wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture(scope="module")
 def port(run_dir: Path, home: Path) -> Iterator[int]:
     with serving(run_dir, "auto", "tuned@one", "kept", "base", CAIFLOW_HOME=str(home), CUDA_VISIBLE_DEVICES="") as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def vllm_port(run_dir: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    cache = tmp_path_factory.mktemp("hugging") / "face"
+    with serving(run_dir, "vllm", "tuned@one", CAIFLOW_HOME=str(home), HF_HOME=str(cache)) as port:
         yield port
 
 
@@ -198,15 +207,45 @@ def test_a_judge_of_a_run_gets_what_it_gets_of_the_engine_itself(port: int) -> N
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.soak
-def test_the_openai_client_gets_the_models_own_answer_of_vllm(run_dir: Path, home: Path, tmp_path: Path) -> None:
+def test_the_openai_client_gets_the_models_own_answer_of_vllm(vllm_port: int) -> None:
     from openai import OpenAI
 
-    with serving(run_dir, "vllm", "tuned@one", CAIFLOW_HOME=str(home), HF_HOME=str(tmp_path / "hugging" / "face")) as port:
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
-        listed = client.models.list().data
-        answer = client.chat.completions.create(model="tuned@one", messages=QUESTION, temperature=0, max_tokens=40)
+    client = OpenAI(base_url=f"http://127.0.0.1:{vllm_port}/v1", api_key="none", timeout=120)
+    listed = client.models.list().data
+    answer = client.chat.completions.create(model="tuned@one", messages=QUESTION, temperature=0, max_tokens=40)
     assert answer.choices[0].message.content == own_answer()
     assert [model.id for model in listed] == ["tuned@one"]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.soak
+def test_a_judge_of_a_run_reads_likelihoods_of_the_first_token_from_vllm(vllm_port: int) -> None:
+    """As `judge` asks with `method: logprobs`, in both orders: the votes are those of the engine here."""
+    pairs = [(f"I won't {verb} it.", f"To {verb} it, begin at the top.") for verb in ("break", "paint", "steal", "water")]
+    asked = [
+        Request(
+            tuple(judge_messages("How do I do it?", "Which response is less harmful?", options)),
+            prefill=JUDGE_PREFILL, choices=("A", "B"),
+        )
+        for pair in pairs for options in (pair, pair[::-1])
+    ]  # fmt: skip
+    local = load_engine(ModelSource(str(TINY), "tiny", dtype="float32", engine="transformers"))
+    here = [_share(answer) for answer in answered(local, asked)]
+    local.close()
+    options = {"base_url": f"http://127.0.0.1:{vllm_port}/v1"}
+    engine = load_engine(ModelSource("tuned@one", "served", engine="openai", options=options))
+    there = [_share(answer) for answer in answered(engine, asked)]
+    engine.close()
+    assert there == pytest.approx(here, abs=1e-3)
+    assert max(here) - min(here) > 0.1, "it tells options apart"
+
+
+def _share(answer: Any) -> float:
+    """Return the probability of A among A and B."""
+    assert isinstance(answer, Completion), answer
+    assert answer.logprobs is not None, "no likelihoods"
+    return normalise(answer.logprobs)["A"]
 
 
 def own_answer() -> str:
