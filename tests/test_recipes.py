@@ -20,6 +20,7 @@ from caiflow.engine.spec.grammar import Spec
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run
+from caiflow.operators.formats.templates import rendered
 from support.commands import run_here
 from support.kills import start
 
@@ -28,7 +29,7 @@ RECIPES = sorted((ROOT / "specs").glob("*.yaml"))
 COMMIT = "c" * 40
 SAMPLE = 16
 PUBLISHED = {"paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora", "principle_ablation", "iterated"}
-SHORT = {"deliberative_alignment", "red_team", "rlaif_direct"}
+SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier"}
 
 
 def profiles(path: Path) -> list[str]:
@@ -141,6 +142,31 @@ def test_the_principle_is_in_view_when_examples_are_written_and_out_of_view_when
     assert spec.operators["critique"].uses_constitution
     assert not spec.operators["aligned"].uses_constitution
     assert spec.steps["sft_data"].params.model_dump()["inputs"]["thought"]["answer"] == "text"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_answer_that_a_mixture_names_is_the_one_that_is_learnt(path: Path) -> None:
+    """`sft` takes a row's `revision` before its `messages`, in which the mixture put the answer."""
+    steps = load_spec(path).steps
+    for learnt in (step.params.model_dump() for step in steps.values() if step.op == "sft"):
+        source = steps[learnt["input"]]
+        mixed = source.params.model_dump()["inputs"].values() if source.op == "mix" else ()
+        if any(isinstance(share, dict) and share["answer"] for share in mixed):
+            assert learnt["column"] == "messages"
+
+
+def test_the_classifier_is_asked_as_it_learnt_and_the_test_set_is_kept_from_it() -> None:
+    spec = load_spec(ROOT / "specs" / "constitutional_classifier.yaml")
+    learnt = spec.steps["lesson"].params.model_dump()["set"]["prompt"]
+    graders = spec.steps["scores"].params.model_dump()["graders"]
+    talk = [{"role": "user", "content": "How?"}]
+    lesson = rendered(learnt, {"prompt": talk, "response": "So."}, "lesson")
+    asked = [rendered(how["question"], {"request": "How?", "response": "So."}, "question") for how in graders.values()]
+    assert asked == [lesson] * 2
+    assert {how["model"] for how in graders.values()} == {"classifier", "base"}
+    tests = {"harmful_test", "helpful_test", "frightening_test"}
+    assert {*spec.steps["labelled"].params.model_dump()["held_out"]} == tests
+    assert not tests & {*spec.steps["labelled"].params.model_dump()["inputs"]}
 
 
 def test_a_trial_mixes_what_its_few_rows_give() -> None:
