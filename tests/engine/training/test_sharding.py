@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from caiflow.engine.errors import StepError
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.run.on_ray.cluster import Cluster
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.operators.dpo import Dpo, DpoParams
 from caiflow.operators.rl import Rl, RlParams
 from caiflow.operators.sft import Sft, SftParams
 from support.sharded_on_cpu import DIVIDED, OnCpus
+from support.side_by_side import train_together
 from support.small_models import job, lessons, preferences, small_model
 from support.trainings import TRAINERS
 
@@ -162,8 +165,8 @@ def test_a_divided_training_has_another_identity_than_one_that_isn_t() -> None:
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_without_gpus_a_training_says_so_before_it_begins(tmp_path: Path) -> None:
-    base = small_model(tmp_path / "model")
+def test_without_gpus_a_training_says_so_before_it_begins(tmp_path: Path, cluster: Cluster) -> None:
     params = SftParams.model_validate({"input": "rows", "model": "base", **TWO})
+    asked = job(tmp_path / "run", {"rows": lessons()[:8]}, base=small_model(tmp_path / "model"))
     with pytest.raises(StepError, match="divides a model among GPUs, and there is none here"):
-        Sft(params, StepContext()).train(job(tmp_path / "run", {"rows": lessons()[:8]}, base=base))
+        train_together(cluster, Sft(params, StepContext()), replace(asked, log=None), Room(processes=2))
