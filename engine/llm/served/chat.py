@@ -33,7 +33,6 @@ CHAT, RAW = "chat/completions", "completions"
 _TOP = 20
 """How many of the likeliest tokens' log-probabilities are asked for: the most that common servers give."""
 _SEEDS = (1 << 31) - 1
-"""How reasoning begins that a server leaves in the text."""
 
 
 class Dialect:
