@@ -1,1 +1,1 @@
-"""The built-in operators: one file each, and a wing for what several files carry out. No operator imports another."""
+"""The built-in operators: a file each, in a wing where several files carry it out. No operator imports another."""

@@ -50,7 +50,11 @@ def test_every_wing_says_what_it_is_for() -> None:
             "from caiflow.engine.yaml.reader import read_yaml",
             "No cycles are allowed in caiflow.engine.yaml",
         ),
-        ("operators/mix.py", "from caiflow.operators.load import Load", "caiflow.operators.mix -> caiflow.operators.load"),
+        (
+            "operators/mixing/mix.py",
+            "from caiflow.operators.load import Load",
+            "caiflow.operators.mixing.mix -> caiflow.operators.load",
+        ),
     ],
 )
 def test_a_wrong_import_is_named_from_where_to_where(tmp_path: Path, wing: str, imported: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""What filter carries out: rules, expressions and the sieve that applies them."""
+"""`filter` and what it carries out: rules, expressions and the sieve that applies them."""

@@ -1,1 +1,1 @@
-"""What mix carries out: drawing from sources, folding conversations, the order of what comes out."""
+"""`mix` and what it carries out: drawing from sources, folding conversations, the order of what comes out."""

@@ -68,9 +68,9 @@ def ours(data: Path, out: Path) -> int:
     from caiflow.engine.operator import Job, StepContext
     from caiflow.engine.rows.columns import Columns
     from caiflow.engine.rows.folder import Rows, RowsWriter
-    from caiflow.operators.filter import Filter
+    from caiflow.operators.filtering.filter import Filter
     from caiflow.operators.filtering.params import FilterParams
-    from caiflow.operators.mix import Mix
+    from caiflow.operators.mixing.mix import Mix
     from caiflow.operators.mixing.params import MixParams
 
     context = StepContext(7, constitution=load_constitution("harmless", Path()))

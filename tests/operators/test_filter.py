@@ -18,7 +18,7 @@ from caiflow.engine.llm.files import load_tokenizer
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.operators.filter import Filter
+from caiflow.operators.filtering.filter import Filter
 from caiflow.operators.filtering.params import FilterParams
 from support.tables import ask, rows_of, run_table
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.operators.mix import Mix
 from caiflow.operators.mixing import order
+from caiflow.operators.mixing.mix import Mix
 from caiflow.operators.mixing.params import MixParams
 from support.tables import ask, rows_of, run_table
 

@@ -18,7 +18,7 @@ from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.ledger import Ledger, ledger_name
 from caiflow.operators.formats.params import LoadParams
 from caiflow.operators.load import Load
-from caiflow.operators.mix import Mix
+from caiflow.operators.mixing.mix import Mix
 from caiflow.operators.mixing.params import MixParams
 
 STEPS = """\

@@ -153,7 +153,7 @@ def test_sft_takes_them_under_a_template_that_does(tmp_path: Path) -> None:
 def test_the_line_that_leaves_them_out_does(tmp_path: Path) -> None:
     from caiflow.engine.operator import StepContext
     from caiflow.engine.rows.folder import Rows
-    from caiflow.operators.filter import Filter, FilterParams
+    from caiflow.operators.filtering.filter import Filter, FilterParams
     from support.tables import run_table
 
     rows, _ = load(write(tmp_path / "rows.jsonl", [FORMS["openai"], PLAIN]))
