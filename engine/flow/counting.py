@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from caiflow.engine.errors import CaiflowError
 from caiflow.engine.flow.batches import Changed
+from caiflow.engine.flow.collecting import seldom_collected
 from caiflow.engine.flow.cutting import Cut, Cutting, Tried
 from caiflow.engine.flow.outcomes import FlowStep, replay, spread
 from caiflow.engine.flow.row_llm import Tally
@@ -163,8 +164,9 @@ class _Counter:
     def count(self, rows: Iterator[Row]) -> dict[str, Tally]:
         """Return the tallies of these rows."""
         tallies = {name: Tally() for name in self._names}
-        for row in rows:
-            self.add(row, tallies)
+        with seldom_collected():
+            for row in rows:
+                self.add(row, tallies)
         return tallies
 
     def add(self, row: Row, tallies: Mapping[str, Tally]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from caiflow.engine.errors import AskAnewError, EngineError, suggest
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.claiming import claimed
+from caiflow.engine.flow.collecting import seldom_collected
 from caiflow.engine.flow.cutting import Cut, Cutting
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.pace import Pace
@@ -108,6 +109,11 @@ class Flow:
         if self._cut is not None:
             self.cutting = Cutting(self._cut, source.num_rows, self._changes[self.steps[-1].name])
         window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
+        with seldom_collected():
+            await self._stream(source, window)
+        return self.tallies
+
+    async def _stream(self, source: Rows, window: int) -> None:
         open_batches: list[_OpenBatch] = []
         start = 0
         async with self._slots as slots:
@@ -129,7 +135,6 @@ class Flow:
             if self.cutting is not None:
                 self._end(self.cutting, open_batches)
             self._write_finished(open_batches)
-        return self.tallies
 
     async def _begins(self, batch: _OpenBatch, index: int) -> bool:
         """Wait until a row may begin, and let it; return False where none does any more."""
