@@ -104,8 +104,12 @@ class Sft(TrainingOperator[SftParams]):
             yield Finding(("loss_on",), told, "write `loss_on: completion` to learn the last reply alone")
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
-        """Yield beside the rest tool turns that a model from nothing would be to learn under a template that hasn't any."""
+        """Yield beside the rest revisions that aren't the named answers, and tool turns under a template that hasn't any."""
         yield from super().check_columns(inputs)
+        for step in self.params.row_steps():
+            if self.params.column is None and "revision" in inputs[step].outdone & inputs[step].types.keys():
+                told = f"`revision` would be learnt, and the answers that were named for `{step}` are in its `messages`"
+                yield Finding(("column",), told, "write `column: messages` to learn those, `column: revision` if that is meant")
         if self.params.scratch and not (self.params.scratch.chat_template or ""):
             yield from self._without_tools(inputs, "the chat template of a model from nothing")
 

@@ -49,23 +49,28 @@ class Columns:
     """The columns that are known to have nothing in some rows, or in all."""
     turns: Mapping[str, Turns] = field(default_factory=dict)
     """What is known of the conversations in a column."""
+    outdone: frozenset[str] = frozenset()
+    """The columns of answers beside which `messages` ends with another answer, which was named for it."""
 
     def __contains__(self, name: str) -> bool:
         return self.open or name in self.types
 
     def without(self, names: Collection[str]) -> Columns:
         """Return these columns but for those of the given names."""
-        return Columns(_but(self.types, names), self.open, _but(self.gaps, names), _but(self.turns, names))
+        turns, outdone = _but(self.turns, names), self.outdone - {*names}
+        return Columns(_but(self.types, names), self.open, _but(self.gaps, names), turns, outdone)
 
     def plus(self, types: Mapping[str, ColumnType | None], turns: Mapping[str, Turns] | None = None) -> Columns:
         """Return these columns and `types`, which replace columns of the same name; `turns` tells of those."""
         known = {**_but(self.turns, types), **(turns or {})}
-        return Columns({**self.types, **types}, self.open, _but(self.gaps, types), known)
+        outdone = frozenset() if "messages" in types else self.outdone - {*types}
+        return Columns({**self.types, **types}, self.open, _but(self.gaps, types), known, outdone)
 
     def sifted(self) -> Columns:
         """Return the columns of some of these rows."""
         gaps = {name: gap for name, gap in self.gaps.items() if gap == "all"}
-        return Columns(self.types, self.open, gaps, {name: found.sifted() for name, found in self.turns.items()})
+        turns = {name: found.sifted() for name, found in self.turns.items()}
+        return Columns(self.types, self.open, gaps, turns, self.outdone)
 
     def nothing_in(self, options: Collection[str]) -> str | None:
         """Return the column of `options` that is known to have nothing in rows where no other one has; None where none is."""

@@ -44,7 +44,7 @@ class Mix(TableOperator[MixParams]):
         if self.params.tag:
             types[self.params.tag] = "text"
         opened = any(columns.open for columns in mixed.values())
-        return Columns(types, opened, self._gaps(mixed, types), self._turns(mixed, made))
+        return Columns(types, opened, self._gaps(mixed, types), self._turns(mixed, made), self._outdone(mixed, made))
 
     def check(self) -> Iterator[Finding]:
         """Yield inputs that say both or neither of ratio and rows, and anchors and held-out steps that aren't possible."""
@@ -63,14 +63,17 @@ class Mix(TableOperator[MixParams]):
 
     def check_columns(self, inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield inputs of which no row is fit, and a tag that would take the place of a column."""
-        tag = self.params.tag
+        tag, form = self.params.tag, self.params.form({name: inputs[name] for name in self.params.inputs})
         for name in self.params.inputs:
             empty = [column for column in self._filled(name, inputs) if inputs[name].gaps.get(column) == "all"]
             if empty:
                 yield Finding(("inputs", name), f"no row of `{name}` has anything in `{empty[0]}`", NO_ANSWERS)
+            if form == "messages" and (taken := self.params.answer_of(name, inputs[name])) in inputs[name].outdone:
+                told = f"`{taken}` of `{name}` isn't the answer that its `messages` end with, which was named"
+                yield Finding(("inputs", name), told, "name the column under `answer` here, too")
         owners = [name for name in self.params.inputs if tag in inputs[name].types]
         made = {"messages": ("messages",), "preference": ("chosen", "rejected", "p_chosen"), "prompts": ()}
-        if tag in ("uid", "prompt", *made[self.params.form({name: inputs[name] for name in self.params.inputs})]):
+        if tag in ("uid", "prompt", *made[form]):
             yield Finding(("tag",), f"`{tag}` is a column of the mixture itself", "give the tag another name")
         elif owners and tag != TAG:
             yield Finding(("tag",), f"`{owners[0]}` has a column `{tag}` already", "give the tag another name")
@@ -149,6 +152,15 @@ class Mix(TableOperator[MixParams]):
             for name, turns in found.items()
             if len(known := [one for one in turns if one is not None]) == len(inputs)
         }
+
+    def _outdone(self, inputs: Mapping[str, Columns], made: str) -> frozenset[str]:
+        """Return the columns of answers that an input has beside the one that is named for it."""
+        if made != "messages":
+            return frozenset().union(*(columns.outdone for columns in inputs.values()))
+        named = {name: answer for name in inputs if (answer := self.params.answer_given(name))}
+        return frozenset(
+            other for name, answer in named.items() for other in ANSWERS if other in inputs[name].types and other != answer
+        )
 
     def _gap(self, name: str, inputs: Mapping[str, Columns], column: str) -> Gap | None:
         """Return whether the rows that are taken from an input are known to have nothing in a column."""

@@ -17,6 +17,7 @@ from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.mixing import order
 from caiflow.operators.mixing.mix import Mix
 from caiflow.operators.mixing.params import MixParams
+from caiflow.operators.sft import Sft, SftParams
 from support.tables import ask, rows_of, run_table
 
 ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
@@ -258,6 +259,27 @@ def test_rows_without_answers_are_known_from_the_columns() -> None:
     assert as_prompts.nothing_in(["revision", "response"]) == "response"
     assert as_prompts.nothing_in(["prompt"]) is None
     assert both.columns({"a": full, "b": Columns({}, open=True)}).gaps == {}
+
+
+def test_a_revision_is_not_learnt_in_place_of_the_answer_that_was_named() -> None:
+    """`sft` and another `mix` take a row's `revision` first, also beside `messages` that end with another answer."""
+    revised, plain = Columns({"prompt": "messages", "revision": "text", "text": "text"}), Columns({"messages": "messages"})
+    named, unnamed = step({"a": {"rows": "all", "answer": "text"}, "b": 1}), step({"a": 1, "b": 1})
+
+    def refused(mix: Mix, **fields: Any) -> list[tuple[Any, str]]:
+        mixture = mix.columns({"a": revised, "b": plain}).sifted()
+        learning = Sft(SftParams.model_validate({"input": "m", "model": "base", **fields}), StepContext())
+        found = [*learning.check_columns({"m": mixture}), *step({"m": 1}).check_columns({"m": mixture})]
+        return [(told.path, told.hint) for told in found]
+
+    both = "write `column: messages` to learn those, `column: revision` if that is meant"
+    again = (("inputs", "m"), "name the column under `answer` here, too")
+    assert refused(named) == [(("column",), both), again]
+    assert refused(named, column="messages") == [again]
+    assert not refused(unnamed)
+    assert not refused(step({"a": {"rows": "all", "answer": "revision"}, "b": 1}))
+    shared = step({"m": {"rows": "all", "answer": "text"}})
+    assert not list(shared.check_columns({"m": named.columns({"a": revised, "b": plain})}))
 
 
 def test_a_missing_answer_column_is_named(tmp_path: Path) -> None:
