@@ -10,17 +10,22 @@ from caiflow.engine import registry
 
 SERVERS = "servers_read"
 """The component that says how the answers of servers are read."""
+WANTED = "until.accepted"
+"""The component that says how many rows a chain goes on for."""
 _HEX = re.compile(r"[0-9a-f]{32,}")
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (component, old value, new value) for each that differs; a missing one is None.
 
-    What an operator uses may follow from a parameter or the seed; such a change is named once, where it was written.
+    What an operator uses may follow from a parameter or the seed; such a change is named once, where it was written. So may
+    what the steps behind an `until` go by, which holds the number wanted, too.
     """
     names = dict.fromkeys([*old, *new])
     found = [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
     written = [_without_place(change) for change in found if not change[0].startswith("uses.")]
+    if WANTED in old and any(name == WANTED for name, *_ in found):
+        found = [change for change in found if change[0] != "until.steps"]
     return [change for change in found if not change[0].startswith("uses.") or _without_place(change) not in written]
 
 

@@ -16,7 +16,8 @@ from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.flow.cutting import Tried
 from caiflow.engine.llm.base import Answer, Request
 from caiflow.engine.operator import Until
-from caiflow.engine.plan.components import Resolver
+from caiflow.engine.plan.changes import changes, describe
+from caiflow.engine.plan.components import Components, Resolver
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.load import check_spec, load_spec
@@ -101,6 +102,18 @@ def test_more_wanted_later_asks_only_what_is_not_there(whole: dict[str, list[str
     assert re.search(r"; 2\d of 30 accepted; about \d\d rows more as they pass so far$", more.steps[1].reason)
     assert made(tmp_path / "store", targets(tmp_path, "{accepted: 15}"), third)["kept"] == whole["kept"][:15]
     assert third.answered == []
+    twelve, fifteen = (components(tmp_path / "store", targets(tmp_path, f"{{accepted: {n}}}")) for n in (12, 15))
+    assert [describe(change) for change in changes(twelve, fifteen)] == ["until.accepted 12 -> 15"]
+    other = {**twelve, "until.steps": fifteen["until.steps"]}
+    assert [describe(change) for change in changes(twelve, other)] == ["until.steps changed"]
+
+
+def components(store: Path, spec: Path) -> Components:
+    """Return what decides the answers of a spec that is carried out."""
+    resolver, _ = carried_out(spec, Store(store), AskedLink())
+    found = resolver.components(resolver.spec.steps["answer"])
+    assert found is not None
+    return found
 
 
 def test_what_is_lacking_is_said_where_the_input_ends_first(whole: dict[str, list[str]], tmp_path: Path) -> None:
