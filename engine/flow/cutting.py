@@ -92,6 +92,7 @@ class _Row:
     noted: list[Callable[[], None]] = field(default_factory=list)
     made: list[tuple[Order, Row]] = field(default_factory=list)
     over: bool = False
+    waits: bool = False
 
 
 class Cutting:
@@ -130,10 +131,19 @@ class Cutting:
         row.noted.append(note)
         row.made += made
 
+    def put_off(self, place: int) -> None:
+        """Take in that a row waits for an answer that comes another time: neither it nor what is behind it is settled."""
+        self._rows[place].waits = True
+
+    @property
+    def comes_to_rest(self) -> bool:
+        """Whether all rows on their way wait for such answers, or for rows that do."""
+        return any(row.waits for row in self._rows.values()) and all(row.over or row.waits for row in self._rows.values())
+
     def over(self, place: int, note: Callable[[], None]) -> None:
         """Take in that nothing more becomes of a row, which is to be noted, too."""
         row = self._rows[place]
-        row.over = True
+        row.over = not row.waits
         row.noted.append(note)
         while self._settling in self._rows and self._rows[self._settling].over:
             self._pending.append(self._rows.pop(self._settling))

@@ -142,7 +142,7 @@ class Flow:
         cutting, place = self.cutting, batch.start + index
         while not cutting.may_begin(place):
             cutting.judge()
-            if self._failed_steps or place >= cutting.most:
+            if self._failed_steps or place >= cutting.most or cutting.comes_to_rest:
                 await self._slots.all_finished()
                 cutting.stop()
             if cutting.end is not None:
@@ -239,6 +239,8 @@ class Flow:
         note = partial(self._note, step, batch, order, row, outcome, made)
         if self.cutting is not None:
             self.cutting.hold(batch.start + order[0], note, made if step is self.steps[-1] else ())
+            if outcome.failed.startswith(f"{BATCHED}:"):
+                self.cutting.put_off(batch.start + order[0])
         else:
             note()
         children = self._children[step.name]

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import CaiflowError, UnreachableError
+from caiflow.engine.flow.counting import count_until
+from caiflow.engine.flow.cutting import Cut, Tried
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.row_llm import Asker, NoLLM
 from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
@@ -55,7 +57,8 @@ class Forecast(NamedTuple):
     """What one step's calls to one model take, in tokens.
 
     `prompt` are those of the prompts, of which `computed` are left where each prefix is computed once; `completion` those of
-    the answers, at most so many where `at_most`: no answer was seen yet that could tell how long they get. `seconds` are of the
+    the answers, at most so many where `at_most`: no answer was seen yet that could tell how long they get, or no row that could
+    tell how many it takes `until` enough pass. `seconds` are of the
     answers alone, `cost` by the model's `prices`.
     """
 
@@ -112,7 +115,14 @@ def foresee(
         rate = tokens_per_second or rates.get(step)
         counts = (found.calls, found.prompt_tokens, found.computed_tokens, found.completion_tokens)
         told.append(
-            Forecast(step, model, *counts, bool(found.supposed), found.completion_tokens / rate if rate else None, cost)
+            Forecast(
+                step,
+                model,
+                *counts,
+                bool(found.supposed) or step in walk.bounded,
+                found.completion_tokens / rate if rate else None,
+                cost,
+            )
         )
     return Forecasts(tuple(told), walk.unknown)
 
@@ -123,6 +133,8 @@ class _Walk:
     def __init__(self, resolver: Foresight, scratch: Path, stack: ExitStack, *, gpus: bool) -> None:
         self.found: dict[tuple[str, str], Foreseen] = {}
         self.unknown: dict[str, str] = {}
+        self.bounded: set[str] = set()
+        """The steps that end where enough rows pass, of which none is known to."""
         self._resolver = resolver
         self._scratch = scratch
         self._stack = stack
@@ -191,7 +203,7 @@ class _Walk:
     async def _through(self, step: Step, operator: RowOperator[Any]) -> None:
         flow_step = self._resolver.flow_step(step) or _unmade(step, operator, self._resolver.spec.seed)
         table, made, cut = self._tables[step.input], list[Row](), self._resolver.cut_of([step])
-        total = min(table.total, cut.until.at_most or table.total) if cut else table.total
+        total = min(table.total, self._wanted(step, cut)) if cut else table.total
         rows = table.rows.pylist(limit=total)
         counted = half = Foreseen()
         for place, row in enumerate(rows):
@@ -204,6 +216,19 @@ class _Walk:
         if flow_step.model and counted.calls:
             more = (total - len(rows)) / (len(rows) - len(rows) // 2)
             self.found[step.name, flow_step.model] = counted.extended(half, more)
+
+    def _wanted(self, step: Step, cut: Cut) -> int:
+        """Return how many rows a chain takes that ends where enough pass, as they passed so far; where none did yet, all."""
+        chain = self._resolver.chain(step)
+        known = [found for member in chain if (found := self._resolver.flow_step(member)) is not None]
+        most, tried = cut.until.at_most or self._tables[step.input].total, Tried()
+        if len(known) == len(chain):
+            source = self._tables[step.input].rows
+            _, tried = count_until(known, source, self._ledger, cut, whole=True)
+        if not tried.rows:
+            self.bounded |= {member.name for member in chain}
+            return most
+        return min(most, tried.rows + tried.further(cut.until))
 
     async def _made(self, step: FlowStep, row: Row, counted: Foreseen) -> list[Row]:
         """Return the rows that one becomes."""

@@ -18,6 +18,7 @@ from caiflow.engine.llm.base import Answer, Request
 from caiflow.engine.operator import Until
 from caiflow.engine.plan.changes import changes, describe
 from caiflow.engine.plan.components import Components, Resolver
+from caiflow.engine.plan.forecast import foresee
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.spec.load import check_spec, load_spec
@@ -106,6 +107,21 @@ def test_more_wanted_later_asks_only_what_is_not_there(whole: dict[str, list[str
     assert [describe(change) for change in changes(twelve, fifteen)] == ["until.accepted 12 -> 15"]
     other = {**twelve, "until.steps": fifteen["until.steps"]}
     assert [describe(change) for change in changes(twelve, other)] == ["until.steps changed"]
+
+
+def test_what_it_will_take_is_foretold_by_what_passed(tmp_path: Path) -> None:
+    def foretold(number: int) -> list[tuple[int, bool]]:
+        found = foresee(load_spec(targets(tmp_path, f"{{accepted: {number}, at_most: 290}}")), Store(tmp_path / "store"))
+        return [(step.calls, step.at_most) for step in found.steps]
+
+    assert foretold(24) == [(290, True)] * 2, "nothing is known yet"
+    first, second = AskedLink(), AskedLink()
+    made(tmp_path / "store", targets(tmp_path, "{accepted: 24, at_most: 290}"), first)
+    assert foretold(24) == []
+    told = foretold(40)
+    made(tmp_path / "store", targets(tmp_path, "{accepted: 40, at_most: 290}"), second)
+    assert [at_most for _, at_most in told] == [False] * 2
+    assert all(calls == pytest.approx(len(second.answered) / 2, rel=0.5) for calls, _ in told), (told, len(second.answered))
 
 
 def components(store: Path, spec: Path) -> Components:

@@ -131,6 +131,26 @@ def test_a_batch_answers_what_a_run_would_ask_and_the_run_pays_for_nothing(place
     assert Rows(resolver.artifacts["pair"].path).pylist() == Rows(live.artifacts["pair"].path).pylist()
 
 
+def test_batches_go_on_until_enough_rows_passed_and_ask_no_more_than_it_may_take(place: Path, server: BatchEndpoint) -> None:
+    kept = "  kept:   {op: filter, input: answer, drop: [{where: \"not contains(response, 'e')\"}], until: {accepted: 2}}\n"
+    asking = "  answer: {op: generate, input: rows, model: m, sampling: {temperature: 0}}\n"
+    write_run(place, HEAD.format(url=server.url) + ROWS + asking + kept)
+    rounds = []
+    for number in range(NUMBER):
+        waiting, requests = asked(place, f"round{number}")
+        rounds += [step["calls"] for step in waiting]
+        found = taken(place, *carried(server, requests, place))
+        if not found["waiting"]:
+            break
+    link = AskedLink(most=0)
+    resolver, _ = carried_out(place / "spec.yaml", Store(), link)
+    assert not link.answered
+    assert len(Rows(resolver.artifacts["kept"].path).pylist()) == 2
+    end = len(Rows(resolver.artifacts["answer"].path).pylist())
+    assert rounds[0] == 2, "as many as are wanted"
+    assert end <= sum(rounds) < NUMBER
+
+
 JUDGED = "  pair:   {op: judge, input: rows, model: m, swap: true, ties: keep}\n"
 
 
