@@ -127,10 +127,9 @@ class Load(TableOperator[LoadParams]):
             yield Finding(("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}')
 
     def remarks(self) -> Iterator[Finding]:
-        """Yield a data set that can't be looked at: it isn't here, and offline it can't be fetched."""
-        for source in self._from:
-            if not isinstance(source, FileSource) and (absence := source.absence):
-                yield Finding(("source",), f"not checked: {absence}", "check the name, or fetch it while online")
+        """Yield data sets that can't be looked at, since they aren't here and can't be fetched; suites that aren't pinned."""
+        hub = [source for source in self._from if not isinstance(source, FileSource)]
+        yield from dict.fromkeys(told for source in hub for told in source.remarks())
 
     def _check_file(self, file: FileSource) -> Iterator[Finding]:
         given = self.params.source

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from caiflow.engine.errors import UnreachableError, WrongValue
+from caiflow.engine.errors import Finding, UnreachableError, WrongValue
 from caiflow.engine.llm.hub import ask_hub, offline
 from caiflow.engine.llm.model_files import hub_cache, hub_snapshot
 from caiflow.engine.store.disk import write_atomic
@@ -153,11 +153,11 @@ class HubSource:
         except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
             raise ValueError(f"{self.repo}: {name} can't be fetched from the hub: {error}") from error
 
-    @property
-    def absence(self) -> str:
-        """That the revision isn't in the hub's cache, and mayn't be fetched; empty where it is or may. Asks nobody."""
-        here = not offline("dataset") or hub_snapshot(self.repo, self.revision, "datasets") is not None
-        return "" if here else f"no file {self.repo}, and no such data set in the hub's cache while offline"
+    def remarks(self) -> Iterator[Finding]:
+        """Yield that the revision isn't in the hub's cache, and mayn't be fetched. Asks nobody."""
+        if offline("dataset") and hub_snapshot(self.repo, self.revision, "datasets") is None:
+            told = f"not checked: no file {self.repo}, and no such data set in the hub's cache while offline"
+            yield Finding(("source",), told, "check the name, or fetch it while online")
 
     @property
     def _cached_folder(self) -> Path:

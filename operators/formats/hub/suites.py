@@ -1,7 +1,8 @@
 """Published suites by name: where each is on the hub, and what its records ask.
 
-Owns the table and the columns that a suite's rows have. No commit is written here: the first load takes the main branch's, and
-the lock pins it. How answers are graded is in `evaluation.conduct.suites`.
+Owns the table and the columns that a suite's rows have. Each is pinned to a commit that others' published code names, too; of
+two, which are handed out on request alone, none could be learnt: the first load takes the main branch's, and the lock keeps it.
+How answers are graded is in `evaluation.conduct.suites`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caiflow.engine.errors import WrongValue, suggest
+from caiflow.engine.errors import Finding, WrongValue, suggest
 from caiflow.engine.rows.columns import ColumnType
 from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.hub.data_sets import HubSource, Progress
@@ -35,6 +36,7 @@ class Piece(NamedTuple):
     subset: str | None = None
     split: str = "train"
     file: str | None = None
+    commit: str | None = None
 
 
 def _of_kind(harmful: bool) -> Callable[[Record], Asked]:
@@ -65,19 +67,32 @@ def _alpaca_eval(record: Record) -> Asked:
 
 
 _OR_BENCH, _HARMBENCH = "bench-llm/or-bench", "walledai/HarmBench"
+_OR_BENCH_AT = "e36d8b80e81837c8a8f264bbb2a49f1b32c7e272"
 SUITES: Mapping[str, tuple[Piece, ...]] = {
-    "xstest": (Piece("Paul/XSTest", _xstest),),
+    "xstest": (Piece("Paul/XSTest", _xstest, commit="f600c994b256f12867dfa5b3eb3d545a3e62f8b5"),),
     "or_bench": (
-        Piece(_OR_BENCH, _of_kind(harmful=False), "or-bench-hard-1k"),
-        Piece(_OR_BENCH, _of_kind(harmful=True), "or-bench-toxic"),
+        Piece(_OR_BENCH, _of_kind(harmful=False), "or-bench-hard-1k", commit=_OR_BENCH_AT),
+        Piece(_OR_BENCH, _of_kind(harmful=True), "or-bench-toxic", commit=_OR_BENCH_AT),
     ),
     "harmbench": (Piece(_HARMBENCH, _of_kind(harmful=True), "standard"), Piece(_HARMBENCH, _in_context, "contextual")),
     "strongreject": (Piece("walledai/StrongREJECT", _of_kind(harmful=True)),),
-    "wildguardtest": (Piece("allenai/wildguardmix", _wildguard, "wildguardtest", "test"),),
-    "pku_saferlhf": (Piece("PKU-Alignment/PKU-SafeRLHF", _pku, "default", "test"),),
-    "alpaca_eval": (Piece("tatsu-lab/alpaca_eval", _alpaca_eval, split="test", file="alpaca_eval_gpt4_baseline.json"),),
+    "wildguardtest": (
+        Piece("allenai/wildguardmix", _wildguard, "wildguardtest", "test", commit="d29c47f41c8b51348b5c8e8c81c039b3132b66d1"),
+    ),
+    "pku_saferlhf": (
+        Piece("PKU-Alignment/PKU-SafeRLHF", _pku, "default", "test", commit="9421ffafec3fa40a1f1a7d567b4d525079477ecb"),
+    ),
+    "alpaca_eval": (
+        Piece(
+            "tatsu-lab/alpaca_eval",
+            _alpaca_eval,
+            split="test",
+            file="alpaca_eval_gpt4_baseline.json",
+            commit="2edc6fad8be6b14ea7230aabfd08188da6b8b814",
+        ),
+    ),
 }
-"""Every suite by its name in a spec."""
+"""Every suite by its name in a spec. Where the step names a `revision`, that one is taken."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +113,14 @@ class SuiteSource:
         """The commit that the revision stands for."""
         return self.hub.commit
 
-    @property
-    def absence(self) -> str:
-        """That the revision isn't to be had offline; empty where it is."""
-        return self.hub.absence
+    def remarks(self) -> Iterator[Finding]:
+        """Yield that the revision isn't to be had offline, and that none is named or known."""
+        yield from self.hub.remarks()
+        if self.hub.revision is None:
+            told = (
+                f"{SUITE}{self.suite} isn't pinned: the first load takes what {self.repo} has then; the lock keeps its commit"
+            )
+            yield Finding(("source",), told, "write the commit as `revision:`")
 
     def fetch(self, progress: Progress = lambda _: None) -> dict[str, Path]:
         """Bring the files into the hub's cache."""
@@ -144,4 +163,7 @@ def suite_sources(source: str, revision: str | None) -> list[SuiteSource]:
     name = source.removeprefix(SUITE)
     if name not in SUITES:
         raise WrongValue(f"there is no suite {name!r}", suggest(name, SUITES, "suites"))
-    return [SuiteSource(name, HubSource(p.repo, revision, p.split, p.subset, None, p.file), p.read) for p in SUITES[name]]
+    return [
+        SuiteSource(name, HubSource(p.repo, revision or p.commit, p.split, p.subset, None, p.file), p.read)
+        for p in SUITES[name]
+    ]

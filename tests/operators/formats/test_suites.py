@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from caiflow.operators.load import Load, LoadParams
 from caiflow.engine.operator import StepContext
 from support.tables import run_table
 for name in sys.argv[2:]:
-    step = Load(LoadParams(source=f"suite:{name}"), StepContext())
+    step = Load(LoadParams(source=f"suite:{name}", revision="main"), StepContext())
     rows = run_table(step, Path(sys.argv[1]) / name)[0].pylist()
     print(json.dumps({"rows": rows, "content": step.identity()["content"], "sources": dict(step.sources())}))
 """
@@ -153,3 +154,18 @@ def test_a_suite_that_is_not_known_is_refused_and_a_known_one_is_read_in_its_own
     with pytest.raises(ValueError, match="read in its own way, got `format`; remove `format`"):
         LoadParams(source="suite:xstest", format="table")
     assert Load(LoadParams(source="suite:xstest", revision=COMMIT), StepContext()).identity()["content"].endswith(COMMIT)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_is_pinned_or_says_that_it_is_not(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("caiflow.operators.formats.hub.data_sets.offline", lambda _: False)
+    pinned, named = (Load(LoadParams(source=f"suite:{name}", revision=at), StepContext()) for at in (None, COMMIT))
+    told = [remark.message for remark in pinned.remarks()]
+    if name in ("harmbench", "strongreject"):
+        (only,) = told
+        assert only.startswith(f"suite:{name} isn't pinned: the first load takes what {SUITES[name][0].repo} has then")
+    else:
+        assert not told
+        assert re.search(r"@[0-9a-f]{40}", str(pinned.identity()["content"]))
+    assert not [*named.remarks()]
+    assert COMMIT in str(named.identity()["content"])
