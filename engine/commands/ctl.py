@@ -30,7 +30,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run that goes on (see caiflow show --help)")
     parser.add_argument(
         "what", metavar="WHAT", nargs="?", choices=("pause", "resume", "concurrency", "budget"),
-        help="pause: no step begins, no call leaves, trainings under way go on; resume; concurrency N; budget with its options",
+        help="pause: no step begins, no call leaves, trainings rest; resume; concurrency N; budget with its options",
     )  # fmt: skip
     parser.add_argument("number", metavar="N", nargs="?", type=positive, help="with concurrency: most calls of a model at once")
     parser.add_argument("--max-calls", metavar="N", type=positive, help="with budget: as in the model's entry")

@@ -25,7 +25,7 @@ from caiflow.engine.run.folder import RunFolder
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.checkpoints import going_on
+from caiflow.engine.store.checkpoints import going_on, have_rest
 from caiflow.engine.store.journal import Event, Journal, RunStatus
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ class _Execution:
         while steps := self.folder.unsettled():
             if self._interrupted.is_set():
                 return "interrupted"
-            controls = self._control.look()
+            rested, controls = self._control.asked.paused, self._control.look()
+            if controls.paused != rested:
+                for place in self.cut_off().values():
+                    have_rest(place, controls.paused)
             if self._cluster is not None:
                 self._cluster.controlling.controls = controls
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
@@ -290,6 +293,7 @@ class _Execution:
         begun, links = False, self._links(cluster, asked)
         if links is not None:
             places = self._stage(step), self.store.work_dir(name), links, self.store.ledger_dir
+            have_rest(places[1], False)  # a run that was cut off while it rested may have left that
             unit = TrainUnit(step.name, operator, self._inputs(step), models, *places, learnt.path if learnt else None)
             room = training_room(step, cluster)
             room = replace(room, processes=1) if learnt else room

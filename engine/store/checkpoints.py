@@ -1,4 +1,7 @@
-"""Checkpoints of a training in its work folder: which are whole, and how far the last one got. Owns the mark of a whole one."""
+"""Checkpoints of a training in its work folder: which are whole, how far the last one got, and whether it is to rest there.
+
+Owns the marks of both.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ LEARNT = "learnt"
 """Beside the checkpoints: what a training learnt, of which every form of it is made."""
 COMPLETE = "complete"
 """The file that marks a checkpoint as written to its end."""
+RESTS = "rests"
+"""Beside the checkpoints: the file whose presence asks the training to save one and to go no further."""
 
 KEPT = "what is done is kept, and of a training what its last checkpoint has"
 """What a run that is cut off keeps, in words."""
@@ -29,6 +34,19 @@ def going_on(work_dir: Path) -> str:
     kept = steps_kept(work_dir)
     told = f"goes on from its last checkpoint, of step {kept} or later" if kept else "begins anew: no checkpoint was due yet"
     return f"the training {told} (`save_steps` says when one is made)"
+
+
+def have_rest(work_dir: Path, asked: bool) -> None:
+    """Ask a training to rest, or no longer."""
+    if asked:
+        (work_dir / RESTS).touch()
+    else:
+        (work_dir / RESTS).unlink(missing_ok=True)
+
+
+def is_to_rest(work_dir: Path) -> bool:
+    """Say whether a training is asked to rest."""
+    return (work_dir / RESTS).exists()
 
 
 def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.display.trackers import finish, prepare
 from caiflow.engine.operator import Job
-from caiflow.engine.store.checkpoints import CHECKPOINTS, last_checkpoint, mark_complete, steps_of
+from caiflow.engine.store.checkpoints import CHECKPOINTS, is_to_rest, last_checkpoint, mark_complete, steps_of
 from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.parallel import sharding
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
@@ -28,6 +28,8 @@ HISTORY = "_history.jsonl"
 """The loss curve, one JSON object per line, beside the saved model."""
 
 CHECKPOINT_S = 120.0
+LOOK_S = 0.25
+"""How often a training that rests looks whether it may go on."""
 CURVE_POINTS = 1000
 
 T = TypeVar("T")
@@ -211,9 +213,10 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):  # type: ignore[misc]
-        """Reports progress, decides when a checkpoint is due, and lets no weight by that isn't finite."""
+        """Reports progress, decides when a checkpoint is due, rests, and lets no weight by that isn't finite."""
 
         def __init__(self) -> None:
+            self.rests = False
             self.saved_at = time.monotonic()
             self.saved_step = 0
             self.told_at = 0.0
@@ -228,10 +231,25 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             if state.global_step >= state.max_steps:
                 control.should_log = True
-            elif state.global_step % cycle == 0 and self._due(args, state.global_step):
+            elif state.global_step % cycle == 0 and (self._to_rest(args) or self._due(args, state.global_step)):
                 # a point of the curve never spans a checkpoint, so that a resumed curve equals an undisturbed one
                 control.should_save = control.should_log = True
             return control
+
+        def _to_rest(self, args: Any) -> bool:
+            """Say whether to rest behind this step's checkpoint: the first process looks, since all must do the same."""
+            asked = torch.tensor(float(is_to_rest(job.work_dir)), device=args.device)
+            if args.world_size > 1:
+                torch.distributed.broadcast(asked, 0)
+            self.rests = bool(asked)
+            return self.rests
+
+        def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if self.rests and job.log is not None and state.is_world_process_zero:
+                job.log(doing=f"rests behind step {state.global_step}, which is kept")
+            while self.rests and is_to_rest(job.work_dir):
+                time.sleep(LOOK_S)
+            self.rests = False
 
         def _due(self, args: Any, step: int) -> bool:
             if params.save_steps:

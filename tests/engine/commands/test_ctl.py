@@ -21,6 +21,7 @@ from caiflow.engine.llm.base import Request
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.llm.served.budget import Budget
 from caiflow.engine.llm.served.pace import Pace
+from caiflow.engine.store.checkpoints import COMPLETE
 from caiflow.engine.store.controls import CONTROL, Controls, read_controls, write_controls
 from caiflow.engine.store.spending import Account, Most
 from support.commands import command_here
@@ -142,6 +143,43 @@ def test_a_real_run_rests_goes_on_and_holds_to_other_limits(server: Server, tmp_
         1,
         "caiflow: out: nothing can be asked of it, it is failed; begin it again with `caiflow run`",
     )
+
+
+TRAINING = """\
+caiflow: 1
+name: trained
+models: {base: {source: tiny}}
+steps:
+  rows:  {op: load, source: "tiny:helpful_train.jsonl"}
+  model: {op: sft, input: rows, model: base, num_train_epochs: 1}
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.kill
+def test_a_training_that_is_killed_at_rest_goes_on_from_there(tmp_path: Path) -> None:
+    spec, home, out = tmp_path / "spec.yaml", tmp_path / "home", tmp_path / "out"
+    spec.write_text(TRAINING)
+
+    def steps() -> list[int]:
+        events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()] if out.exists() else []
+        return [event["done"] for event in events if event["event"] == "step_progress" and event.get("done")]
+
+    def checkpoints() -> list[int]:
+        return [int(path.parent.name.rpartition("-")[2]) for path in home.rglob(f"checkpoint-*/{COMPLETE}")]
+
+    run = start(spec, out, home)
+    until(steps, run)
+    write_controls(out, Controls(paused=True))
+    until(checkpoints, run)
+    (kept,) = checkpoints()
+    time.sleep(2.0)
+    assert (run.poll(), checkpoints()) == (None, [kept])
+    assert max(steps()) <= kept < 40
+    run.kill()
+    run.wait()
+    assert start(spec, out, home).wait(timeout=120) == 0, (out / "console.txt").read_text()
+    assert min(steps()) > kept
 
 
 def test_a_host_at_rest_lets_nothing_in_and_a_limit_holds() -> None:

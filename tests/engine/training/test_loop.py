@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.operator import Job, StepContext
-from caiflow.engine.store.checkpoints import COMPLETE, last_checkpoint
-from caiflow.engine.training.loop import HISTORY, figures, total_steps
+from caiflow.engine.store.checkpoints import COMPLETE, have_rest, last_checkpoint, steps_kept
+from caiflow.engine.training.loop import HISTORY, LOOK_S, figures, total_steps
 from caiflow.operators.sft import Sft, SftParams
 from support.small_models import SHAPE, job, lessons
 
@@ -71,6 +72,42 @@ def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: P
     for name in ("train_loss", "final_loss", "steps"):
         assert resumed.metrics[name] == undisturbed.metrics[name]
     ours, theirs = (load_file(done.out_dir / "model.safetensors") for done in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_training_rests_behind_a_kept_step_and_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    def begun(folder: Path, log: Any = None) -> Job:
+        work = job(folder, {"rows": lessons()})
+        work.log = log
+        Sft(SftParams.model_validate({**FIELDS, "save_steps": 0, "num_train_epochs": 1}), StepContext()).train(work)
+        return work
+
+    work, told, rested = tmp_path / "rested" / "work", [], threading.Event()
+
+    def log(**said: Any) -> None:
+        told.append(said)
+        if said.get("done") and len(told) == 1:
+            have_rest(work, True)
+        elif "doing" in said:
+            rested.set()
+
+    training = threading.Thread(target=begun, args=(tmp_path / "rested", log))
+    training.start()
+    assert rested.wait(60)
+    kept = steps_kept(work)
+    (resting,) = (said["doing"] for said in told if "doing" in said)
+    assert 0 < kept < 18
+    assert resting == f"rests behind step {kept}, which is kept"
+    training.join(3 * LOOK_S)
+    assert training.is_alive()
+    assert (told[-1], steps_kept(work)) == ({"doing": resting}, kept)
+    have_rest(work, False)
+    training.join(60)
+    undisturbed = begun(tmp_path / "undisturbed")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "rested" / "out", undisturbed.out_dir))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
