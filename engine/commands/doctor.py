@@ -101,7 +101,7 @@ def examine(home: Path) -> Iterator[Diagnosis]:
 def examine_cluster(address: str, home: Path) -> Iterator[Diagnosis]:
     """Yield what a cluster's nodes have, whether they are fit for runs with a store at `home`, and who has the GPUs."""
     from caiflow.engine.run.on_ray.cluster import Cluster
-    from caiflow.engine.run.on_ray.nodes import holders
+    from caiflow.engine.run.on_ray.waits import holders
 
     cluster, said = Cluster(address), list[str]()
     try:

@@ -17,7 +17,6 @@ from typing import Protocol
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.llm.served.taught import ASK_ANEW
 
 COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
@@ -53,35 +52,6 @@ class Link(Protocol):
 
     async def revive(self) -> None:
         """Wait until the engine is up again. Raises EngineError where it won't be."""
-
-
-class LocalLink:
-    """A link to an engine host in this process."""
-
-    def __init__(self, host: EngineHost, client: str = "local") -> None:
-        self._host = host
-        self._client = client
-        self._session = ""
-        self.capacity = host.capacity
-        self.waiting = ""
-
-    async def open(self) -> None:
-        """Begin a session; the host has loaded."""
-        self._session = self._host.begin(self._client)
-
-    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
-        """Send requests, and say which rows won't ask on."""
-        self._host.submit(self._client, self._session, requests, over)
-
-    async def collect(self) -> list[tuple[int, Answer]]:
-        """Wait a while for answers."""
-        answers = await asyncio.to_thread(self._host.collect, self._client, self._session, 0.5)
-        self.waiting = self._host.waiting
-        return answers
-
-    async def revive(self) -> None:
-        """Refuse: an engine in this process doesn't come back."""
-        raise EngineError("engine: lost, and it runs in this process", "start it again", kind="engine_lost")
 
 
 @dataclass(slots=True)

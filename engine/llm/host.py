@@ -6,6 +6,7 @@ each, and more threads than cores wait asleep. Knows nothing of Ray: the cluster
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import uuid
@@ -230,3 +231,32 @@ class _Left:
 def _content(request: Request) -> str:
     """Return what decides a request's answer."""
     return repr(request._replace(turn=-1, more=0, row=""))
+
+
+class LocalLink:
+    """A link to an engine host in this process."""
+
+    def __init__(self, host: EngineHost, client: str = "local") -> None:
+        self._host = host
+        self._client = client
+        self._session = ""
+        self.capacity = host.capacity
+        self.waiting = ""
+
+    async def open(self) -> None:
+        """Begin a session; the host has loaded."""
+        self._session = self._host.begin(self._client)
+
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Send requests, and say which rows won't ask on."""
+        self._host.submit(self._client, self._session, requests, over)
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Wait a while for answers."""
+        answers = await asyncio.to_thread(self._host.collect, self._client, self._session, 0.5)
+        self.waiting = self._host.waiting
+        return answers
+
+    async def revive(self) -> None:
+        """Refuse: an engine in this process doesn't come back."""
+        raise EngineError("engine: lost, and it runs in this process", "start it again", kind="engine_lost")

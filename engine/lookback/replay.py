@@ -152,8 +152,8 @@ def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int)
 
 async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> list[list[Row] | Exception | None]:
     """Return the rows that the step makes of each row now: None where it leaves it out, the error where no answer came."""
-    from caiflow.engine.llm.client import EngineClient, LocalLink
-    from caiflow.engine.llm.host import EngineHost
+    from caiflow.engine.llm.client import EngineClient
+    from caiflow.engine.llm.host import EngineHost, LocalLink
     from caiflow.engine.llm.load import load_engine
 
     room = asyncio.Semaphore(_AT_ONCE)

@@ -15,8 +15,8 @@ from caiflow.engine.errors import PlanError
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.row_llm import asked_apart
 from caiflow.engine.identity import digest
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.operator import Operator, RowOperator
 from caiflow.engine.rows.columns import Row
 

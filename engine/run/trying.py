@@ -16,8 +16,8 @@ from caiflow.engine.errors import EngineError, PlanError, StepError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, spread
 from caiflow.engine.flow.row_llm import NoLLM, asked_apart
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.operator import RowDropped, RowOperator
 from caiflow.engine.rows.columns import Row
 

@@ -23,8 +23,8 @@ from benchmarks.chain import Lengths, Message, save_model
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import ModelSource, Sampling
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.order.blocks import Prefixes
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row

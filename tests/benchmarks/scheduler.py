@@ -23,8 +23,8 @@ from caiflow.engine.flow.counting import count_known
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger

@@ -42,7 +42,8 @@ def streamed(host: EngineHost, work: Work) -> Answers:
     """Run as caiflow does: rows through three steps, with ledger and artifacts, on the engine's host."""
     from benchmarks.turns import flow_steps, write_source
     from caiflow.engine.flow.stream import Flow
-    from caiflow.engine.llm.client import EngineClient, LocalLink
+    from caiflow.engine.llm.client import EngineClient
+    from caiflow.engine.llm.host import LocalLink
     from caiflow.engine.rows.folder import Rows, RowsWriter
     from caiflow.engine.store.ledger import Ledger
 

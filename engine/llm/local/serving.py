@@ -16,8 +16,8 @@ from typing import Any
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]

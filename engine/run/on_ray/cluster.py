@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,16 @@ from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.nodes import (
-    PATIENCE_S,
     Node,
-    Unplaced,
     alive,
     places,
     refuse_impossible,
     refuse_strangers,
     refuse_unseen,
-    still_unplaced,
 )
 from caiflow.engine.run.on_ray.placing import end, engine_gpus, engine_key, new_engine, replicas
 from caiflow.engine.run.on_ray.reaper import watch
+from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.on_ray.watching import NodeWatch
 from caiflow.engine.run.units import StepResult, Unit, staged_anew
 
@@ -93,9 +91,9 @@ class Cluster:
         self._running: list[_Running] = []
         self._idle: dict[str, list[Gang]] = {}
         self._gpus_used = self.gpus = 0.0
-        self._unplaced: list[Unplaced] = []
+        self._waits = Waits()
         self._nodes: NodeWatch | None = None
-        self._short, self._idle_since, self._expected = 0.0, 0.0, 0
+        self._expected = 0
         self._spare: Any = None
         self._spare_modules: Sequence[str] = ()
         self.nodes: list[Node] = []
@@ -131,8 +129,7 @@ class Cluster:
         Raises:
             ClusterError: names the nodes.
         """
-        for said in refuse_strangers(self.nodes, home, operators):
-            self.on_event({"event": "log", "text": said})
+        self._tell(refuse_strangers(self.nodes, home, operators))
 
     def refuse_too_large(self, what: str, room: Room) -> None:
         """Raise ClusterError where `what` wants more than there can ever be here."""
@@ -160,7 +157,7 @@ class Cluster:
             if not self._reserve(self.all_gpus(source), beside):
                 return None
             actors = [self._engine_actor(source) for _ in range(replicas(source))]
-            self._watch(label, actors, engine_gpus(source, self.nodes))
+            self._waits.watch(label, actors, engine_gpus(source, self.nodes))
             engine = self._engines[name] = _Engine(actors, self.all_gpus(source), label)
         if load and engine.ready is None:
             self.on_event({"event": "engine_starting", "model": engine.label})
@@ -192,10 +189,10 @@ class Cluster:
         gang = self._take_workers(pool, room)
         for name in engines:
             self._engines[name].users += 1
-        self._watch("a training" if pool == "train" else "a step", gang.actors, room.gpus)
+        self._waits.watch("a training" if pool == "train" else "a step", gang.actors, room.gpus)
         gang.begin(unit)
         self._running.append(_Running(unit, gang, pool, room, list(engines)))
-        self._short = self._idle_since = 0.0
+        self._waits.short(0.0)
         return True
 
     def busy(self) -> bool:
@@ -209,7 +206,7 @@ class Cluster:
         if not self._running:
             time.sleep(timeout_s)
             self._poll()
-            self._tell_short()
+            self._tell([self._waits.idle(self.gpus)])
             return
         ray.wait([work for running in self._running for work in running.gang.awaited], num_returns=1, timeout=timeout_s)
         over = [running for running in self._running if running.gang.over()]
@@ -255,9 +252,7 @@ class Cluster:
                     self.on_event(event)
         self._look()
         self.controlling.tell((engine.label, engine.actors) for engine in self._engines.values())
-        self._unplaced, waiting = still_unplaced(self._unplaced)
-        for said in waiting:
-            self.on_event({"event": "log", "text": said})
+        self._tell(self._waits.unplaced())
         for engine in self._engines.values():
             ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], engine.ready)
             for reference in ready:
@@ -277,18 +272,9 @@ class Cluster:
             if running.gang.cut_off(self._nodes.gone, running.asked is not None):
                 running.gang.end()
 
-    def _tell_short(self) -> None:
-        """Say, once, where all of the run waits for GPUs that the cluster doesn't have."""
-        self._idle_since = self._idle_since or time.monotonic()
-        if self._short and time.monotonic() - self._idle_since > PATIENCE_S:
-            self._idle_since, told = float("inf"), f"what is next wants {self._short:g} GPUs, the cluster has {self.gpus:g}"
-            self.on_event({"event": "log", "text": f"the run waits: {told}"})
-
-    def _watch(self, what: str, actors: Sequence[Any], gpus: float) -> None:
-        """Have it reported where processes have long been waiting for GPUs."""
-        if gpus:
-            placed = [actor.__ray_ready__.remote() for actor in actors]
-            self._unplaced.append(Unplaced(what, gpus, placed, time.monotonic()))
+    def _tell(self, said: Iterable[str]) -> None:
+        for text in filter(None, said):
+            self.on_event({"event": "log", "text": text})
 
     def _finish(self, running: _Running) -> Finished | None:
         import ray
@@ -324,7 +310,7 @@ class Cluster:
         others = [node for node in up if node.id not in lost and node.has(self._labels(room.labels))]
         running.tries, running.asked = running.tries + 1, None
         running.gang = self._gang(running.pool, room, lost if places(others, room.gpus) >= room.processes else ())
-        self._watch("what is begun again", running.gang.actors, room.gpus)
+        self._waits.watch("what is begun again", running.gang.actors, room.gpus)
         running.gang.begin(staged_anew(running.unit, running.tries))
         self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why}"})
 
@@ -384,7 +370,7 @@ class Cluster:
                 break
             self._close_engine(name)
         if self.gpus - self._gpus_used < gpus:
-            self._short = gpus
+            self._waits.short(gpus)
             return False
         self._gpus_used += gpus
         return True

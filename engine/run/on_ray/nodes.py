@@ -8,17 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-import re
 import shutil
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
 from caiflow.engine.store.disk import storing
@@ -33,11 +31,6 @@ ANSWER_S = 30.0
 """Longest wait for the nodes to answer; a process for the question has to start on each."""
 SEEN_S = 15.0
 """How long what another node wrote may take to be seen here."""
-PATIENCE_S = 20.0
-"""How long a process may wait for GPUs before it is said."""
-_SHOWN = 120
-"""Longest command of another job that is shown."""
-
 _OURS = ("caiflow.engine", "caiflow.operators")
 Labels = Mapping[str, str]
 """Ray's labels of nodes."""
@@ -182,67 +175,6 @@ def refuse_unseen(results: Mapping[str, StepResult], place: Callable[[], str]) -
 def _unseen(folder: Path, files: Mapping[str, int]) -> list[Path]:
     here = file_sizes(folder)
     return [folder / name for name in sorted({*files, *here}) if files.get(name) != here.get(name)]
-
-
-@dataclass(frozen=True, slots=True)
-class Unplaced:
-    """Processes that Ray hasn't started yet: what they are for, the GPUs each wants, and since when (`time.monotonic`)."""
-
-    what: str
-    gpus: float
-    placed: Sequence[Any]
-    since: float
-
-
-def still_unplaced(processes: Sequence[Unplaced]) -> tuple[list[Unplaced], list[str]]:
-    """Return those that wait within their patience, and a sentence for each whose patience has just ended."""
-    import ray
-
-    left, said = [], []
-    for one in processes:
-        _, missing = ray.wait(list(one.placed), num_returns=len(one.placed), timeout=0)
-        if missing and time.monotonic() - one.since < PATIENCE_S:
-            left.append(one)
-        elif missing:
-            free, total = (found().get("GPU", 0.0) for found in (ray.available_resources, ray.cluster_resources))
-            held = ", ".join(holders()) or "Ray doesn't tell who has the rest"
-            said.append(f"{one.what} waits for {one.gpus:g} GPUs: of the cluster's {total:g}, {free:g} are free; {held}")
-    return left, said
-
-
-def holders() -> list[str]:
-    """Return who holds the cluster's GPUs, most first: each job by what was called, where, with how many and in what.
-
-    Ray lists the actors alone: GPUs of tasks, and those that a placement group keeps for later, are nobody's here.
-    """
-    import ray
-    from ray._private.state import jobs, state
-    from ray.core.generated.gcs_pb2 import ActorTableData
-
-    held: dict[str, float] = defaultdict(float)
-    within: dict[str, set[str]] = defaultdict(set)
-    for packed in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
-        actor = ActorTableData.FromString(packed)
-        if gpus := sum(amount for name, amount in actor.required_resources.items() if _GPUS.fullmatch(name)):
-            held[actor.job_id.hex()] += gpus
-            within[actor.job_id.hex()].add(actor.class_name)
-    called = {job["JobID"]: job for job in jobs()}
-    own = ray.get_runtime_context().get_job_id()
-    return [
-        f"{'this run' if job == own else _caller(called.get(job, {}))} has {held[job]:g} (in {', '.join(sorted(within[job]))})"
-        for job in sorted(held, key=lambda job: (-held[job], job))
-    ]
-
-
-_GPUS = re.compile(r"GPU(_group_[0-9a-f]+)?")
-"""How Ray names the GPUs of an actor, on its own or of a placement group."""
-
-
-def _caller(job: Mapping[str, Any]) -> str:
-    """Return what Ray knows of a job: the command that it began with, its process and its node."""
-    command = " ".join(str(job.get("Entrypoint", "")).split()) or "a job"
-    shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
-    return f"`{shown}` (process {job['DriverPid']} on {job['DriverIPAddress']})" if job else "a job that has ended"
 
 
 def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> list[tuple[Node, Found | str]]:

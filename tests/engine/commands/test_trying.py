@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import caiflow.examples
-from caiflow.engine.llm.client import LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.rows.folder import Rows
 from caiflow.engine.store.artifacts import Store

@@ -12,8 +12,8 @@ from caiflow.engine.errors import EngineError
 from caiflow.engine.flow import claiming
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.store.ledger import Ledger
 from support.flows import Ask, params, step, write_source

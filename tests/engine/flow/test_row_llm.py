@@ -13,8 +13,8 @@ import pytest
 from caiflow.engine.errors import EngineError
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally, call_key
 from caiflow.engine.llm.base import Answer, Completion, Message, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.store.ledger import Ledger
 from support.scripted import ScriptedEngine
 

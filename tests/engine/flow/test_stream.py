@@ -14,8 +14,8 @@ from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.operator import ModelRowParams, RowLLM, RowOperator, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter

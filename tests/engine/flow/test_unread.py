@@ -15,8 +15,8 @@ from caiflow.engine.flow.row_llm import Tally, call_key
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.flow.unread import doubtful_answer
 from caiflow.engine.llm.base import Completion, Message
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.operator import RowLLM, StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.served.pace import Pace
 from caiflow.engine.rows.folder import RowsWriter

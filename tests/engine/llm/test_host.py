@@ -13,8 +13,8 @@ import pytest
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import EngineClient, LinkLost, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient, LinkLost
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.served.taught import ASK_ANEW
 from support.scripted import ScriptedEngine
 

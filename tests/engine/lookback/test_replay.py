@@ -14,8 +14,7 @@ import pytest
 
 from caiflow.engine.commands.shapes.looking import Replay
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.llm.client import LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.lookback.replay import as_shown, replay
 from caiflow.engine.plan.components import Resolver

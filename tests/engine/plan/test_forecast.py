@@ -133,8 +133,8 @@ def test_a_real_vllm_then_computes_what_was_foretold(tmp_path: Path) -> None:
     from benchmarks.prefixes import Counter
 
     from caiflow.engine.flow.stream import Flow
-    from caiflow.engine.llm.client import EngineClient, LocalLink
-    from caiflow.engine.llm.host import EngineHost
+    from caiflow.engine.llm.client import EngineClient
+    from caiflow.engine.llm.host import EngineHost, LocalLink
     from caiflow.engine.llm.load import load_engine
     from caiflow.engine.plan.components import Resolver
     from caiflow.engine.rows.folder import RowsWriter

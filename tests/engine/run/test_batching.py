@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.commands.shapes.every import OUTPUTS
-from caiflow.engine.llm.client import LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.lock import make_lock, write_lock

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.client import LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.plan.plan import make_plan

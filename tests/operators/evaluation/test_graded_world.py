@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.model_files import bundled_folder
 from caiflow.engine.operator import Job, StepContext

@@ -14,8 +14,8 @@ import pytest
 from caiflow.engine.errors import EngineError
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally
 from caiflow.engine.llm.base import Message, ModelSource, Sampling
-from caiflow.engine.llm.client import EngineClient, LocalLink
-from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.llm.client import EngineClient
+from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.store.ledger import Ledger
 from support.bad_server import BadServer, bad_server, said

@@ -56,7 +56,7 @@ from caiflow.engine.cli import main
 from caiflow.engine.commands.doctor import examine_cluster
 from caiflow.engine.errors import ClusterError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.run.on_ray import nodes as asked
+from caiflow.engine.run.on_ray import nodes as asked, waits
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.units import StepResult
@@ -94,7 +94,7 @@ piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "sta
 other = subprocess.Popen([sys.executable, "-c", OTHER, nodes.address], **piped)
 assert other.stdout.readline() == "held\\n"
 told["other process"] = other.pid
-asked.PATIENCE_S = 1.0
+waits.PATIENCE_S = 1.0
 said = []
 cluster.on_event = lambda event: said.extend([event["text"]] if "text" in event else [])
 tiny = ModelSource(path=sys.argv[2], identity="tiny", engine="transformers", options={"num_gpus": 1})
