@@ -269,7 +269,7 @@ class Cluster:
             self.cpus, self.gpus = (sum(getattr(node, what) for node in self._nodes.up) for what in ("cpus", "gpus"))
             self.on_event({"event": "log", "text": f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said})
         for running in self._running:
-            if running.gang.cut_off(self._nodes.gone, running.asked is not None):
+            if running.gang.cut_off(self._nodes.gone):
                 running.gang.end()
 
     def _tell(self, said: Iterable[str]) -> None:

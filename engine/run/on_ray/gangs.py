@@ -16,6 +16,8 @@ from caiflow.engine.run.units import StepResult, Unit
 
 GRACE_S = 15.0
 """How long the others may take to end once one has failed: those that lost a peer fail before Ray knows of the peer's end."""
+SILENT_S = 2.0
+"""How long a process on a node that seems gone has to say nothing, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Gang:
         self.awaited: list[Any] = []
         """The work that isn't known to have ended."""
         self._failed_at = 0.0
+        self._asked: dict[int, tuple[Any, float]] = {}
 
     @property
     def first(self) -> Any:
@@ -88,10 +91,10 @@ class Gang:
         results: Mapping[str, StepResult] = ray.get(self._work[0])
         return results
 
-    def cut_off(self, gone: Callable[[str], bool], silent: bool) -> bool:
-        """Tell whether nodes that are `gone` keep the work from going on; the first process is `silent` or does speak."""
-        first, *others = map(gone, self.nodes)
-        return (first and silent) or any(others)
+    def cut_off(self, gone: Callable[[str], bool]) -> bool:
+        """Tell whether nodes that are `gone` keep the work from going on: their processes say nothing either."""
+        silent = [self._silent(seat) for seat in range(len(self.actors))]
+        return any(quiet and gone(node) for quiet, node in zip(silent, self.nodes, strict=True))
 
     def lost_on(self, gone: Callable[[str], bool]) -> list[str]:
         """Return the nodes to avoid: those that are gone, else those of the processes that were lost."""
@@ -108,6 +111,18 @@ class Gang:
 
             remove_placement_group(self._group)
             self._group = None
+
+    def _silent(self, seat: int) -> bool:
+        """Ask a process whether it lives; tell whether it has left that unanswered for long."""
+        import ray
+
+        asked, since = self._asked.get(seat, (None, 0.0))
+        if asked is None or answered(asked):
+            since = time.monotonic()
+        if asked is None or ray.wait([asked], timeout=0)[0]:  # it may have failed: that is no answer
+            asked = self.actors[seat].node.remote()
+        self._asked[seat] = asked, since
+        return time.monotonic() - since > SILENT_S
 
     def _grouped(self, room: Room, labels: Labels) -> list[Mapping[str, Any]]:
         """Return the places of processes with GPUs, on as few nodes as have them."""

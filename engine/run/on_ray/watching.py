@@ -1,22 +1,28 @@
 """The nodes of a cluster while work goes on: which were lost, came, or have stopped answering though Ray has them up.
 
-Asks each node's own raylet whether it lives, as Ray itself does, and takes a third of the time to believe that it doesn't.
+Asks each node's own raylet whether it lives, as Ray itself does, and takes far less time to believe that it doesn't.
 Moves nothing: what a lost node had is the cluster's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.run.on_ray.nodes import Node, alive
 
-LOOK_S = 2.0
+LOOK_S = 1.0
 """How often the nodes are looked at."""
-FROZEN_S = 10.0
-"""How long a node that answered before may say nothing before it counts as frozen; Ray waits for a minute."""
-_REFUSALS = 2
+FROZEN_S = 4.0
+"""How long a node that answered before may say nothing before it counts as frozen; Ray waits for a minute.
+
+Work is taken from a node only where its own process says nothing either (`Gang.cut_off`), and time in which this process was
+itself held up hardly counts.
+"""
+CUT_OFF_S = 10.0
+"""The same where several fall silent together: it may be the way to them."""
+_REFUSALS = 3
 """Looks in a row that nobody takes, after which it counts as lost: its process has ended, or the way to it is cut."""
 _HEALTH = "/grpc.health.v1.Health/Check"
 
@@ -54,13 +60,44 @@ class NodeWatch:
 
     def _ask(self) -> list[str]:
         silent_s = {node: self._asked.setdefault(node.id, _Asked(node)).silent_s() for node in self.up if node.port}
-        frozen = {node.id for node, waited_s in silent_s.items() if waited_s > FROZEN_S}
+        frozen = {node.id for node in too_silent(silent_s)}
         fell, before, self._frozen = frozen - self._frozen, self._frozen, frozen
         thawed = before - frozen
         return [
             *(f"node {node.told} doesn't answer any more" for node in self.up if node.id in fell),
             *(f"node {node.told} answers again" for node in self.up if node.id in thawed),
         ]
+
+
+def too_silent(silent_s: Mapping[Node, float]) -> list[Node]:
+    """Return the nodes that have said nothing for too long; longer where several fell silent together."""
+    fell = [waited_s for waited_s in silent_s.values() if waited_s > 0]
+
+    def limit_s(waited_s: float) -> float:
+        together = sum(abs(waited_s - other_s) < FROZEN_S / 2 for other_s in fell)
+        return CUT_OFF_S if together > 1 else FROZEN_S
+
+    return [node for node, waited_s in silent_s.items() if waited_s > limit_s(waited_s)]
+
+
+class Silence:
+    """For how long one that is asked at every look has said nothing; 0 for one that never answered: who knows why.
+
+    Of the time between two looks no more counts than they are apart when all is well: a process that was itself stopped, or
+    kept from looking, hasn't listened.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._looked = now
+        self._spoke = False
+        self._seconds = 0.0
+
+    def after(self, now: float, *, answered: bool) -> float:
+        """Take note of a look; return the seconds."""
+        passed, self._looked = min(now - self._looked, 2 * LOOK_S), now
+        self._spoke = self._spoke or answered
+        self._seconds = 0.0 if answered or not self._spoke else self._seconds + passed
+        return self._seconds
 
 
 class _Asked:
@@ -72,26 +109,26 @@ class _Asked:
         self._channel = grpc.insecure_channel(f"{node.address}:{node.port}")
         self._check = self._channel.unary_unary(_HEALTH)
         self._answer: Any = None
-        self._answered = 0.0
+        self._silence = Silence(time.monotonic())
         self._refused = 0
 
     def silent_s(self) -> float:
-        """Return for how long it has said nothing, and ask again; 0 for one that never answered: who knows why.
+        """Return for how long it has said nothing, and ask again.
 
-        Whatever it says, that it won't be asked by strangers too, is an answer.
+        Whatever it says, that it won't be asked by strangers too, is an answer; that nobody is there, said often, is silence.
         """
         import grpc
 
+        answered = False
         if self._answer is not None and self._answer.done():
             code = self._answer.code()
             self._refused = self._refused + 1 if code == grpc.StatusCode.UNAVAILABLE else 0
-            if code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
-                self._answered = time.monotonic()
+            answered = code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
             self._answer = None
         if self._answer is None:
-            self._answer = self._check.future(b"", timeout=FROZEN_S)
-        silent_s = time.monotonic() - self._answered if self._answered else 0.0
-        return silent_s if self._refused < _REFUSALS else max(silent_s, FROZEN_S + 1) * (self._answered > 0)
+            self._answer = self._check.future(b"", timeout=CUT_OFF_S)
+        silent_s = self._silence.after(time.monotonic(), answered=answered)
+        return silent_s + CUT_OFF_S * (self._refused >= _REFUSALS and silent_s > 0)
 
     def close(self) -> None:
         """Let go of the connection."""
