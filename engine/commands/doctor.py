@@ -107,13 +107,17 @@ def examine_cluster(address: str, home: Path) -> Iterator[Diagnosis]:
     try:
         cluster.start()
         cluster.on_event = lambda event: said.append(str(event.get("text", "")))
-        for node in cluster.nodes:
+        for node in cluster.machines.nodes:
             yield Diagnosis("node", "ok", f"{node.address}: {node.cpus:g} CPU cores, {node.gpus:g} GPUs")
         cluster.refuse_unfit(home, {name: entry.module for name, entry in plugins().items()})
-        yield Diagnosis("cluster", "ok", f"{len(cluster.nodes)} nodes at {address} see the store and run the same code")
+        yield Diagnosis(
+            "cluster", "ok", f"{len(cluster.machines.nodes)} nodes at {address} see the store and run the same code"
+        )
         yield from (Diagnosis("cluster", "note", told) for told in said)
-        if cluster.gpus and (held := holders()):
-            yield Diagnosis("cluster", "note", f"of its {cluster.gpus:g} GPUs {', '.join(held)}", "runs wait for those")
+        if cluster.machines.gpus and (held := holders()):
+            yield Diagnosis(
+                "cluster", "note", f"of its {cluster.machines.gpus:g} GPUs {', '.join(held)}", "runs wait for those"
+            )
     except ClusterError as error:
         yield Diagnosis("cluster", "broken", error.message, error.hint)
     finally:

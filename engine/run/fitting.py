@@ -41,7 +41,7 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
             continue
         for name in _asked(step):
             for source in engines(resolver, [name]):
-                cluster.refuse_too_large_model(source, name)
+                cluster.engines.refuse_too_large(source, name)
         if issubclass(kind, MetricsOperator):
             _refuse_too_many(cluster, step.name, engines(resolver, _asked(step)))
 
@@ -64,7 +64,7 @@ def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
 def training_room(step: Step, cluster: Cluster) -> Room:
     """Return what a training wants: a process for each of its workers; one that knows no others has all their GPUs itself."""
     wanted, kind = step.params.resources, step.operator_type()
-    most = max(node.gpus for node in cluster.nodes)
+    most = max(node.gpus for node in cluster.machines.nodes)
     gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, most))
     if not issubclass(kind, TrainingOperator):
         return Room(gpus * wanted.workers, wanted.num_cpus)
@@ -107,14 +107,14 @@ def _asked(step: Step) -> list[str]:
 
 def _refuse_too_many(cluster: Cluster, what: str, sources: Sequence[ModelSource], beside: float = 0.0) -> None:
     """Raise where the engines of models that `what` asks side by side, itself on `beside` GPUs, can never all be here."""
-    wanted = sum(map(cluster.all_gpus, sources))
-    if wanted and wanted + beside > cluster.gpus:
+    wanted = sum(map(cluster.engines.gpus, sources))
+    if wanted and wanted + beside > cluster.machines.gpus:
         own = f" beside {beside:g} of its own" if beside else ""
         told = f"{what} asks {len(sources)} models side by side, whose engines want {wanted:g} GPUs{own}"
         hint = "give each a share of one (`num_gpus: 0.3` in its entry), or ask fewer in one step"
-        raise ClusterError(f"{told}; there are {cluster.gpus:g}", hint)
+        raise ClusterError(f"{told}; there are {cluster.machines.gpus:g}", hint)
 
 
 def _fits(cluster: Cluster, sources: Sequence[ModelSource]) -> bool:
     """Return whether the engines of all these models have room side by side where nothing else runs."""
-    return sum(map(cluster.all_gpus, sources)) <= cluster.gpus
+    return sum(map(cluster.engines.gpus, sources)) <= cluster.machines.gpus

@@ -37,9 +37,9 @@ class HeadStart:
         asked = dict.fromkeys(name for _, name in asking)
         step, first = next(((step, name) for step, name in asking if name in resolver.spec.models), (None, ""))
         source = resolver.model(first) if first else None
-        if self._cluster.gpus or step is None or source is None:
+        if self._cluster.machines.gpus or step is None or source is None:
             return
-        self._cluster.alone = len(asked) == 1 and not self._trains()
+        self._cluster.engines.alone = len(asked) == 1 and not self._trains()
         self._engines_to_come = len(asked) - 1
         may_need_none = step.input in resolver.artifacts or asked_before(resolver.store.ledger_dir, step.op, source)
         if not may_need_none:
@@ -51,7 +51,7 @@ class HeadStart:
         if number and self._trains():
             self._cluster.warm("train", TRAINERS)
         if number:
-            self._cluster.expect_engines(number, ENGINES)
+            self._cluster.engines.expect(number, ENGINES)
 
     def _trains(self) -> bool:
         return any(issubclass(step.operator_type(), ModelOperator) for step in self._unsettled())

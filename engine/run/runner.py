@@ -133,7 +133,7 @@ class _Execution:
                 for place in self.cut_off().values():
                     have_rest(place, controls.paused)
             if self._cluster is not None:
-                self._cluster.controlling.controls = controls
+                self._cluster.engines.controlling.controls = controls
             moved = sum(self._advance(step) for step in steps if self.folder.status[step.name] == "waiting")
             if not moved:
                 self._wait()
@@ -191,7 +191,7 @@ class _Execution:
                 continue
             for step in steps:
                 self._settle(step, finished)
-        cluster.free({key for step in self.folder.unsettled() for key in self._engine_keys(self._models(step))})
+        cluster.engines.free({key for step in self.folder.unsettled() for key in self._engine_keys(self._models(step))})
 
     def _begin_anew(self, steps: Sequence[Step], taught: AskAnewError) -> None:
         """Begin steps once more, under the identity that a model has after what its server taught."""

@@ -60,8 +60,8 @@ def _workers() -> str:
     cluster = Cluster()
     cluster.start()
     try:
-        if len(gpus()) != cluster.gpus:
-            raise AssertionError(f"Ray counts {cluster.gpus:g} GPUs, torch sees {len(gpus())}")
+        if len(gpus()) != cluster.machines.gpus:
+            raise AssertionError(f"Ray counts {cluster.machines.gpus:g} GPUs, torch sees {len(gpus())}")
         seen = _seen(cluster, len(gpus()))
     finally:
         cluster.close()

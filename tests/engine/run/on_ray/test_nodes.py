@@ -73,7 +73,7 @@ for name in ("three", "measured", "taught", "labelled", "unlabelled"):
 told["doctor"] = [str(found) for found in examine_cluster(nodes.address, folder / "home")]
 cluster = Cluster(nodes.address)
 cluster.start()
-told["threads"] = cluster._threads(None)
+told["threads"] = cluster.machines.threads(None)
 for name, wanted in {"one node": (2.0, 1), "all nodes": (1.0, 3), "fits": (1.0, 2)}.items():
     try:
         cluster.refuse_too_large("base", Room(wanted[0], processes=wanted[1]))
@@ -118,7 +118,7 @@ try:
     until = time.monotonic() + 60
     while len(asked.alive()) < 3 and node.poll() is None and time.monotonic() < until:
         time.sleep(0.2)
-    cluster.nodes = asked.alive()
+    cluster.machines.nodes = asked.alive()
     began = time.monotonic()
     try:
         cluster.refuse_unfit(folder / "home", {"own": "own_operator"})

@@ -143,7 +143,7 @@ def tried(name, number):
 try:
     tried("killed", signal.SIGKILL)
     by_id |= {node.node_id: node for node in [come()]}
-    while sum(node.gpus for node in cluster._nodes.up) != 2:
+    while sum(node.gpus for node in cluster.machines.up) != 2:
         list(cluster.wait(0.2))
     tried("frozen", signal.SIGSTOP)
 finally:
@@ -200,7 +200,7 @@ from caiflow.operators.sft import Sft, SftParams
 folder, workers, number = Path(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
 if workers == 2:
     by_id |= {node.node_id: node for node in (come(), come(2, "other"))}  # both would go there, if labels said nothing
-    while sum(node.gpus for node in cluster._nodes.up) != 5:
+    while sum(node.gpus for node in cluster.machines.up) != 5:
         list(cluster.wait(0.2))
 fields = {"scratch": {"hidden_size": 64, "num_hidden_layers": 2, "tokenizer": {"vocab_size": 400}}, "learning_rate": 3e-3}
 fields |= {"input": "rows", "max_steps": 200, "save_steps": 20, "logging_steps": 1, "resources": {"workers": workers}}

@@ -1,0 +1,81 @@
+"""What a run's Ray consists of: its nodes, the cores and GPUs of those that are up, and what of them a process may use.
+
+Places nothing, and counts nothing that is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from caiflow.engine.machine import cores
+from caiflow.engine.run.on_ray.nodes import Labels, Node, alive, places
+from caiflow.engine.run.on_ray.watching import NodeWatch
+
+
+class Machines:
+    """The nodes of a Ray; until it is there, this machine's cores.
+
+    `several` says that nodes may come and go, and that their labels count.
+    """
+
+    def __init__(self, several: bool) -> None:
+        self._several = several
+        self._watch: NodeWatch | None = None
+        self.nodes: list[Node] = []
+        """All that there ever were."""
+        self.cpus = self._node_cpus = float(cores())
+        self.gpus = 0.0
+
+    @property
+    def up(self) -> Sequence[Node]:
+        """The nodes that Ray has up, frozen ones among them."""
+        return self._watch.up if self._watch else self.nodes
+
+    def find(self) -> None:
+        """Look for the first time, now that Ray is there."""
+        self.nodes = alive()
+        self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
+        self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
+        if self._several:
+            self._watch = NodeWatch(self.nodes)
+        else:
+            self.cpus = self._node_cpus = min(self.cpus, float(cores()))
+
+    def look(self) -> list[str]:
+        """Return what has become of nodes since the last look, a sentence each."""
+        told = self._watch.look() if self._watch else []
+        if told:
+            self.nodes += [node for node in self.up if node not in self.nodes]
+            self.cpus, self.gpus = sum(node.cpus for node in self.up), sum(node.gpus for node in self.up)
+        return [f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said for said in told]
+
+    def gone(self, node: str) -> bool:
+        """Tell whether a node, by its id, is lost or frozen."""
+        return bool(self._watch and self._watch.gone(node))
+
+    def frozen(self, node: str) -> bool:
+        """Tell whether a node, by its id, says nothing though Ray has it up."""
+        return self.gone(node) and any(node == one.id for one in self.up)
+
+    def avoided(self, gpus: float, processes: int, labels: Labels, lost: Collection[str] = ()) -> list[str]:
+        """Return the nodes to keep processes off, where there are others with room for them: the `lost`, and those frozen."""
+        shunned = [node.id for node in self.up if node.id in lost or self.gone(node.id)]
+        others = [node for node in self.up if node.id not in shunned and node.has(labels)]
+        return shunned if places(others, gpus) >= processes else []
+
+    def labels(self, wanted: Mapping[str, str] | None) -> Labels:
+        """Return the labels that nodes must have, of those that are wanted; where this machine is all there is, none."""
+        return (wanted if self._several else None) or {}
+
+    def threads(self, cpus: float | None, *, alone: bool = False) -> int:
+        """Return the threads of a process: no more than half of the smallest node's cores, on whichever it may run.
+
+        One that is `alone` gets all of them but one.
+        """
+        most = self._node_cpus - 1 if alone else self._node_cpus // 2
+        return max(1, int(cpus or max(1.0, most)))
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._watch:
+            self._watch.close()
