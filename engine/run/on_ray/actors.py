@@ -180,10 +180,14 @@ class EngineActor:
 
 
 class RayLink:
-    """A link to an engine actor; travels to the worker that uses it, and again to the next one where that worker dies."""
+    """A link to an engine actor; travels to the worker that uses it, and again to the next one where that worker dies.
 
-    def __init__(self, actor: Any, source: ModelSource, client: str) -> None:
+    By its name the link goes over to the process that is begun in its place, where Ray wouldn't begin it again for long.
+    """
+
+    def __init__(self, actor: Any, name: str, source: ModelSource, client: str) -> None:
         self._actor = actor
+        self._name = name
         self._source = source
         self._client = client
         self._session = ""
@@ -260,10 +264,24 @@ class RayLink:
         except ray_errors.ActorUnavailableError as error:
             raise LinkLost(first_line(error)) from None
         except ray_errors.ActorDiedError as error:
+            if self._goes_over():
+                raise LinkLost("its node doesn't answer") from None
             why = death(error)
             hint = f"it hung: {self._hung_last}" if self._hung_last else why.hint
             told = f"its process died too often: {why.why}" if why.again else why.why
             raise EngineError(f"engine: {told}", hint, kind="engine_lost") from None
+
+    def _goes_over(self) -> bool:
+        """Take the process that was begun in place of this one; return whether there is any."""
+        import ray
+
+        after = successor(self._name)
+        try:
+            self._actor = ray.get_actor(after)
+        except ValueError:
+            return False
+        self._name = after
+        return True
 
     def _ended(self, process: tuple[str, int], why: str) -> Exception:
         """End a process that hangs; return the loss, or the error where the one begun instead of it hangs, too."""
@@ -289,6 +307,12 @@ class RayLink:
         with contextlib.suppress(OSError):  # it has ended
             if "EngineActor" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+
+
+def successor(name: str) -> str:
+    """Return the name of the process that takes the place of an engine's: ENGINE/0, ENGINE/1 and so on."""
+    engine, _, number = name.rpartition("/")
+    return f"{engine}/{int(number) + 1}"
 
 
 def _node() -> str:

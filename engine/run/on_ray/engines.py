@@ -6,24 +6,35 @@ Owns the count of GPUs, for trainings too. What an engine's process does is in a
 from __future__ import annotations
 
 import contextlib
+import time
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.llms import Report
-from caiflow.engine.run.on_ray.actors import RayLink
+from caiflow.engine.run.on_ray.actors import RayLink, successor
 from caiflow.engine.run.on_ray.controlling import Controlling
 from caiflow.engine.run.on_ray.machines import Machines
-from caiflow.engine.run.on_ray.nodes import refuse_impossible
-from caiflow.engine.run.on_ray.placing import end, engine_gpus, engine_key, new_engine, replicas
+from caiflow.engine.run.on_ray.nodes import Labels, refuse_impossible
+from caiflow.engine.run.on_ray.placing import answered, away_from, end, engine_gpus, engine_key, new_engine, replicas
 from caiflow.engine.run.on_ray.waits import Waits
+from caiflow.engine.run.on_ray.watching import LOOK_S
+
+
+@dataclass(slots=True)
+class _Replica:
+    actor: Any
+    name: str
+    node: str = ""
+    asked: Any = None  # on which node it is
 
 
 @dataclass(slots=True)
 class _Engine:
     source: ModelSource
-    actors: list[Any]
+    replicas: list[_Replica]
     label: str
     ready: list[Any] | None = None  # before they are to load
     users: int = 0
@@ -39,9 +50,9 @@ class Engines:
         self._machines = machines
         self._waits = waits
         self._engines: dict[str, _Engine] = {}
-        self._gpus_used = 0.0
+        self._gpus_used = self._looked = 0.0
         self._expected = 0
-        self._spare: Any = None
+        self._spare: _Replica | None = None
         self._spare_modules: Sequence[str] = ()
         self.alone = False
         self.controlling = Controlling()
@@ -52,8 +63,8 @@ class Engines:
 
     def refuse_too_large(self, source: ModelSource, label: str) -> None:
         """Raise ClusterError where the engines of a model can never run here."""
-        gpus, labels = engine_gpus(source, self._machines.nodes), self._machines.labels(source.options.get("node_labels"))
-        refuse_impossible(self._machines.nodes, gpus, replicas(source), label, labels)
+        gpus = engine_gpus(source, self._machines.nodes)
+        refuse_impossible(self._machines.nodes, gpus, replicas(source), label, self._labels(source))
 
     def links(
         self, source: ModelSource, label: str, client: str, beside: Collection[str], report: Report, *, load: bool
@@ -64,13 +75,13 @@ class Engines:
             self.refuse_too_large(source, label)
             if not self.reserve(self.gpus(source), beside):
                 return None
-            actors = [self._actor(source) for _ in range(replicas(source))]
-            self._waits.watch(label, actors, engine_gpus(source, self._machines.nodes))
-            engine = self._engines[name] = _Engine(source, actors, label)
+            begun = [self._begun(source) for _ in range(replicas(source))]
+            self._waits.watch(label, [one.actor for one in begun], engine_gpus(source, self._machines.nodes))
+            engine = self._engines[name] = _Engine(source, begun, label)
         if load and engine.ready is None:
             report({"event": "engine_starting", "model": engine.label})
-            engine.ready = [actor.ready.remote(source) for actor in engine.actors]
-        return [RayLink(actor, source, client) for actor in engine.actors]
+            engine.ready = [one.actor.ready.remote(source) for one in engine.replicas]
+        return [RayLink(one.actor, one.name, source, client) for one in engine.replicas]
 
     def used(self, names: Collection[str], by: int) -> None:
         """Count users of engines, by their keys: so many more, or fewer."""
@@ -106,10 +117,11 @@ class Engines:
         self._gpus_used -= gpus
 
     def look(self) -> Iterator[dict[str, Any]]:
-        """Tell engines what is asked of the run; yield the events of those that have become ready."""
+        """Tell engines what is asked of the run; yield the events of those that have become ready or are begun elsewhere."""
         import ray
 
-        self.controlling.tell((engine.label, engine.actors) for engine in self._engines.values())
+        self.controlling.tell((engine.label, [one.actor for one in engine.replicas]) for engine in self._engines.values())
+        yield from self._begin_elsewhere()
         for engine in self._engines.values():
             ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], engine.ready)
             for reference in ready:
@@ -122,23 +134,68 @@ class Engines:
         for name in list(self._engines):
             self._close(name)
 
-    def _actor(self, source: ModelSource) -> Any:
-        spare, labels = self._spare, self._machines.labels(source.options.get("node_labels"))
-        cpus = source.options.get("num_cpus")
-        if spare is not None and not cpus and not labels:
-            self._spare = None
-            self._prepare_spare()
-            return spare
-        return new_engine(engine_gpus(source, self._machines.nodes), self._machines.threads(cpus, alone=self.alone), labels)
+    def _begin_elsewhere(self) -> Iterator[dict[str, Any]]:
+        """Begin the engines of frozen nodes elsewhere, where there is room: Ray would wait for a minute before it did."""
+        if not self._machines.several or time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for engine in self._engines.values():
+            for place, one in enumerate(engine.replicas):
+                _find(one)
+                if self._machines.frozen(one.node) and self._avoided(engine.source):
+                    engine.replicas[place] = begun = self._new(engine.source, successor(one.name))
+                    end(one.actor)
+                    if engine.ready is not None:
+                        engine.ready.append(begun.actor.ready.remote(engine.source))
+                    yield {
+                        "event": "log",
+                        "text": f"{engine.label}: its engine's node doesn't answer; another is begun elsewhere",
+                    }
+
+    def _begun(self, source: ModelSource) -> _Replica:
+        """Begin the process of an engine, which isn't to load yet, or take the one that is ready."""
+        if self._spare is None or source.options.get("num_cpus") or self._labels(source):
+            return self._new(source, _name())
+        spare, self._spare = self._spare, None
+        self._prepare_spare()
+        return spare
+
+    def _new(self, source: ModelSource, name: str) -> _Replica:
+        gpus = engine_gpus(source, self._machines.nodes)
+        threads = self._machines.threads(source.options.get("num_cpus"), alone=self.alone)
+        return _Replica(new_engine(gpus, threads, away_from(self._avoided(source), self._labels(source)), name), name)
+
+    def _avoided(self, source: ModelSource) -> list[str]:
+        """Return the nodes to keep an engine off, by their ids."""
+        return self._machines.avoided(engine_gpus(source, self._machines.nodes), 1, self._labels(source))
+
+    def _labels(self, source: ModelSource) -> Labels:
+        return self._machines.labels(source.options.get("node_labels"))
 
     def _prepare_spare(self) -> None:
         if self._spare is None and self._expected > 0 and not self._machines.gpus:
             self._expected -= 1
-            self._spare = new_engine(0.0, self._machines.threads(None), {})
-            self._spare.warm.remote(list(self._spare_modules))
+            name = _name()
+            self._spare = _Replica(new_engine(0.0, self._machines.threads(None), {}, name), name)
+            self._spare.actor.warm.remote(list(self._spare_modules))
 
     def _close(self, name: str) -> None:
         engine = self._engines.pop(name)
         self.give_back(self.gpus(engine.source))
-        for actor in engine.actors:
-            end(actor)
+        for one in engine.replicas:
+            end(one.actor)
+
+
+def _name() -> str:
+    """Return a name for the first process of an engine."""
+    return f"{uuid.uuid4().hex}/0"
+
+
+def _find(one: _Replica) -> None:
+    """Note on which node a process is, once it says so; Ray may begin it again on another."""
+    import ray
+
+    if one.asked is None:
+        one.asked = one.actor.node.remote()
+    elif ray.wait([one.asked], timeout=0)[0]:
+        one.node, one.asked = answered(one.asked), None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caiflow.engine.run.on_ray.nodes import Labels
-from caiflow.engine.run.on_ray.placing import answered, end, new_worker
+from caiflow.engine.run.on_ray.placing import answered, away_from, end, new_worker
 from caiflow.engine.run.units import StepResult, Unit
 
 GRACE_S = 15.0
@@ -40,7 +40,7 @@ class Gang:
 
     def __init__(self, room: Room, threads: int, avoided: Collection[str] = ()) -> None:
         self._group = None
-        labels = {**room.labels, **({"ray.io/node-id": f"!in({', '.join(avoided)})"} if avoided else {})}
+        labels = dict(away_from(avoided, room.labels))
         places: list[Mapping[str, Any]] = [{"label_selector": labels}] * room.processes
         if room.processes > 1:
             places = [{"label_selector": labels, "scheduling_strategy": "SPREAD"}] * room.processes

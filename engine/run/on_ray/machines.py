@@ -19,7 +19,7 @@ class Machines:
     """
 
     def __init__(self, several: bool) -> None:
-        self._several = several
+        self.several = several
         self._watch: NodeWatch | None = None
         self.nodes: list[Node] = []
         """All that there ever were."""
@@ -36,7 +36,7 @@ class Machines:
         self.nodes = alive()
         self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
         self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
-        if self._several:
+        if self.several:
             self._watch = NodeWatch(self.nodes)
         else:
             self.cpus = self._node_cpus = min(self.cpus, float(cores()))
@@ -65,7 +65,7 @@ class Machines:
 
     def labels(self, wanted: Mapping[str, str] | None) -> Labels:
         """Return the labels that nodes must have, of those that are wanted; where this machine is all there is, none."""
-        return (wanted if self._several else None) or {}
+        return (wanted if self.several else None) or {}
 
     def threads(self, cpus: float | None, *, alone: bool = False) -> int:
         """Return the threads of a process: no more than half of the smallest node's cores, on whichever it may run.

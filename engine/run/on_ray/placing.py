@@ -6,7 +6,7 @@ Owns the options that Ray is given. Counts nothing: what is free is the cluster'
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.identity import digest
@@ -27,8 +27,8 @@ def new_worker(gpus: float, threads: int, where: Mapping[str, Any]) -> tuple[Any
     return actor, actor.node.remote()
 
 
-def new_engine(gpus: float, threads: int, labels: Labels) -> Any:
-    """Return the process of an engine, which Ray begins again where it dies.
+def new_engine(gpus: float, threads: int, labels: Labels, name: str | None = None) -> Any:
+    """Return the process of an engine, which Ray begins again where it dies, and finds by its name.
 
     Those of one model are spread over the nodes with these labels.
     """
@@ -36,7 +36,12 @@ def new_engine(gpus: float, threads: int, labels: Labels) -> Any:
 
     options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 64, "max_restarts": ENGINE_RESTARTS}
     where = {"scheduling_strategy": "SPREAD", "label_selector": dict(labels) or None}
-    return ray.remote(EngineActor).options(runtime_env=_environment(threads), **where, **options).remote()
+    return ray.remote(EngineActor).options(name=name, runtime_env=_environment(threads), **where, **options).remote()
+
+
+def away_from(nodes: Collection[str], labels: Labels) -> Labels:
+    """Return the labels that keep a process off these nodes, by their ids, beside those that it wants."""
+    return {**labels, "ray.io/node-id": f"!in({', '.join(nodes)})"} if nodes else labels
 
 
 def engine_key(source: ModelSource) -> str:

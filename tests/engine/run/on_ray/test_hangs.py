@@ -116,7 +116,7 @@ def test_an_engine_whose_library_does_not_come_back_is_begun_again(
     cluster: Cluster, model: ModelSource, tmp_path: Path, engine: str, how: str
 ) -> None:
     source = BUNDLED if engine == "vllm" else model  # vLLM has no kernel on CPUs for heads as small as the other's
-    link = RayLink(hanging_actor(how, tmp_path), source._replace(engine=engine), "client")
+    link = RayLink(hanging_actor(how, tmp_path), "engine/0", source._replace(engine=engine), "client")
     link.hangs_s = 2.0
     assert_begun_again(*asked_as_it_hangs(link, (tmp_path / "hang").touch))
 
@@ -126,7 +126,7 @@ def test_an_engine_that_hangs_again_once_begun_again_fails_in_words(
     cluster: Cluster, model: ModelSource, tmp_path: Path
 ) -> None:
     actor = hanging_actor("letting others go on", tmp_path, times=9, first_s=2.0)
-    link = RayLink(actor, model._replace(engine="transformers"), "client")
+    link = RayLink(actor, "engine/0", model._replace(engine="transformers"), "client")
     link.hangs_s = 1.0
     answers, *_ = asked_as_it_hangs(link, (tmp_path / "hang").touch)
     assert all(isinstance(answer, EngineError) and "hung again once it was begun again" in str(answer) for answer in answers)
@@ -135,7 +135,7 @@ def test_an_engine_that_hangs_again_once_begun_again_fails_in_words(
 
 @pytest.mark.soak
 def test_a_first_pass_that_takes_long_is_waited_for(cluster: Cluster, model: ModelSource, tmp_path: Path) -> None:
-    link = RayLink(hanging_actor("letting others go on", tmp_path), model._replace(engine="transformers"), "client")
+    link = RayLink(hanging_actor("letting others go on", tmp_path), "engine/0", model._replace(engine="transformers"), "client")
     link.hangs_s = 0.5
     (tmp_path / "hang").touch()
 

@@ -1,0 +1,45 @@
+"""Which nodes a process is kept off: those that are lost or say nothing, where others have room for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from caiflow.engine.run.on_ray.actors import successor
+from caiflow.engine.run.on_ray.machines import Machines
+from caiflow.engine.run.on_ray.nodes import Node
+from caiflow.engine.run.on_ray.watching import NodeWatch
+
+NODES = [
+    Node(name, "127.0.0.1", 1, gpus, labels={"card": card})
+    for name, gpus, card in (("a", 1, "x"), ("b", 1, "x"), ("c", 4, "y"))
+]
+
+
+class Frozen(NodeWatch):
+    """Finds that the node `a` says nothing."""
+
+    def gone(self, node: str) -> bool:
+        return node == "a"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "card", "lost", "avoided"),
+    [
+        (1, 1, "", (), ["a"]),
+        (1, 1, "x", ("b",), []),  # nothing would be left
+        (1, 1, "y", ("b",), ["a", "b"]),
+        (1, 6, "", (), []),
+        (0, 2, "", ("c", "of old"), ["a", "c"]),
+        (0, 1, "z", (), []),
+    ],
+)
+def test_a_process_is_kept_off_where_others_have_room(
+    gpus: float, processes: int, card: str, lost: tuple[str, ...], avoided: list[str]
+) -> None:
+    machines = Machines(several=True)
+    machines.nodes, machines._watch = NODES, Frozen(NODES)
+    assert machines.avoided(gpus, processes, {"card": card} if card else {}, lost) == avoided
+
+
+def test_an_engine_has_one_successor_after_the_other() -> None:
+    assert successor(successor("engine/0")) == "engine/2"
