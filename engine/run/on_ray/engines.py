@@ -20,7 +20,7 @@ from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.nodes import Labels, refuse_impossible
 from caiflow.engine.run.on_ray.placing import answered, away_from, end, engine_gpus, engine_key, new_engine, replicas
 from caiflow.engine.run.on_ray.waits import Waits
-from caiflow.engine.run.on_ray.watching import LOOK_S
+from caiflow.engine.run.on_ray.watching import CUT_OFF_S, LOOK_S
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class _Replica:
     name: str
     node: str = ""
     asked: Any = None  # on which node it is
+    asked_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -141,8 +142,8 @@ class Engines:
         self._looked = time.monotonic()
         for engine in self._engines.values():
             for place, one in enumerate(engine.replicas):
-                _find(one)
-                if self._machines.frozen(one.node) and self._avoided(engine.source):
+                silent_s = _find(one)
+                if silent_s > CUT_OFF_S and self._machines.frozen(one.node) and self._avoided(engine.source):
                     engine.replicas[place] = begun = self._new(engine.source, successor(one.name))
                     end(one.actor)
                     if engine.ready is not None:
@@ -191,11 +192,12 @@ def _name() -> str:
     return f"{uuid.uuid4().hex}/0"
 
 
-def _find(one: _Replica) -> None:
-    """Note on which node a process is, once it says so; Ray may begin it again on another."""
+def _find(one: _Replica) -> float:
+    """Ask a process on which node it is, where Ray may have begun it again; return for how long it hasn't said so."""
     import ray
 
-    if one.asked is None:
-        one.asked = one.actor.node.remote()
-    elif ray.wait([one.asked], timeout=0)[0]:
+    if one.asked is not None and ray.wait([one.asked], timeout=0)[0]:
         one.node, one.asked = answered(one.asked), None
+    if one.asked is None:
+        one.asked, one.asked_at = one.actor.node.remote(), time.monotonic()
+    return time.monotonic() - one.asked_at
