@@ -12,6 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import AskAnewError, EngineError
@@ -159,14 +160,12 @@ class LedgeredLLM(RowLLM):
         if ledger is None:
             return await self._ask_engine(request)
         kept_as = call_key(self._asker.model_identity, request)
-        kept = self._kept(ledger, kept_as)
-        if kept is None:
-            async with claimed(ledger, kept_as, lambda: self._kept(ledger, kept_as)) as kept:
-                if kept is None:
-                    answer = await self._ask_engine(request)
-                    given = {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None}
-                    ledger.append(kept_as, {**given, **(READ if self._asker.served else {})})
-                    return answer
+        async with claimed(ledger, kept_as, partial(self._kept, ledger, kept_as)) as kept:
+            if kept is None:
+                answer = await self._ask_engine(request)
+                given = {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None}
+                ledger.append(kept_as, {**given, **(READ if self._asker.served else {})})
+                return answer
         self._tally.reused_calls += 1
         return kept
 

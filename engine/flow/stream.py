@@ -268,10 +268,8 @@ class Flow:
         view = step.view(row)
         row_key = step.row_key(view)
         ledger = self._ledgers[step.namespace]
-        known = replay(step, row_key, ledger)
-        if known is not None:
-            return known
-        async with claimed(ledger, row_key, lambda: replay(step, row_key, ledger), self._awaiting(step)) as made:
+        known, idle = partial(replay, step, row_key, ledger), partial(self._awaiting, step)
+        async with claimed(ledger, row_key, known, idle) as made:
             if made is not None:
                 return made
             return await self._ask(step, view, row_key, self._llm(step, view["uid"], turn))

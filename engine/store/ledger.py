@@ -46,9 +46,12 @@ class Ledger:
         if not re.fullmatch(r"[A-Za-z0-9._@-]{1,200}", namespace) or namespace.startswith("."):
             raise ValueError(f"ledger: a namespace is a plain file name, got {namespace!r}")
         self.path = home / namespace
+        self._place = str(self.path)
         self.claims = Claims(self.path)
         """The keys whose results are being made."""
-        self._looked: tuple[int, ...] = ()
+        self.changes = 0
+        """Grows with each look or append that brought records: while it is the same, what was unknown is unknown still."""
+        self._looked: list[int] = []
         self._lock = threading.RLock()
         self._segments: list[Segment] = []
         self._known: dict[str, int] = {}
@@ -118,6 +121,7 @@ class Ledger:
             except OSError as error:
                 raise store_error(self.path, error) from error
             self._index.add(key, self._own.number, offset)
+            self.changes += 1
             self._dirty = True
 
     def flush(self) -> None:
@@ -141,18 +145,24 @@ class Ledger:
 
     def catch_up(self) -> None:
         """Read what others have appended since the last look; where that is nothing it costs a stat for each file."""
-        with self._lock, storing(self.path):
-            if self._others_grew():
+        with self._lock:
+            try:
+                grew = self._others_grew()
+            except OSError as error:
+                raise store_error(self.path, error) from error
+            if grew:
                 self.refresh()
 
     def _others_grew(self) -> bool:
         try:
-            named = os.stat(self.path).st_mtime_ns
+            seen = [os.stat(self._place).st_mtime_ns]
         except FileNotFoundError:
             return False
-        sizes = (os.fstat(segment.descriptor).st_size for segment in self._segments if segment is not self._own)
-        before, self._looked = self._looked, (named, *sizes)
-        return self._looked != before
+        for segment in self._segments:
+            if segment is not self._own:
+                seen.append(os.fstat(segment.descriptor).st_size)
+        before, self._looked = self._looked, seen
+        return seen != before
 
     def close(self) -> None:
         """Flush, and let other processes append to this one's file; reading and appending end here."""
@@ -175,7 +185,10 @@ class Ledger:
             self._segments.append(Segment(self.path / name, self._known[name]))
         number = self._known[name]
         if self._segments[number] is not self._own:
-            self._index.load(number, *self._segments[number].scan())
+            keys, offsets = self._segments[number].scan()
+            if offsets:
+                self._index.load(number, keys, offsets)
+                self.changes += 1
 
     def _begin(self) -> None:
         """Take a file to append to: one that no process holds and that ends well, or a new one."""
