@@ -13,15 +13,31 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
 _EXACT = 2.0**53  # whole floats below this are written as integers, so that 1 and 1.0 are the same
-_encode = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), sort_keys=True
-).encode
+
+
+def json_writer(
+    *, sort_keys: bool = False, allow_nan: bool = True, default: Callable[[Any], Any] | None = None
+) -> Callable[[Any], str]:
+    """Return what writes values as JSON without spaces: as `json.JSONEncoder.encode`, whose encoder is made for each."""
+    slow = json.JSONEncoder(
+        ensure_ascii=False, check_circular=False, separators=(",", ":"),
+        sort_keys=sort_keys, allow_nan=allow_nan, default=default,
+    )  # fmt: skip
+    make, text = getattr(json.encoder, "c_make_encoder", None), json.encoder.encode_basestring
+    if make is None:
+        return slow.encode
+    encode = make(None, slow.default, text, None, ":", ",", sort_keys, False, allow_nan)
+    return lambda value: "".join(encode(value, 0))
+
+
+_encode = json_writer(sort_keys=True, allow_nan=False)
 
 _ALWAYS_THE_SAME_TEXT = (date, time, timedelta, Decimal, UUID, bytes)
 """What tables hold beyond JSON's types."""
@@ -67,9 +83,7 @@ def _as_text(value: Any) -> str:
     raise TypeError(_no_form(value))
 
 
-_encode_row = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True, default=_as_text
-).encode
+_encode_row = json_writer(sort_keys=True, default=_as_text)
 
 
 def digest(value: Any) -> str:
@@ -79,9 +93,34 @@ def digest(value: Any) -> str:
 
 def key(*parts: bytes | str) -> bytes:
     """Return a ledger key, 16 bytes; where one part ends and the next begins counts."""
-    encoded = [part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts]
-    framed = b"".join([len(part).to_bytes(8, "little") + part for part in encoded])
-    return hashlib.blake2b(framed, digest_size=16).digest()
+    return hashlib.blake2b(_framed(parts), digest_size=16).digest()
+
+
+class KeyStart:
+    """The parts with which many keys begin, taken in once: `KeyStart(a, b).key(c)` is `key(a, b, c)`."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, *parts: bytes | str) -> None:
+        self._begun = hashlib.blake2b(_framed(parts), digest_size=16)
+
+    def key(self, *parts: bytes | str) -> bytes:
+        """Return the key that goes on with `parts`."""
+        begun = self._begun.copy()
+        begun.update(_framed(parts))
+        return begun.digest()
+
+
+started = lru_cache(maxsize=256)(KeyStart)
+"""The same, kept: `started(a, b).key(c)` for what begins alike in all rows of a step."""
+
+
+def _framed(parts: Iterable[bytes | str]) -> bytes:
+    framed: list[bytes] = []
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        framed += (len(encoded).to_bytes(8, "little"), encoded)
+    return b"".join(framed)
 
 
 def plain(value: Any, place: str = "") -> Any:

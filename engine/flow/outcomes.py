@@ -11,7 +11,7 @@ from typing import Any
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.flow.unread import doubtful_row
-from caiflow.engine.identity import NoIdentityError, compact, key
+from caiflow.engine.identity import NoIdentityError, compact, started
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.store.ledger import Ledger
@@ -57,7 +57,7 @@ class FlowStep:
             StepError: the row, or what the operator says of it, has a value that the next process may write otherwise.
         """
         try:
-            return key("row", self.identity, compact(view), compact(self.operator.row_identity(view)))
+            return started("row", self.identity).key(compact(view), compact(self.operator.row_identity(view)))
         except NoIdentityError as error:
             raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
 

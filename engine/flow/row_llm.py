@@ -20,7 +20,7 @@ from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.sample import NOTHING, Sample
 from caiflow.engine.flow.unread import READ, doubtful_answer
-from caiflow.engine.identity import compact, key
+from caiflow.engine.identity import compact, started
 from caiflow.engine.llm.base import Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.llm.served.taught import ASK_ANEW
@@ -61,7 +61,7 @@ def call_key(model_identity: str, request: Request) -> bytes:
     sampling = request.sampling
     parts = (request.prompt, request.prefill, request.choices, request.template, tuple(sampling))
     kind = "score" if request.score else "classify" if request.classify else "call"
-    return key(kind, model_identity, compact(parts), str(request.seed))
+    return started(kind, model_identity).key(compact(parts), str(request.seed))
 
 
 class Asker(NamedTuple):
@@ -152,7 +152,7 @@ class LedgeredLLM(RowLLM):
 
     def _seed(self, sample: int) -> int:
         step = self._asker
-        made = key("seed", str(step.seed), step.operator, step.model_identity, self._uid, str(sample))
+        made = started("seed", str(step.seed), step.operator, step.model_identity).key(self._uid, str(sample))
         return int.from_bytes(made[:4], "little") >> 1
 
     async def _ask(self, request: Request) -> Completion:
@@ -163,7 +163,7 @@ class LedgeredLLM(RowLLM):
         async with claimed(ledger, kept_as, partial(self._kept, ledger, kept_as)) as kept:
             if kept is None:
                 answer = await self._ask_engine(request)
-                given = {name: value for name in _COMPLETION if (value := getattr(answer, name)) is not None}
+                given = {name: value for name, value in zip(_COMPLETION, answer, strict=False) if value is not None}
                 ledger.append(kept_as, {**given, **(READ if self._asker.served else {})})
                 return answer
         self._tally.reused_calls += 1
@@ -176,7 +176,7 @@ class LedgeredLLM(RowLLM):
         return known if not _unsound(known := Completion(**{name: kept[name] for name in kept if name not in READ})) else None
 
     async def _ask_engine(self, request: Request) -> Completion:
-        asked = request._replace(turn=self._asker.turn, more=self._asker.more)
+        asked = request.of_row(self._asker.turn, self._asker.more)
         for attempt in itertools.count():
             self._tally.calls += 1
             answer = await self._client.ask(asked)
@@ -209,6 +209,8 @@ def asked_apart(step: FlowStep, client: EngineClient, uid: str) -> LedgeredLLM:
 
 def _unsound(answer: Completion) -> EngineError | None:
     """Return what is wrong with an answer's log-probabilities: one that is no number, or above 0, says nothing."""
+    if answer.logprobs is None and answer.prompt_logprobs is None:
+        return None
     values = [*(answer.logprobs or {}).values(), *(answer.prompt_logprobs or ())]
     wrong = next((value for value in values if math.isnan(value) or value > _ABOVE_ONE), None)
     if wrong is None:
@@ -219,8 +221,8 @@ def _unsound(answer: Completion) -> EngineError | None:
 
 _ABOVE_ONE = 0.01
 """Rounding may put the logarithm of a probability of 1 a little above 0."""
-_COMPLETION = tuple(name for name in Completion._fields if name != "ids")
-"""What the ledger keeps of an answer; its ids are kept by its words."""
+_COMPLETION = Completion._fields[:-1]
+"""What the ledger keeps of an answer: all but its ids, which are kept by its words."""
 
 
 class NoLLM(RowLLM):

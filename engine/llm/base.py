@@ -58,6 +58,10 @@ class Request(NamedTuple):
     more: int = 0
     row: str = ""
 
+    def of_row(self, turn: int, more: int, row: str = "") -> Request:
+        """Return the same question of a row; as `_replace`, in a quarter of the time."""
+        return Request(*self[:-3], turn, more, row)
+
 
 class Completion(NamedTuple):
     """One answer.

@@ -145,7 +145,7 @@ class EngineClient:
         if self._dead is not None:
             return self._dead
         if request.turn >= 0:
-            request = request._replace(row=f"{self._name}:{request.turn}")
+            request = request.of_row(request.turn, request.more, f"{self._name}:{request.turn}")
         asked = _Asked(request, asyncio.get_running_loop().create_future(), (request.turn, next(self._ids)))
         heapq.heappush(self._queue_of(request.turn), asked)
         self._schedule_pump()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
+from caiflow.engine.identity import json_writer
 from caiflow.engine.machine import machine_tag
 from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import store_error, storing
@@ -25,7 +26,7 @@ from caiflow.engine.store.ledger_index import Index
 from caiflow.engine.store.ledger_segment import ELSEWHERE_S, Segment, create, frame, payload_of
 
 _FLUSH_S = 1.0
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+_encode = json_writer()
 
 
 def ledger_name(op: str, model_identity: str) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from caiflow.engine.field_marks import identity_params
-from caiflow.engine.identity import NoIdentityError, canonical, compact, digest, key
+from caiflow.engine.identity import KeyStart, NoIdentityError, canonical, compact, digest, json_writer, key
 from caiflow.engine.operator import SPEED, ModelRef, ModelRowParams, Resources, RowsRef, SamplingParams, Strict
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text()
@@ -119,6 +119,21 @@ def test_a_row_key_never_changes_between_versions() -> None:
     held = {"uid": "é\ud800", "n": 1.0, "when": datetime(2026, 1, 2, tzinfo=UTC), "cost": Decimal("1.50"), "raw": b"\x00"}
     written = b'{"cost":"1.50","n":1.0,"raw":"b\'\\\\x00\'","uid":"\xc3\xa9\xed\xa0\x80","when":"2026-01-02 00:00:00+00:00"}'
     assert compact(held) == written
+
+
+@given(st.lists(st.text() | st.binary(), max_size=4), st.lists(st.text() | st.binary(), max_size=4))
+def test_a_key_begun_before_is_the_same_key(begun: list[str | bytes], more: list[str | bytes]) -> None:
+    assert KeyStart(*begun).key(*more) == key(*begun, *more)
+
+
+@pytest.mark.parametrize("sort_keys", [False, True])
+def test_json_is_what_the_standard_library_writes(sort_keys: bool) -> None:
+    value = {"b": ['ä\ud800\n\x01"', 1e16, 0.1, -0.0, math.inf, math.nan, None, True, ()], "a": {"2": {}, 1.5: 10**20}}
+    given = value["b"] if sort_keys else value
+    options: Any = {"ensure_ascii": False, "separators": (",", ":"), "sort_keys": sort_keys}
+    assert json_writer(sort_keys=sort_keys)(given) == json.dumps(given, **options)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_writer(allow_nan=False)(math.nan)
 
 
 def test_keys_tell_where_parts_end() -> None:

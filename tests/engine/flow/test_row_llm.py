@@ -12,7 +12,7 @@ import pytest
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally, call_key
-from caiflow.engine.llm.base import Answer, Completion, Message, Request
+from caiflow.engine.llm.base import Answer, Completion, Message, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.store.ledger import Ledger
@@ -53,6 +53,12 @@ def test_an_engine_that_scores_nothing_is_told_so(tmp_path: Path) -> None:
 
 def test_a_score_and_an_answer_have_keys_of_their_own() -> None:
     assert call_key("m", Request("a")) != call_key("m", Request("a", score=True))
+
+
+def test_a_row_s_question_differs_by_the_row_alone() -> None:
+    asked = Request("a", Sampling(max_tokens=3), 7, "b", ("c",), "d", True, True)
+    assert asked.of_row(1, 2, "r") == asked._replace(turn=1, more=2, row="r")
+    assert call_key("m", asked.of_row(1, 2, "r")) == call_key("m", asked)
 
 
 FAILS = EngineError("the server answers 500", kind="refused", retry=True)
