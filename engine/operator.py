@@ -126,7 +126,7 @@ class SamplingParams(Strict):
 
     def sampling(self) -> Sampling:
         """Return the engine's form of these fields."""
-        return Sampling(**dict(self))
+        return Sampling(**self.__dict__)
 
 
 class Reference(NamedTuple):

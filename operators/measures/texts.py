@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import islice
 
 PREAMBLE = (
@@ -35,13 +36,22 @@ UNSPACED = f"[{''.join(f'{first}-{last}' for first, last in _UNSPACED_RANGES)}]"
 a word. A pattern that Python and polars read alike."""
 _EACH_UNSPACED = f"({UNSPACED})"  # large, and compiled by `re` when first used: checking a spec needs none of it
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_TOKEN = re.compile(r"(?:[^\W_]|['’])+|[^\s\w]|_")
+_TOKEN = re.compile(r"(?:[^\W_]+|['’])+|[^\s\w]|_")
 _HUMAN = re.compile(r"(?im)^[\s*#>\[]*(?:human|user)[\s*\]]*:|<\|im_start\|>\s*user")
 
 
-def words(text: str) -> list[str]:
+def words(text: str) -> Sequence[str]:
     """Return the words in lower case; signs divide them, apostrophes don't. Scripts without spaces count by characters."""
-    return _WORD.findall(_spaced(text.lower()))
+    return _remembered_words(text) if len(text) <= REMEMBERED else _words(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(_spaced(text.lower())))
+
+
+REMEMBERED = 4096
+"""Characters of a text whose words are kept a while: several measures look at one text, and at a principle's in every row."""
+_remembered_words = lru_cache(maxsize=128)(_words)
 
 
 def _spaced(text: str) -> str:
@@ -123,12 +133,13 @@ _COMMON = {
     "nl": "de het een en van is dat niet ik je op te zijn met voor die er aan ook wat",
 }
 _COMMON_WORDS = {language: frozenset(text.split()) for language, text in _COMMON.items()}
+_ANY_COMMON = frozenset().union(*_COMMON_WORDS.values())
 
 
 def script(text: str) -> str | None:
     """Return the script that three quarters of a text's letters are of; None where it has few letters or mixes scripts."""
     if text.isascii():
-        return "LATIN" if any(_letters(part) >= LEAST_LETTERS for part in (text[:400], text)) else None
+        return "LATIN" if any(_letters(part) >= LEAST_LETTERS for part in (text[: 2 * LEAST_LETTERS], text)) else None
     letters = list(islice(filter(str.isalpha, text), 400))
     if len(letters) < LEAST_LETTERS:
         return None
@@ -150,7 +161,9 @@ def _script_of(letter: str) -> str:
 
 def language(text: str) -> str | None:
     """Return one of seven languages in Latin script whose commonest words a text has clearly more of than any other's."""
-    own = words(text[:2000])
+    own = [word for word in words(text[:2000]) if word in _ANY_COMMON]
+    if len(own) < LEAST_HITS:
+        return None
     hits = sorted(((sum(map(common.__contains__, own)), name) for name, common in _COMMON_WORDS.items()), reverse=True)
     (first, name), (second, _) = hits[:2]
     return name if first >= LEAST_HITS and first >= 2 * second else None
