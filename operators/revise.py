@@ -250,9 +250,7 @@ class Revise(RowOperator[ReviseParams]):
         """Return the principle of each round: the row's own first where its critique is used, else drawn."""
         done = len(revisions_so_far(row))
         stage: Literal["critique", "revision"] = "critique" if self.params.critique else "revision"
-        drawn = [
-            self.constitution.draw(self.context.seed, row["uid"], done + i, stage=stage)[0] for i in range(self.params.rounds)
-        ]
+        drawn = self.constitution.draw_each(self.context.seed, row["uid"], range(done, done + self.params.rounds), stage)
         return [self._named(row["principle"]), *drawn[1:]] if self._has_critique(row) else drawn
 
     def _has_critique(self, row: Row) -> bool:

@@ -152,6 +152,21 @@ class Constitution:
             raise ValueError(f"constitution {self.name} has {known}, can't draw {k}")
         return pool.draw(_hash64(f"{seed}\0{uid}\0{slot}"), k)
 
+    def draw_each(self, seed: int, uid: str, slots: Iterable[str | int], stage: Stage | None = None) -> list[Principle]:
+        """Return the principle that `draw` gives for each of `slots`, at little more than the cost of one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        pool = self._pools[stage]
+        if not pool.principles or not pool.even:
+            return [self.draw(seed, uid, slot, stage=stage)[0] for slot in slots]
+        return pool.draw_each([_hash64(f"{seed}\0{uid}\0{slot}") for slot in slots])
+
+
+_MANY_SCORES = 32
+"""From so many on numpy is faster: 64 take 13 us without it, 6 with it."""
+
 
 class _Pool:
     """Principles with what a draw needs of them, computed once: a draw takes a few microseconds."""
@@ -171,6 +186,16 @@ class _Pool:
         ranks: list[float] = scores if self.even else list(map(_weighted, scores, self.weights))  # type: ignore[assignment]
         order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
         return tuple(self.principles[index] for index in order[:k])
+
+    def draw_each(self, points: Sequence[int]) -> list[Principle]:
+        """Return the likeliest principle at each point, where weights are even."""
+        if len(points) * len(self.salts) < _MANY_SCORES:
+            return [self.draw(point, 1)[0] for point in points]
+        import numpy as np
+
+        salts = np.array(self.salts, np.uint64)
+        scores = (np.array(points, np.uint64)[:, None] ^ salts) * salts
+        return [self.principles[index] for index in scores.argmax(axis=1).tolist()]
 
 
 def merge(parts: Iterable[Constitution]) -> Constitution:

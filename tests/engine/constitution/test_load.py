@@ -143,6 +143,15 @@ def test_several_principles_are_different_and_begin_with_the_single_draw() -> No
         given.draw(17, "u", 0, k=5)
 
 
+@pytest.mark.parametrize("given", [load_constitution("harmless"), constitution("a", "b", weights=(3.0, 1.0))])
+def test_many_draws_at_once_are_the_single_draws(given: Constitution) -> None:
+    for uid in UIDS[:50]:
+        for slots in (range(2, 7), [1], ["a", "b"], []):
+            assert given.draw_each(17, uid, slots) == [given.draw(17, uid, slot)[0] for slot in slots]
+    with pytest.raises(ValueError, match="can't draw 1"):
+        Constitution("none", ()).draw_each(17, "u", [0])
+
+
 def test_a_stage_draws_only_principles_with_that_text() -> None:
     judge_only = Constitution("j", (Principle(id="j", judge="Which?"),))
     both = merge([constitution("a", "b"), judge_only])
