@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.constitution.load import load_constitution
-from caiflow.engine.flow.counting import count_known
+from caiflow.engine.flow.counting import count_first, count_known
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Completion, Request
@@ -42,6 +43,8 @@ CALLS_TARGET = 5_000.0
 """Calls per second that the design asks for."""
 PLAN_TARGET_S = 10.0
 """Seconds within which a finished ledger of the full size is to be planned."""
+PLAN_CPU_S = 5.0
+"""CPU seconds that one process is to take for that."""
 
 
 def answer(request: Request) -> Answer:
@@ -94,26 +97,39 @@ def one_size(rows: int, replicas: int = 1) -> dict[str, float]:
         source = write_source(folder / "source", rows)
         asyncio.run(stream(folder / "warm", write_source(folder / "few", 200)))
         before = _peak_mb()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), _cpu_s()
         calls = asyncio.run(stream(folder, source, replicas))
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, _cpu_s() - cpu
         growth = _peak_mb() - before
         began = time.perf_counter()
         ledgers = {step.namespace: Ledger(folder / "ledger", step.namespace) for step in chain()}
         count_known(chain(), source, ledgers.__getitem__)
-        return {"rows": rows, "calls_per_s": calls / seconds, "growth_mb": growth, "plan_s": time.perf_counter() - began}
+        found = {"rows": rows, "calls_per_s": calls / seconds, "growth_mb": growth, "plan_s": time.perf_counter() - began}
+        planned = _cpu_s()
+        ledgers = {step.namespace: Ledger(folder / "ledger", step.namespace) for step in chain()}
+        count_first(chain(), source, ledgers.__getitem__, rows)  # the same in one process
+        return {**found, "call_cpu_us": 1e6 * cpu / calls, "plan_cpu_s": _cpu_s() - planned}
 
 
 def measure(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     """Return a line per size and figure, against the design's targets; each size runs in a process of its own."""
-    found = []
+    found, few_us = [], 0.0
     for rows in sizes:
         got = _measured(rows, 1)
-        rate = got["calls_per_s"]
+        rate, call_us, plan_cpu_s = got["calls_per_s"], got["call_cpu_us"], PLAN_CPU_S * rows / FULL
+        few_us = few_us or call_us
         found += [
             _line(f"scheduler alone, {rows} rows x {CALLS_PER_ROW} calls", rate, CALLS_TARGET, "calls/s", rate / CALLS_TARGET),
             _line(f"scheduler memory growth, {rows} rows", got["growth_mb"], 1536.0, "MB", 1536.0 / max(1.0, got["growth_mb"])),
             _line(f"plan of a finished ledger, {rows} rows", got["plan_s"], PLAN_TARGET_S, "s", PLAN_TARGET_S / got["plan_s"]),
+            _line(f"floor: CPU a call, {rows} rows (the first size)", call_us, round(few_us, 1), "us", few_us / call_us),
+            _line(
+                f"floor: CPU of planning a finished ledger in one process, {rows} rows",
+                got["plan_cpu_s"],
+                round(plan_cpu_s, 2),
+                "s",
+                plan_cpu_s / got["plan_cpu_s"],
+            ),
         ]
     for replicas in REPLICAS:
         rate = _measured(SIZES[-1], replicas)["calls_per_s"]
@@ -132,6 +148,11 @@ def _measured(rows: int, replicas: int) -> dict[str, float]:
 
 def _line(name: str, ours: float, theirs: float, unit: str, ratio: float) -> dict[str, Any]:
     return {"name": name, "ours": round(ours, 2), "theirs": theirs, "unit": unit, "ratio": round(ratio, 3), "runs": 1}
+
+
+def _cpu_s() -> float:
+    """Return the CPU seconds of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _peak_mb() -> float:
