@@ -240,10 +240,10 @@ class RayLink:
         """Return what the engine's process says; one that says nothing for too long is ended, and so begun again by Ray."""
         import ray.exceptions as ray_errors
 
-        process = self.process
+        process, actor = self.process, self._actor
 
         async def answer() -> Any:
-            return await getattr(self._actor, method).remote(*arguments)
+            return await getattr(actor, method).remote(*arguments)
 
         try:
             return await asyncio.wait_for(answer(), patience_s)
@@ -264,17 +264,19 @@ class RayLink:
         except ray_errors.ActorUnavailableError as error:
             raise LinkLost(first_line(error)) from None
         except ray_errors.ActorDiedError as error:
-            if self._goes_over():
+            if self._goes_over(actor):
                 raise LinkLost("its node doesn't answer") from None
             why = death(error)
             hint = f"it hung: {self._hung_last}" if self._hung_last else why.hint
             told = f"its process died too often: {why.why}" if why.again else why.why
             raise EngineError(f"engine: {told}", hint, kind="engine_lost") from None
 
-    def _goes_over(self) -> bool:
-        """Take the process that was begun in place of this one; return whether there is any."""
+    def _goes_over(self, died: Any) -> bool:
+        """Take the process that was begun in place of one, once for all calls that it left; return whether there is any."""
         import ray
 
+        if self._actor is not died:
+            return True
         after = successor(self._name)
         try:
             self._actor = ray.get_actor(after)
