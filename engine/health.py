@@ -123,7 +123,9 @@ Readings = Mapping[str, Reading]
 
 
 @dataclass(slots=True)
-class _Sum:
+class Sum:
+    """What a measure has come to over some rows."""
+
     total: float = 0.0
     of: int = 0
     count: int = 0
@@ -131,6 +133,7 @@ class _Sum:
     """The first rows with the flaw, in the order of the input."""
 
     def add(self, order: _Order, uid: str, value: float, healthy: Bound) -> None:
+        """Take in one row's value."""
         self.total += value
         self.of += 1
         if not healthy.holds(value):
@@ -138,26 +141,31 @@ class _Sum:
             bisect.insort(self.first, (order, uid))
             del self.first[SHOWN_UIDS:]
 
+    def join(self, other: Sum) -> Sum:
+        """Return the same over both lots of rows."""
+        first = sorted([*self.first, *other.first])[:SHOWN_UIDS]
+        return Sum(self.total + other.total, self.of + other.of, self.count + other.count, first)
+
 
 class Meter:
-    """Takes a step's rows as they pass and gives the readings of its measures."""
+    """Takes a step's rows as they pass and gives the readings of its measures; it may go on from what `sums` came to."""
 
-    def __init__(self, measures: Iterable[Measure]) -> None:
+    def __init__(self, measures: Iterable[Measure], sums: Mapping[str, Sum] | None = None) -> None:
         self._measures = [(m, Bound.parse(m.healthy)) for m in measures]
-        self._sums = {m.name: _Sum() for m, _ in self._measures}
+        self.sums = {m.name: (sums or {}).get(m.name) or Sum() for m, _ in self._measures}
 
     def add(self, order: _Order, uid: str, passed: Passed) -> None:
         """Take in one row of the input; `order` is its place there."""
         for measure, healthy in self._measures:
             value = None if measure.row is None else measure.row(passed)
             if value is not None:
-                self._sums[measure.name].add(order, uid, value, healthy)
+                self.sums[measure.name].add(order, uid, value, healthy)
 
     def readings(self, metrics: Mapping[str, Any], uids: Mapping[str, Sequence[str]] | None = None) -> dict[str, Reading]:
         """Return the readings, given the step's metrics and the rows that it names itself."""
         found = {}
         for measure, _ in self._measures:
-            total = self._sums[measure.name]
+            total = self.sums[measure.name]
             seen = tuple((uids or {}).get(measure.name, [uid for _, uid in total.first]))[:SHOWN_UIDS]
             if measure.figure is not None:
                 value = measure.figure(metrics)

@@ -35,6 +35,11 @@ class FlowStep:
     """Whether a server answers, so that what an older version kept of its answers may be none."""
 
     @property
+    def max_failed(self) -> int:
+        """How many rows may fail before the step does."""
+        return self.params.max_failed if self.params else 0
+
+    @property
     def sampled(self) -> str:
         """The namespace of the ids that its model samples; empty where it has none, or nobody tells them."""
         return sampled_name(self.model_identity) if self.model and not self.served else ""

@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,12 +48,25 @@ class Tally:
     drop_reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     said: str = ""
     """What the model answered to a row that was dropped for it."""
+    failure: str = ""
+    """What the first row failed of."""
     error: str = ""
+    """The same, where more rows failed than may."""
     sample: Sample = NOTHING
 
     def finished(self) -> int:
         """Return the number of rows that need no more work."""
         return self.done + self.cached + self.dropped + self.failed
+
+    def join(self, later: Tally) -> Tally:
+        """Return what became of these rows and of `later` ones together."""
+        counts = {name: getattr(self, name) + getattr(later, name) for name in COUNTS}
+        reasons = Counter(self.drop_reasons) + Counter(later.drop_reasons)
+        texts = {name: getattr(self, name) or getattr(later, name) for name in ("said", "failure", "error")}
+        return Tally(**counts, drop_reasons=defaultdict(int, reasons), **texts, sample=later.sample)
+
+
+COUNTS = tuple(one.name for one in fields(Tally) if one.type == "int")
 
 
 def call_key(model_identity: str, request: Request) -> bytes:

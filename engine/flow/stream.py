@@ -61,7 +61,8 @@ class Flow:
     """Streams the rows of one table through a tree of row steps.
 
     `steps` come in topological order; the first one's `source` is the table given to `run`, as may be that of others. With a
-    `cut` they are one behind the other, and end where enough rows passed.
+    `cut` they are one behind the other, and end where enough rows passed. One of several `shards` has its part of the rows that
+    may be on their way at once.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Flow:
         clients: Mapping[str, EngineClient],
         writers: Mapping[str, RowsWriter],
         *,
-        in_flight: int = 0,
+        shards: int = 1,
         cut: Cut | None = None,
     ) -> None:
         self.cutting: Cutting | None = None
@@ -88,12 +89,13 @@ class Flow:
         self._children = {name: [s for s in steps if s.source == name] for name in names}
         capacity = max((client.capacity for client in clients.values()), default=64)
         asked = max((getattr(step.params, "concurrency", 0) for step in steps), default=0)
-        self._limit = in_flight or asked or 2 * capacity
+        self._limit = max(1, (asked or 2 * capacity) // shards)
         self._slots = Slots(self._limit)
         self._more = {
             step.name: step.operator.calls() - 1 + self._to_come(step, clients.get(step.model or "")) for step in steps
         }
-        self._failed_steps: set[str] = set()
+        self.failed: set[str] = set()
+        """Steps that rows are kept from, since too many failed; whoever knows of more may add them."""
         self._awaited: dict[str, list[float]] = {step.name: [] for step in steps}
         """When each of the rows began to wait that another run is making."""
         self._outdated = {step.name: step.operator.outdates() for step in steps}
@@ -102,22 +104,23 @@ class Flow:
         for step in steps:
             self._changes[step.name] = self._changes.get(step.source, Changed()).by(step.operator)
 
-    async def run(self, source: Rows) -> dict[str, Tally]:
-        """Stream all rows; what each step wrote is in its writer afterwards, in the order of the source."""
+    async def run(self, source: Rows, rows: range | None = None) -> dict[str, Tally]:
+        """Stream the rows at these places, or all; what each step wrote is in its writer then, in the order of the source."""
         for root in self._roots:
-            self.tallies[root.name].total = source.num_rows
+            self.tallies[root.name].total = source.num_rows if rows is None else len(rows)
         if self._cut is not None:
             self.cutting = Cutting(self._cut, source.num_rows, self._changes[self.steps[-1].name])
         window = max(4, 2 + -(-2 * self._limit // BATCH_ROWS))
         with seldom_collected():
-            await self._stream(source, window)
+            await self._stream(source, rows, window)
         return self.tallies
 
-    async def _stream(self, source: Rows, window: int) -> None:
+    async def _stream(self, source: Rows, rows: range | None, window: int) -> None:
         open_batches: list[_OpenBatch] = []
-        start = 0
+        start = 0 if rows is None else rows.start
+        tables = source.batches(BATCH_ROWS) if rows is None else source.batches_at(rows, BATCH_ROWS)
         async with self._slots as slots:
-            for number, table in enumerate(source.batches(BATCH_ROWS)):
+            for number, table in enumerate(tables):
                 batch = _OpenBatch(number, start, table, self.steps)
                 open_batches.append(batch)
                 start += table.num_rows
@@ -142,14 +145,14 @@ class Flow:
         cutting, place = self.cutting, batch.start + index
         while not cutting.may_begin(place):
             cutting.judge()
-            if self._failed_steps or place >= cutting.most or cutting.comes_to_rest:
+            if self.failed or place >= cutting.most or cutting.comes_to_rest:
                 await self._slots.all_finished()
                 cutting.stop()
             if cutting.end is not None:
                 return False
             if not cutting.may_begin(place):
                 await self._slots.one_finished()
-        if self._failed_steps:
+        if self.failed:
             cutting.stop()
             return False
         cutting.begin(place, batch.table)
@@ -229,7 +232,7 @@ class Flow:
             await asyncio.gather(*(self._through(step, batch, order, row) for step in steps))
 
     async def _through(self, step: FlowStep, batch: _OpenBatch, order: Order, row: Row) -> None:
-        if step.name in self._failed_steps or (self.cutting is not None and self.cutting.beyond(batch.start + order[0])):
+        if step.name in self.failed or (self.cutting is not None and self.cutting.beyond(batch.start + order[0])):
             return
         self.pace.begin(step.name)
         outcome = await self._outcome(step, row, batch.number * BATCH_ROWS + order[0])
@@ -257,7 +260,7 @@ class Flow:
         self._count(step, row, outcome)
         if not outcome.failed:
             passed = Passed([new for _, new in made], outcome.dropped)
-            self.meters[step.name].add((batch.number, *order), str(row["uid"]), passed)
+            self.meters[step.name].add((batch.start + order[0], *order[1:]), str(row["uid"]), passed)
         if outcome.dropped or outcome.failed:
             batch.lost[step.name].append((order, row, outcome.dropped or f"failed: {outcome.failed}"))
         batch.kept[step.name] += made
@@ -323,10 +326,11 @@ class Flow:
         elif outcome.failed:
             tally.failed += 1
             tally.may_pass += outcome.may_pass
-            if tally.failed > (step.params.max_failed if step.params else 0):
-                aside = "" if outcome.may_pass else SET_ASIDE
-                tally.error = tally.error or f"row {row['uid']}: {outcome.failed}{aside}\n{outcome.trace}".rstrip()
-                self._failed_steps.add(step.name)
+            aside = "" if outcome.may_pass else SET_ASIDE
+            tally.failure = tally.failure or f"row {row['uid']}: {outcome.failed}{aside}\n{outcome.trace}".rstrip()
+            if tally.failed > step.max_failed:
+                tally.error = tally.failure
+                self.failed.add(step.name)
         else:
             tally.rows_out += len(outcome.rows)
             if outcome.cached:
@@ -339,7 +343,7 @@ class Flow:
         while open_batches and open_batches[0].open_rows == 0:
             batch = open_batches.pop(0)
             for step in self.steps:
-                if step.name in self._failed_steps:
+                if step.name in self.failed:
                     continue
                 writer = self._writers[step.name]
                 kept = sorted(batch.kept[step.name], key=lambda pair: pair[0])

@@ -65,6 +65,11 @@ class Rows:
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 yield from file.iter_batches(size, columns=None if columns is None else list(columns))
 
+    def batches_at(self, rows: range, size: int = 1024) -> Iterator[pa.RecordBatch]:
+        """Yield the rows at these places in order, at most `size` at a time; only the row groups that hold them are read."""
+        for table in self._slices(rows.start, len(rows)):
+            yield from table.to_batches(size)
+
     def scan(self) -> pl.LazyFrame:
         """Return a lazy polars frame over the rows."""
         import polars as pl

@@ -26,7 +26,8 @@ from caiflow.engine.llm.served.refusals import PREFILL_FIELDS
 from caiflow.engine.llm.served.replies import Again, Passing, keep_lesson, read_reply
 from caiflow.engine.operator import MetricsOperator
 from caiflow.engine.plan.consent import refuse_unallowed
-from caiflow.engine.run.units import FlowUnit, MeasureUnit
+from caiflow.engine.run.flows import FlowUnit
+from caiflow.engine.run.units import MeasureUnit
 from caiflow.engine.store.ledger import ledger_name
 from caiflow.engine.store.spending import Account, Spent
 

@@ -236,8 +236,8 @@ class _Execution:
 
     def _begin_chain(self, step: Step, cluster: Cluster) -> bool:
         from caiflow.engine.run.fitting import beginning, never_fits
+        from caiflow.engine.run.flows import FlowUnit
         from caiflow.engine.run.later import answered_before
-        from caiflow.engine.run.units import FlowUnit
 
         waiting = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
         chain, cut = beginning(self.resolver, cluster, waiting), self.resolver.cut_of(waiting)

@@ -19,7 +19,8 @@ from caiflow.engine.llm.client import Link
 from caiflow.engine.operator import Job, MetricsOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.rows.folder import Rows, RowsWriter
-from caiflow.engine.run.units import FlowUnit, MeasureUnit, StepResult
+from caiflow.engine.run.flows import FlowUnit
+from caiflow.engine.run.units import MeasureUnit, StepResult
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 

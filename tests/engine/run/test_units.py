@@ -13,8 +13,9 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
+from caiflow.engine.run.flows import FlowUnit
 from caiflow.engine.run.llms import LedgeredLLMs
-from caiflow.engine.run.units import FlowUnit, staged_anew
+from caiflow.engine.run.units import staged_anew
 from support.runs_without_ray import AskedLink
 
 
