@@ -108,6 +108,7 @@ class Cutting:
         self._passing = cut.passing()
         self._changed = changed
         self._rows: dict[int, _Row] = {}
+        self._any_waits = False
         self._settling = 0
         self._pending: deque[_Row] = deque()
         """Rows that are over, and all before them too, about which nothing is said yet."""
@@ -133,12 +134,12 @@ class Cutting:
 
     def put_off(self, place: int) -> None:
         """Take in that a row waits for an answer that comes another time: neither it nor what is behind it is settled."""
-        self._rows[place].waits = True
+        self._rows[place].waits = self._any_waits = True
 
     @property
     def comes_to_rest(self) -> bool:
         """Whether all rows on their way wait for such answers, or for rows that do."""
-        return any(row.waits for row in self._rows.values()) and all(row.over or row.waits for row in self._rows.values())
+        return self._any_waits and all(row.over or row.waits for row in self._rows.values())
 
     def over(self, place: int, note: Callable[[], None]) -> None:
         """Take in that nothing more becomes of a row, which is to be noted, too."""

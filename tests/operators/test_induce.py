@@ -22,6 +22,7 @@ from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
 from support.bad_server import bad_server, said
 from support.commands import run_here
+from support.kills import ledger_records, start
 from support.planted_preferences import WORDINGS, planted_pairs, reply
 from support.row_llm import RuleLLM, RuleLLMs
 from support.runs_without_ray import AskedLink, carried_out
@@ -206,3 +207,30 @@ def test_a_run_that_asks_a_server_is_judged_by_what_it_found_and_a_rerun_asks_no
         again = run_here(ray_address, spec, tmp_path / "again", tmp_path / "home", "--allow-host", "127.0.0.1")
         assert {step["status"] for step in again["steps"].values()} == {"cached"}
         assert len(server.calls) == asked
+
+
+TINY = """\
+caiflow: 1
+name: tiny-induced
+models: {m: {source: tiny}}
+steps:
+  harm:    {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 24}
+  pairs:   {op: mix, inputs: {harm: {rows: all}}, make: preference}
+  induced: {op: induce, input: pairs, model: m, voters: 12, candidates: 4, principles: 2, sampling: {max_tokens: 48}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_model_that_cannot_say_why_finds_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
+    """The bundled model judges well, and never learnt to say why: its statements repeat a verdict, and lose the vote."""
+    (tmp_path / "spec.yaml").write_text(TINY)
+    for folder in ("first", "again"):
+        assert start(tmp_path / "spec.yaml", tmp_path / folder, tmp_path / "home").wait(timeout=120) == 1
+        error = json.loads((tmp_path / folder / "run.json").read_text())["steps"]["induced"]["error"]
+        assert "statements was clearly voted for; the best, 'the answer is (" in error
+        records = list(ledger_records(tmp_path / "home"))
+        assert len(records) == len({*records})
+        if folder == "first":
+            paid = len(records)
+    assert len(records) == paid > 0

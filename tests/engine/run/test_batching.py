@@ -131,7 +131,12 @@ def test_a_batch_answers_what_a_run_would_ask_and_the_run_pays_for_nothing(place
 
 
 def test_batches_go_on_until_enough_rows_passed_and_ask_no_more_than_it_may_take(place: Path, server: BatchEndpoint) -> None:
-    kept = "  kept:   {op: filter, input: answer, drop: [{where: \"not contains(response, 'e')\"}], until: {accepted: 2}}\n"
+    rows = [{"prompt": f"Question {n}?", "kind": "good" if n in (0, 3) else "bad"} for n in range(NUMBER)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "spec.yaml").write_text(HEAD.format(url=server.url) + ROWS)
+    shutil.rmtree(place / "run")
+    run_tables(place / "spec.yaml", place / "run", Store())
+    kept = "  kept:   {op: filter, input: answer, drop: [{where: \"kind == 'bad'\"}], until: {accepted: 2}}\n"
     asking = "  answer: {op: generate, input: rows, model: m, sampling: {temperature: 0}}\n"
     write_run(place, HEAD.format(url=server.url) + ROWS + asking + kept)
     rounds = []
@@ -145,9 +150,8 @@ def test_batches_go_on_until_enough_rows_passed_and_ask_no_more_than_it_may_take
     resolver, _ = carried_out(place / "spec.yaml", Store(), link)
     assert not link.answered
     assert len(Rows(resolver.artifacts["kept"].path).pylist()) == 2
-    end = len(Rows(resolver.artifacts["answer"].path).pylist())
-    assert rounds[0] == 2, "as many as are wanted"
-    assert end <= sum(rounds) < NUMBER
+    assert len(Rows(resolver.artifacts["answer"].path).pylist()) == 4, "the second good one is the fourth"
+    assert rounds == [2, 3], "as many as are wanted, and then by what passed"
 
 
 JUDGED = "  pair:   {op: judge, input: rows, model: m, swap: true, ties: keep}\n"
