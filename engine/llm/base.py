@@ -140,6 +140,54 @@ class Controlled(Protocol):
         """Let no call leave where it is `paused`, at most `concurrency` at once, and none beyond the `max_*`; else as begun."""
 
 
+@runtime_checkable
+class Cancelling(Protocol):
+    """An engine that can stop computing an answer."""
+
+    def cancel(self, number: int) -> None:
+        """Have a call finish at once, with whatever answer: nobody waits for it."""
+
+
+class LinkLost(Exception):
+    """The engine behind a link died; what was in flight must be asked again."""
+
+
+class Link(Protocol):
+    """The way to one engine host, wherever it runs."""
+
+    @property
+    def capacity(self) -> int:
+        """How many calls the engine works on at once."""
+
+    @property
+    def waiting(self) -> str:
+        """Whom it has long been waiting for, as it last told, or that it is itself waited for; empty while it gets on."""
+
+    async def open(self) -> None:
+        """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
+
+    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
+        """Send requests, and say which rows won't ask on though their last call said so. Raises LinkLost."""
+
+    async def collect(self) -> list[tuple[int, Answer]]:
+        """Wait a while for answers. Raises LinkLost."""
+
+    async def revive(self) -> None:
+        """Wait until the engine is up again. Raises EngineError where it won't be."""
+
+
+@runtime_checkable
+class OwnLink(Link, Protocol):
+    """A link to an engine whose calls may be dropped again; `own` where they cost no more than its time."""
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody is paid for its calls."""
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Have it drop calls that nobody waits for any more. Raises LinkLost."""
+
+
 Draws = Literal["caiflow", "vllm"]
 """Who draws tokens by a request's seed: this project's sampler, or vLLM's own."""
 

@@ -7,51 +7,26 @@ Owns the balance over replicas, the limit of requests in an engine, and asking a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from caiflow.engine.errors import AskAnewError, EngineError
-from caiflow.engine.llm.base import Answer, Completion, Request
+from caiflow.engine.llm.base import Answer, Completion, Link, LinkLost, OwnLink, Request
+from caiflow.engine.llm.order.late import Late
 from caiflow.engine.llm.served.taught import ASK_ANEW
 
 COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
 SILENT_S = 5.0
 """How much longer than that an engine may say nothing before the others have what it was asked: its machine may be frozen."""
+LOOK_S = 0.5
+"""How often calls are looked for that have been out for much longer than most (`order/late.py`)."""
 LATE_S = 20.0
 """How long the engines that are there wait for one more at the start; it comes to them whenever there is room for it."""
-
-
-class LinkLost(Exception):
-    """The engine behind a link died; what was in flight must be asked again."""
-
-
-class Link(Protocol):
-    """The way to one engine host, wherever it runs."""
-
-    @property
-    def capacity(self) -> int:
-        """How many calls the engine works on at once."""
-
-    @property
-    def waiting(self) -> str:
-        """Whom it has long been waiting for, as it last told, or that it is itself waited for; empty while it gets on."""
-
-    async def open(self) -> None:
-        """Wait until the engine has loaded and begin a session; `capacity` is right then. Raises EngineError, LinkLost."""
-
-    async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
-        """Send requests, and say which rows won't ask on though their last call said so. Raises LinkLost."""
-
-    async def collect(self) -> list[tuple[int, Answer]]:
-        """Wait a while for answers. Raises LinkLost."""
-
-    async def revive(self) -> None:
-        """Wait until the engine is up again. Raises EngineError where it won't be."""
 
 
 @dataclass(slots=True)
@@ -60,6 +35,10 @@ class _Asked:
     answer: asyncio.Future[Answer]
     priority: tuple[int, int]
     tries: int = 0
+    since: float = 0.0
+    """When an engine was last given it, by the loop's clock."""
+    twice: bool = False
+    """Whether two engines were given it."""
 
     def __lt__(self, other: _Asked) -> bool:
         return self.priority < other.priority
@@ -93,6 +72,7 @@ class EngineClient:
 
     What a replica had that is lost goes to the others at once, and so does what one has that is silent; whichever answers first
     is heard. One that is lost for good gets no more requests. Only where none is left are requests answered with the error.
+    Where none is paid for, a request that takes far longer than most is asked of a second one that has room; it counts once.
 
     `calls`, `prompt_tokens` and `completion_tokens` count what was answered.
     """
@@ -112,6 +92,7 @@ class EngineClient:
         self._dead: EngineError | None = None
         self._told: list[str] = []
         self.silent_s = SILENT_S
+        self.late = Late()
         self._lent: dict[int, _Asked] = {}
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
@@ -121,6 +102,8 @@ class EngineClient:
             raise self._dead
         self._tasks = [asyncio.create_task(self._receive(replica)) for replica in self._replicas]
         self._tasks += late
+        if len(self._replicas) > 1 and all(isinstance(one.link, OwnLink) and one.link.own for one in self._replicas):
+            self._tasks.append(asyncio.create_task(self._ask_late_ones_twice()))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -194,19 +177,62 @@ class EngineClient:
         for replica in living:
             over, replica.over = replica.over, []
             if over or id(replica) in batches:
-                task = asyncio.create_task(self._send(replica, batches[id(replica)], over))
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                self._spawn(self._send(replica, batches[id(replica)], over))
 
     def _put(self, replica: _Replica, asked: _Asked) -> tuple[int, Request]:
         """Take a request for a replica; return it with its number."""
         turn, number = asked.priority
+        asked.since = asyncio.get_running_loop().time()
         replica.in_flight[number] = asked
         replica.room -= 1
         replica.busy.set()
         if turn >= 0 and (asked.request.more or turn in self._homes):
             self._homes[turn] = replica, asked.request.more > 0
         return number, asked.request
+
+    async def _ask_late_ones_twice(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            idle = [one for one in self._replicas if one.up and one.idle() and not one.pending]
+            if idle and not self._pending and not self.waiting:
+                now = asyncio.get_running_loop().time()
+                out = {
+                    n: (one, asked) for one in self._replicas if one.up for n, asked in one.in_flight.items() if not asked.twice
+                }
+                room = sum(one.link.capacity - len(one.in_flight) for one in idle)
+                for number in self.late.overdue([(n, now - asked.since) for n, (_, asked) in out.items()], room):
+                    self._ask_twice(*out[number], idle)
+
+    def _ask_twice(self, replica: _Replica, asked: _Asked, idle: Sequence[_Replica]) -> None:
+        """Ask a second replica, the one with most room; the first keeps its place among the row's calls."""
+        others = [one for one in idle if one is not replica and one.idle()]
+        if not others:
+            return
+        other = max(others, key=lambda one: one.room)
+        asked.twice, other.room = True, other.room - 1
+        other.in_flight[asked.priority[1]] = asked
+        other.busy.set()
+        if not self.late.twice:
+            self._told.append("some calls take far longer than most, and are asked of another of its engines, too")
+        self.late.twice += 1
+        self._spawn(self._send(other, [(asked.priority[1], asked.request._replace(more=0, row=""))], []))
+
+    def _drop_other(self, number: int) -> None:
+        """Have a request dropped where it was asked, too."""
+        for replica in self._replicas:
+            if replica.in_flight.pop(number, None) is not None:
+                replica.room += 1
+                self._spawn(self._cancel(replica, number))
+
+    async def _cancel(self, replica: _Replica, number: int) -> None:
+        if isinstance(replica.link, OwnLink):
+            with contextlib.suppress(LinkLost, EngineError):  # then it is dropped, too
+                await replica.link.cancel([number])
+
+    def _spawn(self, sending: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def _send(self, replica: _Replica, batch: list[tuple[int, Request]], over: list[str]) -> None:
         try:
@@ -320,7 +346,9 @@ class EngineClient:
         waiting, replica.pending, replica.over = replica.pending, [], []
         for asked in waiting:
             heapq.heappush(self._pending, asked)
-        for asked in left.values():
+        for number, asked in left.items():
+            if asked.twice and any(number in other.in_flight for other in self._replicas):
+                continue
             asked.tries += loss is not None
             if asked.tries <= self._engine_retries:
                 heapq.heappush(self._pending, asked)
@@ -351,8 +379,15 @@ class EngineClient:
             return  # an answer that came twice, after the engine was lost and the request asked again
         replica.room += asked is not None
         asked = asked or lent
-        if asked is not None and not asked.answer.done():
-            asked.answer.set_result(answer)
+        if asked is None or asked.answer.done():
+            return
+        if asked.twice and isinstance(answer, EngineError) and any(number in other.in_flight for other in self._replicas):
+            return  # the other may do better
+        if asked.twice:
+            self._drop_other(number)
+        else:
+            self.late.answered(asyncio.get_running_loop().time() - asked.since)
+        asked.answer.set_result(answer)
 
 
 def _as_engine_error(error: Exception) -> EngineError:

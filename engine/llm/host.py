@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Answer, Completion, Controlled, Engine, Request
+from caiflow.engine.llm.base import Answer, Cancelling, Completion, Controlled, Engine, Request
 
 _ANY = 1 << 30
 Batch = list[tuple[int, Request]]
@@ -39,6 +39,7 @@ class EngineHost:
 
     def __init__(self, start: Callable[[], Engine]) -> None:
         self._inbox: deque[tuple[str, str, Batch, Sequence[str], float]] = deque()
+        self._dropped: deque[tuple[str, str, int]] = deque()
         self._outbox: dict[str, Answers] = defaultdict(list)
         self._sessions: dict[str, str] = {}
         self._owner: dict[int, tuple[str, str, int, Request]] = {}
@@ -54,6 +55,7 @@ class EngineHost:
         self._thread.start()
         self._engine = started.result()
         self.capacity = self._engine.capacity
+        self.cancels = isinstance(self._engine, Cancelling)
         self._asked: Mapping[str, Any] = {}
 
     def control(self, asked: Mapping[str, Any]) -> None:
@@ -75,6 +77,11 @@ class EngineHost:
         """Queue a client's requests under its own ids; the rows that are `over` were to ask on, and won't."""
         self._check(client, session)
         self._inbox.append((client, session, list(requests), over, time.monotonic()))
+        self._inbox_filled.set()
+
+    def cancel(self, client: str, session: str, numbers: Sequence[int]) -> None:
+        """Drop a client's requests, by its own ids: their answers are handed out to nobody."""
+        self._dropped += [(client, session, number) for number in numbers]
         self._inbox_filled.set()
 
     def collect(self, client: str, session: str, timeout_s: float) -> Answers:
@@ -161,6 +168,19 @@ class EngineHost:
             engine.submit(batch)
             if engine.gate:
                 engine.gate.over(over)
+        while self._dropped:
+            self._drop(engine, *self._dropped.popleft())
+
+    def _drop(self, engine: Engine, client: str, session: str, own_id: int) -> None:
+        """Have the engine drop a request; one that can't still computes it, for nobody."""
+        for asker, of, batch, *_ in self._inbox:
+            if (asker, of) == (client, session):
+                batch[:] = [one for one in batch if one[0] != own_id]
+        for number, (asker, of, own, request) in list(self._owner.items()):
+            if (asker, of, own) == (client, session, own_id):
+                self._owner[number] = ("", "", own, request)
+                if isinstance(engine, Cancelling):
+                    engine.cancel(number)
 
     def _room(self) -> int:
         """Return how many more calls the engine may hold."""
@@ -174,7 +194,7 @@ class EngineHost:
             return
         for number, answer in finished:
             client, session, own_id, request = self._owner.pop(number)
-            if isinstance(answer, Completion):
+            if isinstance(answer, Completion) and client:
                 self._keep(client, session, request, answer)
             self._hand_out(client, session, own_id, answer)
 
@@ -250,6 +270,15 @@ class LocalLink:
     async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Send requests, and say which rows won't ask on."""
         self._host.submit(self._client, self._session, requests, over)
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody is paid for its calls."""
+        return self._host.cancels
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Have it drop calls."""
+        self._host.cancel(self._client, self._session, numbers)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from caiflow.engine.errors import AskAnewError, EngineError, PlanError, StepError
 from caiflow.engine.flow.row_llm import call_key
 from caiflow.engine.flow.stream import BATCHED
-from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
-from caiflow.engine.llm.client import Link
+from caiflow.engine.llm.base import Answer, Completion, Link, ModelSource, Request
 from caiflow.engine.llm.served.batch import Answers, Call, Reply, UnsayableError, request_files
 from caiflow.engine.llm.served.budget import price
 from caiflow.engine.llm.served.openai import as_listed, dialect_speaker, endpoint_of

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from caiflow.engine.flow.cutting import Cut
     from caiflow.engine.flow.sample import Sample
     from caiflow.engine.flow.stream import Flow
-    from caiflow.engine.llm.client import EngineClient, Link
+    from caiflow.engine.llm.base import Link
+    from caiflow.engine.llm.client import EngineClient
     from caiflow.engine.rows.folder import Rows, RowsWriter
 
 _COUNTED = ("done", "cached", "dropped", "failed", "may_pass", *OF_CALLS)

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.llm.base import Answer, ModelSource, Request
-from caiflow.engine.llm.client import COLLECT_S, Link
+from caiflow.engine.llm.base import Answer, Link, ModelSource, OwnLink, Request
+from caiflow.engine.llm.client import COLLECT_S
 from caiflow.engine.store.ledger import ledger_name
 
 if TYPE_CHECKING:
@@ -58,6 +58,16 @@ class LinkLater:
         if requests or self._opening:
             await asyncio.shield(self._begun())
             await self._link.submit(requests, over)
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody is paid for its calls."""
+        return isinstance(self._link, OwnLink) and self._link.own
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Have it drop calls."""
+        if isinstance(self._link, OwnLink):
+            await self._link.cancel(numbers)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for the engine, and then for answers."""

@@ -19,7 +19,8 @@ from caiflow.engine.operator import Ask, LLMs, Operator
 from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
-    from caiflow.engine.llm.client import EngineClient, Link
+    from caiflow.engine.llm.base import Link
+    from caiflow.engine.llm.client import EngineClient
 
 T = TypeVar("T")
 

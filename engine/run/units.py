@@ -33,7 +33,8 @@ from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:
-    from caiflow.engine.llm.client import EngineClient, Link
+    from caiflow.engine.llm.base import Link
+    from caiflow.engine.llm.client import EngineClient
     from caiflow.engine.rows.folder import RowsWriter
 
 

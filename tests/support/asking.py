@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from caiflow.engine.llm.base import Answer, Completion, Engine, Request, Sampling
+from caiflow.engine.errors import EngineError
+from caiflow.engine.llm.base import Answer, Cancelling, Completion, Engine, Request, Sampling
 
 WORDS = "bake bread harm answer water kind oven hour wait rewrite unkind small salt flour nothing".split()  # noqa: SIM905
 
@@ -51,3 +52,22 @@ def mixed_requests(n: int = 40) -> list[Request]:
         choices = ("A", "B") if seed % 6 == 5 else ()
         requests.append(Request(prompt, sampling, seed, prefill=" (" if choices else "", choices=choices))
     return requests
+
+
+def drops_one(engine: Engine) -> None:
+    """Have an engine drop a long call that it computes; assert that it ends at once, and another's answer stays the same."""
+    other, wild = Request("word", Sampling(max_tokens=8)), Sampling(temperature=2.0, max_tokens=200)
+    tried = [Request("story", wild, seed=seed) for seed in range(12)]
+    alone, *answers = ask(engine, [other, *tried])
+    lengths = [answer.completion_tokens for answer in answers if isinstance(answer, Completion)]
+    assert max(lengths) > 50
+    long = tried[lengths.index(max(lengths))]
+    assert isinstance(engine, Cancelling)
+    engine.submit([(0, long), (1, other)])
+    came = dict(engine.step(0.0))
+    engine.cancel(0)
+    while len(came) < 2:
+        came |= dict(engine.step())
+    assert came[1] == alone
+    assert isinstance(came[0], EngineError) or came[0].completion_tokens < 10
+    assert ask(engine, [other]) == [alone]

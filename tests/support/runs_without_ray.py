@@ -14,8 +14,7 @@ from typing import Any
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.identity import digest
-from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import Link
+from caiflow.engine.llm.base import Answer, Completion, Link, Request
 from caiflow.engine.operator import Job, MetricsOperator, TableOperator
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.rows.folder import Rows, RowsWriter

@@ -112,6 +112,12 @@ class TransformersEngine:
         finished, self._finished = self._finished, []
         return finished
 
+    def cancel(self, number: int) -> None:
+        """Have a call end with its next token."""
+        for row in (*self._outside.values(), *self._rows.values(), *(row for *_, row in self._waiting)):
+            if row.number == number:
+                row.request = row.request._replace(sampling=row.request.sampling._replace(max_tokens=1))
+
     def close(self) -> None:
         """Free the model's memory."""
         self._model, self._slots, self._rows = None, None, {}

@@ -107,13 +107,22 @@ class VLLMEngine:
                 outputs = self._engine.step()
             except Exception as error:
                 raise EngineError(f"vLLM stopped: {type(error).__name__}: {error}", kind="engine_lost", retry=True) from error
-            self._finished += [self._answer(output) for output in outputs if output.finished]
+            self._finished += [
+                self._answer(output) for output in outputs if output.finished and output.request_id in self._asked
+            ]
             ended = time.monotonic()
             self.gate.stepped(ended - begun)
             if ended >= deadline:
                 break
         finished, self._finished = self._finished, []
         return finished
+
+    def cancel(self, number: int) -> None:
+        """Have vLLM drop a call that it was given; one that waits to be let in is computed."""
+        for name in [name for name, asked in self._asked.items() if asked.number == number]:
+            self._engine.abort_request([name])
+            self.gate.finish(self._asked.pop(name).number)
+            self._finished.append((number, EngineError("it was dropped", kind="refused")))
 
     def close(self) -> None:
         """Stop vLLM and free its memory, so that another engine can start in this process."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepError
-from caiflow.engine.llm.base import Answer, ModelSource, Request
-from caiflow.engine.llm.client import COLLECT_S, LinkLost
+from caiflow.engine.llm.base import Answer, LinkLost, ModelSource, Request
+from caiflow.engine.llm.client import COLLECT_S
 from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.run.on_ray.deaths import death, first_line, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
@@ -146,6 +146,10 @@ class EngineActor:
         """Queue requests, and say which rows won't ask on."""
         self._loaded().submit(client, session, requests, over)
 
+    def cancel(self, client: str, session: str, numbers: Sequence[int]) -> None:
+        """Drop requests."""
+        self._loaded().cancel(client, session, numbers)
+
     def collect(
         self, client: str, session: str, timeout_s: float, patience_s: float, times: float
     ) -> tuple[list[tuple[int, Answer]], str]:
@@ -212,6 +216,15 @@ class RayLink:
     async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Send requests, and say which rows won't ask on."""
         await self._call("submit", self._client, self._session, requests, over)
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody is paid for its calls."""
+        return not self._source.served
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Have it drop calls."""
+        await self._call("cancel", self._client, self._session, numbers)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""

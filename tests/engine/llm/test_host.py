@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from caiflow.engine.errors import AskAnewError, EngineError
-from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.llm.client import EngineClient, LinkLost
+from caiflow.engine.llm.base import Answer, Completion, LinkLost, Request
+from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.llm.served.taught import ASK_ANEW
 from support.scripted import ScriptedEngine
@@ -490,3 +490,82 @@ def test_a_step_waits_for_what_the_gate_waits_for() -> None:
         host.submit("a", session, asked(["second"]), ["row 1"])
         assert gathered(host, "a", session, 1)  # long before the minute is over
     assert gate.ended == ["row 1"]
+
+
+class StallingEngine(ScriptedEngine):
+    """Answers all but one request, which it drops where that is asked of it."""
+
+    def __init__(self, stalls: str) -> None:
+        super().__init__()
+        self._stalls = stalls
+        self.dropped: list[int] = []
+
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests; what stalls is only remembered."""
+        super().submit(requests)
+        self._queue = [(number, request) for number, request in self._queue if request.prompt != self._stalls]
+
+    def cancel(self, number: int) -> None:
+        """End a request."""
+        self.dropped.append(number)
+        self._queue.append((number, Request("dropped")))
+
+
+class PaidLink(LocalLink):
+    """A link to an engine whose calls are paid for."""
+
+    own = False
+
+
+def two_of_one_model(
+    monkeypatch: pytest.MonkeyPatch, first: type[LocalLink]
+) -> tuple[list[str], int, int, list[StallingEngine]]:
+    """Ask 100 requests of two engines, the first of which never answers one; return answers, engines, and calls counted."""
+    monkeypatch.setattr("caiflow.engine.llm.client.LOOK_S", 0.01)
+    monkeypatch.setattr("caiflow.engine.llm.order.late.LEAST_S", 0.1)
+    engines = [StallingEngine("word 0"), StallingEngine("")]
+
+    async def answers(host: EngineHost, other: EngineHost) -> tuple[list[str], int, int]:
+        async with EngineClient([first(host, "one"), LocalLink(other, "other")]) as client:
+            late = asyncio.ensure_future(client.ask(Request("word 0", seed=7, turn=0, more=2)))
+            found = await asyncio.gather(*(client.ask(Request(f"word {n}", seed=7, turn=n)) for n in range(1, 100)))
+            if first is PaidLink:
+                await asyncio.sleep(0.3)
+                assert not late.done()
+                return [text(answer) for answer in found], client.calls, client.late.twice
+            found = [await late, *found]
+            while not engines[0].dropped:
+                await asyncio.sleep(0.01)
+            assert ["asked of another" in told for told in client.told()] == [True]
+            return [text(answer) for answer in found], client.calls, client.late.twice
+
+    with hosted(engines[0]) as host, hosted(engines[1]) as other:
+        return *asyncio.run(asyncio.wait_for(answers(host, other), 60)), engines
+
+
+def test_a_call_that_takes_far_longer_than_most_is_asked_of_another_and_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls, twice, (stalling, other) = two_of_one_model(monkeypatch, LocalLink)
+    assert found == [f"re: word {n} #7" for n in range(100)]
+    assert (calls, twice, len(stalling.asked) + len(other.asked)) == (100, 1, 101)
+    (again,) = [request for request in other.asked if request.prompt == "word 0"]
+    assert (again.seed, again.more, again.row) == (7, 0, "")  # the same answer, and no row that the other would wait for
+    assert len(stalling.dropped) == 1
+
+
+def test_a_call_that_is_paid_for_is_never_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls, twice, (stalling, other) = two_of_one_model(monkeypatch, PaidLink)
+    assert (len(found), calls, twice, len(stalling.asked) + len(other.asked)) == (99, 99, 0, 100)
+
+
+def test_a_dropped_call_s_answer_is_kept_for_nobody() -> None:
+    engine = StallingEngine("long")
+    with hosted(engine) as host:
+        old = host.begin("worker")
+        host.submit("worker", old, asked(["long", "short"]))
+        assert gathered(host, "worker", old, 1) == {1: "re: short #0"}
+        host.cancel("worker", old, [0])
+        while not engine.dropped:
+            time.sleep(0.01)
+        new = host.begin("worker")
+        host.submit("worker", new, asked(["other"]))
+        assert gathered(host, "worker", new, 1) == {0: "re: other #0"}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
-from caiflow.engine.llm.client import EngineClient, LinkLost
+from caiflow.engine.llm.base import Answer, Completion, LinkLost, ModelSource, Request
+from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.plan.components import Resolver
 from caiflow.engine.run.later import LinkLater, answered_before, awaited, loading, tell_openings
 from caiflow.engine.spec.load import load_spec

@@ -15,7 +15,7 @@ from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.local.attention import spans
 from caiflow.engine.llm.local.kv import Kept, KeptRows
 from caiflow.engine.llm.local.transformers import TransformersEngine
-from support.asking import WORDS, ask, mixed_requests, scored_requests, text
+from support.asking import WORDS, ask, drops_one, mixed_requests, scored_requests, text
 from support.small_models import SHAPE, small_model
 
 
@@ -351,3 +351,7 @@ def test_a_large_model_is_spread_over_more_cores_unless_the_spec_says_how_many(
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_call_that_nobody_waits_for_is_dropped_alone(engine: Engine) -> None:
+    drops_one(engine)

@@ -15,7 +15,7 @@ from caiflow.engine.llm.files import load_model
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.spec.engine_args import EngineArgs
 from support.agreement import assert_agree
-from support.asking import ask, mixed_requests, scored_requests, text
+from support.asking import ask, drops_one, mixed_requests, scored_requests, text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ARGS = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
@@ -155,3 +155,7 @@ def test_an_adapter_is_served_without_merging(
             assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
     finally:
         served.close()
+
+
+def test_a_call_that_nobody_waits_for_is_dropped_alone(engine: Engine) -> None:
+    drops_one(engine)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,29 @@ def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: M
     print(f"{len(failed)} of {REQUESTS:,} requests failed with one of two engines dead for good")
     assert not failed
     assert len(told) == 1
+
+
+@pytest.mark.kill
+def test_calls_of_a_replica_that_stalls_are_answered_by_the_other_and_count_once(cluster: Cluster, model: ModelSource) -> None:
+    links = cluster.engine(model._replace(options={**model.options, "replicas": 2, "num_cpus": 1}), "small", "client")
+    assert links is not None
+
+    async def asked() -> tuple[list[Answer], list[Answer], list[str], int, int]:
+        async with EngineClient(links) as client:
+            before = await asyncio.gather(*(client.ask(Request(f"word {n}", ONE_TOKEN)) for n in range(600)))
+            stalls = links[0].process[1]
+            os.kill(stalls, signal.SIGSTOP)
+            try:
+                found = await asyncio.gather(*(client.ask(Request(f"word {n}", ONE_TOKEN)) for n in range(16)))
+            finally:
+                os.kill(stalls, signal.SIGCONT)
+            return before, found, client.told(), client.calls, client.late.twice
+
+    before, found, told, calls, twice = asyncio.run(asyncio.wait_for(asked(), 300))
+    assert found == before[:16]
+    assert (calls, twice > 0, len(told)) == (616, True, 1)
+    assert "asked of another of its engines, too" in told[0]  # and none was waited for until its engine counted as silent
+    print(f"{twice} of 16 calls were asked twice")
 
 
 CAPPED = """\
