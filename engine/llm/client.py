@@ -13,11 +13,11 @@ import itertools
 import uuid
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.llm.base import Answer, Completion, Link, LinkLost, OwnLink, Request
 from caiflow.engine.llm.order.late import Late
+from caiflow.engine.llm.order.replicas import Asked, Replica
 from caiflow.engine.llm.served.taught import ASK_ANEW
 
 COLLECT_S = 5.0  # one waiting call per engine and client; long, since it returns with the first answer
@@ -27,41 +27,6 @@ LOOK_S = 0.5
 """How often calls are looked for that have been out for much longer than most (`order/late.py`)."""
 LATE_S = 20.0
 """How long the engines that are there wait for one more at the start; it comes to them whenever there is room for it."""
-
-
-@dataclass(slots=True)
-class _Asked:
-    request: Request
-    answer: asyncio.Future[Answer]
-    priority: tuple[int, int]
-    tries: int = 0
-    since: float = 0.0
-    """When an engine was last given it, by the loop's clock."""
-    twice: bool = False
-    """Whether two engines were given it."""
-
-    def __lt__(self, other: _Asked) -> bool:
-        return self.priority < other.priority
-
-
-@dataclass(slots=True)
-class _Replica:
-    link: Link
-    in_flight: dict[int, _Asked] = field(default_factory=dict)
-    pending: list[_Asked] = field(default_factory=list)
-    """A heap of what rows ask that are at home here."""
-    over: list[str] = field(default_factory=list)
-    """Rows that were to ask on here, and won't."""
-    room: int = 0
-    up: bool = False
-    """Whether it takes requests; not while it loads, or loads again."""
-    lost: EngineError | None = None
-    """Why it won't answer any more; None while it does."""
-    busy: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def idle(self) -> bool:
-        """Return whether it has less to do than it can do at once."""
-        return len(self.in_flight) + len(self.pending) < self.link.capacity
 
 
 class EngineClient:
@@ -78,12 +43,12 @@ class EngineClient:
     """
 
     def __init__(self, links: Sequence[Link], *, engine_retries: int = 5) -> None:
-        self._replicas = [_Replica(link) for link in links]
+        self._replicas = [Replica(link) for link in links]
         self.capacity = 0
         self._engine_retries = engine_retries
-        self._pending: list[_Asked] = []
+        self._pending: list[Asked] = []
         self._name = uuid.uuid4().hex[:12]
-        self._homes: dict[int, tuple[_Replica, bool]] = {}
+        self._homes: dict[int, tuple[Replica, bool]] = {}
         """By turn, where a row is at home, and whether its last call said that it asks on."""
         self._ids = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,7 +58,7 @@ class EngineClient:
         self._told: list[str] = []
         self.silent_s = SILENT_S
         self.late = Late()
-        self._lent: dict[int, _Asked] = {}
+        self._lent: dict[int, Asked] = {}
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
     async def __aenter__(self) -> EngineClient:
@@ -129,7 +94,7 @@ class EngineClient:
             return self._dead
         if request.turn >= 0:
             request = request.of_row(request.turn, request.more, f"{self._name}:{request.turn}")
-        asked = _Asked(request, asyncio.get_running_loop().create_future(), (request.turn, next(self._ids)))
+        asked = Asked(request, asyncio.get_running_loop().create_future(), (request.turn, next(self._ids)))
         heapq.heappush(self._queue_of(request.turn), asked)
         self._schedule_pump()
         answer = await asked.answer
@@ -146,7 +111,7 @@ class EngineClient:
             home.over.append(f"{self._name}:{turn}")
             self._schedule_pump()
 
-    def _queue_of(self, turn: int) -> list[_Asked]:
+    def _queue_of(self, turn: int) -> list[Asked]:
         """Return where a row's call waits: for its home, where it has one that gets to it, or for any replica."""
         home, _ = self._homes.get(turn, (None, False))
         if home is None or not home.up:
@@ -162,6 +127,8 @@ class EngineClient:
 
     def _pump(self) -> None:
         self._pump_scheduled = False
+        for replica in (one for one in self._replicas if one.up and one.moves):
+            self._leave(replica)
         living = [replica for replica in self._replicas if replica.up]  # one that is up again pumps
         batches: dict[int, list[tuple[int, Request]]] = defaultdict(list)
         for replica in living:
@@ -179,7 +146,7 @@ class EngineClient:
             if over or id(replica) in batches:
                 self._spawn(self._send(replica, batches[id(replica)], over))
 
-    def _put(self, replica: _Replica, asked: _Asked) -> tuple[int, Request]:
+    def _put(self, replica: Replica, asked: Asked) -> tuple[int, Request]:
         """Take a request for a replica; return it with its number."""
         turn, number = asked.priority
         asked.since = asyncio.get_running_loop().time()
@@ -203,7 +170,7 @@ class EngineClient:
                 for number in self.late.overdue([(n, now - asked.since) for n, (_, asked) in out.items()], room):
                     self._ask_twice(*out[number], idle)
 
-    def _ask_twice(self, replica: _Replica, asked: _Asked, idle: Sequence[_Replica]) -> None:
+    def _ask_twice(self, replica: Replica, asked: Asked, idle: Sequence[Replica]) -> None:
         """Ask a second replica, the one with most room; the first keeps its place among the row's calls."""
         others = [one for one in idle if one is not replica and one.idle()]
         if not others:
@@ -224,7 +191,7 @@ class EngineClient:
                 replica.room += 1
                 self._spawn(self._cancel(replica, number))
 
-    async def _cancel(self, replica: _Replica, number: int) -> None:
+    async def _cancel(self, replica: Replica, number: int) -> None:
         if isinstance(replica.link, OwnLink):
             with contextlib.suppress(LinkLost, EngineError):  # then it is dropped, too
                 await replica.link.cancel([number])
@@ -234,7 +201,7 @@ class EngineClient:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send(self, replica: _Replica, batch: list[tuple[int, Request]], over: list[str]) -> None:
+    async def _send(self, replica: Replica, batch: list[tuple[int, Request]], over: list[str]) -> None:
         try:
             await replica.link.submit(batch, over)
         except LinkLost:
@@ -242,11 +209,14 @@ class EngineClient:
         except Exception as error:
             self._give_up(replica, _as_engine_error(error))
 
-    async def _receive(self, replica: _Replica) -> None:
+    async def _receive(self, replica: Replica) -> None:
         while replica.lost is None:
-            if not replica.in_flight:
+            if not replica.in_flight and not replica.moves:
                 replica.busy.clear()
                 await replica.busy.wait()
+            if replica.moves and not replica.in_flight:
+                await self._recover(replica)
+                continue
             try:
                 answers = await self._collected(replica)
             except LinkLost as loss:
@@ -257,10 +227,10 @@ class EngineClient:
                 continue
             for number, answer in answers:
                 self._finish(replica, number, answer)
-            if self._pending or replica.pending:
+            if self._pending or replica.pending or replica.moves:
                 self._schedule_pump()
 
-    async def _collected(self, replica: _Replica) -> list[tuple[int, Answer]]:
+    async def _collected(self, replica: Replica) -> list[tuple[int, Answer]]:
         """Wait for answers of a replica; while it is silent the others have what it was asked, and it gets nothing more."""
         collecting = asyncio.ensure_future(replica.link.collect())
         try:
@@ -270,11 +240,17 @@ class EngineClient:
             answers = collecting.result()
         finally:
             collecting.cancel()
-        if not replica.up and replica.lost is None:
+        if not replica.up and replica.lost is None and not replica.moves:
             self._up(replica)
         return answers
 
-    def _lend(self, replica: _Replica) -> None:
+    def _leave(self, replica: Replica) -> None:
+        """Give a replica that moves nothing more; it follows once it has answered what it has."""
+        replica.up = False
+        self._wait_anew(replica)
+        replica.busy.set()
+
+    def _lend(self, replica: Replica) -> None:
         """Have the others answer what a silent replica was asked; it may yet be the first to."""
         self._told.append(
             f"one of its engines says nothing, for {self.silent_s:g} s too long; the others have what it was asked"
@@ -314,11 +290,11 @@ class EngineClient:
         finally:
             opening.cancel()
 
-    def _up(self, replica: _Replica) -> None:
+    def _up(self, replica: Replica) -> None:
         replica.up, replica.room = True, 2 * replica.link.capacity
         self._schedule_pump()
 
-    async def _open(self, replica: _Replica) -> None:
+    async def _open(self, replica: Replica) -> None:
         """Wait until a replica is there, and give up one that won't be."""
         try:
             try:
@@ -330,7 +306,7 @@ class EngineClient:
             return
         self._up(replica)
 
-    async def _recover(self, replica: _Replica, loss: LinkLost) -> None:
+    async def _recover(self, replica: Replica, loss: LinkLost | None = None) -> None:
         replica.up = False
         self._take_back(replica, loss)
         try:
@@ -340,12 +316,10 @@ class EngineClient:
             return
         self._up(replica)
 
-    def _take_back(self, replica: _Replica, loss: LinkLost | None = None) -> None:
+    def _take_back(self, replica: Replica, loss: LinkLost | None = None) -> None:
         """Have what a replica had asked anew; not what was lost too often."""
         left, replica.in_flight = replica.in_flight, {}
-        waiting, replica.pending, replica.over = replica.pending, [], []
-        for asked in waiting:
-            heapq.heappush(self._pending, asked)
+        self._wait_anew(replica)
         for number, asked in left.items():
             if asked.twice and any(number in other.in_flight for other in self._replicas):
                 continue
@@ -358,7 +332,13 @@ class EngineClient:
         if self._pending:
             self._schedule_pump()
 
-    def _give_up(self, replica: _Replica, error: EngineError) -> None:
+    def _wait_anew(self, replica: Replica) -> None:
+        """Have what waits for a replica wait for any."""
+        waiting, replica.pending, replica.over = replica.pending, [], []
+        for asked in waiting:
+            heapq.heappush(self._pending, asked)
+
+    def _give_up(self, replica: Replica, error: EngineError) -> None:
         """Take a replica out for good; its requests wait for another one, or fail where it was the last."""
         if replica.lost is not None:
             return
@@ -373,7 +353,7 @@ class EngineClient:
                 asked.answer.set_result(error)
         self._pending.clear()
 
-    def _finish(self, replica: _Replica, number: int, answer: Answer) -> None:
+    def _finish(self, replica: Replica, number: int, answer: Answer) -> None:
         asked, lent = replica.in_flight.pop(number, None), self._lent.pop(number, None)
         if asked is None and lent is None:
             return  # an answer that came twice, after the engine was lost and the request asked again

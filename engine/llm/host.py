@@ -98,6 +98,10 @@ class EngineHost:
         """Whom the engine has long been waiting for."""
         return "`caiflow ctl RUN resume`" if self._asked.get("paused") else self._engine.waiting
 
+    def idle(self) -> bool:
+        """Tell whether it has nothing to compute."""
+        return not (self._inbox or self._owner)
+
     def hangs_for_s(self, patience_s: float, times: float = 1.0) -> float:
         """Return for how long the engine has been at one piece of work, in seconds, where that is too long; else 0."""
         return self._engine.pulse.hangs_for_s(patience_s, times)

@@ -46,6 +46,11 @@ class LinkLater:
         return self._link.waiting
 
     @property
+    def moves(self) -> bool:
+        """Whether the engine is elsewhere from now on."""
+        return self._there and bool(getattr(self._link, "moves", False))
+
+    @property
     def loading(self) -> bool:
         """Whether requests wait for the engine to load."""
         return self._opening is not None and not self._opening.done()

@@ -92,6 +92,10 @@ class Worker:
         """Return the id of the node that this process is on."""
         return _node()
 
+    def moved(self, name: str) -> None:
+        """Hear that an engine's process has a successor."""
+        note_move(name)
+
     def place(self) -> str:
         """Return the node that this process is on, by its name and address."""
         import ray.util
@@ -169,6 +173,10 @@ class EngineActor:
         if self._host is not None:
             self._host.control(asked)
 
+    def idle(self) -> bool:
+        """Tell whether it has nothing to compute."""
+        return self._host is None or self._host.idle()
+
     def node(self) -> str:
         """Return the id of the node that this process is on."""
         return _node()
@@ -181,6 +189,15 @@ class EngineActor:
         if self._host is None:
             raise EngineError("engine: its process was started again and hasn't loaded yet", kind="engine_lost", retry=True)
         return self._host
+
+
+_MOVED: set[str] = set()
+"""The names of engines' processes whose successors are ready, as far as this process has heard."""
+
+
+def note_move(name: str) -> None:
+    """Have this process's links to an engine's process go over to its successor, once they are answered what they asked."""
+    _MOVED.add(name)
 
 
 class RayLink:
@@ -205,6 +222,7 @@ class RayLink:
 
     async def open(self) -> None:
         """Begin a session and wait until the engine has loaded. Raises EngineError."""
+        self._follow()
         self.process = await self._call("process", patience_s=None)
         loading = asyncio.ensure_future(self._call("ready", self._source, patience_s=None))
         while not (await asyncio.wait({loading}, timeout=self.hangs_s))[0]:
@@ -235,6 +253,19 @@ class RayLink:
             self._hung.clear()
         found: list[tuple[int, Answer]] = answers
         return found
+
+    @property
+    def moves(self) -> bool:
+        """Whether its engine is in another process from now on."""
+        return self._name in _MOVED
+
+    def _follow(self) -> None:
+        while self.moves and self._goes_over(self._actor):
+            pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._follow()
+        return self.__dict__
 
     async def revive(self) -> None:
         """Wait until Ray has restarted the engine's process and the engine has loaded again."""

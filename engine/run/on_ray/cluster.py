@@ -190,7 +190,7 @@ class Cluster:
                     self.on_event(event)
         self._look()
         self._tell(self._waits.unplaced())
-        for event in self.engines.look():
+        for event in self.engines.look([running.gang.first for running in self._running]):
             self.on_event(event)
 
     def _look(self) -> None:
@@ -199,6 +199,8 @@ class Cluster:
         for running in self._running:
             if running.gang.cut_off(self.machines.gone):
                 running.gang.end()
+        leaving = self.machines.leaving
+        self.engines.held = sum(one.room.gpus for one in self._running if leaving for node in one.gang.nodes if node in leaving)
 
     def _tell(self, said: Iterable[str]) -> None:
         for text in filter(None, said):
@@ -255,7 +257,7 @@ class Cluster:
         idle = self._idle.get(_HOME[pool], [])
         while idle and room == _ANY:
             gang = idle.pop()
-            if not self.machines.gone(gang.nodes[0]):
+            if not (self.machines.gone(gang.nodes[0]) or gang.nodes[0] in self.machines.leaving):
                 return gang
         return self._gang(pool, room)
 

@@ -14,16 +14,20 @@ from typing import Any
 
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.llms import Report
-from caiflow.engine.run.on_ray.actors import RayLink, successor
+from caiflow.engine.run.on_ray.actors import RayLink, note_move, successor
 from caiflow.engine.run.on_ray.controlling import Controlling
+from caiflow.engine.run.on_ray.deaths import first_line
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.nodes import Labels, refuse_impossible
 from caiflow.engine.run.on_ray.placing import answered, away_from, end, engine_gpus, engine_key, new_engine, replicas
 from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.on_ray.watching import CUT_OFF_S, LOOK_S
 
+_IDLE_LOOKS = 2
+"""Looks in a row at which a process that has a successor has nothing to do, after which it is ended."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Replica:
     actor: Any
     name: str
@@ -32,13 +36,25 @@ class _Replica:
     asked_at: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Engine:
     source: ModelSource
     replicas: list[_Replica]
     label: str
     ready: list[Any] | None = None  # before they are to load
     users: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Move:
+    engine: _Engine
+    old: _Replica
+    new: _Replica
+    ready: Any
+    told: list[Any] | None = None
+    """What the workers answer that heard of it; None before the successor is ready."""
+    idle: Any = None
+    idle_looks: int = 0
 
 
 class Engines:
@@ -53,6 +69,11 @@ class Engines:
         self._engines: dict[str, _Engine] = {}
         self._gpus_used = self._looked = 0.0
         self._expected = 0
+        self._moves: list[_Move] = []
+        self._cramped: set[str] = set()  # processes of which was said that they have no room elsewhere
+        self._stuck: set[str] = set()  # those that couldn't be begun there
+        self.held = 0.0
+        """The GPUs that work has on nodes that are to leave: they are taken, and none of those there are to be."""
         self._spare: _Replica | None = None
         self._spare_modules: Sequence[str] = ()
         self.alone = False
@@ -104,10 +125,10 @@ class Engines:
         """Take GPUs, closing idle engines where they are short, but for those whose keys are in `beside`."""
         idle = (name for name, engine in self._engines.items() if self.gpus(engine.source) and not engine.users)
         for name in [name for name in idle if name not in beside]:
-            if self._machines.gpus - self._gpus_used >= gpus:
+            if self._free() >= gpus:
                 break
             self._close(name)
-        if self._machines.gpus - self._gpus_used < gpus:
+        if self._free() < gpus:
             self._waits.short(gpus)
             return False
         self._gpus_used += gpus
@@ -117,12 +138,16 @@ class Engines:
         """Return GPUs that were taken."""
         self._gpus_used -= gpus
 
-    def look(self) -> Iterator[dict[str, Any]]:
-        """Tell engines what is asked of the run; yield the events of those that have become ready or are begun elsewhere."""
+    def look(self, workers: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Tell engines what is asked of the run; yield the events of those that have become ready or are begun elsewhere.
+
+        `workers` may ask them, and hear of engines that move.
+        """
         import ray
 
         self.controlling.tell((engine.label, [one.actor for one in engine.replicas]) for engine in self._engines.values())
-        yield from self._begin_elsewhere()
+        for said in (*self._begin_elsewhere(), *self._go_on(workers)):
+            yield {"event": "log", "text": said}
         for engine in self._engines.values():
             ready, engine.ready = ray.wait(engine.ready, num_returns=1, timeout=0) if engine.ready else ([], engine.ready)
             for reference in ready:
@@ -135,23 +160,90 @@ class Engines:
         for name in list(self._engines):
             self._close(name)
 
-    def _begin_elsewhere(self) -> Iterator[dict[str, Any]]:
-        """Begin the engines of frozen nodes elsewhere, where there is room: Ray would wait for a minute before it did."""
+    def _begin_elsewhere(self) -> Iterator[str]:
+        """Begin the engines of frozen nodes elsewhere, where there is room: Ray would wait for a minute before it did.
+
+        Those of nodes that are to leave are begun elsewhere beside what is there.
+        """
         if not self._machines.several or time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
         for engine in self._engines.values():
             for place, one in enumerate(engine.replicas):
                 silent_s = _find(one)
-                if silent_s > CUT_OFF_S and self._machines.frozen(one.node) and self._avoided(engine.source):
+                if any(one in (move.old, move.new) for move in self._moves):
+                    continue
+                if one.node in self._machines.leaving:
+                    yield from self._begin_move(engine, one)
+                elif silent_s > CUT_OFF_S and self._machines.frozen(one.node) and self._avoided(engine.source):
                     engine.replicas[place] = begun = self._new(engine.source, successor(one.name))
                     end(one.actor)
                     if engine.ready is not None:
                         engine.ready.append(begun.actor.ready.remote(engine.source))
-                    yield {
-                        "event": "log",
-                        "text": f"{engine.label}: its engine's node doesn't answer; another is begun elsewhere",
-                    }
+                    yield f"{engine.label}: its engine's node doesn't answer; another is begun elsewhere"
+
+    def _begin_move(self, engine: _Engine, one: _Replica) -> Iterator[str]:
+        """Begin the successor of a process whose node is to leave, where a GPU is free for it."""
+        gpus = engine_gpus(engine.source, self._machines.nodes)
+        if one.name in self._stuck:
+            return
+        if gpus > self._free():
+            if one.name not in self._cramped:
+                yield f"{engine.label} stays there as long as it can: no GPU is free for it elsewhere"
+            self._cramped.add(one.name)
+            return
+        self._gpus_used += gpus
+        new = self._new(engine.source, successor(one.name))
+        ready = new.actor.ready.remote(engine.source) if engine.ready is not None else new.actor.node.remote()
+        self._moves.append(_Move(engine, one, new, ready))
+        yield f"{engine.label} is begun on another node, before its own is gone"
+
+    def _go_on(self, workers: Sequence[Any]) -> Iterator[str]:
+        """Go on with moves: to the successor once it is ready, and from the old one once nobody asks it any more."""
+        import ray
+
+        for move in list(self._moves):
+            if move.told is not None:
+                if self._left(move):
+                    self._over(move, move.old)
+                    yield f"{move.engine.label} has left the node that it was on"
+            elif ray.wait([move.ready], timeout=0)[0]:
+                try:
+                    ray.get(move.ready)
+                except Exception as error:  # whatever it is, the one that is there goes on
+                    self._stuck.add(move.old.name)
+                    self._over(move, move.new)
+                    yield f"{move.engine.label} can't be begun on another node: {first_line(error)}"
+                    continue
+                note_move(move.old.name)
+                move.engine.replicas[move.engine.replicas.index(move.old)] = move.new
+                move.told = [worker.moved.remote(move.old.name) for worker in workers]
+                yield f"{move.engine.label} is ready on another node, and asked there from now on"
+
+    def _left(self, move: _Move) -> bool:
+        """Tell whether all have heard of a move, and the old process has answered what it was asked, or is gone."""
+        import ray
+
+        if move.told and ray.wait(move.told, num_returns=len(move.told), timeout=0)[1]:
+            return False
+        if move.idle is None:
+            move.idle = move.old.actor.idle.remote()
+        elif ray.wait([move.idle], timeout=0)[0]:
+            move.idle_looks = 0 if answered(move.idle) == "False" else move.idle_looks + 1
+            move.idle = None
+        return move.idle_looks >= _IDLE_LOOKS
+
+    def _over(self, move: _Move, ends: _Replica) -> None:
+        self._moves.remove(move)
+        end(ends.actor)
+        self.give_back(engine_gpus(move.engine.source, self._machines.nodes))
+
+    def _free(self) -> float:
+        """Return how many GPUs are free on the nodes that stay."""
+        there = [(e, one) for e in self._engines.values() for one in e.replicas if one.node in self._machines.leaving]
+        there += [(move.engine, move.old) for move in self._moves if move.told is not None]
+        held = sum(engine_gpus(engine.source, self._machines.nodes) for engine, _ in there)
+        return self._machines.gpus - self._gpus_used + self.held + held
 
     def _begun(self, source: ModelSource) -> _Replica:
         """Begin the process of an engine, which isn't to load yet, or take the one that is ready."""
@@ -182,6 +274,8 @@ class Engines:
 
     def _close(self, name: str) -> None:
         engine = self._engines.pop(name)
+        for move in [move for move in self._moves if move.engine is engine]:
+            self._over(move, move.new if move.told is None else move.old)
         self.give_back(self.gpus(engine.source))
         for one in engine.replicas:
             end(one.actor)

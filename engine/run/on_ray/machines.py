@@ -31,6 +31,11 @@ class Machines:
         """The nodes that Ray has up, frozen ones among them."""
         return self._watch.up if self._watch else self.nodes
 
+    @property
+    def leaving(self) -> Collection[str]:
+        """The nodes that are to leave, by their ids."""
+        return self._watch.leaving if self._watch else ()
+
     def find(self) -> None:
         """Look for the first time, now that Ray is there."""
         self.nodes = alive()
@@ -46,7 +51,8 @@ class Machines:
         told = self._watch.look() if self._watch else []
         if told:
             self.nodes += [node for node in self.up if node not in self.nodes]
-            self.cpus, self.gpus = sum(node.cpus for node in self.up), sum(node.gpus for node in self.up)
+            stay = [node for node in self.up if node.id not in self.leaving]
+            self.cpus, self.gpus = sum(node.cpus for node in stay), sum(node.gpus for node in stay)
         return [f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said for said in told]
 
     def gone(self, node: str) -> bool:
@@ -58,8 +64,8 @@ class Machines:
         return self.gone(node) and any(node == one.id for one in self.up)
 
     def avoided(self, gpus: float, processes: int, labels: Labels, lost: Collection[str] = ()) -> list[str]:
-        """Return the nodes to keep processes off, where there are others with room for them: the `lost`, and those frozen."""
-        shunned = [node.id for node in self.up if node.id in lost or self.gone(node.id)]
+        """Return the nodes to keep processes off where others have room: the `lost`, those frozen, those to leave."""
+        shunned = [node.id for node in self.up if node.id in lost or node.id in self.leaving or self.gone(node.id)]
         others = [node for node in self.up if node.id not in shunned and node.has(labels)]
         return shunned if places(others, gpus) >= processes else []
 

@@ -1,4 +1,4 @@
-"""The nodes of a cluster while work goes on: which were lost, came, or have stopped answering though Ray has them up.
+"""The nodes of a cluster while work goes on: which were lost, came, are to leave, or don't answer though Ray has them up.
 
 Asks each node's own raylet whether it lives, as Ray itself does, and takes far less time to believe that it doesn't.
 Moves nothing: what a lost node had is the cluster's.
@@ -35,6 +35,8 @@ class NodeWatch:
         self._looked = time.monotonic()
         self._asked: dict[str, _Asked] = {}
         self._frozen: set[str] = set()
+        self.leaving: dict[str, int] = {}
+        """The nodes that Ray drains: their machines are to be taken away, at a time in ms since 1970, or some time (0)."""
 
     def look(self) -> list[str]:
         """Return what has become of nodes since the last look, a sentence each; nothing where that was just now."""
@@ -42,12 +44,23 @@ class NodeWatch:
             return []
         self._looked = time.monotonic()
         before, now = {node.id: node for node in self.up}, {node.id: node for node in alive()}
-        said = [f"node {before[gone].told} is lost" for gone in before.keys() - now.keys()]
+        told = {gone: "has left" if gone in self.leaving else "is lost" for gone in before.keys() - now.keys()}
+        said = [f"node {before[gone].told} {what}" for gone, what in told.items()]
         said += [f"node {now[new].told} has come" for new in now.keys() - before.keys()]
         for gone in self._asked.keys() - now.keys():
             self._asked.pop(gone).close()
         self.up = list(now.values())
-        return said + self._ask()
+        return said + self._announced() + self._ask()
+
+    def _announced(self) -> list[str]:
+        """Return what is to be said of nodes that are to leave, and of those that stay after all."""
+        before, self.leaving = self.leaving, draining()
+        new = [node for node in self.up if node.id in self.leaving and node.id not in before]
+        kept = [node for node in self.up if node.id in before and node.id not in self.leaving]
+        return [
+            *(f"node {node.told} is to leave{_within(self.leaving[node.id])}: nothing more is begun there" for node in new),
+            *(f"node {node.told} stays after all" for node in kept),
+        ]
 
     def gone(self, node: str) -> bool:
         """Tell whether a node, by its id, is lost or frozen; no node isn't."""
@@ -67,6 +80,21 @@ class NodeWatch:
             *(f"node {node.told} doesn't answer any more" for node in self.up if node.id in fell),
             *(f"node {node.told} answers again" for node in self.up if node.id in thawed),
         ]
+
+
+def draining() -> dict[str, int]:
+    """Return the nodes that Ray drains, by id, with when they are to be gone, in ms since 1970; 0 where nobody says.
+
+    Ray's public API tells of nodes only whether they live: this is what its own libraries ask.
+    """
+    from ray._private.state import state
+
+    found: dict[str, int] = state.get_draining_nodes()
+    return found
+
+
+def _within(deadline_ms: int) -> str:
+    return f" within {max(0, round(deadline_ms / 1000 - time.time()))} s" if deadline_ms else ""
 
 
 def too_silent(silent_s: Mapping[Node, float]) -> list[Node]:

@@ -569,3 +569,42 @@ def test_a_dropped_call_s_answer_is_kept_for_nobody() -> None:
         new = host.begin("worker")
         host.submit("worker", new, asked(["other"]))
         assert gathered(host, "worker", new, 1) == {0: "re: other #0"}
+
+
+class MovingLink(LocalLink):
+    """A link to an engine that is in another process once it `moves`."""
+
+    def __init__(self, host: EngineHost, successor: EngineHost) -> None:
+        super().__init__(host, "moving")
+        self._successor = successor
+        self.moves = False
+
+    async def revive(self) -> None:
+        """Follow it."""
+        self._host, self.moves = self._successor, False
+        await self.open()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_what_an_engine_has_that_moves_is_answered_there_and_the_rest_by_its_successor(busy: bool) -> None:
+    engine, successor = GatedEngine(), ScriptedEngine()
+
+    async def answers(host: EngineHost, other: EngineHost) -> list[Answer]:
+        link = MovingLink(host, other)
+        async with EngineClient([link]) as client:
+            early = [asyncio.ensure_future(client.ask(Request(f"early {n}"))) for n in range(5 * busy)]
+            while len(engine.asked) < len(early):
+                await asyncio.sleep(0.01)
+            link.moves = True
+            late = [asyncio.ensure_future(client.ask(Request(f"late {n}"))) for n in range(5)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in early)
+            engine.may_answer.set()
+            return await asyncio.gather(*early, *late)
+
+    with hosted(engine) as host, hosted(successor) as other:
+        found = asyncio.run(asyncio.wait_for(answers(host, other), 30))
+        assert host.idle()
+    assert all(isinstance(answer, Completion) for answer in found)
+    assert [request.prompt for request in engine.asked] == [f"early {n}" for n in range(5 * busy)]  # and none asked twice
+    assert [request.prompt for request in successor.asked] == [f"late {n}" for n in range(5)]
