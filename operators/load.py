@@ -6,7 +6,6 @@ themselves are in `caiflow.operators.formats`. Never asks a model, and imports n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -25,25 +24,23 @@ from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
-from caiflow.operators.formats.passes import Drawn, Replay
-from caiflow.operators.formats.rows import BadRow, Head, Parser, Row
+from caiflow.operators.formats.passes import Drawn, Piece, Pieces, sampled, written
+from caiflow.operators.formats.rows import Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
-from caiflow.operators.formats.survey import Survey
+from caiflow.operators.formats.survey import BadRow, ByColumn, Survey, by_column
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from caiflow.engine.rows.folder import RowsWriter
     from caiflow.operators.formats.source import Source
 
 _MEND = "mend it, or set `on_bad_row: quarantine`"
 _SNIFFED = 40
 _SMALL_BYTES, _SMALL_ROWS = 1 << 18, 2000
-_COUNTED_BYTES = 1 << 26  # of local files, whose rows a plan counts: seconds of reading
-_BATCH = 4096
+_COUNTED_BYTES = 1 << 24  # of local files, whose rows a plan counts: a moment of reading
+_BATCH = 1024
 _HUB_FIELDS = frozenset({"revision", "subset", "folder", "hub_split"})
 
 
@@ -72,11 +69,10 @@ class Load(TableOperator[LoadParams]):
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local text file; others are only known once they are read."""
         head = self._head if isinstance(self._head, Head) else Head([], True)
-        survey, layouts = Survey(), set()
+        survey = Survey()
         good = [row for row in head.rows if not isinstance(row, BadRow)]
-        for row in good:
-            survey.see(row)
-            layouts.add(frozenset(row))
+        survey.learn(by_column(good))
+        layouts = set(map(frozenset, good))
         types: dict[str, ColumnType | None] = {"uid": "text"}
         # what later rows have decides about the source's own columns: their types are left open
         types |= {
@@ -198,14 +194,15 @@ class Load(TableOperator[LoadParams]):
         for source in self._from:
             if not isinstance(source, FileSource):
                 source.fetch(partial(_tell, job))
-        reading = Replay(self._readable(), job.out_dir)
-        survey, drawn = Survey(), Drawn(self.params.sample, self.context.seed)
-        for row in self._limited(reading):
-            if not isinstance(row, BadRow):
-                survey.see(row)
-                drawn.offer(row["uid"])
-        chosen = (row for row in reading if isinstance(row, BadRow) or row["uid"] in drawn)
-        counts = _write(_limited(chosen, self.params.limit), survey, out)
+        survey, pieces = Survey(), Pieces(job.out_dir)
+        drawn = Drawn(self.params.sample, self.context.seed) if self.params.sample else None
+        for found in self._batches():
+            rows = survey.see(found)
+            pieces.add(Piece(rows, found.bad))
+            if drawn is not None:
+                for uid in rows.uids():
+                    drawn.offer(uid)
+        counts = written(pieces if drawn is None else sampled(pieces, drawn, self.params.limit), survey, out)
         out.metrics.update(counts, **self._told(survey))
         if job.log is not None:
             job.log(note="; ".join([f"read as {self._reading.format_name}", *out.metrics.get("notes", ())]))
@@ -245,8 +242,7 @@ class Load(TableOperator[LoadParams]):
         parser, survey = self._parser(), Survey()
         found = list(parser.rows(source, _SMALL_ROWS))
         good = [row for row in found if not isinstance(row, BadRow)]
-        for row in good:
-            survey.see(row)
+        survey.learn(by_column(good))
         uses = self._parser().uses(source, _SNIFFED)
         used = [name for name, needed in uses.items() if needed or name == self.params.uid]
         notes = self._notes([name for name, shape in survey.shapes.items() if shape != "null"], parser.format_name)
@@ -285,9 +281,23 @@ class Load(TableOperator[LoadParams]):
         Raises:
             ValueError: a bad row, unless those are set aside.
         """
-        parser, split = self._parser(), self.params.split
-        self._reading = parser
-        for row in chain.from_iterable(map(parser.rows, self._from)):
+        self._reading = self._parser()
+        return self._passed(chain.from_iterable(map(self._reading.rows, self._from)))
+
+    def _batches(self) -> Iterator[ByColumn]:
+        """Yield what `_limited` does of `_readable`, some at a time."""
+        if self.params.split or self.params.limit:
+            rows = iter(self._limited(self._readable()))
+            yield from map(by_column, iter(lambda: list(islice(rows, _BATCH)), []))
+            return
+        self._reading = self._parser()
+        for batch in chain.from_iterable(self._reading.batches(source, _BATCH) for source in self._from):
+            list(self._passed(row for _, row in batch.bad))
+            yield batch
+
+    def _passed(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+        split = self.params.split
+        for row in rows:
             if isinstance(row, BadRow):
                 if self.params.on_bad_row == "fail":
                     raise WrongValue(f"{row.place}: {row.reason}, got {row.text[:80]!r}", _MEND)
@@ -374,25 +384,3 @@ def _limited(rows: Iterable[Row | BadRow], limit: int | None) -> Iterator[Row | 
             left -= 1
             if not left:
                 return
-
-
-def _write(rows: Iterator[Row | BadRow], survey: Survey, out: RowsWriter) -> dict[str, int]:
-    """Write rows and set bad ones aside, in batches; return how many of each."""
-    counts = {"rows": 0, "bad_rows": 0}
-    while batch := list(islice(rows, _BATCH)):
-        good = [row for row in batch if not isinstance(row, BadRow)]
-        bad = [row for row in batch if isinstance(row, BadRow)]
-        if good:
-            out.write(survey.table(good))
-        if bad:
-            out.drop(_bad_table(bad), [row.reason for row in bad])
-        counts["rows"] += len(good)
-        counts["bad_rows"] += len(bad)
-    return counts
-
-
-def _bad_table(bad: list[BadRow]) -> pa.Table:
-    import pyarrow as pa
-
-    uids = [hashlib.blake2b(row.place.encode(), digest_size=10).hexdigest() for row in bad]
-    return pa.table({"uid": uids, "place": [row.place for row in bad], "text": [row.text for row in bad]})

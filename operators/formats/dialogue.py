@@ -32,8 +32,8 @@ RESULTS = ("tool", "function", "function_response", "observation", "tool_respons
 _NO_TOOLS = "tool calls are read in whole conversations alone: leave such rows out, or set `on_bad_row: quarantine`"
 
 _FIRST = re.compile(r"\s*(Human|Assistant|System):")
-_NEXT = re.compile(r"\n\n\s*(Human|Assistant):")
-"""Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
+_NEXT = ("Human:", "Assistant:")
+"""How a further turn begins, after an empty line; no system turn, since there it is what somebody says."""
 _HUMAN = re.compile(r"\n\n\s*Human:")
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
 _REPLY = "\n\nAssistant:"
@@ -89,10 +89,17 @@ def parse_transcript(text: object) -> list[Message]:
     first = _FIRST.match(text)
     if first is None:
         raise ValueError(f"a transcript must begin with 'Human:', got {shorten(text.strip())}")
-    parts = [first[1], *_NEXT.split(text[first.end() :])]
     turns: list[Message] = []
-    for marker, content in zip(parts[::2], parts[1::2], strict=True):
-        _append(turns, ROLES[marker.lower()], content.strip())
+    opening, *parts = text[first.end() :].split("\n\n")
+    role, said = ROLES[first[1].lower()], [opening]
+    for part in parts:
+        if (begun := part.lstrip()).startswith(_NEXT):
+            _append(turns, role, "\n\n".join(said).strip())
+            marker, _, opening = begun.partition(":")
+            role, said = ROLES[marker.lower()], [opening]
+        else:
+            said.append(part)
+    _append(turns, role, "\n\n".join(said).strip())
     return turns
 
 
@@ -123,13 +130,18 @@ def _of_one_beginning(texts: Sequence[str], ends: Sequence[int]) -> tuple[list[M
     """Return the turns of two transcripts that part in their last replies, which begin at `ends`; None where they don't."""
     beginning, *other = (text[: max(end, 0)] for text, end in zip(texts, ends, strict=True))
     replies = [text[end + len(_REPLY) :] for text, end in zip(texts, ends, strict=True)]
-    if other != [beginning] or not _FIRST.match(beginning) or any(map(_NEXT.search, replies)):
+    if other != [beginning] or not _FIRST.match(beginning) or any(map(_goes_on, replies)):
         return None
     better = parse_transcript(beginning)
     worse = better.copy()
     _append(better, "assistant", replies[0].strip())
     _append(worse, "assistant", replies[1].strip())
     return better, worse
+
+
+def _goes_on(reply: str) -> bool:
+    """Return whether a further turn begins within what follows a turn's name."""
+    return "\n\n" in reply and any(part.lstrip().startswith(_NEXT) for part in reply.split("\n\n")[1:])
 
 
 def decode(value: Any) -> Any:
@@ -250,7 +262,7 @@ def _whole(text: str, value: Any) -> Any:
 def _append(turns: list[Message], role: str, content: str) -> None:
     if turns and turns[-1]["role"] == role:
         content = f"{turns.pop()['content']}\n\n{content}".strip()
-    turns.append(Message(role=role, content=content))
+    turns.append({"role": role, "content": content})
 
 
 def is_turns(value: object) -> bool:

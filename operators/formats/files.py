@@ -24,6 +24,7 @@ from caiflow.operators.formats.opening import (
     plain_name,
     refuse_irregular,
 )
+from caiflow.operators.formats.plain.quickly import quick_record
 from caiflow.operators.formats.tables import Csv, read_csv, read_parquet
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
@@ -166,6 +167,9 @@ def _text(path: Path) -> Iterator[Line]:
 def _jsonl(path: Path) -> Iterator[Line]:
     record = _Records()
     for place, raw in numbered_lines(path):
+        if (data := quick_record(raw)) is not None:
+            yield Line(place, data) if record.are_objects else record(place, data)
+            continue
         text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
         if not text:
             continue
@@ -273,6 +277,11 @@ class _Records:
 
     def __init__(self) -> None:
         self._texts: bool | None = None
+
+    @property
+    def are_objects(self) -> bool:
+        """Whether they are known to be objects."""
+        return self._texts is False
 
     def __call__(self, place: int, data: Any) -> Line:
         """Return the line of a value."""

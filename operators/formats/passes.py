@@ -1,82 +1,98 @@
-"""Passing over a source's rows twice, parsed once: kept in memory or beside the output, and a sample of them drawn on the way.
+"""Passing over a source's rows twice, parsed once: kept in memory or beside the output, a sample of them drawn, and written.
 
 Never reads records.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Iterator
-from os import SEEK_END
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-from caiflow.operators.formats.rows import BadRow, Row
+from caiflow.operators.formats.survey import BadRow, Block, Survey
 from caiflow.operators.mixing.draws import fraction
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from caiflow.engine.rows.folder import RowsWriter
+
 _IN_MEMORY = 20_000
-_BLOCK = 2048
 
 
 class Drawn:
-    """The uids of a sample of `size` among those offered, all where it is None; it depends on the seed and the uids alone."""
+    """The uids of a sample of `size` among those offered; it depends on the seed and the uids alone."""
 
-    def __init__(self, size: int | None, seed: int) -> None:
+    def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
         self._lowest: list[float] = []  # a heap of the lowest ranks, negated
 
     def offer(self, uid: str) -> None:
         """Take one more uid into the draw."""
-        if self._size is None:
-            return
         if len(self._lowest) < self._size:
             heapq.heappush(self._lowest, -self._rank(uid))
         else:
             heapq.heappushpop(self._lowest, -self._rank(uid))
 
     def __contains__(self, uid: str) -> bool:
-        return self._size is None or (bool(self._lowest) and self._rank(uid) <= -self._lowest[0])
+        return bool(self._lowest) and self._rank(uid) <= -self._lowest[0]
 
     def _rank(self, uid: str) -> float:
         return fraction("sample", self._seed, uid)
 
 
-class Replay:
-    """The rows that `rows` yields, as often as wanted though it is asked for each once, and for none that nobody wants.
+class Piece(NamedTuple):
+    """Some rows, and the bad ones among them, each after so many of the good ones."""
+
+    rows: Block
+    bad: Sequence[tuple[int, BadRow]]
+
+    def drawn(self, drawn: Drawn, most: int | None) -> Piece:
+        """Return what is of a sample, up to `most` rows, and the bad ones before the last of these."""
+        places = [place for place, uid in enumerate(self.rows.uids()) if uid in drawn]
+        before = self.bad
+        if most is not None and len(places) >= most:
+            places = places[:most]
+            before = [(after, row) for after, row in self.bad if after <= places[-1]]
+        return Piece(self.rows.taken(places), [(bisect_left(places, after), row) for after, row in before])
+
+
+class Pieces:
+    """Pieces of a source in order, as often as wanted.
 
     The first are kept in memory; those after them in a file without a name in `folder`, which ends with this process.
     """
 
-    def __init__(self, rows: Iterator[Row | BadRow], folder: Path) -> None:
-        self._rows = rows
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._first: list[Row | BadRow] = []
-        self._block: list[Row | BadRow] = []
+        self._first: list[Piece] = []
+        self._room = _IN_MEMORY
         self._file: IO[bytes] | None = None
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
-        yield from self._first
-        yield from self._filed()
-        yield from self._block
-        for row in self._rows:
-            self._keep(row)
-            yield row
-
-    def _keep(self, row: Row | BadRow) -> None:
-        if len(self._first) < _IN_MEMORY:
-            self._first.append(row)
+    def add(self, piece: Piece) -> None:
+        """Take one more."""
+        if self._room > 0:
+            self._room -= piece.rows.num_rows + len(piece.bad)
+            self._first.append(piece)
             return
-        self._block.append(row)
-        if len(self._block) == _BLOCK:
-            self._write(self._block)
-            self._block = []
-
-    def _write(self, block: list[Row | BadRow]) -> None:
         import pickle  # few sources are this long
 
         self._file = self._file or self._opened()
-        self._file.seek(0, SEEK_END)
-        pickle.dump(block, self._file, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(piece, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __iter__(self) -> Iterator[Piece]:
+        yield from self._first
+        if self._file is None:
+            return
+        import pickle
+
+        end = self._file.tell()
+        self._file.seek(0)
+        while self._file.tell() < end:
+            yield pickle.load(self._file)
 
     def _opened(self) -> IO[bytes]:
         import tempfile
@@ -84,14 +100,33 @@ class Replay:
         self._folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._folder)  # it lives as long as this object
 
-    def _filed(self) -> Iterator[Row | BadRow]:
-        if self._file is None:
-            return
-        import pickle
 
-        end, place = self._file.seek(0, SEEK_END), 0
-        while place < end:
-            self._file.seek(place)
-            block = pickle.load(self._file)
-            place = self._file.tell()
-            yield from block
+def sampled(pieces: Iterable[Piece], drawn: Drawn, most: int | None) -> Iterator[Piece]:
+    """Yield what is of a sample, up to `most` rows."""
+    for piece in pieces:
+        chosen = piece.drawn(drawn, most)
+        yield chosen
+        if most is not None:
+            most -= chosen.rows.num_rows
+            if not most:
+                return
+
+
+def written(pieces: Iterable[Piece], survey: Survey, out: RowsWriter) -> dict[str, int]:
+    """Write rows and set bad ones aside; return how many of each."""
+    counts = {"rows": 0, "bad_rows": 0}
+    for rows, bad in pieces:
+        if rows.num_rows:
+            out.write(survey.table(rows))
+        if bad:
+            out.drop(_bad_table([row for _, row in bad]), [row.reason for _, row in bad])
+        counts["rows"] += rows.num_rows
+        counts["bad_rows"] += len(bad)
+    return counts
+
+
+def _bad_table(bad: list[BadRow]) -> pa.Table:
+    import pyarrow as pa
+
+    uids = [hashlib.blake2b(row.place.encode(), digest_size=10).hexdigest() for row in bad]
+    return pa.table({"uid": uids, "place": [row.place for row in bad], "text": [row.text for row in bad]})

@@ -6,19 +6,17 @@ Owns the rule for uids and for columns that a source brings along. Never opens f
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.errors import WrongValue
 from caiflow.engine.llm.base import Message
 from caiflow.operators.formats.dialogue import (
     Turns,
     are_transcripts,
-    half_character,
     is_transcript,
     parse_messages,
     parse_transcript,
@@ -27,7 +25,11 @@ from caiflow.operators.formats.named.fields import Record
 from caiflow.operators.formats.named.layout import Format, Take
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, detect
+from caiflow.operators.formats.plain.seen import Seen
+from caiflow.operators.formats.plain.transcripts import quick_pairs
+from caiflow.operators.formats.plain.written import records_as_json, shown, writable
 from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, shape_of
+from caiflow.operators.formats.survey import BadRow, ByColumn, by_column, joined
 from caiflow.operators.formats.templates import rendered
 
 if TYPE_CHECKING:
@@ -35,33 +37,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _DETECTED_BY = 20
+_AT_ONCE = 64  # records that are read together: as many as stay in the cache of a core meanwhile
 _PROMPTS = ("prompt", "init_prompt")
-
-
-def _written(value: Any) -> str:
-    """Return the text of a value that JSON doesn't know, a date or the like.
-
-    Raises:
-        ValueError: it has bytes, which no text can stand for.
-    """
-    if isinstance(value, bytes):
-        raise ValueError("it has bytes that aren't text (an image?)")
-    return str(value)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=_written).encode
-
-
-class BadRow(NamedTuple):
-    """A record that can't be a row: its file and line, why, and its text as far as it is known.
-
-    `parameter` leads to the parameter at fault (`rename`, `uid`) where it isn't the record or its format.
-    """
-
-    place: str
-    reason: str
-    text: str
-    parameter: tuple[str, ...] = ()
 
 
 class _Misnamed(ValueError):
@@ -111,7 +88,8 @@ class Parser:
         self.format = None if format_name == "auto" else FORMATS[format_name]
         self.why = "the step says so"
         self._transcripts: frozenset[str] | None = None
-        self._seen: set[str] = set()
+        self._given: set[str] = set()
+        self._contents = Seen()
         self._again: Counter[str] = Counter()
 
     @property
@@ -128,6 +106,33 @@ class Parser:
         """Yield the rows and bad rows of the first `most` records: one of each, unless the format joins or unfolds them."""
         for group, layout in self._groups(source, most):
             yield from self._rows(group, layout, source)
+
+    def batches(self, source: Source, size: int) -> Iterator[ByColumn]:
+        """Yield what `rows` does, of `size` records at a time, made by column as far as they can be."""
+        groups = self._groups(source, None)
+        for first in groups:
+            some = chain([first], islice(groups, size - 1))
+            if self._is_usual:
+                parts = iter(partial(_lines, some), [])
+                yield joined([self._pairs(lines, source) for lines in parts])
+            else:
+                yield by_column([row for group, layout in some for row in self._rows(group, layout, source)])
+
+    @property
+    def _is_usual(self) -> bool:
+        """Whether these are pairs of transcripts, of which nothing else is wanted."""
+        named = self.rename or self.template is not None or self.uid_field is not None
+        return self.format is FORMATS["hh"] and self.turns == "all" and not named
+
+    def _pairs(self, lines: Sequence[Line], source: Source) -> ByColumn:
+        """Return pairs of transcripts, all that are as usual at once."""
+        found, others = quick_pairs([line.data for line in lines], self._content_uid)
+        lost = 0
+        for place in others:
+            (row,) = self._rows([lines[place]], FORMATS["hh"], source)
+            found = found.with_one(place - lost, row)
+            lost += isinstance(row, BadRow)
+        return found
 
     def head(self, source: Source, most: int) -> Head:
         """Return what the first `most` records tell.
@@ -205,16 +210,16 @@ class Parser:
 
     def _rows(self, group: Sequence[Line], layout: Format, source: Source) -> list[Row | BadRow]:
         """Return the rows of records that belong together; all or none of them are bad."""
-        broken = next((line for line in group if line.data is None), None)
-        if broken is not None:
+        given = [line.data for line in group if line.data is not None]
+        if len(given) < len(group):
+            broken = next(line for line in group if line.data is None)
             return [BadRow(source.place(broken), broken.error, broken.text)]
-        given = [line.data or {} for line in group]
         try:
             return [*self._parsed(given, layout)]
         except ValueError as error:
             parameter = error.parameter if isinstance(error, _Misnamed) else ()
-            shown = _shown(given[0] if len(given) == 1 else given)
-            return [BadRow(source.place(group[0]), str(error), _writable(shown), parameter)]
+            text = writable(shown(given[0] if len(given) == 1 else given))
+            return [BadRow(source.place(group[0]), str(error), text, parameter)]
 
     def _parsed(self, given: Sequence[Record], layout: Format) -> Iterator[Row]:
         """Yield the rows of a group of records; one record is known by its own content, whatever is made of it.
@@ -222,15 +227,12 @@ class Parser:
         Raises:
             ValueError: there is none.
         """
-        for record in given:
+        for record in given if self.rename else ():
             self._refuse_collision(record)
-        records = [self._renamed(record) for record in given]
-        texts = [_as_json(record) for record in records]
-        halved = next((record for record, text in zip(records, texts, strict=True) if half_character(text) is not None), None)
-        if halved is not None:
-            raise ValueError(_halved(halved))
+        records = [self._renamed(record) for record in given] if self.rename else given
+        texts = records_as_json(records)
         shaped = layout.shape(records, self.take)
-        text = texts[0] if len(texts) == 1 else _as_json(shaped[0])
+        text = texts[0] if len(texts) == 1 else records_as_json(shaped[:1])[0]
         for place, record in enumerate(shaped):
             uid = self._uid(record, text, place)
             fields = self._parsed_by(layout, record)
@@ -268,29 +270,35 @@ class Parser:
                 raise _Misnamed(f"`rename` puts `{old}` into `{new}`, which the record has already", "rename", old)
             taken |= {new} if old in record else set()
 
-    def _uid(self, record: Mapping[str, Any], text: str, place: int) -> str:
+    def _uid(self, record: Mapping[str, Any], text: bytes, place: int) -> str:
         if self.uid_field is not None:
             return self._given_uid(record, place)
-        content = _digest(text)
-        if content not in self._seen:
-            self._seen.add(content)
+        return self._content_uid(text)
+
+    def _content_uid(self, text: bytes) -> str:
+        """Return the uid of a record with this JSON."""
+        digest = hashlib.blake2b(text, digest_size=10)
+        content = digest.hexdigest()
+        if self._contents.add(digest.digest()):
             return content
         self._again[content] += 1
-        return _digest(f"{content}\x1f{self._again[content]}")
+        again = f"{content}\x1f{self._again[content]}".encode()
+        return hashlib.blake2b(again, digest_size=10).hexdigest()
 
     def _given_uid(self, record: Mapping[str, Any], place: int) -> str:
         value = record.get(self.uid_field or "")
         if value is None or value == "":
             raise _Misnamed(f"no `{self.uid_field}` to identify the row by", "uid")
         uid = f"{value}.{place}" if place else str(value)
-        if uid in self._seen:
+        if uid in self._given:
             raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")
-        self._seen.add(uid)
+        self._given.add(uid)
         return uid
 
 
-def _but(record: Record, name: str) -> Record:
-    return {key: value for key, value in record.items() if key != name}
+def _lines(groups: Iterator[tuple[Sequence[Line], Format]]) -> list[Line]:
+    """Return the next lines, none at the end."""
+    return [group[0] for group, _ in islice(groups, _AT_ONCE)]
 
 
 def _look(line: Line) -> tuple[tuple[str, object], ...] | None:
@@ -346,39 +354,3 @@ def _is_canonical(value: Any, shape: Shape) -> bool:
             return False
         return True
     return isinstance(value, str) if shape == "text" else isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _as_json(record: Mapping[str, Any]) -> str:
-    """Return the record's JSON, which its uid follows from.
-
-    Raises:
-        ValueError: a field has bytes; it is named.
-    """
-    try:
-        return _encode(record)
-    except ValueError as error:
-        for name, value in record.items():
-            try:
-                _encode(value)
-            except ValueError:
-                raise WrongValue(f"`{name}`: {error}", "make it text, or leave the column out of the file") from error
-        raise
-
-
-def _shown(record: object) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
-
-
-def _halved(record: Mapping[str, Any]) -> str:
-    """Return the reason why a record is bad that has half of a character."""
-    halves = ((name, half_character(_encode([name, value]))) for name, value in record.items())
-    name, half = next((name, half) for name, half in halves if half is not None)
-    return f"`{_writable(name)}` has {half}, which is half of a character"
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()

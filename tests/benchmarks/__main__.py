@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import commands, draws, ledger, own_prefixes, prefixes, real, scheduler, streaming, tables, training
+from benchmarks import commands, draws, ledger, loading, own_prefixes, prefixes, real, scheduler, streaming, tables, training
 
 Lines = list[dict[str, Any]]
 Measure = Callable[[], Lines]
@@ -37,6 +37,7 @@ SUITES = {
     "ledger": Suite(
         lambda: ledger.measure(50_000, 1), lambda: ledger.measure(200_000, 1), lambda: ledger.measure(ledger.RECORDS, 1)
     ),
+    "loading": Suite(lambda: loading.measure(20_000, 1), lambda: loading.measure(50_000, 3), loading.measure),
     "tables": Suite(
         lambda: tables.measure(50_000, 1), lambda: tables.measure(100_000, 3), lambda: tables.measure(tables.ROWS, 3)
     ),

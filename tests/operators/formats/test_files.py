@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from caiflow.engine.operator import StepContext
 from caiflow.operators.formats.files import read_lines
 from caiflow.operators.formats.opening import Line
-from caiflow.operators.formats.rows import BadRow, Parser
+from caiflow.operators.formats.rows import Parser
 from caiflow.operators.formats.source import FileSource
+from caiflow.operators.formats.survey import BadRow
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.load import Load, LoadParams
 
