@@ -145,17 +145,6 @@ def test_the_principle_is_in_view_when_examples_are_written_and_out_of_view_when
     assert spec.steps["sft_data"].params.model_dump()["inputs"]["thought"]["answer"] == "text"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_answer_that_a_mixture_names_is_the_one_that_is_learnt(path: Path) -> None:
-    """`sft` takes a row's `revision` before its `messages`, in which the mixture put the answer."""
-    steps = load_spec(path).steps
-    for learnt in (step.params.model_dump() for step in steps.values() if step.op == "sft"):
-        source = steps[learnt["input"]]
-        mixed = source.params.model_dump()["inputs"].values() if source.op == "mix" else ()
-        if any(isinstance(share, dict) and share["answer"] for share in mixed):
-            assert learnt["column"] == "messages"
-
-
 def test_the_classifier_is_asked_as_it_learnt_and_the_test_set_is_kept_from_it() -> None:
     spec = load_spec(ROOT / "specs" / "constitutional_classifier.yaml")
     learnt = spec.steps["lesson"].params.model_dump()["set"]["prompt"]
@@ -192,12 +181,12 @@ def shortened(path: Path, profile: str | None) -> list[str]:
         sets.append("steps.scores.samples=1")
     if path.stem == "principle_ablation":
         arms = [step.arm for step in spec.steps.values() if step.base == "sl_cai"]
-        sets += [f"matrix.without.{arm}=null" for arm in arms if arm not in ("none", "theft")]
+        sets += [f"matrix.without.{arm}=null" for arm in arms if arm not in ("none", "theft", "privacy")]
     return [option for text in sets for option in ("--set", text)]
 
 
 TRIALS = [
-    *((path, None) for path in RECIPES),
+    *((path, None) for path in RECIPES if path.stem != "principle_ablation"),  # which runs whole
     (ROOT / "specs" / "paper.yaml", "thinking"),
 ]
 
@@ -229,6 +218,23 @@ def test_prompts_that_a_model_writes_are_new_and_do_harm(home: Path, tmp_path: P
     assert len(kept) == len(set(kept)) > 0
     assert not {*kept} & {*prompts("examples"), *prompts("harmful_test")}
     assert all(row["grade"] >= 2 for row in run["red_team"].table)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1000)
+def test_leaving_a_principle_out_lowers_its_own_line_most(home: Path, tmp_path: Path) -> None:
+    path, out = ROOT / "specs" / "principle_ablation.yaml", tmp_path / "run"
+    assert start(path, out, home, *shortened(path, None)).wait(timeout=900) == 0, (out / "console.txt").read_text()
+    check_trial(out)
+    found = json.loads((out / "steps" / "scores" / "metrics.json").read_text())["adherence"]
+    whole = found["sl_cai@none"]
+    for arm in ("theft", "privacy"):
+        lost = {name: whole[name]["rate"] - rate["rate"] for name, rate in found[f"sl_cai@{arm}"].items()}
+        assert max(lost, key=lambda name: lost[name]) == arm, lost
+        assert lost[arm] > 0.15
+    assert found["sl_cai@privacy"]["privacy"]["high"] < whole["privacy"]["low"]
+    assert whole["whole"]["change"]["low"] > 0.5
 
 
 @pytest.mark.slow

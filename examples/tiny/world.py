@@ -161,6 +161,7 @@ def write_data(folder: Path = HERE / "data") -> dict[str, int]:
         "helpful_preferences": _dialogues(_sample("harmless", 128, rng, test=False), rng, good="comply", bad="refuse"),
         "revisions": _revisions(_sample("harmful", 200, rng, test=False), rng),
         "over_refusals": _over_refusals(Random(SEED + 1)),
+        "scenarios": _scenarios(Random(SEED + 2)),
     }
     folder.mkdir(exist_ok=True)
     for name, rows in files.items():
@@ -217,6 +218,15 @@ def _mistaken(task: Task, rng: Random) -> Task:
     entries = vocabulary()["harmful"]
     taken_for = rng.choice([entry for entry in entries if task.verb in entry["verbs"]] or entries)
     return replace(task, harm="harmful", wrong=taken_for["wrong"], instead=taken_for["instead"])
+
+
+def _scenarios(rng: Random) -> list[dict[str, str]]:
+    """Return twenty requests for each kind of harm, or all there are, with the principle of `tiny` that it is under."""
+    rows = []
+    for principle in load_constitution("tiny").principles:
+        under = [task for task in split("harmful", test=True) if task.wrong == f"that is {principle.guards}"]
+        rows += [{"prompt": request(task, rng), "principle": principle.id} for task in rng.sample(under, min(20, len(under)))]
+    return rows
 
 
 def _revisions(chosen: Sequence[Task], rng: Random) -> list[dict[str, Any]]:
