@@ -105,7 +105,7 @@ class TransformersEngine:
                     begun = time.monotonic()
                     self._decode()
                     self.gate.stepped(time.monotonic() - begun)
-                    if time.monotonic() >= deadline:
+                    if time.monotonic() >= deadline or self.gate.awaits:
                         break
         except torch.OutOfMemoryError as error:
             self._shrink(error)

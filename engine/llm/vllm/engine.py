@@ -112,7 +112,7 @@ class VLLMEngine:
             ]
             ended = time.monotonic()
             self.gate.stepped(ended - begun)
-            if ended >= deadline:
+            if ended >= deadline or self.gate.awaits:
                 break
         finished, self._finished = self._finished, []
         return finished

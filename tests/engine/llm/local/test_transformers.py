@@ -286,6 +286,19 @@ def test_a_rows_next_call_reads_only_what_is_new(sharing: ModelSource, monkeypat
     assert max(read) > 8  # nothing is kept of rows that were to ask no more
 
 
+def test_a_step_ends_where_a_row_is_about_to_ask_on(engine: Engine) -> None:
+    short, long = (Request("Mix flour", Sampling(max_tokens=most), more=1, row=f"away {most}") for most in (2, 200))
+    engine.submit([(1, short), (2, long)])
+    while not engine.step():
+        pass
+    assert engine.step(60) == []  # after a pass, for the row's next call to be taken in
+    assert engine.gate is not None
+    engine.gate.over([short.row])
+    while not engine.step(60):
+        pass
+    engine.gate.over([long.row])
+
+
 def test_what_is_kept_takes_up_no_more_than_it_may() -> None:
     def kept(tokens: int) -> Kept:
         return Kept(np.arange(tokens), [(torch.zeros(2, tokens, 4), torch.zeros(2, tokens, 4))])
