@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caiflow.engine.machine import cores
 from caiflow.engine.rows.columns import ColumnType
 from caiflow.engine.rows.types import conform, declared, settled, value_bytes, widen
 from caiflow.engine.store.disk import storing
@@ -22,7 +23,7 @@ BLOCK_ROWS = 1024  # groups are cut at multiples of this, by figures that only d
 GROUP_ROWS = 16384
 _GROUP_BYTES = 16 << 20  # of values, not of memory: rows of any size stay within bounds
 _PART_GROUPS = 4
-_THREADS = 4  # parts are compressed side by side: one thread does 150 MB/s
+_THREADS = 4  # parts are compressed side by side, on as many cores as there are: one does 150 MB/s, and each holds its part
 
 
 class Parts:
@@ -38,6 +39,7 @@ class Parts:
         self._group_size = (0, 0)
         self._groups: list[pa.Table] = []
         self._next = 0
+        self._threads = min(_THREADS, cores())
         self._pool: ThreadPoolExecutor | None = None
         self._writing: deque[Future[None]] = deque()
 
@@ -99,9 +101,9 @@ class Parts:
         groups, self._groups = self._groups, []
         self._next += 1
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, "rows-write")
+            self._pool = ThreadPoolExecutor(self._threads, "rows-write")
         self._writing.append(self._pool.submit(_write_part, path, self._schema, groups))
-        if len(self._writing) > _THREADS:  # bounds the memory, and brings errors up early
+        if len(self._writing) > self._threads:  # bounds the memory, and brings errors up early
             self._writing.popleft().result()
 
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
+
+_AT_ONCE = 1 << 16
 
 
 def fraction(*parts: object) -> float:
@@ -20,16 +23,22 @@ def fraction(*parts: object) -> float:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
 
 
-def ranks(uids: Sequence[str], seed: int, purpose: str) -> NDArray[np.uint64]:
+def ranks(uids: Sequence[str] | pa.Array, seed: int, purpose: str) -> NDArray[np.uint64]:
     """Return one 64-bit rank per uid [N]; the rows with the lowest ranks are a sample, and their order is a shuffle.
 
-    Different purposes give independent ranks. About 0.1 us per uid.
+    Different purposes give independent ranks. About 0.1 us per uid, and little memory beside the ranks.
     """
     import numpy as np
 
     salt = int.from_bytes(hashlib.blake2b(f"{purpose}\x1f{seed}".encode(), digest_size=8).digest(), "little")
-    if not len(uids):
-        return np.empty(0, np.uint64)
+    found = [_ranks(uids[start : start + _AT_ONCE], salt) for start in range(0, len(uids), _AT_ONCE)]
+    return np.concatenate([np.empty(0, np.uint64), *found])
+
+
+def _ranks(given: Sequence[str] | pa.Array, salt: int) -> NDArray[np.uint64]:
+    import numpy as np
+
+    uids: Sequence[str] = given.to_pylist() if hasattr(given, "to_pylist") else given
     encoded = np.asarray([uid.encode("utf-8", "surrogatepass") for uid in uids])
     width = -(-encoded.itemsize // 8)
     words = encoded.astype(f"S{8 * width}").view("<u8").reshape(len(uids), width)

@@ -133,7 +133,7 @@ class Mixer:
         uids = _unique([pool.uids.take(numbers) for pool, numbers in zip(pools, draws, strict=True)])
         places = np.arange(len(uids))
         if self._params.shuffle:
-            places[np.argsort(ranks(uids.to_pylist(), self._seed, "order"), kind="stable")] = np.arange(len(uids))
+            places[np.argsort(ranks(uids, self._seed, "order"), kind="stable")] = np.arange(len(uids))
         starts = np.cumsum([0, *wanted])
         return [
             _Part(pool, numbers, uids.slice(start, len(numbers)), places[start : start + len(numbers)])
@@ -185,10 +185,11 @@ def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str
 
 def _unique(parts: Sequence[pa.Array]) -> pa.Array:
     """Return the uids of all parts; one that was there before gets `#1`, `#2`, ... after it, whichever is free."""
-    uids = pa.concat_arrays(parts).to_pylist()
+    found = pa.concat_arrays(parts).cast(pa.string())
+    if pc.count_distinct(found, mode="all").as_py() == len(found):
+        return found
+    uids = found.to_pylist()
     taken = set(uids)
-    if len(taken) == len(uids):
-        return pa.array(uids, pa.string())
     numbers: Counter[str] = Counter()
     seen: set[str] = set()
     for place, uid in enumerate(uids):

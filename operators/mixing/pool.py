@@ -73,7 +73,7 @@ class Pool:
 
         among = np.flatnonzero(self.states == 0)
         rounds, rest = divmod(wanted, len(among))
-        order = np.argsort(ranks(self.uids.take(among).to_pylist(), seed, "draw"), kind="stable") if rest else among[:0]
+        order = np.argsort(ranks(self.uids.take(among), seed, "draw"), kind="stable") if rest else among[:0]
         return np.sort(np.concatenate([np.repeat(among, rounds), among[order[:rest]]]))
 
     def read(self, numbers: NDArray[np.int64]) -> Iterator[tuple[slice, pa.Table]]:
