@@ -32,8 +32,10 @@ RESULTS = ("tool", "function", "function_response", "observation", "tool_respons
 _NO_TOOLS = "tool calls are read in whole conversations alone: leave such rows out, or set `on_bad_row: quarantine`"
 
 _FIRST = re.compile(r"\s*(Human|Assistant|System):")
+TURN = re.compile(r"\n\n\s*(Human|Assistant):")
+"""Where a further turn begins; no system turn, since there it is what somebody says. Its literal head is searched fast."""
 _NEXT = ("Human:", "Assistant:")
-"""How a further turn begins, after an empty line; no system turn, since there it is what somebody says."""
+"""How a piece between empty lines begins that is a turn."""
 _HUMAN = re.compile(r"\n\n\s*Human:")
 _ASSISTANT = re.compile(r"\n\n\s*Assistant:")
 _REPLY = "\n\nAssistant:"
@@ -130,7 +132,7 @@ def _of_one_beginning(texts: Sequence[str], ends: Sequence[int]) -> tuple[list[M
     """Return the turns of two transcripts that part in their last replies, which begin at `ends`; None where they don't."""
     beginning, *other = (text[: max(end, 0)] for text, end in zip(texts, ends, strict=True))
     replies = [text[end + len(_REPLY) :] for text, end in zip(texts, ends, strict=True)]
-    if other != [beginning] or not _FIRST.match(beginning) or any(map(_goes_on, replies)):
+    if other != [beginning] or not _FIRST.match(beginning) or any(map(goes_on, replies)):
         return None
     better = parse_transcript(beginning)
     worse = better.copy()
@@ -139,9 +141,9 @@ def _of_one_beginning(texts: Sequence[str], ends: Sequence[int]) -> tuple[list[M
     return better, worse
 
 
-def _goes_on(reply: str) -> bool:
+def goes_on(reply: str) -> bool:
     """Return whether a further turn begins within what follows a turn's name."""
-    return "\n\n" in reply and any(part.lstrip().startswith(_NEXT) for part in reply.split("\n\n")[1:])
+    return "\n\n" in reply and TURN.search(reply) is not None
 
 
 def decode(value: Any) -> Any:

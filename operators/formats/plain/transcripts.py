@@ -5,16 +5,15 @@ Any other record, such as one with further fields, lines that end in `\r` or nei
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from caiflow.operators.formats.dialogue import TURN, goes_on
 from caiflow.operators.formats.plain.quickly import quick_texts
 from caiflow.operators.formats.survey import ByColumn, Conversations
 
 _OPENING, _REPLY, _END = "\n\nHuman:", "\n\nAssistant:", "\0"
-_TURN = re.compile(r"\n\n\s*(Human|Assistant):")
 
 
 _Parts = tuple[str, str, str, bytes]
@@ -53,19 +52,15 @@ def _parted(record: Mapping[str, Any]) -> _Parts | None:
     if end < 0 or not rejected.startswith(begun) or rejected.rfind(_REPLY) != end or _END in begun:
         return None
     better, worse = chosen[after:], rejected[after:]
-    if "\r" in chosen or "\r" in rejected or _goes_on(better) or _goes_on(worse):
+    if "\r" in chosen or "\r" in rejected or goes_on(better) or goes_on(worse):
         return None
     text = quick_texts(record)
     return None if text is None else (begun, better, worse, text)
 
 
-def _goes_on(reply: str) -> bool:
-    return "\n\n" in reply and _TURN.search(reply) is not None
-
-
 def _prompts(begun: Sequence[str]) -> tuple[Conversations, list[int]]:
     """Return the turns of transcripts, read at once, and those in which neighbours have one role or the assistant is last."""
-    _, *parts = _TURN.split(_END.join([*begun, ""]))
+    _, *parts = TURN.split(_END.join([*begun, ""]))
     texts = parts[1::2]
     asked, last = [name == "Human" for name in parts[::2]], [text[-1:] == _END for text in texts]
     ends = [place for place, ends_here in enumerate(last, 1) if ends_here]
