@@ -248,10 +248,10 @@ class Cluster:
             self._idle.setdefault(_HOME[running.pool], []).append(running.gang)
 
     def _limit(self, pool: str) -> int:
-        """Return how many units of a pool may run at once: table operators and trainers use several cores each."""
+        """Return how many units of a pool may run at once: a trainer uses some cores, a table operator at least two."""
         if pool == "flow" or (pool == "train" and self.machines.gpus):
             return 64
-        return max(1, int(self.machines.cpus // self.machines.threads(None)))
+        return max(1, int(self.machines.cpus // max(2 if pool == "table" else 1, self.machines.threads(None))))
 
     def _take_workers(self, pool: str, room: Room) -> Gang:
         idle = self._idle.get(_HOME[pool], [])

@@ -91,7 +91,7 @@ def enter(address: str | None, temp: Path | None, report: Callable[[dict[str, An
         options["address"] = address
     for left in reversed(range(START_TRIES if address is None else 1)):
         try:
-            with own_signals():
+            with own_signals(), _processes_alone() if address is None else contextlib.nullcontext():
                 ray.init(**options)
             _keep_off_output()
             return
@@ -103,6 +103,29 @@ def enter(address: str | None, temp: Path | None, report: Callable[[dict[str, An
             where = address or "a local cluster"
             hint = "a cluster with tokens wants RAY_AUTH_MODE=token set here, too" if address else ""
             raise ClusterError(f"ray: can't start or reach {where}: {first_line(error)}", hint) from error
+
+
+@contextlib.contextmanager
+def _processes_alone() -> Iterator[None]:
+    """Have Ray start what runs processes, and nothing that watches them for others: four seconds of the CPU in a minute's run.
+
+    That is its server of the dashboard, what follows logs, what scales clusters, and all but the core of its agents.
+    What another release calls otherwise is started as ever.
+    """
+    from ray._private import utils
+    from ray._private.node import Node
+
+    unneeded = ("start_api_server", "start_log_monitor", "start_monitor")
+    instead: list[tuple[Any, str, Any]] = [(Node, name, lambda *_, **__: None) for name in unneeded]
+    instead.append((utils, "get_dashboard_dependency_error", lambda: ImportError("its dashboard isn't wanted")))
+    found = [(where, name, getattr(where, name), other) for where, name, other in instead if hasattr(where, name)]
+    try:
+        for where, name, _, other in found:
+            setattr(where, name, other)
+        yield
+    finally:
+        for where, name, own, _ in found:
+            setattr(where, name, own)
 
 
 def _keep_off_output() -> None:
