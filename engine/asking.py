@@ -59,6 +59,10 @@ class RowLLM(ABC):
     ) -> Mapping[str, float]:
         """Return the log-probability (natural) of each choice as the next token; not normalised over the choices."""
 
+    def other(self, model: str) -> RowLLM:
+        """Return another model that the step names, as the same row sees it."""
+        raise NotImplementedError(f"{type(self).__name__} knows no other model, got {model}")
+
     async def pick(self, messages: Sequence[Message] | str, choices: Sequence[str], *, prefill: str = "") -> Completion:
         """Return `logprobs` of each choice as `choose` does, or a text that names one, where a server gives none of them."""
         return Completion("", logprobs=await self.choose(messages, choices, prefill=prefill))

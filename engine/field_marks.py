@@ -1,7 +1,7 @@
 """What the values of a parameter model mean: which name a step, which a file, which columns, and which change the output.
 
 Walks a validated model beside its type annotations and reports each text whose type carries a mark (`x-ref`, `x-path`,
-`x-column`, `x-expression`, see `operator.py`). Knows no operator, and never looks at a file.
+`x-column`, `x-expression`, see `operator.py`; `x-principles`). Knows no operator, and never looks at a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from caiflow.engine.identity import plain
 
-KINDS = ("x-ref", "x-path", "x-column", "x-expression")
+KINDS = ("x-ref", "x-path", "x-column", "x-expression", "x-principles")
 
 
 class Mark(NamedTuple):

@@ -25,6 +25,7 @@ BUILT_IN: Mapping[str, str] = {
     "load": "caiflow.operators.load:Load",
     "map": "caiflow.operators.map:Map",
     "generate": "caiflow.operators.generate:Generate",
+    "converse": "caiflow.operators.converse:Converse",
     "probe": "caiflow.operators.probe:Probe",
     "critique": "caiflow.operators.critique:Critique",
     "revise": "caiflow.operators.revise:Revise",

@@ -159,7 +159,7 @@ class Critique(RowOperator[CritiqueParams]):
 
     @cached_property
     def _checks(self) -> list[Measure]:
-        return accepting.checks(self.params, self.measures())
+        return accepting.checks(self.params.accept, self.measures())
 
     @cached_property
     def _few_shot(self) -> FewShot[CritiqueExample]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from caiflow.engine.constitution.in_view import SystemText, shows_principles, with_principles
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.llm.base import Completion, Message, Sampling
@@ -25,14 +26,6 @@ from caiflow.operators.measures import answers, texts
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import CritiqueExample
     from caiflow.engine.llm.tokenizer_files import ModelFiles
-
-ABOUT_AN_ANSWER = frozenset(
-    {"messages", "tool_use", "responses", "sample", "truncated", "thought", *accepting.COLUMNS}
-    | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
-    | {"critique_truncated", "revision_truncated"}
-    | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
-)
-"""Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote, a preference."""
 
 
 class Example(Strict):
@@ -57,8 +50,9 @@ class GenerateParams(AcceptParams):
     """`columns`: `response` is the first answer and `responses` holds all; `rows`: each answer becomes a row of its own."""
     mode: Literal["chat", "transcript", "raw"] = "chat"
     """`chat` applies the chat template; without one, `transcript` writes `Human:`/`Assistant:` turns and `raw` bare texts."""
-    system: str = ""
-    """System turn for the answer; replaces the prompt's own and isn't kept in the row."""
+    system: SystemText = ""
+    """System turn for the answer; replaces the prompt's own and isn't kept in the row. `{{ principles }}` in it becomes the
+    constitution's principles."""
     keep: Literal["all", "first", "last"] = "all"
     """Which turns of the prompt are used: all, the first user turn, or the last; `prompt` is rewritten accordingly."""
     prefill: str = ""
@@ -120,17 +114,18 @@ class Generate(RowOperator[GenerateParams]):
         yield from accepting.problems(self.params, self.measures(), self._samplings)
         yield from self._missing_examples()
         for place, name in enumerate(self.params.keep_columns):
-            if name not in ABOUT_AN_ANSWER:
+            if name not in accepting.ABOUT_AN_ANSWER:
                 yield Finding(("keep_columns", place), f"`{name}` stays anyway", "remove it")
 
     def outdates(self) -> Collection[str]:
         """Return what the input's rows may have about another answer than the one that is made here."""
-        return ABOUT_AN_ANSWER.difference(self.params.keep_columns)
+        return accepting.ABOUT_AN_ANSWER.difference(self.params.keep_columns)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return each answer's complete sampling, since a list of samples inherits what it leaves out, and any examples."""
+        """Return each answer's complete sampling, since a list inherits what it leaves out, and examples and principles."""
         shown = {"few_shot": [{"prompt": e.prompt, "response": e.response} for e in self._examples]} if self._examples else {}
-        return {"samplings": [sampling._asdict() for sampling in self._samplings], **shown}
+        principles = {"system": self._system} if shows_principles(self.params.system) else {}
+        return {"samplings": [sampling._asdict() for sampling in self._samplings], **shown, **principles}
 
     def calls(self) -> int:
         """Return the number of answers, each with all its draws."""
@@ -196,13 +191,17 @@ class Generate(RowOperator[GenerateParams]):
 
         return await accepting.draw(self.params, self._checks, ask, sampling, finished)
 
+    @property
+    def _system(self) -> str:
+        return with_principles(self.params.system, self.context.constitution)
+
     @cached_property
     def _checks(self) -> list[Measure]:
-        return accepting.checks(self.params, self.measures())
+        return accepting.checks(self.params.accept, self.measures())
 
     async def _answer(self, prompt: Sequence[Message], llm: RowLLM, sample: int, sampling: Sampling) -> Completion:
         p = self.params
-        asked = with_examples(with_system(prompt, p.system), self._examples)
+        asked = with_examples(with_system(prompt, self._system), self._examples)
         if p.mode == "chat":
             return await llm.chat(asked, sampling, sample=sample, prefill=p.prefill, template=p.template)
         answer = await llm.complete(plain_text(asked, p.mode) + p.prefill, sampling, sample=sample)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from caiflow.engine.errors import Finding, WrongValue
 from caiflow.engine.llm.base import Message
 from caiflow.engine.operator import ColumnName, Job, Params, RowsRef, Strict, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
 from caiflow.engine.rows.types import arrow_type, column_type
-from caiflow.operators.formats.templates import compiled, names_in, rendered
+from caiflow.operators.formats.templates import TemplateText, names_in, rendered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,14 +33,6 @@ _KINDS: Mapping[str, ColumnType] = {
 """caiflow's own columns and the type each has."""
 _MADE: Mapping[str, str] = {"messages": "conversations", "p_chosen": "numbers", "uid": "names of rows"}
 """caiflow's columns that no text can be, and what they hold."""
-
-
-def _checked(text: str) -> str:
-    compiled(text)
-    return text
-
-
-TemplateText = Annotated[str, AfterValidator(_checked)]
 
 
 class Join(Strict):

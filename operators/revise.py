@@ -244,7 +244,7 @@ class Revise(RowOperator[ReviseParams]):
 
     @cached_property
     def _checks(self) -> list[Measure]:
-        return accepting.checks(self.params, self.measures())
+        return accepting.checks(self.params.accept, self.measures())
 
     def _principles(self, row: Row) -> list[Principle]:
         """Return the principle of each round: the row's own first where its critique is used, else drawn."""

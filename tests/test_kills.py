@@ -98,6 +98,13 @@ steps:
     on_reject: keep
     samples: 4
     samples_as: rows
+  talks:
+    op: converse
+    input: prompts
+    model: base
+    turns: 2
+    end_at: [empty]
+    sampling: {temperature: 1, max_tokens: 28}
 """
 
 

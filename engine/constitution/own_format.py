@@ -92,18 +92,13 @@ def parse_principle(data: Mapping[str, Any]) -> Principle:
 class _PrincipleEntry(Principle):
     """A principle as a file has it: `rule` builds the texts that are left out."""
 
-    rule: str | None = Field(default=None, min_length=1)
-    """A rule such as `be honest`, from which the texts that are left out are built."""
-
     def principle(self) -> Principle:
-        texts = {stage: getattr(self, stage) for stage in STAGES}
+        texts: dict[str, Any] = {stage: getattr(self, stage) for stage in STAGES}
         if self.rule is not None:
             texts = {stage: texts[stage] or built for stage, built in rule_texts(self.rule).items()}
         if not any(texts.values()):
             raise WrongValue(f"principle {self.id!r} says nothing", "give it a critique, revision or judge text, or a rule")
-        return Principle.model_construct(
-            id=self.id, guards=self.guards, weight=self.weight, passage=self.passage, rank=self.rank, **texts
-        )
+        return Principle.model_construct(**{**dict(self), **texts})
 
 
 class _Turn(FileModel):

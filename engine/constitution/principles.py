@@ -48,6 +48,8 @@ class Principle(FileModel):
     """Where it was read from, as FILE:FIRST-LAST lines; no model sees it."""
     rank: int | None = Field(default=None, ge=1)
     """Its place in a ranking, 1 first, by which principles shown together are listed."""
+    rule: str | None = Field(default=None, min_length=1)
+    """A rule such as `be honest`, from which the texts that are left out are built."""
 
     @field_validator("id")
     @classmethod
@@ -58,8 +60,8 @@ class Principle(FileModel):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What decides what is made by it: all but where it comes from."""
-        return {name: value for name, value in dict(self).items() if name not in ("passage", "rank")}
+        """What decides what is made by it: all but where it comes from, and the rule, which is in the texts."""
+        return {name: value for name, value in dict(self).items() if name not in ("passage", "rank", "rule")}
 
     @property
     def critique_request(self) -> str:
@@ -75,6 +77,11 @@ class Principle(FileModel):
     def asks_for(self) -> str:
         """What it asks for, in the words by which answers are revised, or else criticised or judged."""
         return self.revision or self.critique or self.judge or self.guards
+
+    @property
+    def stated(self) -> str:
+        """What it says where it is shown as it is: its rule, or else what it asks for."""
+        return self.rule or self.asks_for
 
     def text(self, stage: Stage) -> str:
         """Return this principle's text for `stage`.

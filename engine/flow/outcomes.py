@@ -5,9 +5,9 @@ The run and the plan's counts both ask here, so that they can't differ. Runs not
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.flow.unread import doubtful_row
@@ -16,6 +16,14 @@ from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.store.sampled import sampled_name
+
+
+class Asked(NamedTuple):
+    """A model that a step asks beside its own: by which name its client goes, and whether a server answers."""
+
+    client: str
+    identity: str
+    served: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,19 @@ class FlowStep:
     params: RowParams | None = None
     served: bool = False
     """Whether a server answers, so that what an older version kept of its answers may be none."""
+    others: Mapping[str, Asked] = field(default_factory=dict)
+    """The models that it asks beside its own, by their names in the spec."""
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The names of the clients of all models that it asks."""
+        own = (self.model,) if self.model else ()
+        return (*own, *(other.client for other in self.others.values()))
+
+    @property
+    def by_servers(self) -> bool:
+        """Whether a server answers any of its calls."""
+        return self.served or any(other.served for other in self.others.values())
 
     @property
     def max_failed(self) -> int:
@@ -87,7 +108,7 @@ class Outcome:
 def replay(step: FlowStep, row_key: bytes, ledger: Ledger) -> Outcome | None:
     """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
     kept = ledger.get(row_key)
-    if kept is None or (step.served and doubtful_row(kept, step.operator.answers)):
+    if kept is None or (step.by_servers and doubtful_row(kept, step.operator.answers)):
         return None
     if "dropped" in kept:
         return Outcome(dropped=kept["dropped"], said=kept.get("said", ""), cached=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import AskAnewError, EngineError
 from caiflow.engine.flow.claiming import claimed
-from caiflow.engine.flow.outcomes import FlowStep
+from caiflow.engine.flow.outcomes import Asked, FlowStep
 from caiflow.engine.flow.sample import NOTHING, Sample
 from caiflow.engine.flow.unread import READ, doubtful_answer
 from caiflow.engine.identity import compact, started
@@ -91,6 +91,10 @@ class Asker(NamedTuple):
     served: bool = False
     more: int = 0
 
+    def of(self, other: Asked) -> Asker:
+        """Return the same of another model."""
+        return self._replace(model_identity=other.identity, served=other.served)
+
 
 class LedgeredLLM(RowLLM):
     """The model of one step as one row sees it.
@@ -108,6 +112,8 @@ class LedgeredLLM(RowLLM):
         tally: Tally,
         sampled: Ledger | None = None,
     ) -> None:
+        self.others: Mapping[str, LedgeredLLM] = {}
+        """The step's other models, by name."""
         self._client = client
         self._ledger = ledger
         self._asker = asker
@@ -115,7 +121,16 @@ class LedgeredLLM(RowLLM):
         self._tally = tally
         self._sampled = sampled
         self._retries = asker.retries
-        self.tokens = 0
+        self._tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all calls that were made for the row, of all models."""
+        return self._tokens + sum(other.tokens for other in self.others.values())
+
+    def other(self, model: str) -> LedgeredLLM:
+        """Return another model that the step names, as the same row sees it."""
+        return self.others[model]
 
     async def chat(
         self,
@@ -211,13 +226,31 @@ class LedgeredLLM(RowLLM):
     def _count(self, answer: Completion) -> None:
         self._tally.prompt_tokens += answer.prompt_tokens
         self._tally.completion_tokens += answer.completion_tokens
-        self.tokens += answer.prompt_tokens + answer.completion_tokens
+        self._tokens += answer.prompt_tokens + answer.completion_tokens
 
 
-def asked_apart(step: FlowStep, client: EngineClient, uid: str) -> LedgeredLLM:
-    """Return the model of a step as a row sees it in a run, for whoever keeps nothing of its answers."""
-    retries = step.params.retries if step.params else 0
-    return LedgeredLLM(client, None, Asker(step.operator.name, step.seed, step.model_identity, retries=retries), uid, Tally())
+def asked_apart(step: FlowStep, clients: Mapping[str, EngineClient], uid: str) -> LedgeredLLM:
+    """Return the models of a step as a row sees them in a run, for whoever keeps nothing of their answers."""
+    return seen_by_row(step, clients, uid, Tally())
+
+
+def seen_by_row(
+    step: FlowStep,
+    clients: Mapping[str, EngineClient],
+    uid: str,
+    tally: Tally,
+    ledgers: Sequence[Ledger | None] = (None, None),
+    **place: int,
+) -> LedgeredLLM:
+    """Return the models of a step as a row sees them, given the ledgers of its calls and of the ids of its own model."""
+    retries = step.params.retries if step.params else 3
+    asker = Asker(step.operator.name, step.seed, step.model_identity, retries=retries, served=step.served, **place)
+    of_calls, sampled = ledgers
+    llm = LedgeredLLM(clients[step.model or ""], of_calls, asker, uid, tally, sampled)
+    llm.others = {
+        name: LedgeredLLM(clients[other.client], of_calls, asker.of(other), uid, tally) for name, other in step.others.items()
+    }
+    return llm
 
 
 def _unsound(answer: Completion) -> EngineError | None:

@@ -21,7 +21,7 @@ from caiflow.engine.flow.collecting import seldom_collected
 from caiflow.engine.flow.cutting import Cut, Cutting
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.pace import Pace
-from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, NoLLM, Tally
+from caiflow.engine.flow.row_llm import LedgeredLLM, NoLLM, Tally, seen_by_row
 from caiflow.engine.flow.sample import sample
 from caiflow.engine.flow.slots import Slots
 from caiflow.engine.flow.unread import READ
@@ -186,8 +186,8 @@ class Flow:
     def _waiting(self, name: str) -> str:
         """Return whom a step has long been waiting for, and how long; nothing while it gets on."""
         step = next(step for step in self.steps if step.name == name)
-        client, awaited = self._clients.get(step.model or ""), self._awaited[name]
-        told = client.waiting if client else ""
+        awaited = self._awaited[name]
+        told = " and ".join(filter(None, (self._clients[asked].waiting for asked in step.clients if asked in self._clients)))
         if awaited and (waited_s := time.monotonic() - awaited[0]) >= _TOLD_AFTER_S:
             told = told or f"{len(awaited)} rows that another run is making, for {waited_s:.0f} s"
         return told
@@ -279,7 +279,7 @@ class Flow:
 
     async def _ask(self, step: FlowStep, view: Row, row_key: bytes, llm: LedgeredLLM | NoLLM) -> Outcome:
         ledger = self._ledgers[step.namespace]
-        mark = READ if step.served else {}
+        mark = READ if step.by_servers else {}
         try:
             given = await step.operator.row(view, llm)
         except RowDropped as drop:
@@ -308,14 +308,11 @@ class Flow:
 
     def _llm(self, step: FlowStep, uid: str, turn: int) -> LedgeredLLM | NoLLM:
         """Return the model as a row sees it. Older rows have their turn first: what their calls share is still in a cache."""
-        client = self._clients.get(step.model or "")
-        if client is None:
+        if step.model not in self._clients:
             return NoLLM(step.name)
-        retries = step.params.retries if step.params else 3
-        asker = Asker(step.operator.name, step.seed, step.model_identity, turn, retries, step.served, self._more[step.name])
-        ledger = self._ledgers[step.namespace]
-        of_calls, sampled = ledger if step.operator.calls() > 1 else None, self._ledgers.get(step.sampled)
-        return LedgeredLLM(client, of_calls, asker, uid, self.tallies[step.name], sampled)
+        of_calls = self._ledgers[step.namespace] if step.operator.calls() > 1 else None
+        ledgers, tally, more = (of_calls, self._ledgers.get(step.sampled)), self.tallies[step.name], self._more[step.name]
+        return seen_by_row(step, self._clients, uid, tally, ledgers, turn=turn, more=more)
 
     def _count(self, step: FlowStep, row: Row, outcome: Outcome) -> None:
         tally = self.tallies[step.name]

@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,9 +134,8 @@ def _drawn(run_dir: Path, step: FlowStep, share: float, seed: int) -> list[Pair]
 
 
 def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int) -> Replayed:
-    source = resolver.model(step.model or "")
-    assert source is not None  # `ready_step` has found it
-    answers = asyncio.run(_asked(step, source, pairs))
+    sources = {name: source for name in step.clients if (source := resolver.model(name)) is not None}
+    answers = asyncio.run(_asked(step, sources, pairs))
     both = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if isinstance(answer, list)]
     columns = list(step.operator.writes())
     kept = [_said(columns, pair.made) for pair, _ in both]
@@ -150,7 +149,9 @@ def _again(resolver: Resolver, step: FlowStep, pairs: Sequence[Pair], seed: int)
     )  # fmt: skip
 
 
-async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> list[list[Row] | Exception | None]:
+async def _asked(
+    step: FlowStep, sources: Mapping[str, ModelSource], pairs: Sequence[Pair]
+) -> list[list[Row] | Exception | None]:
     """Return the rows that the step makes of each row now: None where it leaves it out, the error where no answer came."""
     from caiflow.engine.llm.client import EngineClient
     from caiflow.engine.llm.host import EngineHost, LocalLink
@@ -158,20 +159,22 @@ async def _asked(step: FlowStep, source: ModelSource, pairs: Sequence[Pair]) -> 
 
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def once(pair: Pair, client: EngineClient) -> list[Row] | Exception | None:
+    async def once(pair: Pair, clients: Mapping[str, EngineClient]) -> list[Row] | Exception | None:
         async with room:
             try:
-                row = await step.operator.row(step.view(pair.given), asked_apart(step, client, pair.given["uid"]))
+                row = await step.operator.row(step.view(pair.given), asked_apart(step, clients, pair.given["uid"]))
             except RowDropped:
                 return None
             except (EngineError, ValueError, KeyError) as error:
                 return error
         return row if isinstance(row, list) else [row]
 
-    with ExitStack() as stack:
-        host = stack.enter_context(closing(EngineHost(partial(load_engine, source))))
-        async with EngineClient([LocalLink(host)]) as client:
-            return list(await asyncio.gather(*(once(pair, client) for pair in pairs)))
+    async with AsyncExitStack() as stack:
+        clients = {}
+        for name, source in sources.items():
+            host = stack.enter_context(closing(EngineHost(partial(load_engine, source))))
+            clients[name] = await stack.enter_async_context(EngineClient([LocalLink(host)]))
+        return list(await asyncio.gather(*(once(pair, clients) for pair in pairs)))
 
 
 def _said(columns: Sequence[str], rows: Sequence[Row]) -> Said:

@@ -164,7 +164,7 @@ class Resolver:
                     return None
                 components[f"inputs.{place}"] = artifact.content
         constitution = self.spec.operators[step.name].context.constitution
-        if constitution is not None and self.spec.operators[step.name].uses_constitution:
+        if constitution is not None and step.goes_by_principles:
             for principle in constitution.principles:
                 components[f"principles.{principle.id}"] = digest(principle.identity)
             components["few_shot"] = digest(example_texts(constitution))
@@ -197,7 +197,7 @@ class Resolver:
         found: dict[str, Any] = {}
         for step in self.order:
             constitution = self.spec.operators[step.name].context.constitution
-            if constitution is not None and self.spec.operators[step.name].uses_constitution:
+            if constitution is not None and step.goes_by_principles:
                 found |= {digest(principle.identity): principle.model_dump() for principle in constitution.principles}
                 found[digest(example_texts(constitution))] = example_texts(constitution)
         return found
@@ -239,7 +239,7 @@ class Resolver:
 
     def flow_step(self, step: Step) -> FlowStep | None:
         """Return a row step in the flow's form; None while its model isn't made yet."""
-        from caiflow.engine.flow.outcomes import FlowStep
+        from caiflow.engine.flow.outcomes import Asked, FlowStep
         from caiflow.engine.store.ledger import ledger_name
 
         own = self.row_components(step)
@@ -249,6 +249,8 @@ class Resolver:
         name = getattr(step.params, "model", None)
         model = self.model(name) if name else None
         identity = model.identity if model else ""
+        names = [ref.name for ref in step.references() if ref.kind == "model" and ref.name != name]
+        others = {other: source for other in names if (source := self.model(other)) is not None}
         return FlowStep(
             name=step.name,
             operator=operator,
@@ -260,6 +262,7 @@ class Resolver:
             seed=self.spec.seed,
             params=step.params if isinstance(step.params, RowParams) else None,
             served=model is not None and model.served,
+            others={other: Asked(other, source.identity, source.served) for other, source in others.items()},
         )
 
     def ready_step(self, step: Step) -> FlowStep:
@@ -268,15 +271,15 @@ class Resolver:
         Raises:
             PlanError: its model isn't trained yet, or its constitution isn't made.
         """
-        model = getattr(step.params, "model", None)
-        made = [name for name in (model, step.principles_from) if name in self.spec.steps]
+        models = [ref.name for ref in step.references() if ref.kind == "model"]
+        made = [name for name in (*models, step.principles_from) if name in self.spec.steps]
         for needed in self.order:
             if any(needed.name in chosen(self.spec, name) for name in made):
                 self.settle(needed)
         found = self.flow_step(step)
         if found is None:
             name = next(name for name in made if name not in self.artifacts)
-            what, state, do = ("model", "trained", "train") if name == model else ("constitution", "made", "make")
+            what, state, do = ("model", "trained", "train") if name in models else ("constitution", "made", "make")
             told = f"{step.name}: its {what} `{name}` isn't {state} yet"
             raise PlanError(told, f"{do} it first: caiflow run SPEC --until {name}, with the same options")
         return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from caiflow.engine.errors import CaiflowError, UnreachableError
 from caiflow.engine.flow.counting import count_until
 from caiflow.engine.flow.cutting import Cut, Tried
-from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, spread
+from caiflow.engine.flow.outcomes import Asked, FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.row_llm import Asker, NoLLM
 from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
 from caiflow.engine.llm.order.blocks import Prefixes
@@ -205,17 +205,18 @@ class _Walk:
         table, made, cut = self._tables[step.input], list[Row](), self._resolver.cut_of([step])
         total = min(table.total, self._wanted(step, cut)) if cut else table.total
         rows = table.rows.pylist(limit=total)
-        counted = half = Foreseen()
+        counted = {name: Foreseen() for name in flow_step.clients}
+        half = dict(counted)
         for place, row in enumerate(rows):
-            half = replace(counted) if place == len(rows) // 2 else half
+            half = {name: replace(one) for name, one in counted.items()} if place == len(rows) // 2 else half
             made += await self._made(flow_step, row, counted)
         with RowsWriter(self._scratch / "rows" / step.name) as out:
             out.write_rows(made)
         share = total / max(1, len(rows))
         self._keep(step.name, Rows(self._scratch / "rows" / step.name), round(len(made) * share), foreseen=True)
-        if flow_step.model and counted.calls:
+        for name in [name for name, one in counted.items() if one.calls]:
             more = (total - len(rows)) / (len(rows) - len(rows) // 2)
-            self.found[step.name, flow_step.model] = counted.extended(half, more)
+            self.found[step.name, name] = counted[name].extended(half[name], more)
 
     def _wanted(self, step: Step, cut: Cut) -> int:
         """Return how many rows a chain takes that ends where enough pass, as they passed so far; where none did yet, all."""
@@ -230,14 +231,13 @@ class _Walk:
             return most
         return min(most, tried.rows + tried.further(cut.until))
 
-    async def _made(self, step: FlowStep, row: Row, counted: Foreseen) -> list[Row]:
+    async def _made(self, step: FlowStep, row: Row, counted: Mapping[str, Foreseen]) -> list[Row]:
         """Return the rows that one becomes."""
         view = step.view(row)
         ledger = self._ledger(step.namespace) if step.namespace else None
         outcome = replay(step, step.row_key(view), ledger) if ledger else None
         if outcome is None:
-            asker = Asker(step.operator.name, step.seed, step.model_identity, served=step.served)
-            llm = self.stand_in(step.operator, step.model, asker, str(row["uid"]), counted) if step.model else NoLLM(step.name)
+            llm = self._stand_ins(step, str(row["uid"]), counted) if step.model else NoLLM(step.name)
             try:
                 given = await step.operator.row(view, llm)
             except (RowDropped, CaiflowError):
@@ -259,10 +259,22 @@ class _Walk:
         found = {(step.name, model): counted.extended(Foreseen(), share - 1) for model, counted in asked.counted.items()}
         self.found |= {place: counted for place, counted in found.items() if counted.calls}
 
-    def stand_in(self, operator: Operator[Any], model: str, asker: Asker, uid: str, counted: Foreseen) -> StandInLLM:
+    def _stand_ins(self, step: FlowStep, uid: str, counted: Mapping[str, Foreseen]) -> StandInLLM:
+        """Return the models of a step as one of its rows sees them."""
+        asker, model = Asker(step.operator.name, step.seed, step.model_identity, served=step.served), step.model or ""
+        llm = self.stand_in(step.operator, model, asker, uid, counted[model])
+        llm.others = {
+            name: self.stand_in(step.operator, name, asker.of(other), uid, counted[name], step.namespace)
+            for name, other in step.others.items()
+        }
+        return llm
+
+    def stand_in(
+        self, operator: Operator[Any], model: str, asker: Asker, uid: str, counted: Foreseen, namespace: str = ""
+    ) -> StandInLLM:
         """Return a model as one row of a step sees it."""
         source = self.source(model)
-        namespace = ledger_name(operator.name, source.identity)
+        namespace = namespace or ledger_name(operator.name, source.identity)
         if namespace not in self._answers:
             self._answers[namespace] = answers_seen(operator, self._ledger(namespace))
         kept = self._ledger(namespace) if asker.model_identity else None
@@ -328,7 +340,10 @@ class _Asked(LLMs):
 
 def _unmade(step: Step, operator: RowOperator[Any], seed: int) -> FlowStep:
     """Return a row step whose model isn't made, of which nothing can be in a ledger."""
-    return FlowStep(step.name, operator, step.input, "", "", getattr(step.params, "model", None), seed=seed)
+    model = getattr(step.params, "model", None)
+    names = (ref.name for ref in step.references() if ref.kind == "model" and ref.name != model)
+    others = {name: Asked(name, "", False) for name in names}
+    return FlowStep(step.name, operator, step.input, "", "", model, seed=seed, others=others)
 
 
 def _rates(spec: Spec, store: Store) -> dict[str, float]:

@@ -209,9 +209,9 @@ def _carry_chain(
     steps: list[FlowStep] = []
     for flow_step in _ready(resolver, chain):
         steps.append(_patient(flow_step))
-        if flow_step.model:
-            server = _server(resolver, flow_step.model, servers, allowed)
-            links[flow_step.name] = _BatchLink(Waiting(flow_step.name, flow_step.model), server, answers)
+        for model, client in zip(flow_step.clients, steps[-1].clients, strict=True):
+            server = _server(resolver, model, servers, allowed)
+            links[client] = _BatchLink(Waiting(flow_step.name, model), server, answers)
     if not any(link.server for link in links.values()):
         return [], set()
     _run(resolver, steps, links, resolver.cut_of(chain) if len(steps) == len(chain) else None)
@@ -251,9 +251,10 @@ def _ready(resolver: Resolver, chain: Sequence[Step]) -> Iterator[FlowStep]:
 
 
 def _patient(step: FlowStep) -> FlowStep:
-    """Return a step that goes on whatever becomes of a row, with a client of its own."""
+    """Return a step that goes on whatever becomes of a row, with clients of its own."""
     params = step.params.model_copy(update={"retries": 0, "max_failed": 10**12}) if step.params else None
-    return replace(step, params=params, model=step.name if step.model else None)
+    others = {name: other._replace(client=f"{step.name}/{name}") for name, other in step.others.items()}
+    return replace(step, params=params, model=step.name if step.model else None, others=others)
 
 
 def _run(resolver: Resolver, steps: Sequence[FlowStep], links: Mapping[str, _BatchLink], cut: Cut | None) -> None:

@@ -91,8 +91,9 @@ class FlowUnit(StagingUnit):
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
-            for step in [step for step in self.steps if step.model in awaited(self.links)]:
-                report({"step": step.name, "doing": f"waiting for {step.model}"})
+            for step in self.steps:
+                if names := [name for name in step.clients if name in awaited(self.links)]:
+                    report({"step": step.name, "doing": f"waiting for {' and '.join(names)}"})
             tell_openings(self.links, report)
             clients = {name: await stack.enter_async_context(EngineClient(links)) for name, links in self.links.items()}
             writers = self.writers(source)

@@ -140,8 +140,8 @@ def answered_before(steps: Sequence[FlowStep], source: Path, ledger_dir: Path) -
     with ExitStack() as stack:
         ledgers = {name: stack.enter_context(Ledger(ledger_dir, name)) for name in {step.namespace for step in steps}}
         tallies = count_first(steps, Rows(source), ledgers.__getitem__, _LOOKED_AT)
-    unknown = {step.model for step in asking if step.served or tallies[step.name].cached < tallies[step.name].total}
-    return {step.model for step in asking if step.model} - unknown
+    unkept = [step for step in asking if step.by_servers or tallies[step.name].cached < tallies[step.name].total]
+    return {name for step in asking for name in step.clients} - {name for step in unkept for name in step.clients}
 
 
 def _has_records(ledger_dir: Path, namespace: str) -> bool:

@@ -75,7 +75,7 @@ class RowReward:
 
     async def _grade(self, row: Row, client: EngineClient) -> float | None:
         step = self._step
-        made = await step.operator.row(step.view(row), asked_apart(step, client, row["uid"]))
+        made = await step.operator.row(step.view(row), asked_apart(step, {step.model or "": client}, row["uid"]))
         value: float | None = (made if isinstance(made, Mapping) else made[0])[self._column]
         return value
 

@@ -244,7 +244,7 @@ class _Execution:
         if cut is not None and len(chain) < len(waiting):
             raise StepError(*never_fits(cut.step, waiting))
         flow_steps = [found for s in chain if (found := self.resolver.flow_step(s)) is not None]
-        sources = {s.model: self.resolver.model(s.model) for s in flow_steps if s.model}
+        sources = {name: self.resolver.model(name) for s in flow_steps for name in s.clients}
         source = self.resolver.artifacts[step.input].path
         self._keep(sources)
         links = self._links(cluster, sources, answered_before(flow_steps, source, self.store.ledger_dir))

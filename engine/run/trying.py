@@ -6,11 +6,11 @@ Asks anew and keeps nothing: no ledger, no artifact, no run. The engines are in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError, PlanError, StepError
 from caiflow.engine.flow.outcomes import FlowStep, Outcome, spread
@@ -94,7 +94,7 @@ def try_row(resolver: Resolver, way: Way, row: Row) -> list[Tried]:
         StepError: a step failed.
     """
     steps = [resolver.ready_step(step) for step in way.steps]
-    names = dict.fromkeys(step.model for step in steps if step.model)
+    names = dict.fromkeys(name for step in steps for name in step.clients)
     sources = {name: source for name in names if (source := resolver.model(name)) is not None}
     with ExitStack() as stack:
         hosts = {name: _host(stack, source) for name, source in sources.items()}
@@ -121,30 +121,29 @@ async def _along(
 ) -> list[Tried]:
     found: list[Tried] = []
     async with AsyncExitStack() as stack:
-        clients = {name: await stack.enter_async_context(_Listening(host)) for name, host in hosts.items()}
+        heard: _Heard = []
+        clients = {name: await stack.enter_async_context(_Listening(name, host, heard)) for name, host in hosts.items()}
         for step in steps:
-            client = clients.get(step.model or "")
-            found.append(await _tried(step, row, client, renderers.get(step.model or "")))
+            made, dropped = await _tried(step, row, clients)
+            exchanges = [_exchange(request, answer, renderers[name]) for name, request, answer in heard]
+            heard.clear()
+            found.append(Tried(step.name, step.operator.name, step.model or "", exchanges, made, dropped))
             if not found[-1].made:
                 break
             row = spread(row, Outcome(rows=tuple(found[-1].made)), step.operator.outdates())[0]
     return found
 
 
-async def _tried(step: FlowStep, row: Row, client: _Listening | None, renderer: Renderer | None) -> Tried:
-    llm = asked_apart(step, client, row["uid"]) if client else NoLLM(step.name)
-    made: list[Row] = []
-    dropped = ""
+async def _tried(step: FlowStep, row: Row, clients: Mapping[str, EngineClient]) -> tuple[list[Row], str]:
+    """Return the rows that a step makes of one, or why there are none."""
+    llm = asked_apart(step, clients, row["uid"]) if step.clients else NoLLM(step.name)
     try:
         given = await step.operator.row(step.view(row), llm)
-        made = given if isinstance(given, list) else [given]
     except RowDropped as drop:
-        dropped = str(drop)
+        return [], str(drop)
     except (EngineError, ValueError, KeyError) as error:
         raise StepError(f"{step.name}: {error}") from error
-    heard = client.take() if client else ()
-    exchanges = [_exchange(request, answer, renderer) for request, answer in heard]
-    return Tried(step.name, step.operator.name, step.model or "", exchanges, made, dropped)
+    return given if isinstance(given, list) else [given], ""
 
 
 def _exchange(request: Request, answer: Completion, renderer: Renderer | None) -> Exchange:
@@ -156,27 +155,23 @@ def _exchange(request: Request, answer: Completion, renderer: Renderer | None) -
     return Exchange(request, renderer.text(request), len(renderer.ids(request)), answer)
 
 
+_Heard = list[tuple[str, Request, Completion]]
+"""What was asked of which model and answered, in order of the answers."""
+
+
 class _Listening(EngineClient):
-    """A client that keeps what was asked and answered until somebody takes it."""
+    """A client that tells what was asked and answered."""
 
-    def __init__(self, host: EngineHost) -> None:
+    def __init__(self, name: str, host: EngineHost, heard: _Heard) -> None:
         super().__init__([LocalLink(host)])
-        self._heard: list[tuple[Request, Completion]] = []
-
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        return self
+        self._name = name
+        self._heard = heard
 
     async def ask(self, request: Request) -> Answer:
         answer = await super().ask(request)
         if isinstance(answer, Completion):
-            self._heard.append((request, answer))
+            self._heard.append((self._name, request, answer))
         return answer
-
-    def take(self) -> Iterator[tuple[Request, Completion]]:
-        """Yield what was heard since the last time, in order of the answers."""
-        heard, self._heard = self._heard, []
-        yield from heard
 
 
 def as_json(tried: Tried) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _build_operators(checked: Checked, refused: set[Path_]) -> dict[str, Operato
             continue
         kind = step.operator_type()
         raw, path = constitutions.of(step)
-        if raw is None and kind.uses_constitution:
+        if raw is None and step.goes_by_principles:
             checked.report(name, (), f"`{step.op}` needs a constitution", "add `constitution: harmless` at the top of the spec")
             continue
         loaded = constitutions.of_step(step, raw, path) if raw is not None else None

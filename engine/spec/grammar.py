@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from caiflow.engine.constitution.in_view import shows_principles
 from caiflow.engine.errors import Problem, WrongValue
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
@@ -208,6 +209,12 @@ class Step:
         given = self.constitution
         made = given.get("step") if isinstance(given, Mapping) and given.keys() == {"step"} else None
         return made if isinstance(made, str) else ""
+
+    @property
+    def goes_by_principles(self) -> bool:
+        """Whether its constitution decides what it makes: that of an operator that uses one, or what a system turn shows."""
+        shown = any(shows_principles(mark.value) for mark in self.marks("x-principles"))
+        return shown or self.operator_type().uses_constitution
 
     def operator_type(self) -> type[Operator[Any]]:
         """Return the class behind `op`."""

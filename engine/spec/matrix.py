@@ -172,7 +172,7 @@ class _Expansion:
     def _own(self, name: str) -> tuple[str, ...]:
         """Return the axes that change the step itself, by a field or by the spec's constitution."""
         step = self.steps[name]
-        shared = step.constitution is None and step.operator_type().uses_constitution
+        shared = step.constitution is None and step.goes_by_principles
         return (*self._touching(name), *(self._touching("") if shared else ()))
 
     def _variants(self, name: str, step: Step) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 Owns `schema.json`, which ships with caiflow so that editors and the validator needn't import every operator; `python -m
 caiflow.engine.spec.schema` writes it anew. Each field's description is the docstring under it; the marks `x-ref`, `x-path`,
-`x-column`, `x-expression` and `x-speed` stay in. Never validates anything itself.
+`x-column`, `x-expression`, `x-principles` and `x-speed` stay in. Never validates anything itself.
 """
 
 from __future__ import annotations

@@ -20,6 +20,13 @@ from caiflow.engine.rows.columns import ColumnType, Row
 FURTHER = 1 << 16
 """Between the sample numbers of an answer's draws, so that each has a seed of its own."""
 COLUMNS = ("draws", "unaccepted")
+ABOUT_AN_ANSWER = frozenset(
+    {"messages", "tool_use", "responses", "sample", "truncated", "thought", *COLUMNS}
+    | {"principle", "principles", "critique", "critiques", "few_shot", "revision", "revisions", "round"}
+    | {"critique_truncated", "revision_truncated"}
+    | {"chosen", "rejected", "p_chosen", "margin", "chosen_index", "rejected_index"}
+)
+"""Columns that speak of an answer: a whole conversation, the other samples, what critique and revise wrote, a preference."""
 
 
 class AcceptParams(ModelRowParams):
@@ -48,10 +55,10 @@ class Drawn(NamedTuple):
     failed: str = ""
 
 
-def checks(params: AcceptParams, measures: Iterable[Measure]) -> list[Measure]:
-    """Return the measures that `accept` names, in its order."""
+def checks(names: Iterable[str], measures: Iterable[Measure]) -> list[Measure]:
+    """Return the measures of those names, in their order."""
     by_name = {measure.name: measure for measure in measures if measure.row is not None}
-    return [by_name[name] for name in params.accept]
+    return [by_name[name] for name in names]
 
 
 Ask = Callable[[Sampling, int], Awaitable[Completion]]
@@ -66,13 +73,14 @@ async def draw(
         if number and params.retry_temperature is not None:
             sampling = sampling._replace(temperature=params.retry_temperature)
         answer = await ask(sampling, number * FURTHER)
-        failed = _first_failed(measures, Passed([row(answer)])) if measures else ""
+        failed = first_failed(measures, Passed([row(answer)])) if measures else ""
         if not failed:
             return Drawn(answer, number + 1)
     return Drawn(answer, params.most_draws, failed)
 
 
-def _first_failed(measures: Iterable[Measure], passed: Passed) -> str:
+def first_failed(measures: Iterable[Measure], passed: Passed) -> str:
+    """Return the first of the measures by which a row is flawed; empty where there is none."""
     for measure in measures:
         value = measure.row(passed) if measure.row else None
         if value is not None and not Bound.parse(measure.healthy).holds(value):

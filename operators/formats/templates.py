@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 from caiflow.engine.errors import WrongValue
 
@@ -48,6 +50,15 @@ def compiled(text: str) -> Template:
         raise WrongValue(f"not a Jinja template: {error.message} (line {error.lineno})", 'such as "{{ context }}"') from None
     except (SecurityError, RecursionError) as error:
         raise WrongValue(f"the template is refused: {error}", "write a simpler one") from None
+
+
+def _checked(text: str) -> str:
+    compiled(text)
+    return text
+
+
+TemplateText = Annotated[str, AfterValidator(_checked)]
+"""A template that is read when the spec is."""
 
 
 def names_in(text: str) -> list[str]:

@@ -154,6 +154,20 @@ def test_batches_go_on_until_enough_rows_passed_and_ask_no_more_than_it_may_take
     assert rounds == [2, 3], "as many as are wanted, and then by what passed"
 
 
+def test_a_talk_of_two_models_goes_on_by_a_turn_a_batch(place: Path, server: BatchEndpoint) -> None:
+    head = HEAD.format(url=server.url).replace("models: {", f"models: {{n: {{source: n, base_url: '{server.url}'}}, ")
+    talk = "  talk:   {op: converse, input: rows, model: m, turns: 2, end_at: [], user: {model: n}}\n"
+    write_run(place, head + ROWS + talk)
+    for turn, model in enumerate(["m", "n", "m"]):
+        waiting, requests = asked(place, f"round{turn}")
+        assert waiting == [{"step": "talk", "model": model, "calls": NUMBER}]
+        taken(place, *carried(server, requests, place))
+    link = AskedLink(most=0)
+    resolver, _ = carried_out(place / "spec.yaml", Store(), link)
+    assert not link.answered
+    assert {len(row["messages"]) for row in Rows(resolver.artifacts["talk"].path).pylist()} == {4}
+
+
 JUDGED = "  pair:   {op: judge, input: rows, model: m, swap: true, ties: keep}\n"
 
 
