@@ -39,7 +39,7 @@ class Line(NamedTuple):
     def place(self) -> tuple[str, str] | None:
         """The profile and the setting that the line speaks of; None where it speaks of something that no single field says."""
         found = re.fullmatch(r"`(?:(\w+): )?([^`]+)`", self.setting)
-        return (found[1] or "full", found[2]) if found else None
+        return (found[1] or "", found[2]) if found else None
 
 
 def lines() -> list[Line]:
@@ -69,8 +69,11 @@ def _read(code: str) -> Any:
 
 
 @cache
-def profiled(recipe: str, profile: str) -> Spec:
-    return load_spec(Path(ROOT) / "specs" / f"{recipe}.yaml", profile=profile)
+def profiled(recipe: str, profile: str = "") -> Spec:
+    """Return a recipe under a profile; by default under `full`, or as it is where it has no such one."""
+    path = Path(ROOT) / "specs" / f"{recipe}.yaml"
+    full = "full" if "\n  full:" in path.read_text(encoding="utf-8") else None
+    return load_spec(path, profile=profile or full)
 
 
 def value(spec: Spec, place: str) -> Any:
@@ -99,7 +102,7 @@ def test_a_recipe_has_what_its_table_says(line: Line) -> None:
 
 def test_each_recipe_of_a_source_has_a_table_that_says_why_where_it_parts_from_it() -> None:
     counts = Counter(line.recipe for line in SETTINGS)
-    assert list(counts) == ["paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora"]
+    assert list(counts) == ["paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora", "character"]
     assert min(counts.values()) > 7
     for line in LINES:
         assert bool(line.why) is (said(line.source) != said(line.here)), line
@@ -118,7 +121,7 @@ def test_the_numbers_of_the_sources_are_those_of_the_notes_on_them() -> None:
 
 
 def test_autoalign_mixes_and_draws_as_described() -> None:
-    spec = profiled("autoalign_style", "full")
+    spec = profiled("autoalign_style")
     assert [sample.temperature for sample in value(spec, "pair.samples")] == [0, 1]
     lengths = {
         rule.length.column: (rule.length.min, rule.length.max)
@@ -129,7 +132,7 @@ def test_autoalign_mixes_and_draws_as_described() -> None:
 
 
 def test_nemo_draws_four_candidates_and_blends_three_folders() -> None:
-    spec = profiled("nemo_style", "full")
+    spec = profiled("nemo_style")
     assert [sample.temperature for sample in value(spec, "candidates.samples")] == [0.01, 0.51, 1.01, 1.51]
     blended = [name for name in value(spec, "rm_data.inputs") if name != "preference"]
     assert [value(spec, f"{name}.folder") for name in blended] == [
@@ -139,5 +142,5 @@ def test_nemo_draws_four_candidates_and_blends_three_folders() -> None:
 
 
 def test_the_paper_has_sixteen_principles() -> None:
-    constitution = profiled("paper", "full").operators["preference"].constitution
+    constitution = profiled("paper").operators["preference"].constitution
     assert len(constitution.principles) == 16

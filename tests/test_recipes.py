@@ -30,7 +30,7 @@ RECIPES = sorted((ROOT / "specs").glob("*.yaml"))
 COMMIT = "c" * 40
 SAMPLE = 16
 PUBLISHED = {"paper", "autoalign_style", "nemo_style", "pseudocode", "small_lora", "principle_ablation", "iterated"}
-SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier"}
+SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier", "character"}
 
 
 def profiles(path: Path) -> list[str]:
