@@ -87,9 +87,10 @@ def draining() -> dict[str, int]:
 
     Ray's public API tells of nodes only whether they live: this is what its own libraries ask.
     """
-    from ray._private.state import state
+    from ray._private.state import GlobalState, state
 
-    found: dict[str, int] = state.get_draining_nodes()
+    asked: GlobalState = state
+    found: dict[str, int] = asked.get_draining_nodes()
     return found
 
 
