@@ -25,8 +25,9 @@ from caiflow.engine.rows.folder import Rows
 from caiflow.engine.training import saving
 from caiflow.operators.dpo import Dpo, DpoParams
 from caiflow.operators.reward import Reward, RewardParams
-from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.rl import Rl
 from caiflow.operators.sft import Sft, SftParams
+from caiflow.operators.training.params import RlParams
 
 LORA = {"rank": 16}
 WAYS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,8 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
-from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.rl import Rl
+from caiflow.operators.training.params import RlParams
 from support.small_models import held_out, job, preferences, small_model
 
 

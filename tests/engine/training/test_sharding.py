@@ -15,8 +15,9 @@ from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.operators.dpo import Dpo, DpoParams
-from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.rl import Rl
 from caiflow.operators.sft import Sft, SftParams
+from caiflow.operators.training.params import RlParams
 from support.sharded_on_cpu import DIVIDED, OnCpus
 from support.side_by_side import train_together
 from support.small_models import job, lessons, preferences, small_model

@@ -19,8 +19,9 @@ from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.operator import StepContext
 from caiflow.engine.run.units import StepResult, TrainUnit
 from caiflow.operators.grading.params import ModelGrading
-from caiflow.operators.rl import Rl, RlParams
+from caiflow.operators.rl import Rl
 from caiflow.operators.training.grades import graded
+from caiflow.operators.training.params import RlParams
 from support.commands import run_here
 from support.events import read_events
 from support.row_llm import RuleLLM, RuleLLMs
