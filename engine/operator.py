@@ -85,6 +85,11 @@ class Params(Strict):
     They are checked when the step is done; steps behind one that fails them don't begin. Never changes what is made.
     """
 
+    @property
+    def by_principles(self) -> bool:
+        """Whether these values ask for the constitution's texts, where the operator doesn't always."""
+        return False
+
 
 class RowParams(Params):
     """Fields that every row operator has."""
@@ -351,10 +356,7 @@ class TableOperator(Operator[P]):
         """Read `job.inputs`, write rows and dropped rows to `out`."""
 
     def until(self) -> Until | None:
-        """Return when the row steps that lead up to it may end; None where all their rows are wanted.
-
-        An operator that says so has `passing`, and keeps in `table` what that lets pass, up to so many rows.
-        """
+        """Return when the row steps before it may end: `table` keeps so many rows that are `passing`; None to want all rows."""
         return None
 
     def passing(self, job: Job) -> Passing:

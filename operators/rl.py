@@ -12,18 +12,22 @@ from caiflow.engine.operator import Calls, Expected, Job
 from caiflow.engine.training import health
 from caiflow.engine.training.memory import Beside, Load
 from caiflow.engine.training.operator import TrainingOperator
+from caiflow.operators.judging.options import OptionsJudge
+from caiflow.operators.judging.params import GroupJudging
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 from caiflow.operators.training.params import RlParams
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from caiflow.engine.health import Measure
     from caiflow.engine.llm.render import Renderer
-    from caiflow.engine.training.saving import Measure
+    from caiflow.engine.training.saving import Measure as MeasureOfLoss
+    from caiflow.operators.training.watching import Watched
 
 
 class Rl(TrainingOperator[RlParams]):
-    """Train a model on its own replies by the scores of reward models and graders (rows with `prompt`)."""
+    """Train a model on its own replies by the scores of reward models, graders and judges (rows with `prompt`)."""
 
     name = "rl"
     version = 2
@@ -36,32 +40,49 @@ class Rl(TrainingOperator[RlParams]):
         if self.params.fsdp:
             told = "`rl` divides no model: replies are drawn by the whole one"
             yield Finding(("fsdp",), told, "leave `fsdp` out; `lora` takes less memory")
-        if self.params.graders and self.params.resources.workers > 1:
-            told = "graders are asked from one process, and this step has several"
-            yield Finding(("resources", "workers"), told, "leave `workers` out, or have `reward` learn what the grader says")
+        if self.params.asking and self.params.resources.workers > 1:
+            told = "graders and judges are asked from one process, and this step has several"
+            yield Finding(("resources", "workers"), told, "leave `workers` out, or have `reward` learn what they say")
+        for name, how in self.params.judges.items():
+            yield from (wrong.below("rewards", name, "judge") for wrong in self._judge(how).problems())
+
+    def measures(self) -> Sequence[Measure]:
+        """Return what may be wrong with the training, its judges and its rewards."""
+        from caiflow.operators.training.watching import measures
+
+        judged = self.params.judges.values()
+        return [
+            *super().measures(),
+            *measures(gold=bool(self.params.gold), judge=bool(judged), swap=any(how.swap for how in judged)),
+        ]
 
     def needs(self) -> Mapping[str, Sequence[str]]:
-        """Return the prompt, and the columns that the graders' questions name."""
+        """Return the prompt, and the columns that are asked with."""
         return {step: ["prompt", *self.params.asked_with] for step in self.params.row_steps()}
 
     def identity(self) -> Mapping[str, Any]:
-        """Return beside the rest the version of the texts that a conversation becomes for a grader."""
-        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.graders else {})}
+        """Return beside the rest the version of the texts that a conversation becomes for a model that is asked."""
+        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.asking else {})}
 
     def asks(self) -> Collection[str]:
-        """Return the models that grade."""
-        return list(dict.fromkeys(how.model for how in self.params.graders.values()))
+        """Return the models that grade or judge."""
+        return list(dict.fromkeys(how.asked for how in self.params.asking.values()))
 
     def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
-        """Return the most calls of graders: one for each reply; None where some replies are only for measuring."""
+        """Return the most calls: one for each reply, or those of each group; None where some replies are only for measuring."""
         params, given = self.params, inputs.get(self.params.input)
-        if given is None or not params.graders or params.eval_input:
+        if given is None or not params.asking or params.eval_input:
             return None
         drawn = params.per_device_train_batch_size * params.batches
         times = -(-given.rows * params.generations // drawn) * math.ceil(params.num_train_epochs)
         if params.max_steps > 0:
             times = -(-params.max_steps // params.cycle)
-        return Calls(times * drawn * len(params.graders))
+        judged = sum(how.sets(params.generations) * self._judge(how).calls() for how in params.judges.values())
+        each = (len(params.asking) - len(params.judges)) * params.generations + judged
+        return Calls(times * drawn // params.generations * each)
+
+    def _judge(self, how: GroupJudging) -> OptionsJudge:
+        return OptionsJudge(how, self.context.constitution, self.context.seed, how.instruction)
 
     def at_once(self) -> Load:
         """Return the replies that are learnt from at once, and those that are drawn at once."""
@@ -83,6 +104,7 @@ class Rl(TrainingOperator[RlParams]):
         from caiflow.engine.training.models import load_model, load_tokenizer, refuse_two
         from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import prompts
+        from caiflow.operators.training import watching
         from caiflow.operators.training.ppo import remove_value_head
 
         params = self.params
@@ -95,12 +117,19 @@ class Rl(TrainingOperator[RlParams]):
         trainer = self._trainer(job, source, load_model(source, params), renderer, data)
         fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():
-            job.metrics |= {**_change(trainer.state.log_history), **_unparsable(trainer.state.log_history)}
+            watching.tell(job.metrics, trainer.state.log_history, self._watched(), self.context.seed)
             remove_value_head(trainer.model)
             measure = self._measure(data[0], trainer.state.global_step, renderer)
             save(Trained(trainer.model, tokenizer, source, measure), params, job)
 
-    def _measure(self, data: Dataset, steps: int, renderer: Renderer) -> Measure:
+    def _watched(self) -> Watched:
+        """Return what the curve tells of."""
+        from caiflow.operators.training.watching import Watched
+
+        within = {name for name, how in self.params.judges.items() if not how.against}
+        return Watched(self.params.gold, {name: weight for name, weight in self.params.weights.items() if name not in within})
+
+    def _measure(self, data: Dataset, steps: int, renderer: Renderer) -> MeasureOfLoss:
         """Return the loss on some prompts, since there are no right replies."""
         from caiflow.engine.llm.base import Request
         from caiflow.engine.training.saving import LossOn, some_rows
@@ -164,7 +193,8 @@ class Rl(TrainingOperator[RlParams]):
         return trainer
 
     def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
-        from caiflow.operators.training.grades import graded
+        from caiflow.operators.training.contests import Contests
+        from caiflow.operators.training.grades import Grades
         from caiflow.operators.training.rollouts import LengthControl, length_control, reader, scored
         from caiflow.operators.training.scoring import load_reward
 
@@ -176,41 +206,21 @@ class Rl(TrainingOperator[RlParams]):
         read = reader(renderer, ends)
         parts: list[Any] = []
         for name in params.rewards:
-            if (how := params.graders.get(name)) is None:
+            if (how := params.asking.get(name)) is None:
                 parts.append(scored(name, load_reward(job.models[name]), read))
-            else:
-                assert job.llms is not None
-                parts.append(graded(name, how, job.llms, read))
-        return [*parts, length_control(length, ends, _watched(), read)]
+                continue
+            assert job.llms is not None
+            if how.grader:
+                parts.append(Grades(name, how.grader, job.llms, read))
+            elif how.judge:
+                parts.append(Contests(name, how.judge, self.context, params.generations, job.llms, read))
+        return [*parts, length_control(length, ends, _tests(), read)]
 
 
-def _watched() -> dict[str, Callable[[str], bool]]:
+def _tests() -> dict[str, Callable[[str], bool]]:
     """Return the tests whose rates tell of an over-trained model, by name."""
     from caiflow.operators.evaluation.checks import STANDARD, compiled
 
     names = ("boilerplate", "refusal_phrase")
     found = compiled({name: STANDARD[name] for name in names})
     return {name: lambda text, test=found[name]: test({"response": text}) for name in names}  # type: ignore[misc]
-
-
-def _change(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of the watched figures over the first and over the last tenth of the curve, so that a drift shows."""
-    result: dict[str, float] = {}
-    for name, key in (("reward", "reward"), ("kl", "kl"), ("length", "completions/mean_length"), ("boilerplate_rate",) * 2):
-        values = [point[key] for point in history if point.get(key) is not None and "loss" in point]
-        share = max(1, len(values) // 10)
-        if values:
-            result |= {f"{name}_start": sum(values[:share]) / share, f"{name}_end": sum(values[-share:]) / share}
-    return result
-
-
-def _unparsable(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the share of grades that couldn't be read, of the grader with the most."""
-    from caiflow.operators.training.grades import UNREAD
-
-    found: dict[str, list[float]] = {}
-    for point in history:
-        for name in point:
-            if name.startswith(UNREAD):
-                found.setdefault(name, []).append(point[name])
-    return {"unparsable": max(sum(shares) / len(shares) for shares in found.values())} if found else {}

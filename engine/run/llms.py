@@ -50,6 +50,7 @@ class LedgeredLLMs(LLMs):
         self._clients = clients
         self._tally = Tally()
         self._expected = 0
+        self._slots: dict[str, asyncio.Semaphore] = {}
         self.pace = Pace([operator.name])
         self._ledgers = {name: Ledger(ledger_dir, ledger_name(operator.name, model.identity)) for name, model in models.items()}
 
@@ -58,7 +59,7 @@ class LedgeredLLMs(LLMs):
         from caiflow.engine.flow.row_llm import Asker, LedgeredLLM
 
         client = self._clients[model]
-        slots = asyncio.Semaphore(2 * client.capacity)
+        slots = self._slots.setdefault(model, asyncio.Semaphore(2 * client.capacity))
         self._tally.total += max(0, len(rows) - self._expected)
         self._expected = max(0, self._expected - len(rows))
 

@@ -214,7 +214,7 @@ class Step:
     def goes_by_principles(self) -> bool:
         """Whether its constitution decides what it makes: that of an operator that uses one, or what a system turn shows."""
         shown = any(shows_principles(mark.value) for mark in self.marks("x-principles"))
-        return shown or self.operator_type().uses_constitution
+        return shown or self.params.by_principles or self.operator_type().uses_constitution
 
     def operator_type(self) -> type[Operator[Any]]:
         """Return the class behind `op`."""

@@ -7,6 +7,7 @@ algorithm. The tests name whatever of it an installed release lacks, and any pri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.training.grouping import Grouped, lengths
@@ -82,9 +83,38 @@ class TokenisedPairs:
 class RolloutHooks(Hooks):
     """Mixed into TRL's trainers that generate."""
 
+    accelerator: Any
+    model_wrapped: Any
+
     def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Render prompts as serving renders them; TRL takes no function for that."""
         return [self.prompt_ids(prompt) for prompt in prompts], None, {}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Show the rows of a batch before its replies are drawn; TRL hands no more than prompts on to what draws."""
+        self.coming(inputs)
+        batch: dict[str, Tensor] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return batch
+
+    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
+        """Have tokens told as they are drawn; TRL hands no streamer on to transformers, whose `generate` takes one."""
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        listener = self.listener()
+        if listener is not None:
+            model.generate = partial(model.generate, streamer=listener)
+        try:
+            return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+        finally:
+            if listener is not None:
+                del model.generate
+
+    def coming(self, inputs: list[dict[str, Any]]) -> None:
+        """Look at the rows for which replies are about to be drawn."""
+        raise NotImplementedError
+
+    def listener(self) -> Any:
+        """Return what is told of a batch's tokens as they are drawn, a streamer of transformers; None for nothing."""
+        raise NotImplementedError
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         """Take prompts in an order of our own: TRL's depends on how often a run was resumed, and passes some over."""
@@ -109,6 +139,7 @@ class OwnObjective(RolloutHooks):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Leave what a batch of replies carries to the loss to the algorithm."""
+        self.coming(inputs)
         return self.roll_out(inputs)
 
     def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,15 +1,17 @@
-"""What a spec says of judge. Asks nothing; the votes are carried out by preferences."""
+"""What a spec says of judge, and of a judge whose verdicts are rewards. Asks nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from caiflow.engine.operator import ColumnName, ModelRowParams
+from caiflow.engine.errors import WrongValue
+from caiflow.engine.operator import ColumnName, ModelRef, ModelRowParams
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.judging.options import Judging
+from caiflow.operators.judging.prompts import LETTERS
 from caiflow.operators.judging.rubric import rubric_instruction
 
 
@@ -47,3 +49,57 @@ class JudgeParams(ModelRowParams, Judging):
     def row_rubric(self, row: Row) -> str:
         """Return the instruction that a row brings along; empty where it brings none."""
         return rubric_instruction(row[self.rubric]) if self.rubric else ""
+
+
+class GroupJudging(Judging):
+    """A judge that compares the replies to one prompt with each other, or each with an answer of the row."""
+
+    model: ModelRef
+    """The model that judges."""
+    instruction: str = ""
+    """What the judge is asked; by default the judging texts of the constitution, drawn for each comparison."""
+    opponents: int | None = Field(default=None, ge=1)
+    """Other replies to the prompt that each reply meets; by default all."""
+    against: ColumnName | None = None
+    """The column of an answer that each reply meets in place of the others."""
+    listwise: bool = False
+    """Have all replies to a prompt ranked in words in one question, which is asked again with them in reverse."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GroupJudging:
+        given = {"opponents", "against", "method", "few_shot", "examples", "chain_of_thought"} & self.model_fields_set
+        if self.listwise and given:
+            raise ValueError(f"`listwise` has all replies ranked in words, without {', '.join(sorted(given))}")
+        if self.against and self.opponents:
+            raise WrongValue("a reply meets `opponents` or what it is `against`", "leave one of them out")
+        return self
+
+    @property
+    def asks_for_principles(self) -> bool:
+        """Whether it takes texts from the constitution."""
+        return not self.instruction or self.few_shot > 0
+
+    def sets(self, replies: int) -> int:
+        """Return how many sets of options it is asked about for so many replies to a prompt."""
+        if self.listwise:
+            return 1
+        return replies if self.against else replies * min(self.opponents or replies, replies - 1) // 2
+
+
+def wrong_group(name: str, judge: GroupJudging, replies: int) -> None:
+    """Refuse a judge that can't compare so many replies to a prompt.
+
+    Raises:
+        WrongValue: there is one reply alone, or more than a list has letters, or an odd number of meetings' ends.
+    """
+    if judge.against:
+        return
+    if replies < 2:
+        told = f"`{name}` compares replies to one prompt, and there is one alone"
+        raise WrongValue(told, "give `num_generations` of 2 or more, or a column that it judges `against`")
+    if judge.listwise and replies > len(LETTERS):
+        told = f"`{name}` ranks {len(LETTERS)} replies at the most, got {replies}"
+        raise WrongValue(told, "leave `listwise` out to judge them in pairs")
+    if replies * min(judge.opponents or replies, replies - 1) % 2:
+        told = f"{replies} replies to a prompt can't meet {judge.opponents} others each, which is an odd number of ends"
+        raise WrongValue(told, f"give `{name}` an even number of `opponents`")

@@ -11,6 +11,7 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import ModelRef, ModelRefOrName, Strict
 from caiflow.engine.training.params import TrainingParams
 from caiflow.operators.grading.params import ModelGrading, columns
+from caiflow.operators.judging.params import GroupJudging, wrong_group
 
 ONLY: Mapping[str, frozenset[str]] = {
     "loss_type": frozenset({"grpo"}),
@@ -31,10 +32,23 @@ ONLY: Mapping[str, frozenset[str]] = {
 class RewardBy(Strict):
     """What scores a reply beside reward models, and how much that counts."""
 
-    grader: ModelGrading
+    grader: ModelGrading | None = None
     """A model that is asked about each reply, as in `evaluate`; its grade is the score."""
+    judge: GroupJudging | None = None
+    """A model that is asked which of two replies to a prompt is better, or to rank all; what one wins is its score (0..1)."""
     weight: float = 1.0
-    """Weight of the score; below 0 for what isn't wanted."""
+    """Weight of the score; below 0 for what isn't wanted, 0 for what is only looked at."""
+
+    @model_validator(mode="after")
+    def _one(self) -> RewardBy:
+        if (self.grader is None) == (self.judge is None):
+            raise WrongValue("a score is a `grader`'s or a `judge`'s", "give one of the two")
+        return self
+
+    @property
+    def asked(self) -> str:
+        """The model that is asked."""
+        return (self.grader or self.judge).model  # type: ignore[union-attr]
 
 
 class RlParams(TrainingParams):
@@ -43,7 +57,9 @@ class RlParams(TrainingParams):
     model: ModelRef
     """The model to train; as it is before training, it is also the one that it is held near."""
     rewards: Mapping[ModelRefOrName, float | RewardBy] = Field(min_length=1)
-    """What scores replies: reward models with the weight of each one's score, and names of your own with a `grader` each."""
+    """What scores replies: reward models with their weights, and names of your own with a `grader` or a `judge` each."""
+    gold: str | None = None
+    """One of `rewards`, of weight 0, that is better trusted than the others: where it falls while they don't is said."""
     algorithm: Literal["grpo", "rloo", "ppo"] = "ppo"
     """Compare replies to one prompt with their mean (grpo) or with each other (rloo), or learn values of tokens (ppo)."""
     learning_rate: float = Field(default=1e-6, ge=0)
@@ -103,19 +119,35 @@ class RlParams(TrainingParams):
     )
 
     @property
-    def graders(self) -> dict[str, ModelGrading]:
-        """The graders by the names of their rewards."""
-        return {name: how.grader for name, how in self.rewards.items() if isinstance(how, RewardBy)}
+    def asking(self) -> dict[str, RewardBy]:
+        """The rewards that models are asked for, by their names."""
+        return {name: how for name, how in self.rewards.items() if isinstance(how, RewardBy)}
+
+    @property
+    def judges(self) -> dict[str, GroupJudging]:
+        """The judges by the names of their rewards."""
+        return {name: how.judge for name, how in self.asking.items() if how.judge}
+
+    @property
+    def by_principles(self) -> bool:
+        """Whether a judge takes texts from the constitution."""
+        return any(how.asks_for_principles for how in self.judges.values())
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of all rewards by their names."""
+        return {name: how.weight if isinstance(how, RewardBy) else how for name, how in self.rewards.items()}
 
     @property
     def reward_models(self) -> list[str]:
         """The reward models."""
-        return [name for name in self.rewards if name not in self.graders]
+        return [name for name in self.rewards if name not in self.asking]
 
     @property
     def asked_with(self) -> list[str]:
-        """The columns of a prompt's row that graders are told, beside the conversation."""
-        return sorted({name for how in self.graders.values() for name in columns(how)})
+        """The columns of a prompt's row that are asked with, beside the conversation."""
+        named = {name for how in self.asking.values() if how.grader for name in columns(how.grader)}
+        return sorted(named | {how.against for how in self.judges.values() if how.against})
 
     @property
     def generations(self) -> int:
@@ -157,12 +189,24 @@ class RlParams(TrainingParams):
             )
         if self.max_completion_length >= self.max_length:
             raise ValueError("`max_completion_length` leaves no room for a prompt within `max_length`")
+        for name, judge in self.judges.items():
+            wrong_group(name, judge, self.generations)
+        if self.gold is not None:
+            self._check_gold(self.gold)
         return self
+
+    def _check_gold(self, name: str) -> None:
+        if self.weights.get(name) != 0:
+            raise WrongValue(f"`gold` names one of `rewards` that has weight 0, got {name!r}", "add it there with `weight: 0`")
+        if name in self.judges and not self.judges[name].against:
+            raise WrongValue(
+                f"`gold: {name}` compares replies with each other, which is a half on the mean however good they are",
+                "name a column that it judges `against`",
+            )
 
     def library_fields(self) -> dict[str, Any]:
         """Return the fields of the algorithm that go to the library's configuration as they are."""
         names = {name for name, algorithms in ONLY.items() if self.algorithm in algorithms and self.algorithm != "ppo"}
         fields = {name: getattr(self, name) for name in names}
-        given = [how.weight if isinstance(how, RewardBy) else how for how in self.rewards.values()]
-        weights = [*given, 1.0]  # the last one is that of the length
+        weights = [*self.weights.values(), 1.0]  # the last one is that of the length
         return {**fields, "reward_weights": weights, "num_iterations": self.iterations}

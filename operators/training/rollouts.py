@@ -5,8 +5,10 @@ Prompts go through the renderer that serving uses. Owns no algorithm.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +17,13 @@ from trl.trainer.utils import RepeatSampler
 from caiflow.engine.llm.base import Message, Request
 from caiflow.engine.training.loop import Quiet
 from caiflow.engine.training.private import RolloutHooks
+from caiflow.operators.training.asked import AskedReward, Drawn, Listener, Reader
 from caiflow.operators.training.scoring import RewardModel
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
 
 RewardFunction = Callable[..., list[float]]
-Reader = Callable[[Sequence[Message], Sequence[int]], str]
-"""From a prompt and the ids of a reply to its words."""
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -63,6 +64,9 @@ class Rollouts(Quiet, RolloutHooks):
 
     renderer: Renderer
     args: Any
+    reward_funcs: Sequence[Any]
+    eos_token_ids: Sequence[int]
+    async_loop: asyncio.AbstractEventLoop
     num_generations: int
     num_iterations: int
     shuffle_dataset: bool
@@ -71,6 +75,27 @@ class Rollouts(Quiet, RolloutHooks):
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Return a prompt's token ids as serving has them."""
         return self.renderer.ids(Request(tuple(prompt)))
+
+    def coming(self, inputs: list[dict[str, Any]]) -> None:
+        """Remember the rows of the batch."""
+        self._drawn = Drawn([row["prompt"] for row in inputs], [row.get("more") or {} for row in inputs], {})
+
+    def listener(self) -> Listener | None:
+        """Return what puts questions about replies as soon as they have ended; None where no model is asked."""
+        asked = [function for function in self.reward_funcs if isinstance(function, AskedReward)]
+        return Listener(self.eos_token_ids, partial(self._ended, asked, self._drawn)) if asked else None
+
+    def _ended(self, asked: Sequence[AskedReward], drawn: Drawn, ended: Mapping[int, Sequence[int]]) -> None:
+        """Put the questions that these replies complete, in the event loop that the rewards are called in."""
+        told = {place: asked[0].read(drawn.prompts[place], ids) for place, ids in ended.items()}
+
+        async def begin() -> None:
+            for place, reply in told.items():
+                drawn.replies[place] = reply
+                for reward in asked:
+                    reward.begin(reward.questions(drawn, place))
+
+        asyncio.run_coroutine_threadsafe(begin(), self.async_loop)
 
     def order(self, dataset: Any = None) -> EpochSampler:
         """Return the order of an epoch's prompts, each as often as it has replies."""

@@ -17,16 +17,18 @@ import pytest
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.operator import StepContext
-from caiflow.engine.run.units import StepResult, TrainUnit
+from caiflow.engine.run.units import StepResult
 from caiflow.operators.grading.params import ModelGrading
 from caiflow.operators.rl import Rl
-from caiflow.operators.training.grades import graded
+from caiflow.operators.training.grades import Grades
 from caiflow.operators.training.params import RlParams
+from support import asked_trainings
+from support.asked_trainings import cut_and_resumed
 from support.commands import run_here
 from support.events import read_events
 from support.row_llm import RuleLLM, RuleLLMs
 from support.runs_without_ray import AskedLink
-from support.small_models import preferences, saved, small_model
+from support.small_models import small_model
 from support.tiers import few_at_once
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("How?", "Why?", "When?")]
@@ -35,7 +37,7 @@ REPLIES = {1: "So.", 2: "Therefore.", 3: "Now."}
 
 def scores(llm: RuleLLM, told: dict[str, float] | None = None, more: Any = None, **how: Any) -> list[float]:
     grading = ModelGrading.model_validate({"model": "m", **how})
-    score = graded("kind", grading, RuleLLMs({"m": llm}), lambda _, ids: REPLIES[ids[0]])
+    score = Grades("kind", grading, RuleLLMs({"m": llm}), lambda _, ids: REPLIES[ids[0]])
     log = {} if told is None else told
     return asyncio.run(score(prompts=PROMPTS, completion_ids=[[1], [2], [3]], log_metric=log.__setitem__, more=more))
 
@@ -44,7 +46,7 @@ def test_each_reply_is_asked_about_with_its_prompt_and_its_row_s_columns() -> No
     llm = RuleLLM(choose_by=lambda asked: {"Yes": 0.0 if "So." in asked.last else -99.0, "No": -1.0})
     question = "{{ topic }}: {{ request }} {{ response }}"
     found = scores(llm, more=[{"topic": topic} for topic in "abc"], question=question)
-    assert found == pytest.approx([1 / (1 + math.exp(-1)), 0, 0])
+    assert found == pytest.approx([1 / (1 + math.exp(-1)), 0, 0], abs=1e-5)
     assert [asked.last for asked in llm.asked] == ["a: How? So.", "b: Why? Therefore.", "c: When? Now."]
 
 
@@ -53,7 +55,7 @@ def test_a_grade_that_can_t_be_read_counts_as_the_others_do_on_the_mean() -> Non
     told: dict[str, float] = {}
     how: dict[str, Any] = {"question": "{{ response }}", "method": "text", "replies": {"1": 1, "5": 5}}
     assert scores(llm, told, **how) == [5, 1, 3]
-    assert told == {"unread/kind": pytest.approx(1 / 3)}
+    assert told == {"early/kind": 0, "unread/kind": pytest.approx(1 / 3)}
     with pytest.raises(StepError, match=r"rewards\.kind: none of 3 grades can be read, the model answered 'hm'"):
         scores(RuleLLM(say=lambda asked: "hm"), **how)
 
@@ -65,7 +67,7 @@ def test_one_that_can_t_be_read_is_as_the_other_replies_to_its_prompt() -> None:
         {"model": "m", "question": "{{ response }}", "method": "text", "replies": {str(n): n for n in (1, 3, 5)}}
     )
     llms = RuleLLMs({"m": RuleLLM(say=lambda asked: said[asked.last])})
-    score = graded("kind", how, llms, lambda _, ids: "abcd"[ids[0]])
+    score = Grades("kind", how, llms, lambda _, ids: "abcd"[ids[0]])
     log: dict[str, float] = {}
     found = asyncio.run(score(prompts=prompts, completion_ids=[[n] for n in range(4)], log_metric=log.__setitem__))
     assert found == [5, 3, 4, 1]
@@ -83,7 +85,7 @@ def refusing(kind: str) -> RuleLLM:
 def test_a_reply_that_is_too_long_for_the_grader_is_unread_and_what_else_fails_fails() -> None:
     told: dict[str, float] = {}
     assert scores(refusing("overflow"), told, question="{{ response }}", method="text") == [1, 1, 1]
-    assert told == {"unread/kind": pytest.approx(1 / 3)}
+    assert told == {"early/kind": 0, "unread/kind": pytest.approx(1 / 3)}
     with pytest.raises(EngineError):
         scores(refusing("refused"), question="{{ response }}", method="text")
 
@@ -101,10 +103,9 @@ def likes_letters(request: Request) -> Answer:
 
 
 FIELDS: Mapping[str, Any] = {
-    "input": "rows", "model": "base", "learning_rate": 1e-2, "max_completion_length": 8, "max_length": 96, "logging_steps": 1,
-    "per_device_train_batch_size": 16,
+    **asked_trainings.FIELDS,
     "rewards": {"plain": {"grader": {"model": "m", "question": "Is this plain? [{{ response }}]"}, "weight": 2}},
-}  # fmt: skip
+}
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {"algorithm": "grpo", "num_generations": 4, "max_steps": 9},
     "ppo": {"algorithm": "ppo", "max_steps": 60},
@@ -116,22 +117,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return small_model(tmp_path_factory.mktemp("model"))
 
 
-def carried_out(folder: Path, model: ModelSource, link: AskedLink, report: Any = lambda _: None, **fields: Any) -> StepResult:
-    """Train as a run's worker does; a folder that was used before goes on where it stopped, with its ledger."""
-    rows = folder / "rows"
-    if not rows.exists():
-        saved(rows, [{"uid": row["uid"], "prompt": row["prompt"]} for row in preferences()])
-    operator = Rl(RlParams.model_validate({**FIELDS, **fields}), StepContext(seed=5))
-    places = [folder / name for name in ("staged", "work", "ledger")]
-    for place in places:
-        place.mkdir(exist_ok=True)
-    models = {"base": model, "m": ModelSource(path="", identity="judge")}
-    unit = TrainUnit("rl", operator, {"rows": rows}, models, places[0], places[1], {"m": [link]}, places[2])
-    return unit.run(report)["rl"]
-
-
-class Stop(Exception):
-    """Ends a run from within."""
+def carried_out(folder: Path, model: ModelSource, link: AskedLink, **fields: Any) -> StepResult:
+    return asked_trainings.carried_out(folder, model, link, **{"rewards": FIELDS["rewards"], **fields})
 
 
 @pytest.mark.slow
@@ -151,17 +138,23 @@ def test_replies_come_to_be_what_the_grader_likes_and_no_verdict_is_paid_twice(
     asked = {(repr(request.prompt), request.seed) for request in whole.answered}
     assert len(asked) == len(whole.answered) == undisturbed.counts["calls"]
 
-    def stop(_: Any) -> None:
-        if len(list((tmp_path / "cut/work").glob("checkpoints/*/complete"))) == 1:
-            raise Stop
-
-    with pytest.raises(Stop):
-        carried_out(tmp_path / "cut", model, cut, stop, save_steps=4, **WAYS[way])
-    resumed = carried_out(tmp_path / "cut", model, cut, save_steps=4, **WAYS[way])
+    resumed = cut_and_resumed(tmp_path / "cut", model, cut, rewards=FIELDS["rewards"], save_steps=4, **WAYS[way])
     assert len(cut.answered) == len(whole.answered)
     assert resumed.counts["reused_calls"] > 0
     curves = [(tmp_path / run / "staged/_history.jsonl").read_text() for run in ("whole", "cut")]
     assert curves[0] == curves[1]
+
+
+def test_replies_are_graded_while_longer_ones_are_drawn(tmp_path: Path) -> None:
+    source = small_model(tmp_path / "model")
+    settings = tmp_path / "model/generation_config.json"
+    ends = list(range(100, 200))  # of 400 tokens: a reply ends after four, on the mean
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": ends}))
+    link = AskedLink(says=likes_letters)
+    found = carried_out(tmp_path, source, link, **WAYS["grpo"] | {"max_steps": 2})
+    assert found.metrics["asked_early"] > 0.6, "all but those that are cut off at eight tokens, 9 in 10"
+    asked = {(repr(request.prompt), request.seed) for request in link.answered}
+    assert len(asked) == len(link.answered)
 
 
 def test_a_grader_that_can_t_be_asked_ends_the_training_with_its_words(tmp_path: Path, model: ModelSource) -> None:
@@ -188,7 +181,7 @@ def test_what_it_is_depends_on_the_question_and_not_on_the_model_s_name() -> Non
 def test_several_processes_are_refused_before_the_run() -> None:
     params = RlParams.model_validate({**FIELDS, **WAYS["ppo"], "resources": {"workers": 2}})
     found = [finding.message for finding in Rl(params, StepContext()).check()]
-    assert found == ["graders are asked from one process, and this step has several"]
+    assert found == ["graders and judges are asked from one process, and this step has several"]
     assert list(Rl(params, StepContext()).asks()) == ["m"]
     alone = params.model_copy(update={"rewards": {"pm": 1.0}})
     assert not list(Rl(alone, StepContext()).check())
