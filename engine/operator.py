@@ -66,7 +66,7 @@ class Resources(Strict):
     num_gpus: float | None = Field(default=None, ge=0)
     """GPUs per worker; by default 1 where the cluster has one and the step can use it."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Worker processes: data-parallel training workers, or shards of a row operator."""
+    """Worker processes: data-parallel training workers, or shards of a chain's rows (by default one for each node)."""
 
 
 class Params(Strict):

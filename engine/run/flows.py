@@ -87,7 +87,8 @@ class FlowUnit(StagingUnit):
         source = Rows(self.source)
         async with AsyncExitStack() as stack:
             namespaces = {name for step in self.steps for name in step.ledgers}
-            ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name)) for name in namespaces}
+            apart = f"{shard.group}-{shard.number}" if shard else ""
+            ledgers = {name: stack.enter_context(Ledger(self.ledger_dir, name, apart)) for name in namespaces}
             for name in (name for name, ledger in ledgers.items() if ledger.damaged):
                 said = "records in the ledger were damaged; what they held is made again"
                 report({"event": "log", "text": f"{self.ledger_dir / name}: {said}"})
@@ -155,6 +156,8 @@ class Shard(StagingUnit):
     number: int
     of: int
     rows: range
+    group: str
+    """What all shards of the flow have in common, and no others."""
     attempt: int = 1
 
     def run(self, report: Report) -> dict[str, Made]:
@@ -226,13 +229,13 @@ class Joining(StagingUnit):
 def give_up(flow: FlowUnit, steps: Sequence[str]) -> None:
     """Have all shards of a flow leave these steps alone from now on: what they would make is of no use."""
     for name in steps:
-        _mark(flow, name).touch()
+        _mark(flow, name).mkdir(exist_ok=True)
 
 
 def take_up(flow: FlowUnit) -> None:
     """Have none of a flow's steps given up."""
     for step in flow.steps:
-        _mark(flow, step.name).unlink(missing_ok=True)
+        shutil.rmtree(_mark(flow, step.name), ignore_errors=True)
 
 
 def _mark(flow: FlowUnit, step: str) -> Path:

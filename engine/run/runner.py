@@ -31,6 +31,7 @@ from caiflow.engine.store.journal import Event, Journal, RunStatus
 if TYPE_CHECKING:
     from caiflow.engine.run.head_start import HeadStart
     from caiflow.engine.run.on_ray.cluster import Cluster, Finished
+    from caiflow.engine.run.shards import Sharding
     from caiflow.engine.run.units import Unit
     from caiflow.engine.spec.grammar import Spec, Step
 
@@ -115,6 +116,7 @@ class _Execution:
         self._address = address
         self._interrupted = interrupted
         self._cluster: Cluster | None = None
+        self._sharding: Sharding
         self._head_start: HeadStart | None = None
         self._stages: dict[str, Path] = {}
         self._claims: dict[str, ExitStack] = {}
@@ -149,7 +151,7 @@ class _Execution:
         for claim in self._claims.values():
             claim.close()
         if self._cluster is not None:
-            self._cluster.close()
+            self._sharding.close()
         for folder in self._stages.values():
             with suppress(OSError):  # not empty, or moved into the store
                 folder.rmdir()
@@ -184,7 +186,7 @@ class _Execution:
         if (cluster := self._cluster) is None:
             self._interrupted.wait(POLL_S)  # another run holds what this one waits for
             return
-        for finished in cluster.wait(POLL_S):
+        for finished in self._sharding.wait(POLL_S):
             steps = self._units.pop(id(finished.unit))
             if isinstance(finished.error, AskAnewError) and len(self._lessons) < _MOST_LESSONS:
                 self._begin_anew(steps, finished.error)
@@ -238,6 +240,7 @@ class _Execution:
         from caiflow.engine.run.fitting import beginning, never_fits
         from caiflow.engine.run.flows import FlowUnit
         from caiflow.engine.run.later import answered_before
+        from caiflow.engine.run.shards import number_of_shards
 
         waiting = [s for s in self.resolver.chain(step) if self.folder.status.get(s.name) == "waiting"]
         chain, cut = beginning(self.resolver, cluster, waiting), self.resolver.cut_of(waiting)
@@ -247,19 +250,16 @@ class _Execution:
         sources = {name: self.resolver.model(name) for s in flow_steps for name in s.clients}
         source = self.resolver.artifacts[step.input].path
         self._keep(sources)
-        links = self._links(cluster, sources, answered_before(flow_steps, source, self.store.ledger_dir))
-        if links is None:
+        known = answered_before(flow_steps, source, self.store.ledger_dir)
+        rows = self.resolver.artifacts[step.input].rows_out or 0
+        shards = 1 if cut else number_of_shards(flow_steps, rows, len(self._sharding.nodes))
+        links = [own for _ in range(shards) if (own := self._links(cluster, sources, known)) is not None]
+        if len(links) < shards:
             return False
-        unit = FlowUnit(
-            steps=flow_steps,
-            source=source,
-            links=links,
-            staged={s.name: self._stage(s) for s in chain},
-            ledger_dir=self.store.ledger_dir,
-            cut=cut,
-        )
+        staged = {s.name: self._stage(s) for s in chain}
+        unit = FlowUnit(flow_steps, source, links[0] if shards == 1 else {}, staged, self.store.ledger_dir, cut)
         self.folder.keep(ledgers=[name for s in unit.steps for name in s.ledgers])
-        return self._submit(cluster, unit, chain, "flow", engines=self._engine_keys(sources))
+        return self._note(self._sharding.submit(unit, links, self._engine_keys(sources)), unit, chain)
 
     def _begin_measure(self, step: Step, operator: MetricsOperator[Any], cluster: Cluster) -> bool:
         from caiflow.engine.run.later import asked_before
@@ -307,12 +307,15 @@ class _Execution:
         return begun
 
     def _submit(self, cluster: Cluster, unit: Unit, steps: Sequence[Step], pool: str, **how: Any) -> bool:
-        if not cluster.submit(unit, pool, **how):
-            return False
-        self._units[id(unit)] = list(steps)
-        for step in steps:
-            self.folder.start(step)
-        return True
+        return self._note(cluster.submit(unit, pool, **how), unit, steps)
+
+    def _note(self, begun: bool, unit: Unit, steps: Sequence[Step]) -> bool:
+        """Take note of the steps of a unit, where it has begun."""
+        if begun:
+            self._units[id(unit)] = list(steps)
+            for step in steps:
+                self.folder.start(step)
+        return begun
 
     # ---------------------------------------------------------------------------------------- what units are made of
 
@@ -367,12 +370,13 @@ class _Execution:
             from caiflow.engine.run.fitting import refuse_unfit, refuse_without_keys
             from caiflow.engine.run.head_start import HeadStart
             from caiflow.engine.run.on_ray.cluster import Cluster
+            from caiflow.engine.run.shards import Sharding
 
             if self._address is None:  # the nodes of a cluster have variables of their own
                 refuse_without_keys(self.resolver, self.folder.unsettled())
             self._journal.emit("entering", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
             self._cluster = Cluster(self._address)
-            self._cluster.on_event = self._relay
+            self._sharding = Sharding(self._cluster, self._relay)
             self._cluster.start()
             refuse_unfit(self.resolver, self._cluster, self.folder.unsettled())
             self._head_start = HeadStart(self._cluster, self.folder.unsettled)

@@ -40,10 +40,11 @@ def ledger_name(op: str, model_identity: str) -> str:
 class Ledger:
     """Records of one namespace: `key -> payload`, the last append wins.
 
-    Reading needs no permission to write. A record cut off by a crash, or damaged since, counts as absent.
+    Reading needs no permission to write. A record cut off by a crash, or damaged since, counts as absent. `apart`
+    (GROUP-NUMBER) is for one of a group whose keys all differ: it has files of its own, and doesn't read those of the others.
     """
 
-    def __init__(self, home: Path, namespace: str) -> None:
+    def __init__(self, home: Path, namespace: str, apart: str = "") -> None:
         if not re.fullmatch(r"[A-Za-z0-9._@-]{1,200}", namespace) or namespace.startswith("."):
             raise ValueError(f"ledger: a namespace is a plain file name, got {namespace!r}")
         self.path = home / namespace
@@ -53,6 +54,7 @@ class Ledger:
         self.changes = 0
         """Grows with each look or append that brought records: while it is the same, what was unknown is unknown still."""
         self._looked: list[int] = []
+        self._own_end, self._group = (f".{apart}.seg", f".{apart.rpartition('-')[0]}-") if apart else (".seg", "")
         self._lock = threading.RLock()
         self._segments: list[Segment] = []
         self._known: dict[str, int] = {}
@@ -141,7 +143,8 @@ class Ledger:
         """Read what other processes have appended since the last look."""
         with self._lock, storing(self.path):
             for name in sorted(os.listdir(self.path)) if self.path.is_dir() else []:
-                if name.endswith(".seg"):
+                of_another = self._group and self._group in name and not name.endswith(self._own_end)
+                if name.endswith(".seg") and not of_another:
                     self._read(name)
 
     def catch_up(self) -> None:
@@ -206,7 +209,7 @@ class Ledger:
         self._flusher.start()
 
     def _take(self, segment: Segment) -> bool:
-        if not _may_take(segment.path) or not segment.hold():
+        if not segment.path.name.endswith(self._own_end) or not _may_take(segment.path) or not segment.hold():
             return False
         self._read(segment.path.name)  # what its last holder wrote since our look
         if segment.whole():
@@ -216,7 +219,7 @@ class Ledger:
 
     def _create(self) -> Segment:
         while True:  # another process may take the new file first
-            name = f"{int(time.time()):010d}-{machine_tag()}-{uuid.uuid4().hex[:12]}.seg"
+            name = f"{int(time.time()):010d}-{machine_tag()}-{uuid.uuid4().hex[:12]}{self._own_end}"
             create(self.path / name)
             self._read(name)
             segment = self._segments[self._known[name]]

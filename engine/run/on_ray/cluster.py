@@ -249,14 +249,14 @@ class Cluster:
 
     def _limit(self, pool: str) -> int:
         """Return how many units of a pool may run at once: a trainer uses some cores, a table operator at least two."""
-        if pool == "flow" or (pool == "train" and self.machines.gpus):
-            return 64
+        if pool in ("flow", "shard") or (pool == "train" and self.machines.gpus):
+            return 1024 if pool == "shard" else 64
         return max(1, int(self.machines.cpus // max(2 if pool == "table" else 1, self.machines.threads(None))))
 
     def _take_workers(self, pool: str, room: Room) -> Gang:
         idle = self._idle.get(_HOME[pool], [])
-        while idle and room == _ANY:
-            gang = idle.pop()
+        for gang in [gang for gang in idle if room in (_ANY, Room(node=gang.nodes[0]))]:
+            idle.remove(gang)
             if not (self.machines.gone(gang.nodes[0]) or gang.nodes[0] in self.machines.leaving):
                 return gang
         return self._gang(pool, room)
@@ -264,8 +264,10 @@ class Cluster:
     def _gang(self, pool: str, room: Room, lost: Collection[str] = ()) -> Gang:
         labels = self.machines.labels(room.labels)
         threads = self.machines.threads(room.cpus) if pool == "train" else 1
-        return Gang(replace(room, labels=labels), threads, self.machines.avoided(room.gpus, room.processes, labels, lost))
+        shunned = room.node in lost or room.node in self.machines.leaving or self.machines.gone(room.node)
+        room = replace(room, labels=labels, node="" if shunned else room.node)
+        return Gang(room, threads, self.machines.avoided(room.gpus, room.processes, labels, lost))
 
 
-_HOME = {"table": "rows", "flow": "rows", "train": "train"}  # where idle workers wait: rows' serve tables and flows alike
+_HOME = {"table": "rows", "flow": "rows", "shard": "rows", "train": "train"}  # where idle workers wait
 _PREFIX = "caiflow-ray-"

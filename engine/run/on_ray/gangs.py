@@ -28,6 +28,8 @@ class Room:
     cpus: float | None = None
     processes: int = 1
     labels: Labels = field(default_factory=dict)
+    node: str = ""
+    """The node, by its id, that one process is to be on; any will do where that is gone."""
 
     @property
     def all_gpus(self) -> float:
@@ -40,7 +42,8 @@ class Gang:
 
     def __init__(self, room: Room, threads: int, avoided: Collection[str] = ()) -> None:
         self._group = None
-        labels = dict(away_from(avoided, room.labels))
+        self._wanted = room.node
+        labels = {**room.labels, "ray.io/node-id": room.node} if room.node else dict(away_from(avoided, room.labels))
         places: list[Mapping[str, Any]] = [{"label_selector": labels}] * room.processes
         if room.processes > 1:
             places = [{"label_selector": labels, "scheduling_strategy": "SPREAD"}] * room.processes
@@ -61,8 +64,8 @@ class Gang:
 
     @property
     def nodes(self) -> list[str]:
-        """The node of each process, by its id; empty for one that hasn't begun."""
-        return [answered(where) for where in self._where]
+        """The node of each process, by its id; for one that hasn't begun the node that it is to be on, empty for any."""
+        return [answered(where) or self._wanted for where in self._where]
 
     def begin(self, unit: Unit) -> None:
         """Have them carry out a unit; several meet first."""

@@ -54,7 +54,7 @@ def flow(folder: Path, steps: Sequence[FlowStep], link: AskedLink, source: Path)
 def shards(unit: FlowUnit, ends: Sequence[int]) -> list[Shard]:
     """Return shards with these ends."""
     starts = [0, *ends[:-1]]
-    return [Shard(unit, i, len(ends), range(*rows)) for i, rows in enumerate(zip(starts, ends, strict=True))]
+    return [Shard(unit, i, len(ends), range(*rows), "group") for i, rows in enumerate(zip(starts, ends, strict=True))]
 
 
 def sent(made: Mapping[str, Made]) -> Mapping[str, Made]:

@@ -344,3 +344,23 @@ def test_payloads_are_json(tmp_path: Path) -> None:
         assert ledger.get(k(1)) == json.loads(json.dumps(payload))
         with pytest.raises(TypeError):
             ledger.append(k(2), {"out": object()})
+
+
+def test_one_of_a_group_reads_all_files_but_those_of_the_others(tmp_path: Path) -> None:
+    keys = [bytes([n]) * 16 for n in range(4)]
+    with Ledger(tmp_path, "n") as before:
+        before.append(keys[0], {"v": 0})
+    with Ledger(tmp_path, "n", "group-1") as first, Ledger(tmp_path, "n", "group-11") as second:
+        first.append(keys[1], {"v": 1})
+        second.append(keys[2], {"v": 2})
+        with Ledger(tmp_path, "n") as another:
+            another.append(keys[3], {"v": 3})
+        first.catch_up()
+        second.catch_up()
+        assert [key in first for key in keys] == [True, True, False, True]
+        assert [key in second for key in keys] == [True, False, True, True]
+    with Ledger(tmp_path, "n", "group-1") as again, Ledger(tmp_path, "n") as whole:
+        assert keys[1] in again
+        again.append(keys[2], {"v": 4})
+        assert [key in whole for key in keys] == [True] * 4
+    assert len(list((tmp_path / "n").glob("*.seg"))) == 3, "what it had written it goes on with"

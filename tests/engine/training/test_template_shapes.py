@@ -158,7 +158,8 @@ def test_thoughts_are_never_taken_for_words(
     marks = THOUGHTS["<think>"] in shape.tokens and tokens
     begin, end = ("<think>", THOUGHTS["<think>"]) if marks else ("[THINK]", THOUGHTS["[THINK]"])
     thought = thought.replace("[", "")
-    ids = renderer.tokenizer.encode(f"{begin}\n{thought}\n{end}\n\n", add_special_tokens=False) + renderer.words(words)
+    opened, closed = (renderer.tokenizer.encode(mark, add_special_tokens=False) for mark in (f"{begin}\n", f"\n{end}\n\n"))
+    ids = opened + renderer.words(thought) + closed + renderer.words(words)  # neither words nor thoughts are special tokens
     head = renderer.ids(Request(talk))
     assert renderer.answer(Request(talk), ids, head) == (words, thought)
     assert renderer.answer(Request(talk), ids[: -len(renderer.words(words)) - 4], head)[0] == ""
