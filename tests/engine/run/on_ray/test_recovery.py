@@ -333,7 +333,7 @@ def test_a_lost_engine_s_node_and_a_frozen_one_cost_no_answer_and_one_that_comes
     assert any("has come; there are 2 GPUs" in text for text in told["said"])
     assert told["answered by the survivor"] > 100
     assert told["replaced after"] < 180
-    assert any("says nothing" in text for text in told["client"])
+    assert any("says nothing" in text or "far longer than most" in text for text in told["client"])
     assert told["longest"] < 60  # Ray would wait for a minute; under 15 s where the machine does nothing else
 
 
