@@ -44,6 +44,7 @@ def shortened(path: Path, judge: str) -> list[str]:
         step = next(step for step in spec.steps.values() if step.base == name)
         fields: dict[str, Any] = dict(step.params)
         sets += [f"steps.{name}.sampling.max_tokens=24"] if "sampling" in fields else []
+        sets += [f"steps.{name}.sampling.temperature=1"] if step.op == "probe" else []  # given any, the default is gone
         sets += [f"steps.{name}.resources.workers=1"] if step.params.resources.workers > 1 else []
         sets += [f"steps.{name}.fsdp=false"] if fields.get("fsdp") else []
         sets += [f"steps.{name}.require={{}}"] if step.params.require else []
