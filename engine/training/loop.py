@@ -238,10 +238,11 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
 
         def _to_rest(self, args: Any) -> bool:
             """Say whether to rest behind this step's checkpoint: the first process looks, since all must do the same."""
-            asked = torch.tensor(float(is_to_rest(job.work_dir)), device=args.device)
+            self.rests = is_to_rest(job.work_dir)
             if args.world_size > 1:
+                asked = torch.tensor(float(self.rests), device=args.device)
                 torch.distributed.broadcast(asked, 0)
-            self.rests = bool(asked)
+                self.rests = bool(asked)
             return self.rests
 
         def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
