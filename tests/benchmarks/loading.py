@@ -7,18 +7,16 @@ within tests/.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.sides import main, spent
 
 ROWS = 200_000
 TARGET, GROWTH = 4.0, 1.1
@@ -82,14 +80,6 @@ def theirs(source: Path, out: Path) -> None:
 SIDES: dict[str, Callable[[Path, Path], None]] = {"ours": ours, "theirs": theirs, "all_three": all_three}
 
 
-def _spent(side: str, source: Path, scratch: Path) -> dict[str, float]:
-    out = scratch / "out"
-    command = [sys.executable, __file__, "--side", side, "--source", str(source), "--out", str(out)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    shutil.rmtree(out)
-    return found
-
-
 def measure(rows: int = ROWS, repeats: int = 3) -> list[dict[str, Any]]:
     """Return both figures beside their bounds; medians of `repeats` turns."""
     with tempfile.TemporaryDirectory() as name:
@@ -99,9 +89,9 @@ def measure(rows: int = ROWS, repeats: int = 3) -> list[dict[str, Any]]:
         found: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(repeats):
             for side, values in found.items():
-                values.append(_spent(side, small, scratch)["cpu_s"] * 1e6 / rows)
+                values.append(spent(__file__, side, small, scratch / "out")["cpu_s"] * 1e6 / rows)
         make_file(large, 5 * rows)
-        peaks = [_spent("all_three", source, scratch)["memory_mb"] for source in (small, large)]
+        peaks = [spent(__file__, "all_three", source, scratch / "out")["memory_mb"] for source in (small, large)]
     middle = {side: statistics.median(values) for side, values in found.items()}
     cpu, memory = middle["ours"] / middle["theirs"], peaks[1] / peaks[0]
     return [
@@ -130,14 +120,4 @@ def _one_side(side: str, source: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=SIDES)
-    parser.add_argument("--source", type=Path)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    if given.side:
-        _one_side(given.side, given.source, given.out)
-    else:
-        print(json.dumps(measure(given.rows, given.repeats), indent=2))
+    main(__doc__, SIDES, _one_side, measure, ROWS)

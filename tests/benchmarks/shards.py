@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.scheduler import CALLS_PER_ROW, answer, chain, write_source
-from caiflow.engine.llm.client import Link
+from caiflow.engine.llm.base import Link
 from caiflow.engine.llm.host import EngineHost, LocalLink
 from caiflow.engine.run.flows import FlowUnit, Joining, Shard
 from caiflow.engine.run.shards import cut

@@ -6,19 +6,17 @@ the mixture in memory; `filter` and `mix` do what they do in a run. Run `python 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.sides import main, spent
 
 ROWS = 1_000_000
 DROP = ["few_shot_leak", "unchanged", "common_prefix", {"length": {"column": "revision", "min": 10, "max": 2000}}, "duplicates"]
@@ -137,10 +135,7 @@ def measure(rows: int, repeats: int) -> list[dict[str, Any]]:
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for turn in range(repeats):
             for side in SIDES:
-                out = folder / f"{side}{turn}"
-                command = [sys.executable, __file__, "--side", side, "--data", str(folder), "--out", str(out)]
-                runs[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-                shutil.rmtree(out)
+                runs[side].append(spent(__file__, side, folder, folder / f"{side}{turn}"))
     written = {side: {run["rows"] for run in found} for side, found in runs.items()}
     if written["ours"] != written["theirs"]:
         raise AssertionError(f"the sides wrote different numbers of rows: {written}")
@@ -186,14 +181,4 @@ def _one_side(side: str, data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=SIDES)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    if given.side:
-        _one_side(given.side, given.data, given.out)
-    else:
-        print(json.dumps(measure(given.rows, given.repeats), indent=2))
+    main(__doc__, SIDES, _one_side, measure, ROWS)

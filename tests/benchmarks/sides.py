@@ -1,0 +1,43 @@
+"""Benchmarks of which each side runs in a process of its own, that of the module itself: `python -m MODULE --side SIDE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+
+def spent(file: str, side: str, source: Path, out: Path) -> dict[str, float]:
+    """Return what a side tells that reads `source` and writes into `out`, which is removed; `file` is its module's."""
+    module = f"{Path(file).parent.name}.{Path(file).stem}"
+    command = [sys.executable, "-m", module, "--side", side, "--source", str(source), "--out", str(out)]
+    done = subprocess.run(command, cwd=Path(file).parents[1], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    shutil.rmtree(out)
+    return found
+
+
+def main(
+    about: str | None,
+    sides: Collection[str],
+    one_side: Callable[[str, Path, Path], None],
+    measure: Callable[[int, int], list[dict[str, Any]]],
+    rows: int,
+) -> None:
+    """Carry out the side that the command line names, or measure all of them and print the figures."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", choices=sides)
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.side:
+        one_side(given.side, given.source, given.out)
+    else:
+        print(json.dumps(measure(given.rows, given.repeats), indent=2))
