@@ -53,21 +53,20 @@ class Nodes:
     def lose(self, how: signal.Signals) -> int:
         """Kill or stop the node that computes most, with all of its processes; return how many of them did the run's work."""
         left = [node for node in self._nodes.worker_nodes if node not in self._lost]
-        node = max(left, key=lambda node: sum(map(_works, _processes(node))))
+        node = max(left, key=lambda node: sum(map(_works, processes_of(node))))
         self._lost.append(node)
-        processes = _processes(node)
-        working = sum(map(_works, processes))
-        _signal(processes, how)
+        working = sum(map(_works, processes_of(node)))
+        signalled(node, how)
         return working
 
     def shutdown(self) -> None:
         """End all nodes, stopped ones too."""
         for node in list(self._nodes.worker_nodes):
-            _signal(_processes(node), signal.SIGKILL)
+            signalled(node, signal.SIGKILL)
         self._nodes.shutdown()
 
 
-def _processes(node: Any) -> list[psutil.Process]:
+def processes_of(node: Any) -> list[psutil.Process]:
     """Return a node's raylet and what it has started; nothing where it is dead."""
     try:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -84,8 +83,9 @@ def _works(process: psutil.Process) -> bool:
     return "ray::Worker" in title or "ray::EngineActor" in title
 
 
-def _signal(processes: list[psutil.Process], how: signal.Signals) -> None:
-    for process in processes:
+def signalled(node: Any, how: signal.Signals) -> None:
+    """Send a signal to all processes of a node."""
+    for process in processes_of(node):
         with suppress(psutil.NoSuchProcess):
             process.send_signal(how)
 

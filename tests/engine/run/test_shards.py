@@ -229,7 +229,6 @@ NODES = """
 import asyncio, json, os, secrets, signal, sys, time
 from pathlib import Path
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-import psutil
 import ray
 from ray.cluster_utils import Cluster as Nodes
 from caiflow.engine.flow.outcomes import FlowStep
@@ -239,6 +238,7 @@ from caiflow.engine.run.flows import FlowUnit
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.shards import Sharding
 from support.flows import write_source
+from support.lost_nodes import signalled
 
 class Where(RowOperator[RowParams]):
     name = "where"
@@ -276,9 +276,7 @@ try:
         if not lost and sum(path.stat().st_size > 4000 for path in segments) == 3:
             gone = nodes.worker_nodes.copy().pop()
             lost = gone.node_id
-            raylet = psutil.Process(gone.all_processes["raylet"][0].process.pid)
-            for process in [raylet, *raylet.children(recursive=True)]:
-                process.send_signal(signal.SIGKILL)
+            signalled(gone, signal.SIGKILL)
     rows = Rows(found[0].results["where"].staged).pylist()
 finally:
     sharding.close()

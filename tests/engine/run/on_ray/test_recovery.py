@@ -23,26 +23,18 @@ NODES = """
 import asyncio, json, os, secrets, signal, sys, time
 from pathlib import Path
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-import psutil
 from ray.cluster_utils import Cluster as Nodes
 from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
+from support.lost_nodes import signalled
 
 here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
 nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2})
 
 def come(gpus=1, card="one"):
     return nodes.add_node(**here, num_cpus=1, num_gpus=gpus, labels={"card": card}, wait=False)
-
-def signalled(node, number):
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    for process in [raylet, *raylet.children(recursive=True)]:
-        try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            pass
 
 def closed(cluster):
     for node in list(nodes.worker_nodes):
@@ -317,7 +309,9 @@ LEAVES = (" is to leave within ", "base is begun on another node", "base is read
 
 def told_by(script: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-c", NODES + script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=without_token(), timeout=550, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT / "tests", capture_output=True, text=True, env=without_token(), timeout=550, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     (only,) = done.stdout.splitlines()  # Ray tells of lost nodes, too, but not here
     found: dict[str, Any] = json.loads(only)
