@@ -77,6 +77,10 @@ class FlowUnit(StagingUnit):
         """Return it with new folders."""
         return replace(self, staged={name: folder_anew(folder, attempt) for name, folder in self.staged.items()})
 
+    def claims_in(self) -> Path:
+        """Return the folder of its ledgers."""
+        return self.ledger_dir
+
     async def stream(self, report: Report, shard: Shard | None = None) -> dict[str, Made]:
         """Have the rows of the source, or of a shard, flow through the chain."""
         from caiflow.engine.flow.stream import Flow
@@ -172,6 +176,10 @@ class Shard(StagingUnit):
         """Return it with new folders."""
         self.clean()
         return replace(self, attempt=attempt)
+
+    def claims_in(self) -> Path:
+        """Return the folder of its ledgers."""
+        return self.flow.ledger_dir
 
     @property
     def staged(self) -> dict[str, Path]:

@@ -29,6 +29,7 @@ from caiflow.engine.operator import (
 )
 from caiflow.engine.run.later import awaited, loading, tell_openings
 from caiflow.engine.run.llms import LedgeredLLMs, Report, asked_beside, stop, watch_calls
+from caiflow.engine.store.claims import forsake
 from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
 
@@ -72,6 +73,10 @@ class StagingUnit(ABC):
     @abstractmethod
     def anew(self, attempt: int) -> Self:
         """Return it with new folders for its output."""
+
+    def claims_in(self) -> Path | None:
+        """Return the folder of the ledgers in which it claims what it asks; None where it asks nothing."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,10 @@ class TrainUnit(_OneStep):
     ledger_dir: Path
     learnt: Path | None = None
 
+    def claims_in(self) -> Path:
+        """Return the folder of its ledgers."""
+        return self.ledger_dir
+
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         job = self._job(report, self.work_dir)
@@ -172,6 +181,10 @@ class MeasureUnit(_OneStep):
     links: Mapping[str, Sequence[Link]]
     ledger_dir: Path
 
+    def claims_in(self) -> Path:
+        """Return the folder of its ledgers."""
+        return self.ledger_dir
+
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out."""
         return asyncio.run(self._run(report))
@@ -197,8 +210,12 @@ class MeasureUnit(_OneStep):
 
 
 def staged_anew(unit: Unit, attempt: int) -> Unit:
-    """Return the unit with new folders for its output, where it has any."""
-    return unit.anew(attempt) if isinstance(unit, StagingUnit) else unit
+    """Return the unit with new folders for its output, where it has any; what its lost process claimed counts no more."""
+    if not isinstance(unit, StagingUnit):
+        return unit
+    if ledgers := unit.claims_in():
+        forsake(ledgers)
+    return unit.anew(attempt)
 
 
 def folder_anew(folder: Path, attempt: int) -> Path:

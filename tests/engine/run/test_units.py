@@ -13,9 +13,10 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
-from caiflow.engine.run.flows import FlowUnit
+from caiflow.engine.run.flows import FlowUnit, Shard
 from caiflow.engine.run.llms import LedgeredLLMs
-from caiflow.engine.run.units import staged_anew
+from caiflow.engine.run.units import MeasureUnit, TrainUnit, staged_anew
+from caiflow.engine.store.claims import Claims
 from support.runs_without_ray import AskedLink
 
 
@@ -55,6 +56,20 @@ def test_another_attempt_has_folders_of_its_own(tmp_path: Path) -> None:
     assert not second.staged.items() & third.staged.items()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert sorted(tmp_path.iterdir()) == sorted(third.staged.values())
+
+
+def test_what_a_lost_process_claimed_is_free_for_the_one_begun_in_its_place(tmp_path: Path) -> None:
+    flow, key = FlowUnit([], tmp_path, {}, {}, tmp_path / "ledger"), bytes(16)
+    operator = Worked(RowParams(input="rows"), StepContext(seed=7))
+    step: Any = "a", operator, {}, {}, tmp_path / "out"
+    measure, train = MeasureUnit(*step, {}, flow.ledger_dir), TrainUnit(*step, tmp_path, {}, flow.ledger_dir)
+    for tries, unit in enumerate((flow, Shard(flow, 0, 1, range(0), "group"), measure, train), start=2):
+        lost, begun = (Claims(flow.ledger_dir / "worked-m") for _ in range(2))
+        assert lost.take(key)
+        assert not begun.take(key)
+        staged_anew(unit, tries)
+        assert begun.take(key)
+        begun.close()
 
 
 def test_who_asks_a_table_tells_how_fast_it_is_answered(tmp_path: Path) -> None:

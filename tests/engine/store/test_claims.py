@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.store.claims import Claims
+from caiflow.engine.store.claims import Claims, forsake
 
 HOLDING = """
 import sys, time
@@ -40,6 +40,28 @@ def test_what_a_process_claimed_is_free_when_it_is_killed(tmp_path: Path) -> Non
         assert [own.take(key(number)) for number in range(300)].count(True) == 299
     finally:
         holder.kill()
+
+
+def test_what_a_frozen_process_claimed_is_free_once_it_is_known_to_be_lost(tmp_path: Path) -> None:
+    own = Claims(tmp_path / "of a model")
+    assert own.take(key(400))
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(own.folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "300\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        assert not any(own.take(key(number)) for number in range(300))
+        forsake(tmp_path)
+        assert all(own.take(key(number)) for number in range(300))
+        later = Claims(own.folder)
+        assert not any(later.take(key(number)) for number in range(300))
+        for number in (7, 400):
+            own.release(key(number))
+            assert later.take(key(number))
+            assert not own.take(key(number))
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="locks of an open file are Linux's")
