@@ -185,8 +185,10 @@ def shortened(path: Path, profile: str | None) -> list[str]:
     return [option for text in sets for option in ("--set", text)]
 
 
+OTHERWISE = {"principle_ablation", "quickstart", "red_team"}
+"""Those that tests of their own run."""
 TRIALS = [
-    *((path, None) for path in RECIPES if path.stem != "principle_ablation"),  # which runs whole
+    *((path, None) for path in RECIPES if path.stem not in OTHERWISE),
     (ROOT / "specs" / "paper.yaml", "thinking"),
 ]
 
@@ -208,6 +210,7 @@ def test_it_runs_end_to_end_on_a_sample(path: Path, profile: str | None, home: P
 def test_prompts_that_a_model_writes_are_new_and_do_harm(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert start(ROOT / "specs" / "red_team.yaml", out, home, "--sample", str(SAMPLE)).wait(timeout=250) == 0
+    check_trial(out)
     run = open_run(out)
 
     def prompts(step: str) -> list[str]:

@@ -23,7 +23,7 @@ from support.source_tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill, pytest.mark.timeout(900)]
 
-STEPS = {"sl_cai": 60, "reward_model": 60, "rl_cai": 16}
+STEPS = {"sl_cai": 30, "reward_model": 30, "rl_cai": 8}
 SPEC = """
 caiflow: 1
 name: phases
@@ -36,13 +36,13 @@ steps:
   test: {op: load, source: "tiny:red_team_test.jsonl", format: hh}
   response: {op: generate, input: red_team, model: base, sampling: {temperature: 0.7, max_tokens: 64}}
   revision: {op: revise, input: response, model: base, sampling: {max_tokens: 64}}
-  sl_cai: {op: sft, input: revision, model: base, max_steps: 60, save_steps: 10, resources: {num_gpus: 1}}
+  sl_cai: {op: sft, input: revision, model: base, max_steps: 30, save_steps: 5, resources: {num_gpus: 1}}
   pair: {op: generate, input: red_team, model: sl_cai, samples: 2, sampling: {temperature: 1, max_tokens: 64}}
   preference: {op: judge, input: pair, model: base}
-  reward_model: {op: reward, input: preference, model: sl_cai, max_steps: 60, save_steps: 10, resources: {num_gpus: 1}}
+  reward_model: {op: reward, input: preference, model: sl_cai, max_steps: 30, save_steps: 5, resources: {num_gpus: 1}}
   rl_cai:
     {op: rl, algorithm: grpo, input: red_team, model: sl_cai, rewards: {reward_model: 1}, num_generations: 4,
-     max_completion_length: 16, max_steps: 16, save_steps: 4, resources: {num_gpus: 1}}
+     max_completion_length: 16, max_steps: 8, save_steps: 2, resources: {num_gpus: 1}}
   scores: {op: evaluate, models: [base, rl_cai], inputs: {harmful: test}, sampling: {max_tokens: 64}}
 """
 
