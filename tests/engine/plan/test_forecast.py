@@ -33,6 +33,8 @@ steps:
 constitution: harmless
 """
 CHAIN = ("answer", "critique", "revision")
+TALKS = (("talk", "base", "other"), ("later", "other", "taught"))
+"""Steps, who answers in them, and who says the user's turns."""
 WORDS = "How do I open, read and copy what lies in the grey box behind the door of my neighbour"
 
 
@@ -85,6 +87,23 @@ def test_what_is_answered_already_is_not_asked_and_stands_in_for_the_rest(tmp_pa
     assert (by_step["answer"].calls, by_step["answer"].at_most) == (4, False)
     assert by_step["answer"].completion < 4 * 20, "as long as answers were"
     assert by_step["critique"].calls == 6
+
+
+def test_a_step_s_second_model_has_tokens_and_prices_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path, 6)
+    asks = "op: converse, input: rows, turns: 3, end_at: [], sampling: {max_tokens: 16}, user: {sampling: {max_tokens: 8}, "
+    talks = [f"  {step}: {{{asks}model: {user}}}, model: {model}}}" for step, model, user in TALKS]
+    other = "other: {source: their-model, base_url: 'http://127.0.0.1:9/v1', prices: {prompt: 1, completion: 4}}"
+    written = path.read_text().replace("tiny}}", f"tiny}}, {other}}}").replace("constitution: harmless\n", "\n".join(talks))
+    path.write_text(f"{written}\nconstitution: harmless\n")
+    found = {(one.step, one.model): one for one in foresee(load_spec(path), Store(tmp_path / "home")).steps}
+    own, their = found["talk", "base"], found["talk", "other"]
+    assert (own.calls, own.completion, own.cost) == (6 * 3, 6 * 3 * 16, None), "each turn of the assistant"
+    assert (their.calls, their.completion) == (6 * 2, 6 * 2 * 8), "and those of the user between them"
+    assert their.cost == pytest.approx((their.prompt + 4 * their.completion) / 1e6)
+    assert found["later", "taught"].calls == 6 * 2, "it reads as that which it is trained from"
+    assert found["later", "taught"].prompt != their.prompt, "by that one's tokenizer"
+    assert found["later", "other"].calls == 6 * 3
 
 
 def test_the_first_rows_of_many_tell_what_all_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
