@@ -150,33 +150,44 @@ caiflow: 1
 name: trained
 models: {base: {source: tiny}}
 steps:
-  rows:  {op: load, source: "tiny:helpful_train.jsonl"}
-  model: {op: sft, input: rows, model: base, num_train_epochs: 1}
+  pairs: {op: load, source: "tiny:helpful_preferences.jsonl"}
+  score: {op: reward, input: pairs, model: base, max_steps: 20, learning_rate: 1e-4}
+  model:
+    {op: rl, input: pairs, model: base, rewards: {score: 1}, algorithm: grpo, num_generations: 2,
+     per_device_train_batch_size: 2, max_completion_length: 4, max_length: 96, max_steps: 60, resources: {workers: 2}}
 """
 
 
 @pytest.mark.soak
 @pytest.mark.kill
-def test_a_training_that_is_killed_at_rest_goes_on_from_there(tmp_path: Path) -> None:
+def test_trainings_rest_and_one_of_several_processes_that_is_killed_then_goes_on_from_there(tmp_path: Path) -> None:
     spec, home, out = tmp_path / "spec.yaml", tmp_path / "home", tmp_path / "out"
     spec.write_text(TRAINING)
 
-    def steps() -> list[int]:
+    def steps(of: str = "model") -> list[int]:
         told = (out / "events.jsonl").read_text() if (out / "events.jsonl").exists() else ""
         events = [json.loads(line) for line in told.split("\n")[:-1]]  # the last one may be half written
-        return [event["done"] for event in events if event["event"] == "step_progress" and event.get("done")]
+        told = [event for event in events if event["event"] == "step_progress" and event["step"] == of]
+        return [event["done"] for event in told if event.get("done")]
 
     def checkpoints() -> list[int]:
         return [int(path.parent.name.rpartition("-")[2]) for path in home.rglob(f"checkpoint-*/{COMPLETE}")]
 
+    def rested(step: str, last: int) -> int:
+        """Have a training rest once it has begun; return the step behind which it does."""
+        until(lambda: steps(step), run)
+        write_controls(out, Controls(paused=True))
+        until(checkpoints, run)
+        (kept,) = checkpoints()
+        time.sleep(2.0)
+        assert (run.poll(), checkpoints()) == (None, [kept])
+        assert max(steps(step)) <= kept < last
+        return kept
+
     run = start(spec, out, home)
-    until(steps, run)
-    write_controls(out, Controls(paused=True))
-    until(checkpoints, run)
-    (kept,) = checkpoints()
-    time.sleep(2.0)
-    assert (run.poll(), checkpoints()) == (None, [kept])
-    assert max(steps()) <= kept < 40
+    rested("score", 20)
+    write_controls(out, Controls())
+    kept = rested("model", 60)
     run.kill()
     run.wait()
     assert start(spec, out, home).wait(timeout=120) == 0, (out / "console.txt").read_text()
