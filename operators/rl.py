@@ -40,9 +40,6 @@ class Rl(TrainingOperator[RlParams]):
         if self.params.fsdp:
             told = "`rl` divides no model: replies are drawn by the whole one"
             yield Finding(("fsdp",), told, "leave `fsdp` out; `lora` takes less memory")
-        if self.params.asking and self.params.resources.workers > 1:
-            told = "graders and judges are asked from one process, and this step has several"
-            yield Finding(("resources", "workers"), told, "leave `workers` out, or have `reward` learn what they say")
         for name, how in self.params.judges.items():
             yield from (wrong.below("rewards", name, "judge") for wrong in self._judge(how).problems())
 
@@ -73,7 +70,7 @@ class Rl(TrainingOperator[RlParams]):
         params, given = self.params, inputs.get(self.params.input)
         if given is None or not params.asking or params.eval_input:
             return None
-        drawn = params.per_device_train_batch_size * params.batches
+        drawn = params.per_device_train_batch_size * params.batches * params.resources.workers
         times = -(-given.rows * params.generations // drawn) * math.ceil(params.num_train_epochs)
         if params.max_steps > 0:
             times = -(-params.max_steps // params.cycle)

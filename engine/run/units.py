@@ -10,6 +10,7 @@ import asyncio
 import json
 import shutil
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,13 @@ class StepResult:
     error: str = ""
     files: Mapping[str, int] = field(default_factory=dict)
     """The bytes of each staged file, as the worker's node sees them."""
+
+    def counted_with(self, others: Sequence[StepResult]) -> StepResult:
+        """Return this with what other processes counted of the same step, too."""
+        counts = Counter(self.counts)
+        for other in others:
+            counts.update(other.counts)
+        return replace(self, counts=dict(counts))
 
 
 class Unit(Protocol):

@@ -129,6 +129,13 @@ class RolloutHooks(Hooks):
         raise NotImplementedError
 
 
+def means_of(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return the mean of each figure over what all processes noted of it; one may have nothing to say of it."""
+    names = dict.fromkeys(name for one in noted for name in one)
+    found = {name: [value for one in noted for value in one.get(name, ())] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 class OwnObjective(RolloutHooks):
     """Mixed into TRL's RLOO where replies are drawn and scored by TRL, and what is learned from them isn't TRL's."""
 
@@ -154,10 +161,12 @@ class OwnObjective(RolloutHooks):
     def rewards(self, inputs: Any, prompts: Any, replies: Any, reply_ids: Any) -> Tensor:
         """Return all processes' rewards [B, functions]; only TRL's own method calls the reward functions and gathers them.
 
-        What the functions noted with `log_metric` waits in `_pending_metrics` until it is logged.
+        What the functions noted with `log_metric`, each process by itself, waits in `_pending_metrics` until it is logged.
         """
+        from accelerate.utils import gather_object
+
         parts: Tensor = self._calculate_rewards(inputs, prompts, replies, reply_ids)
-        self.note({name: sum(values) / len(values) for name, values in self._pending_metrics.items()})
+        self.note(means_of(gather_object([dict(self._pending_metrics)])))
         self._pending_metrics.clear()
         return parts
 

@@ -52,6 +52,8 @@ class Contests(AskedReward):
         super().__init__(name, how.model, llms, read)
         self._how = how
         self._generations = generations
+        known = context.constitution if not how.instruction and how.principles != "all" else None
+        self._principles = [principle.id for principle in known.having("judge")] if known else []
         self._pairs = PairJudge(how, context.constitution, context.seed, how.instruction)
         self._ranks = RankJudge(how, context.constitution, context.seed, how.instruction)
 
@@ -188,9 +190,11 @@ class Contests(AskedReward):
                 log_metric(f"{JUDGE}{name}/{figure}", value)
         if longer := [share for one in found if (share := _longer(*one)) is not None]:
             log_metric(f"{JUDGE}{name}/longer_won", fmean(longer))
-        for one, values in _by_principle(told, margins).items():
-            log_metric(f"{PRINCIPLE}{name}/{one}/share", len(values) / len(told))
-            log_metric(f"{PRINCIPLE}{name}/{one}/margin", fmean(values))
+        by = _by_principle(told, margins)
+        for one in dict.fromkeys([*self._principles, *by]):
+            log_metric(f"{PRINCIPLE}{name}/{one}/share", len(by.get(one, ())) / len(told))  # 0 counts: shares are averaged
+            if one in by:
+                log_metric(f"{PRINCIPLE}{name}/{one}/margin", fmean(by[one]))
 
 
 def _longer(row: Row, verdict: Row) -> float | None:

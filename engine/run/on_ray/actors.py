@@ -27,7 +27,7 @@ from caiflow.engine.llm.host import EngineHost
 from caiflow.engine.run.on_ray.deaths import death, first_line, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
-from caiflow.engine.training.parallel.workers import Seat, taking_part
+from caiflow.engine.training.parallel.workers import Seat, rank, taking_part
 
 HANGS_S = 40.0
 """How long the process of a loaded engine may leave a call unanswered (it has threads for calls, whatever it computes), and how
@@ -66,7 +66,7 @@ class Worker:
         return Seat(_node(), ray.util.get_node_ip_address(), port, tuple(map(str, gpus)))
 
     def run(self, unit: Unit, mine: int = 0, *seats: Seat) -> Mapping[str, StepResult]:
-        """Carry out one unit, or one process's part of it: the first alone tells of it and has results.
+        """Carry out one unit, or one process's part of it: the first alone tells of it, and of the others only counts are had.
 
         Errors come back as text that the user can read.
         """
@@ -76,7 +76,7 @@ class Worker:
             with taking_part(seats, mine) if seats else contextlib.nullcontext():
                 results = unit.run(_unheard if mine else self._events.append)
             if mine:
-                return {}
+                return {name: StepResult(counts=one.counts) for name, one in results.items()}
             return {name: replace(one, files=file_sizes(one.staged)) if one.staged else one for name, one in results.items()}
         except CaiflowError:
             raise
@@ -211,6 +211,7 @@ class RayLink:
         self._name = name
         self._source = source
         self._client = client
+        self._asker = ""
         self._session = ""
         self.capacity = 1
         self.waiting = ""
@@ -228,12 +229,13 @@ class RayLink:
         while not (await asyncio.wait({loading}, timeout=self.hangs_s))[0]:
             await self._call("process", patience_s=LOADING_HANGS_S)
         self.capacity, *_ = loading.result()
-        self._session = await self._call("begin", self._client)
+        self._asker = f"{self._client}-{rank()}"  # each of a training's processes has answers of its own
+        self._session = await self._call("begin", self._asker)
         self.waiting = ""
 
     async def submit(self, requests: Sequence[tuple[int, Request]], over: Sequence[str] = ()) -> None:
         """Send requests, and say which rows won't ask on."""
-        await self._call("submit", self._client, self._session, requests, over)
+        await self._call("submit", self._asker, self._session, requests, over)
 
     @property
     def own(self) -> bool:
@@ -242,13 +244,13 @@ class RayLink:
 
     async def cancel(self, numbers: Sequence[int]) -> None:
         """Have it drop calls."""
-        await self._call("cancel", self._client, self._session, numbers)
+        await self._call("cancel", self._asker, self._session, numbers)
 
     async def collect(self) -> list[tuple[int, Answer]]:
         """Wait a while for answers."""
         patience_s = COLLECT_S + self.hangs_s
         limits = COLLECT_S, self.hangs_s, STRETCH if self._hung else 1.0
-        answers, self.waiting = await self._call("collect", self._client, self._session, *limits, patience_s=patience_s)
+        answers, self.waiting = await self._call("collect", self._asker, self._session, *limits, patience_s=patience_s)
         if answers:
             self._hung.clear()
         found: list[tuple[int, Answer]] = answers

@@ -85,14 +85,14 @@ class Gang:
         return bool(self._failed_at) and time.monotonic() - self._failed_at > GRACE_S
 
     def result(self) -> Mapping[str, StepResult]:
-        """Return what the first process has made; raise what they failed of, one's loss before what others say of it."""
+        """Return what the first process has made, with the counts of all; raise what they failed of, a loss before the rest."""
         import ray
 
         failures = [failure for work in self._work if (failure := _failure(work))]
         if failures:
             raise next(filter(_is_loss, failures), failures[0])
-        results: Mapping[str, StepResult] = ray.get(self._work[0])
-        return results
+        made, *others = ray.get(self._work)
+        return {name: one.counted_with([other[name] for other in others if name in other]) for name, one in made.items()}
 
     def cut_off(self, gone: Callable[[str], bool]) -> bool:
         """Tell whether nodes that are `gone` keep the work from going on: their processes say nothing either."""

@@ -32,6 +32,11 @@ def first_before_others() -> Iterator[None]:
         yield
 
 
+def rank() -> int:
+    """Return which of several processes this is; 0 of one that has no others."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def refuse_alone(workers: int) -> None:
     """Raise where a training of several processes is carried out by one that has no others.
 

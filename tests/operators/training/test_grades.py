@@ -16,8 +16,9 @@ import pytest
 
 from caiflow.engine.errors import EngineError, StepError
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
-from caiflow.engine.operator import StepContext
+from caiflow.engine.operator import Expected, StepContext
 from caiflow.engine.run.units import StepResult
+from caiflow.engine.store.ledger import Ledger
 from caiflow.operators.grading.params import ModelGrading
 from caiflow.operators.rl import Rl
 from caiflow.operators.training.grades import Grades
@@ -178,13 +179,22 @@ def test_what_it_is_depends_on_the_question_and_not_on_the_model_s_name() -> Non
     assert json.dumps(identity_params(one)).count("Is it kind?") == 1
 
 
-def test_several_processes_are_refused_before_the_run() -> None:
-    params = RlParams.model_validate({**FIELDS, **WAYS["ppo"], "resources": {"workers": 2}})
-    found = [finding.message for finding in Rl(params, StepContext()).check()]
-    assert found == ["graders and judges are asked from one process, and this step has several"]
-    assert list(Rl(params, StepContext()).asks()) == ["m"]
-    alone = params.model_copy(update={"rewards": {"pm": 1.0}})
-    assert not list(Rl(alone, StepContext()).check())
+def test_the_calls_of_all_processes_are_foreseen() -> None:
+    def calls(workers: int) -> Any:
+        params = RlParams.model_validate({**FIELDS, **WAYS["grpo"], "resources": {"workers": workers}})
+        step = Rl(params, StepContext())
+        assert not list(step.check())
+        assert list(step.asks()) == ["m"]
+        return step.calls_expected({"rows": Expected(36)})
+
+    assert calls(1).number == 9 * 16
+    assert calls(2).number == 2 * 9 * 16
+
+
+def test_a_figure_is_the_mean_of_what_all_processes_noted_of_it() -> None:
+    from caiflow.engine.training.private import means_of
+
+    assert means_of([{"unread/a": [0.0], "x": [3.0]}, {"unread/a": [0.5, 1.0]}]) == {"unread/a": 0.5, "x": 3.0}
 
 
 RUN = """\
@@ -194,27 +204,37 @@ steps:
   rows: {op: load, source: rows.jsonl}
   rl:
     {op: rl, input: rows, model: tiny, algorithm: grpo, num_generations: 2, per_device_train_batch_size: 4, max_steps: 2,
-     max_completion_length: 12, max_length: 96, learning_rate: 1e-4, rewards: {kind: {grader: GRADER}}}
+     max_completion_length: 12, max_length: 96, learning_rate: 1e-4, temperature: 2, resources: {workers: 2},
+     rewards: {kind: {grader: GRADER}}}
 """
 GRADER = '{model: tiny, question: "About {{ topic }}: {{ response }} Kind?\\n\\nThe answer is (", replies: {A: 1, B: 0}}'
 
 
 def trained(address: str, place: Path, run: str) -> dict[str, Any]:
-    """Run the spec; return how its training settled."""
+    """Run the spec by two processes; return how its training settled."""
     run_here(address, place / "spec.yaml", place / run, place / "home")
     return next(event for event in read_events(place / run) if event["event"] == "step_done" and event["step"] == "rl")
 
 
+def verdicts(place: Path) -> set[bytes]:
+    """Return the keys of the verdicts that are kept, whichever process wrote them."""
+    (folder,) = (place / "home/ledger").glob("rl-*")
+    with Ledger(folder.parent, folder.name) as ledger:
+        return set(ledger)
+
+
 @pytest.mark.soak
 @pytest.mark.slow
-def test_a_run_has_the_graders_engine_beside_the_training(tmp_path: Path, ray_address: str) -> None:
+def test_a_run_has_the_graders_engine_beside_the_training_of_several_processes(tmp_path: Path, ray_address: str) -> None:
     lines = [json.dumps({"prompt": f"What of {topic}?", "topic": topic}) for topic in ("tea", "rain", "wool", "salt")]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     (tmp_path / "spec.yaml").write_text(RUN.replace("GRADER", GRADER))
     first = trained(ray_address, tmp_path, "one")
-    assert 4 < first["calls"] <= 8
+    assert 8 < first["calls"] <= 16, "two draw four replies each, twice"
+    assert len(verdicts(tmp_path)) == first["calls"]
     assert 0 < first["metrics"]["rewards_kind_mean"] < 1
     (tmp_path / "spec.yaml").write_text(RUN.replace("GRADER", GRADER).replace("1e-4", "0.00011"))
     again = trained(ray_address, tmp_path, "two")
     assert again["status"] == "done", "another rate is another training"
-    assert again["reused_calls"] >= 4, "whose first replies are the same"
+    assert again["reused_calls"] > 4, "whose first replies are the same, whoever drew them"
+    assert len(verdicts(tmp_path)) == first["calls"] + again["calls"]
