@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure, Passed
@@ -30,6 +30,8 @@ _OUTDATED = ("response", "responses", "critique", "revision", "revisions", "chos
 
 class ProbeParams(ModelRowParams):
     """Fields of `probe`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"op": "probe", "input": "red_team", "model": "base"}]})
 
     sampling: SamplingParams = SamplingParams(temperature=1.0, max_tokens=128)
     """How tokens are drawn."""

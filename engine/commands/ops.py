@@ -63,19 +63,28 @@ def _describe(name: str, found: Mapping[str, Any]) -> None:
         console.print(parameters_table(found))
     else:
         console.print(*parameters_list(found), sep="\n")
-    if example := _example(name):
-        console.print(f"\nexample, of the recipe {example}")
+    if example := _example(name, found):
+        console.print(f"\nexample{example}")
 
 
-def _example(op: str) -> str:
-    """Return a bundled recipe's name and how its step of this operator is written; nothing where none has it."""
+def _example(op: str, schema: Mapping[str, Any]) -> str:
+    """Return how a step of this operator is written: by its own example, else in a recipe, with its name."""
     import yaml
 
+    for own in schema.get("examples", ()):
+        return f":\n\n{_written({op: own})}"
     found = recipes()
     for recipe in sorted(found, key=lambda name: name != "quickstart"):
         steps = yaml.safe_load(found[recipe].read_text(encoding="utf-8")).get("steps") or {}
         for name, step in steps.items():
             if step and step.get("op") == op:
-                written = yaml.safe_dump({name: step}, default_flow_style=None, sort_keys=False, width=70).rstrip()
-                return f"{recipe}:\n\n" + "\n".join(f"  {line}" for line in written.splitlines())
+                return f", of the recipe {recipe}:\n\n{_written({name: step})}"
     return ""
+
+
+def _written(step: Mapping[str, Any]) -> str:
+    """Return a step as a spec has it."""
+    import yaml
+
+    written = yaml.safe_dump(step, default_flow_style=None, sort_keys=False, width=70).rstrip()
+    return "\n".join(f"  {line}" for line in written.splitlines())

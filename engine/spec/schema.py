@@ -137,8 +137,10 @@ def _step(name: str, operator: Any, params: Schema) -> Schema:
     """Return the schema of a step: the parameters, and the keys every step has."""
     constitution = {"description": "A constitution for this step alone, in place of the spec's.", **_CONSTITUTION}
     properties = {"op": {"const": name}, **params.get("properties", {}), "constitution": constitution}
+    more = operator.params_type.model_config.get("json_schema_extra")
     return {
         **params,
+        **(more if isinstance(more, dict) else {}),  # as it is written: pydantic sorts the keys of an example
         "description": inspect.cleandoc(operator.__doc__ or ""),
         "x-kind": operator.kind,
         "properties": properties,

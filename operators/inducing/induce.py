@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from caiflow.engine.errors import Finding, StepError
 from caiflow.engine.health import Measure
@@ -29,6 +29,10 @@ PROMPTS = 2
 
 class InduceParams(Params):
     """Fields of `induce`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"op": "induce", "input": "preference", "model": "base", "voters": 200}]}
+    )
 
     input: RowsRef
     """The step with the preferences: rows with `prompt`, `chosen` and `rejected`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import ModelRef, ModelRefOrName, Strict
@@ -51,8 +51,26 @@ class RewardBy(Strict):
         return (self.grader or self.judge).model  # type: ignore[union-attr]
 
 
+_EXAMPLE: Mapping[str, Any] = {
+    "op": "rl",
+    "input": "red_team",
+    "model": "sl_cai",
+    "algorithm": "grpo",
+    "num_generations": 8,
+    "max_steps": 200,
+    "rewards": {
+        "reward_model": 1,
+        "kind": {"weight": 0.5, "grader": {"model": "base", "question": "{{ conversation }} Is that kind? Answer Yes or No."}},
+        "better": {"judge": {"model": "base", "opponents": 2}},
+    },
+    "length_penalty": 0.001,
+}
+
+
 class RlParams(TrainingParams):
     """Fields of `op: rl`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [dict(_EXAMPLE)]})
 
     model: ModelRef
     """The model to train; as it is before training, it is also the one that it is held near."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console, RenderableType
 
 from caiflow.engine.commands import tables
+from caiflow.engine.commands.ops import _example
 from caiflow.engine.lookback.history import RunLine
 
 
@@ -87,6 +89,21 @@ def test_parameters_have_the_whole_width_of_a_narrow_terminal_and_an_example() -
     assert "example, of the recipe quickstart:" in said
     assert any(line.startswith("  preference: {op: judge, input: pair, model: base, swap: true") for line in lines)
     assert "parameter" in command_here(Path.cwd(), "ops", "judge", COLUMNS="140").stdout
+
+
+def test_each_operator_has_an_example_and_its_own_before_a_recipe_s(capsys: pytest.CaptureFixture[str]) -> None:
+    from caiflow.engine import registry
+    from caiflow.engine.cli import main
+    from caiflow.engine.spec.schema import describe
+
+    found = {name: _example(name, describe(name)) for name in registry.names()}
+    assert all(found.values())
+    own = {name: yaml.safe_load(said[2:])[name] for name, said in found.items() if said.startswith(":")}
+    assert {"rl", "induce", "probe"} <= own.keys()
+    for name, step in own.items():
+        registry.operator(name).params_type.model_validate({field: value for field, value in step.items() if field != "op"})
+    assert main(["ops", "rl"]) == 0
+    assert "\nexample:\n\n  rl:\n    op: rl\n" in capsys.readouterr().out
 
 
 def test_settings_of_a_lists_items_and_of_a_mappings_values_are_told() -> None:
