@@ -187,6 +187,8 @@ class LedgeredLLM(RowLLM):
         ledger = self._ledger
         if ledger is None:
             return await self._ask_engine(request)
+        if request.score or request.classify:  # without a seed: another row's call may be the very same
+            ledger = ledger.common
         kept_as = call_key(self._asker.model_identity, request)
         async with claimed(ledger, kept_as, partial(self._kept, ledger, kept_as)) as kept:
             if kept is None:

@@ -41,7 +41,8 @@ class Ledger:
     """Records of one namespace: `key -> payload`, the last append wins.
 
     Reading needs no permission to write. A record cut off by a crash, or damaged since, counts as absent. `apart`
-    (GROUP-NUMBER) is for one of a group whose keys all differ: it has files of its own, and doesn't read those of the others.
+    (GROUP-NUMBER) is for one of a group whose keys differ: it has files of its own, and doesn't read those of the others. Keys
+    that another of the group may have, too, are looked up and appended in `common`.
     """
 
     def __init__(self, home: Path, namespace: str, apart: str = "") -> None:
@@ -54,6 +55,7 @@ class Ledger:
         self.changes = 0
         """Grows with each look or append that brought records: while it is the same, what was unknown is unknown still."""
         self._looked: list[int] = []
+        self._common: Ledger | None = None
         self._own_end, self._group = (f".{apart}.seg", f".{apart.rpartition('-')[0]}-") if apart else (".seg", "")
         self._lock = threading.RLock()
         self._segments: list[Segment] = []
@@ -71,6 +73,15 @@ class Ledger:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def common(self) -> Ledger:
+        """The same records with those of the whole group; itself where it isn't apart."""
+        if not self._group:
+            return self
+        if self._common is None:
+            self._common = Ledger(self.path.parent, self.path.name)
+        return self._common
 
     @property
     def damaged(self) -> int:
@@ -182,6 +193,8 @@ class Ledger:
                     segment.close()
                 self._own = None
                 self.claims.close()
+                if self._common is not None:
+                    self._common.close()
 
     def _read(self, name: str) -> None:
         if name not in self._known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.errors import EngineError
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.llm.base import Answer, Completion, Request
-from caiflow.engine.operator import StepContext
+from caiflow.engine.operator import RowLLM, StepContext
+from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.engine.run.flows import FlowUnit, Joining, Made, Shard, give_up
 from caiflow.engine.run.units import StepResult, staged_anew
@@ -152,6 +154,33 @@ def test_what_one_shard_gives_up_the_others_do_too(source: Path, tmp_path: Path)
     assert parts[0]["answer"].tally.error
     assert parts[1]["answer"].tally.calls == 0, "the first has failed for both"
     assert Joining(strict, parts).run(lambda _: None)["answer"].error
+
+
+class Scored(Ask):
+    """Scores its column, and then what it wrote."""
+
+    async def row(self, row: Row, llm: RowLLM) -> Row:
+        scores = [await llm.score(text) for text in (row[self.column], row[self.column].upper())]
+        return {self.target: str([score.prompt_logprobs for score in scores])}
+
+
+def test_equal_calls_without_a_seed_are_made_once_by_all_shards_together(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", [f"question {i % 5}" for i in range(40)]).dir
+    links = [AskedLink(says=lambda request: Completion("", "stop", 5, 0, prompt_logprobs=(-0.5,))) for _ in range(4)]
+    unit = flow(tmp_path, [step("one", Scored(params(), times=2), "source")], links[0], source)
+    first, *others = shards(unit, [10, 20, 30, 40])
+    parts = [first.run(lambda _: None)]
+    with ThreadPoolExecutor(3) as pool:
+        own = [replace(one, flow=replace(unit, links={"m": [link]})) for one, link in zip(others, links[1:], strict=True)]
+        parts += pool.map(lambda one: one.run(lambda _: None), own)
+    assert Joining(unit, parts).run(lambda _: None)["one"].rows_out == 40
+    assert [len(link.answered) for link in links] == [10, 0, 0, 0]
+    again = replace(unit, staged={"one": tmp_path / "again"}, ledger_dir=tmp_path / "another")
+    with ThreadPoolExecutor(2) as pool:
+        halves = shards(again, [20, 40])
+        own = [replace(one, flow=replace(again, links={"m": [link]})) for one, link in zip(halves, links[1:], strict=False)]
+        list(pool.map(lambda one: one.run(lambda _: None), own))
+    assert sum(len(link.answered) for link in links[1:]) == 10, "one waits for what the other asks"
 
 
 def test_of_a_shard_begun_again_nothing_is_there_twice(source: Path, whole: dict[str, StepResult], tmp_path: Path) -> None:
