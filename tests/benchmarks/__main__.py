@@ -75,7 +75,8 @@ def show(lines: Lines) -> None:
     table = Table("what", "caiflow", "other", "unit", "ratio", "runs")
     for line in sorted(lines, key=lambda line: not line["name"].startswith("floor")):
         table.add_row(*(str(line[name]) for name in ("name", "ours", "theirs", "unit", "ratio", "runs")))
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 200)
 
 
 if __name__ == "__main__":

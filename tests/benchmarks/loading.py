@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sides import main, spent
+from benchmarks.sides import main, peak_mb, spent
 
 ROWS = 200_000
 TARGET, GROWTH = 4.0, 1.1
@@ -116,7 +116,7 @@ def _one_side(side: str, source: Path, out: Path) -> None:
     SIDES[side](source, out)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"cpu_s": cpu_s, "memory_mb": after.ru_maxrss / 1e3}))
+    print(json.dumps({"cpu_s": cpu_s, "memory_mb": peak_mb()}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scheduler import answer, chain, write_source
+from benchmarks.sides import peak_mb
 from caiflow.engine.flow.stream import Flow
 from caiflow.engine.llm.base import Answer, Request
 from caiflow.engine.llm.client import EngineClient
@@ -98,8 +98,7 @@ async def carry_out(folder: Path, gpus: int, speed: float, seconds: float) -> di
             tallies = await Flow(steps, ledgers, {"m": client}, writers).run(source)
             took, cpu = time.monotonic() - began, time.process_time() - cpu
     calls = sum(tally.calls for tally in tallies.values())
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rows": rows, "calls_per_s": calls / took, "best": best, "busy": cpu / took, "peak_mb": peak_mb}
+    return {"rows": rows, "calls_per_s": calls / took, "best": best, "busy": cpu / took, "peak_mb": peak_mb()}
 
 
 def measure(sizes: Sequence[int] = GPUS, speed: float = SPEED, seconds: float = SECONDS) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sides import peak_mb
 from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.flow.counting import count_first, count_known
 from caiflow.engine.flow.outcomes import FlowStep
@@ -96,11 +96,11 @@ def one_size(rows: int, replicas: int = 1) -> dict[str, float]:
         folder = Path(scratch)
         source = write_source(folder / "source", rows)
         asyncio.run(stream(folder / "warm", write_source(folder / "few", 200)))
-        before = _peak_mb()
+        before = peak_mb()
         began, cpu = time.perf_counter(), _cpu_s()
         calls = asyncio.run(stream(folder, source, replicas))
         seconds, cpu = time.perf_counter() - began, _cpu_s() - cpu
-        growth = _peak_mb() - before
+        growth = peak_mb() - before
         began = time.perf_counter()
         ledgers = {step.namespace: Ledger(folder / "ledger", step.namespace) for step in chain()}
         count_known(chain(), source, ledgers.__getitem__)
@@ -153,10 +153,6 @@ def _line(name: str, ours: float, theirs: float, unit: str, ratio: float) -> dic
 def _cpu_s() -> float:
     """Return the CPU seconds of this process and of those that it started and that have ended."""
     return sum(os.times()[:4])
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,18 @@ def spent(file: str, side: str, source: Path, out: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads(done.stdout)
     shutil.rmtree(out)
     return found
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has had, in MB.
+
+    What the system says of a process begun by a larger one is on Linux at least what that one had then.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where it isn't Linux
+    (peak,) = (line.split()[1] for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+    return int(peak) * 1024 / 1e6
 
 
 def main(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sides import main, spent
+from benchmarks.sides import main, peak_mb, spent
 
 ROWS = 1_000_000
 DROP = ["few_shot_leak", "unchanged", "common_prefix", {"length": {"column": "revision", "min": 10, "max": 2000}}, "duplicates"]
@@ -176,8 +175,7 @@ def _one_side(side: str, data: Path, out: Path) -> None:
     start = time.perf_counter()
     rows = SIDES[side](data, out)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"rows": rows, "seconds": seconds, "memory_gb": peak}))
+    print(json.dumps({"rows": rows, "seconds": seconds, "memory_gb": peak_mb() / 1e3}))
 
 
 if __name__ == "__main__":
