@@ -72,11 +72,11 @@ caiflow: 1
 models: {served: {source: m, base_url: "URL", replicas: 4, max_calls: 100}}
 steps:
   rows:   {op: load, source: rows.jsonl}
-  answer: {op: generate, input: rows, model: served, max_failed: 300}
+  answer: {op: generate, input: rows, model: served, max_failed: 300, resources: {workers: 3}}
 """
 
 
-def test_four_engines_together_make_as_many_calls_as_are_allowed(tmp_path: Path, ray_address: str) -> None:
+def test_four_engines_of_three_shards_together_make_as_many_calls_as_are_allowed(tmp_path: Path, ray_address: str) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(300)))
     with bad_server() as server:
         server.reply = lambda body, n: said("fine")
