@@ -1,6 +1,8 @@
 """Measures what it takes to divide one flow: CPU time of each shard's process and of joining, against the flow whole.
 
-The chain and the engine of `scheduler`, an engine in each process. Run `python -m benchmarks.shards ROWS 1 2 4` within tests/.
+The chain and the engine of `scheduler`, an engine in each process. Shards have their turns one after the other: side by side on
+fewer cores each would be charged for the caches and the halves of cores that it shares, which nodes of their own don't.
+Run `python -m benchmarks.shards ROWS 1 2 4` within tests/.
 """
 
 from __future__ import annotations
@@ -31,23 +33,22 @@ def carried_out(shard: Shard, out: Path) -> None:
     out.write_bytes(pickle.dumps((made, cpu_s)))
 
 
-def divided(folder: Path, source: Path, rows: int, number: int) -> tuple[list[float], float, float, dict[str, bytes]]:
-    """Return the CPU seconds of each shard, the seconds until all were done, those of joining, and the files' contents."""
+def divided(folder: Path, source: Path, rows: int, number: int) -> tuple[list[float], float, dict[str, bytes]]:
+    """Return the CPU seconds of each shard and of joining, and the files' contents."""
     steps = chain()
     staged = {step.name: folder / "staging" / step.name for step in steps}
     for path in staged.values():
         path.mkdir(parents=True)
     flow = FlowUnit(steps, source, {}, staged, folder / "ledger")
-    going, began = [], time.perf_counter()
     for i, places in enumerate(cut(rows, number)):
         (folder / f"{i}.in").write_bytes(pickle.dumps((Shard(flow, i, number, places, "group"), folder / f"{i}.out")))
-        going.append(subprocess.Popen([sys.executable, "-m", "benchmarks.shards", str(folder / f"{i}.in")]))
-    assert not any(process.wait() for process in going)
-    shards_s, began = time.perf_counter() - began, time.perf_counter()
+        subprocess.run([sys.executable, "-m", "benchmarks.shards", str(folder / f"{i}.in")], check=True)
     parts = [pickle.loads((folder / f"{i}.out").read_bytes()) for i in range(number)]
+    began = time.process_time()
     Joining(flow, [made for made, _ in parts]).run(lambda _: None)
+    joining_s = time.process_time() - began
     files = {f"{name}/{path.name}": path.read_bytes() for name, one in staged.items() for path in sorted(one.glob("*"))}
-    return [cpu_s for _, cpu_s in parts], shards_s, time.perf_counter() - began, files
+    return [cpu_s for _, cpu_s in parts], joining_s, files
 
 
 def main(rows: int, numbers: list[int]) -> None:
@@ -56,12 +57,11 @@ def main(rows: int, numbers: list[int]) -> None:
         source = write_source(Path(scratch) / "source", rows).dir
         whole_s, whole = 0.0, dict[str, bytes]()
         for turn, number in enumerate(numbers):
-            cpu, shards_s, joining_s, files = divided(Path(scratch) / str(turn), source, rows, number)
+            cpu, joining_s, files = divided(Path(scratch) / str(turn), source, rows, number)
             whole_s, whole = whole_s or sum(cpu), whole or files
             us = 1e6 * sum(cpu) / rows / CALLS_PER_ROW
             print(
-                f"{number} shards: {us:.0f} us of CPU a call, the longest {max(cpu):.2f} s of CPU, all "
-                f"after {shards_s:.1f} s with their processes' starts; joined in {joining_s:.2f} s; "
+                f"{number} shards: {us:.0f} us of CPU a call, the longest {max(cpu):.2f} s, joining {joining_s:.2f} s; "
                 f"at best {whole_s / (max(cpu) + joining_s):.2f}x the first; the same bytes: {files == whole}",
                 flush=True,
             )
