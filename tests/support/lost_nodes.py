@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from support.raylets import HERE, head
 
 PHASES = {
     "response": signal.SIGKILL,
@@ -37,10 +38,7 @@ class Nodes:
     """A head without GPUs, and two nodes that have four each in name."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
-        self._nodes = Cluster(initialize_head=True, connect=False, head_node_args={**self._here, "num_cpus": 2})
+        self._nodes = head(num_cpus=2)
         self.address: str = self._nodes.address
         self._lost: list[Any] = []
         self.come()
@@ -48,7 +46,7 @@ class Nodes:
 
     def come(self) -> None:
         """Add a node."""
-        self._nodes.add_node(**self._here, num_cpus=1, num_gpus=4, wait=False)
+        self._nodes.add_node(**HERE, num_cpus=1, num_gpus=4, wait=False)
 
     def lose(self, how: signal.Signals) -> int:
         """Kill or stop the node that computes most, with all of its processes; return how many of them did the run's work."""
@@ -125,7 +123,6 @@ def _next_after(run: Path, step: str, moment: float) -> float:
 
 def main(folder: Path) -> None:
     """Run it whole, then lose a node in each phase of a second run with a store of its own."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     nodes = Nodes()
     told: dict[str, dict[str, Any]] = {}
     drivers = []

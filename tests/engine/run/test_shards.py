@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,9 +26,9 @@ from caiflow.engine.run.units import Unit
 from caiflow.engine.store.journal import read_run
 from support.bad_server import Reply, bad_server, said
 from support.flows import Ask, params, step, write_source
-from support.kills import end_started, start, victims, without_token
+from support.kills import end_started, start, victims
+from support.raylets import carried_out
 from support.runs_without_ray import AskedLink
-from support.source_tree import ROOT
 
 ROWS = 40
 
@@ -226,11 +224,11 @@ def test_shards_killed_and_gone_on_with_make_the_same_bytes_and_pay_for_nothing_
 
 
 NODES = """
-import asyncio, json, os, secrets, signal, sys, time
+import asyncio, json, signal, sys, time
 from pathlib import Path
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+from support.raylets import HERE, head
+nodes = head(num_cpus=0)
 import ray
-from ray.cluster_utils import Cluster as Nodes
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.operator import RowOperator, RowParams, StepContext
 from caiflow.engine.rows.folder import Rows
@@ -254,10 +252,8 @@ class Where(RowOperator[RowParams]):
         await asyncio.sleep(1)
         return {"node": ray.get_runtime_context().get_node_id()}
 
-here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
-nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 0})
 for _ in range(3):
-    nodes.add_node(**here, num_cpus=1, wait=False)
+    nodes.add_node(**HERE, num_cpus=1, wait=False)
 nodes.wait_for_nodes()
 folder, texts, found = Path(sys.argv[1]), [], []
 source = write_source(folder / "source", [f"question {n}" for n in range(600)]).dir
@@ -290,10 +286,7 @@ print(json.dumps({"error": str(found[0].error), "lost": lost, "ranges": ranges, 
 @pytest.mark.soak
 @pytest.mark.kill
 def test_a_shard_whose_node_is_lost_goes_on_elsewhere_with_what_it_has_kept(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NODES, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT / "tests", env=without_token(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(carried_out(NODES, str(tmp_path)).stdout.splitlines()[-1])
     print(json.dumps([told["texts"], [sorted(set(nodes)) for nodes in told["ranges"]], told["lost"]]))
     assert told["error"] == "None"
     assert [len(nodes) for nodes in told["ranges"]] == [200, 200, 200]

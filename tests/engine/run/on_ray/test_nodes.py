@@ -6,23 +6,20 @@ Two raylets of this machine with GPUs in name only; a node whose store is anothe
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.kills import without_token
 from support.once import made_once
+from support.raylets import carried_out
 from support.source_tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 TWO_NODES = '''
-import json, os, secrets, subprocess, sys, time
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-from ray.cluster_utils import Cluster as Nodes
+import json, subprocess, sys, time
+from support.raylets import HERE, head
 
 NODE = """
 import sys
@@ -46,9 +43,8 @@ ray.get([other.here.remote() for other in others])
 print("held", flush=True)
 sys.stdin.read()
 """
-here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
-nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2, "num_gpus": 1})
-nodes.add_node(**here, num_cpus=1, num_gpus=1, labels={"card": "large"})
+nodes = head(num_cpus=2, num_gpus=1)
+nodes.add_node(**HERE, num_cpus=1, num_gpus=1, labels={"card": "large"})
 told = {}
 
 from pathlib import Path
@@ -194,10 +190,8 @@ def asked_of_two_nodes(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(text)
     (folder / "own_operator.py").write_text("version = 1\n")
     (folder / "other.py").write_text("version = 2\n")
-    command = [sys.executable, "-c", TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model")]
-    variables = {**without_token(), "CAIFLOW_HOME": str(folder / "home"), "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=550, check=False)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
+    variables = {"CAIFLOW_HOME": str(folder / "home"), "PYTHONPATH": str(folder)}
+    done = carried_out(TWO_NODES, str(folder), str(ROOT / "examples" / "tiny" / "model"), **variables)
     found = json.loads(done.stdout.splitlines()[-1])
     (folder / "told.json").write_text(json.dumps({**found, "printed": done.stdout + done.stderr}))
 

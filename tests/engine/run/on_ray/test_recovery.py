@@ -6,35 +6,30 @@ Raylets of this machine with GPUs in name only, killed and stopped with all of t
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.kills import without_token
+from support.raylets import carried_out
 from support.small_models import lessons, saved
 from support.source_tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill]
 
 NODES = """
-import asyncio, json, os, secrets, signal, sys, time
+import asyncio, json, signal, sys, time
 from pathlib import Path
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-from ray.cluster_utils import Cluster as Nodes
+from support.raylets import HERE, head
+nodes = head(num_cpus=2)
 from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
 from support.lost_nodes import signalled
 
-here = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
-nodes = Nodes(initialize_head=True, connect=False, head_node_args={**here, "num_cpus": 2})
-
 def come(gpus=1, card="one"):
-    return nodes.add_node(**here, num_cpus=1, num_gpus=gpus, labels={"card": card}, wait=False)
+    return nodes.add_node(**HERE, num_cpus=1, num_gpus=gpus, labels={"card": card}, wait=False)
 
 def closed(cluster):
     for node in list(nodes.worker_nodes):
@@ -308,12 +303,7 @@ LEAVES = (" is to leave within ", "base is begun on another node", "base is read
 
 
 def told_by(script: str, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", NODES + script, *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT / "tests", capture_output=True, text=True, env=without_token(), timeout=550, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
-    (only,) = done.stdout.splitlines()  # Ray tells of lost nodes, too, but not here
+    (only,) = carried_out(NODES + script, *arguments).stdout.splitlines()  # Ray tells of lost nodes, too, but not here
     found: dict[str, Any] = json.loads(only)
     print(json.dumps(found, indent=1))
     return found
