@@ -225,9 +225,10 @@ class Measuring:
         kept: list[Row] = []
         files = self._asked.files
         for name, how in self._params.choices.items():
-            rows = self._job.inputs[how.input].pylist() if how.input else list(choices.read(files[f"choices.{name}"]))
+            read = self._job.inputs[how.input].pylist(limit=how.limit) if how.input else choices.read(files[f"choices.{name}"])
+            rows = list(read)[: how.limit]
             for model in self._params.models:
-                scored = await choices.score(name, how, rows[: how.limit], model, self._llms)
+                scored = await choices.score(name, how, rows, model, self._llms)
                 refuse_failures(scored, f"questions of {name} to {model}", self._params.max_failed)
                 found.setdefault(name, {})[model] = choices.figures(scored)
                 kept += scored
