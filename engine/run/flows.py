@@ -62,6 +62,11 @@ class FlowUnit(StagingUnit):
     cut: Cut | None = None
 
     @property
+    def told(self) -> str:
+        """Its steps' names."""
+        return ", ".join(step.name for step in self.steps)
+
+    @property
     def num_rows(self) -> int:
         """The rows of its source."""
         from caiflow.engine.rows.folder import Rows
@@ -182,6 +187,11 @@ class Shard(StagingUnit):
         return self.flow.ledger_dir
 
     @property
+    def told(self) -> str:
+        """Its flow, and which part of it."""
+        return f"{self.flow.told} (shard {self.number + 1} of {self.of})"
+
+    @property
     def staged(self) -> dict[str, Path]:
         """The folder of each step's rows, beside that of all shards together."""
         end = f".shard-{self.number}.{self.attempt}"
@@ -205,6 +215,11 @@ class Joining(StagingUnit):
 
     flow: FlowUnit
     parts: Sequence[Mapping[str, Made]]
+
+    @property
+    def told(self) -> str:
+        """Its flow."""
+        return self.flow.told
 
     def run(self, report: Report) -> dict[str, StepResult]:
         """Carry it out, all steps side by side."""

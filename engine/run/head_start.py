@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from caiflow.engine.operator import MetricsOperator, ModelOperator, RowOperator
 from caiflow.engine.run.later import asked_before
+from caiflow.engine.run.units import TRAINERS
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
     from caiflow.engine.run.on_ray.cluster import Cluster
     from caiflow.engine.spec.grammar import Step
 
-TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")
-"""What a training worker imports while the first rows are generated."""
 ENGINES = ("torch", "transformers", "caiflow.engine.llm.local.transformers")
 """What a spare engine process imports before its model is trained."""
 

@@ -30,6 +30,7 @@ from caiflow.engine.operator import (
 )
 from caiflow.engine.run.later import awaited, loading, tell_openings
 from caiflow.engine.run.llms import LedgeredLLMs, Report, asked_beside, stop, watch_calls
+from caiflow.engine.store.checkpoints import have_rest, steps_kept
 from caiflow.engine.store.claims import forsake
 from caiflow.engine.store.disk import finite
 from caiflow.engine.training.operator import TrainingOperator
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import Link
     from caiflow.engine.llm.client import EngineClient
     from caiflow.engine.rows.folder import RowsWriter
+
+TRAINERS = ("torch", "transformers", "datasets", "peft", "trl")
+"""What a training imports, which takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,28 @@ class StagingUnit(ABC):
         """Return the folder of the ledgers in which it claims what it asks; None where it asks nothing."""
         return None
 
+    @property
+    @abstractmethod
+    def told(self) -> str:
+        """What it is called to people."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether another process can go on from what this one has done: what it asked is kept as it goes."""
+        return self.claims_in() is not None
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """What its processes import first, where that takes seconds."""
+        return ()
+
+    def lay_down(self) -> Callable[[], bool]:
+        """Have what is done kept, and no more done; return what tells whether it is kept. For what `moves` alone."""
+        return lambda: True
+
+    def take_up(self, rests: bool) -> None:  # noqa: B027 - most never lay anything down
+        """Have it go on again, unless it `rests` with all of the run."""
+
 
 @dataclass(frozen=True, slots=True)
 class _OneStep(StagingUnit):
@@ -96,6 +122,11 @@ class _OneStep(StagingUnit):
     inputs: Mapping[str, Path]
     models: Mapping[str, ModelSource]
     staged: Path
+
+    @property
+    def told(self) -> str:
+        """The step's name."""
+        return self.step
 
     def anew(self, attempt: int) -> Self:
         """Return it with a new folder."""
@@ -149,6 +180,26 @@ class TrainUnit(_OneStep):
     links: Mapping[str, Sequence[Link]]
     ledger_dir: Path
     learnt: Path | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it has checkpoints."""
+        return isinstance(self.operator, TrainingOperator) and self.learnt is None
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """The trainers' libraries."""
+        return TRAINERS if self.moves else ()
+
+    def lay_down(self) -> Callable[[], bool]:
+        """Have it rest behind a new checkpoint."""
+        before = steps_kept(self.work_dir)
+        have_rest(self.work_dir, True)
+        return lambda: steps_kept(self.work_dir) > before
+
+    def take_up(self, rests: bool) -> None:
+        """Have it train on, unless it rests with all of the run."""
+        have_rest(self.work_dir, rests)
 
     def claims_in(self) -> Path:
         """Return the folder of its ledgers."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
@@ -25,6 +24,7 @@ from caiflow.engine.run.on_ray.engines import Engines
 from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.machines import Machines
+from caiflow.engine.run.on_ray.moving import Moves, Running
 from caiflow.engine.run.on_ray.nodes import (
     refuse_impossible,
     refuse_strangers,
@@ -32,23 +32,11 @@ from caiflow.engine.run.on_ray.nodes import (
 )
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.waits import Waits
-from caiflow.engine.run.units import StepResult, Unit, staged_anew
+from caiflow.engine.run.units import StepResult, Unit
 
 _ANY = Room()
 WORKER_TRIES = 3
 """How often a unit is begun again when its process dies; the ledger and the checkpoints keep what was done."""
-
-
-@dataclass(slots=True)
-class _Running:
-    unit: Unit
-    gang: Gang
-    pool: str
-    room: Room
-    engines: list[str]
-    tries: int = 1
-    asked: Any = None
-    """Progress that it was asked for and hasn't told yet: what it tells it tells once, however late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +59,12 @@ class Cluster:
         self._address = address
         self._temp: Path | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
-        self._running: list[_Running] = []
+        self._running: list[Running] = []
         self._idle: dict[str, list[Gang]] = {}
         self._waits = Waits()
         self.machines = Machines(several=address is not None)
         self.engines = Engines(self.machines, self._waits)
+        self._moves = Moves(self.machines, self.engines, self._waits, self._gang)
         self.started = False
         self.on_event: Report = lambda _: None
 
@@ -118,7 +107,7 @@ class Cluster:
     def warm(self, pool: str, modules: Sequence[str]) -> None:
         """Start a worker ahead of need, and let it import."""
         gang = Gang(Room(), self.machines.threads(None))
-        gang.first.warm.remote(list(modules))
+        gang.warm(modules)
         self._idle.setdefault(_HOME[pool], []).append(gang)
 
     def submit(self, unit: Unit, pool: str, room: Room = _ANY, *, engines: Sequence[str] = ()) -> bool:
@@ -131,7 +120,7 @@ class Cluster:
         self.engines.used(engines, 1)
         self._waits.watch("a training" if pool == "train" else "a step", gang.actors, room.gpus)
         gang.begin(unit)
-        self._running.append(_Running(unit, gang, pool, room, list(engines)))
+        self._running.append(Running(unit, gang, pool, room, list(engines)))
         self._waits.short(0.0)
         return True
 
@@ -166,6 +155,8 @@ class Cluster:
 
         self.machines.close()
         self.engines.close()
+        for running in self._running:
+            self._moves.forget(running)
         for gang in [running.gang for running in self._running] + [gang for idle in self._idle.values() for gang in idle]:
             gang.end()
         with own_signals():
@@ -196,17 +187,19 @@ class Cluster:
     def _look(self) -> None:
         """Tell what has become of nodes; end what says nothing on those that are gone, so that it is begun again."""
         self._tell(self.machines.look())
+        leaving = self.machines.leaving
+        self.engines.held = sum(one.room.gpus for one in self._running if leaving for node in one.gang.nodes if node in leaving)
         for running in self._running:
             if running.gang.cut_off(self.machines.gone):
                 running.gang.end()
-        leaving = self.machines.leaving
-        self.engines.held = sum(one.room.gpus for one in self._running if leaving for node in one.gang.nodes if node in leaving)
+            elif not running.gang.over():  # what it has made is about to be taken in
+                self._tell(self._moves.look(running))
 
     def _tell(self, said: Iterable[str]) -> None:
         for text in filter(None, said):
             self.on_event({"event": "log", "text": text})
 
-    def _finish(self, running: _Running) -> Finished | None:
+    def _finish(self, running: Running) -> Finished | None:
         import ray
         import ray.exceptions as ray_errors
 
@@ -226,21 +219,18 @@ class Cluster:
         except StepError as unseen:
             results, error = {}, unseen
         self._running.remove(running)
+        self._moves.forget(running)
         self.engines.used(running.engines, -1)
         self._release(running)
         return Finished(running.unit, results, error)
 
-    def _begin_again(self, running: _Running, why: str) -> None:
+    def _begin_again(self, running: Running, why: str) -> None:
         """Begin a unit of which a process is lost in others, on other nodes where those have the room."""
-        lost = running.gang.lost_on(self.machines.gone)
-        running.gang.end()  # some may live where they can't be reached
-        running.tries, running.asked = running.tries + 1, None
-        running.gang = self._gang(running.pool, running.room, lost)
-        self._waits.watch("what is begun again", running.gang.actors, running.room.gpus)
-        running.gang.begin(staged_anew(running.unit, running.tries))
+        running.tries += 1
+        self._moves.go_on(running, running.gang.lost_on(self.machines.gone))
         self.on_event({"event": "log", "text": f"a worker died and its work goes on in another: {why}"})
 
-    def _release(self, running: _Running) -> None:
+    def _release(self, running: Running) -> None:
         if running.room.gpus or running.room.processes > 1:
             running.gang.end()  # the only way to give all of a GPU's memory back, and to have no place among others any more
             self.engines.give_back(running.room.all_gpus)

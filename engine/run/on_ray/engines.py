@@ -134,6 +134,13 @@ class Engines:
         self._gpus_used += gpus
         return True
 
+    def take(self, gpus: float) -> bool:
+        """Take GPUs that are free now, and close nothing for them; False where they are short."""
+        if gpus > max(self._free(), 0.0):
+            return False
+        self._gpus_used += gpus
+        return True
+
     def give_back(self, gpus: float) -> None:
         """Return GPUs that were taken."""
         self._gpus_used -= gpus
@@ -187,12 +194,11 @@ class Engines:
         gpus = engine_gpus(engine.source, self._machines.nodes)
         if one.name in self._stuck:
             return
-        if gpus > self._free():
+        if not self.take(gpus):
             if one.name not in self._cramped:
                 yield f"{engine.label} stays there as long as it can: no GPU is free for it elsewhere"
             self._cramped.add(one.name)
             return
-        self._gpus_used += gpus
         new = self._new(engine.source, successor(one.name))
         ready = new.actor.ready.remote(engine.source) if engine.ready is not None else new.actor.node.remote()
         self._moves.append(_Move(engine, one, new, ready))

@@ -6,7 +6,7 @@ Owns how they are placed together, begun, and told apart when some fail. Counts 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ class Gang:
         self._work: list[Any] = []
         self.awaited: list[Any] = []
         """The work that isn't known to have ended."""
+        self._warm: list[Any] = []
         self._failed_at = 0.0
         self._asked: dict[int, tuple[Any, float]] = {}
 
@@ -66,6 +67,20 @@ class Gang:
     def nodes(self) -> list[str]:
         """The node of each process, by its id; for one that hasn't begun the node that it is to be on, empty for any."""
         return [answered(where) or self._wanted for where in self._where]
+
+    def warm(self, modules: Sequence[str]) -> None:
+        """Have them import ahead of need what takes seconds."""
+        self._warm = [actor.warm.remote(list(modules)) for actor in self.actors]
+
+    def ready(self) -> bool:
+        """Tell whether all have begun, and imported what they were to."""
+        import ray
+
+        return not ray.wait(self._warm, num_returns=len(self._warm), timeout=0)[1]
+
+    def broken(self) -> bool:
+        """Tell whether one was lost before it had any work."""
+        return any(map(_failure, self._warm))
 
     def begin(self, unit: Unit) -> None:
         """Have them carry out a unit; several meet first."""

@@ -6,10 +6,11 @@ Places nothing, and counts nothing that is taken.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from caiflow.engine.machine import cores
 from caiflow.engine.run.on_ray.nodes import Labels, Node, alive, places
-from caiflow.engine.run.on_ray.watching import NodeWatch
+from caiflow.engine.run.on_ray.watching import NodeWatch, free_gpus
 
 
 class Machines:
@@ -59,6 +60,10 @@ class Machines:
         """Tell whether a node, by its id, is lost or frozen."""
         return bool(self._watch and self._watch.gone(node))
 
+    def suspect(self, node: str) -> bool:
+        """Tell whether a node, by its id, may be lost or frozen."""
+        return bool(self._watch and self._watch.suspect(node))
+
     def frozen(self, node: str) -> bool:
         """Tell whether a node, by its id, says nothing though Ray has it up."""
         return self.gone(node) and any(node == one.id for one in self.up)
@@ -68,6 +73,12 @@ class Machines:
         shunned = [node.id for node in self.up if node.id in lost or node.id in self.leaving or self.gone(node.id)]
         others = [node for node in self.up if node.id not in shunned and node.has(labels)]
         return shunned if places(others, gpus) >= processes else []
+
+    def room(self, gpus: float, labels: Labels, own: Sequence[str] = ()) -> float:
+        """Return for how many processes nodes that stay have room now, and where those on `own` nodes end."""
+        stay = [n for n in self.up if n.id not in self.leaving and not self.suspect(n.id) and n.has(labels)]
+        free = free_gpus() if gpus else {}
+        return places([replace(node, gpus=free.get(node.id, 0.0) + gpus * own.count(node.id)) for node in stay], gpus)
 
     def labels(self, wanted: Mapping[str, str] | None) -> Labels:
         """Return the labels that nodes must have, of those that are wanted; where this machine is all there is, none."""

@@ -20,6 +20,8 @@ FROZEN_S = 4.0
 Work is taken from a node only where its own process says nothing either (`Gang.cut_off`), and time in which this process was
 itself held up hardly counts.
 """
+SUSPECT_S = 1.5
+"""How long it may say nothing before what its work would need elsewhere is begun there; nothing is taken from it yet."""
 CUT_OFF_S = 10.0
 """The same where several fall silent together: it may be the way to them."""
 _REFUSALS = 3
@@ -35,6 +37,7 @@ class NodeWatch:
         self._looked = time.monotonic()
         self._asked: dict[str, _Asked] = {}
         self._frozen: set[str] = set()
+        self._suspect: set[str] = set()
         self.leaving: dict[str, int] = {}
         """The nodes that Ray drains: their machines are to be taken away, at a time in ms since 1970, or some time (0)."""
 
@@ -66,6 +69,10 @@ class NodeWatch:
         """Tell whether a node, by its id, is lost or frozen; no node isn't."""
         return bool(node) and (node in self._frozen or all(node != one.id for one in self.up))
 
+    def suspect(self, node: str) -> bool:
+        """Tell whether a node, by its id, may be lost or frozen."""
+        return node in self._suspect or self.gone(node)
+
     def close(self) -> None:
         """Ask no more."""
         while self._asked:
@@ -74,6 +81,7 @@ class NodeWatch:
     def _ask(self) -> list[str]:
         silent_s = {node: self._asked.setdefault(node.id, _Asked(node)).silent_s() for node in self.up if node.port}
         frozen = {node.id for node in too_silent(silent_s)}
+        self._suspect = {node.id for node, waited_s in silent_s.items() if waited_s > SUSPECT_S}
         fell, before, self._frozen = frozen - self._frozen, self._frozen, frozen
         thawed = before - frozen
         return [
@@ -92,6 +100,14 @@ def draining() -> dict[str, int]:
     asked: GlobalState = state
     found: dict[str, int] = asked.get_draining_nodes()
     return found
+
+
+def free_gpus() -> dict[str, float]:
+    """Return how many GPUs nobody has, this run or another, by the ids of their nodes."""
+    from ray._private.state import GlobalState, state
+
+    asked: GlobalState = state
+    return {node: has.get("GPU", 0.0) for node, has in asked.available_resources_per_node().items()}
 
 
 def _within(deadline_ms: int) -> str:

@@ -13,10 +13,12 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.operator import RowLLM, RowOperator, RowParams, StepContext
 from caiflow.engine.rows.columns import ColumnType, Row
-from caiflow.engine.run.flows import FlowUnit, Shard
+from caiflow.engine.run.flows import FlowUnit, Joining, Shard
 from caiflow.engine.run.llms import LedgeredLLMs
-from caiflow.engine.run.units import MeasureUnit, TrainUnit, staged_anew
+from caiflow.engine.run.units import MeasureUnit, TableUnit, TrainUnit, staged_anew
+from caiflow.engine.store.checkpoints import CHECKPOINTS, COMPLETE, is_to_rest
 from caiflow.engine.store.claims import Claims
+from caiflow.operators.sft import Sft, SftParams
 from support.runs_without_ray import AskedLink
 
 
@@ -70,6 +72,37 @@ def test_what_a_lost_process_claimed_is_free_for_the_one_begun_in_its_place(tmp_
         staged_anew(unit, tries)
         assert begun.take(key)
         begun.close()
+
+
+def test_a_training_that_is_to_move_rests_behind_a_new_checkpoint(tmp_path: Path) -> None:
+    params = SftParams.model_validate({"input": "rows", "model": "base"})
+    step: Any = "taught", Sft(params, StepContext()), {}, {}, tmp_path / "out"
+    train = TrainUnit(*step, tmp_path, {}, tmp_path / "ledger")
+    checkpoints = [tmp_path / CHECKPOINTS / f"checkpoint-{number}" for number in (9, 10)]
+    for checkpoint in checkpoints:
+        checkpoint.mkdir(parents=True)
+    (checkpoints[0] / COMPLETE).touch()
+    kept = train.lay_down()
+    assert (is_to_rest(tmp_path), kept()) == (True, False)
+    (checkpoints[1] / COMPLETE).touch()
+    assert kept()
+    train.take_up(rests=False)
+    assert not is_to_rest(tmp_path)
+
+
+def test_only_what_is_kept_as_it_goes_moves_to_other_processes(tmp_path: Path) -> None:
+    params = SftParams.model_validate({"input": "rows", "model": "base"})
+    step: Any = "one", Sft(params, StepContext()), {}, {}, tmp_path
+    flow = FlowUnit([], tmp_path, {}, {}, tmp_path)
+    moves = [
+        flow,
+        Shard(flow, 0, 2, range(0), "group"),
+        MeasureUnit(*step, {}, tmp_path),
+        TrainUnit(*step, tmp_path, {}, tmp_path),
+    ]
+    stay = [Joining(flow, []), TableUnit(*step), TrainUnit(*step, tmp_path, {}, tmp_path, learnt=tmp_path)]
+    assert [unit.moves for unit in (*moves, *stay)] == [True] * 4 + [False] * 3
+    assert [unit.told for unit in (moves[1], moves[2])] == [" (shard 1 of 2)", "one"]
 
 
 def test_who_asks_a_table_tells_how_fast_it_is_answered(tmp_path: Path) -> None:
