@@ -2,6 +2,9 @@
 
 Owns the one way in which values become digests; those of files are in `store/file_digests.py`. A value that the next process
 may write otherwise is refused: its digest would never be found again. Never decides what belongs to an identity.
+
+orjson reads and writes what is plain, wherever it gives the very values and bytes that Python's own module does. Whatever else
+there is, halves of characters, numbers beyond 64 bits or written with exponents, deep nests, is left to that one.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel
 
 _EXACT = 2.0**53  # whole floats below this are written as integers, so that 1 and 1.0 are the same
@@ -38,6 +43,8 @@ def json_writer(
 
 
 _encode = json_writer(sort_keys=True, allow_nan=False)
+_LEAVES = frozenset((str, int, bool, NoneType))
+_DEEPEST = 64
 
 _ALWAYS_THE_SAME_TEXT = (date, time, timedelta, Decimal, UUID, bytes)
 """What tables hold beyond JSON's types."""
@@ -71,6 +78,8 @@ def compact(value: Any) -> bytes:
     Raises:
         NoIdentityError: a value of another type.
     """
+    if are_plain((value,)) and (quick := quick_texts(value)) is not None:
+        return quick
     try:
         return _encode_row(value).encode("utf-8", "surrogatepass")
     except TypeError as error:
@@ -84,6 +93,48 @@ def _as_text(value: Any) -> str:
 
 
 _encode_row = json_writer(sort_keys=True, default=_as_text)
+
+
+def quick_record(raw: bytes, exact: bool = True) -> dict[str, Any] | None:
+    """Return the object that a line of JSON is; None where it may be another than `json.loads` gives, or none.
+
+    Unless `exact`, numbers may be others.
+    """
+    try:
+        data = orjson.loads(raw)
+    except ValueError:
+        return None
+    return data if type(data) is dict and (not exact or are_plain(data.values())) else None
+
+
+def quick_json(record: Mapping[str, Any]) -> bytes | None:
+    """Return the compact JSON with sorted names; None where it may be other bytes than Python's own module writes."""
+    return quick_texts(record) if type(record) is dict and are_plain(record.values()) else None
+
+
+def quick_texts(value: Any) -> bytes | None:
+    """Return the same of a value that is known to be plain."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # half of a character, a name that isn't text, a number of more than 64 bits
+        return None
+
+
+def are_plain(values: Iterable[Any], depth: int = 0) -> bool:
+    """Return whether values are read and written alike by both: of JSON's kinds, numbers of usual sizes, not nested deep."""
+    for value in values:
+        kind = type(value)
+        if kind in _LEAVES:
+            continue
+        if kind is float:
+            if value and not 1e-4 <= abs(value) < 1e15:  # others are written with an exponent, or were whole numbers
+                return False
+        elif depth == _DEEPEST or not (
+            (kind is dict and are_plain(value.values(), depth + 1))
+            or ((kind is list or kind is tuple) and are_plain(value, depth + 1))
+        ):
+            return False
+    return True
 
 
 def digest(value: Any) -> str:

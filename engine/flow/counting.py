@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from caiflow.engine.errors import CaiflowError
 from caiflow.engine.flow.batches import Changed
 from caiflow.engine.flow.collecting import seldom_collected
 from caiflow.engine.flow.cutting import Cut, Cutting, Tried
-from caiflow.engine.flow.outcomes import FlowStep, replay, spread
+from caiflow.engine.flow.outcomes import FlowStep, Outcome, replay, replay_many, spread
 from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.flow.stream import BATCH_ROWS
 from caiflow.engine.machine import cores
@@ -55,7 +54,7 @@ def count_known(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf) ->
 
 def count_first(steps: Sequence[FlowStep], source: Rows, ledger_of: LedgerOf, number: int) -> dict[str, Tally]:
     """Count the same for the first rows alone."""
-    return _Counter(steps, ledger_of).count(islice(_rows(source, 0, 1), number))
+    return _Counter(steps, ledger_of).count(_first(_rows(source, 0, 1), number))
 
 
 def count_until(
@@ -127,11 +126,17 @@ def _sum(parts: Sequence[Tally]) -> Tally:
     return total
 
 
-def _rows(source: Rows, share: int, of: int) -> Iterator[Row]:
+def _rows(source: Rows, share: int, of: int) -> Iterator[list[Row]]:
     """Yield every `of`-th batch's rows, from batch number `share` on."""
     for number, table in enumerate(source.batches(BATCH_ROWS)):
         if number % of == share:
-            yield from table.to_pylist()
+            yield table.to_pylist()
+
+
+def _first(batches: Iterator[list[Row]], number: int) -> Iterator[list[Row]]:
+    while number > 0 and (rows := next(batches, None)) is not None:
+        yield rows[:number]
+        number -= len(rows)
 
 
 class _Coming(NamedTuple):
@@ -161,17 +166,17 @@ class _Counter:
             self._given[step.name] = given = self._made.get(step.source, Expected(1))._replace(rows=1)
             self._made[step.name] = step.operator.expects({step.source: given}) or given
 
-    def count(self, rows: Iterator[Row]) -> dict[str, Tally]:
+    def count(self, batches: Iterator[list[Row]]) -> dict[str, Tally]:
         """Return the tallies of these rows."""
         tallies = {name: Tally() for name in self._names}
         with seldom_collected():
-            for row in rows:
-                self.add(row, tallies)
+            for rows in batches:
+                self._rows(self._children[""], rows, _Coming(), tallies)
         return tallies
 
     def add(self, row: Row, tallies: Mapping[str, Tally]) -> None:
         """Count a row of the source and what follows from it."""
-        self._row(self._children[""], row, _Coming(), tallies)
+        self._rows(self._children[""], [row], _Coming(), tallies)
 
     def replayed(self, row: Row) -> list[Row] | None:
         """Return what the last of steps one behind the other made of a row; None where the ledger doesn't hold all of it."""
@@ -185,25 +190,43 @@ class _Counter:
                 rows += spread(one, outcome, self._outdated[step.name]) if outcome.rows else []
         return rows
 
-    def _row(self, steps: Sequence[FlowStep], row: Row, coming: _Coming, tallies: Mapping[str, Tally]) -> None:
-        """Count a row and what follows from it."""
-        for step in steps:
-            tally = tallies[step.name]
-            tally.total += coming.rows
-            following = self._children.get(step.name, [])
-            view = step.view(row)
-            outcome = None if coming.columns else replay(step, step.row_key(view), self._ledger_of(step.namespace))
-            if outcome is None:
-                tally.calls += coming.rows * self._calls(step, view, coming.columns)
-                if following:
-                    made = coming.columns.union(self._written[step.name])
-                    self._row(following, row, _Coming(made, coming.rows * self._made[step.name].rows), tallies)
-                continue
-            tally.cached += 1
-            tally.tokens += outcome.tokens
-            tally.rows_out += len(outcome.rows)
-            for new in spread(row, outcome, self._outdated[step.name]) if outcome.rows and following else ():
-                self._row(following, new, coming, tallies)
+    def _rows(self, steps: Sequence[FlowStep], rows: list[Row], coming: _Coming, tallies: Mapping[str, Tally]) -> None:
+        """Count rows and what follows from them."""
+        if len(rows) > BATCH_ROWS:  # where one row became several
+            for begin in range(0, len(rows), BATCH_ROWS):
+                self._rows(steps, rows[begin : begin + BATCH_ROWS], coming, tallies)
+            return
+        for step in steps if rows else ():
+            tally, following = tallies[step.name], self._children.get(step.name, [])
+            tally.total += coming.rows * len(rows)
+            views = step.views(rows)
+            ledger = self._ledger_of(step.namespace)
+            outcomes = [None] * len(rows) if coming.columns else replay_many(step, views, ledger, read=bool(following))
+            tally.calls += coming.rows * sum(
+                self._calls(step, view, coming.columns) for view, one in zip(views, outcomes, strict=True) if one is None
+            )
+            kept = [one for one in outcomes if one is not None]
+            tally.cached += len(kept)
+            tally.tokens += sum(one.tokens for one in kept)
+            tally.rows_out += sum(len(one.rows) for one in kept)
+            if following:
+                self._follow(step, following, [*zip(rows, outcomes, strict=True)], coming, tallies)
+
+    def _follow(
+        self,
+        step: FlowStep,
+        following: Sequence[FlowStep],
+        rows: Sequence[tuple[Row, Outcome | None]],
+        coming: _Coming,
+        tallies: Mapping[str, Tally],
+    ) -> None:
+        """Count what follows from a step's rows: from what the ledger has of them, and from what they are to become."""
+        outdated = self._outdated[step.name]
+        made = [new for row, one in rows if one is not None and one.rows for new in spread(row, one, outdated)]
+        self._rows(following, made, coming, tallies)
+        columns = coming.columns.union(self._written[step.name])
+        to_come = _Coming(columns, coming.rows * self._made[step.name].rows)
+        self._rows(following, [row for row, one in rows if one is None], to_come, tallies)
 
     def _calls(self, step: FlowStep, view: Row, coming: frozenset[str]) -> int:
         """Return the calls that a row takes at the most."""

@@ -5,7 +5,7 @@ The run and the plan's counts both ask here, so that they can't differ. Runs not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,9 +72,12 @@ class FlowStep:
 
     def view(self, row: Row) -> Row:
         """Return the part of a row that the operator sees: what it declares to read, so that no key can miss an input."""
-        seen = {name: row.get(name) for name in self.operator.reads()}
-        seen["uid"] = row["uid"]
-        return seen
+        return self.views([row])[0]
+
+    def views(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the same of many rows."""
+        names = [*self.operator.reads()]
+        return [{**{name: row.get(name) for name in names}, "uid": row["uid"]} for row in rows]
 
     def row_key(self, view: Row) -> bytes:
         """Return the ledger key of this step's result for a row.
@@ -82,14 +85,20 @@ class FlowStep:
         Raises:
             StepError: the row, or what the operator says of it, has a value that the next process may write otherwise.
         """
-        try:
-            return started("row", self.identity).key(compact(view), compact(self.operator.row_identity(view)))
-        except NoIdentityError as error:
-            raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
+        return self.row_keys([view])[0]
+
+    def row_keys(self, views: Sequence[Row]) -> list[bytes]:
+        """Return the same of many rows."""
+        key, identity_of, keys = started("row", self.identity).key, self.operator.row_identity, []
+        for view in views:
+            try:
+                keys.append(key(compact(view), compact(identity_of(view))))
+            except NoIdentityError as error:
+                raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
+        return keys
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of one step for one row: rows out, or the reason why there are none."""
 
     rows: tuple[Row, ...] = ()
@@ -107,8 +116,18 @@ class Outcome:
 
 def replay(step: FlowStep, row_key: bytes, ledger: Ledger) -> Outcome | None:
     """Return what the ledger holds for a row, or None where the row must run; the plan and the run both ask here."""
-    kept = ledger.get(row_key)
-    if kept is None or (step.by_servers and doubtful_row(kept, step.operator.answers)):
+    return _outcome(ledger.get(row_key), step.operator.answers if step.by_servers else None)
+
+
+def replay_many(step: FlowStep, views: Sequence[Row], ledger: Ledger, *, read: bool = True) -> list[Outcome | None]:
+    """Return the same for many rows, given their views; numbers in outcomes that nobody will `read` may be others."""
+    answers = step.operator.answers if step.by_servers else None
+    return [_outcome(kept, answers) for kept in ledger.get_many(step.row_keys(views), exact=read or answers is not None)]
+
+
+def _outcome(kept: Mapping[str, Any] | None, answers: Callable[[Row], Sequence[str]] | None) -> Outcome | None:
+    """Return what a record says; `answers` gives the texts of a row that servers may have given."""
+    if kept is None or (answers is not None and doubtful_row(kept, answers)):
         return None
     if "dropped" in kept:
         return Outcome(dropped=kept["dropped"], said=kept.get("said", ""), cached=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ _OFFSET_BITS = 44  # 16 TiB a segment, a million segments
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _FEW = 256  # what joins the sorted index one by one
 _FRESH = 65536  # new records kept in a dict before they join the sorted index
+_NOWHERE = (1 << 64) - 1
 
 
 class _Run:
@@ -49,6 +50,18 @@ class _Run:
             at = bisect_left(lows, low, at, bisect_right(highs, high, at))
         return places[at] if at < len(highs) and highs[at] == high and lows[at] == low else None
 
+    def find_many(self, high: NDArray[np.uint64], low: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
+        """Enter the place of each key that is here into `places`."""
+        import numpy as np
+
+        at = np.minimum(np.searchsorted(self.high, high), len(self) - 1)
+        begins = self.high[at] == high
+        here = begins & (self.low[at] == low)
+        places[here] = self.places[at[here]]
+        for further in np.flatnonzero(begins & ~here).tolist():  # another key with the same first half comes before it
+            if (place := self.find(int(high[further]), int(low[further]))) is not None:
+                places[further] = place
+
 
 class Index:
     """Where each key's last record is: a dict of fresh ones over few sorted runs, merged as they grow."""
@@ -64,6 +77,35 @@ class Index:
             high, low = _KEY.unpack(key)
             place = next((found for run in reversed(self._runs) if (found := run.find(high, low)) is not None), None)
         return None if place is None else (place >> _OFFSET_BITS, place & _OFFSET_MASK)
+
+    def find_many(self, keys: Sequence[bytes]) -> list[tuple[int, int, int]]:
+        """Return (segment number, offset, place in `keys`) of all that are known, in the order in which they stand in files."""
+        import numpy as np
+
+        halves = np.frombuffer(b"".join(keys), ">u8").astype(np.uint64).reshape(-1, 2)
+        found = np.full(len(keys), _NOWHERE, np.uint64)
+        for run in self._runs:
+            run.find_many(halves[:, 0], halves[:, 1], found)
+        for at, key in enumerate(keys) if self._fresh else ():
+            if (place := self._fresh.get(key)) is not None:
+                found[at] = place
+        order = np.argsort(found)
+        order = order[found[order] != _NOWHERE]
+        places = found[order]
+        columns = (places >> np.uint64(_OFFSET_BITS), places & np.uint64(_OFFSET_MASK), order)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def of(self, segment: int) -> tuple[bytes, array[int]]:
+        """Return the keys, joined, whose last record is in a segment, and the records' offsets."""
+        import numpy as np
+
+        self._merge(all_runs=True)
+        if not self._runs:
+            return b"", array("Q")
+        run = self._runs[0]
+        here = run.places >> np.uint64(_OFFSET_BITS) == segment
+        keys = np.column_stack((run.high[here], run.low[here])).astype(">u8").tobytes()
+        return keys, array("Q", (run.places[here] & np.uint64(_OFFSET_MASK)).tobytes())
 
     def add(self, key: bytes, segment: int, offset: int) -> None:
         """Enter one record."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from caiflow.engine.errors import WrongValue
+from caiflow.engine.identity import quick_record
 from caiflow.operators.formats.columnar import by_column, is_conversation, rows_of_columns
 from caiflow.operators.formats.opening import (
     LARGEST_DOCUMENT,
@@ -24,7 +25,6 @@ from caiflow.operators.formats.opening import (
     plain_name,
     refuse_irregular,
 )
-from caiflow.operators.formats.plain.quickly import quick_record
 from caiflow.operators.formats.tables import Csv, read_csv, read_parquet
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]

@@ -121,6 +121,13 @@ def test_a_row_key_never_changes_between_versions() -> None:
     assert compact(held) == written
 
 
+@given(st.recursive(values, lambda inner: st.lists(inner, max_size=3).map(tuple)))
+def test_a_row_is_written_as_the_standard_library_does(value: Any) -> None:
+    options: Any = {"ensure_ascii": False, "separators": (",", ":"), "sort_keys": True}
+    for held in (value, {"value": value, "bits": 2**64, "half": "\udc00"}):
+        assert compact(held) == json.dumps(held, **options).encode("utf-8", "surrogatepass")
+
+
 @given(st.lists(st.text() | st.binary(), max_size=4), st.lists(st.text() | st.binary(), max_size=4))
 def test_a_key_begun_before_is_the_same_key(begun: list[str | bytes], more: list[str | bytes]) -> None:
     assert KeyStart(*begun).key(*more) == key(*begun, *more)

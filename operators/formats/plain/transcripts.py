@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from caiflow.engine.identity import quick_texts
 from caiflow.operators.formats.dialogue import TURN, goes_on
-from caiflow.operators.formats.plain.quickly import quick_texts
 from caiflow.operators.formats.survey import ByColumn, Conversations
 
 _OPENING, _REPLY, _END = "\n\nHuman:", "\n\nAssistant:", "\0"

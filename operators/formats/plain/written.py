@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caiflow.engine.errors import WrongValue
+from caiflow.engine.identity import quick_json
 from caiflow.operators.formats.dialogue import half_character
-from caiflow.operators.formats.plain.quickly import quick_json
 
 
 def _written(value: Any) -> str:

@@ -223,6 +223,68 @@ def test_two_ledgers_at_once_see_each_other_after_refresh(tmp_path: Path) -> Non
         assert other.get(k(3)) == {"by": "one"}
 
 
+def large(home: Path, count: int = 1500) -> Path:
+    """Write a file of over a megabyte, in which every third key is written twice."""
+    with Ledger(home, "n") as ledger:
+        for number in range(count):
+            ledger.append(k(number - number % 3 // 2), {"number": number, "text": "é" * 400})
+    return segment(home)
+
+
+def test_a_large_file_is_opened_by_what_its_writer_left_of_it(tmp_path: Path) -> None:
+    kept = large(tmp_path).with_suffix(".keys")
+    with Ledger(tmp_path, "n") as ledger:
+        quickly = {key: ledger.get(key) for key in ledger}
+    whole = kept.read_bytes()
+    for spoilt in (b"", whole[:-1], whole[:-8] + bytes(8)):
+        kept.write_bytes(spoilt)
+        with Ledger(tmp_path, "n") as ledger:
+            assert {key: ledger.get(key) for key in ledger} == quickly
+    assert len(quickly) == 1000
+    assert len(whole) == 36 + 24 * 1000, "the last record of each key"
+
+
+def test_what_was_left_of_a_large_file_spares_reading_it_and_no_check(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with Ledger(tmp_path, "n") as ledger:
+        assert ledger.damaged == 0, "nobody read it"
+        assert [ledger.get(k(1498)), len(ledger)] == [None, 1000]
+
+
+def test_what_was_left_of_a_large_file_is_no_word_on_another_state_of_it(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    left = path.with_suffix(".keys").read_bytes()
+    with Ledger(tmp_path, "n") as ledger:
+        ledger.append(k("new"), {})
+        path.with_suffix(".keys").write_bytes(left)  # as a kill would leave it
+        with Ledger(tmp_path, "n") as other:
+            assert k("new") in other
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + b"!!!")
+    with Ledger(tmp_path, "n") as ledger:
+        assert k("new") not in ledger
+        assert len(ledger) == 1000
+
+
+def test_many_are_found_as_each_is(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    with Ledger(tmp_path, "n", apart="g-1") as ledger:
+        ledger.append(k(0), {"number": 2**70, "text": "\ud800"})
+        ledger.append(k("far"), {"text": "x" * 9000})
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        asked = [k(number) for number in (*range(1499, -1, -1), "far", "unknown", 0)]
+        found = ledger.get_many(asked)
+        assert found == [ledger.get(key) for key in asked]
+        assert (found[1499], found[0], found[-2]) == ({"number": 2**70, "text": "\ud800"}, None, None)
+        assert ledger.get_many(asked[:2]) == found[:2]
+
+
 def test_opening_writes_nothing(tmp_path: Path) -> None:
     with Ledger(tmp_path / "home", "n") as ledger:
         assert k(1) not in ledger

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.operators.formats.plain.quickly import quick_json, quick_record
+from caiflow.engine.identity import quick_json, quick_record
 from caiflow.operators.formats.plain.seen import Seen
 from caiflow.operators.formats.plain.transcripts import quick_pairs
 from caiflow.operators.formats.plain.written import _encode
