@@ -99,7 +99,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     """Return the bytes of a file, unpacked."""
     refuse_irregular(path)
     packed = _packed(path)
-    return path.open("rb") if packed is None else io.BufferedReader(_Unpacked(packed, path), 1 << 20)
+    return path.open("rb", 1 << 16) if packed is None else io.BufferedReader(_Unpacked(packed, path), 1 << 20)
 
 
 def _packed(path: Path) -> IO[bytes] | None:
