@@ -70,8 +70,10 @@ class Sieve:
         sifting = _Sifting(checks, schema)
         names_of = pl.Series([check.label for check in checks], dtype=pl.String)
         try:
-            for flagged in rows.scan().with_columns(sifting.flags).collect_batches(chunk_size=_BATCH, maintain_order=True):
-                frame, reasons = sifting.sift(flagged)
+            for batch in rows.batches(_BATCH):  # polars' own scan reads many row groups ahead
+                given = pl.from_arrow(batch)
+                assert isinstance(given, pl.DataFrame)
+                frame, reasons = sifting.sift(given.with_columns(sifting.flags))
                 alive = reasons < 0
                 if most is not None and out.num_rows + alive.sum() > most:
                     rest = np.flatnonzero(alive)[most - out.num_rows] if most > out.num_rows else 0

@@ -277,9 +277,9 @@ class Parser:
 
     def _content_uid(self, text: bytes) -> str:
         """Return the uid of a record with this JSON."""
-        digest = hashlib.blake2b(text, digest_size=10)
-        content = digest.hexdigest()
-        if self._contents.add(digest.digest()):
+        digest = hashlib.blake2b(text, digest_size=10).digest()
+        content = digest.hex()
+        if self._contents.add(digest):
             return content
         self._again[content] += 1
         again = f"{content}\x1f{self._again[content]}".encode()

@@ -130,10 +130,13 @@ class Mixer:
     def _parts(self, pools: Sequence[Pool], wanted: Sequence[int]) -> list[_Part]:
         """Draw rows from each pool and give each its place in the mixture."""
         draws = [pool.draw(number, self._seed) for pool, number in zip(pools, wanted, strict=True)]
-        uids = _unique([pool.uids.take(numbers) for pool, numbers in zip(pools, draws, strict=True)])
+        drawn = pa.concat_arrays([pool.uids_of(numbers) for pool, numbers in zip(pools, draws, strict=True)]).cast(pa.string())
+        ranked = ranks(drawn, self._seed, "order")
+        uids = drawn if _all_differ(ranked) else _unique(drawn)
         places = np.arange(len(uids))
         if self._params.shuffle:
-            places[np.argsort(ranks(uids, self._seed, "order"), kind="stable")] = np.arange(len(uids))
+            ranked = ranked if uids is drawn else ranks(uids, self._seed, "order")
+            places[np.argsort(ranked, kind="stable")] = np.arange(len(uids))
         starts = np.cumsum([0, *wanted])
         return [
             _Part(pool, numbers, uids.slice(start, len(numbers)), places[start : start + len(numbers)])
@@ -183,9 +186,14 @@ def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str
     }
 
 
-def _unique(parts: Sequence[pa.Array]) -> pa.Array:
-    """Return the uids of all parts; one that was there before gets `#1`, `#2`, ... after it, whichever is free."""
-    found = pa.concat_arrays(parts).cast(pa.string())
+def _all_differ(ranked: NDArray[np.uint64]) -> bool:
+    """Return whether no two ranks are equal, so that no two uids are; takes less memory than looking at these."""
+    in_order = np.sort(ranked)
+    return bool((in_order[1:] != in_order[:-1]).all())
+
+
+def _unique(found: pa.Array) -> pa.Array:
+    """Return uids; one that was there before gets `#1`, `#2`, ... after it, whichever is free."""
     if pc.count_distinct(found, mode="all").as_py() == len(found):
         return found
     uids = found.to_pylist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from caiflow.engine.rows.conversations import said
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from caiflow.engine.rows.folder import Rows
 
 _BATCH = 16_384
+_SAMPLED = 1024
 REASONS = ("", "incomplete", "held_out")
 """Why a row isn't fit: a column that must be there is null or empty, or its prompt, or the opening of that, is held out."""
 
@@ -57,12 +59,15 @@ class Pool:
 
     @cached_property
     def row_bytes(self) -> float:
-        """The bytes of a row in memory, about."""
+        """The bytes of a row in memory, about: the first rows of each file tell, as files write what repeats but once."""
         import pyarrow.parquet as pq
 
-        metadata = [pq.read_metadata(file) for file in self.rows.files]
-        size = sum(data.row_group(group).total_byte_size for data in metadata for group in range(data.num_row_groups))
-        return float(size / max(1, len(self.states)))
+        size = number = 0
+        for path in self.rows.files:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                for batch in islice(file.iter_batches(_SAMPLED), 1):
+                    size, number = size + batch.nbytes, number + len(batch)
+        return float(size / max(1, number))
 
     def draw(self, wanted: int, seed: int) -> NDArray[np.int64]:
         """Return `wanted` row numbers among the fit ones, ascending; each row is in before any is repeated.
@@ -75,6 +80,10 @@ class Pool:
         rounds, rest = divmod(wanted, len(among))
         order = np.argsort(ranks(self.uids.take(among), seed, "draw"), kind="stable") if rest else among[:0]
         return np.sort(np.concatenate([np.repeat(among, rounds), among[order[:rest]]]))
+
+    def uids_of(self, numbers: NDArray[np.int64]) -> pa.Array:
+        """Return the uids of the rows with these numbers, as `draw` gives them."""
+        return self.uids if len(numbers) == self.fit == len(self.uids) else self.uids.take(numbers)
 
     def read(self, numbers: NDArray[np.int64]) -> Iterator[tuple[slice, pa.Table]]:
         """Yield the rows with these ascending numbers, in tables, each with the slice of `numbers` that it holds."""

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.mixing import order
 from caiflow.operators.mixing.mix import Mix
 from caiflow.operators.mixing.params import MixParams
+from caiflow.operators.mixing.pool import open_pool
 from caiflow.operators.sft import Sft, SftParams
 from support.tables import ask, rows_of, run_table
 
@@ -356,6 +358,13 @@ def test_uids_stay_unique_in_a_mixture_of_mixtures(tmp_path: Path) -> None:
     uids = [row["uid"] for row in twice.pylist()]
     assert len(set(uids)) == len(uids) == 8
     assert {uid.partition("#")[0] for uid in uids} == {"h0", "h1", "h2"}
+
+
+def test_what_a_row_takes_is_told_of_texts_that_the_file_has_once(tmp_path: Path) -> None:
+    table = pa.table({"uid": [f"u{n}" for n in range(5000)], "response": ["the same words " * 99] * 5000})
+    with RowsWriter(tmp_path) as writer:
+        writer.write(table)
+    assert open_pool("h", Rows(tmp_path), ["response"], None).row_bytes == pytest.approx(table.nbytes / 5000, rel=0.1)
 
 
 def test_a_tag_never_takes_the_place_of_a_column() -> None:

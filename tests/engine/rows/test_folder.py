@@ -280,3 +280,29 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
 """
     printed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
     assert float(printed) < 700  # of 980 MB written
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
+def test_what_threads_have_freed_goes_back_to_the_system() -> None:
+    code = """
+import threading
+import caiflow.engine.rows.folder
+import pyarrow as pa
+def held_mb():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
+freed = threading.Barrier(5)
+def work():
+    held = [pa.array(["x" * 1000] * 1000) for _ in range(64)]
+    held.clear()
+    freed.wait()
+    freed.wait()
+before = held_mb()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+freed.wait()
+print(held_mb() - before)
+freed.wait()
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed) < 150, "of 250 MB"
