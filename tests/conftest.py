@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import figures
 from support.chat_templates import SHAPES, Shape
 from support.kills import end_started
 from support.once import of_session
+from support.source_tree import ROOT
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
@@ -51,6 +53,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown() -> None:
     """Leave no run behind, whatever came of its test."""
     end_started()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the trials of clusters measured, where any ran, and leave it in build/."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    measured = figures.found(getattr(report, "user_properties", ()) for report in reports)
+    if measured:
+        figures.keep(measured, ROOT / "build" / "cluster.json")
+        terminalreporter.section("clusters: what was tried and measured")
+        for line in figures.lines(measured):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """What a trial notes its figures with: a row of the table in `support/figures.py`, and what was measured."""
+
+    def note(row: str, measured: str) -> None:
+        assert row in figures.ROWS
+        record_property(figures.MARK, [row, measured])
+
+    return note
 
 
 @pytest.fixture(scope="session")

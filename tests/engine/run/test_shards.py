@@ -171,7 +171,9 @@ def answered(body: dict[str, Any], _number: int) -> Reply:
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.kill
-def test_shards_killed_and_gone_on_with_make_the_same_bytes_and_pay_for_nothing_twice(tmp_path: Path) -> None:
+def test_shards_killed_and_gone_on_with_make_the_same_bytes_and_pay_for_nothing_twice(
+    tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(500)))
 
     def run(name: str, shards: int, disturb: Callable[[Any], None] = lambda _: None) -> dict[str, bytes]:
@@ -215,9 +217,8 @@ def test_shards_killed_and_gone_on_with_make_the_same_bytes_and_pay_for_nothing_
         finally:
             end_started()
         twice = len(server.calls) - 1_000
-        print(
-            f"{twice} of 1,000 calls were made twice after a kill of a shard and one of the run, {server.most_at_once} at once"
-        )
+        told = f"{sum(sharded[name] == whole[name] for name in whole)} of {len(whole)} files the same in three shards"
+        figure("shards", f"{told}; {twice} of 1,000 calls made twice when a shard and the run were killed")
         assert sharded == whole
         assert twice <= 2 * server.most_at_once, "what was on its way at each of the two kills, and nothing else"
     assert "a worker died and its work goes on in another" in (tmp_path / "sharded" / "console.txt").read_text()

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def asked_twice(server: BadServer) -> int:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_two_runs_at_once_pay_for_each_call_once(tmp_path: Path, server: BadServer, killed: bool) -> None:
+def test_two_runs_at_once_pay_for_each_call_once(
+    tmp_path: Path, server: BadServer, killed: bool, figure: Callable[[str, str], None]
+) -> None:
     spec = write_spec(tmp_path / "spec", server.url)
     runs = [
         start(spec, tmp_path / name, tmp_path / "home", "--allow-host", server.url.split("/")[2]) for name in ("one", "two")
@@ -80,7 +82,8 @@ def test_two_runs_at_once_pay_for_each_call_once(tmp_path: Path, server: BadServ
     codes = [run.wait(timeout=400) for run in runs]
     assert codes == [0, -signal.SIGKILL if killed else 0], (tmp_path / "one" / "console.txt").read_text()
     assert server.most_at_once > AT_ONCE
-    print(f"{len(server.calls)} calls for {CALLS}, {asked_twice(server)} of them a second time, second run killed: {killed}")
+    told = f"{asked_twice(server)} of {CALLS} calls made twice"
+    figure("equal runs", f"{told} where the second run was killed" if killed else told)
     # What a killed run had asked for is lost, and what its engine began before it knew that its driver was gone.
     assert asked_twice(server) <= (2 * AT_ONCE if killed else 0)
     assert len(server.calls) <= 1.05 * CALLS
@@ -93,7 +96,7 @@ def test_two_runs_at_once_pay_for_each_call_once(tmp_path: Path, server: BadServ
         time.sleep(0.2)
 
 
-def test_what_a_dead_worker_had_asked_is_not_paid_for_again(tmp_path: Path) -> None:
+def test_what_a_dead_worker_had_asked_is_not_paid_for_again(tmp_path: Path, figure: Callable[[str, str], None]) -> None:
     def reply(body: dict[str, Any], _number: int) -> Reply:
         time.sleep(0.3)
         return said(f"Answer {digest(body)[:12]} to what was asked.")
@@ -108,7 +111,7 @@ def test_what_a_dead_worker_had_asked_is_not_paid_for_again(tmp_path: Path) -> N
         killed = [worker for worker in victims(run, "worker") if worker.kill() is None]
         assert killed
         assert run.wait(timeout=200) == 0, (tmp_path / "run" / "console.txt").read_text()
-    print(f"{len(server.calls)} calls for {CALLS}, {server.most_at_once} at once, {asked_twice(server)} of them a second time")
+    figure("lost worker", f"{asked_twice(server)} of {CALLS} calls made twice, {server.most_at_once} at once")
     assert server.most_at_once > 20
     assert asked_twice(server) == 0
     assert len(rows_by_step(tmp_path / "run")["revision"]) == ROWS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,10 @@ def said_by(script: str, *arguments: str) -> str:
 
 
 @pytest.mark.soak
-def test_a_start_that_fails_by_chance_is_tried_again() -> None:
-    assert said_by(FAILING, "1") == "started True 2"
+def test_a_start_that_fails_by_chance_is_tried_again(figure: Callable[[str, str], None]) -> None:
+    said = said_by(FAILING, "1")
+    figure("start", f"started at try {said.split()[-1]}")
+    assert said == "started True 2"
 
 
 def test_a_start_that_always_fails_says_why() -> None:
@@ -191,10 +194,13 @@ def test_no_process_is_started_that_no_work_can_use(dying: tuple[list[str], str]
 
 
 @pytest.mark.soak
-def test_a_module_that_a_node_lacks_is_named_with_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_a_node_lacks_is_named_with_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str, str], None]
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     said = said_by(ABSENT, str(ROOT / "examples" / "tiny" / "model")).splitlines()
+    figure("missing", f"{sum(' is no module ' in line and ' on node ' in line for line in said)} of {len(said)} named")
     for module, line in zip(("theirs_alone", "theirs_to_import", "transformers"), said, strict=True):
         assert f"there is no module {module} on node " in line
         assert "install what brings it on every node" in line

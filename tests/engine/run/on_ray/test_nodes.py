@@ -6,6 +6,7 @@ Two raylets of this machine with GPUs in name only; a node whose store is anothe
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ try:
     except ClusterError as error:
         told["blind"] = str(error)
     told["blind seconds"] = time.monotonic() - began
+    began = time.monotonic()
+    try:
+        cluster.refuse_unfit(folder / "home", {"own": "own_operator"})
+    except ClusterError:
+        told["blind again seconds"] = time.monotonic() - began
     asked.SEEN_S = 1.0
     if cluster.submit(Writes(), "train", Room(gpus=1)):
         while cluster.busy():
@@ -196,7 +202,10 @@ def asked_of_two_nodes(folder: Path) -> None:
     (folder / "told.json").write_text(json.dumps({**found, "printed": done.stdout + done.stderr}))
 
 
-def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(told: dict[str, Any]) -> None:
+def test_a_model_that_no_node_can_hold_is_refused_before_the_first_step(
+    told: dict[str, Any], figure: Callable[[str, str], None]
+) -> None:
+    figure("too large", f"refused after {told['too large seconds']:.1f} s, joining Ray among them")
     assert told["too large"] == 1
     assert "base wants 2 GPUs on one node; of the 2 here the largest has 1" in told["printed"]
     run = json.loads((Path(told["folder"]) / "large" / "run.json").read_text())
@@ -214,10 +223,12 @@ def test_a_model_runs_on_nodes_with_its_labels_or_is_refused_with_those_there_ar
     assert "base wants nodes with the labels card: huge; there is none; the labels there are: card: large" in told["printed"]
 
 
-def test_three_models_of_a_chain_take_turns_on_two_gpus(told: dict[str, Any]) -> None:
+def test_three_models_of_a_chain_take_turns_on_two_gpus(told: dict[str, Any], figure: Callable[[str, str], None]) -> None:
     assert told["three"] == 0, told["printed"]
     run = json.loads((Path(told["folder"]) / "three" / "run.json").read_text())
-    assert [step["rows_out"] for step in run["steps"].values()] == [4, 4, 4, 4]
+    rows = [step["rows_out"] for step in run["steps"].values()]
+    figure("in turns", f"{rows[-1]} rows of {rows[0]} through all three")
+    assert rows == [4, 4, 4, 4]
 
 
 def test_three_models_that_one_step_asks_side_by_side_are_refused_before_the_first(told: dict[str, Any]) -> None:
@@ -245,23 +256,26 @@ def test_each_process_may_want_what_one_node_has_and_all_what_all_have(told: dic
     assert told["fits"] == "fits"
 
 
-def test_threads_are_those_of_the_smallest_node(told: dict[str, Any]) -> None:
+def test_threads_are_those_of_the_smallest_node(told: dict[str, Any], figure: Callable[[str, str], None]) -> None:
+    figure("threads", f"{told['threads']} on nodes of 1 and 2 cores")
     assert told["threads"] == 1
 
 
-def test_a_model_that_waits_for_gpus_says_who_has_them(told: dict[str, Any]) -> None:
+def test_a_model_that_waits_for_gpus_says_who_has_them(told: dict[str, Any], figure: Callable[[str, str], None]) -> None:
     (said,) = told["busy"]
+    figure("busy", f"said once the patience was over, with the job that has {said.rpartition(' has ')[2]}")
     assert said.startswith("base waits for 1 GPUs: of the cluster's 2, 0 are free; `")
     assert said.endswith(f"(process {told['other process']} on 127.0.0.1) has 2 (in Other)")
 
 
-def test_a_node_that_sees_another_store_is_named(told: dict[str, Any]) -> None:
+def test_a_node_that_sees_another_store_is_named(told: dict[str, Any], figure: Callable[[str, str], None]) -> None:
     assert told["marks left"] == []
     if str(told["blind"]).startswith("ended with"):
         pytest.skip("this user may make no mount namespace")
     assert "127.0.0.1 doesn't see the store at" in told["blind"]
     assert "put CAIFLOW_HOME on a file system that all nodes share" in told["blind"]
-    print(f"another store was named after {told['blind seconds']:.1f} s; two fit nodes took {told['fit seconds']:.1f} s")
+    again = f"{told['blind again seconds']:.2f} s where a process is at hand, two fit nodes {told['fit seconds']:.2f} s"
+    figure("other store", f"named after {told['blind seconds']:.1f} s on a node that has just come, {again}")
 
 
 def test_a_node_with_another_operator_of_the_same_name_is_named(told: dict[str, Any]) -> None:

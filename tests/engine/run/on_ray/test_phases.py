@@ -11,6 +11,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,15 @@ steps:
 """
 
 
-def test_a_node_lost_in_each_phase_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_node_lost_in_each_phase_leaves_no_trace(tmp_path: Path, figure: Callable[[str, str], None]) -> None:
     (tmp_path / "phases.yaml").write_text(SPEC, encoding="utf-8")
     command = [sys.executable, "-m", "support.lost_nodes", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT / "tests", env=without_token(), capture_output=True, text=True, check=False)
     texts = "".join(path.read_text(encoding="utf-8")[-3000:] for path in tmp_path.glob("*.txt"))
     assert done.returncode == 0, done.stderr[-3000:] + texts
     told = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(told, indent=1))
+    after = [f"{step} {phase['goes on after']:g} s after {phase['how']}" for step, phase in told["phases"].items()]
+    figure("phases", f"more was made: {', '.join(after)}")
     assert told["codes"] == [0, 0], texts
     for step in PHASES:
         assert told["phases"][step]["under way"], f"{step} was over before its node was hit"

@@ -6,6 +6,7 @@ Raylets of this machine with GPUs in name only, killed and stopped with all of t
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -341,8 +342,11 @@ def told_by(script: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_a_lost_engine_s_node_and_a_frozen_one_cost_no_answer_and_one_that_comes_is_used() -> None:
+def test_a_lost_engine_s_node_and_a_frozen_one_cost_no_answer_and_one_that_comes_is_used(
+    figure: Callable[[str, str], None],
+) -> None:
     told = told_by(ENGINES, str(ROOT / "examples" / "tiny" / "model"))
+    figure("lost engine", f"{len(told['failed'])} failed, none held for longer than {told['longest']:.1f} s")
     assert told["failed"] == []
     assert told["spread"]
     assert any("127.0.0.1 (1 CPU cores, 1 GPUs) is lost; there are 1 GPUs" in text for text in told["said"])
@@ -353,8 +357,12 @@ def test_a_lost_engine_s_node_and_a_frozen_one_cost_no_answer_and_one_that_comes
     assert told["longest"] < 60  # Ray would wait for a minute; under 15 s where the machine does nothing else
 
 
-def test_an_engine_on_a_node_that_is_to_leave_is_ready_elsewhere_before_it_ends_and_no_call_is_lost(tmp_path: Path) -> None:
+def test_an_engine_on_a_node_that_is_to_leave_is_ready_elsewhere_before_it_ends_and_no_call_is_lost(
+    tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
     told = told_by(LEAVING, str(tmp_path), str(ROOT / "examples" / "tiny" / "model"))
+    asked = f"{told['calls']} calls for {told['asked']}, {len(told['failed'])} failed, the longest {told['longest']:.1f} s"
+    figure("leaving", f"{asked}; the worker's tries: {told['rows']['tries']}")
     assert told["failed"] == []
     assert told["calls"] == told["asked"]
     said = [next(n for n, text in enumerate(told["said"]) if sign in text) for sign in LEAVES]
@@ -376,8 +384,12 @@ def test_work_of_a_lost_node_and_of_a_frozen_one_goes_on_elsewhere_at_once(tmp_p
         assert told[how]["elsewhere"] == [True]
 
 
-def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_goes_on(
+    tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
     told = told_by(SHORT, str(tmp_path))
+    tries = told["survivor's tries"]
+    figure("no GPU left", f"said after {told['said after']:.1f} s, tries of the survivor: {tries}")
     (said,) = [text for text in told["said"] if "waits for" in text]
     assert said == "what is begun again waits for 1 GPUs: of the cluster's 1, 0 are free; this run has 1 (in Worker)"
     assert told["survivor's tries"] == 1
@@ -389,7 +401,7 @@ def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_go
 
 @pytest.mark.parametrize(("workers", "how", "most"), [(1, "drain", 1500), (2, "SIGKILL", 200), (2, "SIGSTOP", 200)])
 def test_a_training_goes_on_from_its_checkpoint_without_the_node_of_a_worker(
-    tmp_path: Path, workers: int, how: str, most: int
+    tmp_path: Path, workers: int, how: str, most: int, figure: Callable[[str, str], None]
 ) -> None:
     saved(tmp_path / "rows", lessons())
     told = told_by(TRAINING, str(tmp_path), str(workers), how, str(most))
@@ -400,4 +412,5 @@ def test_a_training_goes_on_from_its_checkpoint_without_the_node_of_a_worker(
     assert (told["tries"], told["errors"], told["steps"]) == (1 if leaves else 2, ["None"], [most])
     assert not leaves or told["next step"] > told["last step before"]  # none is taken twice
     assert told["next step after"] < 60  # 12 to 15 s after a death, on two busy cores
-    print(f"{workers} workers, {how}: next step {told['next step after']:.1f} s after")
+    after = f"next step {told['next step after']:.1f} s after" + (" it was to save" if leaves else "")
+    figure("training", f"{workers} workers, {how}: {after}, tries {told['tries']}")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ ONE_TOKEN = Sampling(max_tokens=1)
 
 
 @pytest.mark.kill
-def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: ModelSource) -> None:
+def test_a_replica_that_dies_for_good_costs_no_answer(
+    cluster: Cluster, model: ModelSource, figure: Callable[[str, str], None]
+) -> None:
     import ray
 
     links = cluster.engine(model._replace(options={**model.options, "replicas": 2}), "small", "client")
@@ -39,7 +42,7 @@ def test_a_replica_that_dies_for_good_costs_no_answer(cluster: Cluster, model: M
 
     answers, told = asyncio.run(asyncio.wait_for(asked(), 500))
     failed = [answer for answer in answers if not isinstance(answer, Completion)]
-    print(f"{len(failed)} of {REQUESTS:,} requests failed with one of two engines dead for good")
+    figure("dead replica", f"{len(failed)} of {REQUESTS:,} failed")
     assert not failed
     assert len(told) == 1
 
@@ -76,11 +79,14 @@ steps:
 """
 
 
-def test_four_engines_of_three_shards_together_make_as_many_calls_as_are_allowed(tmp_path: Path, ray_address: str) -> None:
+def test_four_engines_of_three_shards_together_make_as_many_calls_as_are_allowed(
+    tmp_path: Path, ray_address: str, figure: Callable[[str, str], None]
+) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(300)))
     with bad_server() as server:
         server.reply = lambda body, n: said("fine")
         spec = tmp_path / "spec.yaml"
         spec.write_text(CAPPED.replace("URL", server.url))
         made = run_here(ray_address, spec, tmp_path / "run", tmp_path / "home")
+        figure("capped", f"{len(server.calls)} calls")
         assert (len(server.calls), made["steps"]["answer"]["rows_out"]) == (100, 100)
