@@ -49,6 +49,12 @@ def gathered(statements: Sequence[str], similarity: float) -> list[Cluster]:
     return sorted(found, key=lambda cluster: (-cluster.size, cluster.statement))
 
 
+def beside(clusters: Sequence[Cluster], statements: Sequence[str]) -> list[Cluster]:
+    """Return the clusters and, behind them, the statements given that are none of theirs: nobody proposed those."""
+    having = {cluster.statement for cluster in clusters}
+    return [*clusters, *(Cluster(text, {}) for text in dict.fromkeys(statements) if text not in having)]
+
+
 def _vectors(texts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the runs of each text with their weights, of length 1."""
     runs = {text: Counter(_runs(text)) for text in texts}

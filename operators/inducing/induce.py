@@ -10,19 +10,19 @@ a model of embeddings; each is put to the vote on its own; and it has to win cle
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from caiflow.engine.errors import Finding, StepError
 from caiflow.engine.health import Measure
 from caiflow.engine.operator import Calls, Expected, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
-from caiflow.engine.rows.columns import Row
 
 if TYPE_CHECKING:
     from caiflow.engine.constitution.load import Constitution
     from caiflow.operators.inducing.votes import Tested
 
+ADVICE = "give more pairs, have a stronger model propose and vote, take `vote: likelihood`, or lower `relevance`"
 PROMPTS = 2
 """What a pair is asked: what speaks for the preferred answer, and what against the other."""
 
@@ -40,8 +40,16 @@ class InduceParams(Params):
     """The model that proposes principles and votes on them."""
     sampling: SamplingParams = SamplingParams()
     """How the tokens of proposals are drawn."""
-    proposals: int = Field(default=3, ge=1, le=16)
-    """Statements asked of each pair, for the preferred answer and as many against the other."""
+    proposals: int = Field(default=3, ge=0, le=16)
+    """Statements asked of each pair, for the preferred answer and as many against the other; 0 tests `statements` alone."""
+    statements: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Further statements put to the vote, in words that go on from `the better response`: `is shorter`."""
+    vote: Literal["letters", "likelihood"] = "letters"
+    """`letters` asks in both orders which response is better by a statement, and of those that win also which is worse;
+    `likelihood` compares how likely the answers are where such a response is asked for, which small models can tell.
+
+    The latter takes a model that gives the log-probabilities of a prompt: all that run here, few servers.
+    """
     similarity: float = Field(default=0.5, gt=0, le=1)
     """From this likeness (0 to 1: runs of letters shared, rare ones more) on, two statements are taken for one."""
     candidates: int = Field(default=24, ge=1, le=1000)
@@ -60,6 +68,7 @@ class Induce(MetricsOperator[InduceParams]):
     """Find the principles behind preferences, as a constitution for later steps (`constitution: {step: NAME}`)."""
 
     name = "induce"
+    version = 2
     params_type = InduceParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -67,10 +76,18 @@ class Induce(MetricsOperator[InduceParams]):
         return {self.params.input: ["prompt", "chosen", "rejected"]}
 
     def check(self) -> Iterator[Finding]:
-        """Yield more principles than statements that are tested."""
-        if self.params.principles > self.params.candidates:
-            told = f"of {self.params.candidates} candidates there can't be {self.params.principles} principles"
-            yield Finding(("principles",), told, "raise `candidates`, or ask for fewer")
+        """Yield more principles than statements that are tested, and likelihoods with nothing to compare."""
+        p = self.params
+        if p.principles > self._tested():
+            told = f"of {self._tested()} candidates there can't be {p.principles} principles"
+            yield Finding(("principles",), told, "raise `candidates`, give `statements`, or ask for fewer")
+        if p.vote == "likelihood" and self._tested() < 2:
+            told = "likelihoods are compared between statements, and there is one"
+            yield Finding(("vote",), told, "give at least two statements, better some that say the opposite")
+
+    def _tested(self) -> int:
+        """Return how many statements are put to the vote at the most."""
+        return (self.params.candidates if self.params.proposals else 0) + len(set(self.params.statements))
 
     def promises(self) -> Constitution:
         """Return as many principles as there may be, each with a text for every stage."""
@@ -80,12 +97,16 @@ class Induce(MetricsOperator[InduceParams]):
         return Constitution("induced", tuple(principle(f"rule {n}", f"rule-{n}") for n in range(self.params.principles)))
 
     def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
-        """Return the proposals, the votes on as many statements as are tested, and both orders of each pair held out, twice."""
-        if (given := inputs.get(self.params.input)) is None:
+        """Return the proposals, two questions for each vote, and those on the pairs held out."""
+        p = self.params
+        if (given := inputs.get(p.input)) is None:
             return None
-        held = round(given.rows * self.params.held_out)
-        voters = min(given.rows - held, self.params.voters or given.rows)
-        return Calls((given.rows - held) * PROMPTS + voters * self.params.candidates + 4 * held)
+        held, tested = round(given.rows * p.held_out), self._tested()
+        voters = min(given.rows - held, p.voters or given.rows)
+        proposing = (given.rows - held) * PROMPTS if p.proposals else 0
+        if p.vote == "likelihood":
+            return Calls(proposing + 2 * tested * voters + 2 * (tested + 1) * held)
+        return Calls(proposing + 2 * (tested + p.principles) * voters + 4 * held)
 
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return how many held-out preferences the principles predict; write the constitution, the statements and the votes.
@@ -100,16 +121,22 @@ class Induce(MetricsOperator[InduceParams]):
         learnt, held = proposals.divided(pairs, p.held_out, seed)
         if not learnt or not held:
             raise StepError(f"induce: {len(pairs)} pairs are too few to hold some out", "give at least ten, better hundreds")
-        said = await proposals.propose(learnt, p.model, p.proposals, p.sampling.sampling(), llms)
+        said = await proposals.propose(learnt, p.model, p.proposals, p.sampling.sampling(), llms) if p.proposals else []
         groups = clusters.gathered([statement for _, statement in said], p.similarity)
-        tested = await votes.tested(groups[: p.candidates], proposals.drawn(learnt, p.voters, seed), p.model, llms)
-        kept = votes.kept(tested, p.relevance, p.principles)
+        voters = proposals.drawn(learnt, p.voters, seed)
+        put = clusters.beside(groups[: p.candidates], p.statements)
+        tested = await votes.tested(put, voters, p.vote, p.model, llms)
+        best = votes.kept(tested, p.relevance, p.principles)
+        turned = await votes.turned_round(best, voters, p.model, llms) if p.vote == "letters" else best
+        kept = [one for one, other in zip(best, turned, strict=True) if votes.clear(other)]
         if not kept:
-            advice = "give more pairs, have a stronger model propose and vote, or lower `relevance`"
-            raise StepError(_none_left(said, tested), advice)
+            raise StepError(_none_left(tested, turned), ADVICE)
         found = votes.constitution(kept)
         votes.write(job.out_dir, found, said, tested)
-        scored = await votes.reconstructed(held, found, p.model, seed, llms)
+        if p.vote == "letters":
+            scored = await votes.reconstructed(held, found, p.model, seed, llms)
+        else:
+            scored = await votes.more_likely(held, kept, tested, p.model, llms)
         return {
             "reconstruction": scored["constitution"],
             "without": scored["without"],
@@ -117,6 +144,7 @@ class Induce(MetricsOperator[InduceParams]):
             "statements": len(said),
             "clusters": len(groups),
             "tested": len(tested),
+            "turned_down": [one.statement for one in best if one not in kept],
             "pairs": {"learnt": len(learnt), "held_out": len(held)},
         }
 
@@ -138,9 +166,13 @@ def _loss(metrics: Mapping[str, Any]) -> float | None:
     return float(max(0.0, without["rate"] - found["rate"]))
 
 
-def _none_left(said: Sequence[tuple[Row, str]], tested: Sequence[Tested]) -> str:
-    if not said:
+def _none_left(tested: Sequence[Tested], turned: Sequence[Tested]) -> str:
+    if not tested:
         return "induce: no answer of the model has a statement that can be read"
+    if turned:
+        statement, against, cast = turned[0].statement[:80], turned[0].votes_against, turned[0].cast
+        told = f"the better response by {statement!r} is the worse one by it, too, in {against} of {cast} votes"
+        return f"induce: the model votes alike whatever it is asked: {told}"
     best = tested[0]
     figures = f"{best.votes_for} for, {best.votes_against} against, of {best.voters} pairs"
     return f"induce: none of {len(tested)} statements was clearly voted for; the best, {best.statement[:80]!r}, had {figures}"

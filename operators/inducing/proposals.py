@@ -54,7 +54,7 @@ async def propose(pairs: Sequence[Row], model: str, number: int, sampling: Sampl
     """Return each statement with the pair that it was proposed for."""
 
     async def ask(row: Row, llm: RowLLM) -> Row:
-        first = chosen_first(row, "propose")
+        first = draw(0, str(row["uid"]), "propose") < 0.5  # the preferred answer is shown first for half of all rows
         options = (row["chosen"], row["rejected"]) if first else (row["rejected"], row["chosen"])
         better, worse = ("A", "B") if first else ("B", "A")
         asked = [text.format(better=better, worse=worse) for text in (FOR, AGAINST)]
@@ -65,11 +65,6 @@ async def propose(pairs: Sequence[Row], model: str, number: int, sampling: Sampl
 
     found = await llms.map("propose", model, pairs, ask)
     return [(pair, line) for pair, given in zip(pairs, found, strict=True) for line in given["statements"]]
-
-
-def chosen_first(row: Row, what: str) -> bool:
-    """Return whether the preferred answer is shown first: for half of all rows, by the row alone."""
-    return draw(0, str(row["uid"]), what) < 0.5
 
 
 def statements(text: str) -> list[str]:

@@ -1,32 +1,26 @@
 """Statements put to the vote of pairs, and what becomes of those that win: principles, and how well they predict.
 
-Owns what is asked of each pair, what is kept, and the files beside the figures.
+Owns what is kept, and the files beside the figures; how a pair votes is in `voting`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from caiflow.engine.constitution.load import MADE, Constitution, Principle, dump, rule_texts
 from caiflow.engine.constitution.others_names import slug
-from caiflow.engine.identity import digest
 from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.operators.inducing.clusters import Cluster
-from caiflow.operators.inducing.proposals import chosen_first
+from caiflow.operators.inducing.voting import by_letters, by_likelihood, gains, leads
 from caiflow.operators.judging.options import Judging
 from caiflow.operators.judging.pairwise import PairJudge
-from caiflow.operators.judging.phrases import parse_choice
-from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_message
 from caiflow.operators.measures.statistics import wilson
 
-VOTE = """\
-Somebody holds that the better response {statement}. Go by this alone, whatever else speaks for either response. Which \
-response is the better one by it? Choose (C) where it does not apply, or holds for both alike."""
-NEITHER = "Neither: it does not tell them apart."
 PLAIN = "Which response is better?"
 SAME = 0.8
 """From this share of equal votes on, two statements are one principle."""
@@ -59,61 +53,63 @@ class Tested(NamedTuple):
         """How many go against it."""
         return sum(vote == "against" for _, vote in self.votes)
 
+    @property
+    def cast(self) -> int:
+        """How many go with it or against it."""
+        return self.votes_for + self.votes_against
+
     def figures(self) -> dict[str, Any]:
         """Return its statement and votes: `agreement` is the share of the votes cast that go with the preference."""
-        cast = self.votes_for + self.votes_against
         return {
             "statement": self.statement,
             "for": self.votes_for,
             "against": self.votes_against,
-            "relevance": wilson(cast, self.voters).as_dict(),
-            "agreement": wilson(self.votes_for, cast).as_dict(),
+            "relevance": wilson(self.cast, self.voters).as_dict(),
+            "agreement": wilson(self.votes_for, self.cast).as_dict(),
             "proposed": self.cluster.size,
         }
 
 
-async def tested(clusters: Sequence[Cluster], pairs: Sequence[Row], model: str, llms: LLMs) -> list[Tested]:
+async def tested(clusters: Sequence[Cluster], pairs: Sequence[Row], voting: str, model: str, llms: LLMs) -> list[Tested]:
     """Return the statements with their votes, those with the most votes for them beyond those against first."""
-    asked = [
-        {**pair, "uid": f"{pair['uid']}/{digest(cluster.statement)[:12]}", "pair": pair["uid"], "statement": cluster.statement}
-        for pair in pairs
-        for cluster in clusters
-    ]
-    found = await llms.map("vote", model, asked, _vote)
-    cast: dict[str, list[tuple[str, str]]] = {cluster.statement: [] for cluster in clusters}
-    for row, given in zip(asked, found, strict=True):
-        cast[row["statement"]].append((str(row["pair"]), given["vote"]))
-    made = [Tested(cluster, tuple(cast[cluster.statement])) for cluster in clusters]
+    statements = [cluster.statement for cluster in clusters]
+    if voting == "letters":
+        cast = await by_letters(pairs, statements, model, llms)
+    else:
+        cast = await by_likelihood(pairs, statements, model, llms)
+    made = [Tested(cluster, cast[cluster.statement]) for cluster in clusters]
     return sorted(made, key=lambda one: (one.votes_against - one.votes_for, -one.cluster.size, one.statement))
 
 
-async def _vote(row: Row, llm: RowLLM) -> Row:
-    first = chosen_first(row, "vote")
-    options = (row["chosen"], row["rejected"]) if first else (row["rejected"], row["chosen"])
-    asked = [judge_message(row["prompt"], VOTE.format(statement=row["statement"]), (*options, NEITHER))]
-    answer = await llm.pick(asked, ("A", "B", "C"), prefill=JUDGE_PREFILL)
-    if (given := answer.logprobs) is not None:
-        named: str | None = max("ABC", key=lambda letter: given[letter])
-    else:
-        named = parse_choice(answer.text, "ABC")
-    if not named:
-        return {"vote": "unread"}
-    return {"vote": "neither" if named == "C" else "for" if (named == "A") == first else "against"}
+async def turned_round(kept: Sequence[Tested], pairs: Sequence[Row], model: str, llms: LLMs) -> list[Tested]:
+    """Return the statements with the votes of the same pairs when the worse response is asked for.
+
+    A model that has its own taste, whatever it is asked to go by, names the same response again.
+    """
+    cast = await by_letters(pairs, [one.statement for one in kept], model, llms, "worse")
+    return [one._replace(votes=cast[one.statement]) for one in kept]
 
 
 def kept(tested: Sequence[Tested], relevance: float, most: int) -> list[Tested]:
     """Return the statements that the votes are clearly for and that bear upon enough pairs, the best first.
 
-    Clearly: the 95% interval of the votes for it, of those cast, lies above one half. Of statements that vote alike the best is
-    kept, however they are worded.
+    Of statements that vote alike the best is kept, however they are worded.
     """
     found: list[Tested] = []
     for one in tested:
-        cast = one.votes_for + one.votes_against
-        clear = wilson(one.votes_for, cast).low > 0.5 and cast >= relevance * one.voters
-        if clear and not any(alike(one, other) >= SAME for other in found):
+        bears = one.cast >= relevance * one.voters
+        if bears and clear(one, len(tested)) and not any(alike(one, other) >= SAME for other in found):
             found.append(one)
     return found[:most]
+
+
+def clear(one: Tested, of: int = 1) -> bool:
+    """Return whether the interval of the votes for a statement, of those cast, lies above one half.
+
+    It is the 95% interval of one statement, and wider the more are tested: by chance alone, one of them all is let through in
+    a fortieth of the cases at the most (Bonferroni).
+    """
+    return wilson(one.votes_for, one.cast, NormalDist().inv_cdf(1 - 0.025 / of)).low > 0.5
 
 
 def alike(one: Tested, other: Tested) -> float:
@@ -154,11 +150,28 @@ async def reconstructed(
 
         async def ask(row: Row, llm: RowLLM, judge: PairJudge = judge) -> Row:
             verdict = await judge.verdict(str(row["uid"]), row["prompt"], (row["chosen"], row["rejected"]), llm)
-            return {"p": 0.5 if verdict.unparsable else verdict.p_first}
+            return {"lead": 0.0 if verdict.unparsable else verdict.p_first - 0.5}
 
         given = await llms.map(f"reconstruct {name}", model, held, ask)
-        figures[name] = wilson(sum((one["p"] > 0.5) + (one["p"] == 0.5) / 2 for one in given), len(given)).as_dict()
+        figures[name] = _predicted([float(one["lead"]) for one in given])
     return figures
+
+
+async def more_likely(
+    held: Sequence[Row], kept: Sequence[Tested], tested: Sequence[Tested], model: str, llms: LLMs
+) -> dict[str, dict[str, Any]]:
+    """Return the share of held-out preferences whose answer gains more by the statements kept, or is likelier `without` any.
+
+    All statements that were tested are asked of each pair, since what they all do alike is taken off.
+    """
+    texts, wanted = [one.statement for one in tested], {one.statement for one in kept}
+    rows = await gains(held, texts, model, llms)
+    sums = [sum(gain for text, gain in zip(texts, row, strict=True) if text in wanted) for row in rows]
+    return {"constitution": _predicted(sums), "without": _predicted(await leads(held, model, llms))}
+
+
+def _predicted(leads: Sequence[float]) -> dict[str, Any]:
+    return wilson(sum((lead > 0) + (lead == 0) / 2 for lead in leads), len(leads)).as_dict()
 
 
 def write(folder: Path, found: Constitution, said: Sequence[tuple[Row, str]], tested: Sequence[Tested]) -> None:

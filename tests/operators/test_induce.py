@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from caiflow.operators.inducing.clusters import gathered
+from caiflow.operators.formats.source import bundled_file
+from caiflow.operators.inducing.clusters import Cluster, gathered
 from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
+from caiflow.operators.inducing.votes import Tested, kept
 from support.bad_server import bad_server, said
 from support.commands import run_here
 from support.kills import ledger_records, start
-from support.planted_preferences import WORDINGS, planted_pairs, reply
-from support.row_llm import RuleLLM, RuleLLMs
+from support.planted_preferences import SIGHTS, WORDINGS, planted_pairs, reply
+from support.row_llm import Asked, RuleLLM, RuleLLMs
 from support.runs_without_ray import AskedLink, carried_out
 
 SPEC = """\
@@ -55,18 +58,24 @@ def induced(tmp_path: Path, pairs: list[dict[str, Any]], llm: RuleLLM = RULES, *
     return dict(asyncio.run(step.measure(job, RuleLLMs({"m": llm})))), job.out_dir
 
 
+def sights(found: dict[str, Any]) -> list[str]:
+    """Return what the principles found are about."""
+    told = [one["statement"] for one in found["principles"].values()]
+    return [name for statement in told for name, texts in WORDINGS.items() if statement in texts]
+
+
 def test_planted_principles_are_found_again_in_their_order_and_predict_what_was_held_out(tmp_path: Path) -> None:
     llm = RuleLLM(RULES.say, RULES.choose_by)
-    found, out = induced(tmp_path, planted_pairs(120, wrong=0.1, seed=2), llm)
+    found, out = induced(tmp_path, planted_pairs(240, wrong=0.1, seed=2), llm)
     constitution = load_constitution(MADE, out)
-    assert [one["statement"] for one in found["principles"].values()] == [WORDINGS["source"][2], WORDINGS["example"][0]]
+    assert sights(found) == ["source", "example"]
     assert [one.id for one in constitution.principles] == list(found["principles"])
     assert all(one.critique and one.revision and one.judge for one in constitution.principles)
     figure = found["reconstruction"]
     assert figure["low"] <= 0.9 <= figure["high"], "of the pairs 10% are the other way round"
     assert found["without"]["rate"] < figure["low"], "by chance"
     assert found["pairs"]["held_out"] == figure["n"]
-    assert sum(found["pairs"].values()) == 120
+    assert sum(found["pairs"].values()) == 240
     shouting = [row for row in Rows(out / "votes").pylist() if row["statement"] == "shouts"]
     assert {row["vote"] for row in shouting} == {"for", "against", "neither"}, "it was tested, and isn't kept"
     held_out = {f"thing {row['uid']}?" for row in Rows(tmp_path / "pairs").pylist()} - {
@@ -84,18 +93,83 @@ def test_what_nothing_speaks_for_is_said_and_calls_are_foretold(tmp_path: Path) 
         StepError, match="none of 2 statements was clearly voted for; the best, 'is longer', had 0 for, 0 against, of 3"
     ):
         induced(tmp_path / "a", pairs, aimless)
+    with pytest.raises(StepError, match="statements was clearly voted for"):
+        induced(tmp_path / "d", planted_pairs(120, wrong=0.5, seed=3))
     with pytest.raises(StepError, match="no answer of the model has a statement that can be read"):
         induced(tmp_path / "c", pairs, RuleLLM(lambda asked: ""))
     with pytest.raises(StepError, match="too few to hold some out"):
         induced(tmp_path / "b", pairs[:1])
     step = Induce(InduceParams(input="pairs", model="m", candidates=10), StepContext())
-    assert step.calls_expected({"pairs": Expected(100, exact=True)}) == (80 * 2 + 80 * 10 + 4 * 20, False)
+    assert step.calls_expected({"pairs": Expected(100, exact=True)}) == (80 * 2 + 2 * 80 * (10 + 5) + 4 * 20, False)
     (told,) = Induce(InduceParams(input="p", model="m", candidates=3), StepContext()).check()
     assert told.message == "of 3 candidates there can't be 5 principles"
     (measure,) = step.measures()
     assert measure.figure is not None
     assert measure.figure({"reconstruction": {"rate": 0.5}, "without": {"rate": 0.75}}) == 0.25
     assert measure.figure({"reconstruction": {"rate": 0.9}, "without": {"rate": 0.75}}) == 0
+
+
+def test_a_liking_for_a_letter_decides_no_vote(tmp_path: Path) -> None:
+    def biased(asked: Asked) -> dict[str, float]:
+        named = reply(asked.last)
+        return {letter: -3.0 * (letter != "A") + (letter == named) for letter in "ABC"}
+
+    llm = RuleLLM(RULES.say, biased)
+    found, out = induced(tmp_path, planted_pairs(160), llm, principles=2)
+    assert {max("ABC", key=biased(asked).__getitem__) for asked in llm.asked if asked.choices} == {"A"}, (
+        "its letter tells nothing"
+    )
+    assert sights(found) == ["source", "example"]
+    asked_twice = {(row["uid"], row["statement"]) for row in Rows(out / "votes").pylist()}
+    votes = [asked for asked in llm.asked if "(C) Neither" in asked.last and "better one by it" in asked.last]
+    assert len(votes) == 2 * len(asked_twice)
+
+
+def test_a_model_that_votes_alike_whatever_it_is_asked_finds_nothing(tmp_path: Path) -> None:
+    def source_first(asked: Asked) -> dict[str, float]:
+        first, second = asked.last.split("Options:")[1].split("(B)")
+        return {"A": "according" in first, "B": "according" in second, "C": 0.5}
+
+    pairs = [pair for pair in planted_pairs(160) if "according" in pair["chosen"] and "according" not in pair["rejected"]]
+    with pytest.raises(
+        StepError, match=r"votes alike whatever it is asked: .* is the worse one by it, too, in (\d+) of \1 votes"
+    ):
+        induced(tmp_path, pairs, RuleLLM(RULES.say, source_first))
+
+
+def gaining(asked: Asked) -> list[float]:
+    """Return what the model thinks of each word: long answers and any note are unlikely, what the note asks for is likely."""
+    note, text = asked.last, asked.prefill
+    wanted = [sign for name, sign in SIGHTS.items() if "(Write" in note and name in note.split("(Write")[1]]
+    return [-2.0 - 0.05 * len(text.split()) - ("(Write" in note) + 0.3 * any(sign in text for sign in wanted)] * len(
+        text.split()
+    )
+
+
+def test_what_makes_the_preferred_answer_likelier_is_found_where_a_model_has_no_letter(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"vote": "likelihood", "proposals": 0, "principles": 3}
+    statements = ("gives its source", "gives an example", "shouts", "is a response")
+    llm = RuleLLM(score_by=gaining)
+    found, _ = induced(tmp_path, planted_pairs(200, wrong=0.1), llm, statements=statements, **asked)
+    assert [one["statement"] for one in found["principles"].values()] == ["gives its source", "gives an example"]
+    assert {one.kind for one in llm.asked} == {"score"}
+    voters, held = found["pairs"]["learnt"], found["pairs"]["held_out"]
+    step = Induce(InduceParams(input="pairs", model="m", statements=statements, **asked), StepContext())
+    assert step.calls_expected({"pairs": Expected(200, exact=True)}) == (2 * 4 * 160 + 2 * 5 * 40, False)
+    assert len(llm.asked) == 2 * 4 * voters + 2 * 5 * held
+    assert found["reconstruction"]["low"] > found["without"]["rate"]
+    (told,) = Induce(
+        InduceParams(input="p", model="m", **asked | {"principles": 1}, statements=("is kind",)), StepContext()
+    ).check()
+    assert told.message == "likelihoods are compared between statements, and there is one"
+
+
+def test_where_preferences_are_drawn_by_chance_hardly_anything_is_found_however_many_statements_are_tried() -> None:
+    draw, found = random.Random(4), 0
+    for _ in range(200):
+        cast = [tuple((str(n), draw.choice(("for", "against"))) for n in range(60)) for _ in range(24)]
+        found += bool(kept([Tested(Cluster(str(n), {}), votes) for n, votes in enumerate(cast)], 0.1, 5))
+    assert found <= 10, "one statement in forty would be let through in 45% of the draws"
 
 
 def test_statements_are_read_off_lines_and_gathered_whatever_their_order() -> None:
@@ -214,21 +288,23 @@ caiflow: 1
 name: tiny-induced
 models: {m: {source: tiny}}
 steps:
-  harm:    {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 24}
-  pairs:   {op: mix, inputs: {harm: {rows: all}}, make: preference}
-  induced: {op: induce, input: pairs, model: m, voters: 12, candidates: 4, principles: 2, sampling: {max_tokens: 48}}
+  pairs:   {op: load, source: pairs.jsonl, format: hh}
+  induced: {op: induce, input: pairs, model: m, candidates: 1, statements: [is harmful, is kind], principles: 1, proposals: 1}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_a_model_that_cannot_say_why_finds_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
-    """The bundled model judges well, and never learnt to say why: its statements repeat a verdict, and lose the vote."""
+def test_a_model_that_follows_its_own_taste_finds_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
+    """The bundled model reads no statement: it votes for one response by all of them, and names that one as the worse, too."""
     (tmp_path / "spec.yaml").write_text(TINY)
+    told = [json.loads(line) for line in bundled_file("tiny:red_team_train.jsonl").read_text().splitlines()[:30]]
+    turned = [{"chosen": one["rejected"], "rejected": one["chosen"]} for one in told]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in turned))
     for folder in ("first", "again"):
         assert start(tmp_path / "spec.yaml", tmp_path / folder, tmp_path / "home").wait(timeout=120) == 1
         error = json.loads((tmp_path / folder / "run.json").read_text())["steps"]["induced"]["error"]
-        assert "statements was clearly voted for; the best, 'the answer is (" in error
+        assert "the model votes alike whatever it is asked" in error
         records = list(ledger_records(tmp_path / "home"))
         assert len(records) == len({*records})
         if folder == "first":

@@ -58,7 +58,8 @@ def reply(asked: str) -> str:
     first, second = ({name for name, sign in SIGHTS.items() if sign in shown[letter]} for letter in "AB")
     if "(C) Neither" in asked:
         statement = asked.split("the better response ", 1)[1].split(". Go by", 1)[0]
-        return _by([name for name in SIGHTS if name in statement], first, second) or "C"
+        named = _by([name for name in SIGHTS if name in statement], first, second)
+        return {"A": "B", "B": "A"}[named] if named and "is the worse one" in asked else named or "C"
     if "reasons" in asked:
         better = "A" if "(A) was preferred" in asked or "(B) was passed over" in asked else "B"
         more = first - second if better == "A" else second - first

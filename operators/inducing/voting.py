@@ -1,0 +1,119 @@
+"""How a pair votes on a statement: by the letter that a model gives, or by what the statement does to the answers' likelihood.
+
+Owns what is asked and how answers become a vote: for what was preferred, against it, or neither. What becomes of votes is in
+`votes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import Completion, Message
+from caiflow.engine.operator import LLMs, RowLLM, together
+from caiflow.engine.rows.columns import Row
+from caiflow.operators.judging.phrases import parse_choice
+from caiflow.operators.judging.prompts import JUDGE_PREFILL, judge_message, turns, user
+from caiflow.operators.measures.probability import normalise
+
+Voting = Literal["letters", "likelihood"]
+VOTE = """\
+Somebody holds that the better response {statement}. Go by this alone, whatever else speaks for either response. Which \
+response is the {wanted} one by it? Choose (C) where it does not apply, or holds for both alike."""
+NEITHER = "Neither: it does not tell them apart."
+NOTE = "{asked}\n\n(Write a response that {statement}.)"
+Votes = Mapping[str, tuple[tuple[str, str], ...]]
+"""By statement, (uid, vote) of each pair; a vote is for, against, neither or unread."""
+
+
+async def by_letters(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs, wanted: str = "better") -> Votes:
+    """Return the votes by the letter of the better response, or of the worse one: then `for` is that the rejected one is worse.
+
+    Both orders are asked and their probabilities added, so that a model's liking for a letter decides no vote.
+    """
+    found = await llms.map("vote", model, _each(pairs, statements), _asking_letters(wanted))
+    return _by_statement(pairs, statements, [row["vote"] for row in found])
+
+
+def _asking_letters(wanted: str) -> Any:
+    async def ask(row: Row, llm: RowLLM) -> Row:
+        text, pair = VOTE.format(statement=row["statement"], wanted=wanted), (row["chosen"], row["rejected"])
+        shown = [judge_message(row["prompt"], text, (*order, NEITHER)) for order in (pair, pair[::-1])]
+        replies = await together(llm.pick([asked], ("A", "B", "C"), prefill=JUDGE_PREFILL) for asked in shown)
+        first, second = (_shares(reply) for reply in replies)
+        return {"vote": _decided(first, second, worse=wanted == "worse") if first and second else "unread"}
+
+    return ask
+
+
+def _shares(reply: Completion) -> dict[str, float] | None:
+    if reply.logprobs is not None:
+        return normalise(reply.logprobs)
+    named = parse_choice(reply.text, "ABC")
+    return {letter: float(letter == named) for letter in "ABC"} if named else None
+
+
+def _decided(first: Mapping[str, float], second: Mapping[str, float], *, worse: bool) -> str:
+    chosen, rejected = first["A"] + second["B"], first["B"] + second["A"]
+    if chosen == rejected or first["C"] + second["C"] >= max(chosen, rejected):
+        return "neither"
+    return "for" if (chosen > rejected) != worse else "against"
+
+
+async def by_likelihood(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> Votes:
+    """Return the votes by which answer gains more, per token, when it is asked for in these words."""
+    gained = await gains(pairs, statements, model, llms)
+    told = [("for" if gain > 0 else "against") if gain else "neither" for row in gained for gain in row]
+    return _by_statement(pairs, statements, told)
+
+
+async def gains(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> list[list[float]]:
+    """Return, by pair and statement, what the statement does for the preferred answer beyond the other one, in nats per token.
+
+    What all the statements do alike, as any note would, is taken off: one that does the same as all others gains nothing.
+    """
+    found = await llms.map("likelihood", model, _each(pairs, statements), _compare)
+    values = [float(row["lead"]) for row in found]
+    rows = [values[start : start + len(statements)] for start in range(0, len(values), len(statements) or 1)]
+    return [[value - sum(row) / len(row) for value in row] for row in rows]
+
+
+async def leads(pairs: Sequence[Row], model: str, llms: LLMs) -> list[float]:
+    """Return how much likelier each preferred answer is than the other without any statement, in nats per token."""
+    return [
+        float(row["lead"])
+        for row in await llms.map("likelihood", model, [{**pair, "statement": ""} for pair in pairs], _compare)
+    ]
+
+
+async def _compare(row: Row, llm: RowLLM) -> Row:
+    talk = _noted(turns(row["prompt"]), str(row["statement"]))
+    chosen, rejected = await together(llm.score(talk, prefill=row[name]) for name in ("chosen", "rejected"))
+    return {"lead": _mean(chosen) - _mean(rejected)}
+
+
+def _noted(talk: Sequence[Message], statement: str) -> list[Message]:
+    """Return the conversation whose last turn asks for such a response."""
+    *before, last = talk
+    return [*before, user(NOTE.format(asked=last["content"], statement=statement)) if statement else last]
+
+
+def _mean(reply: Completion) -> float:
+    values = reply.prompt_logprobs or (0.0,)
+    return sum(values) / len(values)
+
+
+def _each(pairs: Sequence[Row], statements: Sequence[str]) -> list[Row]:
+    """Return a row for every pair and statement, all of one pair after another."""
+    return [
+        {**pair, "uid": f"{pair['uid']}/{digest(statement)[:12]}", "statement": statement}
+        for pair in pairs
+        for statement in statements
+    ]
+
+
+def _by_statement(pairs: Sequence[Row], statements: Sequence[str], told: Sequence[str]) -> Votes:
+    """Return what was told of each pair and statement, in the order of `_each`."""
+    step, uids = len(statements), [str(pair["uid"]) for pair in pairs]
+    return {text: tuple(zip(uids, told[n::step], strict=True)) for n, text in enumerate(statements)}
