@@ -22,7 +22,8 @@ from caiflow.operators.formats.source import bundled_file
 from caiflow.operators.inducing.clusters import Cluster, gathered
 from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
-from caiflow.operators.inducing.votes import Tested, kept
+from caiflow.operators.inducing.votes import Tested as Voted
+from caiflow.operators.inducing.votes import kept
 from support.bad_server import bad_server, said
 from support.commands import run_here
 from support.kills import ledger_records, start
@@ -168,7 +169,7 @@ def test_where_preferences_are_drawn_by_chance_hardly_anything_is_found_however_
     draw, found = random.Random(4), 0
     for _ in range(200):
         cast = [tuple((str(n), draw.choice(("for", "against"))) for n in range(60)) for _ in range(24)]
-        found += bool(kept([Tested(Cluster(str(n), {}), votes) for n, votes in enumerate(cast)], 0.1, 5))
+        found += bool(kept([Voted(Cluster(str(n), {}), votes) for n, votes in enumerate(cast)], 0.1, 5))
     assert found <= 10, "one statement in forty would be let through in 45% of the draws"
 
 
