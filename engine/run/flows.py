@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
@@ -211,42 +210,35 @@ class Shard(StagingUnit):
 
 @dataclass(frozen=True, slots=True)
 class Joining(StagingUnit):
-    """Makes one of a flow's shards: `parts` has what each made, in the order of their rows."""
+    """Makes one of what a flow's shards made at a step: `parts`, in the order of their rows."""
 
     flow: FlowUnit
-    parts: Sequence[Mapping[str, Made]]
+    step: FlowStep
+    parts: Sequence[Made]
 
     @property
     def told(self) -> str:
-        """Its flow."""
-        return self.flow.told
+        """Its step, joined."""
+        return f"{self.step.name} (joining {len(self.parts)} shards)"
 
     def run(self, report: Report) -> dict[str, StepResult]:
-        """Carry it out, all steps side by side."""
+        """Carry it out."""
         from caiflow.engine.rows.folder import Rows
 
-        writers = self.flow.writers(Rows(self.flow.source))
-        for step in self.flow.steps:
-            report({"step": step.name, "doing": f"joining {len(self.parts)} shards"})
-        with ThreadPoolExecutor(len(self.flow.steps), "joining") as pool:
-            results = pool.map(lambda step: self._joined(step, writers[step.name]), self.flow.steps)
-            return {step.name: result for step, result in zip(self.flow.steps, results, strict=True)}
+        report({"step": self.step.name, "doing": f"joining {len(self.parts)} shards"})
+        made = reduce(Made.join, self.parts)
+        if made.tally.failed > self.step.max_failed:  # each shard may have had fewer
+            made.tally.error = made.tally.failure
+        if not made.tally.error:
+            with self.flow.writers(Rows(self.flow.source))[self.step.name] as writer:
+                for part in self.parts:
+                    assert part.staged is not None, self.step.name
+                    _append(part.staged, writer)
+        return {self.step.name: self.flow.settled(self.step, made)}
 
     def anew(self, attempt: int) -> Self:
         """Return it with new folders."""
         return replace(self, flow=self.flow.anew(attempt))
-
-    def _joined(self, step: FlowStep, writer: RowsWriter) -> StepResult:
-        parts = [part[step.name] for part in self.parts]
-        made = reduce(Made.join, parts)
-        if made.tally.failed > step.max_failed:  # each shard may have had fewer
-            made.tally.error = made.tally.failure
-        if not made.tally.error:
-            with writer:
-                for part in parts:
-                    assert part.staged is not None, step.name
-                    _append(part.staged, writer)
-        return self.flow.settled(step, made)
 
 
 def give_up(flow: FlowUnit, steps: Sequence[str]) -> None:

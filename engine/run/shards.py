@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from caiflow.engine.flow.outcomes import FlowStep
     from caiflow.engine.llm.base import Link
     from caiflow.engine.run.llms import Report
-    from caiflow.engine.run.units import Unit
+    from caiflow.engine.run.units import StepResult, Unit
 
 LEAST_ROWS = 16_384
 """Rows of a shard at the least where their number isn't asked for: they take longer than a process to start."""
@@ -50,6 +50,7 @@ class _Divided:
     waiting: list[tuple[Unit, Room]]
     begun: list[Unit] = field(default_factory=list)
     parts: dict[int, Mapping[str, Made]] = field(default_factory=dict)
+    results: dict[str, StepResult] = field(default_factory=dict)
     error: Exception | None = None
     told: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     """What each shard last told of a step's progress."""
@@ -57,6 +58,11 @@ class _Divided:
     def makes(self, step: str) -> bool:
         """Tell whether a step is one of its chain."""
         return step in self.flow.staged
+
+    def joinings(self) -> list[Joining]:
+        """Return what makes one of the shards, a unit for each step: side by side, on as many nodes as are free."""
+        parts = [self.parts[shard.number] for shard in self.shards]
+        return [Joining(self.flow, step, [part[step.name] for part in parts]) for step in self.flow.steps]
 
     def fail(self, error: Exception) -> None:
         """Begin nothing more, and have what is under way end soon."""
@@ -128,15 +134,16 @@ class Sharding:
             del divided.waiting[0]
 
     def _go_on(self, divided: _Divided, finished: Finished) -> Finished | None:
-        """Take in a shard, or all of them joined; return the whole once it is there, or has failed."""
+        """Take in a shard, or a step joined; return the whole once it is there, or has failed."""
         divided.begun = [unit for unit in divided.begun if unit is not finished.unit]
         if finished.error is not None:
             divided.fail(finished.error)
         elif isinstance(finished.unit, Shard):
             divided.parts[finished.unit.number] = {n: one for n, one in finished.results.items() if isinstance(one, Made)}
             if len(divided.parts) == len(divided.shards):
-                parts = [divided.parts[shard.number] for shard in divided.shards]
-                divided.waiting.append((Joining(divided.flow, parts), Room()))
+                divided.waiting += [(joining, Room()) for joining in divided.joinings()]
+        else:
+            divided.results |= finished.results
         self._begin(divided)
         joining = any(isinstance(unit, Joining) for unit, _ in divided.waiting)
         if divided.begun or joining:
@@ -145,7 +152,7 @@ class Sharding:
             divided.fail(StepError("there is no room any more for the rest of its shards", "run again: what is done is kept"))
         self._divided.remove(divided)
         divided.clean()
-        return Finished(divided.flow, {} if divided.error else finished.results, divided.error)
+        return Finished(divided.flow, {} if divided.error else divided.results, divided.error)
 
     def _hear(self, event: dict[str, Any]) -> None:
         """Hand on what is told; what shards tell, once for all of them."""

@@ -23,31 +23,35 @@ from caiflow.engine.run.shards import cut
 from support.scripted import ScriptedEngine
 
 
-def carried_out(shard: Shard, out: Path) -> None:
-    """Carry out one shard in this process; write what it made, and the CPU seconds that the rows took."""
+def carried_out(unit: FlowUnit | Shard, out: Path) -> None:
+    """Carry out a flow, or a shard of one, in this process; write what it made, and the CPU seconds that the rows took."""
     write_source(out.with_suffix(".few"), 10)  # the first columns made of Python's values cost the import of pandas
     host = EngineHost(lambda: ScriptedEngine(answer, capacity=512, keep=False))
     links: dict[str, list[Link]] = {"m": [LocalLink(host)]}
+    asking = replace(unit, flow=replace(unit.flow, links=links)) if isinstance(unit, Shard) else replace(unit, links=links)
     began = time.process_time()
-    made = replace(shard, flow=replace(shard.flow, links=links)).run(lambda _: None)
+    made = asking.run(lambda _: None)
     cpu_s = time.process_time() - began
     out.write_bytes(pickle.dumps((made, cpu_s)))
 
 
 def divided(folder: Path, source: Path, rows: int, number: int) -> tuple[list[float], float, dict[str, bytes]]:
-    """Return the CPU seconds of each shard and of joining, and the files' contents."""
+    """Return the CPU seconds of each shard and of joining the step that takes longest, and the files' contents."""
     steps = chain()
     staged = {step.name: folder / "staging" / step.name for step in steps}
     for path in staged.values():
         path.mkdir(parents=True)
     flow = FlowUnit(steps, source, {}, staged, folder / "ledger")
-    for i, places in enumerate(cut(rows, number)):
-        (folder / f"{i}.in").write_bytes(pickle.dumps((Shard(flow, i, number, places, "group"), folder / f"{i}.out")))
+    shards = [Shard(flow, i, number, places, "group") for i, places in enumerate(cut(rows, number))]
+    for i, unit in enumerate(shards if number > 1 else [flow]):
+        (folder / f"{i}.in").write_bytes(pickle.dumps((unit, folder / f"{i}.out")))
         subprocess.run([sys.executable, "-m", "benchmarks.shards", str(folder / f"{i}.in")], check=True)
     parts = [pickle.loads((folder / f"{i}.out").read_bytes()) for i in range(number)]
-    began = time.process_time()
-    Joining(flow, [made for made, _ in parts]).run(lambda _: None)
-    joining_s = time.process_time() - began
+    joining_s = 0.0
+    for step in steps if number > 1 else ():  # each may be joined on a node of its own
+        began = time.process_time()
+        Joining(flow, step, [made[step.name] for made, _ in parts]).run(lambda _: None)
+        joining_s = max(joining_s, time.process_time() - began)
     files = {f"{name}/{path.name}": path.read_bytes() for name, one in staged.items() for path in sorted(one.glob("*"))}
     return [cpu_s for _, cpu_s in parts], joining_s, files
 
@@ -62,7 +66,7 @@ def main(rows: int, numbers: list[int]) -> None:
             whole_s, whole = whole_s or sum(cpu), whole or files
             us = 1e6 * sum(cpu) / rows / CALLS_PER_ROW
             print(
-                f"{number} shards: {us:.0f} us of CPU a call, the longest {max(cpu):.2f} s, joining {joining_s:.2f} s; "
+                f"{number} shards: {us:.0f} us of CPU a call, the longest {max(cpu):.2f} s, joining a step {joining_s:.2f} s; "
                 f"at best {whole_s / (max(cpu) + joining_s):.2f}x the first; the same bytes: {files == whole}",
                 flush=True,
             )

@@ -136,7 +136,7 @@ def test_shards_are_one_unit_to_a_run_and_each_is_near_a_node_of_its_own(tmp_pat
     assert [(node, engines) for unit, node, engines in cluster.begun if isinstance(unit, Shard)] == [
         (node, ["engine"]) for node in ("a", "b", "a", "b")
     ]
-    assert [engines for unit, _, engines in cluster.begun if isinstance(unit, Joining)] == [()]
+    assert [engines for unit, _, engines in cluster.begun if isinstance(unit, Joining)] == [(), ()]
     assert max(event["total"] for event in events if event.get("step") == "one" and "total" in event) == ROWS
     assert not any("shard" in event for event in events)
     assert sorted(path.name for path in (tmp_path / "staging").iterdir()) == ["one", "two"]
@@ -149,6 +149,13 @@ def test_a_shard_that_fails_for_good_ends_the_whole(tmp_path: Path, error: Excep
     assert (whole.unit, whole.error, whole.results) == (flow, error, {})
     assert [len(link.answered) for link in links] == [20, 0, 0, 0], "the others ask nothing more"
     assert sorted(path.name for path in (tmp_path / "staging").iterdir()) == ["one", "two"]
+
+
+def test_a_step_that_can_not_be_joined_ends_the_whole(tmp_path: Path) -> None:
+    error = StepError("no space left")
+    cluster = Here(lambda unit: error if isinstance(unit, Joining) and unit.step.name == "one" else None)
+    (whole,), flow, _, _ = given(tmp_path, cluster)
+    assert (whole.unit, whole.error, whole.results) == (flow, error, {})
 
 
 SPEC = """\

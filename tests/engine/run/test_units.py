@@ -94,13 +94,14 @@ def test_only_what_is_kept_as_it_goes_moves_to_other_processes(tmp_path: Path) -
     params = SftParams.model_validate({"input": "rows", "model": "base"})
     step: Any = "one", Sft(params, StepContext()), {}, {}, tmp_path
     flow = FlowUnit([], tmp_path, {}, {}, tmp_path)
+    joining = Joining(flow, FlowStep("one", Worked(RowParams(input="rows"), StepContext()), "rows", "id", "worked-none"), [])
     moves = [
         flow,
         Shard(flow, 0, 2, range(0), "group"),
         MeasureUnit(*step, {}, tmp_path),
         TrainUnit(*step, tmp_path, {}, tmp_path),
     ]
-    stay = [Joining(flow, []), TableUnit(*step), TrainUnit(*step, tmp_path, {}, tmp_path, learnt=tmp_path)]
+    stay = [joining, TableUnit(*step), TrainUnit(*step, tmp_path, {}, tmp_path, learnt=tmp_path)]
     assert [unit.moves for unit in (*moves, *stay)] == [True] * 4 + [False] * 3
     assert [unit.told for unit in (moves[1], moves[2])] == [" (shard 1 of 2)", "one"]
 
