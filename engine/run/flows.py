@@ -237,8 +237,9 @@ class Joining(StagingUnit):
         return {self.step.name: self.flow.settled(self.step, made)}
 
     def anew(self, attempt: int) -> Self:
-        """Return it with new folders."""
-        return replace(self, flow=self.flow.anew(attempt))
+        """Return it with a new folder for its step; those of the others are others' work."""
+        folder = folder_anew(self.flow.staged[self.step.name], attempt)
+        return replace(self, flow=replace(self.flow, staged={**self.flow.staged, self.step.name: folder}))
 
 
 def give_up(flow: FlowUnit, steps: Sequence[str]) -> None:

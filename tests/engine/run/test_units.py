@@ -60,6 +60,19 @@ def test_another_attempt_has_folders_of_its_own(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(third.staged.values())
 
 
+def test_a_step_that_is_joined_again_leaves_the_other_steps_alone(tmp_path: Path) -> None:
+    flow = FlowUnit([], tmp_path, {}, {name: tmp_path / name for name in ("one", "other")}, tmp_path / "ledger")
+    for folder in flow.staged.values():
+        folder.mkdir()
+        (folder / "part").touch()
+    step = FlowStep("one", Worked(RowParams(input="rows"), StepContext()), "rows", "id", "worked-none")
+    again = staged_anew(Joining(flow, step, []), 2)
+    assert isinstance(again, Joining)
+    assert again.flow.staged["other"] == tmp_path / "other"
+    assert list(tmp_path.rglob("part")) == [tmp_path / "other" / "part"]
+    assert again.flow.staged["one"].is_dir()
+
+
 def test_what_a_lost_process_claimed_is_free_for_the_one_begun_in_its_place(tmp_path: Path) -> None:
     flow, key = FlowUnit([], tmp_path, {}, {}, tmp_path / "ledger"), bytes(16)
     operator = Worked(RowParams(input="rows"), StepContext(seed=7))
