@@ -158,13 +158,12 @@ class Dpo(TrainingOperator[DpoParams]):
         from trl import DPOConfig
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.loop import configure, fit, quiet_libraries
+        from caiflow.engine.training.loop import configure, fit
         from caiflow.engine.training.models import load_model, load_tokenizer, lora_config
         from caiflow.engine.training.saving import Trained, save
         from caiflow.operators.training.preference import SoftCollator, SoftDPO
 
         params = self.params
-        quiet_libraries()
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)

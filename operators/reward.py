@@ -91,14 +91,13 @@ class Reward(TrainingOperator[RewardParams]):
         from trl import RewardConfig
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.loop import configure, fit, quiet_libraries, seed_of
+        from caiflow.engine.training.loop import configure, fit, seed_of
         from caiflow.engine.training.models import load_model, load_tokenizer, lora_config
         from caiflow.engine.training.saving import Trained, save
         from caiflow.operators.training.preference_model import SoftReward, SoftRewardCollator
         from caiflow.operators.training.scoring import MEAN
 
         params = self.params
-        quiet_libraries()
         source = job.models[params.model]
         tokenizer = load_tokenizer(source)
         renderer = Renderer(tokenizer)

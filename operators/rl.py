@@ -93,11 +93,8 @@ class Rl(TrainingOperator[RlParams]):
 
     def learn(self, job: Job) -> None:
         """Train on the input's prompts and save the model, its tokenizer and the curves of reward, divergence and length."""
-        from caiflow.engine.training.loop import fit, quiet_libraries
-
-        quiet_libraries()  # before the libraries are imported, which is when they speak
-
         from caiflow.engine.llm.render import Renderer
+        from caiflow.engine.training.loop import fit
         from caiflow.engine.training.models import load_model, load_tokenizer, refuse_two
         from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import prompts

@@ -126,7 +126,7 @@ class Sft(TrainingOperator[SftParams]):
         from trl import SFTConfig, SFTTrainer
 
         from caiflow.engine.llm.render import Renderer
-        from caiflow.engine.training.loop import Quiet, configure, fit, quiet_libraries
+        from caiflow.engine.training.loop import Quiet, configure, fit
         from caiflow.engine.training.models import lora_config
         from caiflow.engine.training.saving import Trained, save
         from caiflow.engine.training.tokens import conversations
@@ -135,7 +135,6 @@ class Sft(TrainingOperator[SftParams]):
             pass
 
         params = self.params
-        quiet_libraries()
         model, tokenizer = self._start(job)
         renderer = Renderer(tokenizer)
         limits: dict[str, Any] = {"max_length": params.max_length, "loss_on": params.loss_on, "column": params.column}

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 FOLDER = "trackers"
 """In the store's home, beside the artifacts: a tracker's own page may change what is read, and artifacts never change."""
 PROJECT = "caiflow"
+TELLING = ("trl.extras.profiling", "trl.trainer.base_trainer", "trl.trainer.callbacks")
+"""TRL's modules that import whatever trackers there are."""
 _PLACES = (
     *("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_PROJECT", "WANDB_MODE", "WANDB_SILENT", "MLFLOW_TRACKING_URI"),
     *("MLFLOW_EXPERIMENT_NAME", "MLFLOW_ALLOW_FILE_STORE", "TRACKIO_DIR"),
@@ -52,8 +55,16 @@ def prepare(report_to: Sequence[Tracker], run: str) -> dict[str, Any]:
         os.environ[name] = value
     if "trackio" in report_to:
         _have_trackio_read_its_folder()
+    for name in {"mlflow", "wandb"} & {*report_to}:
+        _have_trl_know(name)
     apart = {"project": PROJECT, "trackio_static_space_id": False} if "trackio" in report_to else {}
     return {"report_to": list(report_to), "run_name": run, **apart}
+
+
+def _have_trl_know(tracker: str) -> None:
+    """Give TRL's modules a tracker's library, which they do without until a step reports to it."""
+    for module in filter(None, map(sys.modules.get, TELLING)):
+        vars(module)[tracker] = import_module(tracker)
 
 
 def _have_trackio_read_its_folder() -> None:

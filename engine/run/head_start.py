@@ -28,7 +28,8 @@ class HeadStart:
     def __init__(self, cluster: Cluster, unsettled: Callable[[], Sequence[Step]]) -> None:
         self._cluster = cluster
         self._unsettled = unsettled
-        self._engines_to_come = 0
+        self._given = self._trained = 0  # engines to come
+        self._ready = False
 
     def load_first_engine(self, resolver: Resolver, client: str) -> None:
         """Load the first model that steps will ask, where nothing is trained for it and the step that asks can't begin yet."""
@@ -39,18 +40,27 @@ class HeadStart:
         if self._cluster.machines.gpus or step is None or source is None:
             return
         self._cluster.engines.alone = len(asked) == 1 and not self._trains()
-        self._engines_to_come = len(asked) - 1
+        self._given = sum(name in resolver.spec.models for name in asked) - 1
+        self._trained = len(asked) - 1 - self._given
         may_need_none = step.input in resolver.artifacts or asked_before(resolver.store.ledger_dir, step.op, source)
         if not may_need_none:
             self._cluster.engine(source, first, client)
 
     def on_engine_ready(self) -> None:
-        """Import ahead for the engines and trainings to come, once: when the first engine has loaded, and not beside it."""
-        number, self._engines_to_come = self._engines_to_come, 0
-        if number and self._trains():
+        """Import ahead for a training and given models to come, once: when the first engine has loaded, and not beside it."""
+        if self._ready:
+            return
+        self._ready = True
+        if self._trained and self._trains():
             self._cluster.warm("train", TRAINERS)
-        if number:
-            self._cluster.engines.expect(number, ENGINES)
+        if self._given:
+            self._cluster.engines.expect(self._given, ENGINES)
+
+    def on_training(self) -> None:
+        """Import ahead for the engine of what is trained: beside the training, and not beside the rows before it."""
+        if self._trained:
+            self._trained -= 1
+            self._cluster.engines.expect(1, ENGINES)
 
     def _trains(self) -> bool:
         return any(issubclass(step.operator_type(), ModelOperator) for step in self._unsettled())

@@ -302,6 +302,8 @@ class _Execution:
             ledgers = [ledger_name(step.op, source.identity) for source in asked.values()]
             self.folder.keep(artifacts=[name], ledgers=ledgers)  # `gc` keeps its checkpoints, too
             self._claims[step.name] = claim
+            if self._head_start is not None:
+                self._head_start.on_training()
         else:
             claim.close()
         return begun

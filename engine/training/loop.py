@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from caiflow.engine.display.trackers import finish, prepare
+from caiflow.engine.display.trackers import TELLING, finish, prepare
+from caiflow.engine.llm.local.lean import import_lean
 from caiflow.engine.operator import Job
 from caiflow.engine.store.checkpoints import CHECKPOINTS, is_to_rest, last_checkpoint, mark_complete, steps_of
 from caiflow.engine.training.finite import Finite, largest, no_number
@@ -31,6 +33,8 @@ CHECKPOINT_S = 120.0
 LOOK_S = 0.25
 """How often a training that rests looks whether it may go on."""
 CURVE_POINTS = 1000
+_LIBRARIES = ("datasets", "peft", *TELLING)
+"""What tries to import most, and every training needs."""
 
 T = TypeVar("T")
 
@@ -135,13 +139,20 @@ def _forget_optimizer(trainer: Trainer) -> None:
 
 
 def quiet_libraries() -> None:
-    """Switch off the libraries' own progress bars and remarks, and TRL's way to vLLM; call before trainers are imported."""
+    """Import the libraries and switch off what isn't wanted of them; call before trainers are imported.
+
+    That is their progress bars and remarks, TRL's way to vLLM, and PEFT's look for quantised layers where there can be none.
+    """
+    import_lean(_LIBRARIES)
+
     import datasets
     import transformers
+    from peft.tuners.lora import model as adapters
     from trl import import_utils
 
     # rollouts are drawn by the model in training: TRL's own way to vLLM is made for older ones, and takes seconds to import
     import_utils.is_vllm_available = lambda *_, **__: False
+    adapters.is_bnb_available = adapters.is_bnb_4bit_available = lambda: "bitsandbytes" in sys.modules
     os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -99,7 +99,10 @@ class TrainingOperator(ModelOperator[P]):
 
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`: alone, or as one of the processes that were asked for."""
+        from caiflow.engine.training.loop import quiet_libraries
+
         refuse_alone(self.params.resources.workers)
+        quiet_libraries()
         self.learn(job)
 
     def forms(self) -> Collection[str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
+import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -112,9 +113,13 @@ def _unheard(_told: Mapping[str, Any]) -> None:
 
 
 def _import(modules: Sequence[str]) -> None:
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+    from caiflow.engine.llm.local.lean import import_lean
+
+    new = "torch" not in sys.modules
+    with contextlib.suppress(ImportError):
+        import_lean(modules)
+    if new:  # never where there may be a model, which would be kept for good, too
+        gc.freeze()
 
 
 class EngineActor:

@@ -117,8 +117,8 @@ class Engines:
             self._close(name)
 
     def expect(self, number: int, modules: Sequence[str]) -> None:
-        """Keep an engine process ready, imports done, for each of the next `number` engines, one at a time."""
-        self._expected, self._spare_modules = number, modules
+        """Keep an engine process ready, imports done, for each of so many engines more, one at a time."""
+        self._expected, self._spare_modules = self._expected + number, modules
         self._prepare_spare()
 
     def reserve(self, gpus: float, beside: Collection[str] = ()) -> bool:
