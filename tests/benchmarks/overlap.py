@@ -1,8 +1,9 @@
 """RL whose judge is asked while replies are still drawn, beside the same with all questions put once the batch is drawn.
 
-The judge is an HTTP server on loopback that answers each call after a fixed time, and is asked so many at once; the policy is a
-small model with random weights, whose replies end by chance, after 100 tokens on the mean and 384 at the most. Both ways take
-turns, of which either goes first in every second. Run `python -m benchmarks.overlap` within tests/; prints Markdown.
+The judge is an HTTP server on loopback, in a process of its own, that answers each call after a fixed time, and is asked so
+many at once; the policy is a small model with random weights, whose replies end by chance, after 100 tokens on the mean and 384
+at the most. Both ways take turns, of which either goes first in every second. Run `python -m benchmarks.overlap` within tests/;
+prints Markdown.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -95,21 +99,39 @@ def nobody(_: Any) -> None:
     """Hear nothing of replies that end."""
 
 
+@contextmanager
+def judging(latency_s: float) -> Iterator[str]:
+    """Serve a judge that takes so long for each call in a process of its own; give its address."""
+    command = [sys.executable, "-m", "benchmarks.overlap", "--serve", str(latency_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+def serve(latency_s: float) -> None:
+    """Be that process, until nobody is at the other end."""
+
+    def reply(_: dict[str, Any], number: int) -> Reply:
+        time.sleep(latency_s)
+        return said("A" if number % 2 else "B")
+
+    with bad_server() as server:
+        server.reply = reply
+        print(server.url, flush=True)
+        sys.stdin.read()
+
+
 def lines(latencies: list[float], steps: int, repeats: int, at_once: int) -> Iterator[tuple[str, ...]]:
     """Yield the cells of each line."""
     for way, latency_s in itertools.product(WAYS, latencies):
         took: dict[bool, list[Took]] = {True: [], False: []}
-        with bad_server() as server, tempfile.TemporaryDirectory() as place:
+        with judging(latency_s) as url, tempfile.TemporaryDirectory() as place:
             policy = small_model(Path(place) / "policy")
             settings = Path(policy.path) / "generation_config.json"
             settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": list(ENDS)}))
-
-            def reply(body: dict[str, Any], number: int, wait_s: float = latency_s) -> Reply:
-                time.sleep(wait_s)
-                return said("A" if number % 2 else "B")
-
-            server.reply = reply
-            options = {"base_url": server.url, "concurrency": at_once}
+            options = {"base_url": url, "concurrency": at_once}
             host = EngineHost(lambda told=options: load_engine(ModelSource("m", "judge", engine="openai", options=told)))
             try:
                 for turn in range(2 * repeats):
@@ -143,7 +165,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument("--serve", type=float, help="be the judge, which takes so many seconds a call")
     given = parser.parse_args()
+    if given.serve is not None:
+        serve(given.serve)
+        return
     for row in (HEAD, ["---"] * len(HEAD)):
         print(f"| {' | '.join(row)} |")
     for cells in lines(given.latencies, given.steps, given.repeats, given.at_once):
