@@ -6,6 +6,7 @@ Owns their order and what of them stops the step; the layout of the figures is i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,7 +227,7 @@ class Measuring:
         files = self._asked.files
         for name, how in self._params.choices.items():
             read = self._job.inputs[how.input].pylist(limit=how.limit) if how.input else choices.read(files[f"choices.{name}"])
-            rows = list(read)[: how.limit]
+            rows = list(islice(read, how.limit))
             for model in self._params.models:
                 scored = await choices.score(name, how, rows, model, self._llms)
                 refuse_failures(scored, f"questions of {name} to {model}", self._params.max_failed)

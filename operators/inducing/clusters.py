@@ -49,10 +49,14 @@ def gathered(statements: Sequence[str], similarity: float) -> list[Cluster]:
     return sorted(found, key=lambda cluster: (-cluster.size, cluster.statement))
 
 
-def beside(clusters: Sequence[Cluster], statements: Sequence[str]) -> list[Cluster]:
-    """Return the clusters and, behind them, the statements given that are none of theirs: nobody proposed those."""
-    having = {cluster.statement for cluster in clusters}
-    return [*clusters, *(Cluster(text, {}) for text in dict.fromkeys(statements) if text not in having)]
+def beside(clusters: Sequence[Cluster], most: int, given: Sequence[str]) -> list[Cluster]:
+    """Return the first clusters and, behind them, the statements given that head none of those, each with how often it came."""
+    known = {cluster.statement: cluster for cluster in clusters}
+    counts = {text: count for cluster in clusters for text, count in cluster.members.items()}
+    found = {cluster.statement: cluster for cluster in clusters[:most]}
+    for text in given:
+        found.setdefault(text, known.get(text) or Cluster(text, {text: counts[text]} if text in counts else {}))
+    return list(found.values())
 
 
 def _vectors(texts: Sequence[str]) -> dict[str, dict[str, float]]:

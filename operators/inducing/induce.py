@@ -10,6 +10,7 @@ a model of embeddings; each is put to the vote on its own; and it has to win cle
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -78,8 +79,8 @@ class Induce(MetricsOperator[InduceParams]):
     def check(self) -> Iterator[Finding]:
         """Yield more principles than statements that are tested, and likelihoods with nothing to compare."""
         p = self.params
-        if p.principles > self._tested():
-            told = f"of {self._tested()} candidates there can't be {p.principles} principles"
+        if "principles" in p.model_fields_set and p.principles > self._tested():
+            told = f"of {self._tested()} statements there can't be {p.principles} principles"
             yield Finding(("principles",), told, "raise `candidates`, give `statements`, or ask for fewer")
         if p.vote == "likelihood" and self._tested() < 2:
             told = "likelihoods are compared between statements, and there is one"
@@ -87,7 +88,13 @@ class Induce(MetricsOperator[InduceParams]):
 
     def _tested(self) -> int:
         """Return how many statements are put to the vote at the most."""
-        return (self.params.candidates if self.params.proposals else 0) + len(set(self.params.statements))
+        return (self.params.candidates if self.params.proposals else 0) + len(self._given())
+
+    def _given(self) -> list[str]:
+        """Return the statements given, written as those that are proposed are."""
+        from caiflow.operators.inducing.proposals import statements
+
+        return list(dict.fromkeys(line for text in self.params.statements for line in statements(text) or [text]))
 
     def promises(self) -> Constitution:
         """Return as many principles as there may be, each with a text for every stage."""
@@ -97,7 +104,7 @@ class Induce(MetricsOperator[InduceParams]):
         return Constitution("induced", tuple(principle(f"rule {n}", f"rule-{n}") for n in range(self.params.principles)))
 
     def calls_expected(self, inputs: Mapping[str, Expected]) -> Calls | None:
-        """Return the proposals, two questions for each vote, and those on the pairs held out."""
+        """Return the proposals, two questions for each vote either way round, and those on the pairs held out."""
         p = self.params
         if (given := inputs.get(p.input)) is None:
             return None
@@ -106,7 +113,7 @@ class Induce(MetricsOperator[InduceParams]):
         proposing = (given.rows - held) * PROMPTS if p.proposals else 0
         if p.vote == "likelihood":
             return Calls(proposing + 2 * tested * voters + 2 * (tested + 1) * held)
-        return Calls(proposing + 2 * (tested + p.principles) * voters + 4 * held)
+        return Calls(proposing + 2 * 2 * tested * voters + 4 * held)
 
     async def measure(self, job: Job, llms: LLMs) -> Mapping[str, Any]:
         """Return how many held-out preferences the principles predict; write the constitution, the statements and the votes.
@@ -124,13 +131,13 @@ class Induce(MetricsOperator[InduceParams]):
         said = await proposals.propose(learnt, p.model, p.proposals, p.sampling.sampling(), llms) if p.proposals else []
         groups = clusters.gathered([statement for _, statement in said], p.similarity)
         voters = proposals.drawn(learnt, p.voters, seed)
-        put = clusters.beside(groups[: p.candidates], p.statements)
+        put = clusters.beside(groups, p.candidates, self._given())
         tested = await votes.tested(put, voters, p.vote, p.model, llms)
-        best = votes.kept(tested, p.relevance, p.principles)
-        turned = await votes.turned_round(best, voters, p.model, llms) if p.vote == "letters" else best
-        kept = [one for one, other in zip(best, turned, strict=True) if votes.clear(other)]
+        turned = partial(votes.turned_round, pairs=voters, model=p.model, llms=llms) if p.vote == "letters" else None
+        proposed = len(put) + max(0, len(groups) - p.candidates)
+        kept, turned_down = await votes.elected(tested, proposed, p.relevance, p.principles, turned)
         if not kept:
-            raise StepError(_none_left(tested, turned), ADVICE)
+            raise StepError(_none_left(tested, turned_down), ADVICE)
         found = votes.constitution(kept)
         votes.write(job.out_dir, found, said, tested)
         if p.vote == "letters":
@@ -144,7 +151,7 @@ class Induce(MetricsOperator[InduceParams]):
             "statements": len(said),
             "clusters": len(groups),
             "tested": len(tested),
-            "turned_down": [one.statement for one in best if one not in kept],
+            "turned_down": [one.statement for one, _ in turned_down],
             "pairs": {"learnt": len(learnt), "held_out": len(held)},
         }
 
@@ -166,13 +173,17 @@ def _loss(metrics: Mapping[str, Any]) -> float | None:
     return float(max(0.0, without["rate"] - found["rate"]))
 
 
-def _none_left(tested: Sequence[Tested], turned: Sequence[Tested]) -> str:
+def _none_left(tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tested]]) -> str:
     if not tested:
         return "induce: no answer of the model has a statement that can be read"
-    if turned:
-        statement, against, cast = turned[0].statement[:80], turned[0].votes_against, turned[0].cast
-        told = f"the better response by {statement!r} is the worse one by it, too, in {against} of {cast} votes"
-        return f"induce: the model votes alike whatever it is asked: {told}"
+    if turned_down:
+        (first, other), *_ = turned_down
+        statement, against, cast = first.statement[:80], other.votes_against, other.cast
+        if against > other.votes_for:
+            told = f"the better response by {statement!r} is the worse one by it, too, in {against} of {cast} votes"
+            return f"induce: the model votes alike whatever it is asked: {told}"
+        told = f"{other.votes_for} of its answers agree, {against} don't, of {other.voters} pairs"
+        return f"induce: the model tells the better response by {statement!r}, but not the worse one: {told}"
     best = tested[0]
     figures = f"{best.votes_for} for, {best.votes_against} against, of {best.voters} pairs"
     return f"induce: none of {len(tested)} statements was clearly voted for; the best, {best.statement[:80]!r}, had {figures}"

@@ -13,6 +13,7 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import LLMs, RowLLM, together
 from caiflow.engine.rows.columns import Row
+from caiflow.operators.inducing.voting import fitting
 from caiflow.operators.judging.prompts import judge_message, user
 
 FOR = """\
@@ -60,8 +61,8 @@ async def propose(pairs: Sequence[Row], model: str, number: int, sampling: Sampl
         asked = [text.format(better=better, worse=worse) for text in (FOR, AGAINST)]
         form = _FORM.format(number=number)
         turns = [[user(f"{judge_message(row['prompt'], text, options)['content']}\n\n{form}")] for text in asked]
-        replies = await together(llm.chat(turn, sampling, sample=sample) for sample, turn in enumerate(turns))
-        return {"statements": [line for reply in replies for line in statements(reply.text)[:number]]}
+        replies = await fitting(together(llm.chat(turn, sampling, sample=sample) for sample, turn in enumerate(turns)))
+        return {"statements": [line for reply in replies or () for line in statements(reply.text)[:number]]}
 
     found = await llms.map("propose", model, pairs, ask)
     return [(pair, line) for pair, given in zip(pairs, found, strict=True) for line in given["statements"]]

@@ -5,9 +5,9 @@ Owns what is kept, and the files beside the figures; how a pair votes is in `vot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from math import comb
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from caiflow.engine.constitution.load import MADE, Constitution, Principle, dump, rule_texts
@@ -16,7 +16,7 @@ from caiflow.engine.operator import LLMs, RowLLM
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import RowsWriter
 from caiflow.operators.inducing.clusters import Cluster
-from caiflow.operators.inducing.voting import by_letters, by_likelihood, gains, leads
+from caiflow.operators.inducing.voting import DIGITS, by_letters, by_likelihood, fitting, gains, leads
 from caiflow.operators.judging.options import Judging
 from caiflow.operators.judging.pairwise import PairJudge
 from caiflow.operators.measures.statistics import wilson
@@ -24,6 +24,7 @@ from caiflow.operators.measures.statistics import wilson
 PLAIN = "Which response is better?"
 SAME = 0.8
 """From this share of equal votes on, two statements are one principle."""
+_CHANCE = 0.025
 
 
 class Tested(NamedTuple):
@@ -70,6 +71,10 @@ class Tested(NamedTuple):
         }
 
 
+Turned = Callable[[Sequence[Tested]], Awaitable[Sequence[Tested]]]
+"""Gives statements their votes when the worse response is asked for."""
+
+
 async def tested(clusters: Sequence[Cluster], pairs: Sequence[Row], voting: str, model: str, llms: LLMs) -> list[Tested]:
     """Return the statements with their votes, those with the most votes for them beyond those against first."""
     statements = [cluster.statement for cluster in clusters]
@@ -81,35 +86,63 @@ async def tested(clusters: Sequence[Cluster], pairs: Sequence[Row], voting: str,
     return sorted(made, key=lambda one: (one.votes_against - one.votes_for, -one.cluster.size, one.statement))
 
 
-async def turned_round(kept: Sequence[Tested], pairs: Sequence[Row], model: str, llms: LLMs) -> list[Tested]:
+async def turned_round(some: Sequence[Tested], pairs: Sequence[Row], model: str, llms: LLMs) -> list[Tested]:
     """Return the statements with the votes of the same pairs when the worse response is asked for.
 
     A model that has its own taste, whatever it is asked to go by, names the same response again.
     """
-    cast = await by_letters(pairs, [one.statement for one in kept], model, llms, "worse")
-    return [one._replace(votes=cast[one.statement]) for one in kept]
+    cast = await by_letters(pairs, [one.statement for one in some], model, llms, "worse")
+    return [one._replace(votes=cast[one.statement]) for one in some]
 
 
-def kept(tested: Sequence[Tested], relevance: float, most: int) -> list[Tested]:
-    """Return the statements that the votes are clearly for and that bear upon enough pairs, the best first.
+class Elected(NamedTuple):
+    """The statements that are principles, the best first, and those turned down, with their votes turned round."""
 
-    Of statements that vote alike the best is kept, however they are worded.
+    kept: list[Tested]
+    turned_down: list[tuple[Tested, Tested]]
+
+
+async def elected(tested: Sequence[Tested], proposed: int, relevance: float, most: int, turned: Turned | None) -> Elected:
+    """Return the statements, of so many proposed, that the votes are clearly for and that bear upon enough pairs.
+
+    With `turned` they have to win when it is asked the other way round, too. Of those that win and vote alike the best is
+    kept, however they are worded.
     """
+    waiting = [one for one in tested if one.cast >= relevance * one.voters and clear(one, proposed)]
+    kept: list[Tested] = []
+    down: list[tuple[Tested, Tested]] = []
+    while len(kept) < most and (asked := _distinct(waiting, kept)[: most - len(kept)]):
+        for one, other in zip(asked, await turned(asked) if turned else asked, strict=True):
+            if clear(other):
+                kept.append(one)
+            else:
+                down.append((one, other))
+        waiting = [one for one in waiting if one not in asked]
+    return Elected([one for one in tested if one in kept], down)
+
+
+def _distinct(waiting: Sequence[Tested], kept: Sequence[Tested]) -> list[Tested]:
+    """Return those that vote like none that is kept, nor like one before them."""
     found: list[Tested] = []
-    for one in tested:
-        bears = one.cast >= relevance * one.voters
-        if bears and clear(one, len(tested)) and not any(alike(one, other) >= SAME for other in found):
+    for one in waiting:
+        if not any(alike(one, other) >= SAME for other in (*kept, *found)):
             found.append(one)
-    return found[:most]
+    return found
 
 
 def clear(one: Tested, of: int = 1) -> bool:
-    """Return whether the interval of the votes for a statement, of those cast, lies above one half.
+    """Return whether the votes for a statement, of those cast, are more than chance gives one of so many statements.
 
-    It is the 95% interval of one statement, and wider the more are tested: by chance alone, one of them all is let through in
-    a fortieth of the cases at the most (Bonferroni).
+    Were each vote a toss of a coin, one of them all would be let through in a fortieth of the cases at the most (the binomial
+    tail, and Bonferroni's bound). What the same pairs proposed isn't independent of their votes, so all that was proposed
+    counts, and not only what was tested.
     """
-    return wilson(one.votes_for, one.cast, NormalDist().inv_cdf(1 - 0.025 / of)).low > 0.5
+    least, cast = one.votes_for, one.cast
+    ways = total = comb(cast, least)
+    for number in range(least, cast):
+        ways = ways * (cast - number) // (number + 1)
+        total += ways
+    return bool(total / 2**cast <= _CHANCE / of)
 
 
 def alike(one: Tested, other: Tested) -> float:
@@ -149,8 +182,8 @@ async def reconstructed(
     for name, judge in judges.items():
 
         async def ask(row: Row, llm: RowLLM, judge: PairJudge = judge) -> Row:
-            verdict = await judge.verdict(str(row["uid"]), row["prompt"], (row["chosen"], row["rejected"]), llm)
-            return {"lead": 0.0 if verdict.unparsable else verdict.p_first - 0.5}
+            verdict = await fitting(judge.verdict(str(row["uid"]), row["prompt"], (row["chosen"], row["rejected"]), llm))
+            return {"lead": 0.0 if verdict is None or verdict.unparsable else verdict.p_first - 0.5}
 
         given = await llms.map(f"reconstruct {name}", model, held, ask)
         figures[name] = _predicted([float(one["lead"]) for one in given])
@@ -162,12 +195,14 @@ async def more_likely(
 ) -> dict[str, dict[str, Any]]:
     """Return the share of held-out preferences whose answer gains more by the statements kept, or is likelier `without` any.
 
-    All statements that were tested are asked of each pair, since what they all do alike is taken off.
+    All statements that were tested are asked of each pair, since what they all do alike is taken off: where all are kept,
+    nothing is left that could predict.
     """
     texts, wanted = [one.statement for one in tested], {one.statement for one in kept}
     rows = await gains(held, texts, model, llms)
-    sums = [sum(gain for text, gain in zip(texts, row, strict=True) if text in wanted) for row in rows]
-    return {"constitution": _predicted(sums), "without": _predicted(await leads(held, model, llms))}
+    sums = [sum(gain for text, gain in zip(texts, row, strict=True) if text in wanted) for row in rows if row is not None]
+    plain = [lead for lead in await leads(held, model, llms) if lead is not None]
+    return {"constitution": _predicted([round(one, DIGITS) for one in sums]), "without": _predicted(plain)}
 
 
 def _predicted(leads: Sequence[float]) -> dict[str, Any]:
@@ -178,6 +213,7 @@ def write(folder: Path, found: Constitution, said: Sequence[tuple[Row, str]], te
     """Write the constitution, each statement with its pair and the wording that was voted on, and each vote."""
     (folder / MADE).write_text(dump(found), encoding="utf-8")
     heads = {text: one.statement for one in tested for text in one.cluster.members}
+    heads |= {one.statement: one.statement for one in tested}
     with RowsWriter(folder / "statements", {"uid": "text", "statement": "text", "tested_as": "text"}) as out:
         out.write_rows([{"uid": str(row["uid"]), "statement": text, "tested_as": heads.get(text)} for row, text in said])
     with RowsWriter(folder / "votes", {"uid": "text", "statement": "text", "vote": "text"}) as out:

@@ -6,9 +6,11 @@ Owns what is asked and how answers become a vote: for what was preferred, agains
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Mapping, Sequence
+from statistics import median
+from typing import Any, Literal, TypeVar
 
+from caiflow.engine.errors import EngineError
 from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Completion, Message
 from caiflow.engine.operator import LLMs, RowLLM, together
@@ -23,8 +25,21 @@ Somebody holds that the better response {statement}. Go by this alone, whatever 
 response is the {wanted} one by it? Choose (C) where it does not apply, or holds for both alike."""
 NEITHER = "Neither: it does not tell them apart."
 NOTE = "{asked}\n\n(Write a response that {statement}.)"
+DIGITS = 9
+"""Decimals of nats per token that count: what differs in a later one is how sums were rounded."""
+T = TypeVar("T")
 Votes = Mapping[str, tuple[tuple[str, str], ...]]
 """By statement, (uid, vote) of each pair; a vote is for, against, neither or unread."""
+
+
+async def fitting(asked: Awaitable[T]) -> T | None:
+    """Return what is answered; None where the model takes no prompt as long."""
+    try:
+        return await asked
+    except EngineError as error:
+        if error.kind != "overflow":
+            raise
+        return None
 
 
 async def by_letters(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs, wanted: str = "better") -> Votes:
@@ -40,8 +55,8 @@ def _asking_letters(wanted: str) -> Any:
     async def ask(row: Row, llm: RowLLM) -> Row:
         text, pair = VOTE.format(statement=row["statement"], wanted=wanted), (row["chosen"], row["rejected"])
         shown = [judge_message(row["prompt"], text, (*order, NEITHER)) for order in (pair, pair[::-1])]
-        replies = await together(llm.pick([asked], ("A", "B", "C"), prefill=JUDGE_PREFILL) for asked in shown)
-        first, second = (_shares(reply) for reply in replies)
+        replies = await fitting(together(llm.pick([asked], ("A", "B", "C"), prefill=JUDGE_PREFILL) for asked in shown))
+        first, second = map(_shares, replies) if replies else (None, None)
         return {"vote": _decided(first, second, worse=wanted == "worse") if first and second else "unread"}
 
     return ask
@@ -64,33 +79,36 @@ def _decided(first: Mapping[str, float], second: Mapping[str, float], *, worse: 
 async def by_likelihood(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> Votes:
     """Return the votes by which answer gains more, per token, when it is asked for in these words."""
     gained = await gains(pairs, statements, model, llms)
-    told = [("for" if gain > 0 else "against") if gain else "neither" for row in gained for gain in row]
+    told = [
+        "unread" if row is None else "neither" if not row[n] else "for" if row[n] > 0 else "against"
+        for row in gained
+        for n in range(len(statements))
+    ]
     return _by_statement(pairs, statements, told)
 
 
-async def gains(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> list[list[float]]:
+async def gains(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> list[list[float] | None]:
     """Return, by pair and statement, what the statement does for the preferred answer beyond the other one, in nats per token.
 
-    What all the statements do alike, as any note would, is taken off: one that does the same as all others gains nothing.
+    What most of the statements do, as any note would, is taken off (the median: with the mean one that does much would have all
+    others vote against it). None for a pair that is too long for the model.
     """
     found = await llms.map("likelihood", model, _each(pairs, statements), _compare)
-    values = [float(row["lead"]) for row in found]
+    values = [row["lead"] for row in found]
     rows = [values[start : start + len(statements)] for start in range(0, len(values), len(statements) or 1)]
-    return [[value - sum(row) / len(row) for value in row] for row in rows]
+    return [None if None in row else [round(value - median(row), DIGITS) for value in row] for row in rows]
 
 
-async def leads(pairs: Sequence[Row], model: str, llms: LLMs) -> list[float]:
+async def leads(pairs: Sequence[Row], model: str, llms: LLMs) -> list[float | None]:
     """Return how much likelier each preferred answer is than the other without any statement, in nats per token."""
-    return [
-        float(row["lead"])
-        for row in await llms.map("likelihood", model, [{**pair, "statement": ""} for pair in pairs], _compare)
-    ]
+    found = await llms.map("likelihood", model, [{**pair, "statement": ""} for pair in pairs], _compare)
+    return [row["lead"] for row in found]
 
 
 async def _compare(row: Row, llm: RowLLM) -> Row:
     talk = _noted(turns(row["prompt"]), str(row["statement"]))
-    chosen, rejected = await together(llm.score(talk, prefill=row[name]) for name in ("chosen", "rejected"))
-    return {"lead": _mean(chosen) - _mean(rejected)}
+    replies = await fitting(together(llm.score(talk, prefill=row[name]) for name in ("chosen", "rejected")))
+    return {"lead": _mean(replies[0]) - _mean(replies[1]) if replies else None}
 
 
 def _noted(talk: Sequence[Message], statement: str) -> list[Message]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caiflow.engine.constitution.load import MADE, load_constitution
-from caiflow.engine.errors import SpecError, StepError
+from caiflow.engine.errors import EngineError, SpecError, StepError
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.operator import Expected, Job, StepContext
 from caiflow.engine.plan.plan import make_plan
@@ -19,11 +20,11 @@ from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.operators.formats.source import bundled_file
-from caiflow.operators.inducing.clusters import Cluster, gathered
+from caiflow.operators.inducing.clusters import Cluster, beside, gathered
 from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
 from caiflow.operators.inducing.votes import Tested as Voted
-from caiflow.operators.inducing.votes import kept
+from caiflow.operators.inducing.votes import clear, elected
 from support.bad_server import bad_server, said
 from support.commands import run_here
 from support.kills import ledger_records, start
@@ -101,9 +102,11 @@ def test_what_nothing_speaks_for_is_said_and_calls_are_foretold(tmp_path: Path) 
     with pytest.raises(StepError, match="too few to hold some out"):
         induced(tmp_path / "b", pairs[:1])
     step = Induce(InduceParams(input="pairs", model="m", candidates=10), StepContext())
-    assert step.calls_expected({"pairs": Expected(100, exact=True)}) == (80 * 2 + 2 * 80 * (10 + 5) + 4 * 20, False)
-    (told,) = Induce(InduceParams(input="p", model="m", candidates=3), StepContext()).check()
-    assert told.message == "of 3 candidates there can't be 5 principles"
+    assert step.calls_expected({"pairs": Expected(100, exact=True)}) == (80 * 2 + 2 * 2 * 80 * 10 + 4 * 20, False)
+    (told,) = Induce(InduceParams(input="p", model="m", candidates=3, principles=5), StepContext()).check()
+    assert told.message == "of 3 statements there can't be 5 principles"
+    own = InduceParams(input="p", model="m", statements=("is longer", "is shorter"), proposals=0)
+    assert not list(Induce(own, StepContext()).check()), "they are five only where nobody says"
     (measure,) = step.measures()
     assert measure.figure is not None
     assert measure.figure({"reconstruction": {"rate": 0.5}, "without": {"rate": 0.75}}) == 0.25
@@ -149,15 +152,15 @@ def gaining(asked: Asked) -> list[float]:
 
 def test_what_makes_the_preferred_answer_likelier_is_found_where_a_model_has_no_letter(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"vote": "likelihood", "proposals": 0, "principles": 3}
-    statements = ("gives its source", "gives an example", "shouts", "is a response")
+    statements = ("gives its source", "gives an example", "shouts", "is a response", "is blue", "is red")
     llm = RuleLLM(score_by=gaining)
     found, _ = induced(tmp_path, planted_pairs(200, wrong=0.1), llm, statements=statements, **asked)
     assert [one["statement"] for one in found["principles"].values()] == ["gives its source", "gives an example"]
     assert {one.kind for one in llm.asked} == {"score"}
     voters, held = found["pairs"]["learnt"], found["pairs"]["held_out"]
     step = Induce(InduceParams(input="pairs", model="m", statements=statements, **asked), StepContext())
-    assert step.calls_expected({"pairs": Expected(200, exact=True)}) == (2 * 4 * 160 + 2 * 5 * 40, False)
-    assert len(llm.asked) == 2 * 4 * voters + 2 * 5 * held
+    assert step.calls_expected({"pairs": Expected(200, exact=True)}) == (2 * 6 * 160 + 2 * 7 * 40, False)
+    assert len(llm.asked) == 2 * 6 * voters + 2 * 7 * held
     assert found["reconstruction"]["low"] > found["without"]["rate"]
     (told,) = Induce(
         InduceParams(input="p", model="m", **asked | {"principles": 1}, statements=("is kind",)), StepContext()
@@ -169,8 +172,57 @@ def test_where_preferences_are_drawn_by_chance_hardly_anything_is_found_however_
     draw, found = random.Random(4), 0
     for _ in range(200):
         cast = [tuple((str(n), draw.choice(("for", "against"))) for n in range(60)) for _ in range(24)]
-        found += bool(kept([Voted(Cluster(str(n), {}), votes) for n, votes in enumerate(cast)], 0.1, 5))
+        found += any(clear(Voted(Cluster(str(n), {}), votes), 24) for n, votes in enumerate(cast))
     assert found <= 10, "one statement in forty would be let through in 45% of the draws"
+
+
+def test_one_that_is_turned_down_takes_no_other_with_it() -> None:
+    def votes(told: str) -> tuple[tuple[str, str], ...]:
+        return tuple((str(n), {"+": "for", "-": "against", ".": "neither"}[vote]) for n, vote in enumerate(told))
+
+    taste, alike, other, weak = (Voted(Cluster(name, {name: 1}), votes(told)) for name, told in (
+        ("is nice", "+" * 60), ("is kind", "+" * 58 + "--"), ("is short", "." * 30 + "+" * 30), ("is red", "+" * 40 + "-" * 20)
+    ))  # fmt: skip
+    asked: list[str] = []
+
+    async def turned(some: Sequence[Voted]) -> list[Voted]:
+        asked.extend(one.statement for one in some)
+        return [one._replace(votes=votes("-" * 60)) if one is taste else one for one in some]
+
+    found = asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 1, turned))
+    assert (found.kept, [one for one, _ in found.turned_down], asked) == ([alike], [taste], ["is nice", "is kind"])
+    assert asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 5, turned)).kept == [alike, other]
+    assert asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 5, None)).kept == [taste, other]
+    assert asyncio.run(elected([weak], 1, 0.1, 5, None)).kept == [weak], "two thirds of sixty are clear for one alone"
+    assert not any(clear(Voted(Cluster("", {}), votes("+" * number))) for number in range(6)), "five tosses may all fall alike"
+
+
+def test_a_statement_given_is_known_in_whatever_place_it_was_proposed() -> None:
+    groups = gathered(["is kind"] * 3 + ["is kind!"] + ["is brief"] * 2 + ["names a source"], 0.5)
+    put = beside(groups, 1, ["is brief", "is kind!", "is kind", "is red"])
+    assert [(one.statement, one.size) for one in put] == [("is kind", 4), ("is brief", 2), ("is kind!", 1), ("is red", 0)]
+
+
+def test_a_pair_that_is_too_long_for_the_model_is_left_out(tmp_path: Path) -> None:
+    def overflow(asked: Asked) -> None:
+        if any(f"thing {number}?" in asked.last for number in range(9)):
+            raise EngineError("too long", kind="overflow")
+
+    def choose(asked: Asked) -> dict[str, float]:
+        overflow(asked)
+        return letters(reply(asked.last))
+
+    def score(asked: Asked) -> list[float]:
+        overflow(asked)
+        return gaining(asked)
+
+    for voting in ("letters", "likelihood"):
+        (tmp_path / voting).mkdir()
+        llm = RuleLLM(RULES.say, choose, score)
+        given = tuple(texts[0] for texts in WORDINGS.values())
+        _, out = induced(tmp_path / voting, planted_pairs(160), llm, vote=voting, statements=given, proposals=0)
+        told = {row["vote"] for row in Rows(out / "votes").pylist() if int(row["uid"]) < 9}
+        assert told == {"unread"}
 
 
 def test_statements_are_read_off_lines_and_gathered_whatever_their_order() -> None:
