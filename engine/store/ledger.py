@@ -214,13 +214,20 @@ class Ledger:
         finally:
             with self._lock:
                 if self._own is not None and self._own.large and self._own.whole():
-                    self._own.remember(*self._index.of(self._own.number))
+                    self._remember(self._own)
                 for segment in self._segments:
                     segment.close()
                 self._own = None
                 self.claims.close()
                 if self._common is not None:
                     self._common.close()
+
+    def _remember(self, own: Segment) -> None:
+        """Keep beside a file where all of its records are: which file has the last one of a key isn't the same to all."""
+        keys, offsets = self._index.of(own.number)
+        if len(offsets) != own.records:
+            keys, offsets = own.scan_whole()
+        own.remember(keys, offsets)
 
     def _read(self, name: str) -> None:
         if name not in self._known:

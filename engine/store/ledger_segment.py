@@ -52,6 +52,8 @@ class Segment:
         self.path = path
         self.number = number
         self.end = 0
+        self.records = 0
+        """Those that were seen or written here, of equal keys too."""
         self.damaged = 0
         """Places where what once was whole is damaged."""
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -62,6 +64,7 @@ class Segment:
         if self.end == 0:
             if (known := self._known()) is not None:
                 self.end, joined, places = known
+                self.records = len(places)
                 return joined, places
             self.end = len(MAGIC)
             self.damaged += os.pread(self.descriptor, len(MAGIC), 0) != MAGIC
@@ -75,7 +78,13 @@ class Segment:
                     break
             self.end += done
             size = _CHUNK if done else 4 * size
+        self.records += len(offsets)
         return bytes(keys), offsets
+
+    def scan_whole(self) -> tuple[bytes, array[int]]:
+        """Return the keys and offsets of all records, read again."""
+        self.end, self.records = len(MAGIC), 0
+        return self.scan()
 
     @property
     def large(self) -> bool:
@@ -83,7 +92,7 @@ class Segment:
         return self.end >= _LARGE
 
     def remember(self, keys: bytes, offsets: array[int]) -> None:
-        """Keep where the records of this file are, which is whole and which this process holds; only spares time."""
+        """Keep where all records of this file are, which is whole and which this process holds; only spares time."""
         stat, body = os.fstat(self.descriptor), keys + offsets.tobytes()
         temporary = self._keys.with_name(f"{self._keys.name}.{os.getpid()}-{id(self)}")
         head = _KNOWN.pack(_KNOWN_MAGIC, stat.st_size, stat.st_mtime_ns, len(offsets), zlib.crc32(body))
@@ -176,6 +185,7 @@ class Segment:
             os.ftruncate(self.descriptor, start)
             raise
         self.end = start + done
+        self.records += 1
         return start
 
     def close(self) -> None:

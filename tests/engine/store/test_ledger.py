@@ -241,7 +241,21 @@ def test_a_large_file_is_opened_by_what_its_writer_left_of_it(tmp_path: Path) ->
         with Ledger(tmp_path, "n") as ledger:
             assert {key: ledger.get(key) for key in ledger} == quickly
     assert len(quickly) == 1000
-    assert len(whole) == 36 + 24 * 1000, "the last record of each key"
+    assert len(whole) == 36 + 24 * 1500, "every record, of equal keys too"
+
+
+def test_what_two_wrote_under_one_key_is_left_by_both(tmp_path: Path) -> None:
+    with Ledger(tmp_path, "n") as one, Ledger(tmp_path, "n") as other:
+        for name, ledger in (("one", one), ("other", other)):
+            for number in range(1100):
+                ledger.append(k(f"{name} {number}"), {"text": "x" * 1000})
+        for ledger in (one, other):
+            ledger.append(k("same"), {})
+        for ledger in (one, other):
+            ledger.catch_up()  # to each the other's is the last
+    assert len(list((tmp_path / "n").glob("*.keys"))) == 2
+    with Ledger(tmp_path, "n") as ledger:
+        assert (ledger.get(k("same")), len(ledger)) == ({}, 2201)
 
 
 def test_what_was_left_of_a_large_file_spares_reading_it_and_no_check(tmp_path: Path) -> None:
