@@ -69,14 +69,15 @@ class Claims:
         try:
             for _ in range(_TRIES):
                 if self._none:
-                    break
+                    return _NO_LOCK
                 file = self._files.get(number) or self._opened(number)
                 taken = _lock(file.descriptor, key, fcntl.F_WRLCK)
-                if file.stays():
+                if taken is not None and file.stays():
                     return file.descriptor if taken else None
                 self._left.append(self._files.pop(number))  # which may have locks of ours yet
-        except OSError:  # no locks here, or no leave to write
-            self.close()
+        except OSError:
+            pass
+        self.close()  # no locks here, no leave to write, or no file that stays
         return _NO_LOCK
 
     def _opened(self, number: int) -> _File:
@@ -103,13 +104,13 @@ class _File:
 
 def forsake(ledgers: Path) -> None:
     """Have no claim count any more that is held now in the folders of these ledgers: one that had some is known to be lost."""
-    with suppress(OSError):
-        for path in ledgers.glob("*/claims.*"):
-            path.unlink(missing_ok=True)
+    for path in ledgers.glob("*/claims.*"):
+        with suppress(OSError):  # another user's, or just removed
+            path.unlink()
 
 
-def _lock(descriptor: int, key: bytes, kind: int) -> bool:
-    """Take or give up a key's lock; return False where another has it, or the file has gone from the server."""
+def _lock(descriptor: int, key: bytes, kind: int) -> bool | None:
+    """Take or give up a key's lock; return False where another has it, None where the file has gone from its server."""
     place = int.from_bytes(key[:8], "big") & _PLACES
     try:
         if _OF_FILE is None:
@@ -118,7 +119,9 @@ def _lock(descriptor: int, key: bytes, kind: int) -> bool:
         else:
             fcntl.fcntl(descriptor, _OF_FILE, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
     except OSError as error:
-        if error.errno not in _TAKEN and error.errno != errno.ESTALE:
+        if error.errno == errno.ESTALE:
+            return None
+        if error.errno not in _TAKEN:
             raise
         return False
     return True

@@ -76,6 +76,17 @@ def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     assert not Claims(tmp_path).take(key(1))
 
 
+def test_where_no_file_stays_what_it_was_all_is_granted_and_nothing_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are file systems on which a file's number changes, and none of them is here."""
+    monkeypatch.setattr("caiflow.engine.store.claims._File.stays", lambda self: False)
+    before, claims = len(os.listdir("/dev/fd")), Claims(tmp_path)
+    assert all(claims.take(key(number)) for number in range(50))
+    assert not claims.take(key(1))
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_where_nothing_can_be_locked_all_is_granted(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     claims = Claims(tmp_path / "file")
