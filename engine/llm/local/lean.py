@@ -9,14 +9,20 @@ import gc
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import metadata
 
 UNASKED = ("bitsandbytes", "mlflow", "scipy", "sklearn", "wandb")
 """What the libraries import where it is installed: quantised weights, objects in pictures, drafts by another model, curves."""
 _ANSWER = ("transformers.utils.import_utils", "peft.import_utils", "trl.import_utils")
 """The modules that keep their answers whether something is installed."""
+_SEVERAL = frozenset({"flash_attn"})
+"""Packages that several distributions bring parts of."""
+_ALL = metadata.packages_distributions
+_LOCK = threading.RLock()
 
 
 def import_lean(modules: Iterable[str]) -> None:
@@ -39,32 +45,30 @@ def import_lean(modules: Iterable[str]) -> None:
 @contextmanager
 def _lean() -> Iterator[None]:
     """Hide what isn't asked for, name distributions one by one, and look for no garbage among what stays."""
-    from importlib import metadata
-
-    hidden = [name for name in UNASKED if name not in sys.modules]
-    collects, distributions = gc.isenabled(), metadata.packages_distributions
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    metadata.packages_distributions = _Bringers
-    gc.disable()
-    try:
-        yield
-    finally:
-        metadata.packages_distributions = distributions
-        for name in hidden:
-            sys.modules.pop(name, None)
-        for module in filter(None, map(sys.modules.get, _ANSWER)):
-            for answer in list(vars(module).values()):
-                getattr(answer, "cache_clear", int)()
-        if collects:
-            gc.enable()
+    with _LOCK:
+        hidden, collects = [name for name in UNASKED if name not in sys.modules], gc.isenabled()
+        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+        metadata.packages_distributions = _Bringers
+        gc.disable()
+        try:
+            yield
+        finally:
+            metadata.packages_distributions = _ALL
+            for name in hidden:
+                sys.modules.pop(name, None)
+            for module in filter(None, map(sys.modules.get, _ANSWER)):
+                for answer in list(vars(module).values()):
+                    getattr(answer, "cache_clear", int)()
+            if collects:
+                gc.enable()
 
 
 class _Bringers(Mapping[str, list[str]]):
     """The distributions that bring each package, of those alone that are asked about: to read all takes half a second."""
 
     def __getitem__(self, name: str) -> list[str]:
-        from importlib import metadata
-
+        if name in _SEVERAL:
+            return self._all[name]
         if importlib.util.find_spec(name) is None:
             raise KeyError(name)
         try:
@@ -80,6 +84,4 @@ class _Bringers(Mapping[str, list[str]]):
 
     @cached_property
     def _all(self) -> Mapping[str, list[str]]:
-        from importlib import metadata
-
-        return metadata.packages_distributions()
+        return _ALL()

@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from caiflow.engine.llm.local.lean import _Bringers
+from caiflow.engine.llm.local.lean import _Bringers, _lean
 from support.models_of_runs import TINY
 
 ALL = """
@@ -47,3 +47,6 @@ def test_who_brings_a_package_is_told_as_the_standard_library_does() -> None:
         name: sorted(set(known[name])) for name in ("torch", "peft", "yaml")
     }
     assert told.get("no_such_package") is None
+    with _lean():
+        assert sorted(set(_Bringers()["yaml"])) == sorted(set(known["yaml"])), "while libraries are imported, too"
+    assert metadata.packages_distributions() == known
