@@ -194,8 +194,13 @@ class TrainUnit(_OneStep):
     def lay_down(self) -> Callable[[], bool]:
         """Have it rest behind a new checkpoint."""
         before = steps_kept(self.work_dir)
+
+        def kept() -> bool:
+            have_rest(self.work_dir, True)  # the end of a pause may have had it go on
+            return steps_kept(self.work_dir) > before
+
         have_rest(self.work_dir, True)
-        return lambda: steps_kept(self.work_dir) > before
+        return kept
 
     def take_up(self, rests: bool) -> None:
         """Have it train on, unless it rests with all of the run."""

@@ -187,13 +187,18 @@ class Cluster:
     def _look(self) -> None:
         """Tell what has become of nodes; end what says nothing on those that are gone, so that it is begun again."""
         self._tell(self.machines.look())
-        leaving = self.machines.leaving
-        self.engines.held = sum(one.room.gpus for one in self._running if leaving for node in one.gang.nodes if node in leaving)
+        self._hold()
         for running in self._running:
             if running.gang.cut_off(self.machines.gone):
                 running.gang.end()
             elif not running.gang.over():  # what it has made is about to be taken in
                 self._tell(self._moves.look(running))
+        self._hold()  # some may have moved
+
+    def _hold(self) -> None:
+        """Say how many GPUs of nodes that are to leave are in use yet."""
+        leaving = self.machines.leaving
+        self.engines.held = sum(one.room.gpus for one in self._running if leaving for node in one.gang.nodes if node in leaving)
 
     def _tell(self, said: Iterable[str]) -> None:
         for text in filter(None, said):

@@ -125,21 +125,24 @@ class Engines:
         """Take GPUs, closing idle engines where they are short, but for those whose keys are in `beside`."""
         idle = (name for name, engine in self._engines.items() if self.gpus(engine.source) and not engine.users)
         for name in [name for name in idle if name not in beside]:
-            if self._free() >= gpus:
+            if self._has(gpus):
                 break
             self._close(name)
-        if self._free() < gpus:
-            self._waits.short(gpus)
+        if self.take(gpus):
+            return True
+        self._waits.short(gpus)
+        return False
+
+    def take(self, gpus: float) -> bool:
+        """Take GPUs that are free now, and close nothing for them; False where they are short."""
+        if not self._has(gpus):
             return False
         self._gpus_used += gpus
         return True
 
-    def take(self, gpus: float) -> bool:
-        """Take GPUs that are free now, and close nothing for them; False where they are short."""
-        if gpus > max(self._free(), 0.0):
-            return False
-        self._gpus_used += gpus
-        return True
+    def _has(self, gpus: float) -> bool:
+        """Tell whether so many GPUs are free; none are, even where lost nodes leave fewer than are taken."""
+        return gpus <= max(self._free(), 0.0)
 
     def give_back(self, gpus: float) -> None:
         """Return GPUs that were taken."""

@@ -35,6 +35,8 @@ class Running:
     kept: Callable[[], bool] | None = None
     """Tells whether what it has done is kept; None while nobody asked for that."""
     suspected: bool = False
+    fails: bool = False
+    """Whether processes begun ahead of need came to nothing: none are begun any more."""
     said: set[str] = field(default_factory=set)
 
 
@@ -72,7 +74,7 @@ class Moves:
         if ahead is not None:
             self._engines.give_back(running.room.all_gpus)
         running.gang = ahead or self._begin(running.pool, running.room, lost or ())
-        running.begun, running.asked = running.begun + 1, None
+        running.begun, running.asked, running.suspected = running.begun + 1, None, False
         self._waits.watch("what is begun again", running.gang.actors, running.room.gpus)
         self._take_up(running)
         unit, begun = running.unit, running.begun
@@ -112,7 +114,7 @@ class Moves:
 
     def _begin_ahead(self, running: Running, unit: StagingUnit) -> None:
         """Begin the processes in which a unit will go on, where there is room for them beside those that it has."""
-        if self._fits(running) and self._engines.take(running.room.all_gpus):
+        if not running.fails and self._fits(running) and self._engines.take(running.room.all_gpus):
             silent = [node for node in running.gang.nodes if self._machines.suspect(node)]
             running.ahead = self._begin(running.pool, running.room, silent)
             running.ahead.warm(unit.modules)
@@ -124,8 +126,11 @@ class Moves:
         return self._machines.room(room.gpus, self._machines.labels(room.labels), own) >= room.processes
 
     def _mend_ahead(self, running: Running) -> None:
-        """Forget what was begun ahead where it was lost before it had any work."""
-        if running.ahead is not None and running.ahead.broken():
+        """Forget what was begun ahead where it was lost before it had any work, or is where nothing stays."""
+        if running.ahead is None:
+            return
+        running.fails = running.fails or running.ahead.broken()
+        if running.fails or any(self._machines.gone(node) or node in self._machines.leaving for node in running.ahead.nodes):
             self._end_ahead(running)
 
     def _end_ahead(self, running: Running) -> None:
