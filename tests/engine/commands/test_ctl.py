@@ -151,7 +151,7 @@ name: trained
 models: {base: {source: tiny}}
 steps:
   pairs: {op: load, source: "tiny:helpful_preferences.jsonl"}
-  score: {op: reward, input: pairs, model: base, max_steps: 20, learning_rate: 1e-4}
+  score: {op: reward, input: pairs, model: base, max_steps: 100, learning_rate: 1e-4}
   model:
     {op: rl, input: pairs, model: base, rewards: {score: 1}, algorithm: grpo, num_generations: 2,
      per_device_train_batch_size: 2, max_completion_length: 4, max_length: 96, max_steps: 60, resources: {workers: 2}}
@@ -185,7 +185,7 @@ def test_trainings_rest_and_one_of_several_processes_that_is_killed_then_goes_on
         return kept
 
     run = start(spec, out, home)
-    rested("score", 20)
+    rested("score", 100)
     write_controls(out, Controls())
     kept = rested("model", 60)
     run.kill()
