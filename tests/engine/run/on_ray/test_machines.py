@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from caiflow.engine.run.on_ray.actors import successor
+from caiflow.engine.run.on_ray.engines import Engines
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.nodes import Node
+from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.on_ray.watching import NodeWatch
 
 NODES = [
@@ -43,3 +45,15 @@ def test_a_process_is_kept_off_where_others_have_room(
 
 def test_an_engine_has_one_successor_after_the_other() -> None:
     assert successor(successor("engine/0")) == "engine/2"
+
+
+def test_what_wants_no_gpu_is_begun_though_lost_nodes_leave_fewer_than_are_taken() -> None:
+    machines = Machines(several=True)
+    machines.gpus = 2.0
+    engines = Engines(machines, Waits())
+    assert engines.reserve(2)
+    machines.gpus = 1.0  # of those that it took one is lost
+    assert engines.reserve(0)
+    assert not engines.reserve(1)
+    engines.give_back(2)
+    assert engines.reserve(1)
