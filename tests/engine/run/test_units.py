@@ -16,7 +16,7 @@ from caiflow.engine.rows.columns import ColumnType, Row
 from caiflow.engine.run.flows import FlowUnit, Joining, Shard
 from caiflow.engine.run.llms import LedgeredLLMs
 from caiflow.engine.run.units import MeasureUnit, TableUnit, TrainUnit, staged_anew
-from caiflow.engine.store.checkpoints import CHECKPOINTS, COMPLETE, is_to_rest
+from caiflow.engine.store.checkpoints import CHECKPOINTS, COMPLETE, have_rest, is_to_rest
 from caiflow.engine.store.claims import Claims
 from caiflow.operators.sft import Sft, SftParams
 from support.runs_without_ray import AskedLink
@@ -97,6 +97,8 @@ def test_a_training_that_is_to_move_rests_behind_a_new_checkpoint(tmp_path: Path
     (checkpoints[0] / COMPLETE).touch()
     kept = train.lay_down()
     assert (is_to_rest(tmp_path), kept()) == (True, False)
+    have_rest(tmp_path, False)  # as at the end of a pause of the run
+    assert (kept(), is_to_rest(tmp_path)) == (False, True)
     (checkpoints[1] / COMPLETE).touch()
     assert kept()
     train.take_up(rests=False)
