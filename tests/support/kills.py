@@ -157,8 +157,15 @@ def rows_by_step(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: rows.pylist() for name, rows in steps.items() if rows.files}
 
 
-def leftovers(driver_pid: int) -> list[str]:
-    """Return the Ray processes that outlived a driver's session."""
+def leftovers(driver_pid: int, within_s: float = 30.0) -> list[str]:
+    """Return the Ray processes that outlive a driver's session for so long: its reaper ends one that was just being started."""
+    until = time.monotonic() + within_s
+    while (found := _naming(driver_pid)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def _naming(driver_pid: int) -> list[str]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         title = " ".join(process.info["cmdline"] or [])
