@@ -138,4 +138,7 @@ def _keep_off_output() -> None:
 
 
 def _on_errors(tell: Callable[..., None], data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    tell({**data, "is_err": True}, ignore_prefix)
+    """Tell it on standard error, but for the warning of many processes: workers are meant to be many, and mostly wait."""
+    lines = [line for line in data["lines"] if "worker processes have been started on node" not in line]
+    if lines:
+        tell({**data, "lines": lines, "is_err": True}, ignore_prefix)
