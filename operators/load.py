@@ -20,7 +20,6 @@ from caiflow.engine.errors import Finding, WrongValue, finding, suggest
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.rows.tool_use import TOOL_USE
-from caiflow.operators.formats.files import is_pointer
 from caiflow.operators.formats.opening import inner_name
 from caiflow.operators.formats.params import LoadParams, Split
 from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
@@ -67,7 +66,7 @@ class Load(TableOperator[LoadParams]):
     params_type = LoadParams
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
-        """Return the columns seen in the first records of a local text file; others are only known once they are read."""
+        """Return the columns seen in the first records of a local file; others are only known once they are read."""
         head = self._head if isinstance(self._head, Head) else Head([], True)
         survey = Survey()
         good = [row for row in head.rows if not isinstance(row, BadRow)]
@@ -110,7 +109,7 @@ class Load(TableOperator[LoadParams]):
         return None if most is None else Expected(most)
 
     def check(self) -> Iterator[Finding]:
-        """Yield what can be told from the parameters and the first records of a local text file."""
+        """Yield what can be told from the parameters and the first records of a local file."""
         first = next(iter(self._from), None)
         if isinstance(first, FileSource):
             yield from self._check_file(first)
@@ -119,7 +118,7 @@ class Load(TableOperator[LoadParams]):
         elif self._head.rows:
             found = [*self._check_names(self._head)]
             yield from found or self._check_rows(self._head)  # a wrong name explains why rows are bad
-        elif [isinstance(one, FileSource) and one.is_text for one in self._from] == [True]:
+        elif [isinstance(one, FileSource) and one.path.is_file() for one in self._from] == [True]:
             yield Finding(("source",), f"{self.params.source} has no rows", 'a line of it is a row, such as {"prompt": "..."}')
 
     def remarks(self) -> Iterator[Finding]:
@@ -135,8 +134,6 @@ class Load(TableOperator[LoadParams]):
             yield Finding(("csv",), f"`csv` says how a table is written, and {given!r} isn't one", "remove `csv`")
         if file.path.is_dir():
             yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
-        if not file.is_text and file.path.is_file() and is_pointer(file.path):
-            yield Finding(("source",), f"{given} is a Git LFS pointer, not the data", "fetch the file: `git lfs pull`")
         if given.startswith(BUNDLED) and not file.path.is_file():
             known = sorted(path.name for path in file.path.parent.glob("*.*"))
             yield Finding(("source",), f"no bundled file `{file.path.name}`", suggest(file.path.name, known, "bundled files"))
@@ -213,7 +210,7 @@ class Load(TableOperator[LoadParams]):
     def line_for(self, column: str) -> str:
         """Return the line of this step that would give its rows a column; empty where the source has none like it."""
         source = next(iter(self._from), None)
-        if not isinstance(source, FileSource) or not source.is_text or isinstance(self._head, Finding):
+        if not isinstance(source, FileSource) or isinstance(self._head, Finding):
             return ""
         return self._line_of(self._parser(), source, column)
 
@@ -246,6 +243,12 @@ class Load(TableOperator[LoadParams]):
         uses = self._parser().uses(source, _SNIFFED)
         used = [name for name, needed in uses.items() if needed or name == self.params.uid]
         notes = self._notes([name for name, shape in survey.shapes.items() if shape != "null"], parser.format_name)
+        if (
+            parser.format_name == "table"
+            and self.params.format == "auto"
+            and (line := self._line_of(self._parser(), source, "prompt"))
+        ):
+            notes = notes or [f"no column is a prompt; to make one: `{line}`"]
         bad = [{"place": row.place, "reason": row.reason} for row in found if isinstance(row, BadRow)]
         left_out = [name for name in uses if name not in used and self.params.rename.get(name, name) in parser.takes]
         kept = [name for name in uses if name not in (*used, *left_out)]
@@ -307,9 +310,9 @@ class Load(TableOperator[LoadParams]):
 
     @cached_property
     def _head(self) -> Head | Finding:
-        """What the first records of a local text file tell, or why it can't be read; nothing of other sources."""
+        """What the first records of a local file tell, or why it can't be read; nothing of other sources."""
         source = next(iter(self._from), None)
-        if not isinstance(source, FileSource) or not source.is_text:
+        if not isinstance(source, FileSource) or not source.path.is_file():
             return Head([], True)
         try:
             return self._parser().head(source, _SMALL_ROWS if source.path.stat().st_size <= _SMALL_BYTES else _SNIFFED)

@@ -155,7 +155,7 @@ def read_parquet(path: Path) -> Iterator[Line]:
             source = pa.BufferReader(packed.read())
     try:
         file = pq.ParquetFile(source)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{path.name}: not a parquet file: {error}") from error
     place, binary = 0, any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
     for batch in file.iter_batches(1024):

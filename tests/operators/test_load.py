@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -333,6 +335,18 @@ def test_an_empty_file_is_reported_before_the_run(tmp_path: Path, name: str, tex
     assert found[:2] == (("source",), f"{name} has no rows")
     (tmp_path / f"more_{name}").write_text(text)
     assert not list(step(tmp_path, f"*{name[1:]}").check()), "another file of a pattern may have some"
+
+
+def test_parquet_files_are_looked_into_before_the_run(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a", "b"], "n": [1, 2]}), tmp_path / "good.parquet")
+    assert dict(step(tmp_path, "good.parquet").columns({}).types) == {"uid": "text", "prompt": "messages", "n": "integer"}
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-9])
+    (tmp_path / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    for name, told in {"cut": "not a parquet file", "pointer": "a Git LFS pointer", "none": "has no rows"}.items():
+        (found,) = step(tmp_path, f"{name}.parquet").check()
+        assert found.path == ("source",)
+        assert told in found.message
 
 
 def test_a_table_with_two_columns_of_one_name_is_reported_before_the_run(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["prompt", "answers", "scores"],
         ["lang"],
     ),
-    "table": ({"goal": "Why?", "target": "So."}, [], ["goal", "target"]),
+    "table": ({"goal": "Why is it so?", "target": "So."}, [], ["goal", "target"]),
 }
 
 
@@ -42,6 +42,10 @@ def test_the_format_its_reason_and_the_columns_are_told(tmp_path: Path, name: st
     assert (told["format"], told["used"], told["kept"], len(told["rows"])) == (name, used, kept, 2)
     assert told["because"]
     assert told["problems"] == told["bad"] == []
+    assert told["notes"][:1] == {
+        "table": ["no column is a prompt; to make one: `rename: {goal: prompt}`"],
+        "preference": ["`images` is kept as a column, and no part of `prompt` or of a reply"],
+    }.get(name, [])
 
 
 def test_a_field_that_another_takes_the_place_of_is_left_out(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from caiflow.engine.errors import SpecError
 from caiflow.engine.spec.load import load_spec
@@ -24,14 +26,23 @@ steps:
 @pytest.mark.parametrize("column", ["goal", "question", "Behavior", "instruction"])
 def test_the_line_to_write_is_in_the_message_and_mends_it(tmp_path: Path, column: str) -> None:
     (tmp_path / "rows.csv").write_text(f"{column},target\nSay where the tea is.,Sure\n")
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.replace(" RENAME", ""))
+    mends(tmp_path, SPEC, column)
+
+
+def test_a_parquet_file_is_looked_into_as_well(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"user_prompt": ["Say where the tea is."], "kind": ["a"]}), tmp_path / "rows.parquet")
+    mends(tmp_path, SPEC.replace("rows.csv", "rows.parquet"), "user_prompt")
+
+
+def mends(folder: Path, text: str, column: str) -> None:
+    spec = folder / "spec.yaml"
+    spec.write_text(text.replace(" RENAME", ""))
     with pytest.raises(SpecError) as raised:
         load_spec(spec)
     line = f"rename: {{{column}: prompt}}"
     (problem,) = raised.value.problems
     assert problem.hint.endswith(f"add to that step `{line}`")
-    spec.write_text(SPEC.replace(" RENAME", f", {line}"))
+    spec.write_text(text.replace(" RENAME", f", {line}"))
     assert load_spec(spec).name == "asking"
 
 
