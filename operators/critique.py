@@ -143,8 +143,8 @@ class Critique(RowOperator[CritiqueParams]):
         means = "they say nothing about the answer, and revisions that follow them won't help"
         examples = "show others (`examples: drawn`), or fewer"
         return [
-            *answers.common("critiques", "critique", _critique),
-            answers.truncated("critiques", "critique_truncated"),
+            *answers.common("critiques", "critique", _critique, answers.FOLLOWED),
+            answers.truncated("critiques", "critique_truncated", answers.FOLLOWED),
             answers.copies("answer", "critiques", _critique, lambda row: [current_answer(row)], means, penalise),
             answers.copies("example", "critiques", _critique, self._shown, means, examples),
             answers.copies("principle", "critiques", _critique, self._request, means, penalise),

@@ -28,30 +28,46 @@ def each(of: Texts, flaw: Callable[[str, Row], bool | None]) -> RowValue:
     return value
 
 
-def common(noun: str, column: str, of: Texts) -> list[Measure]:
+LEARNT: Mapping[str, str] = {
+    "empty": "nothing can be learned from them",
+    "circles": "a model trained on them learns to repeat itself",
+    "human_turn": "a model trained on them talks to itself",
+    "truncated": "a model trained on them learns to stop in mid-sentence",
+}
+"""What flaws come to in texts that a model may be trained on."""
+FOLLOWED: Mapping[str, str] = {
+    "empty": "a revision has nothing to go by",
+    "circles": "they say little for a revision to go by",
+    "human_turn": "a revision goes by what nobody said",
+    "truncated": "a revision goes by the half that is there",
+}
+"""What they come to in texts that the next one is made by."""
+
+
+def common(noun: str, column: str, of: Texts, means: Mapping[str, str] = LEARNT) -> list[Measure]:
     """Return the measures of any text that a model wrote; `noun` names such texts, `column` is where they are."""
     rule = f"drop these rows with `length: {{column: {column}, min: 1}}` in `filter`"
     return [
         Measure(
-            "empty", "<= 0.02", f"{noun} that are empty", "nothing can be learned from them",
+            "empty", "<= 0.02", f"{noun} that are empty", means["empty"],
             f"look at the prompt and the stop texts, and {rule}", each(of, lambda text, _: not text.strip()),
         ),
         Measure(
-            "circles", "<= 0.05", f"{noun} that go round in circles", "a model trained on them learns to repeat itself",
-            _REPEATS, each(of, lambda text, _: texts.in_circles(text)),
+            "circles", "<= 0.05", f"{noun} that go round in circles", means["circles"], _REPEATS,
+            each(of, lambda text, _: texts.in_circles(text)),
         ),
         Measure(
-            "human_turn", "<= 0.02", f"{noun} that write on the human's next turn",
-            "a model trained on them talks to itself", 'end them with `sampling: {stop: ["Human:"]}`',
+            "human_turn", "<= 0.02", f"{noun} that write on the human's next turn", means["human_turn"],
+            'end them with `sampling: {stop: ["Human:"]}`',
             each(of, lambda text, _: texts.plays_human(text)),
         ),
     ]  # fmt: skip
 
 
-def truncated(noun: str, column: str) -> Measure:
+def truncated(noun: str, column: str, means: Mapping[str, str] = LEARNT) -> Measure:
     """Return the measure of texts cut at `max_tokens`; `column` says so of each row."""
     return Measure(
-        "truncated", "<= 0.2", f"{noun} cut at max_tokens", "a model trained on them learns to stop in mid-sentence",
+        "truncated", "<= 0.2", f"{noun} cut at max_tokens", means["truncated"],
         "raise `sampling.max_tokens`, or ask for shorter texts", each(lambda _: [""], lambda _, row: bool(row[column])),
     )  # fmt: skip
 

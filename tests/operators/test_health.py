@@ -132,6 +132,13 @@ def test_cut_critiques_and_revisions_are_counted_each_where_it_is_made() -> None
     assert readings(revise, [Passed([{**revised(GOOD).made[0], "critique_truncated": True}])])["truncated"].value == 0
 
 
+def test_notes_on_critiques_speak_of_revisions_since_nothing_is_trained_on_them() -> None:
+    means = {op: {measure.name: measure.means for measure in made(op).measures()} for op in ("critique", "revise")}
+    for flaw in ("empty", "circles", "human_turn", "truncated"):
+        assert "revision" in means["critique"][flaw]
+        assert "learn" in means["revise"][flaw] or "trained" in means["revise"][flaw]
+
+
 @pytest.mark.parametrize(
     ("flaw", "text"),
     [
