@@ -142,6 +142,9 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     found = get_close_matches(asked, plain, n=1, cutoff=0.6)
+    if not found and len(asked) >= 3:
+        begun = [candidate for candidate in plain if candidate.startswith(asked)]
+        found = begun if len(begun) == 1 else []
     return plain[found[0]] if found else None
 
 

@@ -74,6 +74,7 @@ MADE = "constitution.yaml"
 MAX_BYTES = 8_000_000
 """Largest constitution file that is read, in bytes."""
 _BUNDLED = Path(__file__).parents[2] / "constitutions"
+_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".md")
 
 
 def load_constitution(value: str | Sequence[Any] | Mapping[str, Any], base_dir: Path = Path()) -> Constitution:
@@ -110,7 +111,8 @@ def source_path(value: str, base_dir: Path = Path()) -> Path:
         return path
     if value in bundled():
         return _BUNDLED / f"{value}.yaml"
-    near = nearest(value, bundled())
+    beside = [found.name for found in sorted(base_dir.glob("*")) if found.suffix in _SUFFIXES][:500] if "/" not in value else []
+    near = nearest(value, (*bundled(), *beside))
     hint = f"did you mean {near!r}?" if near else f"bundled are {', '.join(bundled())}; a path starts in {base_dir.resolve()}"
     if " " in value:
         hint = f"a rule in place is written {{id: my-rule, rule: {value}}}; {hint}"

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import CaiflowError, Finding, suggest
+from caiflow.engine.errors import CaiflowError, Finding, nearest, suggest
 from caiflow.engine.field_marks import Mark
 from caiflow.engine.llm.base import only_vllm_gives
 from caiflow.engine.llm.files import template_text
-from caiflow.engine.llm.model_files import gguf_file, model_folder
+from caiflow.engine.llm.model_files import BUNDLED, PACKAGED, gguf_file, model_folder
 from caiflow.engine.llm.tokenizer_files import ModelFiles, TokenizerFiles
 from caiflow.engine.machine import local_path
 from caiflow.engine.operator import Operator, RowOperator, StepContext, TableOperator
@@ -323,7 +323,8 @@ def _remark_absence(checked: Checked, name: str) -> None:
     entry, path = checked.models.get(name), ("models", name, "source")
     if entry is not None and not entry.served and gguf_file(entry.source, checked.base_dir) is None:
         told = "not checked: its files aren't on this machine yet, which tell its layers, positions and chat template"
-        checked.remarks.at(checked.tree.nearest(path).at, path, told, "")
+        near = nearest(entry.source, (*BUNDLED, *PACKAGED))
+        checked.remarks.at(checked.tree.nearest(path).at, path, told, f"did you mean `{near}`?" if near else "")
 
 
 def _origin(checked: Checked, name: str, broken: set[str]) -> str:

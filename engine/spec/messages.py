@@ -101,7 +101,7 @@ def _report(tree: Node, error: SchemaError, path: Path_, problems: Problems, def
         _report_unknown_keys(node, error, path, problems, definitions)
     elif rule == "required":
         missing = next((key for key in bound if key not in value and f"'{key}' is" in error.message), bound[0])
-        hint = "add `caiflow: 1`" if missing == "caiflow" else f"add `{missing}:`"
+        hint = _close(missing, value) or ("add `caiflow: 1`" if missing == "caiflow" else f"add `{missing}:`")
         problems.at(node.key, path, f"`{path[-1]}` lacks `{missing}`" if path else f"`{missing}` is missing", hint)
     elif rule == "enum" and path[-1:] == ("op",):
         problems.at(node.at, path, f"unknown operator `{value}`", _operator_hint(str(value), node.at.file))
@@ -137,8 +137,28 @@ def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: 
         if key not in known:
             at = node.child(key) or node
             place = slips.meant(key, error.schema, definitions) if isinstance(error.schema, Mapping) else None
-            hint = suggest(key, known, "keys") if place is None else f"write `{_written(place, value)}`"
+            hint = _unknown_hint(key, value, known, path) if place is None else f"write `{_written(place, value)}`"
             problems.at(at.key, (*path, key), f"unknown key `{key}`", hint)
+
+
+def _unknown_hint(key: str, value: Any, known: Sequence[str], path: Path_) -> str:
+    """Return what may be meant by a key: one like it, part of a number, a key with its value, another operator's."""
+    if value is None and key.isdecimal():
+        return f"write decimals with a point, as in `0.{key}`"
+    if close := next((hint for name in known if (hint := _close(name, {key: value}))), ""):
+        return close
+    whose = [] if nearest(key, known) or len(path) != 2 or path[0] != "steps" else _owners(key)
+    return suggest(key, known, "keys") + (f"; `{key}` is a field of {', '.join(whose)}" if whose else "")
+
+
+def _close(missing: str, value: Mapping[str, Any]) -> str:
+    """Return what to write where a key without a space behind its colon, `op:load`, is why one is missing."""
+    found = next((key for key, held in value.items() if held is None and key.startswith(f"{missing}:")), None)
+    return f"write `{missing}: {found.removeprefix(missing + ':')}`, with a space behind the colon" if found else ""
+
+
+def _owners(key: str) -> list[str]:
+    return [name for name in registry.BUILT_IN if key in registry.operator(name).params_type.model_fields]
 
 
 def _written(place: str, value: Any) -> str:
@@ -205,6 +225,10 @@ def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
             return f"write `{{pattern: {_shown(value)}}}`"
     if expected == "text" and not isinstance(value, (list, dict)):
         return "put it in quotes"
+    if expected == "text" and isinstance(value, list) and len(value) == 1:
+        return f"write `{value[0]}`, without brackets"
+    if path[-1:] == ("input",) and isinstance(value, list):
+        return "name one step; `op: mix` joins several"
     return ""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from caiflow.engine.errors import Problem, SpecError
+from caiflow.engine.yaml.syntax import told
 from caiflow.engine.yaml.tree import Location, Node, dotted
 
 MAX_BYTES = 1 << 20
@@ -89,10 +90,8 @@ def parse_yaml(text: str, file: str, *, aliases: bool = True) -> Node:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = builder.location(mark) if mark else Location(file, 1, 1)
-        said = " ".join(filter(None, (error.context, error.problem)))
-        builder.refuse(at, f"this is not valid YAML: {said}", _syntax_hint(said))
+        found = told(error, text)
+        builder.refuse(Location(file, found.line + 1, found.column + 1), f"this is not valid YAML: {found.message}", found.hint)
     except yaml.YAMLError as error:
         character = getattr(error, "character", None)
         what = f"the character {character!r} is not allowed" if character is not None else str(error).split("\n")[0]
@@ -256,11 +255,3 @@ def _depth(node: Node) -> int:
 def _offset(text: str, file: str, position: int) -> Location:
     line = text.count("\n", 0, position) + 1
     return Location(file, line, position - text.rfind("\n", 0, position))
-
-
-def _syntax_hint(said: str) -> str:
-    if "start any token" in said:
-        return "quote the text, or replace tabs by spaces"
-    if "mapping values are not allowed" in said:
-        return "quote a text that holds `: `, and check the indentation"
-    return "check the indentation, the brackets and the quotes around here"

@@ -14,6 +14,8 @@ from caiflow.engine.errors import nearest, suggest
         ("Revise", "revise"),
         ("red-team", "red_team"),
         ("modle", "model"),  # two letters swapped, though `mode` has more of it in order
+        ("gen", "generate"),
+        ("re", None),  # too short, and the beginning of two
         ("xyz", None),
         ("", None),
     ],

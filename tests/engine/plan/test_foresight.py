@@ -142,6 +142,15 @@ def test_validate_says_what_it_could_not_look_at(tmp_path: Path, monkeypatch: py
     assert all(remark.message.startswith("not checked: ") for remark in remarks)
 
 
+def test_a_model_named_almost_as_one_that_comes_with_caiflow_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with out_of_reach("offline", monkeypatch):
+        steps = [ROWS, "it: {op: generate, input: rows, model: far}"]
+        (remark,) = load_spec(spec_of(tmp_path, "far: {source: tinny}", steps)).remarks
+    assert (remark.path, remark.hint) == ("models.far.source", "did you mean `tiny`?")
+
+
 def test_a_gguf_file_that_is_here_isn_t_said_to_be_absent(tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     steps = [ROWS, "it: {op: generate, input: rows, model: far}"]

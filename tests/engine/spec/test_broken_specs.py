@@ -44,6 +44,12 @@ BROKEN = [
     Broken("syntax", "caiflow: 1\nsteps: {a: [1, 2»}\n", [("not valid YAML", "brackets")]),
     Broken("tab", "caiflow: 1\nsteps:\n»\tdata: {}\n", [("not valid YAML", "replace tabs")]),
     Broken("colon_in_text", "caiflow: 1\ndescription: a loop»: really\n", [("mapping values are not allowed", "quote a text")]),
+    Broken("indent", HEAD + "   »ask: {}\n", [("begins in column 4, and its level, from line 5 on, in column 3", "alike")]),
+    Broken("no_indent", HEAD + "ask: {}\n  »more: {}\n", [("its level, from line 1 on, in column 1", "or line 6 before it")]),
+    Broken("list_among_keys", HEAD + "  »- ask: {}\n", [("an entry of a list stands among keys", "remove the `- `")]),
+    Broken("open_quote", 'name: »"a\n' + HEAD, [("the quote that begins here doesn't end", "close it")]),
+    Broken("no_space", "caiflow 1\nsteps»: {}\n", [("mapping values are not allowed", "quote a text")]),
+    Broken("open_bracket", HEAD + "  ask: {op: [a, b»}\n", [("the `[` of line 6, column 13, isn't closed", "with `]`")]),
     Broken("duplicate_key", "caiflow: 1\nseed: 1\n»seed: 2\n", [("duplicate key `seed`", "already set on line 2")]),
     Broken(
         "duplicate_keys_both_reported",
@@ -146,6 +152,34 @@ BROKEN = [
     ),
     Broken(
         "nothing_like_it", steps("  ask: {op: ask, input: data, model: base, »zzz: 1}\n"), [("unknown key `zzz`", "keys: ")]
+    ),
+    Broken(
+        "key_of_another_operator",
+        steps("  ask: {op: ask, input: data, model: base, »lora: {rank: 8}}\n"),
+        [("unknown key `lora`", "`lora` is a field of sft, reward, dpo, rl")],
+    ),
+    Broken(
+        "no_space_behind_a_colon",
+        steps("  »ask: {op:ask, input: data}\n"),
+        [("`ask` lacks `op`", "write `op: ask`, with a space")],
+    ),
+    Broken(
+        "no_space_behind_another",
+        steps("  ask: {op: ask, input: data, model: base, sampling: {»top_k:3}}\n"),
+        [("unknown key `top_k:3`", "write `top_k: 3`, with a space")],
+    ),
+    Broken(
+        "decimal_comma",
+        steps("  ask: {op: ask, input: data, model: base, sampling: {temperature: 0, »7}}\n"),
+        [("unknown key `7`", "`0.7`")],
+    ),
+    Broken(
+        "one_in_brackets", steps("  ask: {op: ask, input: »[data], model: base}\n"), [("`input` must be text", "write `data`")]
+    ),
+    Broken(
+        "two_inputs",
+        steps("  ask: {op: ask, input: »[data, data], model: base}\n"),
+        [("`input` must be text", "`op: mix` joins several")],
     ),
     Broken(
         "key_of_another_tool",
@@ -312,7 +346,12 @@ BROKEN = [
     Broken(
         "constitution_name",
         HEAD + ASK + IMPROVE + "constitution: »harmles\n",
-        [("harmles", "")],
+        [("harmles", "did you mean 'harmless'?")],
+    ),
+    Broken(
+        "constitution_file",
+        HEAD + ASK + IMPROVE + "constitution: »datum.jsonl\n",
+        [("no constitution 'datum.jsonl' and no such file", "did you mean 'data.jsonl'?")],
     ),
     Broken(
         "principle_key",
