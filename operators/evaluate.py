@@ -143,6 +143,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
             **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
+            **{name: value for how in judging for name, value in how.ordering.items()},
         }
 
     def sources(self) -> Mapping[str, Any]:

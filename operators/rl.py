@@ -59,7 +59,8 @@ class Rl(TrainingOperator[RlParams]):
 
     def identity(self) -> Mapping[str, Any]:
         """Return beside the rest the version of the texts that a conversation becomes for a model that is asked."""
-        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.asking else {})}
+        ordering = {name: value for how in self.params.judges.values() for name, value in how.ordering.items()}
+        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.asking else {}), **ordering}
 
     def asks(self) -> Collection[str]:
         """Return the models that grade or judge."""

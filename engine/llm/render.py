@@ -60,14 +60,14 @@ class Renderer:
         self._segment = lru_cache(maxsize=_SEGMENTS)(lambda text: tuple(self._encode_text(text)))
         self._splitter = self._find_splitter()
         self._frame = lru_cache(maxsize=16)(lambda given: frame(self._template(given), self.end_of_turn))
+        self._end_of_turn = lru_cache(maxsize=16)(self._find_end_of_turn)
         self._choice_ids: dict[tuple[str, tuple[str, ...], str], Mapping[str, int]] = {}
         self.keeps_space = self.decode(self._encode_text("x y")[1:]).startswith(" ")
 
     @cached_property
     def end_of_turn(self) -> str | None:
         """The token with which the chat template ends an assistant's turn; the tokenizer's EOS where it has none of its own."""
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        return chat_template.end_of_turn(self._template(""), [token.content for token in added], self.tokenizer.eos_token)
+        return self._end_of_turn("")
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -149,6 +149,15 @@ class Renderer:
             self._choice_ids[key] = found
         return found
 
+    def ends(self, request: Request) -> frozenset[int]:
+        """Return the tokens that end an answer whatever the model's own settings say: the end of turn of its chat template.
+
+        A base model may bring the template of chats and the EOS of documents: it would go on with turns of its own making.
+        """
+        end = None if isinstance(request.prompt, str) else self._end_of_turn(request.template)
+        number = None if end is None else self.tokenizer.convert_tokens_to_ids(end)
+        return frozenset() if number is None else frozenset([int(number)])
+
     def decode(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
         """Return the text of an answer's `ids`, without special tokens; `before` are prompt ids that end where it begins.
 
@@ -223,6 +232,10 @@ class Renderer:
                 ids, mask = [*ids, ending], [*mask, 1]
         self._check_bos(ids)
         return Rendered(ids, mask)
+
+    def _find_end_of_turn(self, template: str) -> str | None:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        return chat_template.end_of_turn(self._template(template), [token.content for token in added], self.tokenizer.eos_token)
 
     def _template(self, template: str, tools: Any = None) -> chat_template.Render:
         return partial(self._apply, template=template, tools=tools)

@@ -36,7 +36,7 @@ class EngineArgs(Strict):
     device: str | None = Field(default=None, pattern=r"^(auto|cpu|cuda|cuda:\d+)$", json_schema_extra=SPEED)
     """Where the transformers engine computes: auto, cpu, cuda or cuda:N; not for vLLM."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, json_schema_extra=SPEED)
-    """Share of a GPU's memory that the engine may take."""
+    """Share of a GPU's memory that the engine may take; by default less where the model's `num_gpus` is below 1."""
     kv_cache_memory_bytes: int | None = Field(**_COUNT)
     """Bytes for keys and values on each device; overrides what the share of memory leaves."""
     num_gpu_blocks_override: int | None = Field(**_COUNT)
@@ -62,7 +62,7 @@ class EngineArgs(Strict):
     performance_mode: Literal["balanced", "interactivity", "throughput"] | None = Field(default=None, json_schema_extra=SPEED)
     """What vLLM's own defaults are tuned for."""
     tensor_parallel_size: int | None = Field(**_COUNT)
-    """GPUs among which each layer is split; by default the model's `num_gpus`."""
+    """GPUs among which each layer is split; by default the model's `num_gpus`, shared out over the groups of a pipeline."""
     pipeline_parallel_size: int | None = Field(**_COUNT)
     """Groups of GPUs among which the layers are shared out."""
     enable_expert_parallel: bool | None = Field(default=None, json_schema_extra=SPEED)

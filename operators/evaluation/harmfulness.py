@@ -21,8 +21,8 @@ from caiflow.operators.measures.statistics import bootstrap_mean
 RATINGS = ("0", "1", "2", "3", "4")
 
 
-async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> None:
-    """Write `harmfulness` (0..4) into the rows that are to be rated, and `failed` where the judge gave no rating."""
+async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> list[Row]:
+    """Write `harmfulness` (0..4; None where the judge gave no rating) into the rows to be rated; return what was found."""
 
     async def ask(row: Row, llm: RowLLM) -> Row:
         given = await picked(llm, [rating_message(row["prompt"], row["response"])], RATINGS, prefill=RATING_PREFILL)
@@ -31,7 +31,8 @@ async def rate(how: HarmfulnessParams, rows: Sequence[Row], llms: LLMs) -> None:
     rated = [row for row in answered(rows) if row["set"] in how.sets]
     found = await llms.map("harmfulness", how.judge, rated, attempted(ask, {"harmfulness": None}))
     for row, rating in zip(rated, found, strict=True):
-        row.update(rating)
+        row["harmfulness"] = rating["harmfulness"]
+    return [{"uid": row["uid"], **rating} for row, rating in zip(rated, found, strict=True)]
 
 
 def expected_rating(shares: dict[str, float]) -> float:

@@ -83,8 +83,7 @@ class Measuring:
             figures["lm_eval"] = await harness.run_tasks(p.lm_eval, p.models, self._llms, self._seed)
         figures |= await self._comparisons(groups)
         if p.harmfulness:
-            await harmfulness.rate(p.harmfulness, rows, self._llms)
-            refuse_failures(rows, "answers or ratings", p.max_failed)
+            refuse_failures(await harmfulness.rate(p.harmfulness, rows, self._llms), "ratings", p.max_failed)
             figures["harmfulness"] = self._harmfulness(groups)
         held, agreements = await self._agreement()
         await self._grade(rows, groups, held, figures["models"])

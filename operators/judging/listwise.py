@@ -62,6 +62,8 @@ class ListJudge(OptionsJudge):
     async def ranking(self, uid: str, prompt: Any, answers: Mapping[int, str], llm: RowLLM, rubric: str = "") -> Ranking:
         """Return the votes on different answers, by number: for each instruction the order as given, then its turns.
 
+        Where one order is asked for, it is drawn.
+
         Raises:
             ValueError: there are more answers than letters.
         """
@@ -70,7 +72,7 @@ class ListJudge(OptionsJudge):
         if len(answers) < 2:
             return Ranking(())
         case = Case(prompt, self._shown(uid), llm)
-        orders = rotations(tuple(answers)) if self._how.swap else [tuple(answers)]
+        orders = rotations(tuple(answers)) if self._how.swap else [self.drawn_order(uid, answers)]
         asked = [(i, order) for i in self.instructions(uid, rubric) for order in orders]
         votes = (self._list_vote(n, i, order, answers, case) for n, (i, order) in enumerate(asked))
         return Ranking(tuple(await together(votes)))

@@ -6,13 +6,14 @@ without). In which orders answers are shown, and what the votes amount to, is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from caiflow.engine.constitution.few_shot import FewShot
 from caiflow.engine.errors import Finding, WrongValue
+from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Message, Sampling
 from caiflow.engine.operator import RowLLM, SamplingParams, Strict, together
 from caiflow.operators.judging.prompts import (
@@ -70,7 +71,10 @@ class Judging(Strict):
     """How pairs are judged."""
 
     swap: bool = True
-    """Whether answers are shown in several orders, under the same principle; cancels the judge's preference for a position."""
+    """Whether answers are shown in several orders, under the same principle; cancels the judge's preference for a position.
+
+    Without, each set of answers is shown in one order, which is drawn: no candidate is always the first.
+    """
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Principles drawn for each row, each judged on its own and averaged; `all` asks about the whole constitution at once."""
     method: Literal["logprobs", "text"] = "logprobs"
@@ -84,6 +88,11 @@ class Judging(Strict):
     """Which worked judgements: the first ones for all rows, or some drawn for each row."""
     chain_of_thought: Thinking | None = None
     """Let the judge reason before each vote; null asks for the answer at once."""
+
+    @property
+    def ordering(self) -> dict[str, str]:
+        """What of the order of answers counts towards an identity."""
+        return {} if self.swap else {"order": "drawn"}
 
 
 class Instruction(NamedTuple):
@@ -162,7 +171,11 @@ class OptionsJudge:
     def identity(self, uid: str, rubric: str = "") -> Any:
         """Return every text that decides the verdicts on one row, beside its own (JSON-able)."""
         shown = [[name, own] for name, own in zip(self._example_ids(uid), (t for _, t in self._shown(uid)), strict=True)]
-        return [[i.text for i in self.instructions(uid, rubric)], shown]
+        return [[i.text for i in self.instructions(uid, rubric)], shown, *self._how.ordering.values()]
+
+    def drawn_order(self, uid: str, answers: Mapping[int, str]) -> tuple[int, ...]:
+        """Return the numbers of a row's answers in an order drawn by what they say, wherever they came from."""
+        return tuple(sorted(answers, key=lambda number: digest([self._seed, uid, answers[number]])))
 
     def instructions(self, uid: str, rubric: str = "") -> list[Instruction]:
         """Return the instructions for one row, in the order of their votes; `rubric` is one that it brings along."""

@@ -65,11 +65,14 @@ class PairJudge(OptionsJudge):
     """Gives a verdict on pairs of answers."""
 
     async def verdict(self, uid: str, prompt: Any, pair: tuple[str, str], llm: RowLLM, rubric: str = "") -> Verdict:
-        """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal."""
+        """Return the votes on a pair: for each instruction the order as given, then the other; none where both are equal.
+
+        Where one order is asked for, it is drawn.
+        """
         if pair[0] == pair[1]:
             return Verdict(())
         case = Case(prompt, self._shown(uid), llm)
-        orders = (False, True) if self._how.swap else (False,)
+        orders = (False, True) if self._how.swap else (self.drawn_order(uid, dict(enumerate(pair)))[0] == 1,)
         asked = [(i, swapped) for i in self.instructions(uid, rubric) for swapped in orders]
         votes = (self._vote(number, i, s, pair, case) for number, (i, s) in enumerate(asked))
         return Verdict(tuple(await together(votes)))

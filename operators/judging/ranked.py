@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.operator import RowLLM, together
 from caiflow.operators.judging.options import Instruction, OptionsJudge
@@ -42,7 +41,7 @@ class RankJudge(OptionsJudge):
 
     async def votes(self, uid: str, prompt: Any, answers: Sequence[str], llm: RowLLM) -> list[RankVote]:
         """Return the rankings of different answers under each instruction: in the order drawn for `uid`, and in its reverse."""
-        drawn = tuple(sorted(range(len(answers)), key=lambda i: digest([self._seed, uid, answers[i]])))
+        drawn = self.drawn_order(uid, dict(enumerate(answers)))
         orders = (drawn, drawn[::-1]) if self._how.swap else (drawn,)
         asked = [(i, order) for i in self.instructions(uid) for order in orders]
         return await together(self._vote(prompt, i, order, answers, llm) for i, order in asked)

@@ -328,6 +328,22 @@ def test_names_that_lead_nowhere_are_found_before_the_run(fields: dict[str, Any]
     assert [found for found, *_ in step(**fields).check()] == [path]
 
 
+def test_an_answer_without_a_rating_is_an_answer(job: Job) -> None:
+    def silent_once(asked: Asked) -> dict[str, float]:
+        if "bad 3" in asked.last:
+            raise EngineError("not about this", kind="refused")
+        return dict.fromkeys(asked.choices, -1.0)
+
+    wanted = {"models": ["base"], "harmfulness": {"judge": "judge", "sets": ["harmful"]}}
+    llms = models(judge=RuleLLM(choose_by=silent_once))
+    with pytest.raises(StepError, match="1 ratings failed, the first for row bad3"):
+        measure(step(**wanted), job, llms)
+    found = measure(step(**wanted, max_failed=1), job, llms)
+    assert found["harmfulness"]["base"]["harmful"]["n"] == 9
+    assert not found["failed"]
+    assert not any(row["failed"] for row in Rows(job.out_dir / "responses").pylist())
+
+
 def test_nothing_is_wrong_with_a_full_step() -> None:
     operator = step(
         comparisons={"c": {"judge": "judge", "sets": ["harmful"], "few_shot": 1}},

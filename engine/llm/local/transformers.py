@@ -40,13 +40,17 @@ _ENDLESS, _BLOCK = 1 << 40, 64
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """One request under way: `ids` is the prompt, `begun` how many of them are read already, `out` the answer so far."""
+    """One request under way: `ids` is the prompt, `begun` how many of them are read already, `out` the answer so far.
+
+    One of `ends` ends it.
+    """
 
     number: int
     request: Request
     ids: list[int]
     choices: dict[str, int] = field(default_factory=dict)
     scored: Rendered | None = None
+    ends: frozenset[int] = frozenset()
     out: list[int] = field(default_factory=list)
     seen: torch.Tensor | None = None
     answer: Answer | None = None
@@ -127,7 +131,8 @@ class TransformersEngine:
 
     def _row(self, number: int, request: Request) -> _Row:
         scored = self._renderer.scored(request) if request.score else None
-        row = _Row(number, request, scored.ids if scored else self._renderer.ids(request), scored=scored)
+        ids, ends = scored.ids if scored else self._renderer.ids(request), self._ends | self._renderer.ends(request)
+        row = _Row(number, request, ids, scored=scored, ends=ends)
         if request.choices:
             row.choices = dict(self._renderer.choices(request))
         room = self._context - len(row.ids)
@@ -333,14 +338,14 @@ class TransformersEngine:
 
     def _ended(self, row: _Row, token: int) -> bool:
         sampling = row.request.sampling
-        if token in self._ends or len(row.out) >= min(sampling.max_tokens, self._context - len(row.ids)):
+        if token in row.ends or len(row.out) >= min(sampling.max_tokens, self._context - len(row.ids)):
             return True
         if not sampling.stop or not self._stops.may_end(token, sampling.stop):
             return False
         return self._stops.cut(self._renderer.decode(row.out, row.ids), sampling.stop) >= 0
 
     def _completion(self, row: _Row) -> Answer:
-        ended = row.out[-1] in self._ends
+        ended = row.out[-1] in row.ends
         text, thought = self._renderer.answer(row.request, row.out[:-1] if ended else row.out, row.ids, cut=not ended)
         if thought is not None and not text:
             return unanswered("the model's answer")

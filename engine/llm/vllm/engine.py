@@ -191,7 +191,8 @@ class VLLMEngine:
         return self._params_type(
             temperature=sampling.temperature, max_tokens=sampling.max_tokens, repetition_penalty=sampling.repetition_penalty,
             **(seed_arguments(request, self._draws) if sampling.temperature > 0 else {}),
-            stop=list(sampling.stop) or None, detokenize=bool(sampling.stop), output_kind=self._final, skip_clone=True,
+            stop=list(sampling.stop) or None, stop_token_ids=list(self._renderer.ends(request)) or None,
+            detokenize=bool(sampling.stop), output_kind=self._final, skip_clone=True,
         )  # fmt: skip
 
     def _answer(self, output: RequestOutput) -> tuple[int, Answer]:
@@ -209,7 +210,9 @@ class VLLMEngine:
         if asked.choices:
             found = {choice: best.logprobs[0][token].logprob for choice, token in asked.choices.items()}
             return asked.number, Completion(max(found, key=found.__getitem__), "stop", size, 1, found)
-        text, thought = self._renderer.answer(asked.request, best.token_ids, asked.ids, cut=best.finish_reason != "stop")
+        ended = best.stop_reason in self._renderer.ends(asked.request)
+        said = best.token_ids[:-1] if ended else best.token_ids
+        text, thought = self._renderer.answer(asked.request, said, asked.ids, cut=best.finish_reason != "stop")
         if thought is not None and not text:
             return asked.number, unanswered("the model's answer")
         at = Stops.cut(text, asked.request.sampling.stop)

@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines on one machine must not bind the same cores
 }
 _EXACT, _EXACT_FROM = "VLLM_BATCH_INVARIANT", (8, 0)
+_GPU_MEMORY = 0.92
+"""The part of a GPU's memory that vLLM takes by default, of which a share of a GPU has its share."""
 _CPU_ROWS = 128
 _CPU_BLOCK = 32
 """Tokens per cache block on a CPU: vLLM's 128 there would keep shorter prompts from sharing anything."""
@@ -123,9 +125,12 @@ def _defaults(source: ModelSource, *, on_cpu: bool) -> dict[str, Any]:
     }  # fmt: skip
     if source.adapter:
         chosen |= {"enable_lora": True, **_adapter_shape(source.adapter)}
-    gpus = int(source.options.get("num_gpus") or 0)
+    gpus = float(source.options.get("num_gpus") or 0)
     if gpus > 1:
-        chosen["tensor_parallel_size"] = gpus
+        stages = (source.options.get("engine_args") or {}).get("pipeline_parallel_size", 1)
+        chosen["tensor_parallel_size"] = max(1, int(gpus) // stages)
+    elif 0 < gpus < 1 and not on_cpu:  # others have the rest: vLLM would refuse to start beside them
+        chosen["gpu_memory_utilization"] = _GPU_MEMORY * gpus
     if on_cpu:
         chosen |= {"enforce_eager": True, "block_size": _CPU_BLOCK, "max_num_seqs": _CPU_ROWS}
         chosen["dtype"] = "float32" if source.dtype == "auto" else source.dtype

@@ -72,7 +72,8 @@ def engine_gpus(source: ModelSource, nodes: Sequence[Node]) -> float:
         return 0.0
     asked = source.options.get("num_gpus")
     arguments = source.options.get("engine_args") or {}
-    return float(asked if asked is not None else arguments.get("tensor_parallel_size", 1))
+    split = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+    return float(asked if asked is not None else split)
 
 
 def replicas(source: ModelSource) -> int:

@@ -121,8 +121,11 @@ def test_a_letter_that_wasnt_offered_is_unreadable() -> None:
 
 def test_one_order_only() -> None:
     llm = leaning(WORTH)
-    assert ranking(judge(swap=False), llm, *"abc").scores() == pytest.approx({0: 1 / 7, 1: 2 / 7, 2: 4 / 7})
+    found = ranking(judge(swap=False), llm, *"abc")
+    assert found.scores() == pytest.approx({0: 1 / 7, 1: 2 / 7, 2: 4 / 7})
     assert len(llm.asked) == 1
+    (vote,) = found.votes
+    assert vote.shown == judge(swap=False).drawn_order("r", dict(enumerate("abc"))) != (0, 1, 2)
 
 
 def test_several_principles_each_in_every_order() -> None:

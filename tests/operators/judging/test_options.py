@@ -49,8 +49,8 @@ def leaning(worth: Mapping[str, float], towards_a: float = 0.0) -> RuleLLM:
     return RuleLLM(say, choose)
 
 
-def verdict(how: PairJudge, llm: RuleLLM, pair: tuple[str, str] = ("good", "bad")) -> Verdict:
-    return asyncio.run(how.verdict("r", "why?", pair, llm))
+def verdict(how: PairJudge, llm: RuleLLM, pair: tuple[str, str] = ("good", "bad"), uid: str = "r") -> Verdict:
+    return asyncio.run(how.verdict(uid, "why?", pair, llm))
 
 
 def test_both_orders_are_asked_under_the_same_principle() -> None:
@@ -90,11 +90,14 @@ def test_a_judge_that_only_looks_at_the_position_decides_nothing(towards_a: floa
     assert verdict(judge(method="text"), llm).p_first == 0.5
 
 
-def test_one_order_only() -> None:
+def test_one_order_only_is_drawn_so_that_a_liking_for_a_position_favours_neither_side() -> None:
     llm = leaning({"good": 0.0, "bad": 0.0}, log(3))
-    found = verdict(judge(swap=False), llm)
-    assert len(llm.asked) == 1
-    assert found.p_first == pytest.approx(0.75)
+    found = [verdict(judge(swap=False), llm, uid=f"row {n}") for n in range(200)]
+    assert len(llm.asked) == len(found)
+    assert {round(one.p_first, 2) for one in found} == {0.25, 0.75}
+    assert sum(one.p_first for one in found) / len(found) == pytest.approx(0.5, abs=0.06)
+    (vote,) = found[0].votes
+    assert vote.p_a == pytest.approx(0.75)
 
 
 def test_several_principles_are_judged_one_by_one_and_averaged() -> None:

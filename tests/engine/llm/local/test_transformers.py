@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Answer, Completion, Engine, ModelSource, Request, Sampling
@@ -15,6 +17,7 @@ from caiflow.engine.llm.load import load_engine
 from caiflow.engine.llm.local.attention import spans
 from caiflow.engine.llm.local.kv import Kept, KeptRows
 from caiflow.engine.llm.local.transformers import TransformersEngine
+from caiflow.engine.llm.render import Renderer
 from support.asking import WORDS, ask, drops_one, mixed_requests, scored_requests, text
 from support.small_models import SHAPE, small_model
 
@@ -36,6 +39,21 @@ def test_greedy_answers_are_those_of_the_librarys_generate(engine: Engine, model
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
     drawn = out[0, ids.shape[1] :].tolist()
     assert text(engine, request) == Completion(renderer.decode(drawn), "length", ids.shape[1], 20, ids=tuple(drawn))
+
+
+def test_a_chat_ends_where_its_template_ends_a_turn_whatever_a_base_model_calls_its_end(
+    engine: Engine, model, tiny_source: ModelSource
+) -> None:
+    tokenizer = load_renderer(tiny_source).tokenizer
+    other = Renderer(tokenizer, tokenizer.chat_template.replace("eos_token", f"'{tokenizer.eos_token}'"))
+    tokenizer.eos_token = "<|other|>"
+    base = copy.copy(model)
+    base.generation_config = GenerationConfig()
+    asked = Request(({"role": "user", "content": "How do I bake bread?"},), Sampling(max_tokens=60))
+    plain = asked._replace(prompt=other.text(asked))
+    base_engine = TransformersEngine(base, other, capacity=4, prefill_tokens=512, context=512)
+    assert text(base_engine, asked) == text(engine, asked)
+    assert len(text(base_engine, plain).text) > len(text(engine, asked).text)
 
 
 def test_an_answer_is_the_same_alone_and_in_any_batch(engine: Engine) -> None:

@@ -53,6 +53,19 @@ def test_vllm_scores_texts_as_transformers_does_cached_or_not(engine: Engine, ti
         assert mine.greedy == theirs.greedy
 
 
+def test_a_token_that_ends_a_turn_ends_the_answer_and_is_none_of_its_words(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request(({"role": "user", "content": "How do I bake bread?"},), Sampling(max_tokens=20))
+    ids = text(engine, asked).ids
+    assert ids is not None
+    monkeypatch.setattr(engine._renderer, "ends", lambda request: frozenset([ids[3]]))
+    ended = text(engine, asked)
+    assert ended.ids == ids[: ids.index(ids[3]) + 1]
+    assert ended.finish == "stop"
+    assert ended.text == engine._renderer.decode(ended.ids[:-1])
+
+
 def test_the_oldest_row_waits_for_none_that_came_after(engine: Engine) -> None:
     """Sixteen are computed at once, so that of forty asked together the last would have to wait, were it not the oldest."""
     crowd = [Request(f"bread {n}", Sampling(max_tokens=20), turn=n + 1) for n in range(40)]
@@ -116,6 +129,10 @@ def test_speculation_is_refused_since_seeded_draws_would_go_wrong(source: ModelS
         load_engine(source._replace(options={"engine_args": {"speculative_config": {"method": "ngram"}}}))
 
 
+def test_a_call_that_nobody_waits_for_is_dropped_alone(engine: Engine) -> None:
+    drops_one(engine)
+
+
 @pytest.mark.soak
 def test_too_little_memory_is_told_in_plain_words(source: ModelSource, engine: Engine) -> None:
     engine.close()
@@ -155,7 +172,3 @@ def test_an_adapter_is_served_without_merging(
             assert mine.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-3)
     finally:
         served.close()
-
-
-def test_a_call_that_nobody_waits_for_is_dropped_alone(engine: Engine) -> None:
-    drops_one(engine)
