@@ -1,15 +1,17 @@
 """What the hub says of a repository: the commit that a revision stands for, and the files that commit has.
 
-Owns how long the hub is waited for, and telling one that is out of reach from one that says no. Downloads nothing.
+Owns how long the hub is waited for, and telling one that is out of reach from one that says no. Downloads adapters alone, which
+are small and which nobody can place before their files are read; models come when they are loaded.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from caiflow.engine.errors import UnreachableError, WrongValue
 from caiflow.engine.llm.model_files import hub_cache
@@ -57,6 +59,21 @@ def ask_hub(repo: str, revision: str | None, kind: Kind) -> Told:
     raise answer
 
 
+def fetched_adapter(repo: str, revision: str | None) -> Path:
+    """Return the folder of an adapter's repository, downloaded into the hub's cache; what its own folders hold isn't.
+
+    Raises:
+        UnreachableError: the hub can't be asked, or the download breaks off.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        where: dict[str, Any] = {"cache_dir": hub_cache(), "endpoint": os.environ.get("HF_ENDPOINT") or None}
+        return Path(snapshot_download(repo, revision=revision, ignore_patterns="*/*", **where))
+    except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
+        raise UnreachableError(f"the adapter {repo} can't be downloaded: {_first(error)}") from error
+
+
 def offline(kind: Kind) -> bool:
     """Return whether the environment forbids asking the hub."""
     names = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", *(["HF_DATASETS_OFFLINE"] if kind == "dataset" else [])]
@@ -88,7 +105,11 @@ def _asked(repo: str, revision: str | None, kind: Kind) -> _Answer:
         info = (api.model_info if kind == "model" else api.dataset_info)(repo, revision=revision, timeout=_REQUEST_S)
         return Told(str(info.sha), tuple(sibling.rfilename for sibling in info.siblings or ()))
     except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _first(error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         says_no = isinstance(error, HFValidationError) or (status is not None and status < 500 and status not in _SAYS_NOTHING)
         return WrongValue(f"the hub says: {reason}") if says_no else UnreachableError(f"the hub is out of reach: {reason}")
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.chat_template import with_variables
 from caiflow.engine.llm.files import adapter_base, template_text
 from caiflow.engine.llm.gguf import inspect, unpacked_name
-from caiflow.engine.llm.hub import ask_hub
+from caiflow.engine.llm.hub import ask_hub, fetched_adapter
 from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
 from caiflow.engine.machine import local_path
 from caiflow.engine.spec.engine_args import counted
@@ -49,7 +49,7 @@ def resolve_model(
         parts["base"] = _locate(f"{where}.source", *base, base_dir)[1]
     adapter = tokenizer = None
     if entry.adapter:
-        adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir)
+        adapter, parts["adapter"] = _locate(f"{where}.adapter", entry.adapter, None, base_dir, adapter=True)
     if entry.tokenizer:
         tokenizer, parts["tokenizer"] = _locate(f"{where}.tokenizer", entry.tokenizer, None, base_dir)
     template = _template(entry, base_dir, parts)
@@ -180,8 +180,8 @@ def _unpacked(where: str, file: Path, store: Store) -> tuple[str, str]:
     return str(store.path(unpacked_name(sha256))), f"gguf:{sha256}"
 
 
-def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tuple[str, str]:
-    """Return (what `from_pretrained` takes, what identifies its contents)."""
+def _locate(where: str, source: str, revision: str | None, base_dir: Path, *, adapter: bool = False) -> tuple[str, str]:
+    """Return (what `from_pretrained` takes, what identifies its contents); an `adapter` of the hub is fetched for its files."""
     if source in BUNDLED:
         return _folder(where, bundled_folder(source))
     for folder in (base_dir / source, local_path(source, Path())):
@@ -193,9 +193,17 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path) -> tu
         hint = "give a folder, a GGUF file, a hub id (org/name), `tiny` or `smollm2`"
         raise PlanError(f"{where}: no folder {source!r} beside the spec", hint)
     snapshot = hub_snapshot(source, revision)
-    if snapshot is not None:
-        return str(snapshot), f"hub:{source}@{snapshot.name}"
-    return source, f"hub:{source}@{_hub_commit(where, source, revision)}"
+    try:
+        if snapshot is None:
+            commit, names = (revision, ()) if revision and COMMIT.fullmatch(revision) else ask_hub(source, revision, "model")
+            if not adapter and ("adapter_config.json" not in names or "config.json" in names):
+                return source, f"hub:{source}@{commit}"
+            snapshot = fetched_adapter(source, revision)  # which model it is laid over is part of what identifies it
+    except ValueError as error:
+        told = f"{where}: {source!r} is neither a folder, nor in the hub's cache, nor to be had ({error})"
+        kind = UnreachableError if isinstance(error, UnreachableError) else PlanError
+        raise kind(told, "check the name, download it, or pin `revision` to a commit") from error
+    return str(snapshot), f"hub:{source}@{snapshot.name}"
 
 
 def _folder(where: str, folder: Path) -> tuple[str, str]:
@@ -206,14 +214,3 @@ def _folder(where: str, folder: Path) -> tuple[str, str]:
     ):
         raise PlanError(f"{where}: {folder} has no config.json", "give a folder in the Hugging Face layout")
     return str(folder), str(folder_manifest(folder)["digest"])
-
-
-def _hub_commit(where: str, repo: str, revision: str | None) -> str:
-    if revision and COMMIT.fullmatch(revision):
-        return revision
-    try:
-        return ask_hub(repo, revision, "model").commit
-    except ValueError as error:
-        told = f"{where}: {repo!r} is neither a folder, nor in the hub's cache, nor to be had ({error})"
-        kind = UnreachableError if isinstance(error, UnreachableError) else PlanError
-        raise kind(told, "check the name, download it, or pin `revision` to a commit") from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.model_files import PACKAGED
+from caiflow.engine.llm.model_files import PACKAGED, hub_snapshot
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
 from caiflow.engine.store.artifacts import Artifact
+from support.loopback_hub import GONE, HUB, served
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -121,3 +123,29 @@ def test_a_package_that_is_missing_is_named_with_the_one_command_that_brings_it(
 def test_a_gguf_file_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"models\.m: there is no file 'org/model\.gguf'"):
         resolve_model("m", ModelEntry(source="org/model.gguf"), tmp_path)
+
+
+@pytest.mark.skipif(not (HUB / "hub.py").is_file(), reason=f"no hub to serve at {HUB}; set CAIFLOW_TEST_HUB")
+@pytest.mark.skipif(not find_spec("fastapi") or not find_spec("uvicorn"), reason="the hub needs fastapi and uvicorn")
+def test_an_adapter_of_the_hub_is_here_once_it_is_named_and_what_it_lies_over_decides_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, model = (tmp_path / "models" / "org" / name for name in ("lora", "model"))
+    (adapter / "checkpoint-9").mkdir(parents=True)
+    (adapter / "checkpoint-9" / "optimizer.pt").write_text("large")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/model"}))
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    entries = [ModelEntry(source="tiny", adapter="org/lora"), ModelEntry(source="org/lora")]
+    with served(tmp_path, "models/org/lora") as variables:
+        for name in ("HF_ENDPOINT", "HF_HOME"):
+            monkeypatch.setenv(name, variables[name])
+        for name in GONE:
+            monkeypatch.delenv(name, raising=False)
+        itself, again, on_top = (resolve_model("m", entry, tmp_path) for entry in (entries[1], entries[1], entries[0]))
+        with pytest.raises(PlanError, match=r"models\.m\.adapter: 'org/nobody' is neither a folder"):
+            resolve_model("m", ModelEntry(source="tiny", adapter="org/nobody"), tmp_path)
+    assert itself == again
+    assert on_top.adapter == itself.path
+    assert [file.name for file in Path(itself.path).iterdir()] == ["adapter_config.json"]
+    assert hub_snapshot("org/model", None) is None, "a model comes when it is loaded"
