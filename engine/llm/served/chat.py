@@ -154,14 +154,14 @@ class Dialect:
         return LIKELIHOODS in self.without
 
     def _check_model(self, named: Any) -> None:
-        """Refuse the answer of another model than was asked; a path before its name and a version behind it make no other.
+        """Refuse the answer of another model than was asked; a path before a name makes no other, nor a version that one lacks.
 
         Raises:
             EngineError: kind `other_model`.
         """
-        known = {_bare_name(name) for name in (self.model, self._answers_as) if name}
+        known = [name for name in (self.model, self._answers_as) if name]
         name = str(named)
-        if not named or not known or (len(name) < _LONGEST_NAME and _bare_name(name) in known):
+        if not named or not known or (len(name) < _LONGEST_NAME and any(_same_model(name, one) for one in known)):
             return
         raise EngineError(
             f"the server answers as {name[:_LONGEST_NAME]!r}, asked for {self.model!r}",
@@ -274,12 +274,16 @@ def _count(value: Any) -> int:
 
 _MOST_TOKENS = 1 << 32
 _LONGEST_NAME = 300
-_VERSION = re.compile(r"(@.*|:.*|-latest|-v?\d[\d.-]*)$")
-"""What servers put behind a model's name: a revision, a tag, a date or a number."""
+_VERSION = re.compile(r"[@:].+|-(?:v\d[\d.]*|\d{3,}|\d{2,4}-\d\d(?:-\d{2,4})?)")
+"""What servers put behind a model's name: a revision, a tag, a date or a long number. A short one is another model's name."""
 
 
-def _bare_name(model: str) -> str:
-    return _VERSION.sub("", model.lower().rstrip("/").rpartition("/")[2])
+def _same_model(one: str, other: str) -> bool:
+    """Return whether two names mean one model: the same, or with a version that the other leaves open."""
+    short, long = sorted(
+        (re.sub("[-:]latest$", "", name.lower().rstrip("/").rpartition("/")[2]) for name in (one, other)), key=len
+    )
+    return long == short or (long.startswith(short) and _VERSION.fullmatch(long[len(short) :]) is not None)
 
 
 def _in_words(request: Request, *, by_word: bool) -> str:

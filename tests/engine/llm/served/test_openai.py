@@ -406,12 +406,31 @@ def named(model: str) -> Any:
     return status, headers, json.dumps({**json.loads(body), "model": model})
 
 
-@pytest.mark.parametrize("model", ["m", "M", "org/m", "m-2024-08-06", "m@main", "m:latest", "m-0613", ""])
+@pytest.mark.parametrize("model", ["m", "M", "org/m", "m-2024-08-06", "m@main", "m:latest", "m-latest", "m-0613", "m-001", ""])
 def test_a_version_or_path_of_the_models_name_is_the_model(
     server: BadServer, connect: Callable[..., Engine], model: str
 ) -> None:
     server.reply = lambda body, n: named(model)
     assert text(connect(), Request(CHAT)).text == "fine"
+
+
+@pytest.mark.parametrize(
+    ("asked", "named_otherwise"),
+    [
+        ("gpt-4", "gpt-5"),
+        ("opus-4", "opus-4-1"),
+        ("mistral-7b-v0.3", "mistral-7b-v0.2"),
+        ("qwen3:8b", "qwen3:32b"),
+        ("gpt-4o-2024-08-06", "gpt-4o-2024-05-13"),
+    ],
+)
+def test_another_version_than_was_asked_is_another_model(
+    server: BadServer, connect: Callable[..., Engine], asked: str, named_otherwise: str
+) -> None:
+    server.reply = lambda body, n: named(named_otherwise)
+    assert error(connect(asked)).kind == "other_model"
+    server.reply = lambda body, n: named(f"org/{asked}")
+    assert text(connect(asked), Request(CHAT)).text == "fine"
 
 
 def test_another_model_than_was_asked_is_refused_unless_named(server: BadServer, connect: Callable[..., Engine]) -> None:
