@@ -188,7 +188,7 @@ class LedgeredLLM(RowLLM):
         if ledger is None:
             return await self._ask_engine(request)
         if request.score or request.classify:  # without a seed: another row's call may be the very same
-            ledger = ledger.common
+            ledger = ledger.common if ledger.common_at_hand else await asyncio.to_thread(_common, ledger)
         kept_as = call_key(self._asker.model_identity, request)
         async with claimed(ledger, kept_as, partial(self._kept, ledger, kept_as)) as kept:
             if kept is None:
@@ -271,6 +271,11 @@ _ABOVE_ONE = 0.01
 """Rounding may put the logarithm of a probability of 1 a little above 0."""
 _COMPLETION = Completion._fields[:-1]
 """What the ledger keeps of an answer: all but its ids, which are kept by its words."""
+
+
+def _common(ledger: Ledger) -> Ledger:
+    """Return the records of a whole group; opening them reads those of others, which may be many."""
+    return ledger.common
 
 
 class NoLLM(RowLLM):

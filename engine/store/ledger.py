@@ -60,7 +60,7 @@ class Ledger:
         self._looked: list[int] = []
         self._common: Ledger | None = None
         self._own_end, self._group = (f".{apart}.seg", f".{apart.rpartition('-')[0]}-") if apart else (".seg", "")
-        self._lock = threading.RLock()
+        self._lock, self._opening = threading.RLock(), threading.Lock()
         self._segments: list[Segment] = []
         self._known: dict[str, int] = {}
         self._index = Index()
@@ -79,12 +79,21 @@ class Ledger:
 
     @property
     def common(self) -> Ledger:
-        """The same records with those of the whole group; itself where it isn't apart."""
+        """The same records with those of the whole group; itself where it isn't apart. Opened when first asked for.
+
+        That may take seconds, in which no other use of this one waits.
+        """
         if not self._group:
             return self
-        if self._common is None:
-            self._common = Ledger(self.path.parent, self.path.name)
-        return self._common
+        with self._opening:
+            if self._common is None:
+                self._common = Ledger(self.path.parent, self.path.name)
+            return self._common
+
+    @property
+    def common_at_hand(self) -> bool:
+        """Whether `common` is open."""
+        return not self._group or self._common is not None
 
     @property
     def damaged(self) -> int:
@@ -219,6 +228,7 @@ class Ledger:
                     segment.close()
                 self._own = None
                 self.claims.close()
+            with self._opening:
                 if self._common is not None:
                     self._common.close()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,38 @@ def test_a_texts_scores_are_kept_whatever_row_asks(tmp_path: Path) -> None:
     assert scored(first, tmp_path, "a", "b") == [[-0.5, -2.0]] * 2
     assert scored(again, tmp_path, "c") == [[-0.5, -2.0]]
     assert (len(first.asked), len(again.asked)) == (1, 0)
+
+
+class Slow(Ledger):
+    """One of a group, whose common records are open only once the loop that asks for them has done something else."""
+
+    went_on = threading.Event()
+
+    @property
+    def common(self) -> Ledger:
+        assert self.went_on.wait(20)
+        return super().common
+
+
+def test_the_records_of_a_whole_group_are_opened_beside_other_work_and_once(tmp_path: Path) -> None:
+    async def run(ledger: Slow) -> Sequence[Completion]:
+        async with EngineClient([LocalLink(host)]) as client:
+            llms = [LedgeredLLM(client, ledger, Asker("e", 1, "m"), uid, Tally()) for uid in "ab"]
+            asked = asyncio.gather(*(llm.score(SAID) for llm in llms))
+            await asyncio.sleep(0)  # both have begun
+            ledger.went_on.set()
+            return await asked
+
+    engine = ScriptedEngine(scores)
+    host = EngineHost(lambda: engine)
+    try:
+        with Slow(tmp_path, "n", apart="group-0") as ledger:
+            first, second = asyncio.run(run(ledger))
+            assert [*(first.prompt_logprobs or ())] == [*(second.prompt_logprobs or ())] == [-0.5, -2.0]
+            assert ledger.common is ledger.common
+    finally:
+        host.close()
+    assert len(engine.asked) == 1
 
 
 def test_an_engine_that_scores_nothing_is_told_so(tmp_path: Path) -> None:
