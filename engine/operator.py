@@ -25,6 +25,7 @@ from caiflow.engine.health import BOUND, DROPPED, NONE_LEFT, ROWS, Measure
 from caiflow.engine.llm.base import Sampling
 from caiflow.engine.rows.columns import ANSWERS as ANSWERS
 from caiflow.engine.rows.columns import Columns, ColumnType, Row
+from caiflow.engine.rows.gathering import Gathering, seen
 from caiflow.engine.rows.tool_use import refused_tools
 
 if TYPE_CHECKING:
@@ -152,10 +153,7 @@ class StepContext(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The rows that a step is known to make before it runs: at most so many, and just as many where `exact`.
-
-    `answers` is the most texts that a list of answers has in a row.
-    """
+    """The rows that a step will make: at most so many, just as many where `exact`; `answers` is the most in a row's list."""
 
     rows: int
     exact: bool = False
@@ -207,11 +205,7 @@ class Operator(ABC, Generic[P]):
 
     @property
     def constitution(self) -> Constitution:
-        """The constitution of this step.
-
-        Raises:
-            ValueError: none was given; the validator says so before any run.
-        """
+        """The constitution of this step; raises ValueError where it has none, which the validator says before any run."""
         if self.context.constitution is None:
             raise WrongValue(f"{self.name}: no constitution", "name one under `constitution:`")
         return self.context.constitution
@@ -332,9 +326,13 @@ class RowOperator(Operator[P]):
         """Return the calls that rows which are expected take at the most."""
         return given.rows * self.calls()
 
+    def gathering(self) -> Gathering | None:
+        """Return what takes finished rows in for `metrics`, in shards side by side; None where there are no figures."""
+        return None
+
     def metrics(self, rows: Iterable[Row], dropped: Mapping[str, int]) -> Mapping[str, Any]:
         """Return figures about the step's finished output rows (read once, in any order), given its drops by reason."""
-        return {}
+        return {} if (gathering := self.gathering()) is None else seen(gathering, rows).figures()
 
     def failure(self, metrics: Mapping[str, Any], said: str) -> str:
         """Return why its figures (`rows_in`, `rows_out` among them) say that it failed; `said` answered a dropped row."""

@@ -7,7 +7,7 @@ other round draws a principle of its own and asks for its own critique, in the s
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -169,19 +169,9 @@ class Revise(RowOperator[ReviseParams]):
             return [{**_columns(row, new[: i + 1]), **accepting.columns(self.params, [r.drawn])} for i, r in enumerate(new)]
         return {**_columns(row, new), **accepting.columns(self.params, [r.drawn for r in new])}
 
-    def metrics(self, rows: Iterable[Row], _dropped: Mapping[str, int]) -> Mapping[str, Any]:
-        """Return the share of rows whose last round changed nothing, the mean characters, and what each principle changed."""
-        draws = accepting.Count(1 if self.params.rows == "each" else self.params.rounds)
-        count = same = chars = 0
-        revised = Revised()
-        for row in rows:
-            if principle := row.get("principle"):
-                revised.see(principle, _before(row) or "", row["revisions"][-1])
-            last = row["revisions"][-1]
-            count, same, chars = count + 1, same + (last == _before(row)), chars + len(last)
-            draws.see(row)
-        told = {"by_principle": revised.figures()} if count and row.get("principle") else {}
-        return {"unchanged": same / count, "mean_chars": chars / count, **draws.figures(), **told} if count else {}
+    def gathering(self) -> Revisions:
+        """Return what the metrics are made of."""
+        return Revisions(1 if self.params.rows == "each" else self.params.rounds)
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with revisions."""
@@ -285,6 +275,39 @@ class Revise(RowOperator[ReviseParams]):
 
 def _revision(row: Row) -> Sequence[str]:
     return [row["revision"]]
+
+
+class Revisions:
+    """Takes in finished rows; tells the share that the last round left alone, the mean length, what principles changed."""
+
+    def __init__(self, rounds: int) -> None:
+        self._draws, self._revised = accepting.Count(rounds), Revised()
+        self._count = self._same = self._chars = 0
+        self._principled = False
+
+    def see(self, row: Row) -> None:
+        """Take in one row."""
+        last, before = row["revisions"][-1], _before(row)
+        self._principled = bool(principle := row.get("principle"))
+        if principle:
+            self._revised.see(principle, before or "", last)
+        self._count, self._same, self._chars = self._count + 1, self._same + (last == before), self._chars + len(last)
+        self._draws.see(row)
+
+    def join(self, later: Revisions) -> None:
+        """Take in what was taken in of later rows."""
+        self._count, self._same, self._chars = self._count + later._count, self._same + later._same, self._chars + later._chars
+        self._principled = later._principled if later._count else self._principled
+        self._draws.join(later._draws)
+        self._revised.join(later._revised)
+
+    def figures(self) -> Mapping[str, Any]:
+        """Return the figures."""
+        if not self._count:
+            return {}
+        told = {"by_principle": self._revised.figures()} if self._principled else {}
+        means = {"unchanged": self._same / self._count, "mean_chars": self._chars / self._count}
+        return {**means, **self._draws.figures(), **told}
 
 
 def _before(row: Row) -> str | None:

@@ -19,6 +19,7 @@ from caiflow.engine.flow.row_llm import Tally
 from caiflow.engine.health import Meter, Sum
 from caiflow.engine.operator import RowOperator
 from caiflow.engine.rows.columns import Row
+from caiflow.engine.rows.gathering import Gathering, seen
 from caiflow.engine.run.later import awaited, loading, tell_openings
 from caiflow.engine.run.llms import OF_CALLS, Report, stop, tell_lost
 from caiflow.engine.run.units import StagingUnit, StepResult, folder_anew
@@ -41,12 +42,15 @@ class Made(StepResult):
 
     tally: Tally = field(default_factory=Tally)
     sums: Mapping[str, Sum] = field(default_factory=dict)
+    gathered: tuple[Gathering, ...] = ()
+    """What its operator's figures are made of, of each lot of rows."""
 
     def join(self, later: Made) -> Made:
         """Return the same of these rows and of `later` ones together, but for the folders."""
         sums = {name: total.join(later.sums[name]) for name, total in self.sums.items()}
         seconds = max(self.seconds or 0.0, later.seconds or 0.0)  # side by side
-        return Made(tally=self.tally.join(later.tally), sums=sums, seconds=seconds)
+        gathered = self.gathered + later.gathered
+        return Made(tally=self.tally.join(later.tally), sums=sums, gathered=gathered, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class FlowUnit(StagingUnit):
             if self.cut and flow.cutting:
                 report({"event": "log", "step": self.cut.step, "text": flow.cutting.summary()})
                 report({"step": self.steps[-1].name, "note": flow.cutting.tried.told(flow.cutting.until)})
-        return {step.name: self._made(step.name, flow, writers[step.name]) for step in self.steps}
+        return {step.name: self._made(step, flow, writers[step.name]) for step in self.steps}
 
     def writers(self, source: Rows) -> dict[str, RowsWriter]:
         """Return what writes each step's rows into its folder."""
@@ -141,19 +145,22 @@ class FlowUnit(StagingUnit):
         if tally.error:
             return failed(error=tally.error)
         metrics: dict[str, Any] = {"dropped_by": dict(tally.drop_reasons)} if tally.drop_reasons else {}
-        metrics |= _row_metrics(step.operator, self.staged[step.name], tally.drop_reasons)
+        metrics |= _row_metrics(step.operator, made.gathered, self.staged[step.name], tally.drop_reasons)
         figures = {**metrics, "rows_in": tally.total, "rows_out": tally.rows_out}
         if why := step.operator.failure(figures, tally.said):
             return failed(error=why)
         readings = Meter(step.operator.all_measures(), made.sums).readings(figures)
         return StepResult(self.staged[step.name], tally.total, tally.rows_out, metrics, counts, readings, made.seconds)
 
-    def _made(self, name: str, flow: Flow, writer: RowsWriter) -> Made:
+    def _made(self, step: FlowStep, flow: Flow, writer: RowsWriter) -> Made:
+        name = step.name
         seconds, tally, sums = round(flow.pace.busy_s(name), 3), flow.tallies[name], flow.meters[name].sums
         if name in flow.failed:
             return Made(seconds=seconds, tally=tally, sums=sums)
         writer.close()
-        return Made(self.staged[name], seconds=seconds, tally=tally, sums=sums)
+        gathering = step.operator.gathering()
+        gathered = () if gathering is None else (seen(gathering, _rows(self.staged[name])),)
+        return Made(self.staged[name], seconds=seconds, tally=tally, sums=sums, gathered=gathered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,18 +279,25 @@ def _append(folder: Path, writer: RowsWriter) -> None:
         writer.drop(batch, batch.column("reason"))
 
 
-def _row_metrics(operator: RowOperator[Any], folder: Path, dropped: Mapping[str, int]) -> dict[str, Any]:
-    """Return what the operator makes of its finished rows, read back in batches."""
+def _row_metrics(
+    operator: RowOperator[Any], gathered: Sequence[Gathering], folder: Path, dropped: Mapping[str, int]
+) -> Mapping[str, Any]:
+    """Return what the operator makes of its finished rows: of what was gathered of them, else of them all."""
+    if type(operator).metrics is not RowOperator.metrics:
+        return operator.metrics(_rows(folder), dropped)
+    if (whole := operator.gathering()) is None:
+        return {}
+    for part in gathered:
+        whole.join(part)
+    return whole.figures()
+
+
+def _rows(folder: Path) -> Iterator[Row]:
+    """Yield a folder's rows, read back in batches."""
     from caiflow.engine.rows.folder import Rows
 
-    if type(operator).metrics is RowOperator.metrics:
-        return {}
-
-    def rows() -> Iterator[Row]:
-        for batch in Rows(folder).batches():
-            yield from batch.to_pylist()
-
-    return dict(operator.metrics(rows(), dropped))
+    for batch in Rows(folder).batches():
+        yield from batch.to_pylist()
 
 
 async def _watch(flow: Flow, clients: Mapping[str, EngineClient], report: Report, shard: Shard | None) -> None:

@@ -122,6 +122,12 @@ class Count:
             self._redrawn += row["draws"] > self._answers
             self._rows += 1
 
+    def join(self, later: Count) -> None:
+        """Take in what others counted."""
+        self._draws, self._redrawn, self._rows = (
+            self._draws + later._draws, self._redrawn + later._redrawn, self._rows + later._rows,
+        )  # fmt: skip
+
     def figures(self) -> dict[str, Any]:
         """Return all draws, and the share of rows that took more than they must; nothing without `accept`."""
         return {"draws": self._draws, "redrawn": self._redrawn / self._rows} if self._rows else {}

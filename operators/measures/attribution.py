@@ -5,6 +5,7 @@ Counts rows of a step, and tells means with their 95% intervals. Reads no table 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
@@ -27,13 +28,19 @@ class Revised:
     """Takes in answers before and after a revision, by the principle that asked for it."""
 
     def __init__(self) -> None:
-        self._changed: dict[str, list[bool]] = defaultdict(list)
-        self._words: dict[str, list[float]] = defaultdict(list)
+        self._changed: Counter[str] = Counter()
+        self._words: dict[str, array[float]] = defaultdict(_shares)
 
     def see(self, principle: str, before: str, after: str) -> None:
         """Take in one revision."""
-        self._changed[principle].append(before.strip() != after.strip())
+        self._changed[principle] += before.strip() != after.strip()
         self._words[principle].append(words_changed(before, after))
+
+    def join(self, later: Revised) -> None:
+        """Take in what was taken in of later rows: share by share, since their sum in the last place goes by the order."""
+        self._changed.update(later._changed)
+        for principle, shares in later._words.items():
+            self._words[principle].extend(shares)
 
     def figures(self) -> Figures:
         """Return, by principle, the rate of answers changed and the mean share of words changed.
@@ -42,11 +49,15 @@ class Revised:
         """
         return {
             name: {
-                "changed": wilson(sum(seen), len(seen))._asdict(),
-                "words_changed": wilson(sum(self._words[name]), len(seen))._asdict(),
+                "changed": wilson(self._changed[name], len(shares))._asdict(),
+                "words_changed": wilson(sum(shares), len(shares))._asdict(),
             }
-            for name, seen in sorted(self._changed.items())
+            for name, shares in sorted(self._words.items())
         }
+
+
+def _shares() -> array[float]:
+    return array("d")
 
 
 class Graded:

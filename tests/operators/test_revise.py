@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from caiflow.engine.constitution.load import Constitution, load_constitution
 from caiflow.engine.llm.base import Completion
 from caiflow.engine.operator import RowDropped, StepContext
 from caiflow.engine.rows.columns import Columns, Row
+from caiflow.engine.rows.gathering import seen
 from caiflow.operators.critique import Critique, CritiqueParams
 from caiflow.operators.judging.prompts import critique_messages, critique_text, revise_messages, revise_text, user
 from caiflow.operators.revise import Revise, ReviseParams, without_preamble
@@ -202,6 +205,27 @@ def test_preambles_stay_unless_asked() -> None:
 def test_figures() -> None:
     rows = [{"response": "a", "revisions": ["a"]}, {"response": "a", "revisions": ["b", "ccc"]}]
     assert step().metrics(rows, {}) == {"unchanged": 0.5, "mean_chars": 2.0}
+
+
+def test_what_was_gathered_of_parts_tells_of_the_whole_to_the_last_digit() -> None:
+    words = ["one", "two", "three", "four", "five", "six", "seven"]
+    rows: list[Row] = [
+        {
+            "response": " ".join(words[: 1 + n % 6]),
+            "revisions": [" ".join(words[n % 4 :])],
+            "principle": f"p{n % 3}",
+            "draws": n,
+        }
+        for n in range(40)
+    ]
+    whole = step().metrics(rows, {})
+    assert whole["by_principle"]["p0"]["words_changed"]["n"] == 14
+    assert whole["draws"] == sum(range(40))
+    for ends in ([0, 40, 40], [1, 17, 40]):
+        joined = step().gathering()
+        for start, end in pairwise([0, *ends]):
+            joined.join(pickle.loads(pickle.dumps(seen(step().gathering(), rows[start:end]))))
+        assert joined.figures() == whole
 
 
 def test_what_is_cut_at_max_tokens_is_marked_critique_and_revision_apart() -> None:
