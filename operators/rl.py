@@ -151,26 +151,15 @@ class Rl(TrainingOperator[RlParams]):
         return source._replace(path=str(folder), adapter=None, revision=None, tokenizer=None)
 
     def _trainer(self, job: Job, source: ModelSource, model: Any, renderer: Renderer, data: tuple[Any, Any]) -> Any:
-        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+        from trl import GRPOTrainer, RLOOTrainer
 
-        from caiflow.engine.training.loop import configure
         from caiflow.engine.training.models import lora_config
         from caiflow.operators.training.ppo import PPO, VALUE_HEAD, Settings, add_value_head
         from caiflow.operators.training.rollouts import Rollouts
 
         train, held_out = data
         params = self.params
-        generations = params.generations
-        more: dict[str, Any] = {
-            **params.library_fields(),
-            "num_generations": max(2, generations),
-            "disable_dropout": True,
-        }
-        if source.revision or source.trust_remote_code:  # how the library loads the reference
-            more["model_init_kwargs"] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-        rows = len(train) * generations * params.iterations
-        config = configure(GRPOConfig if params.algorithm == "grpo" else RLOOConfig, params, job, rows=rows, **more)
-        config.num_generations = generations  # the library's check wants two replies, which ppo doesn't need
+        config = self.configured(job, source, len(train))
         peft = lora_config(params.lora, model) if params.lora else None
         options: dict[str, Any] = {"reward_funcs": self._rewards(job, renderer, model), "args": config, "train_dataset": train}
         options |= {"eval_dataset": held_out, "processing_class": renderer.tokenizer, "peft_config": peft}
@@ -186,6 +175,25 @@ class Rl(TrainingOperator[RlParams]):
             trainer = type("RL", (Rollouts, base), {})(model=model, **options)
         trainer.renderer = renderer
         return trainer
+
+    def configured(self, job: Job, source: ModelSource, prompts: int) -> Any:
+        """Return the library's configuration of a training on so many prompts; an evaluation's batch has whole groups."""
+        from trl import GRPOConfig, RLOOConfig
+
+        from caiflow.engine.training.loop import configure
+
+        params, generations = self.params, self.params.generations
+        more: dict[str, Any] = {**params.library_fields(), "disable_dropout": True, "num_generations_eval": generations}
+        more["per_device_eval_batch_size"] = max(1, params.per_device_eval_batch_size // generations) * generations
+        if source.revision or source.trust_remote_code:  # how the library loads the reference
+            more["model_init_kwargs"] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+        twice = 2 if generations == 1 else 1  # the library's check wants two replies to a prompt, which ppo doesn't need
+        more |= {"num_generations": twice * generations, "steps_per_generation": twice * params.batches}
+        kind = GRPOConfig if params.algorithm == "grpo" else RLOOConfig
+        config = configure(kind, params, job, rows=prompts * generations * params.iterations, **more)
+        config.num_generations, config.steps_per_generation = generations, params.batches
+        config.generation_batch_size //= twice
+        return config
 
     def _rewards(self, job: Job, renderer: Renderer, model: Any) -> list[Any]:
         from caiflow.operators.training.contests import Contests

@@ -66,18 +66,33 @@ class Hooks:
 class TokenisedPairs:
     """Mixed into TRL's DPO over rows that are tokenised already."""
 
+    accelerator: Any
+    compute_ref_log_probs: Callable[..., tuple[Tensor, Tensor]]
+    data_collator: Any
+    model: Any
+    ref_model: Any
     reference_free: bool
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """Return the rows as they are: TRL would look for texts, though their ids are there."""
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Let a reference that finds every reply certain stand for none: TRL has no training without one."""
-        if not self.reference_free:
-            return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
-        zeros = [0.0] * len(dataset)
-        return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
+    def _precompute_ref_logps(self, dataset: Dataset, _name: str, batch_size: int) -> Dataset:
+        """Have each process add what the reference says of all rows; TRL's first one leaves it in a file of its own.
+
+        A reference that finds every reply certain stands for none: TRL has no training without one.
+        """
+        chosen, rejected = [[0.0] * len(dataset)] * 2 if self.reference_free else self.ask_reference(dataset, batch_size)
+        return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+
+    def ask_reference(self, dataset: Dataset, batch_size: int) -> list[list[float]]:
+        """Return the reference's log-probabilities of the chosen and of the rejected replies, for all rows."""
+        from torch.utils.data import DataLoader
+
+        model, together = self.ref_model or self.model, self.accelerator.gather_for_metrics
+        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        found = [together(self.compute_ref_log_probs(model, batch)) for batch in loader]
+        return [[value for part in side for value in part.tolist()] for side in zip(*found, strict=True)]
 
 
 class RolloutHooks(Hooks):
@@ -119,6 +134,10 @@ class RolloutHooks(Hooks):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         """Take prompts in an order of our own: TRL's depends on how often a run was resumed, and passes some over."""
         return self.order(dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:
+        """Keep the replies to each held-out prompt together, whatever the order of the rows that train."""
+        return super(Hooks, self)._get_eval_sampler(eval_dataset)  # type: ignore[misc]
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Return a prompt's token ids."""

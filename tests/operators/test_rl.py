@@ -121,9 +121,38 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-def test_held_out_prompts_are_answered_and_scored(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
-    done = train(tmp_path, model, judge, num_train_epochs=1, eval_input="held", **ALGORITHMS["ppo"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"algorithm": "ppo", "per_device_train_batch_size": 1},
+        {"algorithm": "grpo", "num_generations": 6, "per_device_train_batch_size": 6},
+    ],
+)
+def test_held_out_prompts_are_answered_and_scored(
+    tmp_path: Path, model: ModelSource, judge: ModelSource, fields: dict[str, Any]
+) -> None:
+    more = {"max_steps": 2, "eval_input": "held", "train_sampling_strategy": "group_by_length"}
+    done = train(tmp_path, model, judge, **more, **fields)
     assert "eval_reward" in done.metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "drawn", "held"),
+    [
+        ({"algorithm": "ppo", "per_device_train_batch_size": 1}, 1, 8),
+        ({"algorithm": "ppo", "per_device_train_batch_size": 3, "steps_per_generation": 3}, 9, 8),
+        ({"algorithm": "grpo", "num_generations": 16, "steps_per_generation": 2}, 16, 16),
+        ({"algorithm": "rloo", "num_generations": 6, "per_device_train_batch_size": 12}, 12, 6),
+    ],
+)
+def test_any_batch_that_holds_whole_groups_is_one_for_the_library(
+    tmp_path: Path, model: ModelSource, fields: dict[str, Any], drawn: int, held: int
+) -> None:
+    params = RlParams.model_validate({**FIELDS, "eval_input": "held", **fields})
+    config = Rl(params, StepContext()).configured(job(tmp_path, {}), model, 8)
+    assert (config.generation_batch_size, config.per_device_eval_batch_size) == (drawn, held)
+    assert config.num_generations == config.num_generations_eval == params.generations
+    assert config.steps_per_generation == params.batches
 
 
 def test_prompts_without_room_for_a_reply_are_named(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:

@@ -71,6 +71,16 @@ def gradient(made: Any, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in made.model.parameters() if parameter.grad is not None])
 
 
+def test_what_the_reference_says_beforehand_is_in_each_process_and_no_file(
+    models: tuple[ModelSource, ModelSource], tmp_path: Path
+) -> None:
+    made = trainer(models, tmp_path, 0.9, precompute_ref_log_probs=True, per_device_train_batch_size=4)
+    assert made.train_dataset.cache_files == [], "a process's own, of which others know no path"
+    asked = made.compute_ref_log_probs(made.ref_model, batch(made))
+    for side, name in zip(asked, ("ref_chosen_logps", "ref_rejected_logps"), strict=True):
+        assert list(made.train_dataset[name]) == pytest.approx(side.tolist(), rel=1e-4)
+
+
 @pytest.mark.parametrize("variant", sorted(PAIR_LOSSES))
 def test_certain_labels_give_the_library_s_loss_and_gradient(
     models: tuple[ModelSource, ModelSource], tmp_path: Path, variant: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,20 @@ def test_replies_to_one_prompt_lie_together_and_batches_repeat() -> None:
     drawn = list(sampler())
     assert drawn[0:6:2] == drawn[1:6:2]
     assert drawn[:6] == drawn[6:12]
+
+
+def test_replies_to_a_held_out_prompt_lie_together_however_rows_that_train_are_grouped() -> None:
+    from trl import GRPOTrainer
+
+    from caiflow.operators.training.rollouts import Rollouts
+
+    kind = type("Rl", (Rollouts, GRPOTrainer), {})
+    made = kind.__new__(kind)
+    made.args = SimpleNamespace(train_sampling_strategy="group_by_length", world_size=1, seed=1)
+    made.num_generations_eval = 4
+    drawn = list(made._get_eval_sampler(["a", "b", "c"]))
+    assert sorted(drawn) == sorted([0, 1, 2] * 4)
+    assert all(len(set(drawn[start : start + 4])) == 1 for start in (0, 4, 8))
 
 
 @pytest.mark.parametrize(("ids", "expected"), [([1, 2, 9], 0.0), ([1, 2, 3, 4, 9], -0.2), ([1, 2, 3, 4, 5], -1.2), ([], -1.0)])
