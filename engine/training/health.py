@@ -23,7 +23,11 @@ def training() -> list[Measure]:
         ),
         Measure(
             "rows_left_out", "<= 0.1", "rows that are too long to learn from", "the model never sees them",
-            "raise `max_length`", figure=_over("rows_left_out", "rows"),
+            "raise `max_length`", figure=_too_long,
+        ),
+        Measure(
+            "rows_blank", "<= 0.1", "rows with an empty prompt or reply", "there is nothing to learn in them",
+            "look at the step that made them", figure=_left_out("blank"),
         ),
         Measure(
             "parting_tokens", "<= 0.05", "the model's own replies learnt in other tokens than it sampled",
@@ -48,7 +52,11 @@ def preferences() -> list[Measure]:
         Measure(
             "pair_accuracy", "> 0.55", "pairs in which the chosen reply scores higher", "that is near chance",
             "look at the judge's notes, take more pairs, or another `learning_rate`", figure=_accuracy,
-        )
+        ),
+        Measure(
+            "rows_equal", "<= 0.1", "pairs whose replies are the same", "there is nothing to prefer in them",
+            "draw replies at a higher `temperature`, or raise `max_length` if they part behind it", figure=_left_out("equal"),
+        ),
     ]  # fmt: skip
 
 
@@ -82,6 +90,17 @@ def policy() -> list[Measure]:
 
 def _over(part: str, whole: str) -> FigureValue:
     return lambda metrics: metrics[part] / metrics[whole] if part in metrics and metrics.get(whole) else None
+
+
+def _left_out(reason: str) -> FigureValue:
+    return lambda metrics: metrics.get(f"rows_{reason}", 0) / metrics["rows"] if metrics.get("rows") else None
+
+
+def _too_long(metrics: Mapping[str, Any]) -> float | None:
+    if "rows_left_out" not in metrics or not metrics.get("rows"):
+        return None
+    others = sum(int(metrics.get(f"rows_{reason}", 0)) for reason in ("blank", "equal"))
+    return (int(metrics["rows_left_out"]) - others) / int(metrics["rows"])
 
 
 def _parting(metrics: Mapping[str, Any]) -> Reading | None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from caiflow.engine.display.trackers import TELLING, finish, prepare
@@ -21,7 +22,7 @@ from caiflow.engine.store.checkpoints import CHECKPOINTS, is_to_rest, last_check
 from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.parallel import sharding
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
-from caiflow.engine.training.quantization import is_quantised, train_in_float32
+from caiflow.engine.training.quantization import train_in_float32
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -106,7 +107,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     A resumed run takes the same steps as an undisturbed one: rows in the same order, optimizer and random state as they were.
     Checkpoints are made at multiples of `cycle` steps only.
     """
-    if is_quantised(params):
+    if params.lora:
         train_in_float32(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
@@ -175,15 +176,18 @@ def write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
 
 EARLY = 0.1
 """The part of a training's steps that tells its first loss."""
+LAST = 10
 
 
 def figures(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean, first and last training loss, and the last of every figure that the trainer logged.
+    """Return the mean, first and last training loss, what every other figure came to, and the last evaluation's figures.
 
     Means weigh each point by the steps it stands for. The first loss is the mean over a tenth of the steps: a single batch may
-    be an easy one.
+    be an easy one. So may the last one be, for which the others are means, too: over the last tenth of their points, and at
+    least `LAST` of them or half.
     """
     result: dict[str, float] = {}
+    others: dict[str, list[float]] = {}
     early = max((point["step"] for point in history if "loss" in point), default=0) * EARLY
     total, steps = 0.0, 0
     for point in history:
@@ -193,11 +197,12 @@ def figures(history: list[dict[str, Any]]) -> dict[str, float]:
                 result["first_loss"] = total / point["step"]
             steps = point["step"]
             result["final_loss"] = point["loss"]
-        result |= {
-            _plain(name): value
-            for name, value in point.items()
-            if name not in {"step", "loss", "epoch", "learning_rate"} and _finite(value)
-        }
+        for name, value in point.items():
+            if name not in {"step", "loss", "epoch", "learning_rate"} and _finite(value):
+                others.setdefault(name, []).append(value)
+    for name, values in others.items():
+        count = 1 if name.startswith("eval_") else max(len(values) // 10, min(len(values) // 2, LAST), 1)
+        result[_plain(name)] = fmean(values[-count:])
     return {"train_loss": total / steps, **result} if steps else result
 
 

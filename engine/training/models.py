@@ -77,7 +77,14 @@ def load_alike(source: ModelSource, params: TrainingParams, task: Task = "causal
         quantization.hold_layout(model)
     if params.lora and task == "causal":
         show_adapted_head(model)
+    elif params.lora:
+        model.score.register_forward_pre_hook(_in_its_dtype)
     return _trainable(model)
+
+
+def _in_its_dtype(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what a head that learns in float32 reads of a model in another dtype."""
+    return tuple(state.to(head.weight.dtype) for state in states)
 
 
 def load_plain(source: ModelSource, dtype: torch.dtype | str = "auto", task: Task = "causal") -> PreTrainedModel:

@@ -71,9 +71,9 @@ def hold_layout(model: Any) -> None:
 
 
 def train_in_float32(model: Any) -> None:
-    """Make float32 of what is trained over quantised weights, as adapters over others are.
+    """Make float32 of all that is trained beside frozen weights: in bfloat16 small steps are lost.
 
-    TRL makes them bfloat16, in which small steps are lost and a head beside the adapters doesn't fit the states that it reads.
+    TRL puts adapters over quantised weights in that, and PEFT leaves a head beside adapters in the dtype of the model.
     """
     for weights in model.parameters():
         if weights.requires_grad:

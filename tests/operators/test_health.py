@@ -227,6 +227,8 @@ def test_trainings_note_cut_rows_flat_losses_and_chance() -> None:
     assert noted(made("sft"), [], fine) == set()
     assert noted(made("sft"), [], {**fine, "rows_cut": 30}) == {"rows_cut"}
     assert noted(made("sft"), [], {**fine, "rows_left_out": 30}) == {"rows_left_out"}
+    assert noted(made("sft"), [], {**fine, "rows_left_out": 30, "rows_blank": 25}) == {"rows_blank"}, "5 are too long"
+    assert noted(made("dpo"), [], {**fine, "rows_left_out": 30, "rows_equal": 25}) == {"rows_equal"}
     assert noted(made("sft"), [], {**fine, "train_loss": 2.1}) == {"loss_fall"}
     assert noted(made("dpo"), [], {**fine, "rewards_accuracies": 0.5}) == {"pair_accuracy"}
     assert noted(made("dpo"), [], {**fine, "rewards_accuracies": 0.5, "eval_rewards_accuracies": 0.9}) == set()

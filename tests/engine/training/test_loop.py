@@ -139,6 +139,16 @@ def test_the_mean_loss_weighs_each_point_by_its_steps() -> None:
     assert figures([]) == {}
 
 
+@pytest.mark.parametrize(("points", "last"), [(1, 1), (7, 3), (40, 10), (300, 30)])
+def test_a_figure_is_its_mean_over_the_end_of_the_curve_and_an_evaluation_s_its_last(points: int, last: int) -> None:
+    values = [float(step % 7) for step in range(points)]
+    history = [{"step": i + 1, "loss": 1.0, "rewards/accuracies": value} for i, value in enumerate(values)]
+    history += [{"step": points, "eval_rewards/accuracies": value} for value in (0.0, 0.0, 0.75)]
+    found = figures(history)
+    assert found["rewards_accuracies"] == pytest.approx(sum(values[-last:]) / last)
+    assert found["eval_rewards_accuracies"] == 0.75
+
+
 def test_an_easy_first_batch_is_not_where_a_training_began() -> None:
     losses = [1.0, 3.0, 2.9, 3.1, *[2.0] * 36]
     found = figures([{"step": i + 1, "loss": loss} for i, loss in enumerate(losses)])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.store.checkpoints import LEARNT
 from caiflow.engine.training.models import load_plain, load_tokenizer
 from caiflow.engine.training.saving import LossOn, Trained, save
 from caiflow.operators.sft import SftParams
@@ -76,6 +77,13 @@ def test_so_they_are_in_a_reward_model(tmp_path: Path, model: ModelSource) -> No
     lora = {"rank": 4, "targets": ["embed_tokens", "v_proj"]}
     done = train(tmp_path, "reward", model, lora=lora, learning_rate=1e-2)
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-3)
+
+
+def test_a_head_beside_adapters_learns_in_float32_whatever_the_model_is_in(tmp_path: Path, model: ModelSource) -> None:
+    done = train(tmp_path, "reward", model._replace(dtype="bfloat16"), lora={"rank": 4}, max_steps=2)
+    learnt = load_file(done.work_dir / LEARNT / "adapter_model.safetensors")
+    assert any("score" in name for name in learnt)
+    assert {str(weights.dtype) for weights in learnt.values()} == {"torch.float32"}
 
 
 @pytest.mark.parametrize(
