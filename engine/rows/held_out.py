@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import StepError
+from caiflow.engine.rows.keys import among
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ def refuse_shared(train: Rows, held_out: Rows, names: tuple[str, ...]) -> None:
     if column is None:
         return
     learnt = np.unique(np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in _keys(train, column))]))
-    shared = [uid for uids, keys in _keys(held_out, column) for uid in uids.filter(np.isin(keys, learnt)).to_pylist()]
+    shared = [uid for uids, keys in _keys(held_out, column) for uid in uids.filter(among(keys, learnt)).to_pylist()]
     if shared:
         raise StepError(
             f"{len(shared)} rows of `{names[1]}` have prompts that `{names[0]}` is trained on, {shared[0]} the first",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from caiflow.engine.rows.keys import among
 from caiflow.operators.measures.texts import PREAMBLE, UNSPACED, is_copy
 
 if TYPE_CHECKING:
@@ -249,8 +250,7 @@ class _Seen:
 
         known = np.zeros(len(keys), bool)
         for run in self._runs:
-            at = np.minimum(np.searchsorted(run, keys), len(run) - 1)
-            known |= run[at] == keys
+            known |= among(keys, run)
         places = np.flatnonzero(alive & ~known)
         fresh, first = np.unique(keys[places], return_index=True)
         new = np.zeros(len(keys), bool)
@@ -262,6 +262,7 @@ class _Seen:
         import numpy as np
 
         while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
+            run = np.concatenate([self._runs.pop(), run])
+            run.sort(kind="stable")  # in place: what is merged is there twice, not three times
         if len(run):
             self._runs.append(run)

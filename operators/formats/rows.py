@@ -88,7 +88,7 @@ class Parser:
         self.format = None if format_name == "auto" else FORMATS[format_name]
         self.why = "the step says so"
         self._transcripts: frozenset[str] | None = None
-        self._given: set[str] = set()
+        self._given = Seen()
         self._contents = Seen()
         self._again: Counter[str] = Counter()
 
@@ -290,9 +290,8 @@ class Parser:
         if value is None or value == "":
             raise _Misnamed(f"no `{self.uid_field}` to identify the row by", "uid")
         uid = f"{value}.{place}" if place else str(value)
-        if uid in self._given:
+        if not self._given.add(hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=16).digest()):
             raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")
-        self._given.add(uid)
         return uid
 
 

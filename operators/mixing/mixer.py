@@ -6,11 +6,8 @@ putting rows in their places is `arrange`'s.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,12 +17,10 @@ from caiflow.engine.rows.columns import Columns, ColumnType
 from caiflow.engine.rows.conversations import with_answer
 from caiflow.engine.rows.folder import RowsWriter, arrow_type
 from caiflow.operators.mixing.draws import ranks
+from caiflow.operators.mixing.naming import Naming, naming_of
 from caiflow.operators.mixing.order import Arrange
 from caiflow.operators.mixing.params import Make, MixParams
-from caiflow.operators.mixing.pool import REASONS, Pool, open_pool, prompt_keys
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from caiflow.operators.mixing.pool import Draw, Pool, open_pool, prompt_keys
 
 
 class Mixer:
@@ -44,25 +39,42 @@ class Mixer:
         """
         inputs = self._job.inputs
         held_out = prompt_keys([inputs[name] for name in self._params.held_out])
-        pools = [open_pool(name, inputs[name], self._required(name), held_out) for name in self._known]
+        pools = [open_pool(name, inputs[name], self._required(name), held_out, self._seed) for name in self._known]
         self._count(pools, out)
         self._refuse_empty([pool for pool in pools if not pool.fit])
         wanted = self._wanted({pool.name: pool.fit for pool in pools})
-        parts = self._parts(pools, wanted)
+        drawn = [pool.draw(number) for pool, number in zip(pools, wanted, strict=True)]
+        naming = naming_of(pools, drawn, self._seed)
         out.metrics["mixture"] = _mixture(pools, wanted)
         for table, reasons in (unfit for pool in pools for unfit in pool.unfit()):
             out.drop(table, reasons)
         schema = self._schema()
         if left := sorted({name for columns in self._known.values() for name in columns.types} - set(schema.names)):
             out.metrics["columns_left_out"] = left  # of two types that don't go together
-        size = sum(int(pool.row_bytes * number) for pool, number in zip(pools, wanted, strict=True))
-        with Arrange(self._job.out_dir / "__arrange", sum(wanted), size) as arrange:
-            for part in parts:
-                for chosen, table in part.pool.read(part.numbers):
-                    table = table.set_column(0, "uid", part.uids.slice(chosen.start, chosen.stop - chosen.start))
-                    arrange.add(self._shaped(table, part.pool.name, schema), part.places[chosen])
+        rows = self._rows(pools, drawn, naming, schema)
+        if not self._params.shuffle:
+            for table in rows:
+                out.write(table)
+            return
+        size = sum(int(self._row_bytes(pool, schema) * number) for pool, number in zip(pools, wanted, strict=True))
+        with Arrange(self._job.out_dir / "__arrange", size) as arrange:
+            for table in rows:
+                arrange.add(table, ranks(table.column("uid"), self._seed, "order"))
             for table in arrange.tables():
                 out.write(table)
+
+    def _rows(
+        self, pools: Sequence[Pool], drawn: Sequence[Draw], naming: Naming | None, schema: pa.Schema
+    ) -> Iterator[pa.Table]:
+        """Yield the drawn rows, one pool after the other, in their final form."""
+        for pool, draw in zip(pools, drawn, strict=True):
+            for table in pool.read(draw):
+                if naming is not None:
+                    table = table.set_column(0, "uid", naming.named(table.column("uid")))
+                yield self._shaped(table, pool.name, schema)
+
+    def _row_bytes(self, pool: Pool, schema: pa.Schema) -> float:
+        return pool.row_bytes(lambda table: self._shaped(table, pool.name, schema))
 
     def _required(self, name: str) -> Sequence[str]:
         """Return the columns of an input that must not be null.
@@ -96,10 +108,9 @@ class Mixer:
             out.metrics["held_out"] = leaks
         if self._params.on_leak == "fail" and any(leaks.values()):
             pool = next(pool for pool in pools if leaks[pool.name])
-            first = pool.uids[int((pool.states == REASONS.index("held_out")).argmax())]
             raise WrongValue(
                 f"mix: prompts of {pool.name} are held out by {', '.join(self._params.held_out)}, got {leaks[pool.name]} rows, "
-                f"{first} the first",
+                f"{pool.uid_of('held_out')} the first",
                 "load both sides by one `split`, or set `on_leak: drop`",
             )
 
@@ -126,22 +137,6 @@ class Mixer:
             f"mix: {number} rows of {name} are asked for, got {fit}",
             "lower its share, or let it repeat them or take all there are (`on_short: oversample` or `take_all`)",
         )
-
-    def _parts(self, pools: Sequence[Pool], wanted: Sequence[int]) -> list[_Part]:
-        """Draw rows from each pool and give each its place in the mixture."""
-        draws = [pool.draw(number, self._seed) for pool, number in zip(pools, wanted, strict=True)]
-        drawn = pa.concat_arrays([pool.uids_of(numbers) for pool, numbers in zip(pools, draws, strict=True)]).cast(pa.string())
-        ranked = ranks(drawn, self._seed, "order")
-        uids = drawn if _all_differ(ranked) else _unique(drawn)
-        places = np.arange(len(uids))
-        if self._params.shuffle:
-            ranked = ranked if uids is drawn else ranks(uids, self._seed, "order")
-            places[np.argsort(ranked, kind="stable")] = np.arange(len(uids))
-        starts = np.cumsum([0, *wanted])
-        return [
-            _Part(pool, numbers, uids.slice(start, len(numbers)), places[start : start + len(numbers)])
-            for pool, numbers, start in zip(pools, draws, starts[:-1].tolist(), strict=True)
-        ]
 
     def _schema(self) -> pa.Schema:
         """Return the mixture's columns; a type without a name here is that of the first input that has it."""
@@ -170,41 +165,8 @@ class Mixer:
         return pa.table(arrays, schema=schema)
 
 
-class _Part(NamedTuple):
-    """What is drawn from one pool: row numbers [K], and each one's uid and place in the mixture."""
-
-    pool: Pool
-    numbers: NDArray[np.int64]
-    uids: pa.Array
-    places: NDArray[np.int64]
-
-
 def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str, float]]:
     return {
         pool.name: {"available": pool.fit, "rows": number, "share": round(number / max(1, sum(wanted)), 6)}
         for pool, number in zip(pools, wanted, strict=True)
     }
-
-
-def _all_differ(ranked: NDArray[np.uint64]) -> bool:
-    """Return whether no two ranks are equal, so that no two uids are; takes less memory than looking at these."""
-    in_order = np.sort(ranked)
-    return bool((in_order[1:] != in_order[:-1]).all())
-
-
-def _unique(found: pa.Array) -> pa.Array:
-    """Return uids; one that was there before gets `#1`, `#2`, ... after it, whichever is free."""
-    if pc.count_distinct(found, mode="all").as_py() == len(found):
-        return found
-    uids = found.to_pylist()
-    taken = set(uids)
-    numbers: Counter[str] = Counter()
-    seen: set[str] = set()
-    for place, uid in enumerate(uids):
-        name = uid
-        while name in seen or (name != uid and name in taken):
-            numbers[uid] += 1
-            name = f"{uid}#{numbers[uid]}"
-        uids[place] = name
-        seen.add(name)
-    return pa.array(uids, pa.string())

@@ -37,7 +37,7 @@ SUITES = {
     "ledger": Suite(
         lambda: ledger.measure(50_000, 1), lambda: ledger.measure(200_000, 1), lambda: ledger.measure(ledger.RECORDS, 1)
     ),
-    "loading": Suite(lambda: loading.measure(20_000, 1), lambda: loading.measure(50_000, 3), loading.measure),
+    "loading": Suite(lambda: loading.measure(20_000, 1, 100_000), lambda: loading.measure(50_000, 3, 500_000), loading.measure),
     "tables": Suite(
         lambda: tables.measure(50_000, 1), lambda: tables.measure(100_000, 3), lambda: tables.measure(tables.ROWS, 3)
     ),

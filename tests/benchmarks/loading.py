@@ -2,7 +2,7 @@
 
 Each side runs in a process of its own, in turns, on one file; seconds of the CPU count, over all threads. The memory is the
 peak of `load`, `filter` and `mix` in one process, for five times the rows over the rows. Run `python -m benchmarks.loading`
-within tests/.
+within tests/. `many` short rows are put through the three, too, each step's peak by itself: ten million in less than 4 GB.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sides import main, peak_mb, spent
+from benchmarks.sides import main, peak_from_now, spent
 from caiflow.engine.rows.folder import Rows, RowsWriter  # before Arrow, to whose allocator it speaks
 
 ROWS = 200_000
 TARGET, GROWTH = 4.0, 1.1
+MANY, MOST_GB = 10_000_000, 4.0
 
 
 def make_file(path: Path, rows: int) -> None:
@@ -36,6 +37,23 @@ def make_file(path: Path, rows: int) -> None:
             file.write(json.dumps({"chosen": begun + better, "rejected": begun + worse}) + "\n")
 
 
+def make_short(path: Path, rows: int) -> None:
+    """Write prompts and answers of about 110 bytes together, one prompt in 50 a copy."""
+    import numpy as np
+    import polars as pl
+
+    draw, dice = random.Random(7), np.random.default_rng(7)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
+    said = pl.Series([" ".join(draw.choices(words, k=draw.randint(4, 8))) for _ in range(20_000)])
+    with path.open("wb") as file:
+        for start in range(0, rows, 500_000):
+            number = np.arange(start, min(rows, start + 500_000))
+            asked, answered = (said.gather(dice.integers(0, len(said), len(number))) for _ in range(2))
+            frame = pl.DataFrame({"n": number, "asked": asked, "response": answered})
+            asked_as = pl.when(pl.col("n") % 50 == 7).then(pl.lit("Again?")).otherwise(pl.format("{} {}?", "asked", "n"))
+            frame.select(asked_as.alias("prompt"), "response").write_ndjson(file)
+
+
 def ours(source: Path, out: Path) -> None:
     """Load the file as a run does."""
     from caiflow.operators.formats.params import LoadParams
@@ -44,19 +62,30 @@ def ours(source: Path, out: Path) -> None:
     _table(Load, LoadParams(source=str(source)), {}, out / "loaded")
 
 
-def all_three(source: Path, out: Path) -> None:
-    """Load, filter and mix."""
+def all_three(source: Path, out: Path) -> dict[str, float]:
+    """Load, filter and mix pairs; return each step's peak."""
+    return _three(source, out, "chosen", "preference")
+
+
+def all_three_short(source: Path, out: Path) -> dict[str, float]:
+    """Load, filter and mix prompts with answers; return each step's peak."""
+    return _three(source, out, "response", "messages")
+
+
+def _three(source: Path, out: Path, column: str, make: str) -> dict[str, float]:
     from caiflow.operators.filtering.filter import Filter
     from caiflow.operators.filtering.params import FilterParams
     from caiflow.operators.mixing.mix import Mix
     from caiflow.operators.mixing.params import MixParams
 
-    ours(source, out)
-    drop = [{"length": {"column": "chosen", "min": 40}}, "duplicates"]
-    _table(Filter, FilterParams.model_validate({"input": "loaded", "drop": drop}), {"loaded": out / "loaded"}, out / "clean")
-    _table(
-        Mix, MixParams.model_validate({"inputs": {"clean": 1.0}, "make": "preference"}), {"clean": out / "clean"}, out / "mixed"
-    )
+    drop = [{"length": {"column": column, "min": 10}}, {"duplicates": {"columns": ["prompt"]}}]
+    filtering = FilterParams.model_validate({"input": "loaded", "drop": drop})
+    mixing = MixParams.model_validate({"inputs": {"clean": 1.0}, "make": make})
+    return {
+        "load": peak_from_now(lambda: ours(source, out)),
+        "filter": peak_from_now(lambda: _table(Filter, filtering, {"loaded": out / "loaded"}, out / "clean")),
+        "mix": peak_from_now(lambda: _table(Mix, mixing, {"clean": out / "clean"}, out / "mixed")),
+    }
 
 
 def _table(operator_type: Any, params: Any, inputs: dict[str, Path], out: Path) -> None:
@@ -77,11 +106,16 @@ def theirs(source: Path, out: Path) -> None:
     pl.read_ndjson(source).write_parquet(out / "rows.parquet", compression="zstd", compression_level=1)
 
 
-SIDES: dict[str, Callable[[Path, Path], None]] = {"ours": ours, "theirs": theirs, "all_three": all_three}
+SIDES: dict[str, Callable[[Path, Path], dict[str, float] | None]] = {
+    "ours": ours,
+    "theirs": theirs,
+    "all_three": all_three,
+    "all_three_short": all_three_short,
+}
 
 
-def measure(rows: int = ROWS, repeats: int = 3) -> list[dict[str, Any]]:
-    """Return both figures beside their bounds; medians of `repeats` turns."""
+def measure(rows: int = ROWS, repeats: int = 3, many: int = MANY) -> list[dict[str, Any]]:
+    """Return the figures beside their bounds; medians of `repeats` turns."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         small, large = scratch / "small.jsonl", scratch / "large.jsonl"
@@ -91,13 +125,29 @@ def measure(rows: int = ROWS, repeats: int = 3) -> list[dict[str, Any]]:
             for side, values in found.items():
                 values.append(spent(__file__, side, small, scratch / "out")["cpu_s"] * 1e6 / rows)
         make_file(large, 5 * rows)
-        peaks = [spent(__file__, "all_three", source, scratch / "out")["memory_mb"] for source in (small, large)]
+        steps = [_peaks("all_three", source, scratch / "out") for source in (small, large)]
+        large.unlink()
+        make_short(small, many)
+        short = _peaks("all_three_short", small, scratch / "out")
     middle = {side: statistics.median(values) for side, values in found.items()}
-    cpu, memory = middle["ours"] / middle["theirs"], peaks[1] / peaks[0]
+    cpu, memory = middle["ours"] / middle["theirs"], max(steps[1].values()) / max(steps[0].values())
     return [
         _line("load, CPU over polars", cpu, TARGET, f"times, {rows:,} rows", found),
-        _line("load, filter and mix, peak memory of five times the rows", memory, GROWTH, "times", {"MB": peaks}),
+        _line("load, filter and mix, peak memory of five times the rows", memory, GROWTH, "times", _by_step(*steps)),
+        _line(
+            "load, filter and mix, peak memory", max(short.values()) / 1e3, MOST_GB, f"GB, {many:,} short rows", _by_step(short)
+        ),
     ]
+
+
+def _peaks(side: str, source: Path, out: Path) -> dict[str, float]:
+    """Return what each step of a side held at its peak, in MB."""
+    found = spent(__file__, side, source, out)
+    return {step: found[step] for step in ("load", "filter", "mix")}
+
+
+def _by_step(*peaks: dict[str, float]) -> dict[str, list[float]]:
+    return {f"{step}, MB": [one[step] for one in peaks] for step in peaks[0]}
 
 
 def _line(what: str, ours: float, bound: float, unit: str, runs: dict[str, list[float]]) -> dict[str, Any]:
@@ -113,10 +163,10 @@ def _one_side(side: str, source: Path, out: Path) -> None:
 
     assert polars, pa.array([1])
     before = resource.getrusage(resource.RUSAGE_SELF)
-    SIDES[side](source, out)
+    told = SIDES[side](source, out) or {}
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"cpu_s": cpu_s, "memory_mb": peak_mb()}))
+    print(json.dumps({"cpu_s": cpu_s, **told}))
 
 
 if __name__ == "__main__":

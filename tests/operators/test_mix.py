@@ -360,11 +360,40 @@ def test_uids_stay_unique_in_a_mixture_of_mixtures(tmp_path: Path) -> None:
     assert {uid.partition("#")[0] for uid in uids} == {"h0", "h1", "h2"}
 
 
+def test_names_are_given_as_rows_come_by_as_if_all_were_known(tmp_path: Path) -> None:
+    def rows(*uids: str) -> list[Row]:
+        return [{"uid": uid, "prompt": ask(f"q {uid}"), "response": "x"} for uid in uids]
+
+    first, second = rows("a", "b", "c#1", "d#x"), rows("a", "a#1", "a#3", "c", "a#1#1")
+    mix = step({"m": {"rows": 8}, "n": {"rows": 10}}, on_short="oversample", shuffle=False)
+    out, _ = mixed(tmp_path, mix, m=first, n=second)
+    named = [
+        *("a", "a#2", "b", "b#1", "c#1", "c#1#1", "d#x", "d#x#1"),
+        *("a#4", "a#5", "a#1", "a#1#2", "a#3", "a#3#1", "c", "c#2", "a#1#1", "a#1#1#1"),
+    ]
+    assert [row["uid"] for row in out.pylist()] == named  # not `a#1`: that is a row's own name, whenever it comes
+
+
+def test_a_pool_holds_nine_bytes_a_row_and_no_uid(tmp_path: Path) -> None:
+    uids = [f"a rather long name of row {n}" for n in range(40_000)]
+    with RowsWriter(tmp_path) as writer:
+        writer.write(pa.table({"uid": uids, "response": ["x"] * len(uids)}))
+    before = pa.total_allocated_bytes()
+    pool = open_pool("h", Rows(tmp_path), ["response"], None, seed=0)
+    drawn = pool.draw(70_000)
+    assert pool.states.nbytes + pool.ranks.nbytes == 9 * len(uids)
+    assert pa.total_allocated_bytes() - before < 100_000
+    sizes = [len(table) for table in pool.read(drawn)]
+    assert sum(sizes) == 70_000
+    assert max(sizes) <= 16_384
+
+
 def test_what_a_row_takes_is_told_of_texts_that_the_file_has_once(tmp_path: Path) -> None:
     table = pa.table({"uid": [f"u{n}" for n in range(5000)], "response": ["the same words " * 99] * 5000})
     with RowsWriter(tmp_path) as writer:
         writer.write(table)
-    assert open_pool("h", Rows(tmp_path), ["response"], None).row_bytes == pytest.approx(table.nbytes / 5000, rel=0.1)
+    pool = open_pool("h", Rows(tmp_path), ["response"], None, seed=0)
+    assert pool.row_bytes(lambda rows: rows) == pytest.approx(table.nbytes / 5000, rel=0.1)
 
 
 def test_a_tag_never_takes_the_place_of_a_column() -> None:
