@@ -56,6 +56,10 @@ def wrong_settings(params: TrainingParams) -> Iterator[Finding]:
         told = f"`{params.lr_scheduler_type}` needs {' or '.join(f'`{name}`' for name in needed)}"
         yield Finding(("lr_scheduler_type",), told, f"write `lr_scheduler_kwargs: {{{needed[0]}: ...}}`")
     yield from missing(params.report_to)
+    if (gpus := params.resources.num_gpus or 0) > 1:
+        told = f"each worker of a training uses one GPU, got {gpus:g}"
+        more = f"write `resources: {{workers: {int(gpus) * params.resources.workers}}}`, one for each GPU"
+        yield Finding(("resources", "num_gpus"), told, more)
     yield from _wrong_division(params)
     yield from _wrong_attention(params.attn_implementation)
 
@@ -115,6 +119,10 @@ def _wrong_attention(name: str | None) -> Iterator[Finding]:
 def wrong_for_model(params: TrainingParams, model: ModelFiles, *, head: bool) -> Iterator[Finding]:
     """Yield what a model rules out; `head` says whether its output head is in use, which a reward model's isn't."""
     settings = model_settings(model.folder)
+    if rounded := _told(settings, "quantization_config"):
+        how = rounded.get("quant_method", "quantised") if isinstance(rounded, Mapping) else rounded
+        told = f"the model's own weights are rounded ({how}): they can't be trained, and no adapters be folded into them"
+        yield Finding(("model",), told, "name the model with plain weights, and round those with `lora: {quantization: 4bit}`")
     if params.lora is not None and (layers := layer_names(model.folder)):
         if not head:
             layers.pop(HEAD, None)

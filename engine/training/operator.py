@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,11 +100,17 @@ class TrainingOperator(ModelOperator[P]):
 
     def train(self, job: Job) -> None:
         """Train and save into `job.out_dir`: alone, or as one of the processes that were asked for."""
+        self._prepare()
+        refuse_alone(self.params.resources.workers)
+        self.learn(job)
+
+    def _prepare(self) -> None:
+        """Quieten the libraries, and hide the GPUs from them where none were asked for: Ray hides none then."""
+        if self.params.resources.num_gpus == 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         from caiflow.engine.training.loop import quiet_libraries
 
-        refuse_alone(self.params.resources.workers)
         quiet_libraries()
-        self.learn(job)
 
     def forms(self) -> Collection[str]:
         """Return the parameters that only decide in what form the trained model is saved; another value trains nothing again.
@@ -114,11 +121,10 @@ class TrainingOperator(ModelOperator[P]):
 
     def save_again(self, job: Job, learnt: Path) -> None:
         """Save an earlier training's adapters as `merge` wants them now."""
-        from caiflow.engine.training.loop import quiet_libraries
         from caiflow.engine.training.models import load_model, load_tokenizer
         from caiflow.engine.training.saving import Trained, recorded, save_again
 
-        quiet_libraries()
+        self._prepare()
         source = job.models[getattr(self.params, "model")]  # noqa: B009 - declared by each operator's own parameters
         record = recorded(learnt)
         model, measure = load_model(source, self.params, self.task), self.measuring(record["measured"])

@@ -56,6 +56,7 @@ WRONG = [
     ("attn_implementation: flash_attention_2", "needs `flash_attn`, which isn't installed; use sdpa"),
     ("attn_implementation: theirs/kernel", "whose code would run on this machine; use one of eager, sdpa"),
     ("attn_implementation: spda", "did you mean `sdpa`?"),
+    ("resources: {num_gpus: 2, workers: 2}", "uses one GPU, got 2; write `resources: {workers: 4}`"),
     ("max_length: 100000", "beyond the model's 8192 positions, got 100000"),
 ]
 
@@ -184,6 +185,12 @@ def edited(folder: Path, file: str, **values: Any) -> str:
 def test_a_tokenizer_that_doesn_t_fit_its_model_is_found(op: str, tmp_path: Path) -> None:
     (found,) = told(tmp_path, edited(tmp_path, "config.json", vocab_size=100), f"tuned: {{op: {op}, model: base}}")
     assert re.fullmatch(r"the tokenizer has \d+ tokens, and the model embeddings for 100", found)
+
+
+def test_a_model_that_is_quantised_itself_is_found(tmp_path: Path) -> None:
+    model = edited(tmp_path, "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    (found,) = told(tmp_path, model, "tuned: {op: sft, input: asked, model: base, lora: {rank: 4}}")
+    assert found.startswith("the model's own weights are rounded (bitsandbytes)")
 
 
 def test_a_tokenizer_with_which_no_reply_ends_is_found(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.training.parallel.workers import Seat, place
 from caiflow.operators.sft import Sft, SftParams
 from support.side_by_side import train_together
-from support.small_models import job, lessons
+from support.small_models import job, lessons, small_model
+from support.trainings import train as train_by
 
 FIELDS: dict[str, Any] = {
     "input": "rows",
@@ -69,6 +70,11 @@ def test_two_workers_train_as_one_with_twice_the_batch(tmp_path: Path, cluster: 
     assert work.metrics["final_loss"] == pytest.approx(one.metrics["final_loss"], rel=1e-3)
     ours, theirs = (load_file(done.out_dir / "model.safetensors") for done in (work, one))
     assert all((ours[name] - theirs[name]).abs().max() < 2e-3 for name in theirs)
+    fields = {"precompute_ref_log_probs": True, "per_device_train_batch_size": 4, "resources": {"workers": 2}}
+    model = small_model(tmp_path / "model")
+    pairs = train_by(tmp_path / "pairs", "dpo", model, cluster=cluster, **fields)
+    alone = train_by(tmp_path / "alone", "dpo", model, per_device_train_batch_size=8)
+    assert pairs.metrics["final_loss"] == pytest.approx(alone.metrics["final_loss"], rel=1e-3)
 
 
 @pytest.mark.soak
@@ -77,6 +83,14 @@ def test_a_worker_s_error_is_the_step_s(tmp_path: Path, cluster: Cluster) -> Non
     sft = Sft(SftParams.model_validate({**FIELDS, "resources": {"workers": 2}}), StepContext())
     with pytest.raises(StepError, match="row 0: nothing to train on"):
         train_together(cluster, sft, job(tmp_path, {"rows": [{"uid": "0", "prompt": "p"}]}), TWO)
+
+
+def test_a_training_that_asks_for_no_gpu_sees_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, seen in ((1, "0"), (0, "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        with pytest.raises(StepError, match="2 workers were asked for"):
+            train(tmp_path / str(gpus), resources={"workers": 2, "num_gpus": gpus})
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_one_process_of_several_does_not_train_by_itself(tmp_path: Path) -> None:
