@@ -68,6 +68,7 @@ def test_its_turns_end_and_are_laid_out_as_its_makers_say(store: Store) -> None:
     assert shown.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert shown.endswith("<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    assert tokenizer.tokenize("First:\n\n1. In 2024") == ["First", ":", "ĊĊ", "1", ".", "ĠIn", "Ġ", "2", "0", "2", "4"]
 
 
 @pytest.mark.vllm

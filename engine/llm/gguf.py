@@ -29,12 +29,14 @@ READABLE = (
 """The architectures, as GGUF files name them, whose causal LMs transformers reads."""
 UNPACK_S = 3600.0
 """Longest wait for another process that is dequantising the same file."""
-_LAYOUT = 1
+_LAYOUT = 2
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_WANTED = ("general.architecture", "general.alignment", "split.count")
+_WANTED = ("general.architecture", "general.alignment", "split.count", "tokenizer.ggml.pre")
+_DIGIT_BY_DIGIT = ("smollm", "starcoder")
+"""Rules, as GGUF files name them, by which each digit stands alone and texts are divided as GPT-2 does otherwise."""
 
 
 def inspect(file: Path) -> str:
@@ -43,11 +45,7 @@ def inspect(file: Path) -> str:
     Raises:
         EngineError: kind `load`: it is cut, damaged, one part of several, or of an architecture that can't be read.
     """
-    with open(file, "rb") as opened:
-        if not (size := opened.seek(0, 2)):
-            raise EngineError(f"{file}: an empty file", "fetch it again", kind="load")
-        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            entries = _Walk(file, data, size).whole()
+    entries = _entries(file)
     architecture = str(entries.get("general.architecture", ""))
     if entries.get("split.count", 1) not in (0, 1):
         raise EngineError(
@@ -59,6 +57,14 @@ def inspect(file: Path) -> str:
         known = ", ".join(READABLE)
         raise EngineError(f"{file}: can't read the architecture {architecture!r}", f"those that can be: {known}", kind="load")
     return architecture
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as opened:
+        if not (size := opened.seek(0, 2)):
+            raise EngineError(f"{file}: an empty file", "fetch it again", kind="load")
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Walk(file, data, size).whole()
 
 
 @dataclass(slots=True)
@@ -217,7 +223,20 @@ def dequantise(file: Path, folder: Path) -> None:
         told = f"{file}: lacks {len(missing)} weights that its architecture has, {missing[0]} among them"
         raise EngineError(told, "fetch or convert it again", kind="load")
     _plain(model, file).save_pretrained(folder)
+    _divide(tokenizer, str(_entries(file).get("tokenizer.ggml.pre", "")))
     tokenizer.save_pretrained(folder)
+
+
+def _divide(tokenizer: Any, rule: str) -> None:
+    """Have texts divided as the file says before they are spelt.
+
+    Transformers passes over its rule: white space before a number came out in other tokens than the model learnt and samples.
+    """
+    if rule in _DIGIT_BY_DIGIT:
+        from tokenizers import pre_tokenizers as divided
+
+        by_digit = divided.Digits(individual_digits=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = divided.Sequence([by_digit, divided.ByteLevel(add_prefix_space=False)])
 
 
 def _plain(model: Any, file: Path) -> Any:

@@ -176,8 +176,8 @@ def _unpacked(where: str, file: Path, store: Store) -> tuple[str, str]:
         inspect(file)
     except EngineError as error:
         raise PlanError(f"{where}: {error.message}", error.hint) from error
-    sha256 = file_digest(file, store.files)
-    return str(store.path(unpacked_name(sha256))), f"gguf:{sha256}"
+    name = unpacked_name(file_digest(file, store.files))
+    return str(store.path(name)), f"gguf:{name}"
 
 
 def _locate(where: str, source: str, revision: str | None, base_dir: Path, *, adapter: bool = False) -> tuple[str, str]:

@@ -37,15 +37,17 @@ def original(architecture: str, folder: Path) -> Any:
     return model
 
 
-def write_gguf(folder: Path, file: Path, quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0) -> Path:
-    """Write the model in `folder` as a GGUF file whose matrices are quantised."""
+def write_gguf(
+    folder: Path, file: Path, quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0, rule: str = "gpt-2"
+) -> Path:
+    """Write the model in `folder` as a GGUF file whose matrices are quantised; `rule` says how texts are divided."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     config = model.config
     writer = gguf.GGUFWriter(file, config.model_type)
     _write_shape(writer, config)
-    _write_tokenizer(writer, folder, config)
+    _write_tokenizer(writer, folder, config, rule)
     for name, weight in stored(model).items():
         plain = weight.ndim == 1
         writer.add_tensor(
@@ -90,12 +92,12 @@ def _write_shape(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_vocab_size(config.vocab_size)
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: Any) -> None:
+def _write_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: Any, rule: str) -> None:
     read = json.loads((folder / "tokenizer.json").read_text())
     vocab = sorted(read["model"]["vocab"].items(), key=lambda entry: entry[1])
     special = {token["content"] for token in read["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list([token for token, _ in vocab])
     writer.add_token_types([_CONTROL if token in special else _NORMAL for token, _ in vocab])
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in read["model"]["merges"]])

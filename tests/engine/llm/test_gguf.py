@@ -92,6 +92,16 @@ def test_tokenizer_special_tokens_and_chat_template_are_those_of_the_original(ma
     assert AutoConfig.from_pretrained(source.path).eos_token_id == theirs.eos_token_id
 
 
+def test_texts_are_divided_before_digits_where_the_file_says_so(llama: Made, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    dequantise(write_gguf(llama.folder, tmp_path / "digits.gguf", rule="smollm"), tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    parts = [part for part, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a\n\n12  3")]
+    assert parts == ["a", "ĊĊ", "1", "2", "ĠĠ", "3"]
+    assert tokenizer.decode(tokenizer.encode("a\n\n12  3", add_special_tokens=False)) == "a\n\n12  3"
+
+
 @pytest.mark.slow
 def test_it_is_trained_like_any_other(made: Made, tmp_path: Path) -> None:
     source = made.source()
