@@ -345,18 +345,23 @@ def _flips(joined: pl.DataFrame) -> tuple[int | None, int | None]:
 
 def _examples(joined: pl.DataFrame, differs: pl.DataFrame, rows: pl.Series, limit: int) -> Iterator[RowExample]:
     for index in rows.arg_true().head(limit).to_list():
+        told = set()
         for name in differs.columns:
             if differs[name][index]:
                 old, new = joined[name][index], joined[f"{name}\0new"][index]
                 shown = _shown(old), _shown(new)
                 if shown[0] == shown[1]:
                     shown = str(_listed(old)), str(_listed(new))
-                yield RowExample(joined["uid"][index], name, *shown)
+                if shown not in told:  # a list of rounds has what the column of its last one has
+                    yield RowExample(joined["uid"][index], name, *shown)
+                told.add(shown)
 
 
 def _shown(value: Any) -> str:
-    """Return a cell as text; a conversation is shown by its last turn."""
+    """Return a cell as text; a conversation is shown by its last turn, and a list of one text by that."""
     plain = _listed(value)
+    if isinstance(plain, list) and len(plain) == 1 and isinstance(plain[0], str):
+        return plain[0]
     if isinstance(plain, list) and plain and isinstance(plain[-1], dict) and "content" in plain[-1]:
         return str(plain[-1]["content"])
     return str(plain)

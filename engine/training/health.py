@@ -31,7 +31,9 @@ def training() -> list[Measure]:
         ),
         Measure(
             "parting_tokens", "<= 0.05", "the model's own replies learnt in other tokens than it sampled",
-            "it is taught tokens that it wouldn't choose", "see what `plan` says of its chat template", figure=_parting,
+            "it is taught tokens that it didn't choose",
+            "other words come of the chat template, of which `plan` tells; the same words of sampling far from what "
+            "is likely, or of a tokenizer that isn't the model's", figure=_parting,
         ),
     ]  # fmt: skip
 
@@ -40,8 +42,9 @@ def falling_loss() -> list[Measure]:
     """Return the measure of a loss that should be lower over the training than where it began."""
     return [
         Measure(
-            "loss_fall", ">= 0", "fall from the first loss to the mean loss", "the training taught nothing",
-            "look at the curve with `caiflow show RUN STEP`, and try another `learning_rate`", figure=_fall,
+            "loss_fall", ">= 0", "fall from the first loss to the mean loss", "it shows no learning",
+            "look at the curve with `caiflow show RUN STEP`: after few steps it tells mostly which rows came first; after "
+            "many, try another `learning_rate`", figure=_fall,
         )
     ]  # fmt: skip
 

@@ -234,6 +234,20 @@ def test_conversations_with_the_same_end_are_shown_whole() -> None:
     assert "two" in example.new
 
 
+def test_a_text_that_several_columns_have_is_shown_once() -> None:
+    import polars as pl
+
+    old, new = (
+        pl.DataFrame({"uid": ["a"], "revision": [w], "revisions": [[w]], "messages": [[{"role": "assistant", "content": w}]]})
+        for w in ("one", "two")
+    )
+    diff = rows_diff("s", old, new)
+    assert (diff.columns, [(e.column, e.old, e.new) for e in diff.examples]) == (
+        {"revision": 1, "revisions": 1, "messages": 1},
+        [("revision", "one", "two")],
+    )
+
+
 def test_a_run_is_like_itself(runs: tuple[Path, Path]) -> None:
     diff = compare(runs[0], runs[0])
     assert not any((diff.settings, diff.prompts, diff.rows, diff.metrics))
