@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 from types import NoneType
 from typing import Any
 from uuid import UUID
@@ -44,7 +45,10 @@ def json_writer(
 
 _encode = json_writer(sort_keys=True, allow_nan=False)
 _LEAVES = frozenset((str, int, bool, NoneType))
+_NESTS = frozenset((dict, list, tuple))
 _DEEPEST = 64
+_MARK = int.from_bytes(os.urandom(7), "little")
+_BETWEEN = f",{_MARK},".encode()
 
 _ALWAYS_THE_SAME_TEXT = (date, time, timedelta, Decimal, UUID, bytes)
 """What tables hold beyond JSON's types."""
@@ -107,6 +111,18 @@ def quick_record(raw: bytes, exact: bool = True) -> dict[str, Any] | None:
     return data if type(data) is dict and (not exact or are_plain(data.values())) else None
 
 
+def quick_records(raws: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """Return the objects that lines of JSON are, read at once; None where one may be another than `quick_record` gives."""
+    try:
+        found = orjson.loads(b"".join((b"[", _BETWEEN.join(raws), b"]")))
+    except ValueError:
+        return None
+    records: list[dict[str, Any]] = found[::2]
+    # a mark that no file knows: what stands on one line isn't taken for what would only be whole with the next
+    each_alone = len(records) == len(raws) and found[1::2] == [_MARK] * (len(raws) - 1)
+    return records if each_alone and {*map(type, records)} == {dict} and are_plain(records) else None
+
+
 def quick_json(record: Mapping[str, Any]) -> bytes | None:
     """Return the compact JSON with sorted names; None where it may be other bytes than Python's own module writes."""
     return quick_texts(record) if type(record) is dict and are_plain(record.values()) else None
@@ -120,21 +136,24 @@ def quick_texts(value: Any) -> bytes | None:
         return None
 
 
-def are_plain(values: Iterable[Any], depth: int = 0) -> bool:
-    """Return whether values are read and written alike by both: of JSON's kinds, numbers of usual sizes, not nested deep."""
-    for value in values:
-        kind = type(value)
-        if kind in _LEAVES:
-            continue
-        if kind is float:
-            if value and not 1e-4 <= abs(value) < 1e15:  # others are written with an exponent, or were whole numbers
-                return False
-        elif depth == _DEEPEST or not (
-            (kind is dict and are_plain(value.values(), depth + 1))
-            or ((kind is list or kind is tuple) and are_plain(value, depth + 1))
-        ):
+def are_plain(values: Iterable[Any]) -> bool:
+    """Return whether values are read and written alike by both: of JSON's kinds, numbers of usual sizes, not nested deep.
+
+    Those of many rows are looked through at once, a depth at a time, which takes a tenth of what each alone does.
+    """
+    for _ in range(_DEEPEST + 1):
+        given = [*values]
+        kinds = {*map(type, given)} - _LEAVES
+        if float in kinds:
+            kinds.discard(float)
+            if not all(not one or 1e-4 <= abs(one) < 1e15 for one in given if type(one) is float):
+                return False  # it is written with an exponent, or was a whole number
+        if not kinds:
+            return True
+        if not kinds <= _NESTS:
             return False
-    return True
+        values = chain.from_iterable(one.values() if type(one) is dict else one for one in given if type(one) in _NESTS)
+    return False
 
 
 def digest(value: Any) -> str:

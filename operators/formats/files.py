@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from caiflow.engine.errors import WrongValue
-from caiflow.engine.identity import quick_record
+from caiflow.engine.identity import quick_record, quick_records
 from caiflow.operators.formats.columnar import by_column, is_conversation, rows_of_columns
 from caiflow.operators.formats.opening import (
     LARGEST_DOCUMENT,
     LONGEST_LINE,
     Line,
+    blocks_of_lines,
     inner_name,
     numbered_lines,
     open_bytes,
@@ -166,9 +168,17 @@ def _text(path: Path) -> Iterator[Line]:
 
 def _jsonl(path: Path) -> Iterator[Line]:
     record = _Records()
-    for place, raw in numbered_lines(path):
+    for first, raws in blocks_of_lines(path):
+        if (records := quick_records(raws)) is not None:
+            yield from map(Line if record.are_objects else record, count(first), records)
+        else:
+            yield from _line_by_line(record, first, raws)
+
+
+def _line_by_line(record: _Records, first: int, raws: Sequence[bytes]) -> Iterator[Line]:
+    for place, raw in enumerate(raws, first):
         if (data := quick_record(raw)) is not None:
-            yield Line(place, data) if record.are_objects else record(place, data)
+            yield record(place, data)
             continue
         text = raw.rstrip()  # the line end is no part of the record, nor of the columns counted in it
         if not text:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -19,6 +21,7 @@ LONGEST_LINE = 32 << 20
 """Bytes of a line."""
 LARGEST_DOCUMENT = 64 << 20
 """Characters of a document that is read whole."""
+_LINES_AT_ONCE = 64  # as many as stay in the cache of a core while they are read
 _ALWAYS_UNPACKED = 64 << 20
 _MOST_TIMES = 400
 """A file that unpacks to more than this many times its size, and to more bytes than these, is no data."""
@@ -124,15 +127,22 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         ValueError: a line is too long to be a record.
     """
+    for number, lines in blocks_of_lines(path):
+        yield from enumerate(lines, number)
+
+
+def blocks_of_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the same, some lines at a time, with the number of the first."""
     with open_utf8(path) as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE + 1):
-            number += 1
-            if len(line) > LONGEST_LINE:
-                raise WrongValue(
-                    f"{path.name}:{number}: a line of more than {LONGEST_LINE >> 20} MiB", "write one record a line"
-                )
-            yield number, line
+        number, read = 1, iter(partial(file.readline, LONGEST_LINE + 1), b"")
+        while lines := [*islice(read, _LINES_AT_ONCE)]:
+            if max(map(len, lines)) > LONGEST_LINE:
+                good = next(place for place, line in enumerate(lines) if len(line) > LONGEST_LINE)
+                yield number, lines[:good]
+                told = f"{path.name}:{number + good}: a line of more than {LONGEST_LINE >> 20} MiB"
+                raise WrongValue(told, "write one record a line")
+            yield number, lines
+            number += len(lines)
 
 
 class _Recoded(io.RawIOBase):

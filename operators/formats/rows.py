@@ -5,11 +5,10 @@ Owns the rule for uids and for columns that a source brings along. Never opens f
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from hashlib import blake2b
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +24,7 @@ from caiflow.operators.formats.named.fields import Record
 from caiflow.operators.formats.named.layout import Format, Take
 from caiflow.operators.formats.opening import Line
 from caiflow.operators.formats.parse import FORMATS, detect
+from caiflow.operators.formats.plain.prompts import quick_prompts
 from caiflow.operators.formats.plain.seen import Seen
 from caiflow.operators.formats.plain.transcripts import quick_pairs
 from caiflow.operators.formats.plain.written import records_as_json, shown, writable
@@ -109,30 +109,36 @@ class Parser:
 
     def batches(self, source: Source, size: int) -> Iterator[ByColumn]:
         """Yield what `rows` does, of `size` records at a time, made by column as far as they can be."""
-        groups = self._groups(source, None)
-        for first in groups:
-            some = chain([first], islice(groups, size - 1))
-            if self._is_usual:
-                parts = iter(partial(_lines, some), [])
-                yield joined([self._pairs(lines, source) for lines in parts])
-            else:
-                yield by_column([row for group, layout in some for row in self._rows(group, layout, source)])
+        layout, lines = self._begun(source, None)
+        if self._is_usual(layout):
+            read = self._pairs if layout is FORMATS["hh"] else self._prompts
+            while some := [*islice(lines, size)]:
+                yield joined([read(some[at : at + _AT_ONCE], source) for at in range(0, len(some), _AT_ONCE)])
+            return
+        groups = layout.gather(lines, self._seen_in)
+        while together := [*islice(groups, size)]:
+            yield by_column([row for group in together for row in self._rows(group, layout, source)])
 
-    @property
-    def _is_usual(self) -> bool:
-        """Whether these are pairs of transcripts, of which nothing else is wanted."""
+    def _is_usual(self, layout: Format) -> bool:
+        """Return whether these are pairs of transcripts, or plain prompts, of which nothing else is wanted."""
         named = self.rename or self.template is not None or self.uid_field is not None
-        return self.format is FORMATS["hh"] and self.turns == "all" and not named
+        known = layout is FORMATS["hh"] or (layout is FORMATS["prompt"] and not self._transcripts)
+        return known and self.turns == "all" and not named
 
     def _pairs(self, lines: Sequence[Line], source: Source) -> ByColumn:
         """Return pairs of transcripts, all that are as usual at once."""
-        found, others = quick_pairs([line.data for line in lines], self._content_uid)
+        found, others = quick_pairs([line.data for line in lines], self._content_uids)
         lost = 0
         for place in others:
             (row,) = self._rows([lines[place]], FORMATS["hh"], source)
             found = found.with_one(place - lost, row)
             lost += isinstance(row, BadRow)
         return found
+
+    def _prompts(self, lines: Sequence[Line], source: Source) -> ByColumn:
+        """Return prompts, at once where all are as usual."""
+        found = quick_prompts([line.data for line in lines], self._content_uids)
+        return found or by_column([row for line in lines for row in self._rows([line], FORMATS["prompt"], source)])
 
     def head(self, source: Source, most: int) -> Head:
         """Return what the first `most` records tell.
@@ -188,6 +194,12 @@ class Parser:
 
     def _groups(self, source: Source, most: int | None) -> Iterator[tuple[Sequence[Line], Format]]:
         """Yield the records of each row, and how they are laid out."""
+        layout, lines = self._begun(source, most)
+        for group in layout.gather(lines, self._seen_in):
+            yield group, layout
+
+    def _begun(self, source: Source, most: int | None) -> tuple[Format, Iterator[Line]]:
+        """Return how the records are laid out, and all of them, once the first ones are read."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
         asked = {} if self.template is None else {"prompt": self.template}
@@ -197,8 +209,7 @@ class Parser:
         if self._transcripts is None:
             named = [name for name in _PROMPTS if name in self.format.takes]
             self._transcripts = frozenset(name for name in named if are_transcripts(record.get(name) for record in records))
-        for group in self.format.gather(chain(head, lines), self._seen_in):
-            yield group, self.format
+        return self.format, chain(head, lines)
 
     def _seen_in(self, line: Line) -> Record:
         """Return the record of a line as it is compared with others."""
@@ -273,31 +284,26 @@ class Parser:
     def _uid(self, record: Mapping[str, Any], text: bytes, place: int) -> str:
         if self.uid_field is not None:
             return self._given_uid(record, place)
-        return self._content_uid(text)
+        return self._content_uids([text])[0]
 
-    def _content_uid(self, text: bytes) -> str:
-        """Return the uid of a record with this JSON."""
-        digest = hashlib.blake2b(text, digest_size=10).digest()
-        content = digest.hex()
-        if self._contents.add(digest):
-            return content
-        self._again[content] += 1
-        again = f"{content}\x1f{self._again[content]}".encode()
-        return hashlib.blake2b(again, digest_size=10).hexdigest()
+    def _content_uids(self, texts: Sequence[bytes]) -> list[str]:
+        """Return the uids of records with this JSON."""
+        digests = [blake2b(text, digest_size=10).digest() for text in texts]
+        uids = [digest.hex() for digest in digests]
+        for place in self._contents.add(digests):
+            self._again[uids[place]] += 1
+            again = f"{uids[place]}\x1f{self._again[uids[place]]}".encode()
+            uids[place] = blake2b(again, digest_size=10).hexdigest()
+        return uids
 
     def _given_uid(self, record: Mapping[str, Any], place: int) -> str:
         value = record.get(self.uid_field or "")
         if value is None or value == "":
             raise _Misnamed(f"no `{self.uid_field}` to identify the row by", "uid")
         uid = f"{value}.{place}" if place else str(value)
-        if not self._given.add(hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=16).digest()):
+        if self._given.add([blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=16).digest()]):
             raise ValueError(f"`{self.uid_field}` {uid!r} identifies another row already")
         return uid
-
-
-def _lines(groups: Iterator[tuple[Sequence[Line], Format]]) -> list[Line]:
-    """Return the next lines, none at the end."""
-    return [group[0] for group, _ in islice(groups, _AT_ONCE)]
 
 
 def _look(line: Line) -> tuple[tuple[str, object], ...] | None:

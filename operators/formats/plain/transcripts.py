@@ -18,9 +18,11 @@ _OPENING, _REPLY, _END = "\n\nHuman:", "\n\nAssistant:", "\0"
 
 _Parts = tuple[str, str, str, bytes]
 """Of two transcripts of one dialogue what they share, the last reply of each, and the JSON of both."""
+Uids = Callable[[Sequence[bytes]], list[str]]
+"""Gives the uids of records with such JSON."""
 
 
-def quick_pairs(records: Sequence[Mapping[str, Any] | None], uid: Callable[[bytes], str]) -> tuple[ByColumn, list[int]]:
+def quick_pairs(records: Sequence[Mapping[str, Any] | None], uids: Uids) -> tuple[ByColumn, list[int]]:
     """Return the pairs that part in their last replies, with the uids of their JSON, and the places of all other records."""
     found = {place: parts for place, record in enumerate(records) if record and (parts := _parted(record))}
     prompts, odd = _prompts([begun for begun, _, _, _ in found.values()])
@@ -31,7 +33,7 @@ def quick_pairs(records: Sequence[Mapping[str, Any] | None], uid: Callable[[byte
     better, worse = [text.strip() for _, text, _, _ in found.values()], [text.strip() for _, _, text, _ in found.values()]
     told = [one != other for one, other in zip(better, worse, strict=True)]
     columns: dict[str, list[Any] | Conversations] = {
-        "uid": [uid(text) for _, _, _, text in found.values()],
+        "uid": uids([text for _, _, _, text in found.values()]),
         "prompt": prompts,
         "response": better,
         "chosen": [text if apart else None for text, apart in zip(better, told, strict=True)],

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiflow.engine.identity import quick_json, quick_record
+from caiflow.engine.identity import quick_json, quick_record, quick_records
+from caiflow.operators.formats.plain.prompts import quick_prompts
 from caiflow.operators.formats.plain.seen import Seen
 from caiflow.operators.formats.plain.transcripts import quick_pairs
 from caiflow.operators.formats.plain.written import _encode
@@ -148,6 +149,47 @@ def test_any_pairs_are_the_same_row_by_row_and_by_column(records: list[dict[str,
         agree(path, 5)
 
 
+_asked = st.none() | st.sampled_from(("a", " b ", "", "[1]", ' [{"role": "user", "content": "a"}]', "Human: a", "\ud83d"))
+_prompt = st.fixed_dictionaries(
+    {"prompt": _asked},
+    optional={
+        "completion": st.sampled_from(("c", "", "[2]")) | st.none(), "system": st.sampled_from(("s", " ")),
+        "input": st.sampled_from(("i", "")), "label": st.booleans(), "chosen": _texts, "n": _leaf,
+    },
+)  # fmt: skip
+_alike = st.fixed_dictionaries({"prompt": st.sampled_from(("a", "b ", "\n"))}, optional={"completion": st.just("c")})
+
+
+@settings(max_examples=50)
+@given(st.lists(_alike, max_size=6), st.lists(_alike | _prompt, max_size=6))
+def test_any_prompts_are_the_same_row_by_row_and_by_column(first: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
+    records = [{"prompt": "q", "k": 1.5}] * 21 + first * 12 + then  # so that they are taken for prompts
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        for size in (2, 100):
+            agree(path, size)
+
+
+def test_prompts_alike_are_read_at_once() -> None:
+    records = [{"prompt": f"q {place}", "completion": "a", "n": place} for place in range(70)]
+    found = quick_prompts(records, lambda texts: [text.decode() for text in texts])
+    assert found is not None
+    assert found.num_rows == 70
+    assert found.columns["response"] == ["a"] * 70
+    assert found.columns["uid"][1] == '{"completion":"a","n":1,"prompt":"q 1"}'  # type: ignore[index]
+
+
+HALVES = ('{"a":[{"x":1}', '{"y":2}]}', '{"a":1},{"b":2}', '{"b":2}', '{"a":[1', '2]},{"b":1}', "", '{"a":1e400}', "7")
+
+
+@given(st.lists(st.sampled_from(HALVES), min_size=1, max_size=4))
+def test_lines_are_read_at_once_only_where_each_is_whole(lines: list[str]) -> None:
+    raws = [f"{line}\n".encode() for line in lines]
+    found, each = quick_records(raws), [quick_record(raw) for raw in raws]
+    assert found == (None if None in each else each)
+
+
 _rows = st.lists(st.fixed_dictionaries({}, optional={"a": _anything, "b": _anything}), max_size=4)
 
 
@@ -167,7 +209,6 @@ def test_blocks_become_what_their_rows_would_one_by_one(blocks: list[list[dict[s
 
 @given(st.lists(st.binary(min_size=4, max_size=4) | st.sampled_from([b"aaaa", b"aabb", b"aaab", b"aaba"])))
 def test_digests_are_new_once(digests: list[bytes]) -> None:
-    seen, known = Seen(), set[bytes]()
-    for digest in digests:
-        assert seen.add(digest) == (digest not in known)
-        known.add(digest)
+    seen, half = Seen(), len(digests) // 2
+    again = [*seen.add(digests[:half]), *(half + place for place in seen.add(digests[half:]))]
+    assert again == [place for place, digest in enumerate(digests) if digest in digests[:place]]
