@@ -90,6 +90,16 @@ def compact(value: Any) -> bytes:
         raise _refusal(value, _encode_row, error) from None
 
 
+def compact_all(values: Sequence[Any]) -> list[bytes]:
+    """Return `compact` of each of these, faster."""
+    if are_plain(values):
+        try:
+            return [orjson.dumps(value, option=orjson.OPT_SORT_KEYS) for value in values]
+        except TypeError:
+            pass
+    return [*map(compact, values)]
+
+
 def _as_text(value: Any) -> str:
     if isinstance(value, _ALWAYS_THE_SAME_TEXT):
         return str(value)
@@ -111,7 +121,7 @@ def quick_record(raw: bytes, exact: bool = True) -> dict[str, Any] | None:
     return data if type(data) is dict and (not exact or are_plain(data.values())) else None
 
 
-def quick_records(raws: Sequence[bytes]) -> list[dict[str, Any]] | None:
+def quick_records(raws: Sequence[bytes], exact: bool = True) -> list[dict[str, Any]] | None:
     """Return the objects that lines of JSON are, read at once; None where one may be another than `quick_record` gives."""
     try:
         found = orjson.loads(b"".join((b"[", _BETWEEN.join(raws), b"]")))
@@ -120,7 +130,7 @@ def quick_records(raws: Sequence[bytes]) -> list[dict[str, Any]] | None:
     records: list[dict[str, Any]] = found[::2]
     # a mark that no file knows: what stands on one line isn't taken for what would only be whole with the next
     each_alone = len(records) == len(raws) and found[1::2] == [_MARK] * (len(raws) - 1)
-    return records if each_alone and {*map(type, records)} == {dict} and are_plain(records) else None
+    return records if each_alone and {*map(type, records)} == {dict} and (not exact or are_plain(records)) else None
 
 
 def quick_json(record: Mapping[str, Any]) -> bytes | None:
@@ -173,6 +183,17 @@ class KeyStart:
 
     def __init__(self, *parts: bytes | str) -> None:
         self._begun = hashlib.blake2b(_framed(parts), digest_size=16)
+
+    def keys(self, *columns: Sequence[bytes]) -> list[bytes]:
+        """Return the keys that go on with a part of each column, one behind the other."""
+        found = []
+        for parts in zip(*columns, strict=True):
+            begun = self._begun.copy()
+            for part in parts:
+                begun.update(len(part).to_bytes(8, "little"))
+                begun.update(part)
+            found.append(begun.digest())
+        return found
 
     def key(self, *parts: bytes | str) -> bytes:
         """Return the key that goes on with `parts`."""

@@ -1,7 +1,6 @@
 """What an operator is: its parameter model, its columns, and the four shapes an author writes.
 
-From one declaration come the JSON Schema, the checks, the documentation and the identity. This module knows no operator by
-name, and imports neither Ray nor any LLM library.
+From one declaration come the JSON Schema, the checks, the documentation and the identity. Knows no operator by name.
 """
 
 from __future__ import annotations
@@ -309,6 +308,10 @@ class RowOperator(Operator[P]):
         """Return what, beside the columns read, decides this row's result: the texts of its principles, say (JSON-able)."""
         return None
 
+    def row_identities(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Return the same of many rows."""
+        return [self.row_identity(row) for row in rows]
+
     def calls(self) -> int:
         """Return the number of model calls one row takes at the most; used for estimates and to spare the ledger."""
         return 1
@@ -319,8 +322,7 @@ class RowOperator(Operator[P]):
 
     def expects(self, inputs: Mapping[str, Expected]) -> Expected | None:
         """Return at most as many rows as the input has: some may be left out."""
-        given = inputs.get(getattr(self.params, "input", ""))
-        return given and given._replace(exact=False)
+        return (given := inputs.get(getattr(self.params, "input", ""))) and given._replace(exact=False)
 
     def calls_expected(self, given: Expected) -> int:
         """Return the calls that rows which are expected take at the most."""

@@ -144,7 +144,12 @@ class Revise(RowOperator[ReviseParams]):
 
     def row_identity(self, row: Row) -> Any:
         """Return the texts of the principles of all rounds, and the names of the examples."""
-        return [[[p.critique, p.revision] for p in self._principles(row)], self._example_ids(row)]
+        return self.row_identities([row])[0]
+
+    def row_identities(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Return the same of many rows."""
+        drawn = zip(self._principles(rows), rows, strict=True)
+        return [[[[p.critique, p.revision] for p in principles], self._example_ids(row)] for principles, row in drawn]
 
     def calls(self) -> int:
         """Return the calls of all rounds: each revision with all its draws, and the critiques."""
@@ -163,7 +168,7 @@ class Revise(RowOperator[ReviseParams]):
     async def row(self, row: Row, llm: RowLLM) -> Row | list[Row]:
         """Return the revision of the last round, or a row for each."""
         new: list[_Round] = []
-        for principle in self._principles(row):
+        for principle in self._principles([row])[0]:
             new.append(await self._round(row, new, principle, llm))
         if self.params.rows == "each":
             return [{**_columns(row, new[: i + 1]), **accepting.columns(self.params, [r.drawn])} for i, r in enumerate(new)]
@@ -236,12 +241,16 @@ class Revise(RowOperator[ReviseParams]):
     def _checks(self) -> list[Measure]:
         return accepting.checks(self.params.accept, self.measures())
 
-    def _principles(self, row: Row) -> list[Principle]:
-        """Return the principle of each round: the row's own first where its critique is used, else drawn."""
-        done = len(revisions_so_far(row))
+    def _principles(self, rows: Sequence[Row]) -> list[list[Principle]]:
+        """Return the principle of each round of each row: the row's own first where its critique is used, else drawn."""
         stage: Literal["critique", "revision"] = "critique" if self.params.critique else "revision"
-        drawn = self.constitution.draw_each(self.context.seed, row["uid"], range(done, done + self.params.rounds), stage)
-        return [self._named(row["principle"]), *drawn[1:]] if self._has_critique(row) else drawn
+        done = [len(revisions_so_far(row)) for row in rows]
+        asked = [(row["uid"], range(n, n + self.params.rounds)) for row, n in zip(rows, done, strict=True)]
+        drawn = self.constitution.draw_all(self.context.seed, asked, stage)
+        return [
+            [self._named(row["principle"]), *others[1:]] if self._has_critique(row) else others
+            for row, others in zip(rows, drawn, strict=True)
+        ]
 
     def _has_critique(self, row: Row) -> bool:
         """Return whether the row's critique is about its present answer, not left over from an earlier round."""

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.flow.unread import doubtful_row
-from caiflow.engine.identity import NoIdentityError, compact, started
+from caiflow.engine.identity import NoIdentityError, compact_all, started
 from caiflow.engine.operator import RowOperator, RowParams
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.store.ledger import Ledger
 from caiflow.engine.store.sampled import sampled_name
+
+_AT_ONCE = 256  # rows, whose texts stay in the cache of a core while their keys are made
 
 
 class Asked(NamedTuple):
@@ -89,13 +91,15 @@ class FlowStep:
 
     def row_keys(self, views: Sequence[Row]) -> list[bytes]:
         """Return the same of many rows."""
-        key, identity_of, keys = started("row", self.identity).key, self.operator.row_identity, []
-        for view in views:
-            try:
-                keys.append(key(compact(view), compact(identity_of(view))))
-            except NoIdentityError as error:
-                raise StepError(f"{self.name}: row {view['uid']}: {error}") from None
-        return keys
+        if len(views) > _AT_ONCE:
+            return [key for begin in range(0, len(views), _AT_ONCE) for key in self.row_keys(views[begin : begin + _AT_ONCE])]
+        try:
+            said = compact_all(views), compact_all(self.operator.row_identities(views))
+        except NoIdentityError as error:
+            if len(views) > 1:
+                return [self.row_key(view) for view in views]  # the error names the row
+            raise StepError(f"{self.name}: row {views[0]['uid']}: {error}") from None
+        return started("row", self.identity).keys(*said)
 
 
 class Outcome(NamedTuple):
@@ -138,7 +142,7 @@ def _outcome(kept: Mapping[str, Any] | None, answers: Callable[[Row], Sequence[s
 
 def spread(row: Row, outcome: Outcome, outdated: Collection[str] = ()) -> list[Row]:
     """Return the whole rows that follow from a step's outcome for `row`, without what is outdated; several get own uids."""
-    if outdated:
+    if not row.keys().isdisjoint(outdated):
         row = {name: value for name, value in row.items() if name not in outdated}
     if len(outcome.rows) == 1:
         return [{**row, **outcome.rows[0]}]

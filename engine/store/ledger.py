@@ -14,13 +14,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from caiflow.engine.errors import StoreError
-from caiflow.engine.identity import json_writer, quick_record
+from caiflow.engine.identity import json_writer, quick_record, quick_records
 from caiflow.engine.machine import machine_tag
 from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import store_error, storing
@@ -29,6 +29,7 @@ from caiflow.engine.store.ledger_segment import ELSEWHERE_S, Segment, create, fr
 
 _FLUSH_S = 1.0
 _FEW_KEYS = 16  # up to which looking each up alone is faster
+_READ_AT_ONCE = 64  # payloads: as many as stay in the cache of a core meanwhile
 _encode = json_writer()
 
 
@@ -127,7 +128,8 @@ class Ledger:
             record = segment.read(found[1])
         except OSError as error:
             raise store_error(segment.path, error) from error
-        return _payload(record, key, True)
+        data = payload_of(record, key)
+        return None if data is None else _read(data, True)
 
     def get_many(self, keys: Sequence[bytes], *, exact: bool = True) -> list[dict[str, Any] | None]:
         """Return what `get` does for each of many keys, reading what lies close together at once.
@@ -140,16 +142,26 @@ class Ledger:
         if len(keys) < _FEW_KEYS:
             return [self.get(key) for key in keys]
         payloads: list[dict[str, Any] | None] = [None] * len(keys)
+        whole = self._whole(keys)
+        while some := [*islice(whole, _READ_AT_ONCE)]:
+            texts = [text for _, text in some]
+            found = quick_records(texts, exact) or [_read(text, exact) for text in texts]
+            for (at, _), payload in zip(some, found, strict=True):
+                payloads[at] = payload
+        return payloads
+
+    def _whole(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+        """Yield the payloads of those that are there and whole, each with its key's place, as they stand in files."""
         with self._lock:
             found, segments = self._index.find_many(keys), [*self._segments]
         for number, places in groupby(found, itemgetter(0)):
             segment, there = segments[number], [*places]
             try:
                 for (_, _, at), record in zip(there, segment.read_many([offset for _, offset, _ in there]), strict=True):
-                    payloads[at] = _payload(record, keys[at], exact)
+                    if (text := payload_of(record, keys[at])) is not None:
+                        yield at, text
             except OSError as error:
                 raise store_error(segment.path, error) from error
-        return payloads
 
     def append(self, key: bytes, payload: dict[str, Any]) -> None:
         """Keep `payload` (JSON) under `key` (16 bytes).
@@ -290,12 +302,11 @@ class Ledger:
                 self._failed = error
 
 
-def _payload(record: bytes, key: bytes, exact: bool) -> dict[str, Any] | None:
-    data = payload_of(record, key)
-    if data is None:
-        return None
+def _read(data: bytes, exact: bool) -> dict[str, Any]:
     quick = quick_record(data, exact)
-    return json.loads(data.decode("utf-8", "surrogatepass")) if quick is None else quick
+    if quick is None:
+        quick = json.loads(data.decode("utf-8", "surrogatepass"))
+    return quick
 
 
 def _may_take(segment: Path) -> bool:

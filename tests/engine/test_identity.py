@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from caiflow.engine.field_marks import identity_params
-from caiflow.engine.identity import KeyStart, NoIdentityError, canonical, compact, digest, json_writer, key
+from caiflow.engine.identity import KeyStart, NoIdentityError, canonical, compact, compact_all, digest, json_writer, key
 from caiflow.engine.operator import SPEED, ModelRef, ModelRowParams, Resources, RowsRef, SamplingParams, Strict
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text()
@@ -119,6 +119,7 @@ def test_a_row_key_never_changes_between_versions() -> None:
     held = {"uid": "é\ud800", "n": 1.0, "when": datetime(2026, 1, 2, tzinfo=UTC), "cost": Decimal("1.50"), "raw": b"\x00"}
     written = b'{"cost":"1.50","n":1.0,"raw":"b\'\\\\x00\'","uid":"\xc3\xa9\xed\xa0\x80","when":"2026-01-02 00:00:00+00:00"}'
     assert compact(held) == written
+    assert compact_all([held, {}, 1]) == [written, b"{}", b"1"]
 
 
 @given(st.recursive(values, lambda inner: st.lists(inner, max_size=3).map(tuple)))
@@ -126,11 +127,14 @@ def test_a_row_is_written_as_the_standard_library_does(value: Any) -> None:
     options: Any = {"ensure_ascii": False, "separators": (",", ":"), "sort_keys": True}
     for held in (value, {"value": value, "bits": 2**64, "half": "\udc00"}):
         assert compact(held) == json.dumps(held, **options).encode("utf-8", "surrogatepass")
+        assert compact_all([held, held]) == [compact(held)] * 2
 
 
 @given(st.lists(st.text() | st.binary(), max_size=4), st.lists(st.text() | st.binary(), max_size=4))
 def test_a_key_begun_before_is_the_same_key(begun: list[str | bytes], more: list[str | bytes]) -> None:
     assert KeyStart(*begun).key(*more) == key(*begun, *more)
+    parts = [part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass") for part in more]
+    assert KeyStart(*begun).keys(*([part, b"other"] for part in parts))[:1] == [key(*begun, *more)] * bool(parts)
 
 
 @pytest.mark.parametrize("sort_keys", [False, True])

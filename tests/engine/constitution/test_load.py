@@ -145,11 +145,13 @@ def test_several_principles_are_different_and_begin_with_the_single_draw() -> No
 
 @pytest.mark.parametrize("given", [load_constitution("harmless"), constitution("a", "b", weights=(3.0, 1.0))])
 def test_many_draws_at_once_are_the_single_draws(given: Constitution) -> None:
-    for uid in UIDS[:50]:
-        for slots in (range(2, 7), [1], ["a", "b"], []):
-            assert given.draw_each(17, uid, slots) == [given.draw(17, uid, slot)[0] for slot in slots]
+    for slots in (range(2, 7), [1], ["a", "b"], []):
+        found = given.draw_all(17, [(uid, slots) for uid in UIDS[:50]])
+        assert found == [[given.draw(17, uid, slot)[0] for slot in slots] for uid in UIDS[:50]]
+    mixed = [("u", [1]), ("v", []), ("w", range(3))]
+    assert [*map(len, given.draw_all(17, mixed))] == [1, 0, 3]
     with pytest.raises(ValueError, match="can't draw 1"):
-        Constitution("none", ()).draw_each(17, "u", [0])
+        Constitution("none", ()).draw_all(17, [("u", [0])])
 
 
 def test_a_stage_draws_only_principles_with_that_text() -> None:
