@@ -108,12 +108,13 @@ class Parser:
             yield from self._rows(group, layout, source)
 
     def batches(self, source: Source, size: int) -> Iterator[ByColumn]:
-        """Yield what `rows` does, of `size` records at a time, made by column as far as they can be."""
+        """Yield what `rows` does, of about `size` records at a time, made by column as far as they can be."""
         layout, lines = self._begun(source, None)
         if self._is_usual(layout):
             read = self._pairs if layout is FORMATS["hh"] else self._prompts
-            while some := [*islice(lines, size)]:
-                yield joined([read(some[at : at + _AT_ONCE], source) for at in range(0, len(some), _AT_ONCE)])
+            parts = (read(some, source) for some in iter(lambda: [*islice(lines, _AT_ONCE)], []))
+            while some := [*islice(parts, max(1, size // _AT_ONCE))]:
+                yield joined(some)
             return
         groups = layout.gather(lines, self._seen_in)
         while together := [*islice(groups, size)]:
