@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress
 from types import NoneType
 from typing import Any
 from uuid import UUID
@@ -162,7 +162,8 @@ def are_plain(values: Iterable[Any]) -> bool:
             return True
         if not kinds <= _NESTS:
             return False
-        values = chain.from_iterable(one.values() if type(one) is dict else one for one in given if type(one) in _NESTS)
+        nested = compress(given, map(_NESTS.__contains__, map(type, given)))
+        values = chain.from_iterable(one.values() if type(one) is dict else one for one in nested)
     return False
 
 
