@@ -72,6 +72,42 @@ def test_rows_are_open_only_as_far_as_the_cache_holds_all_their_calls(clock: Clo
     assert len(short.admitted()) == 16  # nothing of rows with one call is asked again, and vLLM knows its room best
 
 
+def test_a_call_whose_beginning_is_not_read_again_holds_no_place_and_fills_what_is_left(clock: Clock) -> None:
+    door = gate(clock, slots=8, blocks=60)
+    door.arrive(0, of_row(0, 3), ids(0, 40))
+    assert door.admitted() == [0]
+    door.finish(0)
+    assert door.awaits  # nothing is known yet
+    assert door.arrive(100, of_row(0, 2), ids(0, 60, alike=20))
+    for row in range(1, 4):
+        door.arrive(row, of_row(row, 3), ids(row, 40))
+    assert door.admitted() == [1, 2, 3]
+    door.finish(1)
+    assert not door.awaits
+    assert not door.arrive(101, of_row(1, 2), ids(1, 160, alike=20))
+    door.arrive(5, of_row(5, 3), ids(5, 40))
+    assert door.admitted() == [5]  # the older one finds no room for its calls, this one does for its first
+
+
+def test_a_row_that_is_nearly_through_soon_gives_its_room(clock: Clock) -> None:
+    def let_in(steps: int) -> list[int]:
+        door = gate(clock, blocks=23)
+        door.arrive(9, of_row(9), ids(9, 4))
+        door.admitted()
+        for _ in range(20):
+            door.stepped(0.02)
+        door.finish(9)  # calls take twenty steps
+        door.arrive(0, of_row(0, 1), ids(0, 32))
+        door.arrive(1, of_row(1, 1), ids(1, 24))
+        assert door.admitted()[:1] == [0]
+        for _ in range(steps):
+            door.stepped(0.02)
+        return door.admitted()
+
+    assert let_in(0) == []
+    assert let_in(19) == [1]
+
+
 def test_what_rows_share_counts_once(clock: Clock) -> None:
     alone, alike = gate(clock, slots=16, blocks=60), gate(clock, slots=16, blocks=60)
     for row in range(16):
