@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from caiflow.engine.errors import Finding, StepError
-from caiflow.engine.health import Measure
+from caiflow.engine.health import Measure, Reading
 from caiflow.engine.operator import Calls, Expected, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class InduceParams(Params):
     """Statements asked of each pair, for the preferred answer and as many against the other; 0 tests `statements` alone."""
     statements: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Further statements put to the vote, in words that go on from `the better response`: `is shorter`."""
+    opposites: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    """Further statements, each with its opposite: `{is longer: is shorter}`; both are put to the vote.
+
+    With `vote: likelihood` a statement is kept only where its opposite is clearly voted against: whoever votes for both reads
+    neither.
+    """
     vote: Literal["letters", "likelihood"] = "letters"
     """`letters` asks in both orders which response is better by a statement, and of those that win also which is worse;
     `likelihood` compares how likely the answers are where such a response is asked for, which small models can tell.
@@ -69,7 +75,7 @@ class Induce(MetricsOperator[InduceParams]):
     """Find the principles behind preferences, as a constitution for later steps (`constitution: {step: NAME}`)."""
 
     name = "induce"
-    version = 2
+    version = 3
     params_type = InduceParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -94,7 +100,15 @@ class Induce(MetricsOperator[InduceParams]):
         """Return the statements given, written as those that are proposed are."""
         from caiflow.operators.inducing.proposals import statements
 
-        return list(dict.fromkeys(line for text in self.params.statements for line in statements(text) or [text]))
+        told = (*self.params.statements, *(text for both in self.params.opposites.items() for text in both))
+        return list(dict.fromkeys(line for text in told for line in statements(text) or [text]))
+
+    def _opposites(self) -> dict[str, str]:
+        """Return the opposites, written as the statements given are."""
+        from caiflow.operators.inducing.proposals import statements
+
+        said = ([(statements(text) or [text])[0] for text in both] for both in self.params.opposites.items())
+        return dict(said)
 
     def promises(self) -> Constitution:
         """Return as many principles as there may be, each with a text for every stage."""
@@ -133,11 +147,12 @@ class Induce(MetricsOperator[InduceParams]):
         voters = proposals.drawn(learnt, p.voters, seed)
         put = clusters.beside(groups, p.candidates, self._given())
         tested = await votes.tested(put, voters, p.vote, p.model, llms)
-        turned = partial(votes.turned_round, pairs=voters, model=p.model, llms=llms) if p.vote == "letters" else None
+        by_letters = partial(votes.turned_round, pairs=voters, model=p.model, llms=llms)
+        turned: votes.Turned = by_letters if p.vote == "letters" else votes.opposed(self._opposites(), tested)
         proposed = len(put) + max(0, len(groups) - p.candidates)
-        kept, turned_down = await votes.elected(tested, proposed, p.relevance, p.principles, turned)
+        kept, turned_down, unmoved, both = await votes.elected(tested, proposed, p.relevance, p.principles, turned)
         if not kept:
-            raise StepError(_none_left(tested, turned_down), ADVICE)
+            raise StepError(_none_left(tested, turned_down, p.vote), ADVICE)
         found = votes.constitution(kept)
         votes.write(job.out_dir, found, said, tested)
         if p.vote == "letters":
@@ -152,6 +167,7 @@ class Induce(MetricsOperator[InduceParams]):
             "clusters": len(groups),
             "tested": len(tested),
             "turned_down": [one.statement for one, _ in turned_down],
+            "unmoved": {"votes": unmoved, "of": both},
             "pairs": {"learnt": len(learnt), "held_out": len(held)},
         }
 
@@ -163,6 +179,11 @@ class Induce(MetricsOperator[InduceParams]):
                 "the principles don't say what was preferred", "give more pairs, or have a stronger model propose and vote",
                 figure=_loss,
             ),
+            Measure(
+                "unmoved", "<= 50%", "votes that name the same response when the question, or the statement, is turned round",
+                "the model doesn't read what it is to go by", "have a stronger model vote, or one that was taught to",
+                figure=_unmoved,
+            ),
         ]  # fmt: skip
 
 
@@ -173,12 +194,20 @@ def _loss(metrics: Mapping[str, Any]) -> float | None:
     return float(max(0.0, without["rate"] - found["rate"]))
 
 
-def _none_left(tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tested]]) -> str:
+def _unmoved(metrics: Mapping[str, Any]) -> Reading | None:
+    found = metrics.get("unmoved") or {}
+    return Reading(found["votes"] / found["of"], found["votes"], found["of"]) if found.get("of") else None
+
+
+def _none_left(tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tested]], voting: str) -> str:
     if not tested:
         return "induce: no answer of the model has a statement that can be read"
     if turned_down:
         (first, other), *_ = turned_down
         statement, against, cast = first.statement[:80], other.votes_against, other.cast
+        if voting == "likelihood":
+            told = f"for {statement!r} are {first.votes_for} of {first.voters} pairs, and for its opposite {against} of {cast}"
+            return f"induce: the model doesn't tell a statement from its opposite: {told}"
         if against > other.votes_for:
             told = f"the better response by {statement!r} is the worse one by it, too, in {against} of {cast} votes"
             return f"induce: the model votes alike whatever it is asked: {told}"

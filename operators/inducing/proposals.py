@@ -27,6 +27,8 @@ Give {number} different short reasons. Put each on a line of its own that goes o
 better response admits what it does not know". Write nothing else."""
 _LEAD = re.compile(r"^(?:the|a)\s+(?:better|preferred|good|chosen)\s+(?:response|answer|reply)\s+", re.IGNORECASE)
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d+[.)]|\(?[a-z][.)]\s)\s*")
+_OPTION = re.compile(r"^\s*\(?[A-Z][.)](?=\s|$)")
+"""What an option begins with: a line of it that doesn't go on from the better response repeats what was shown."""
 MOST_WORDS = 30
 """A line with more words is no short reason."""
 
@@ -69,10 +71,14 @@ async def propose(pairs: Sequence[Row], model: str, number: int, sampling: Sampl
 
 
 def statements(text: str) -> list[str]:
-    """Return the statements of a reply: its lines without bullets, numbers and what they go on from."""
+    """Return the statements of a reply: its lines without bullets, numbers and what they go on from; no options shown."""
     found = []
     for line in text.splitlines():
-        bare = _LEAD.sub("", _MARK.sub("", line)).strip(" \t.;\"'*_")
+        shown = _OPTION.match(line)
+        told = line[shown.end() :].strip() if shown else _MARK.sub("", line)
+        bare = _LEAD.sub("", told).strip(" \t.;\"'*_")
+        if shown and not _LEAD.match(told):
+            continue
         if bare and len(bare.split()) <= MOST_WORDS and not bare.endswith(":"):
             found.append(bare[0].lower() + bare[1:])
     return list(dict.fromkeys(found))

@@ -5,7 +5,7 @@ Owns what is kept, and the files beside the figures; how a pair votes is in `vot
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,11 +95,31 @@ async def turned_round(some: Sequence[Tested], pairs: Sequence[Row], model: str,
     return [one._replace(votes=cast[one.statement]) for one in some]
 
 
+def opposed(opposites: Mapping[str, str], tested: Sequence[Tested]) -> Turned:
+    """Give statements the votes against their opposites as votes for them; one without an opposite keeps its own."""
+    cast = {one.statement: one.votes for one in tested}
+    both = {**{other: one for one, other in opposites.items()}, **opposites}
+    over = {"for": "against", "against": "for"}
+
+    async def turned(some: Sequence[Tested]) -> list[Tested]:
+        facing = [cast.get(both.get(one.statement, "")) for one in some]
+        told = [votes and tuple((uid, over.get(vote, vote)) for uid, vote in votes) for votes in facing]
+        return [one._replace(votes=votes) if votes else one for one, votes in zip(some, told, strict=True)]
+
+    return turned
+
+
 class Elected(NamedTuple):
-    """The statements that are principles, the best first, and those turned down, with their votes turned round."""
+    """The statements that are principles, the best first, and those turned down, with their votes turned round.
+
+    `unmoved` of `both` votes of all these name the same response when asked the other way round: more than half are those of a
+    model that doesn't read what it goes by.
+    """
 
     kept: list[Tested]
     turned_down: list[tuple[Tested, Tested]]
+    unmoved: int = 0
+    both: int = 0
 
 
 async def elected(tested: Sequence[Tested], proposed: int, relevance: float, most: int, turned: Turned | None) -> Elected:
@@ -111,14 +131,22 @@ async def elected(tested: Sequence[Tested], proposed: int, relevance: float, mos
     waiting = [one for one in tested if one.cast >= relevance * one.voters and clear(one, proposed)]
     kept: list[Tested] = []
     down: list[tuple[Tested, Tested]] = []
+    both: list[bool] = []
     while len(kept) < most and (asked := _distinct(waiting, kept)[: most - len(kept)]):
         for one, other in zip(asked, await turned(asked) if turned else asked, strict=True):
+            both += _moves(one, other) if other is not one else []
             if clear(other):
                 kept.append(one)
             else:
                 down.append((one, other))
         waiting = [one for one in waiting if one not in asked]
-    return Elected([one for one in tested if one in kept], down)
+    return Elected([one for one in tested if one in kept], down, both.count(False), len(both))
+
+
+def _moves(one: Tested, other: Tested) -> list[bool]:
+    """Return of each pair that votes both times whether it goes by the statement both times."""
+    told = zip(one.votes, other.votes, strict=True)
+    return [a == b for (_, a), (_, b) in told if {a, b} <= {"for", "against"}]
 
 
 def _distinct(waiting: Sequence[Tested], kept: Sequence[Tested]) -> list[Tested]:

@@ -13,13 +13,13 @@ import pytest
 
 from caiflow.engine.constitution.load import MADE, load_constitution
 from caiflow.engine.errors import EngineError, SpecError, StepError
+from caiflow.engine.health import Reading
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.operator import Expected, Job, StepContext
 from caiflow.engine.plan.plan import make_plan
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
-from caiflow.operators.formats.source import bundled_file
 from caiflow.operators.inducing.clusters import Cluster, beside, gathered
 from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
@@ -27,7 +27,6 @@ from caiflow.operators.inducing.votes import Tested as Voted
 from caiflow.operators.inducing.votes import clear, elected
 from support.bad_server import bad_server, said
 from support.commands import run_here
-from support.kills import ledger_records, start
 from support.planted_preferences import SIGHTS, WORDINGS, planted_pairs, reply
 from support.row_llm import Asked, RuleLLM, RuleLLMs
 from support.runs_without_ray import AskedLink, carried_out
@@ -107,7 +106,7 @@ def test_what_nothing_speaks_for_is_said_and_calls_are_foretold(tmp_path: Path) 
     assert told.message == "of 3 statements there can't be 5 principles"
     own = InduceParams(input="p", model="m", statements=("is longer", "is shorter"), proposals=0)
     assert not list(Induce(own, StepContext()).check()), "they are five only where nobody says"
-    (measure,) = step.measures()
+    measure = step.measures()[0]
     assert measure.figure is not None
     assert measure.figure({"reconstruction": {"rate": 0.5}, "without": {"rate": 0.75}}) == 0.25
     assert measure.figure({"reconstruction": {"rate": 0.9}, "without": {"rate": 0.75}}) == 0
@@ -197,6 +196,47 @@ def test_one_that_is_turned_down_takes_no_other_with_it() -> None:
     assert not any(clear(Voted(Cluster("", {}), votes("+" * number))) for number in range(6)), "five tosses may all fall alike"
 
 
+def test_by_likelihood_a_statement_is_kept_only_where_its_opposite_is_voted_against(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"vote": "likelihood", "proposals": 0, "statements": ("is a response", "is blue", "is red")}
+    pairs = planted_pairs(200, wrong=0.1)
+    reads, deaf = {"gives its source": "gives none"}, {"gives its source": "gives a named source"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+    def opposing(asked: Asked) -> list[float]:
+        lowered = 0.4 * ("gives none" in asked.last and SIGHTS["source"] in asked.prefill)
+        return [value - lowered for value in gaining(asked)]
+
+    found, _ = induced(tmp_path / "a", pairs, RuleLLM(score_by=opposing), opposites=reads, **asked)
+    assert [one["statement"] for one in found["principles"].values()] == ["gives its source"]
+    assert found["turned_down"] == []
+    assert (found["unmoved"]["votes"], found["unmoved"]["of"] > 0) == (0, True)
+    with pytest.raises(StepError, match=r"doesn't tell a statement from its opposite: for 'gives .*' are \d+ of"):
+        induced(tmp_path / "b", pairs, RuleLLM(score_by=gaining), opposites=deaf, **asked)
+
+
+def test_votes_that_stay_when_the_question_is_turned_round_are_counted_and_noted() -> None:
+    told = tuple((str(n), "for") for n in range(40))
+    kept, taste = (Voted(Cluster(name, {name: 1}), told) for name in ("is short", "is nice"))
+
+    async def turned(some: Sequence[Voted]) -> list[Voted]:
+        votes = {"is short": ("for",) * 30 + ("neither",) * 10, "is nice": ("against",) * 40}
+        return [
+            one._replace(votes=tuple((uid, vote) for (uid, _), vote in zip(told, votes[one.statement], strict=True)))
+            for one in some
+        ]
+
+    found = [asyncio.run(elected([one], 1, 0.1, 5, turned)) for one in (kept, taste)]
+    assert [(one.unmoved, one.both) for one in found] == [(0, 30), (40, 40)]
+    assert asyncio.run(elected([taste], 1, 0.1, 5, None)).both == 0, "nothing was asked the other way round"
+    measure = next(one for one in Induce(InduceParams(input="p", model="m"), StepContext()).measures() if one.name == "unmoved")
+    assert measure.figure is not None
+    assert measure.figure({"unmoved": {"votes": 0, "of": 0}}) is None
+    reading = measure.figure({"unmoved": {"votes": 64, "of": 64}})
+    assert isinstance(reading, Reading)
+    assert "turned round: 64 of 64 (100%); the model doesn't read what it is to go by" in measure.message(reading)
+
+
 def test_a_statement_given_is_known_in_whatever_place_it_was_proposed() -> None:
     groups = gathered(["is kind"] * 3 + ["is kind!"] + ["is brief"] * 2 + ["names a source"], 0.5)
     put = beside(groups, 1, ["is brief", "is kind!", "is kind", "is red"])
@@ -229,6 +269,8 @@ def test_statements_are_read_off_lines_and_gathered_whatever_their_order() -> No
     said = "Here are some:\n1. The better response is kind.\n- *Names its source*\n(b) the good answer is kind\n\n3) Is brief;"
     assert statements(said) == ["is kind", "names its source", "is brief"]
     assert statements("A long one " + "word " * 40) == []
+    echo = "(A)\n\n(B) What do you mean?\nB. What?\n(C) The better response asks back.\nA clear one"
+    assert statements(echo) == ["asks back", "a clear one"], "small models repeat the options in place of reasons"
     given = [*WORDINGS["source"] * 3, *WORDINGS["example"] * 2, "is brief", WORDINGS["source"][0]]
     clusters = gathered(given, 0.5)
     assert [(one.statement, one.size) for one in clusters] == [
@@ -334,32 +376,3 @@ def test_a_run_that_asks_a_server_is_judged_by_what_it_found_and_a_rerun_asks_no
         again = run_here(ray_address, spec, tmp_path / "again", tmp_path / "home", "--allow-host", "127.0.0.1")
         assert {step["status"] for step in again["steps"].values()} == {"cached"}
         assert len(server.calls) == asked
-
-
-TINY = """\
-caiflow: 1
-name: tiny-induced
-models: {m: {source: tiny}}
-steps:
-  pairs:   {op: load, source: pairs.jsonl, format: hh}
-  induced: {op: induce, input: pairs, model: m, candidates: 1, statements: [is harmful, is kind], principles: 1, proposals: 1}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.soak
-def test_a_model_that_follows_its_own_taste_finds_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
-    """The bundled model reads no statement: it votes for one response by all of them, and names that one as the worse, too."""
-    (tmp_path / "spec.yaml").write_text(TINY)
-    told = [json.loads(line) for line in bundled_file("tiny:red_team_train.jsonl").read_text().splitlines()[:30]]
-    turned = [{"chosen": one["rejected"], "rejected": one["chosen"]} for one in told]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in turned))
-    for folder in ("first", "again"):
-        assert start(tmp_path / "spec.yaml", tmp_path / folder, tmp_path / "home").wait(timeout=120) == 1
-        error = json.loads((tmp_path / folder / "run.json").read_text())["steps"]["induced"]["error"]
-        assert "the model votes alike whatever it is asked" in error
-        records = list(ledger_records(tmp_path / "home"))
-        assert len(records) == len({*records})
-        if folder == "first":
-            paid = len(records)
-    assert len(records) == paid > 0
