@@ -99,6 +99,13 @@ class Gang:
             self._failed_at = time.monotonic()
         return bool(self._failed_at) and time.monotonic() - self._failed_at > GRACE_S
 
+    @property
+    def doubtful(self) -> list[str]:
+        """The nodes of processes that go on though others have failed: it may be the loss of one that those failed of."""
+        if not self._failed_at:
+            return []
+        return [node for node, work in zip(self.nodes, self._work, strict=True) if node and work in self.awaited]
+
     def result(self) -> Mapping[str, StepResult]:
         """Return what the first process has made, with the counts of all; raise what they failed of, a loss before the rest."""
         import ray

@@ -60,7 +60,7 @@ class Moves:
         nodes = running.gang.nodes
         if any(node in self._machines.leaving for node in nodes):
             yield from (f"{unit.told} {said}" for said in self._leave(running, unit))
-        elif not any(map(self._machines.suspect, nodes)):
+        elif not self._silent(running):
             self.forget(running)  # the node answers again, or stays after all
         elif unit.modules and not running.suspected:
             running.suspected = True  # one false alarm is enough
@@ -115,10 +115,13 @@ class Moves:
     def _begin_ahead(self, running: Running, unit: StagingUnit) -> None:
         """Begin the processes in which a unit will go on, where there is room for them beside those that it has."""
         if not running.fails and self._fits(running) and self._engines.take(running.room.all_gpus):
-            silent = [node for node in running.gang.nodes if self._machines.suspect(node)]
-            running.ahead = self._begin(running.pool, running.room, silent)
+            running.ahead = self._begin(running.pool, running.room, self._silent(running))
             running.ahead.warm(unit.modules)
             self._waits.watch("what is to move", running.ahead.actors, running.room.gpus)
+
+    def _silent(self, running: Running) -> list[str]:
+        """Return the nodes of a unit that may be lost: sooner than Ray does, its own processes say so that have failed."""
+        return [*filter(self._machines.suspect, running.gang.nodes), *running.gang.doubtful]
 
     def _fits(self, running: Running, own: Sequence[str] = ()) -> bool:
         """Tell whether other nodes have room for all of a unit, and where those of its processes on `own` nodes end."""
