@@ -22,6 +22,7 @@ from caiflow.engine.store.checkpoints import CHECKPOINTS, is_to_rest, last_check
 from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.parallel import sharding
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
+from caiflow.engine.training.private import score_learnt_alone
 from caiflow.engine.training.quantization import train_in_float32
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
         train_in_float32(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
+    score_learnt_alone(trainer.model)
     shell = sharding.shell_of(trainer) if params.division else None
     resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
     started, first = time.monotonic(), steps_of(resume)

@@ -20,6 +20,25 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import Message
 
 
+def score_learnt_alone(model: Any) -> None:
+    """Have a frozen output head score on a CPU, too, only what carries loss, as TRL does on a GPU, to the same numbers.
+
+    Elsewhere it scores padding and prompts as well, for the sake of devices that compile anew for each shape. A head that is
+    trained sums its gradient over all positions, and would round otherwise.
+    """
+    from trl.trainer import utils
+
+    own, head = utils._use_triton, getattr(model, "get_output_embeddings", lambda: None)()
+    own = own.args[0] if isinstance(own, partial) else own  # a training before this one was in this process
+    parts = (getattr(head, "weight", None), getattr(head, "bias", None))  # of one with adapters, which is no module, too
+    frozen = head is not None and not any(part.requires_grad for part in parts if part is not None)
+    utils._use_triton = partial(_on_cpu_or, own) if frozen else own
+
+
+def _on_cpu_or(own: Callable[[Any], bool], device: Any) -> bool:
+    return device.type == "cpu" or own(device)
+
+
 class Hooks:
     """Mixed into each of the libraries' trainers."""
 

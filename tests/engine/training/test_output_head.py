@@ -11,6 +11,7 @@ import torch
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.models import AdaptedHead, load_model, lora_config
 from caiflow.engine.training.params import Lora
+from caiflow.engine.training.private import score_learnt_alone
 from caiflow.operators.sft import SftParams
 from support.small_models import SHAPE, small_model
 
@@ -55,3 +56,30 @@ def test_losses_and_gradients_are_those_of_the_head_itself(tmp_path: Path, targe
         before = [model(input_ids=IDS, labels=IDS, **way).loss.item() for way in ({}, {"fused_lm_head": True})]
     assert before[0] == pytest.approx(before[1], abs=1e-5)
     assert before[0] != pytest.approx(own.item(), abs=1e-2)
+
+
+def test_a_frozen_head_scores_what_is_learnt_alone_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    scored, own = [], chunked_logprob.ChunkedLogProbFunction.apply
+    monkeypatch.setattr(utils, "_use_triton", chunked_logprob._use_triton)
+    monkeypatch.setattr(
+        utils._ChunkedLogProbFunction, "apply", lambda hidden, *rest: scored.append(len(hidden)) or own(hidden, *rest)
+    )
+    model = adapted(small_model(tmp_path), ["q_proj"])
+    labels = IDS.where(IDS % 20 > 11, -100)
+
+    def trained() -> tuple[float, dict[str, torch.Tensor]]:
+        loss = model(input_ids=IDS, labels=labels, fused_lm_head=True).loss
+        return loss.item(), learnt(model, loss)
+
+    all_of_them = trained()
+    score_learnt_alone(model)
+    alone = trained()
+    assert scored == [38, int((labels[:, 1:] != -100).sum())]
+    assert alone[0] == all_of_them[0]
+    assert all(torch.equal(alone[1][name], gradient) for name, gradient in all_of_them[1].items())
+    model.get_output_embeddings().requires_grad_(True)
+    score_learnt_alone(model)
+    assert utils._use_triton is chunked_logprob._use_triton

@@ -15,16 +15,17 @@ SEAM = ROOT / "engine" / "training" / "private.py"
 
 
 def theirs() -> set[str]:
-    """Return every private name of the libraries' trainers: what their classes define, and what they set on themselves."""
+    """Return every private name of the libraries' trainers: of their classes, of themselves, and of what TRL's share."""
     quiet_libraries()
     from trl import DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
+    from trl.trainer import utils
 
     trainers = (DPOTrainer, GRPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer)
     classes = {
         kind for trainer in trainers for kind in trainer.__mro__ if kind.__module__.split(".")[0] in {"trl", "transformers"}
     }
     text = "".join(inspect.getsource(kind) for kind in classes)
-    names = {*re.findall(r"\bself\.(_\w+)", text), *(name for kind in classes for name in vars(kind))}
+    names = {*re.findall(r"\bself\.(_\w+)", text), *(name for kind in classes for name in vars(kind)), *vars(utils)}
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
