@@ -114,6 +114,8 @@ class Cluster:
         """Begin a unit in a worker, or in several; False while there is no room for it."""
         if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool):
             return False
+        if pool == "flow" and self._soon_idle(engines):
+            return False
         if not self.engines.reserve(room.all_gpus, engines):
             return False
         gang = self._take_workers(pool, room)
@@ -241,6 +243,14 @@ class Cluster:
             self.engines.give_back(running.room.all_gpus)
         else:
             self._idle.setdefault(_HOME[running.pool], []).append(running.gang)
+
+    def _soon_idle(self, engines: Sequence[str]) -> bool:
+        """Tell whether rows may as well wait for the process of a table, since their engine still loads.
+
+        On this machine alone a second process would import for two seconds on the cores that the engine loads on.
+        """
+        busy = any(running.pool == "table" for running in self._running) and not self._idle.get("rows")
+        return busy and not self.machines.several and not self.machines.gpus and self.engines.loading(engines)
 
     def _limit(self, pool: str) -> int:
         """Return how many units of a pool may run at once: a trainer uses some cores, a table operator at least two."""

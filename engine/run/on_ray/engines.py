@@ -111,6 +111,10 @@ class Engines:
             if name in self._engines:
                 self._engines[name].users += by
 
+    def loading(self, names: Collection[str]) -> bool:
+        """Tell whether an engine, by its key, was asked to load and has neither loaded nor failed to."""
+        return any(self._engines[name].ready for name in names if name in self._engines)
+
     def free(self, keep: Collection[str]) -> None:
         """Close the engines that nobody uses now and that aren't in `keep`."""
         for name in [name for name, engine in self._engines.items() if not engine.users and name not in keep]:
