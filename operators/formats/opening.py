@@ -21,7 +21,7 @@ LONGEST_LINE = 32 << 20
 """Bytes of a line."""
 LARGEST_DOCUMENT = 64 << 20
 """Characters of a document that is read whole."""
-_LINES_AT_ONCE = 64  # as many as stay in the cache of a core while they are read
+_LINES_AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 20  # as many as stay in the cache of a core while they are read
 _ALWAYS_UNPACKED = 64 << 20
 _MOST_TIMES = 400
 """A file that unpacks to more than this many times its size, and to more bytes than these, is no data."""
@@ -135,7 +135,7 @@ def blocks_of_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the same, some lines at a time, with the number of the first."""
     with open_utf8(path) as file:
         number, read = 1, iter(partial(file.readline, LONGEST_LINE + 1), b"")
-        while lines := [*islice(read, _LINES_AT_ONCE)]:
+        while lines := _some(read):
             if max(map(len, lines)) > LONGEST_LINE:
                 good = next(place for place, line in enumerate(lines) if len(line) > LONGEST_LINE)
                 yield number, lines[:good]
@@ -143,6 +143,17 @@ def blocks_of_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
                 raise WrongValue(told, "write one record a line")
             yield number, lines
             number += len(lines)
+
+
+def _some(lines: Iterator[bytes]) -> list[bytes]:
+    """Return the next lines, fewer where they are long; none at the end."""
+    found, size = [], 0
+    for line in islice(lines, _LINES_AT_ONCE):
+        found.append(line)
+        size += len(line)
+        if size > _BYTES_AT_ONCE:
+            break
+    return found
 
 
 class _Recoded(io.RawIOBase):
