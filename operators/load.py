@@ -160,7 +160,9 @@ class Load(TableOperator[LoadParams]):
             return
         blamed = next((row for row in bad if row.parameter), bad[0])
         where = blamed.parameter or ("source" if self.params.format == "auto" else "format",)
-        hint = f"the formats are {', '.join(FORMATS)}" if head.fields else "write it in UTF-8, one record a line"
+        is_text = isinstance(first := self._from[0], FileSource) and first.is_text
+        unread = "write it in UTF-8, one record a line" if is_text else "write what can't be read as text"
+        hint = f"the formats are {', '.join(FORMATS)}" if head.fields else unread
         if line := self._line_for_lack(bad[0].reason):
             hint = f"write `{line}`"
         if where == ("uid",):

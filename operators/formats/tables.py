@@ -9,11 +9,13 @@ import codecs
 import contextlib
 import csv
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, field_validator
 
@@ -21,8 +23,12 @@ from caiflow.engine.errors import WrongValue
 from caiflow.engine.operator import Strict
 from caiflow.operators.formats.opening import Line, inner_name, is_utf16, open_bytes, open_text
 
-_CHUNK = 1 << 20
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK, _BUFFERED = 1 << 20, 1 << 16
 _WIDEST_CELL = 1 << 28
+_UNTELLABLE = (ValueError, OverflowError, LookupError)  # of a text, a number, a time zone
 _SAID = re.compile(r"sep=([^\r\n])[\r\n]*")
 _QUOTED = re.compile(r'"[^"]*"')
 _ONLY_CP1252 = re.compile(rb"[\x80-\x9f]")
@@ -141,27 +147,59 @@ def _names(place: str, cells: list[str]) -> list[str]:
 
 
 def read_parquet(path: Path) -> Iterator[Line]:
-    """Yield the rows of a parquet file; bytes are texts where they are some.
+    """Yield the rows of a parquet file; bytes are texts where they are some. A page of each column is held.
 
     Raises:
-        ValueError: it is no parquet file.
+        ValueError: it is no parquet file, or can't be read further.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = path
-    if path.suffix.lower() != ".parquet":
-        with open_bytes(path) as packed:
-            source = pa.BufferReader(packed.read())
+    place = 0
+    with contextlib.ExitStack() as opened:
+        source: Path | IO[bytes] = path
+        if path.suffix.lower() != ".parquet":  # it is read from its end: unpacked to a file that is gone once it is closed
+            source = cast(IO[bytes], opened.enter_context(tempfile.TemporaryFile()))
+            with open_bytes(path) as packed:
+                shutil.copyfileobj(packed, source, _CHUNK)
+        try:
+            file = opened.enter_context(pq.ParquetFile(source, buffer_size=_BUFFERED, pre_buffer=False))
+        except pa.ArrowException as error:
+            raise ValueError(f"{path.name}: not a parquet file: {error}") from error
+        binary = any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
+        try:
+            for batch in file.iter_batches(1024):
+                for line in _lines(batch, place + 1):
+                    data = line.data if binary else None
+                    yield line._replace(data={name: _decoded(value) for name, value in data.items()}) if data else line
+                place += len(batch)
+        except pa.ArrowException as error:
+            raise WrongValue(
+                f"{path.name}: can't be read further than row {place}: {error}", "write it anew, or as JSON lines"
+            ) from error
+
+
+def _lines(batch: pa.RecordBatch, place: int) -> Iterator[Line]:
+    """Yield the rows of a batch; one with a value that Python has no room for, such as a date past 9999, can't be read."""
     try:
-        file = pq.ParquetFile(source)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path.name}: not a parquet file: {error}") from error
-    place, binary = 0, any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
-    for batch in file.iter_batches(1024):
-        for data in batch.to_pylist():
-            place += 1
-            yield Line(place, {name: _decoded(value) for name, value in data.items()} if binary else data)
+        yield from map(Line, count(place), batch.to_pylist())
+    except _UNTELLABLE as error:
+        if len(batch) == 1:
+            yield _untold(batch, place, error)
+            return
+        for row in range(len(batch)):
+            yield from _lines(batch.slice(row, 1), place + row)
+
+
+def _untold(row: pa.RecordBatch, place: int, error: Exception) -> Line:
+    """Return the line of a row that can't be told, with the first column that can't."""
+    for name, values in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values.to_pylist()
+        except _UNTELLABLE as own:
+            reason = f"`{name}` can't be read ({own}): write this column as text"
+            return Line(place, None, reason, values.to_string(skip_new_lines=True))
+    return Line(place, None, str(error))
 
 
 def _decoded(value: Any) -> Any:

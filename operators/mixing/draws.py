@@ -39,14 +39,16 @@ def _ranks(given: Sequence[str] | pa.Array, salt: int) -> NDArray[np.uint64]:
     import numpy as np
 
     uids: Sequence[str] = given.to_pylist() if hasattr(given, "to_pylist") else given
-    encoded = np.asarray([uid.encode("utf-8", "surrogatepass") for uid in uids])
+    texts = [uid.encode("utf-8", "surrogatepass") for uid in uids]
+    encoded = np.asarray(texts)
     width = -(-encoded.itemsize // 8)
     words = encoded.astype(f"S{8 * width}").view("<u8").reshape(len(uids), width)
     state = np.full(len(uids), salt, np.uint64)
     sizes = np.strings.str_len(encoded)
     for column in range(width):  # words past a uid's end don't count: its rank is its own, whatever the others' lengths
         state = np.where(sizes > 8 * column, _mix(state ^ words[:, column]), state)
-    return _mix(state)
+    whole = np.fromiter(map(len, texts), np.uint64, len(texts))
+    return _mix(np.where(sizes < whole, _mix(state ^ whole), state))  # arrays lose the NULs that a text ends with
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

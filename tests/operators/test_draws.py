@@ -19,6 +19,11 @@ def test_ranks_are_the_same_on_every_machine() -> None:
     assert ranks([], 7, "draw").tolist() == []
 
 
+def test_uids_that_differ_by_nuls_at_their_end_have_ranks_of_their_own() -> None:
+    uids = [start + nuls * "\0" for start in ("", "a", "row-two-") for nuls in (0, 1, 2, 8)]
+    assert len(set(ranks(uids, 7, "draw").tolist())) == len(uids)
+
+
 @given(st.lists(st.text(max_size=30), min_size=1, unique=True), st.integers())
 def test_a_rank_hangs_on_its_own_uid_alone(uids: list[str], seed: int) -> None:
     alone = [int(ranks([uid], seed, "x")[0]) for uid in uids]

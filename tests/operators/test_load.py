@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
+from caiflow.operators.formats.tables import read_parquet
 from caiflow.operators.load import Load, LoadParams, Split, side
 from support.real_data import REAL_DATA, needs
 from support.tables import ask, run_table, write_jsonl
@@ -343,10 +347,49 @@ def test_parquet_files_are_looked_into_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-9])
     (tmp_path / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "none.parquet")
-    for name, told in {"cut": "not a parquet file", "pointer": "a Git LFS pointer", "none": "has no rows"}.items():
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "plain.parquet", compression="none", use_dictionary=False)
+    flaw = (tmp_path / "plain.parquet").read_bytes().replace(b"\1\0\0\0a", b"\x7f\0\0\0a", 1)
+    (tmp_path / "flaw.parquet").write_bytes(flaw)
+    wrong = {
+        "cut": "not a parquet file",
+        "pointer": "a Git LFS pointer",
+        "none": "has no rows",
+        "flaw": "flaw.parquet: can't be read",
+    }
+    for name, told in wrong.items():
         (found,) = step(tmp_path, f"{name}.parquet").check()
         assert found.path == ("source",)
         assert told in found.message
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"), [(253402300800, pa.timestamp("s")), (10**8, pa.date32()), (2**62, pa.duration("s"))], ids=str
+)
+def test_a_date_that_python_has_no_room_for_makes_a_bad_row(tmp_path: Path, told: int, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": ["a", "b"], "when": pa.array([1, told], kind)}), tmp_path / "far.parquet")
+    (found,) = step(tmp_path, "far.parquet").check()
+    reason = r"far\.parquet: row 2.*: `when` can't be read \(.*\): write this column as text"
+    assert re.search(reason, found.message)
+    with pytest.raises(ValueError, match=reason):
+        load(tmp_path, "far.parquet")
+    rows, metrics = loaded(tmp_path, "far.parquet", on_bad_row="quarantine")
+    assert ([row["prompt"] for row in rows.pylist()], metrics["bad_rows"]) == ([ask("a")], 1)
+
+
+def test_a_large_row_group_is_read_by_the_page(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "some.parquet", tmp_path / "some.parquet.gz"
+    texts = [os.urandom(400).hex() for _ in range(20_000)]
+    pq.write_table(pa.table({"prompt": texts}), plain, compression="none", row_group_size=len(texts))
+    packed.write_bytes(gzip.compress(plain.read_bytes(), 0))
+    assert plain.stat().st_size > 16_000_000
+    for path in (plain, packed):
+        tracemalloc.start()
+        before, lines = pa.total_allocated_bytes(), read_parquet(path)
+        assert next(lines).data == {"prompt": texts[0]}
+        held = pa.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert held < 8_000_000
+        assert sum(1 for _ in lines) == len(texts) - 1
 
 
 def test_a_table_with_two_columns_of_one_name_is_reported_before_the_run(tmp_path: Path) -> None:

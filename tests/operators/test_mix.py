@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import tracemalloc
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Columns, Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.mixing import order
+from caiflow.operators.mixing.draws import ranks
 from caiflow.operators.mixing.mix import Mix
+from caiflow.operators.mixing.naming import Naming, naming_of
 from caiflow.operators.mixing.params import MixParams
-from caiflow.operators.mixing.pool import open_pool
+from caiflow.operators.mixing.pool import DRAW, open_pool
 from caiflow.operators.sft import Sft, SftParams
 from support.tables import ask, rows_of, run_table
 
@@ -372,6 +379,35 @@ def test_names_are_given_as_rows_come_by_as_if_all_were_known(tmp_path: Path) ->
         *("a#4", "a#5", "a#1", "a#1#2", "a#3", "a#3#1", "c", "c#2", "a#1#1", "a#1#1#1"),
     ]
     assert [row["uid"] for row in out.pylist()] == named  # not `a#1`: that is a row's own name, whenever it comes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.from_regex(r"[ab]((#[0-3])|x|\x00){0,2}", fullmatch=True), min_size=2, max_size=40), st.integers(1, 40))
+def test_names_are_those_that_a_table_of_all_names_would_give(uids: list[str], at_once: int) -> None:
+    def ranked(texts: list[str]) -> NDArray[np.uint64]:
+        return np.unique(ranks(texts, 0, DRAW))
+
+    numbered = [uid for uid in uids if re.search(r"#[0-9]+\Z", uid)]
+    naming = Naming(ranked([uid for uid, times in Counter(uids).items() if times > 1]), ranked(numbered), 0)
+    batches = [pa.chunked_array([uids[start : start + at_once]], pa.string()) for start in range(0, len(uids), at_once)]
+    names = [name for batch in batches for name in naming.named(batch).to_pylist()]
+    last: dict[str, int] = {}
+    for uid, name in zip(uids, names, strict=True):
+        free = (n for n in count(last[uid] + 1) if f"{uid}#{n}" not in numbered) if uid in last else iter([0])
+        last[uid] = next(free)
+        assert name == (f"{uid}#{last[uid]}" if last[uid] else uid)
+
+
+def test_naming_holds_eight_bytes_of_a_uid_that_has_a_number(tmp_path: Path) -> None:
+    with RowsWriter(tmp_path) as writer:
+        writer.write(pa.table({"uid": [f"row {n}#1" for n in range(20_000)], "response": ["x"] * 20_000}))
+    pool = open_pool("h", Rows(tmp_path), ["response"], None, seed=0)
+    tracemalloc.start()
+    naming = naming_of([pool], [pool.draw(20_010)], 0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert naming is not None
+    assert held < 12 * 20_000
 
 
 def test_a_pool_holds_nine_bytes_a_row_and_no_uid(tmp_path: Path) -> None:
