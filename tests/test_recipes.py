@@ -21,9 +21,8 @@ from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run
 from caiflow.operators.formats.templates import rendered
-from caiflow.operators.inducing.voting import NOTE
 from support.commands import run_here
-from support.kills import ledger_records, start
+from support.kills import start
 from support.quickstart_figures import each_stage_earns_its_place
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +39,7 @@ PUBLISHED = {
     "iterated",
     "character",
 }
-SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier", "character", "from_preferences"}
+SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier", "character"}
 
 
 def profiles(path: Path) -> list[str]:
@@ -195,7 +194,7 @@ def shortened(path: Path, profile: str | None) -> list[str]:
     return [option for text in sets for option in ("--set", text)]
 
 
-OTHERWISE = {"from_preferences", "principle_ablation", "quickstart", "red_team"}
+OTHERWISE = {"principle_ablation", "quickstart", "red_team"}
 """Those that tests of their own run."""
 TRIALS = [
     *((path, None) for path in RECIPES if path.stem not in OTHERWISE),
@@ -248,51 +247,6 @@ def test_leaving_a_principle_out_lowers_its_own_line_most(home: Path, tmp_path: 
         assert lost[arm] > 0.15
     assert found["sl_cai@privacy"]["privacy"]["high"] < whole["privacy"]["low"]
     assert whole["whole"]["change"]["low"] > 0.5
-
-
-def test_wishes_are_learnt_in_the_words_in_which_statements_are_put_to_the_vote() -> None:
-    spec = load_spec(ROOT / "specs" / "from_preferences.yaml")
-    learnt = spec.steps["wishes"].params.model_dump()["set"]["prompt"]
-    asked = rendered(learnt, {"prompt": [{"role": "user", "content": "How?"}], "says": "is kind"}, "wish")
-    assert asked == NOTE.format(asked="How?", statement="is kind")
-    said = {how["says"] for step in spec.steps.values() if (how := step.params.model_dump().get("set") or {}).get("says")}
-    assert said == {text for both in spec.steps["found"].params.model_dump()["opposites"].items() for text in both}
-    assert spec.steps["answers"].params.model_dump()["held_out"] == ("shown",)
-
-
-FURTHER = """\
-caiflow: 1
-extends: from_preferences
-name: further
-steps:
-  by_chance: {op: mix, inputs: {preferences: {rows: 40}, exchanged: {rows: 40}}, make: preference}
-  nothing:   {op: induce, input: by_chance, model: reader, vote: likelihood, proposals: 0, held_out: 0.4,
-    opposites: {avoids harm: is harmful, ends with a question: asks nothing}}
-  own_taste: {op: induce, input: exchanged, model: base, proposals: 0, voters: 24, statements: [is harmful, is kind]}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.soak
-def test_a_planted_preference_is_found_by_a_model_taught_to_read_and_by_no_other(tmp_path: Path) -> None:
-    """Untaught, the bundled model names one response as the better and as the worse one, and finds nothing."""
-    (tmp_path / "spec.yaml").write_text(FURTHER)
-    for folder in ("first", "again"):
-        assert start(tmp_path / "spec.yaml", tmp_path / folder, tmp_path / "home").wait(timeout=250) == 1
-        steps = read_run(tmp_path / folder)["steps"]
-        assert {name for name, step in steps.items() if step["status"] == "failed"} == {"nothing", "own_taste"}
-        assert "statements was clearly voted for" in steps["nothing"]["error"]
-        assert "the model votes alike whatever it is asked" in steps["own_taste"]["error"]
-        records = list(ledger_records(tmp_path / "home"))
-        assert len(records) == len({*records})
-        if folder == "first":
-            paid = len(records)
-    assert len(records) == paid > 0
-    for step, kept in (("found", "avoids harm"), ("found_exchanged", "is harmful")):
-        found = json.loads((tmp_path / "first" / "steps" / step / "metrics.json").read_text())
-        assert [one["statement"] for one in found["principles"].values()] == [kept]
-        assert found["reconstruction"]["low"] <= 0.9 <= found["reconstruction"]["high"], "72 of 80 are as planted"
-        assert found["unmoved"]["votes"] < 0.1 * found["unmoved"]["of"]
 
 
 @pytest.mark.slow
