@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from caiflow.engine.errors import Finding, StepError
-from caiflow.engine.health import Measure, Reading
+from caiflow.engine.health import Measure
 from caiflow.engine.operator import Calls, Expected, Job, LLMs, MetricsOperator, ModelRef, Params, RowsRef, SamplingParams
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 ADVICE = "give more pairs, have a stronger model propose and vote, take `vote: likelihood`, or lower `relevance`"
 PROMPTS = 2
 """What a pair is asked: what speaks for the preferred answer, and what against the other."""
+
+
+ODDS = 40
+"""One of the opposites that are given stands out from unrelated statements by chance in no more than one of so many steps."""
 
 
 class InduceParams(Params):
@@ -49,7 +54,13 @@ class InduceParams(Params):
     """Further statements, each with its opposite: `{is longer: is shorter}`; both are put to the vote.
 
     With `vote: likelihood` a statement is kept only where its opposite is clearly voted against: whoever votes for both reads
-    neither.
+    neither. Both are held against statements that are `unrelated`.
+    """
+    unrelated: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Statements that have nothing to do with what is looked for, for `vote: likelihood`: `speaks of the sea`.
+
+    None is kept. What they do is taken off what others do, and a statement is kept only where it does more for the preferred
+    answers than each of them, and its opposite less.
     """
     vote: Literal["letters", "likelihood"] = "letters"
     """`letters` asks in both orders which response is better by a statement, and of those that win also which is worse;
@@ -75,7 +86,7 @@ class Induce(MetricsOperator[InduceParams]):
     """Find the principles behind preferences, as a constitution for later steps (`constitution: {step: NAME}`)."""
 
     name = "induce"
-    version = 3
+    version = 4
     params_type = InduceParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -90,7 +101,17 @@ class Induce(MetricsOperator[InduceParams]):
             yield Finding(("principles",), told, "raise `candidates`, give `statements`, or ask for fewer")
         if p.vote == "likelihood" and self._tested() < 2:
             told = "likelihoods are compared between statements, and there is one"
-            yield Finding(("vote",), told, "give at least two statements, better some that say the opposite")
+            yield Finding(("vote",), told, "give several, better as `opposites` beside some that are `unrelated`")
+        if p.unrelated and p.vote == "letters":
+            told = "letters aren't compared between statements"
+            yield Finding(("unrelated",), told, "take `vote: likelihood`, or leave it out")
+        paired, beside = len(self._opposites()), len(self._written(p.unrelated))
+        least = next(n for n in count() if (n + 1) * (n + 2) >= ODDS * paired)
+        if p.vote == "likelihood" and beside < least:
+            told = (
+                f"to tell {paired} statements with an opposite from chance takes {least} unrelated ones, and there are {beside}"
+            )
+            yield Finding(("unrelated",), told, f"give {least - beside} more that have nothing to do with what you look for")
 
     def _tested(self) -> int:
         """Return how many statements are put to the vote at the most."""
@@ -98,17 +119,18 @@ class Induce(MetricsOperator[InduceParams]):
 
     def _given(self) -> list[str]:
         """Return the statements given, written as those that are proposed are."""
+        p = self.params
+        return self._written([*p.statements, *(text for both in p.opposites.items() for text in both), *p.unrelated])
+
+    def _written(self, told: Sequence[str]) -> list[str]:
         from caiflow.operators.inducing.proposals import statements
 
-        told = (*self.params.statements, *(text for both in self.params.opposites.items() for text in both))
         return list(dict.fromkeys(line for text in told for line in statements(text) or [text]))
 
     def _opposites(self) -> dict[str, str]:
-        """Return the opposites, written as the statements given are."""
-        from caiflow.operators.inducing.proposals import statements
-
-        said = ([(statements(text) or [text])[0] for text in both] for both in self.params.opposites.items())
-        return dict(said)
+        """Return the opposite of each statement that has one, either way round, written as the statements given are."""
+        said = {self._written([one])[0]: self._written([other])[0] for one, other in self.params.opposites.items()}
+        return {other: one for one, other in said.items()} | said
 
     def promises(self) -> Constitution:
         """Return as many principles as there may be, each with a text for every stage."""
@@ -136,8 +158,10 @@ class Induce(MetricsOperator[InduceParams]):
             StepError: there are too few pairs, or no statement is voted for.
         """
         from caiflow.operators.inducing import clusters, proposals, votes
+        from caiflow.operators.measures.statistics import wilson
 
         p, seed = self.params, self.context.seed
+        opposites, unrelated = self._opposites(), self._written(p.unrelated)
         pairs = job.inputs[p.input].pylist()
         learnt, held = proposals.divided(pairs, p.held_out, seed)
         if not learnt or not held:
@@ -146,19 +170,20 @@ class Induce(MetricsOperator[InduceParams]):
         groups = clusters.gathered([statement for _, statement in said], p.similarity)
         voters = proposals.drawn(learnt, p.voters, seed)
         put = clusters.beside(groups, p.candidates, self._given())
-        tested = await votes.tested(put, voters, p.vote, p.model, llms)
+        tested = await votes.tested(put, unrelated, voters, p.vote, p.model, llms)
         by_letters = partial(votes.turned_round, pairs=voters, model=p.model, llms=llms)
-        turned: votes.Turned = by_letters if p.vote == "letters" else votes.opposed(self._opposites(), tested)
+        turned: votes.Turned = by_letters if p.vote == "letters" else votes.opposed(opposites, tested)
+        ahead = votes.outstanding(tested, opposites, unrelated)
         proposed = len(put) + max(0, len(groups) - p.candidates)
-        kept, turned_down, unmoved, both = await votes.elected(tested, proposed, p.relevance, p.principles, turned)
+        kept, turned_down, unmoved, both = await votes.elected(ahead, proposed, p.relevance, p.principles, turned)
         if not kept:
-            raise StepError(_none_left(tested, turned_down, p.vote), ADVICE)
+            raise StepError(_none_left(tested, turned_down, p.vote, () if ahead else unrelated), ADVICE)
         found = votes.constitution(kept)
         votes.write(job.out_dir, found, said, tested)
         if p.vote == "letters":
             scored = await votes.reconstructed(held, found, p.model, seed, llms)
         else:
-            scored = await votes.more_likely(held, kept, tested, p.model, llms)
+            scored = await votes.more_likely(held, kept, tested, unrelated, p.model, llms)
         return {
             "reconstruction": scored["constitution"],
             "without": scored["without"],
@@ -167,7 +192,7 @@ class Induce(MetricsOperator[InduceParams]):
             "clusters": len(groups),
             "tested": len(tested),
             "turned_down": [one.statement for one, _ in turned_down],
-            "unmoved": {"votes": unmoved, "of": both},
+            "unmoved": wilson(unmoved, both).as_dict(),
             "pairs": {"learnt": len(learnt), "held_out": len(held)},
         }
 
@@ -180,8 +205,10 @@ class Induce(MetricsOperator[InduceParams]):
                 figure=_loss,
             ),
             Measure(
-                "unmoved", "<= 50%", "votes that name the same response when the question, or the statement, is turned round",
-                "the model doesn't read what it is to go by", "have a stronger model vote, or one that was taught to",
+                "unmoved", "< 50%",
+                "votes that name the same response when the question, or the statement, is turned round (share, at the most)",
+                "chance does as much: the model doesn't read what it is to go by",
+                "have a stronger model vote, or one that was taught to",
                 figure=_unmoved,
             ),
         ]  # fmt: skip
@@ -194,12 +221,15 @@ def _loss(metrics: Mapping[str, Any]) -> float | None:
     return float(max(0.0, without["rate"] - found["rate"]))
 
 
-def _unmoved(metrics: Mapping[str, Any]) -> Reading | None:
+def _unmoved(metrics: Mapping[str, Any]) -> float | None:
+    """Return the upper end of the share's interval: what doesn't lie clearly below half may be chance's."""
     found = metrics.get("unmoved") or {}
-    return Reading(found["votes"] / found["of"], found["votes"], found["of"]) if found.get("of") else None
+    return found["high"] if found.get("n") else None
 
 
-def _none_left(tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tested]], voting: str) -> str:
+def _none_left(
+    tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tested]], voting: str, unrelated: Sequence[str]
+) -> str:
     if not tested:
         return "induce: no answer of the model has a statement that can be read"
     if turned_down:
@@ -213,6 +243,11 @@ def _none_left(tested: Sequence[Tested], turned_down: Sequence[tuple[Tested, Tes
             return f"induce: the model votes alike whatever it is asked: {told}"
         told = f"{other.votes_for} of its answers agree, {against} don't, of {other.voters} pairs"
         return f"induce: the model tells the better response by {statement!r}, but not the worse one: {told}"
+    if unrelated:
+        own, others = ([one.gain for one in tested if (one.statement in unrelated) == there] for there in (False, True))
+        told = f"those do {min(others):.3f} to {max(others):.3f} nats per token for what was preferred"
+        told = f"{told}, these {min(own):.3f} to {max(own):.3f}"
+        return f"induce: none of {len(own)} statements is ahead of all unrelated ones, and its opposite behind them: {told}"
     best = tested[0]
     figures = f"{best.votes_for} for, {best.votes_against} against, of {best.voters} pairs"
     return f"induce: none of {len(tested)} statements was clearly voted for; the best, {best.statement[:80]!r}, had {figures}"

@@ -6,7 +6,7 @@ Owns what is kept, and the files beside the figures; how a pair votes is in `vot
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from math import comb
+from math import comb, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ class Tested(NamedTuple):
     cluster: Cluster
     votes: tuple[tuple[str, str], ...]
     """(uid, vote) of each pair; a vote is for, against, neither or unread."""
+    gain: float = 0.0
+    """By likelihood: what it does for what was preferred, in nats per token, the mean of the pairs."""
 
     @property
     def statement(self) -> str:
@@ -75,14 +77,17 @@ Turned = Callable[[Sequence[Tested]], Awaitable[Sequence[Tested]]]
 """Gives statements their votes when the worse response is asked for."""
 
 
-async def tested(clusters: Sequence[Cluster], pairs: Sequence[Row], voting: str, model: str, llms: LLMs) -> list[Tested]:
+async def tested(
+    clusters: Sequence[Cluster], unrelated: Sequence[str], pairs: Sequence[Row], voting: str, model: str, llms: LLMs
+) -> list[Tested]:
     """Return the statements with their votes, those with the most votes for them beyond those against first."""
     statements = [cluster.statement for cluster in clusters]
+    gained: dict[str, float] = {}
     if voting == "letters":
         cast = await by_letters(pairs, statements, model, llms)
     else:
-        cast = await by_likelihood(pairs, statements, model, llms)
-    made = [Tested(cluster, cast[cluster.statement]) for cluster in clusters]
+        cast, gained = await by_likelihood(pairs, statements, unrelated, model, llms)
+    made = [Tested(cluster, cast[cluster.statement], gained.get(cluster.statement, 0.0)) for cluster in clusters]
     return sorted(made, key=lambda one: (one.votes_against - one.votes_for, -one.cluster.size, one.statement))
 
 
@@ -98,21 +103,34 @@ async def turned_round(some: Sequence[Tested], pairs: Sequence[Row], model: str,
 def opposed(opposites: Mapping[str, str], tested: Sequence[Tested]) -> Turned:
     """Give statements the votes against their opposites as votes for them; one without an opposite keeps its own."""
     cast = {one.statement: one.votes for one in tested}
-    both = {**{other: one for one, other in opposites.items()}, **opposites}
     over = {"for": "against", "against": "for"}
 
     async def turned(some: Sequence[Tested]) -> list[Tested]:
-        facing = [cast.get(both.get(one.statement, "")) for one in some]
+        facing = [cast.get(opposites.get(one.statement, "")) for one in some]
         told = [votes and tuple((uid, over.get(vote, vote)) for uid, vote in votes) for votes in facing]
         return [one._replace(votes=votes) if votes else one for one, votes in zip(some, told, strict=True)]
 
     return turned
 
 
+def outstanding(tested: Sequence[Tested], opposites: Mapping[str, str], unrelated: Sequence[str]) -> list[Tested]:
+    """Return the statements that gain more than each that is unrelated, whose opposites gain less than each.
+
+    A model that reads nothing is moved by words all the same, and by the same ones in every pair: that many pairs vote alike
+    says little then. But an unread statement and its opposite are the first and the last of `n` unrelated ones and these two
+    but once in (n + 1)(n + 2).
+    """
+    lead = {one.statement: one.gain for one in tested}
+    beside = [lead[text] for text in unrelated]
+    most, least = max(beside, default=-inf), min(beside, default=inf)
+    ahead = [one for one in tested if lead[one.statement] > most]
+    return [one for one in ahead if lead.get(opposites.get(one.statement, ""), -inf) < least]
+
+
 class Elected(NamedTuple):
     """The statements that are principles, the best first, and those turned down, with their votes turned round.
 
-    `unmoved` of `both` votes of all these name the same response when asked the other way round: more than half are those of a
+    `unmoved` of `both` votes of all these name the same response when asked the other way round: half or more of those of a
     model that doesn't read what it goes by.
     """
 
@@ -219,15 +237,19 @@ async def reconstructed(
 
 
 async def more_likely(
-    held: Sequence[Row], kept: Sequence[Tested], tested: Sequence[Tested], model: str, llms: LLMs
+    held: Sequence[Row],
+    kept: Sequence[Tested],
+    tested: Sequence[Tested],
+    unrelated: Sequence[str],
+    model: str,
+    llms: LLMs,
 ) -> dict[str, dict[str, Any]]:
     """Return the share of held-out preferences whose answer gains more by the statements kept, or is likelier `without` any.
 
-    All statements that were tested are asked of each pair, since what they all do alike is taken off: where all are kept,
-    nothing is left that could predict.
+    All statements that were tested are asked of each pair, since what they all do alike is taken off.
     """
     texts, wanted = [one.statement for one in tested], {one.statement for one in kept}
-    rows = await gains(held, texts, model, llms)
+    rows = await gains(held, texts, unrelated, model, llms)
     sums = [sum(gain for text, gain in zip(texts, row, strict=True) if text in wanted) for row in rows if row is not None]
     plain = [lead for lead in await leads(held, model, llms) if lead is not None]
     return {"constitution": _predicted([round(one, DIGITS) for one in sums]), "without": _predicted(plain)}

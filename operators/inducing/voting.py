@@ -7,7 +7,7 @@ Owns what is asked and how answers become a vote: for what was preferred, agains
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
 from caiflow.engine.errors import EngineError
@@ -76,27 +76,41 @@ def _decided(first: Mapping[str, float], second: Mapping[str, float], *, worse: 
     return "for" if (chosen > rejected) != worse else "against"
 
 
-async def by_likelihood(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> Votes:
-    """Return the votes by which answer gains more, per token, when it is asked for in these words."""
-    gained = await gains(pairs, statements, model, llms)
+async def by_likelihood(
+    pairs: Sequence[Row], statements: Sequence[str], unrelated: Sequence[str], model: str, llms: LLMs
+) -> tuple[Votes, dict[str, float]]:
+    """Return the votes by which answer gains more, per token, when it is asked for in these words, and each mean gain."""
+    gained = await gains(pairs, statements, unrelated, model, llms)
     told = [
         "unread" if row is None else "neither" if not row[n] else "for" if row[n] > 0 else "against"
         for row in gained
         for n in range(len(statements))
     ]
-    return _by_statement(pairs, statements, told)
+    columns = list(zip(*(row for row in gained if row is not None), strict=True)) or [(0.0,)] * len(statements)
+    return _by_statement(pairs, statements, told), dict(zip(statements, map(fmean, columns), strict=True))
 
 
-async def gains(pairs: Sequence[Row], statements: Sequence[str], model: str, llms: LLMs) -> list[list[float] | None]:
+async def gains(
+    pairs: Sequence[Row], statements: Sequence[str], unrelated: Sequence[str], model: str, llms: LLMs
+) -> list[list[float] | None]:
     """Return, by pair and statement, what the statement does for the preferred answer beyond the other one, in nats per token.
 
-    What most of the statements do, as any note would, is taken off (the median: with the mean one that does much would have all
-    others vote against it). None for a pair that is too long for the model.
+    What any note would do is taken off, as `beyond_others` does. None for a pair that is too long for the model.
     """
     found = await llms.map("likelihood", model, _each(pairs, statements), _compare)
     values = [row["lead"] for row in found]
     rows = [values[start : start + len(statements)] for start in range(0, len(values), len(statements) or 1)]
-    return [None if None in row else [round(value - median(row), DIGITS) for value in row] for row in rows]
+    return [None if None in row else beyond_others(row, statements, unrelated) for row in rows]
+
+
+def beyond_others(values: Sequence[float], statements: Sequence[str], unrelated: Sequence[str]) -> list[float]:
+    """Return each statement's value less the median of those unrelated, or of all where none is.
+
+    With the mean, one that does much has all others vote against it; less a middle that lies between a statement and its
+    opposite, the two always vote against each other, whether they are read or not.
+    """
+    middle = median([value for text, value in zip(statements, values, strict=True) if text in unrelated] or values)
+    return [round(value - middle, DIGITS) for value in values]
 
 
 async def leads(pairs: Sequence[Row], model: str, llms: LLMs) -> list[float | None]:

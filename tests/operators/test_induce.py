@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from caiflow.engine.constitution.load import MADE, load_constitution
 from caiflow.engine.errors import EngineError, SpecError, StepError
-from caiflow.engine.health import Reading
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.operator import Expected, Job, StepContext
 from caiflow.engine.plan.plan import make_plan
@@ -24,7 +22,7 @@ from caiflow.operators.inducing.clusters import Cluster, beside, gathered
 from caiflow.operators.inducing.induce import Induce, InduceParams
 from caiflow.operators.inducing.proposals import divided, drawn, statements
 from caiflow.operators.inducing.votes import Tested as Voted
-from caiflow.operators.inducing.votes import clear, elected
+from caiflow.operators.inducing.votes import clear
 from support.bad_server import bad_server, said
 from support.commands import run_here
 from support.planted_preferences import SIGHTS, WORDINGS, planted_pairs, reply
@@ -175,66 +173,35 @@ def test_where_preferences_are_drawn_by_chance_hardly_anything_is_found_however_
     assert found <= 10, "one statement in forty would be let through in 45% of the draws"
 
 
-def test_one_that_is_turned_down_takes_no_other_with_it() -> None:
-    def votes(told: str) -> tuple[tuple[str, str], ...]:
-        return tuple((str(n), {"+": "for", "-": "against", ".": "neither"}[vote]) for n, vote in enumerate(told))
-
-    taste, alike, other, weak = (Voted(Cluster(name, {name: 1}), votes(told)) for name, told in (
-        ("is nice", "+" * 60), ("is kind", "+" * 58 + "--"), ("is short", "." * 30 + "+" * 30), ("is red", "+" * 40 + "-" * 20)
-    ))  # fmt: skip
-    asked: list[str] = []
-
-    async def turned(some: Sequence[Voted]) -> list[Voted]:
-        asked.extend(one.statement for one in some)
-        return [one._replace(votes=votes("-" * 60)) if one is taste else one for one in some]
-
-    found = asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 1, turned))
-    assert (found.kept, [one for one, _ in found.turned_down], asked) == ([alike], [taste], ["is nice", "is kind"])
-    assert asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 5, turned)).kept == [alike, other]
-    assert asyncio.run(elected([taste, alike, other, weak], 24, 0.1, 5, None)).kept == [taste, other]
-    assert asyncio.run(elected([weak], 1, 0.1, 5, None)).kept == [weak], "two thirds of sixty are clear for one alone"
-    assert not any(clear(Voted(Cluster("", {}), votes("+" * number))) for number in range(6)), "five tosses may all fall alike"
+UNRELATED = tuple(f"is {colour}" for colour in ("blue", "red", "green", "grey", "black", "white", "pink", "brown"))
 
 
 def test_by_likelihood_a_statement_is_kept_only_where_its_opposite_is_voted_against(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"vote": "likelihood", "proposals": 0, "statements": ("is a response", "is blue", "is red")}
+    asked: dict[str, Any] = {"vote": "likelihood", "proposals": 0, "unrelated": UNRELATED}
     pairs = planted_pairs(200, wrong=0.1)
-    reads, deaf = {"gives its source": "gives none"}, {"gives its source": "gives a named source"}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
 
-    def opposing(asked: Asked) -> list[float]:
-        lowered = 0.4 * ("gives none" in asked.last and SIGHTS["source"] in asked.prefill)
-        return [value - lowered for value in gaining(asked)]
+    def opposing(where: str) -> RuleLLM:
+        def score(asked: Asked) -> list[float]:
+            lowered = 0.4 * ("gives none" in asked.last and where in asked.last and SIGHTS["source"] in asked.prefill)
+            return [value - lowered for value in gaining(asked)]
 
-    found, _ = induced(tmp_path / "a", pairs, RuleLLM(score_by=opposing), opposites=reads, **asked)
+        return RuleLLM(score_by=score)
+
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    found, _ = induced(tmp_path / "a", pairs, opposing(""), opposites={"gives its source": "gives none"}, **asked)
     assert [one["statement"] for one in found["principles"].values()] == ["gives its source"]
     assert found["turned_down"] == []
-    assert (found["unmoved"]["votes"], found["unmoved"]["of"] > 0) == (0, True)
+    assert (found["unmoved"]["rate"], found["unmoved"]["high"] < 0.1) == (0, True)
     with pytest.raises(StepError, match=r"doesn't tell a statement from its opposite: for 'gives .*' are \d+ of"):
-        induced(tmp_path / "b", pairs, RuleLLM(score_by=gaining), opposites=deaf, **asked)
-
-
-def test_votes_that_stay_when_the_question_is_turned_round_are_counted_and_noted() -> None:
-    told = tuple((str(n), "for") for n in range(40))
-    kept, taste = (Voted(Cluster(name, {name: 1}), told) for name in ("is short", "is nice"))
-
-    async def turned(some: Sequence[Voted]) -> list[Voted]:
-        votes = {"is short": ("for",) * 30 + ("neither",) * 10, "is nice": ("against",) * 40}
-        return [
-            one._replace(votes=tuple((uid, vote) for (uid, _), vote in zip(told, votes[one.statement], strict=True)))
-            for one in some
-        ]
-
-    found = [asyncio.run(elected([one], 1, 0.1, 5, turned)) for one in (kept, taste)]
-    assert [(one.unmoved, one.both) for one in found] == [(0, 30), (40, 40)]
-    assert asyncio.run(elected([taste], 1, 0.1, 5, None)).both == 0, "nothing was asked the other way round"
-    measure = next(one for one in Induce(InduceParams(input="p", model="m"), StepContext()).measures() if one.name == "unmoved")
-    assert measure.figure is not None
-    assert measure.figure({"unmoved": {"votes": 0, "of": 0}}) is None
-    reading = measure.figure({"unmoved": {"votes": 64, "of": 64}})
-    assert isinstance(reading, Reading)
-    assert "turned round: 64 of 64 (100%); the model doesn't read what it is to go by" in measure.message(reading)
+        induced(tmp_path / "b", pairs, opposing("thing 7"), opposites={"gives its source": "gives none"}, **asked)
+    deaf = {"gives its source": "gives a named source"}
+    with pytest.raises(StepError, match=r"none of 2 .* ahead of all unrelated ones, .*: those do 0.000 to 0.000 .* these 0.\d"):
+        induced(tmp_path / "c", pairs, RuleLLM(score_by=gaining), opposites=deaf, **asked)
+    few = InduceParams(input="p", model="m", **{**asked, "unrelated": UNRELATED[1:]}, opposites=deaf)
+    assert [told.hint[:11] for told in Induce(few, StepContext()).check()] == ["give 1 more"]
+    letters = InduceParams(input="p", model="m", unrelated=UNRELATED)
+    assert [told.path for told in Induce(letters, StepContext()).check()] == [("unrelated",)]
 
 
 def test_a_statement_given_is_known_in_whatever_place_it_was_proposed() -> None:
