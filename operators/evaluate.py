@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 SUITES_VERSION = 1
 """Raised when a suite's answers come to be graded otherwise."""
+HARMFULNESS_VERSION = 2
+"""Raised when what is rated, or what counts where a rating is missing, changes."""
 ARMS_VERSION = 1
 """Raised when arms of a matrix come to be compared otherwise."""
 
@@ -143,6 +145,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
             **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
+            **({"harmfulness": HARMFULNESS_VERSION} if p.harmfulness else {}),
             **{name: value for how in judging for name, value in how.ordering.items()},
         }
 

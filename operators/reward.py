@@ -61,6 +61,10 @@ class RewardParams(TrainingParams):
         return self
 
 
+_HEAD = 2
+"""Raised when training a score head beside adapters comes to other weights."""
+
+
 class Reward(TrainingOperator[RewardParams]):
     """Train a reward model on preferences (rows with `prompt`, `chosen`, `rejected` and maybe `p_chosen`)."""
 
@@ -72,6 +76,10 @@ class Reward(TrainingOperator[RewardParams]):
     def needs(self) -> Mapping[str, Sequence[str]]:
         """Return the two replies; `p_chosen` is taken as 1 where it is missing."""
         return {step: ["chosen", "rejected"] for step in self.params.row_steps()}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return beside the rest how a head learns beside adapters."""
+        return {**super().identity(), **({"head": _HEAD} if self.params.lora else {})}
 
     def at_once(self) -> Load:
         """Return both replies of each pair, which one score reads."""

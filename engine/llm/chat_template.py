@@ -76,13 +76,16 @@ class Render(Protocol):
 
 
 def end_of_turn(render: Render, tokens: Iterable[str], eos: str | None) -> str | None:
-    """Return the one of `tokens` with which the template ends an assistant's turn; `eos` where it has none of its own."""
+    """Return the one of `tokens` with which the template ends an assistant's turn; `eos` where it has none of its own.
+
+    White space ends none, though some tokenizers have added tokens of it: it stands within answers too.
+    """
     try:
         said = render(PROBE, prompt=False)
     except EngineError:
         return eos
     closing = said[said.rfind(PROBE[-1]["content"]) :]
-    found = [(closing.find(token), -len(token), token) for token in tokens if token in closing]
+    found = [(closing.find(token), -len(token), token) for token in tokens if token.strip() and token in closing]
     return min(found)[2] if found else eos
 
 

@@ -29,7 +29,7 @@ READABLE = (
 """The architectures, as GGUF files name them, whose causal LMs transformers reads."""
 UNPACK_S = 3600.0
 """Longest wait for another process that is dequantising the same file."""
-_LAYOUT = 2
+_LAYOUT = 1
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
@@ -160,9 +160,19 @@ class _Walk:
         return EngineError(f"{self.file}: cut or damaged at byte {at}: {what}", "fetch the file again", kind="load")
 
 
-def unpacked_name(sha256: str) -> str:
-    """Return the digest of the artifact that holds the weights of the GGUF file with this content."""
-    return digest({"gguf": sha256, "layout": _LAYOUT})
+def read_as(file: Path, sha256: str) -> str:
+    """Return what identifies the model that a GGUF file with this content is read as.
+
+    Raises:
+        EngineError: as `inspect`.
+    """
+    by_digit = _entries(file).get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT
+    return f"gguf:{sha256}{'+digits' if by_digit else ''}"
+
+
+def unpacked_name(model: str) -> str:
+    """Return the digest of the artifact that holds the weights of a GGUF file, given what identifies its model."""
+    return digest({"gguf": model.removeprefix("gguf:"), "layout": _LAYOUT})
 
 
 def unpack(source: ModelSource) -> None:
@@ -194,7 +204,7 @@ def _is_there(store: Store, name: str) -> bool:
 def _make(store: Store, name: str, file: Path) -> None:
     if not file.is_file():
         raise EngineError(f"{file}: no such file", "put it back, or name another", kind="load")
-    if unpacked_name(sha256 := file_digest(file)) != name:
+    if unpacked_name(read_as(file, sha256 := file_digest(file))) != name:
         raise EngineError(f"{file}: has changed since the run was planned", "run again", kind="load")
     inspect(file)
     staged = store.stage(name)

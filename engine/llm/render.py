@@ -234,8 +234,8 @@ class Renderer:
         return Rendered(ids, mask)
 
     def _find_end_of_turn(self, template: str) -> str | None:
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        return chat_template.end_of_turn(self._template(template), [token.content for token in added], self.tokenizer.eos_token)
+        added = [token.content for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
+        return chat_template.end_of_turn(self._template(template), added, self.tokenizer.eos_token)
 
     def _template(self, template: str, tools: Any = None) -> chat_template.Render:
         return partial(self._apply, template=template, tools=tools)

@@ -9,11 +9,12 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.engine.errors import WrongValue
-from caiflow.engine.llm.gguf import unpacked_name
+from caiflow.engine.errors import EngineError, WrongValue
+from caiflow.engine.llm.gguf import read_as, unpacked_name
 from caiflow.engine.llm.model_files import Shape, gguf_file, model_folder, model_settings, shape_of
 from caiflow.engine.machine import gpus, size
 from caiflow.engine.operator import Resources
@@ -116,7 +117,8 @@ class _Shapes:
             return {}
         folder = model_folder(entry.source, entry.revision, base_dir)
         if folder is None and (file := gguf_file(entry.source, base_dir)):
-            folder = self._store.path(unpacked_name(file_digest(file, self._store.files)))
+            with suppress(EngineError):  # a file that can't be read: looking for the model tells
+                folder = self._store.path(unpacked_name(read_as(file, file_digest(file, self._store.files))))
         return model_settings(folder) if folder else {}
 
     def dtype(self, name: str) -> str:

@@ -14,8 +14,8 @@ from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import ModelSource, only_vllm_gives
 from caiflow.engine.llm.chat_template import with_variables
 from caiflow.engine.llm.files import adapter_base, template_text
-from caiflow.engine.llm.gguf import inspect, unpacked_name
-from caiflow.engine.llm.hub import ask_hub, fetched_adapter
+from caiflow.engine.llm.gguf import inspect, read_as, unpacked_name
+from caiflow.engine.llm.hub import Told, ask_hub, fetched_adapter
 from caiflow.engine.llm.model_files import BUNDLED, COMMIT, PACKAGED, bundled_folder, gguf_file, hub_snapshot
 from caiflow.engine.machine import local_path
 from caiflow.engine.spec.engine_args import counted
@@ -176,8 +176,8 @@ def _unpacked(where: str, file: Path, store: Store) -> tuple[str, str]:
         inspect(file)
     except EngineError as error:
         raise PlanError(f"{where}: {error.message}", error.hint) from error
-    name = unpacked_name(file_digest(file, store.files))
-    return str(store.path(name)), f"gguf:{name}"
+    model = read_as(file, file_digest(file, store.files))
+    return str(store.path(unpacked_name(model))), model
 
 
 def _locate(where: str, source: str, revision: str | None, base_dir: Path, *, adapter: bool = False) -> tuple[str, str]:
@@ -193,17 +193,38 @@ def _locate(where: str, source: str, revision: str | None, base_dir: Path, *, ad
         hint = "give a folder, a GGUF file, a hub id (org/name), `tiny` or `smollm2`"
         raise PlanError(f"{where}: no folder {source!r} beside the spec", hint)
     snapshot = hub_snapshot(source, revision)
+    if snapshot is not None and not _cut_off(snapshot):
+        return str(snapshot), f"hub:{source}@{snapshot.name}"
     try:
-        if snapshot is None:
-            commit, names = (revision, ()) if revision and COMMIT.fullmatch(revision) else ask_hub(source, revision, "model")
-            if not adapter and ("adapter_config.json" not in names or "config.json" in names):
-                return source, f"hub:{source}@{commit}"
-            snapshot = fetched_adapter(source, revision)  # which model it is laid over is part of what identifies it
+        commit, names = _asked(source, revision)
+        if not adapter and ("adapter_config.json" not in names or "config.json" in names):
+            return source, f"hub:{source}@{commit}"
+        if "adapter_config.json" not in names:
+            raise PlanError(f"{where}: {source!r} holds no adapter", "name a whole model as `source`")
+        snapshot = fetched_adapter(source, revision)  # which model it is laid over is part of what identifies it
     except ValueError as error:
         told = f"{where}: {source!r} is neither a folder, nor in the hub's cache, nor to be had ({error})"
         kind = UnreachableError if isinstance(error, UnreachableError) else PlanError
         raise kind(told, "check the name, download it, or pin `revision` to a commit") from error
     return str(snapshot), f"hub:{source}@{snapshot.name}"
+
+
+def _cut_off(folder: Path) -> bool:
+    """Return whether this is an adapter whose download was cut off before its weights came."""
+    return (folder / "adapter_config.json").exists() and not any(
+        next(folder.glob(names), None) for names in ("config.json", "adapter_model.*")
+    )
+
+
+def _asked(repo: str, revision: str | None) -> Told:
+    """Return a revision's commit and files; of a commit no files where the hub is out of reach."""
+    pinned = revision if revision and COMMIT.fullmatch(revision) else None
+    try:
+        return ask_hub(repo, revision, "model")
+    except UnreachableError:
+        if pinned is None:
+            raise
+        return Told(pinned, ())
 
 
 def _folder(where: str, folder: Path) -> tuple[str, str]:

@@ -75,6 +75,11 @@ class GroupJudging(Judging):
         return self
 
     @property
+    def ordering(self) -> dict[str, str]:
+        """What of the order of replies counts towards an identity: a list's was drawn from the first."""
+        return {} if self.listwise else super().ordering
+
+    @property
     def asks_for_principles(self) -> bool:
         """Whether it takes texts from the constitution."""
         return not self.instruction or self.few_shot > 0

@@ -274,15 +274,14 @@ def _count(value: Any) -> int:
 
 _MOST_TOKENS = 1 << 32
 _LONGEST_NAME = 300
-_VERSION = re.compile(r"[@:].+|-(?:v\d[\d.]*|\d{3,}|\d{2,4}-\d\d(?:-\d{2,4})?)")
+_VERSION = re.compile(r"[@:].+|(?:-v\d[\d.]*)?(?:-(?:\d{3,}|\d{2,4}-\d\d(?:-\d{2,4})?|\d\d-\d{4}))?")
 """What servers put behind a model's name: a revision, a tag, a date or a long number. A short one is another model's name."""
 
 
 def _same_model(one: str, other: str) -> bool:
     """Return whether two names mean one model: the same, or with a version that the other leaves open."""
-    short, long = sorted(
-        (re.sub("[-:]latest$", "", name.lower().rstrip("/").rpartition("/")[2]) for name in (one, other)), key=len
-    )
+    bare = (re.sub("[-:]latest$", "", name.lower().rstrip("/").rpartition("/")[2]) for name in (one, other))
+    short, long = sorted((re.sub(r"@(?=\d{4})", "-", name) for name in bare), key=len)
     return long == short or (long.startswith(short) and _VERSION.fullmatch(long[len(short) :]) is not None)
 
 

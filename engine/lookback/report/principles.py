@@ -134,8 +134,9 @@ def _favourites(row: Row) -> dict[str, set[int]]:
     """Return, by principle, the answers that came out best in one order or another."""
     found: dict[str, set[int]] = {name: set() for name in row.get("principles") or ()}
     shares = row.get("p_a") or ()
-    for name, first, swapped in zip(found, shares[::2], shares[1::2], strict=False):
-        found[name] |= _better(first, 0, 1) | _better(swapped, 1, 0)
+    if len(shares) == 2 * len(found):  # one order, which is drawn, tells the place that was liked, and no answer
+        for name, first, swapped in zip(found, shares[::2], shares[1::2], strict=True):
+            found[name] |= _better(first, 0, 1) | _better(swapped, 1, 0)
     votes = row.get("votes") or "[]"
     for vote in json.loads(votes) if isinstance(votes, str) else votes:
         most = max(vote["shares"])

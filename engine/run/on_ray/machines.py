@@ -69,14 +69,21 @@ class Machines:
         return self.gone(node) and any(node == one.id for one in self.up)
 
     def avoided(self, gpus: float, processes: int, labels: Labels, lost: Collection[str] = ()) -> list[str]:
-        """Return the nodes to keep processes off where others have room: the `lost`, those frozen, those to leave."""
-        shunned = [node.id for node in self.up if node.id in lost or node.id in self.leaving or self.gone(node.id)]
+        """Return the nodes to keep processes off where others have room: the `lost`, those frozen, those to leave.
+
+        A node that answers, on which a process was `lost`, is kept off only where others have that room free.
+        """
+        shunned = [node.id for node in self.up if node.id in self.leaving or self.gone(node.id)]
+        doubtful = [node.id for node in self.up if node.id in lost and node.id not in shunned]
+        if doubtful and self.room(gpus, labels, off=doubtful) >= processes:
+            shunned += doubtful
         others = [node for node in self.up if node.id not in shunned and node.has(labels)]
         return shunned if places(others, gpus) >= processes else []
 
-    def room(self, gpus: float, labels: Labels, own: Sequence[str] = ()) -> float:
-        """Return for how many processes nodes that stay have room now, and where those on `own` nodes end."""
-        stay = [n for n in self.up if n.id not in self.leaving and not self.suspect(n.id) and n.has(labels)]
+    def room(self, gpus: float, labels: Labels, own: Sequence[str] = (), off: Collection[str] = ()) -> float:
+        """Return for how many processes nodes that stay, but for `off`, have room now, and where those on `own` nodes end."""
+        kept_off = {*self.leaving, *off}
+        stay = [n for n in self.up if n.id not in kept_off and not self.suspect(n.id) and n.has(labels)]
         free = free_gpus() if gpus else {}
         return places([replace(node, gpus=free.get(node.id, 0.0) + gpus * own.count(node.id)) for node in stay], gpus)
 

@@ -115,7 +115,9 @@ class Moves:
     def _begin_ahead(self, running: Running, unit: StagingUnit) -> None:
         """Begin the processes in which a unit will go on, where there is room for them beside those that it has."""
         if not running.fails and self._fits(running) and self._engines.take(running.room.all_gpus):
-            running.ahead = self._begin(running.pool, running.room, self._silent(running))
+            doubtful = running.gang.doubtful if self._fits(running, off=running.gang.doubtful) else []
+            silent = filter(self._machines.suspect, running.gang.nodes)
+            running.ahead = self._begin(running.pool, running.room, [*silent, *doubtful])
             running.ahead.warm(unit.modules)
             self._waits.watch("what is to move", running.ahead.actors, running.room.gpus)
 
@@ -123,10 +125,10 @@ class Moves:
         """Return the nodes of a unit that may be lost: sooner than Ray does, its own processes say so that have failed."""
         return [*filter(self._machines.suspect, running.gang.nodes), *running.gang.doubtful]
 
-    def _fits(self, running: Running, own: Sequence[str] = ()) -> bool:
-        """Tell whether other nodes have room for all of a unit, and where those of its processes on `own` nodes end."""
+    def _fits(self, running: Running, own: Sequence[str] = (), off: Collection[str] = ()) -> bool:
+        """Tell whether other nodes, but for `off`, have room for all of a unit, and where its processes on `own` nodes end."""
         room = running.room
-        return self._machines.room(room.gpus, self._machines.labels(room.labels), own) >= room.processes
+        return self._machines.room(room.gpus, self._machines.labels(room.labels), own, off) >= room.processes
 
     def _mend_ahead(self, running: Running) -> None:
         """Forget what was begun ahead where it was lost before it had any work, or is where nothing stays."""

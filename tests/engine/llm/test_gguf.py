@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from caiflow.engine.errors import EngineError, PlanError
 from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
-from caiflow.engine.llm.gguf import READABLE, dequantise, inspect, unpack
+from caiflow.engine.llm.gguf import READABLE, dequantise, inspect, read_as, unpack
 from caiflow.engine.llm.load import load_engine
 from caiflow.engine.operator import StepContext
 from caiflow.engine.plan.model_identity import resolve_model
@@ -95,10 +95,12 @@ def test_tokenizer_special_tokens_and_chat_template_are_those_of_the_original(ma
 def test_texts_are_divided_before_digits_where_the_file_says_so(llama: Made, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    dequantise(write_gguf(llama.folder, tmp_path / "digits.gguf", rule="smollm"), tmp_path / "out")
+    file = write_gguf(llama.folder, tmp_path / "digits.gguf", rule="smollm")
+    dequantise(file, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     parts = [part for part, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a\n\n12  3")]
     assert parts == ["a", "ĊĊ", "1", "2", "ĠĠ", "3"]
+    assert [read_as(one, "0a") for one in (file, llama.file)] == ["gguf:0a+digits", "gguf:0a"]
     assert tokenizer.decode(tokenizer.encode("a\n\n12  3", add_special_tokens=False)) == "a\n\n12  3"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import EngineError
-from caiflow.engine.llm.base import Request
+from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.llm.chat_template import end_of_turn
 from caiflow.engine.llm.render import Renderer
 
 CHAT = ({"role": "user", "content": "How do I bake bread?"},)
@@ -114,6 +116,13 @@ def test_a_template_without_end_of_turn_gets_one_for_training(tok) -> None:
     done = rendered.conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}])
     assert tok.decode(done.ids) == "u:Hia:Yes<|end|>"
     assert done.mask[-1] == 1
+
+
+def test_white_space_ends_no_turn_though_it_is_a_token_of_its_own() -> None:
+    def laid_out(messages: Sequence[Message], *, prompt: bool) -> str:
+        return "".join(f"{turn['role']}: {turn['content']}\n\n" for turn in messages) + "assistant:" * prompt
+
+    assert end_of_turn(laid_out, ["\n\n", "<|x|>"], "</s>") == "</s>"
 
 
 def test_a_template_that_rewrites_earlier_turns_cannot_be_trained_on(tok) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from caiflow.engine.errors import PlanError
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.hub import ask_hub
 from caiflow.engine.llm.model_files import PACKAGED, hub_snapshot
 from caiflow.engine.plan.model_identity import resolve_model, trained_model
 from caiflow.engine.spec.grammar import ModelEntry
@@ -134,6 +135,7 @@ def test_an_adapter_of_the_hub_is_here_once_it_is_named_and_what_it_lies_over_de
     (adapter / "checkpoint-9").mkdir(parents=True)
     (adapter / "checkpoint-9" / "optimizer.pt").write_text("large")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/model"}))
+    (adapter / "adapter_model.safetensors").write_text("weights")
     model.mkdir()
     (model / "config.json").write_text("{}")
     entries = [ModelEntry(source="tiny", adapter="org/lora"), ModelEntry(source="org/lora")]
@@ -142,10 +144,20 @@ def test_an_adapter_of_the_hub_is_here_once_it_is_named_and_what_it_lies_over_de
             monkeypatch.setenv(name, variables[name])
         for name in GONE:
             monkeypatch.delenv(name, raising=False)
+        commit = ask_hub("org/lora", None, "model").commit
+        pinned = resolve_model("m", ModelEntry(source="org/lora", revision=commit), tmp_path)
+        weights = Path(pinned.path) / "adapter_model.safetensors"
+        weights.unlink()  # as where a download was cut off
         itself, again, on_top = (resolve_model("m", entry, tmp_path) for entry in (entries[1], entries[1], entries[0]))
+        assert weights.exists()
+        with pytest.raises(
+            PlanError, match=r"models\.m\.adapter: 'org/model' holds no adapter; name a whole model as `source`"
+        ):
+            resolve_model("m", ModelEntry(source="tiny", adapter="org/model"), tmp_path)
         with pytest.raises(PlanError, match=r"models\.m\.adapter: 'org/nobody' is neither a folder"):
             resolve_model("m", ModelEntry(source="tiny", adapter="org/nobody"), tmp_path)
     assert itself == again
+    assert itself.identity == pinned.identity
     assert on_top.adapter == itself.path
-    assert [file.name for file in Path(itself.path).iterdir()] == ["adapter_config.json"]
+    assert {file.name for file in Path(itself.path).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert hub_snapshot("org/model", None) is None, "a model comes when it is loaded"

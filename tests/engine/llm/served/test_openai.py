@@ -406,7 +406,10 @@ def named(model: str) -> Any:
     return status, headers, json.dumps({**json.loads(body), "model": model})
 
 
-@pytest.mark.parametrize("model", ["m", "M", "org/m", "m-2024-08-06", "m@main", "m:latest", "m-latest", "m-0613", "m-001", ""])
+@pytest.mark.parametrize(
+    "model",
+    ["m", "M", "org/m", "m-2024-08-06", "m@main", "m:latest", "m-latest", "m-0613", "m-001", "m-v3-0324", "m-08-2024", ""],
+)
 def test_a_version_or_path_of_the_models_name_is_the_model(
     server: BadServer, connect: Callable[..., Engine], model: str
 ) -> None:
@@ -429,7 +432,7 @@ def test_another_version_than_was_asked_is_another_model(
 ) -> None:
     server.reply = lambda body, n: named(named_otherwise)
     assert error(connect(asked)).kind == "other_model"
-    server.reply = lambda body, n: named(f"org/{asked}")
+    server.reply = lambda body, n: named(f"org/{asked.replace('-2024', '@2024')}")
     assert text(connect(asked), Request(CHAT)).text == "fine"
 
 

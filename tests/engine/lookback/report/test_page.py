@@ -119,6 +119,7 @@ def test_votes_over_a_list_flip_where_the_orders_have_other_favourites() -> None
     ]
     assert _favourites({"votes": json.dumps(votes)}) == {"kind": {0, 2}}
     assert _favourites({"principles": ["kind"], "p_a": [0.5, 0.9]}) == {"kind": {1}}
+    assert _favourites({"principles": ["kind", "blunt"], "p_a": [0.9, 0.8]}) == {"kind": set(), "blunt": set()}, "one order"
 
 
 def test_what_an_author_should_know_of_a_principle_is_said() -> None:

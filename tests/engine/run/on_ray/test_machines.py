@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from caiflow.engine.run.on_ray.actors import successor
 from caiflow.engine.run.on_ray.engines import Engines
 from caiflow.engine.run.on_ray.machines import Machines
-from caiflow.engine.run.on_ray.nodes import Node
+from caiflow.engine.run.on_ray.nodes import Labels, Node
 from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.on_ray.watching import NodeWatch
 
@@ -28,7 +30,7 @@ class Frozen(NodeWatch):
     ("gpus", "processes", "card", "lost", "avoided"),
     [
         (1, 1, "", (), ["a"]),
-        (1, 1, "x", ("b",), []),  # nothing would be left
+        (1, 1, "x", ("b",), ["a"]),  # where else than on the one that answers?
         (1, 1, "y", ("b",), ["a", "b"]),
         (1, 6, "", (), []),
         (0, 2, "", ("c", "of old"), ["a", "c"]),
@@ -36,11 +38,23 @@ class Frozen(NodeWatch):
     ],
 )
 def test_a_process_is_kept_off_where_others_have_room(
-    gpus: float, processes: int, card: str, lost: tuple[str, ...], avoided: list[str]
+    monkeypatch: pytest.MonkeyPatch, gpus: float, processes: int, card: str, lost: tuple[str, ...], avoided: list[str]
 ) -> None:
+    assert kept_off(monkeypatch, {"b": 1, "c": 4}, gpus, processes, {"card": card} if card else {}, lost) == avoided
+
+
+def test_a_node_that_answers_is_kept_off_only_where_others_have_room_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept_off(monkeypatch, {"b": 1, "c": 4}, 1, 1, {}, ("b",)) == ["a", "b"]
+    assert kept_off(monkeypatch, {"b": 1, "c": 0}, 1, 1, {}, ("b",)) == ["a"]
+
+
+def kept_off(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], gpus: float, processes: int, labels: Labels, lost: Sequence[str]
+) -> list[str]:
     machines = Machines(several=True)
     machines.nodes, machines._watch = NODES, Frozen(NODES)
-    assert machines.avoided(gpus, processes, {"card": card} if card else {}, lost) == avoided
+    monkeypatch.setattr("caiflow.engine.run.on_ray.machines.free_gpus", lambda: free)  # no Ray holds such nodes here
+    return machines.avoided(gpus, processes, labels, lost)
 
 
 def test_an_engine_has_one_successor_after_the_other() -> None:
