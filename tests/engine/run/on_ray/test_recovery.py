@@ -193,59 +193,7 @@ finally:
 print(json.dumps({**told, **json.loads((folder / "told").read_text()), "said": said}))
 """
 WORK = """
-import hashlib, ray
-from caiflow.engine.flow.claiming import claimed
-from caiflow.engine.store.ledger import Ledger
-
-folder = Path(sys.argv[1])
-
-class Wants:
-    def __init__(self, name):
-        self.name = name
-
-    def run(self, report):
-        here = ray.get_runtime_context().get_node_id()
-        with (folder / self.name).open("a") as file:
-            print(here, time.time(), file=file, flush=True)
-
-        async def have(number, ledger, few):
-            key = hashlib.sha256(str(number).encode()).digest()[:16]
-            async with few, claimed(ledger, key, lambda: ledger.get(key)) as kept:
-                if kept is None:
-                    with (folder / "asked").open("a") as file:
-                        print(here, time.time(), number, file=file, flush=True)
-                    await asyncio.sleep(0.1)
-                    ledger.append(key, {"row": number})
-
-        async def have_all():
-            few = asyncio.Semaphore(4)
-            with Ledger(folder, "rows") as ledger:
-                await asyncio.gather(*(have(number, ledger, few) for number in range(300)))
-
-        asyncio.run(have_all())
-        return {}
-
-def shared():
-    begins = [folder / name for name in ("first", "second")]
-    assert all(cluster.submit(Wants(begin.name), "train", Room(gpus=1)) for begin in begins)
-    until, ended, hit = time.monotonic() + 120, [], 0.0
-    while cluster.busy() and time.monotonic() < until:
-        ended += [str(finished.error) for finished in cluster.wait(0.1)]
-        asked = begun(folder / "asked")
-        by = [node for node, *_ in asked]
-        if not hit and len(set(by)) == 2 and min(map(by.count, set(by))) >= 20:
-            lost, hit = begun(begins[0])[0][0], time.time()
-            signalled(by_id[lost], signal.SIGKILL)
-    asked = [(int(number), node, float(at)) for node, at, number in begun(folder / "asked")]
-    first = {number: node for number, node, _ in reversed(asked)}
-    again = [(number, at) for place, (number, _, at) in enumerate(asked) if number in {n for n, *_ in asked[:place]}]
-    told["shared"] = {
-        "ended": ended, "rows": len(first), "again": len(again), "nodes": len({node for _, node, _ in asked}),
-        "again while both lived": [number for number, at in again if at < hit],
-        "again of the survivor": [number for number, _ in again if first[number] != lost],
-        "taken over after": max((at - hit for _, at in again), default=0.0),
-        "elsewhere": [node != lost for node, _ in begun(begins[0])[1:]], "after": float(begun(begins[0])[-1][1]) - hit,
-    }
+import ray
 
 class Works:
     def __init__(self, notes):
@@ -274,10 +222,10 @@ def tried(name, number):
     told[name] = {"ended": ended, "elsewhere": [node != first for node, _ in others], "after": float(others[0][1]) - hit}
 
 try:
+    tried("killed", signal.SIGKILL)
     by_id |= {node.node_id: node for node in [come()]}
-    while sum(node.gpus for node in cluster.machines.up) != 3:
+    while sum(node.gpus for node in cluster.machines.up) != 2:
         list(cluster.wait(0.2))
-    shared()
     tried("frozen", signal.SIGSTOP)
 finally:
     closed(cluster)
@@ -432,19 +380,11 @@ def test_an_engine_on_a_node_that_is_to_leave_is_ready_elsewhere_before_it_ends_
     assert all("asked of another" in text for text in told["client"])  # on a busy machine some may lag; none was asked again
 
 
-def test_work_of_a_lost_node_and_of_a_frozen_one_goes_on_elsewhere_at_once_and_what_it_claimed_is_another_run_s(
-    tmp_path: Path, figure: Callable[[str, str], None]
-) -> None:
+def test_work_of_a_lost_node_and_of_a_frozen_one_goes_on_elsewhere_at_once(tmp_path: Path) -> None:
     told = told_by(WORK, str(tmp_path))
-    shared, frozen = told["shared"], told["frozen"]
-    taken = f"{shared['again']} of 300 rows asked again, the last {shared['taken over after']:.1f} s after"
-    figure("equal runs", f"on two nodes, one of them killed: {taken}")
-    assert (shared["ended"], frozen["ended"]) == (["None", "None"], ["None"])
-    assert shared["elsewhere"] == frozen["elsewhere"] == [True]
-    assert shared["rows"] == 300
-    assert shared["nodes"] >= 2
-    assert shared["again while both lived"] == shared["again of the survivor"] == []
-    assert shared["again"] <= 4  # what was being asked on the lost node
+    for how in ("killed", "frozen"):
+        assert told[how]["ended"] == ["None"]
+        assert told[how]["elsewhere"] == [True]
 
 
 def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_goes_on(
