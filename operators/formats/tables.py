@@ -9,8 +9,6 @@ import codecs
 import contextlib
 import csv
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
@@ -159,6 +157,9 @@ def read_parquet(path: Path) -> Iterator[Line]:
     with contextlib.ExitStack() as opened:
         source: Path | IO[bytes] = path
         if path.suffix.lower() != ".parquet":  # it is read from its end: unpacked to a file that is gone once it is closed
+            import shutil
+            import tempfile
+
             source = cast(IO[bytes], opened.enter_context(tempfile.TemporaryFile()))
             with open_bytes(path) as packed:
                 shutil.copyfileobj(packed, source, _CHUNK)
