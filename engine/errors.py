@@ -131,6 +131,12 @@ class AskAnewError(CaiflowError):
     """A server turned out to need asking in another way, so that its answers count as another model's: the work begins anew."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the name most like `name`, or None where none is alike; letter case and `-` against `_` don't count."""
     plain = {_plain(candidate): candidate for candidate in reversed(list(names))}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,14 @@ def inspect(file: Path) -> str:
     return architecture
 
 
-def _entries(file: Path) -> dict[str, Any]:
+def _entries(file: Path) -> Mapping[str, Any]:
+    """Return what is told of a file as it is now; gone through once, however often it is asked."""
+    now = file.stat()
+    return _gone_through(file, now.st_size, now.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _gone_through(file: Path, _size: int, _changed_ns: int) -> Mapping[str, Any]:
     with open(file, "rb") as opened:
         if not (size := opened.seek(0, 2)):
             raise EngineError(f"{file}: an empty file", "fetch it again", kind="load")

@@ -13,7 +13,7 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
-from caiflow.engine.errors import UnreachableError, WrongValue
+from caiflow.engine.errors import UnreachableError, WrongValue, first_line
 from caiflow.engine.llm.model_files import hub_cache
 
 Kind = Literal["model", "dataset"]
@@ -71,7 +71,7 @@ def fetched_adapter(repo: str, revision: str | None) -> Path:
         where: dict[str, Any] = {"cache_dir": hub_cache(), "endpoint": os.environ.get("HF_ENDPOINT") or None}
         return Path(snapshot_download(repo, revision=revision, ignore_patterns="*/*", **where))
     except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-        raise UnreachableError(f"the adapter {repo} can't be downloaded: {_first(error)}") from error
+        raise UnreachableError(f"the adapter {repo} can't be downloaded: {first_line(error)}") from error
 
 
 def offline(kind: Kind) -> bool:
@@ -105,11 +105,7 @@ def _asked(repo: str, revision: str | None, kind: Kind) -> _Answer:
         info = (api.model_info if kind == "model" else api.dataset_info)(repo, revision=revision, timeout=_REQUEST_S)
         return Told(str(info.sha), tuple(sibling.rfilename for sibling in info.siblings or ()))
     except Exception as error:  # the hub's own errors, and those of whatever it sends requests with
-        reason = _first(error)
+        reason = first_line(error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         says_no = isinstance(error, HFValidationError) or (status is not None and status < 500 and status not in _SAYS_NOTHING)
         return WrongValue(f"the hub says: {reason}") if says_no else UnreachableError(f"the hub is out of reach: {reason}")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepError
+from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepError, first_line
 from caiflow.engine.llm.base import Answer, LinkLost, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S
 from caiflow.engine.llm.host import EngineHost
-from caiflow.engine.run.on_ray.deaths import death, first_line, place, without_module
+from caiflow.engine.run.on_ray.deaths import death, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
 from caiflow.engine.training.parallel.workers import Seat, rank, taking_part

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from caiflow.engine.errors import CaiflowError, StepError
+from caiflow.engine.errors import CaiflowError, StepError, first_line
 
 _ABSENT = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 _PLACE = re.compile(r"(?i)\bip(?:=|: ?)([0-9a-fA-F.:]+[0-9a-fA-F])")
@@ -48,12 +48,6 @@ def place(error: BaseException) -> str:
 def without_module(name: str, where: str) -> tuple[str, str]:
     """Return what to say of a module that can't be imported, and what to do."""
     return f"there is no module {name}{where}", "install what brings it on every node"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def raised(failure: BaseException, cause: BaseException | None) -> Exception:

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caiflow.engine.errors import first_line
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.actors import RayLink, note_move, successor
 from caiflow.engine.run.on_ray.controlling import Controlling
-from caiflow.engine.run.on_ray.deaths import first_line
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.nodes import Labels, refuse_impossible
 from caiflow.engine.run.on_ray.placing import answered, away_from, end, engine_gpus, engine_key, new_engine, replicas

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caiflow.engine.errors import ClusterError
-from caiflow.engine.run.on_ray.deaths import first_line
+from caiflow.engine.errors import ClusterError, first_line
 
 ANSWER_S = 10.0
 """Longest wait for a cluster elsewhere to take a connection."""

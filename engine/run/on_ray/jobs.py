@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import ClusterError, PlanError
-from caiflow.engine.run.on_ray.deaths import first_line
+from caiflow.engine.errors import ClusterError, PlanError, first_line
 from caiflow.engine.store.file_digests import file_sizes
 
 if TYPE_CHECKING:
