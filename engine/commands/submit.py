@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from caiflow.engine.spec.grammar import Spec
     from caiflow.engine.spec.permissions import Permissions
 
+_LONGEST = 31
+"""Characters of a job's name before the time."""
 EXAMPLES = """\
   caiflow submit cai.yaml --address http://HEAD:8265 --store /shared/caiflow
   caiflow submit cai.yaml --address http://HEAD:8265 --env HF_TOKEN --detach
@@ -91,11 +93,17 @@ def _job(args: Namespace, spec: Spec, folder: Path) -> RunJob:
     if absent := [name for name in args.variables if name not in os.environ]:
         raise PlanError(f"--env: {', '.join(absent)} isn't set here", "export it, or leave it out")
     _take_along(args, spec, folder)
-    name = re.sub(r"[^a-z0-9-]+", "-", f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}".lower()).strip("-")
+    name = f"{_short(spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     command = ["python", "-m", "caiflow", "run", "spec.yaml", "--address", "auto", "--out", f"{store}/jobs/{name}"]
     command += [*_allowing(allowed_by(args)), *(["--trust-remote-code"] if args.trust_remote_code else [])]
     own = {} if args.kuberay else {variable: os.environ[variable] for variable in args.variables}
     return RunJob(name, command, folder, {"CAIFLOW_HOME": store, **own})
+
+
+def _short(name: str) -> str:
+    """Return a spec's name as the beginning of a job's, which KubeRay takes with 47 characters, a letter first."""
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (short if short[:1].isalpha() else f"run-{short}")[:_LONGEST].rstrip("-")
 
 
 def _take_along(args: Namespace, spec: Spec, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ MOST_BYTES = 100 * 2**20
 """What Ray takes along of a job's folder."""
 MOST_IN_KUBERNETES_BYTES = 900_000
 """What a ConfigMap holds, with some room for its names."""
+_SPEC = "/caiflow/spec"
+"""Where the folder is on each of KubeRay's nodes."""
 _AGAIN_S = 2.0
 _AGENT_S = 60.0
 """How long a cluster that has just begun may take until its nodes take jobs."""
@@ -59,8 +62,6 @@ def submit(address: str, job: RunJob) -> None:
         ClusterError: the job server can't be reached, or refuses it.
         PlanError: its folder is too large.
     """
-    import shlex
-
     job.refuse_large(MOST_BYTES)
     environment = {"working_dir": str(job.folder), "env_vars": dict(job.variables)}
     client, until = _client(address), time.monotonic() + _AGENT_S
@@ -135,7 +136,8 @@ def _client(address: str) -> JobSubmissionClient:
 def kuberay(job: RunJob, image: str, *, workers: int, gpus: int, claim: str, secrets: Sequence[str]) -> list[dict[str, Any]]:
     """Return what KubeRay makes the job of: a ConfigMap with the folder, and a RayJob on a cluster of its own.
 
-    `claim` is the volume claim that holds the store; `secrets` are variables that come from the Secret `NAME-env`.
+    `claim` is the volume claim that holds the store; `secrets` are variables that come from the Secret `NAME-env`. The entry
+    point quotes its `&&`: KubeRay hands it on in a shell of another pod, where what follows would be carried out.
 
     Raises:
         PlanError: the folder is too large for a ConfigMap.
@@ -147,7 +149,7 @@ def kuberay(job: RunJob, image: str, *, workers: int, gpus: int, claim: str, sec
     files: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": job.name}, "binaryData": contents}
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in job.variables.items()]
     variables += [{"name": n, "valueFrom": {"secretKeyRef": {"name": f"{job.name}-env", "key": n}}} for n in secrets]
-    mounts = [{"name": "spec", "mountPath": "/caiflow/spec"}]
+    mounts = [{"name": "spec", "mountPath": _SPEC}]
     container: dict[str, Any] = {"image": image, "env": variables, "volumeMounts": mounts}
     volumes: list[dict[str, Any]] = [{"name": "spec", "configMap": {"name": job.name, "items": items}}]
     if claim:
@@ -162,7 +164,7 @@ def kuberay(job: RunJob, image: str, *, workers: int, gpus: int, claim: str, sec
     group = {"groupName": "workers", "replicas": workers, "minReplicas": workers, "maxReplicas": workers}
     group |= {"rayStartParams": {}, "template": pod("ray-worker", gpus)}
     spec = {
-        "entrypoint": " ".join(["cd /caiflow/spec &&", *job.command]),
+        "entrypoint": shlex.join(["sh", "-c", f"cd {_SPEC} && exec {shlex.join(job.command)}"]),
         "shutdownAfterJobFinishes": True,
         "backoffLimit": 0,
         "rayClusterSpec": {"headGroupSpec": head, "workerGroupSpecs": [group]},

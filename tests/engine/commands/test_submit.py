@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -57,10 +59,33 @@ def test_kuberay_gets_the_files_the_command_and_no_secret(
         assert {"name": "store", "mountPath": "/store"} in container["volumeMounts"]
         assert {"name": "CAIFLOW_HOME", "value": "/store"} in container["env"]
         assert {item["name"] for item in container["env"]} == {"CAIFLOW_HOME", "HF_TOKEN"}
-    assert "python -m caiflow run spec.yaml --address auto --out /store/jobs/sent-" in job["spec"]["entrypoint"]
+    assert re.fullmatch(r"sent-\d{8}-\d{6}", job["metadata"]["name"])
+    *shell, command = handed_on(job["spec"]["entrypoint"])
+    assert shell == ["sh", "-c"]
+    run = f"python -m caiflow run spec.yaml --address auto --out /store/jobs/{job['metadata']['name']}"
+    assert command == f"cd /caiflow/spec && exec {run}"
     (volume, _) = group["template"]["spec"]["volumes"]
     assert [item["path"] for item in volume["configMap"]["items"]] == ["data/rows.jsonl", "spec.yaml"]
     assert set(files["binaryData"]) == {item["key"] for item in volume["configMap"]["items"]}
+
+
+def handed_on(entrypoint: str) -> list[str]:
+    """Return what Ray gets of an entry point, which KubeRay's submitter has in the midst of a command of its shell."""
+    shell = f"ray() {{ shift 3; printf '%s\\n' \"$@\"; }}; if true; then ray job submit -- {entrypoint} ; fi ; echo followed"
+    *words, last = subprocess.run(["bash", "-c", shell], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert last == "followed"
+    return words
+
+
+@pytest.mark.parametrize("name", ["_2", "A-name_that-is-far_too-long_for_what_Kubernetes_takes"])
+def test_a_job_of_any_spec_has_a_name_that_kubernetes_takes(spec: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    spec.write_text(SPEC.replace("sent", name))
+    assert main(["submit", str(spec), "--kuberay", "me/caiflow:1", "--store", "/a store", "--claim", "disk"]) == 0
+    _, job = yaml.safe_load_all(capsys.readouterr().out)
+    named = job["metadata"]["name"]
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", named)
+    assert len(named) <= 47
+    assert handed_on(job["spec"]["entrypoint"])[-1].endswith(f"--out '/a store/jobs/{named}'")
 
 
 def test_what_is_too_large_to_send_is_named(tmp_path: Path) -> None:
@@ -158,3 +183,24 @@ def test_a_job_runs_with_the_spec_s_files_and_its_own_operator(tmp_path: Path, j
     assert "done in " in done.stdout
     unknown = submit("--attach", "nothing")
     assert (unknown.returncode, "is it a job of" in unknown.stderr) == (1, True)
+
+    printed = submit("redacted.yaml", "--store", str(tmp_path / "apart"), "--kuberay", "image", "--claim", "disk")
+    assert by_submitter(printed.stdout, tmp_path / "mounted", address, here)
+    (run,) = (tmp_path / "apart" / "jobs").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+
+
+def by_submitter(printed: str, folder: Path, address: str, variables: dict[str, str]) -> bool:
+    """Do with what is printed for KubeRay what its submitter does, its files in a folder; return whether the job went well."""
+    files, job = yaml.safe_load_all(printed)
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (head,), (volume, _) = pod["containers"], pod["volumes"]
+    for item in volume["configMap"]["items"]:
+        (folder / item["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / item["path"]).write_bytes(b64decode(files["binaryData"][item["key"]]))
+    of_pod = json.dumps({"env_vars": {item["name"]: item["value"] for item in head["env"]}})
+    entrypoint, name = job["spec"]["entrypoint"].replace("/caiflow/spec", str(folder)), job["metadata"]["name"]
+    there = f"--address {address} --submission-id {name} --no-wait --runtime-env-json {quote(of_pod)}"
+    shell = f"if true; then ray job submit {there} -- {entrypoint} ; fi ; ray job logs --address {address} --follow {name}"
+    done = subprocess.run(["bash", "-c", shell], env=variables, capture_output=True, text=True, timeout=500, check=False)
+    return done.returncode == 0 and f"Job '{name}' succeeded" in done.stdout
