@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine import registry
 from caiflow.engine.errors import ClusterError
+from caiflow.engine.llm.presence import places
 from caiflow.engine.operator import MetricsOperator, ModelOperator
 from caiflow.engine.run.on_ray.gangs import Room
+from caiflow.engine.run.on_ray.nodes import Needed
 from caiflow.engine.run.on_ray.placing import engine_key
 from caiflow.engine.training.operator import TrainingOperator
 
@@ -30,7 +32,7 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
         ClusterError: says what they want and what there is.
     """
     others = {step.op: step.operator_type().__module__ for step in steps if not registry.is_built_in(step.op)}
-    cluster.refuse_unfit(resolver.store.home, others)
+    cluster.refuse_unfit(resolver.store.home, others, _needed(resolver, cluster, steps))
     for step in steps:
         kind = step.operator_type()
         if issubclass(kind, ModelOperator):
@@ -44,6 +46,21 @@ def refuse_unfit(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) ->
                 cluster.engines.refuse_too_large(source, name)
         if issubclass(kind, MetricsOperator):
             _refuse_too_many(cluster, step.name, engines(resolver, _asked(step)))
+
+
+def _needed(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) -> list[Needed]:
+    """Return the models of steps, each with the nodes on which it may be loaded: a training's own, or an engine's."""
+    found: dict[tuple[Any, ...], Needed] = {}
+    for step in steps if cluster.machines.several else ():
+        operator = resolver.spec.operators[step.name]
+        own = training_room(step, cluster) if isinstance(operator, ModelOperator) else None
+        asked = operator.asks() if isinstance(operator, ModelOperator) else ()
+        for name in _asked(step):
+            for source in engines(resolver, [name]):
+                room = own if own is not None and name not in asked else cluster.engines.room(source)
+                needed = Needed(name, tuple(places(source, resolver.store.home)), room.gpus, room.labels)
+                found[needed.places, needed.gpus, tuple(needed.labels.items())] = needed
+    return list(found.values())
 
 
 def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:

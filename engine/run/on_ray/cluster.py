@@ -25,11 +25,7 @@ from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, ow
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.moving import Moves, Running
-from caiflow.engine.run.on_ray.nodes import (
-    refuse_impossible,
-    refuse_strangers,
-    refuse_unseen,
-)
+from caiflow.engine.run.on_ray.nodes import Needed, refuse_impossible, refuse_strangers, refuse_unseen
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.units import StepResult, Unit
@@ -83,13 +79,15 @@ class Cluster:
         self.machines.find()
         self.started = True
 
-    def refuse_unfit(self, home: Path, operators: Mapping[str, str]) -> None:
-        """Raise where nodes don't see the store at `home`, or run other code (`operators`: others' modules); tell of its locks.
+    def refuse_unfit(self, home: Path, operators: Mapping[str, str], models: Sequence[Needed] = ()) -> None:
+        """Raise where nodes don't see the store at `home`, run other code (`operators`: others' modules), or lack `models`.
+
+        Tells where the store's locks don't hold.
 
         Raises:
             ClusterError: names the nodes.
         """
-        self._tell(refuse_strangers(self.machines.nodes, home, operators))
+        self._tell(refuse_strangers(self.machines.nodes, home, operators, models))
 
     def refuse_too_large(self, what: str, room: Room) -> None:
         """Raise ClusterError where `what` wants more than there can ever be here."""

@@ -17,6 +17,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.actors import RayLink, note_move, successor
 from caiflow.engine.run.on_ray.controlling import Controlling
+from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.nodes import Labels, refuse_impossible
 from caiflow.engine.run.on_ray.placing import answered, away_from, end, engine_gpus, engine_key, new_engine, replicas
@@ -83,10 +84,14 @@ class Engines:
         """Return the GPUs of all engines of a model."""
         return engine_gpus(source, self._machines.nodes) * replicas(source)
 
+    def room(self, source: ModelSource) -> Room:
+        """Return what the engines of a model want."""
+        return Room(engine_gpus(source, self._machines.nodes), None, replicas(source), self._labels(source))
+
     def refuse_too_large(self, source: ModelSource, label: str) -> None:
         """Raise ClusterError where the engines of a model can never run here."""
-        gpus = engine_gpus(source, self._machines.nodes)
-        refuse_impossible(self._machines.nodes, gpus, replicas(source), label, self._labels(source))
+        room = self.room(source)
+        refuse_impossible(self._machines.nodes, room.gpus, room.processes, label, room.labels)
 
     def links(
         self, source: ModelSource, label: str, client: str, beside: Collection[str], report: Report, *, load: bool

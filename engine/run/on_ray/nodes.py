@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what each has, whether it sees the store, whether its code is this process's, and what fits on one.
+"""The nodes of a cluster: what each has, whether it sees the store, whether its code and its models are those here, what fits.
 
 Asks nodes and decides; places nothing.
 """
@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
+from caiflow.engine.llm.presence import Place, Told, lacking, told_here
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
 from caiflow.engine.store.share import Held, locks_had
@@ -60,10 +61,27 @@ class Node:
         return f"{self.address} ({self.cpus:g} CPU cores, {self.gpus:g} GPUs)"
 
 
+class Needed(NamedTuple):
+    """A model by its name in the spec, what it is loaded from, and on which nodes: those with so many GPUs and these labels."""
+
+    model: str
+    places: tuple[Place, ...]
+    gpus: float
+    labels: Labels
+
+    def on(self, node: Node) -> bool:
+        """Tell whether it may be loaded on a node."""
+        return node.gpus >= self.gpus and node.has(self.labels)
+
+
 _NONCE = "nonce"
 _BLIND = (
     "locks in the store don't hold between the nodes, so that calls may be paid for twice and caps be exceeded "
     "(mount it with locks that all see: `caiflow doctor`)"
+)
+_EVERYWHERE = (
+    "put models on a file system that all nodes share (HF_HOME for those of the hub) or on every node under one path, "
+    "or say with `node_labels` which nodes have them"
 )
 _OWN_LABELS = ("ray.io/node-id", "ray.io/node-group", "ray.io/availability-region")
 """What Ray labels every node with, and no choice goes by."""
@@ -116,11 +134,14 @@ def places(nodes: Sequence[Node], gpus: float) -> float:
     return sum(math.floor(node.gpus) * shares if shares else math.floor(node.gpus / gpus) for node in nodes)
 
 
-def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, str]) -> list[str]:
+def refuse_strangers(
+    nodes: Sequence[Node], home: Path, operators: Mapping[str, str], models: Sequence[Needed] = ()
+) -> list[str]:
     """Raise unless every other node reads what this process writes into the store at `home`, and runs the same code.
 
-    `operators` are the modules of operators that don't come with caiflow, by the operators' names. Returns what is to be said
-    of nodes that don't see this process's locks: nothing is lost by that, but work may be done twice.
+    `operators` are the modules of operators that don't come with caiflow, by the operators' names; `models` have to be as they
+    are here wherever they may be loaded. Returns what is to be said of nodes that don't see this process's locks: nothing is
+    lost by that, but work may be done twice.
 
     Raises:
         ClusterError: names each node with what is wrong with it.
@@ -138,13 +159,15 @@ def refuse_strangers(nodes: Sequence[Node], home: Path, operators: Mapping[str, 
         (mark / _NONCE).write_text(nonce, encoding="utf-8")
         held = Held(mark)
     try:
-        here_runs, asked = code_here(operators), _asked(others, mark, operators)
+        here_runs, asked = code_here(operators), _asked(others, mark, operators, models)
         wrong = [f"{node.address} {said}" for node, found in asked if (said := _wrong(found, nonce, home, here_runs))]
+        without = _without(asked, models)
     finally:
         held.close()
         shutil.rmtree(mark, ignore_errors=True)
-    if wrong:
-        raise ClusterError("the cluster isn't fit for this run: " + "; ".join(wrong))
+    if wrong or without:
+        told = "the cluster isn't fit for this run: " + "; ".join([*wrong, *without])
+        raise ClusterError(told, _EVERYWHERE if without else "")
     return _blind([(node, found) for node, found in asked if isinstance(found, Found)])
 
 
@@ -177,7 +200,23 @@ def _unseen(folder: Path, files: Mapping[str, int]) -> list[Path]:
     return [folder / name for name in sorted({*files, *here}) if files.get(name) != here.get(name)]
 
 
-def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> list[tuple[Node, Found | str]]:
+def _without(answers: Sequence[tuple[Node, Found | str]], models: Sequence[Needed]) -> list[str]:
+    """Return, for each node that sees the store, what it lacks of the models that it may load."""
+    here = {place: told_here(place) for needed in models for place in needed.places if place.local}
+    return [
+        f"{node.address} {said} (the model {needed.model})"
+        for node, found in answers
+        if isinstance(found, Found) and found.seen
+        for needed in models
+        if needed.on(node)
+        for place in needed.places
+        if (said := lacking(place, found.models[place], here.get(place, {})))
+    ]
+
+
+def _asked(
+    nodes: Sequence[Node], mark: Path, operators: Mapping[str, str], models: Sequence[Needed]
+) -> list[tuple[Node, Found | str]]:
     """Return each node's answer, or what was in its way.
 
     They are asked in a plain process, which a node may have at hand: one with variables of its own has to be made.
@@ -186,8 +225,9 @@ def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> l
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     look, options = ray.remote(_look), {"num_cpus": 0, "max_retries": 0}
+    places = {node: {place for needed in models if needed.on(node) for place in needed.places} for node in nodes}
     asked = [
-        look.options(scheduling_strategy=On(node.id, soft=False), **options).remote(str(mark), dict(operators))
+        look.options(scheduling_strategy=On(node.id, soft=False), **options).remote(str(mark), dict(operators), places[node])
         for node in nodes
     ]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
@@ -201,14 +241,15 @@ def _asked(nodes: Sequence[Node], mark: Path, operators: Mapping[str, str]) -> l
 
 
 class Found(NamedTuple):
-    """What a node reads of the store, what it runs, and which locks it was given that the asking process holds."""
+    """What a node reads of the store, what it runs, which locks it was given that the asking process holds, and its models."""
 
     seen: str
     code: Code
     had: Sequence[str] = ()
+    models: Mapping[Place, Told] = MappingProxyType({})
 
 
-def _look(mark: str, operators: Mapping[str, str]) -> Found:
+def _look(mark: str, operators: Mapping[str, str], places: Collection[Place]) -> Found:
     try:
         seen = (Path(mark) / _NONCE).read_text(encoding="utf-8")
     except OSError:
@@ -217,7 +258,7 @@ def _look(mark: str, operators: Mapping[str, str]) -> Found:
         had = locks_had(Path(mark))
     except OSError as error:
         had = [error.strerror or str(error)]
-    return Found(seen, code_here(operators), had)
+    return Found(seen, code_here(operators), had, {place: told_here(place) for place in places})
 
 
 def _wrong(found: Found | str, nonce: str, home: Path, here: Code) -> str:

@@ -1,11 +1,12 @@
 """A cluster of several nodes: what can never run there is refused before the first step, and what waits says so.
 
-Two raylets of this machine with GPUs in name only; a node whose store is another one lives in a mount namespace of its own.
+Two raylets of this machine with GPUs in name only; nodes with another store or model have mount namespaces of their own.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,34 @@ for name in ("three", "measured", "taught", "labelled", "unlabelled"):
     told[name] = main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name), "--address", nodes.address])
 
 told["doctor"] = [str(found) for found in examine_cluster(nodes.address, folder / "home")]
+def up():
+    return sum(node["Alive"] for node in nodes.global_state.node_table())
+
+def begun(*mounts):
+    start = " && ".join([*(f"mount {mount}" for mount in mounts), f"exec {sys.executable} -c '{NODE}' {nodes.address}"])
+    there, alive = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}, up()
+    node, until = subprocess.Popen(["unshare", "--mount", "sh", "-c", start], **there), time.monotonic() + 60
+    while up() == alive and node.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+    return node
+
+def ended(node):
+    alive = up()
+    node.stdin.close()
+    node.wait(60)
+    until = time.monotonic() + 60
+    while up() == alive and time.monotonic() < until:
+        time.sleep(0.2)
+
+poor = begun(
+    f"-t tmpfs none {folder / 'models' / 'one'}",
+    f"--bind {folder / 'models' / 'other.json'} {folder / 'models' / 'two' / 'config.json'}",
+)
+told["poor"] = poor.poll()
+for name in ("models", "kept off", "trained"):
+    told[name] = main(["plan", str(folder / f"{name}.yaml"), "--address", nodes.address])
+ended(poor)
+
 cluster = Cluster(nodes.address)
 cluster.start()
 told["threads"] = cluster.machines.threads(None)
@@ -106,15 +135,8 @@ cluster.refuse_unfit(folder / "home", {"own": "own_operator"})
 told["fit seconds"] = time.monotonic() - began
 told["marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
 
-start = f"mount -t tmpfs none {folder / 'home'} && mount --bind {folder / 'other.py'} {folder / 'own_operator.py'}"
-start += f" && exec {sys.executable} -c '{NODE}' {nodes.address}"
-node = subprocess.Popen(
-    ["unshare", "--mount", "sh", "-c", start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-)
+node = begun(f"-t tmpfs none {folder / 'home'}", f"--bind {folder / 'other.py'} {folder / 'own_operator.py'}")
 try:
-    until = time.monotonic() + 60
-    while len(asked.alive()) < 3 and node.poll() is None and time.monotonic() < until:
-        time.sleep(0.2)
     cluster.machines.nodes = asked.alive()
     began = time.monotonic()
     try:
@@ -168,6 +190,24 @@ steps:
   prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
   answers: {op: generate, input: prompts, model: base, sampling: {max_tokens: 4}}
 """
+MODELS = """
+caiflow: 1
+models:
+  one: {source: models/one, engine: transformers, num_gpus: SHARE}
+  two: {source: models/two, engine: transformers, num_gpus: SHARE}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
+  first:   {op: generate, input: prompts, model: one}
+  second:  {op: generate, input: prompts, model: two}
+"""
+TRAINED = """
+caiflow: 1
+models: {one: {source: models/one, num_gpus: 0, node_labels: {card: large}}}
+steps:
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 4}
+  answers: {op: generate, input: prompts, model: one}
+  taught:  {op: sft, input: answers, model: one}
+"""
 LARGE = """
 caiflow: 1
 models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
@@ -192,8 +232,13 @@ def asked_of_two_nodes(folder: Path) -> None:
         "labelled": LABELLED.replace("KIND", "large"),
         "unlabelled": LABELLED.replace("KIND", "huge").replace("4}}", "5}}"),
     }
+    shares = {"models": MODELS, "kept off": MODELS.replace("SHARE", "SHARE, node_labels: {card: large}"), "trained": TRAINED}
+    specs |= {name: text.replace("SHARE", "1") for name, text in shares.items()}
     for name, text in specs.items():
         (folder / f"{name}.yaml").write_text(text)
+    for name in ("one", "two"):
+        shutil.copytree(ROOT / "examples" / "tiny" / "model", folder / "models" / name)
+    (folder / "models" / "other.json").write_text((folder / "models" / "two" / "config.json").read_text() + " ")
     (folder / "own_operator.py").write_text("version = 1\n")
     (folder / "other.py").write_text("version = 2\n")
     variables = {"CAIFLOW_HOME": str(folder / "home"), "PYTHONPATH": str(folder)}
@@ -276,6 +321,16 @@ def test_a_node_that_sees_another_store_is_named(told: dict[str, Any], figure: C
     assert "put CAIFLOW_HOME on a file system that all nodes share" in told["blind"]
     again = f"{told['blind again seconds']:.2f} s where a process is at hand, two fit nodes {told['fit seconds']:.2f} s"
     figure("other store", f"named after {told['blind seconds']:.1f} s on a node that has just come, {again}")
+
+
+def test_a_node_that_lacks_a_model_or_has_another_is_named_where_it_may_have_to_load_it(told: dict[str, Any]) -> None:
+    if told["poor"] is not None:
+        pytest.skip("this user may make no mount namespace")
+    assert (told["models"], told["kept off"], told["trained"]) == (1, 0, 1)
+    models = Path(told["folder"]) / "models"
+    one, two = f"127.0.0.1 lacks {models / 'one'} (the model one)", f"127.0.0.1 has another config.json in {models / 'two'}"
+    assert f"the cluster isn't fit for this run: {one}; {two} (the model two); put models on a file system" in told["printed"]
+    assert f"the cluster isn't fit for this run: {one}; put models" in told["printed"], "a training's own, wherever engines go"
 
 
 def test_a_node_with_another_operator_of_the_same_name_is_named(told: dict[str, Any]) -> None:
