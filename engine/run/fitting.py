@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from caiflow.engine import registry
 from caiflow.engine.errors import ClusterError
-from caiflow.engine.llm.presence import places
 from caiflow.engine.operator import MetricsOperator, ModelOperator
 from caiflow.engine.run.on_ray.gangs import Room
 from caiflow.engine.run.on_ray.nodes import Needed
 from caiflow.engine.run.on_ray.placing import engine_key
+from caiflow.engine.run.presence import places
 from caiflow.engine.training.operator import TrainingOperator
 
 if TYPE_CHECKING:

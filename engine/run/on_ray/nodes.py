@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from caiflow.engine.errors import ClusterError, StepError
-from caiflow.engine.llm.presence import Place, Told, lacking, told_here
+from caiflow.engine.run.presence import Place, Told, lacking, told_here
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
 from caiflow.engine.store.share import Held, locks_had

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.llm.base import ModelSource
-from caiflow.engine.llm.presence import Place, lacking, places, told_here
+from caiflow.engine.run.presence import Place, lacking, places, told_here
 from support.source_tree import ROOT
 
 TINY = ROOT / "examples" / "tiny" / "model"
