@@ -6,13 +6,12 @@ leaves the name that it last listed.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caiflow.engine.errors import EngineError, PlanError, StoreError
-from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, names_of
+from caiflow.engine.llm.served.listing import ask_listed, choose_named, key_header, key_in, names_of
 from caiflow.engine.llm.served.taught import Taught, keep_taught, read_taught
 from caiflow.engine.plan.consent import named_by_hand, refuse_unallowed
 from caiflow.engine.spec.permissions import Permissions
@@ -37,9 +36,9 @@ def _listed(entry: ModelEntry, allowed: Permissions) -> list[str]:
 
     try:
         refuse_unallowed({"": entry}, allowed, trust_remote_code=True)
-        key = os.environ.get(entry.api_key_env, "") if entry.api_key_env else ""
+        header = key_header(key_in(entry.api_key_env or ""))
         return names_of(
-            ask_listed(entry.address, key_header(key), min(_PATIENCE_S, entry.timeout_s), by_hand=named_by_hand(entry, allowed))
+            ask_listed(entry.address, header, min(_PATIENCE_S, entry.timeout_s), by_hand=named_by_hand(entry, allowed))
         )
     except (PlanError, EngineError, httpx.HTTPError, httpx.InvalidURL):
         return []

@@ -22,6 +22,8 @@ class BadServer:
     reply: Callable[[dict[str, Any], int], Reply | str] = lambda body, n: said("fine")
     listed: list[str] = field(default_factory=lambda: ["served"])
     owner: str = "vllm"
+    lists: Reply | None = None
+    """What is answered to who asks for the models, in place of `listed`."""
     calls: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -54,6 +56,9 @@ def bad_server() -> Iterator[BadServer]:
 
         def do_GET(self) -> None:
             state.listings += 1
+            if state.lists is not None:
+                self.answer(*state.lists)
+                return
             self.answer(200, {}, json.dumps({"data": [{"id": name, "owned_by": state.owner} for name in state.listed]}))
 
         def do_POST(self) -> None:

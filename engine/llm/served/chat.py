@@ -124,8 +124,8 @@ class Dialect:
             body = json.loads(text)
             choice = body["choices"][0]
             message = choice if "text" in choice else choice["message"]
-            said = choice["text"] if "text" in choice else message["content"]
-            reason = choice.get("finish_reason")
+            said = choice["text"] if "text" in choice else message.get("content")
+            reason = ended if isinstance(ended := choice.get("finish_reason"), str) else None
             usage = body.get("usage") or {}
             counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         except (LookupError, TypeError, AttributeError) as error:
@@ -133,11 +133,7 @@ class Dialect:
         except RecursionError as error:
             raise ValueError(f"it is nested too deep: {text[:200]!r}") from error
         self._check_model(body.get("model"))
-        if reason == "content_filter":
-            raise EngineError("the server filtered its answer", kind="refused")
-        if reason == "error":
-            why = choice.get("error") or body.get("error") or "it gives no reason"
-            raise EngineError(f"the server broke its answer off: {json.dumps(why)[:300]}", kind="refused", retry=True)
+        _refuse_unfinished(reason, choice.get("error") or body.get("error"))
         if request.score:
             return self._scored(request, choice, counts[0])
         if request.choices and likelihoods:
@@ -258,6 +254,27 @@ class Dialect:
         return {**fields, "stop": list(sampling.stop)} if sampling.stop else fields
 
 
+def _refuse_unfinished(reason: str | None, why: Any) -> None:
+    """Refuse an answer that its server filtered, or broke off: its text isn't what the model had to say.
+
+    Raises:
+        EngineError: kind `refused`; one that was broken off may come whole.
+    """
+    if (reason or "").lower().startswith(_FILTERED):
+        raise EngineError("the server filtered its answer", kind="refused")
+    if reason in _BROKEN_OFF:
+        told = json.dumps(why or "it gives no reason")[:300]
+        raise EngineError(f"the server broke its answer off: {told}", kind="refused", retry=True)
+
+
+_FILTERED = ("content_filter", "safety", "sensitive", "prohibited_content", "recitation", "blocklist")
+"""How `finish_reason` begins of answers that were filtered: OpenAI's word, Gemini's and Zhipu's."""
+_BROKEN_OFF = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
+"""`finish_reason` of answers that were broken off: Mistral's and routers', vLLM's and SGLang's, Zhipu's, DeepSeek's."""
+_CUT = frozenset({"length", "max_tokens", "model_length", "model_context_window_exceeded"})
+"""`finish_reason` of answers with more to come: OpenAI's, Anthropic's, Mistral's and Zhipu's."""
+
+
 def _count(value: Any) -> int:
     """Return a number of tokens; none where a server doesn't tell.
 
@@ -312,8 +329,8 @@ def _spoken(said: Any, message: Mapping[str, Any], reason: Any) -> str:
     if message.get("tool_calls") and not said:
         raise EngineError("the server calls a tool (`tool_calls`) instead of answering", kind="empty")
     thought = message.get("reasoning_content") or message.get("reasoning")
-    if said is None or (not said and (thought or reason == "length")):
-        spent = "all of `max_tokens` went into its reasoning" if thought and reason == "length" else f"it ended by {reason!r}"
+    if said is None or (not said and (thought or reason in _CUT)):
+        spent = "all of `max_tokens` went into its reasoning" if thought and reason in _CUT else f"it ended by {reason!r}"
         raise EngineError(
             f"the server's answer has no text: {spent}", "raise `max_tokens`, or let it reason less", kind="empty"
         )
@@ -349,4 +366,4 @@ def _trimmed(request: Request, text: str, reason: Any) -> tuple[str, Literal["st
     at = Stops.cut(text, request.sampling.stop)
     if at >= 0:
         return text[:at], "stop"
-    return text, "length" if reason == "length" else "stop"
+    return text, "length" if reason in _CUT else "stop"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from caiflow.engine.errors import EngineError
 
 if TYPE_CHECKING:
     import httpx
@@ -13,6 +16,25 @@ if TYPE_CHECKING:
 _CONTINUING = ("vllm", "sglang", "caiflow")
 _LARGEST_LIST = 8 << 20
 """Bytes of an answer that are read; a list of models is far smaller."""
+
+
+def key_in(variable: str) -> str:
+    """Return the key in an environment variable, without the ends of lines that files leave on it; empty where none is set.
+
+    What no header can carry is refused here: the error of whoever sends it would show it.
+
+    Raises:
+        EngineError: kind `load`.
+    """
+    key = os.environ.get(variable, "").strip() if variable else ""
+    wrong = next((place for place, sign in enumerate(key, 1) if not "!" <= sign <= "~"), 0)
+    if wrong:
+        raise EngineError(
+            f"the key in {variable} (api_key_env) has a character that no key has, at place {wrong} of {len(key)}",
+            "copy it anew, without spaces, line ends and typographic marks",
+            kind="load",
+        )
+    return key
 
 
 def key_header(key: str) -> dict[str, str]:

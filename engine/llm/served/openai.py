@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from caiflow.engine.llm.pulse import Pulse
 from caiflow.engine.llm.served.budget import Budget, Prices
 from caiflow.engine.llm.served.chat import Dialect
 from caiflow.engine.llm.served.endpoint import MOST_CALLS, Endpoint
-from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, names_of
+from caiflow.engine.llm.served.listing import ask_listed, choose_named, continues_turns, key_header, key_in, names_of
 from caiflow.engine.llm.served.pace import Pace
 from caiflow.engine.llm.served.replies import Again, Passing, final, keep_lesson, read_reply
 from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, read_taught, taught_by
@@ -252,10 +251,10 @@ def load_openai(source: ModelSource) -> EndpointEngine:
     """Return the engine for a served model, which isn't asked anything before the first call.
 
     Raises:
-        EngineError: the key's variable isn't set, or a tokenizer can't be loaded.
+        EngineError: the key's variable isn't set or holds no key, or a tokenizer can't be loaded.
     """
     name = str(source.options.get("api_key_env") or "")
-    if name and not os.environ.get(name):
+    if name and not key_in(name):
         raise EngineError(
             f"the environment variable {name} (api_key_env) isn't set", "export the server's key in it", kind="load"
         )
@@ -266,12 +265,11 @@ def endpoint_of(source: ModelSource) -> Endpoint:
     """Return where a served model is, as its entry says and its server taught; nobody is asked."""
     options, taught = source.options, taught_by(source.options)
     address_only = source.path.startswith(("http://", "https://"))
-    name = str(options.get("api_key_env") or "")
     return Endpoint(
         base_url=str(options.get("base_url") or source.path).rstrip("/"),
         model=taught.named if address_only else source.path,
         address_only=address_only,
-        key=os.environ.get(name, "") if name else "",
+        key=key_in(str(options.get("api_key_env") or "")),
         timeout_s=float(options.get("timeout_s") or 120.0),
         most_calls=int(options.get("concurrency") or MOST_CALLS),
         most=_most(options),
@@ -331,7 +329,9 @@ def as_listed(endpoint: Endpoint, patience_s: float = 30.0) -> Endpoint:
     else:
         listed = names_of(response)
         continues = continues_turns(response) if listed else continues
-        if response.status_code in (401, 403):
+        if response.status_code == 401 or (
+            response.status_code == 403 and endpoint.address_only
+        ):  # a key for calls alone may not list
             said = f"the server answers {response.status_code}: {response.text[:300]}"
             raise final(response.status_code, endpoint.blot(said), "")
     model = _listed_model(endpoint, listed) if endpoint.address_only else endpoint.model

@@ -5,6 +5,7 @@ The calls one by one (openai.py) and those of a batch (batch.py) are read here a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,12 @@ from caiflow.engine.llm.served.taught import ASK_ANEW, Taught, keep_taught, read
 _READ_OF_REFUSAL = 1 << 20  # characters of one that are read for what it means
 _SPENT = ("insufficient_quota", "exceeded your current quota", "insufficient credits", "billing_hard_limit")
 """What a refusal for being too many says that no waiting helps."""
+_TOO_LONG = re.compile(
+    r"context.?length|maximum context|too long|available context size|exceeds the maximum number of tokens"
+    r"|`inputs` tokens \+ `max_new_tokens`",
+    re.I,
+)
+"""How servers say that a prompt doesn't fit: OpenAI's and vLLM's words, Anthropic's, llama.cpp's, Gemini's, TGI's."""
 _BUSY = frozenset({429, 503, 529})
 _PASSING = frozenset({408, 409, 425, 500, 502, 504})
 
@@ -89,6 +96,9 @@ def _check(dialect: Dialect, status: int, headers: Mapping[str, str], text: str,
         raise Passing(said, "refused", spent=False)
     if dialect.adapt(status, text, body):
         raise Again(said, busy=False)
+    if 300 <= status < 400:
+        to = f" to {headers['location'][:300]}" if headers.get("location") else ""
+        raise EngineError(f"the server answers {status}: it sends elsewhere{to}", "correct `base_url`", kind="refused")
     raise final(status, said, text)
 
 
@@ -105,8 +115,6 @@ def final(status: int, said: str, text: str) -> EngineError:
             "the server can't score a text: use one that echoes prompts, as vLLM's, or load the model here",
             kind="no_logprobs",
         )
-    if status in (400, 413, 422) and any(
-        sign in low for sign in ("context length", "context_length", "maximum context", "too long")
-    ):
+    if status in (400, 413, 422) and _TOO_LONG.search(text):
         return EngineError(said, "shorten the prompt, or use a model with a longer context", kind="overflow")
     return EngineError(said, kind="refused")

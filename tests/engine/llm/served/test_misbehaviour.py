@@ -26,9 +26,14 @@ Outcome = str | tuple[str, bool]
 """What the row gets: a text, or the kind of its failure and whether it may pass."""
 
 
-def answered(content: Any, reason: str | None = "stop", **message: Any) -> Any:
+def answered(content: Any, reason: Any = "stop", **message: Any) -> Any:
     choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": reason}
     return 200, {}, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+
+
+def without_content(reason: str = "stop", **message: Any) -> Any:
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": reason}
+    return 200, {}, json.dumps({"choices": [choice]})
 
 
 def body(**fields: Any) -> Any:
@@ -103,9 +108,18 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "reasons in the text without end": (answered("<think>Let me", "length"), ("empty", False)),
     "reasons in the text": (answered("<think>Let me</think>fine"), "fine"),
     "refuses in a field": (answered(None, refusal="I can't."), "I can't."),
+    "refuses in a field, without content": (without_content(refusal="I can't."), "I can't."),
+    "has no content": (without_content(), ("empty", False)),
+    "has no content, all of it went into reasoning": (without_content("length"), ("empty", False)),
+    "calls a tool without content": (without_content("tool_calls", tool_calls=[{"id": "1"}]), ("empty", False)),
     "calls a tool": (answered(None, "tool_calls", tool_calls=[{"id": "1"}]), ("empty", False)),
     "breaks the answer off": (answered("fi", "error"), ("refused", True)),
+    "gives the answer up": (answered("fi", "abort"), ("refused", True)),
+    "runs out of its own resources": (answered("fi", "insufficient_system_resource"), ("refused", True)),
+    "ends for a reason that is no word": (answered("fine", {"type": "stop"}), "fine"),
     "filters the answer": (answered("", "content_filter"), ("refused", False)),
+    "filters the answer, and says what for": (answered("", "content_filter: PROHIBITED_CONTENT"), ("refused", False)),
+    "filters the answer in other words": (answered("", "SAFETY"), ("refused", False)),
     "answers as a model without end": (body(model="m" + "-1" * 200_000 + "x"), ("other_model", False)),
     "answers as another model": (body(model="other"), ("other_model", False)),
     "goes on behind a stop": (answered("fine### and more"), "fine"),
@@ -119,6 +133,15 @@ TEXTS: dict[str, tuple[Any, Outcome]] = {
     "forbids": (refusing(403, "Not for you"), ("auth", False)),
     "isn't there": (refusing(404, "model not found"), ("refused", False)),
     "finds it too long": (refusing(400, "maximum context length is 512 tokens"), ("overflow", False)),
+    "finds it too long for its slots": (refusing(400, "exceeds the available context size (4096 tokens)"), ("overflow", False)),
+    "finds it too long for its window": (
+        refusing(400, "The input token count (9) exceeds the maximum number of tokens allowed (8)."),
+        ("overflow", False),
+    ),
+    "finds it too long with its answer": (
+        (422, {}, '{"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8. Given: 7 and 2"}'),
+        ("overflow", False),
+    ),
     "finds it too large": (refusing(413, "the prompt is too long"), ("overflow", False)),
     "fails once": (once((500, {}, "oops")), "fine"),
     "fails": ((500, {}, "oops"), ("refused", True)),

@@ -472,6 +472,46 @@ def test_a_key_variable_that_is_not_set_is_named(connect: Callable[..., Engine])
         connect(api_key_env="CAIFLOW_NO_SUCH_KEY")
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", " "])
+def test_the_end_of_a_line_behind_a_key_is_no_part_of_it(
+    server: BadServer, connect: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY + end)
+    assert text(connect(api_key_env="MY_KEY"), Request(CHAT)).text == "fine"
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\r\nx", f"{KEY}\u2019", f"{KEY} x"])
+def test_what_can_be_no_key_is_refused_and_not_shown(
+    server: BadServer, connect: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(EngineError, match=r"the key in MY_KEY \(api_key_env\) has a character that no key has, at") as found:
+        connect(api_key_env="MY_KEY")
+    assert KEY not in f"{found.value}{found.value!r}"
+    assert server.headers == []
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "model_length", "model_context_window_exceeded"])
+def test_an_answer_that_was_cut_says_so_whatever_the_server_s_word(
+    server: BadServer, connect: Callable[..., Engine], reason: str
+) -> None:
+    server.reply = lambda body, n: said("fine", finish_reason=reason)
+    assert text(connect(), Request(CHAT)).finish == "length"
+
+
+def test_a_key_that_may_not_list_models_is_good_for_calls(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.lists = (403, {}, '{"error": {"message": "Missing scopes: api.model.read"}}')
+    assert text(connect(), Request(CHAT)).text == "fine"
+    server.reply = lambda body, n: (403, {}, "not for you")
+    assert error(connect()).kind == "auth"
+
+
+def test_a_server_that_sends_elsewhere_says_where_to(server: BadServer, connect: Callable[..., Engine]) -> None:
+    server.reply = lambda body, n: (308, {"Location": "https://elsewhere.invalid/v1"}, "")
+    assert "it sends elsewhere to https://elsewhere.invalid/v1; correct `base_url`" in str(error(connect()))
+
+
 def test_a_server_is_met_with_the_first_calls_once(server: BadServer, connect: Callable[..., Engine]) -> None:
     engine = connect()
     assert server.listings == 0
