@@ -18,9 +18,9 @@ from caiflow.engine.spec import checks, matrix
 from caiflow.engine.spec.findings import Checked
 from caiflow.engine.spec.grammar import ModelEntry, Spec, SpecFile, Step
 from caiflow.engine.spec.layers import Problems, assign, read_layers
-from caiflow.engine.spec.reach import Reach, is_there, paths_of
+from caiflow.engine.spec.reach import Named, Reach, is_there, named
 from caiflow.engine.spec.shapes import parse, parse_model, parse_step
-from caiflow.engine.yaml.tree import Location, Node, Path_
+from caiflow.engine.yaml.tree import Location, Node
 
 __all__ = ["Draft", "Location", "ModelEntry", "Spec", "Step", "check_spec", "draft_spec", "in_order", "load_spec"]
 
@@ -186,19 +186,17 @@ def _models(tree: Node, parsed: Mapping[str, ModelEntry], problems: Problems) ->
 
 def _rebased(tree: Node, base_dir: Path, models: Mapping[str, ModelEntry], steps: Mapping[str, Step]) -> Node:
     """Return the tree with paths written in another file (`extends`) or on the command line made relative to the spec."""
-    found: list[Path_] = [("models", name, *mark.path) for name, entry in models.items() for mark in paths_of(entry)]
-    found += [("steps", name, *mark.path) for name, step in steps.items() for mark in step.marks("x-path")]
-    found += [("constitution",), *(("steps", name, "constitution") for name in steps)]
-    for path in found:
-        node = tree.get(*path)
-        if node is not None and isinstance(node.value, str) and (moved := _moved(node, base_dir)):
-            tree = assign(tree, path, node._replace(value=moved))
+    for found in list(named(models, {name: step.marks("x-path") for name, step in steps.items()}, tree)):
+        node = tree.get(*found.place)
+        if node is not None and (moved := _moved(found, Path(node.at.file).parent, base_dir)):
+            tree = assign(tree, found.place, node._replace(value=moved))
     return tree
 
 
-def _moved(node: Node, base_dir: Path) -> str | None:
-    written_in = Path(node.at.file).parent
-    target = written_in / node.value
-    if written_in == base_dir or Path(node.value).is_absolute() or not is_there(target):
+def _moved(found: Named, written_in: Path, base_dir: Path) -> str | None:
+    """Return the path from the spec's folder; None where the value stands in that folder, or names nothing beside its file."""
+    if written_in == base_dir or Path(found.value).is_absolute():
         return None
-    return os.path.relpath(target, base_dir)
+    target = written_in / found.value
+    there = target.is_file() if found.takes == "constitution" else is_there(target)  # a folder may have a bundled one's name
+    return os.path.relpath(target, base_dir) if there else None

@@ -164,6 +164,24 @@ def test_a_spec_extends_another_whose_paths_still_lead_to_its_files() -> None:
     assert spec.name == "mine"
 
 
+def test_constitutions_and_templates_of_an_extended_spec_are_found_beside_it_too() -> None:
+    Path("basis").mkdir()
+    Path("basis/data.jsonl").write_text("{}\n")
+    Path("basis/rules.yaml").write_text("- {id: kind, rule: be kind}\n- {id: brief, rule: be brief}\n")
+    Path("basis/chat.jinja").write_text("{{ messages }}")
+    Path("basis/harmless").mkdir()  # a folder doesn't take the place of what is bundled under its name
+    improve = "  a: {op: improve, input: ask, model: base, constitution: {source: rules.yaml, without: [brief]}}\n"
+    improve += "  b: {op: improve, input: ask, model: base, constitution: [harmless, rules.yaml]}\n"
+    basis = SPEC.replace("source: tiny", "source: tiny, chat_template: chat.jinja").replace("profiles:", improve + "profiles:")
+    Path("basis/spec.yaml").write_text("constitution: harmless\n" + basis)
+    spec = load("caiflow: 1\nextends: basis/spec.yaml\nname: mine\n")
+    assert spec.models["base"].chat_template == "basis/chat.jinja"
+    assert spec.raw["constitution"] == "harmless"
+    assert spec.steps["a"].constitution == {"source": "basis/rules.yaml", "without": ["brief"]}
+    assert spec.steps["b"].constitution == ["harmless", "basis/rules.yaml"]
+    assert load(spec.dump()).steps == spec.steps
+
+
 def test_another_op_replaces_a_step_as_a_whole() -> None:
     Path("basis.yaml").write_text(SPEC)
     spec = load("caiflow: 1\nextends: basis.yaml\nsteps:\n  other: {op: sift, input: data}\n")
