@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from caiflow.engine.errors import WrongValue, nearest
+from caiflow.engine.errors import WrongValue, nearest, suggest
 from caiflow.engine.llm.base import Message
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def known(name: str, principles: Mapping[str, Principle]) -> Principle:
     if name in principles:
         return principles[name]
     near = nearest(name, principles)
-    raise WrongValue(f"no principle {name!r}", f"did you mean {near!r}?" if near else "")
+    raise WrongValue(f"no principle {name!r}", f"did you mean {near!r}?" if near else suggest("", principles, "its principles"))
 
 
 def _hash64(text: str) -> int:

@@ -6,6 +6,7 @@ Imported only where something is wrong. Decides nothing: what it is handed is an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from caiflow.engine import registry
 from caiflow.engine.errors import nearest, refusal, suggest
 from caiflow.engine.spec import schema, slips
 from caiflow.engine.spec.layers import Problems
+from caiflow.engine.yaml.reader import scalar
 from caiflow.engine.yaml.tree import Node, Path_
 
 KIND_NAMES = {
@@ -136,7 +138,7 @@ def _report_unknown_keys(node: Node, error: SchemaError, path: Path_, problems: 
     for key, value in _parts(error)[2].items():
         if key not in known:
             at = node.child(key) or node
-            place = slips.meant(key, error.schema, definitions) if isinstance(error.schema, Mapping) else None
+            place = slips.meant(key, error.schema, definitions, value) if isinstance(error.schema, Mapping) else None
             hint = _unknown_hint(key, value, known, path) if place is None else f"write `{_written(place, value)}`"
             problems.at(at.key, (*path, key), f"unknown key `{key}`", hint)
 
@@ -210,6 +212,10 @@ def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
     expected = _expected(error)
     if len(path) == 2 and path[0] in _ENTRIES:
         return _ENTRIES[path[0]]
+    if len(path) == 1 and path[0] in _ENTRIES and isinstance(value, list):
+        return "write each as `NAME: {...}`, without dashes"
+    if hint := _mapping_hint(error, value, alone=expected == "a mapping"):
+        return hint
     if isinstance(value, str):
         if "true or false" in expected and value.lower() in ("yes", "no", "on", "off"):
             return f"write `{'true' if value.lower() in ('yes', 'on') else 'false'}`"
@@ -220,9 +226,7 @@ def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
         if names:
             return suggest(value, names, "allowed")
         if "a list" in expected:
-            return f"write `[{value}]`"
-        if expected == "a mapping" and isinstance(error.schema, Mapping) and "pattern" in error.schema.get("properties", ()):
-            return f"write `{{pattern: {_shown(value)}}}`"
+            return f"write `[{_plainly(value)}]`"
     if expected == "text" and not isinstance(value, (list, dict)):
         return "put it in quotes"
     if expected == "text" and isinstance(value, list) and len(value) == 1:
@@ -230,6 +234,33 @@ def _type_hint(error: SchemaError, value: Any, path: Path_) -> str:
     if path[-1:] == ("input",) and isinstance(value, list):
         return "name one step; `op: mix` joins several"
     return ""
+
+
+def _mapping_hint(error: SchemaError, value: Any, *, alone: bool) -> str:
+    """Return what to write in place of a value that may, or if `alone` must, be a mapping; empty where nothing is near it."""
+    here = [error, *(inner for inner in error.context or () if not inner.relative_path)]
+    groups = (inner.schema for inner in here if inner.validator == "type" and _parts(inner)[1] == "object")
+    group = next((schema for schema in groups if isinstance(schema, Mapping)), None)
+    if group is None:
+        return ""
+    fields, each = group.get("properties", {}), group.get("additionalProperties")
+    if isinstance(value, list) and value and isinstance(each, Mapping) and all(isinstance(item, str) for item in value):
+        of_numbers = any(option.get("type") == "number" for option in each.get("anyOf", ()))
+        return f"write `{{{value[0]}: 1}}`" if of_numbers else f"write `{{NAME: {value[0]}}}`" if "x-ref" in each else ""
+    if isinstance(value, str):
+        for name, field in fields.items():
+            if any(option.get("const") == value for option in field.get("anyOf", ())):
+                return f"write `{{{name}: {value}}}`"
+        if "pattern" in fields and alone:
+            return f"write `{{pattern: {_shown(value)}}}`"
+    if value is True and alone and not group.get("required"):
+        return "write `{}` for it as it is by itself"
+    return suggest("", list(fields), "its keys") if fields and alone else ""
+
+
+def _plainly(value: str) -> str:
+    """Return a text as YAML has it within brackets: a word as it stands, all else in quotes."""
+    return value if re.fullmatch(r"[A-Za-z_][\w@./-]*", value) and scalar(value) == value else _shown(value)
 
 
 def _is_number(value: str) -> bool:

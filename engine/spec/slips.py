@@ -42,6 +42,9 @@ ELSEWHERE = {
     "path": ("source",),
     "dataset": ("source",),
     "file": ("source",),
+    "data_files": ("source",),
+    "data_dir": ("folder",),
+    "config_name": ("subset",),
     "num_rows": ("limit", "sample"),
     "max_samples": ("limit", "sample"),
     "model_name": ("model", "source"),
@@ -52,19 +55,24 @@ ELSEWHERE = {
 """Keys of other tools (transformers, PEFT, TRL, axolotl, LLaMA-Factory, OpenAI) and where the same stands here."""
 
 
-def meant(key: str, owner: Schema, definitions: Schema) -> str | None:
-    """Return where `key` stands within the mapping that the schema `owner` describes (`sampling.stop`); None if nowhere."""
-    for place in (*ELSEWHERE.get(key, ()), *_inside(key, owner, definitions)):
+def meant(key: str, owner: Schema, definitions: Schema, value: Any = None) -> str | None:
+    """Return where `key` stands within the mapping that the schema `owner` describes (`sampling.stop`); None if nowhere.
+
+    A field that is a mapping isn't meant by a plain `value`.
+    """
+    for place in (*ELSEWHERE.get(key, ()), *_inside(key, owner, definitions, value)):
         if _has(place.split("."), owner, definitions):
             return place
     return None
 
 
-def _inside(key: str, owner: Schema, definitions: Schema) -> Iterator[str]:
+def _inside(key: str, owner: Schema, definitions: Schema, value: Any) -> Iterator[str]:
     """Yield the fields of `owner` that are mappings with this key, one level down."""
     for name, field in owner.get("properties", {}).items():
-        if any(key in group.get("properties", ()) for group in _mappings(field, definitions)):
-            yield f"{name}.{key}"
+        for group in _mappings(field, definitions):
+            inner = group["properties"].get(key)
+            if inner is not None and (isinstance(value, Mapping) or "$ref" not in inner):
+                yield f"{name}.{key}"
 
 
 def _has(path: list[str], owner: Schema, definitions: Schema) -> bool:

@@ -89,7 +89,9 @@ BROKEN = [
     Broken("seed_text", HEAD + "seed: »many\n", [('`seed` must be a whole number, got "many"', "write a number")]),
     Broken("seed_negative", HEAD + "seed: »-1\n", [("`seed` must be at least 0, got -1", "at least 0")]),
     Broken("seed_truth", HEAD + "seed: »true\n", [("`seed` must be a whole number, got true", "")]),
-    Broken("steps_as_list", "caiflow: 1\nsteps: »[{op: read}]\n", [("`steps` must be a mapping", "")]),
+    Broken(
+        "steps_as_list", "caiflow: 1\nsteps: »[{op: read}]\n", [("`steps` must be a mapping", "write each as `NAME: {...}`")]
+    ),
     Broken(
         "step_name", steps("  »my step: {op: ask, input: data, model: base}\n"), [("`my step` isn't a valid name", "letters")]
     ),
@@ -259,7 +261,11 @@ BROKEN = [
         steps("  s: {op: sift, input: data, drop: »[{leak: 1}, {leak: 2}, {leak: 3}, {leak: 4}]}\n"),
         [("at most 3", "")],
     ),
-    Broken("lora_wrong", steps("  t: {op: train, input: data, model: base, lora: »8}\n"), [("`lora` must be a mapping", "")]),
+    Broken(
+        "lora_wrong",
+        steps("  t: {op: train, input: data, model: base, lora: »8}\n"),
+        [("`lora` must be a mapping", "its keys: rank")],
+    ),
     # what only the models and the operators know
     Broken(
         "own_validator", steps("  b: {op: blend, inputs: »{data: 0}}\n"), [("at least one part must be above 0", "raise one")]
