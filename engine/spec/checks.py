@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from caiflow.engine.constitution.in_view import MARK, places_unfilled
 from caiflow.engine.errors import CaiflowError, Finding, nearest, suggest
 from caiflow.engine.field_marks import Mark
 from caiflow.engine.llm.base import only_vllm_gives
@@ -55,6 +56,7 @@ def check(checked: Checked) -> dict[str, Operator[Any]]:
     columns = check_columns(checked, operators, broken)
     _check_model_files(checked._replace(models=_readable(checked, refused)), operators, broken, columns)
     _check_until(checked, operators)
+    _remark_unfilled(checked)
     remark_overlaps(checked)
     return operators
 
@@ -343,6 +345,15 @@ def _model_files(checked: Checked, name: str) -> ModelFiles | None:
     tokenizer = model_folder(entry.tokenizer, None, checked.base_dir) if entry.tokenizer else folder
     template = template_text(entry.chat_template, checked.base_dir)
     return ModelFiles(folder, TokenizerFiles(tokenizer, template, entry.chat_template_kwargs)) if tokenizer else None
+
+
+def _remark_unfilled(checked: Checked) -> None:
+    """Remark what looks like a place for the principles in a system turn, and isn't filled in."""
+    for name, step in checked.steps.items():
+        for mark in step.marks(MARK):
+            for place in places_unfilled(mark.value):
+                told = f"`{place}` is sent as it stands"
+                checked.remark(name, mark.path, told, "`{{ principles }}` alone is filled in, with those of the constitution")
 
 
 def _check_require(operator: Operator[Any]) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from caiflow.engine.yaml.tree import Node, Path_
 Arm = tuple[tuple[str, str], ...]
 """One arm of each of some axes: ((axis, arm), ...), in the order of the axes."""
 MAX_COPIES = 2_000
+_WHOLE = "set all of it: `constitution: {source: harmless, without: [ID]}`"
 
 
 class Change(NamedTuple):
@@ -111,6 +112,10 @@ def _change(tree: Node, key: str, node: Node, where: Path_, problems: Problems) 
         problems.at(node.key, (*where, key), f"`{key}` names a step but no field of it", f"write `{key}.FIELD: value`")
     elif path[0] == "models":
         problems.at(node.key, (*where, key), f"`{key}` names no field of a model", suggest(str(path[1:2]), models, "models"))
+    elif path[0] == "constitution":
+        problems.at(node.key, (*where, key), f"`{key}` names a part of the constitution", _WHOLE)
+    elif path == ("seed",):
+        problems.at(node.key, (*where, key), "all arms have the seed of the spec", "make a run for each: --set seed=2")
     elif len(path) == 1 and nearest(key, steps) is None:
         shape = "write `STEP.FIELD: [value, ...]`, or `AXIS: {ARM: {STEP.FIELD: value}}`"
         problems.at(node.key, (*where, key), f"`{key}` names no field of a step", shape)

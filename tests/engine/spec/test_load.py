@@ -197,6 +197,17 @@ def test_a_path_on_the_command_line_counts_from_the_working_folder() -> None:
     assert spec.raw["steps"]["other"]["source"] == "data.jsonl"
 
 
+def test_a_place_in_a_system_turn_that_nothing_fills_is_remarked() -> None:
+    asked = "  said: {op: generate, input: data, model: base, system: 'TURN'}\nconstitution: harmless\nprofiles:"
+    whole = SPEC.replace("profiles:", asked)
+    told = load(whole.replace("TURN", "Keep to {{ principle }}. {{x}} {{ principles }} {{}}"))
+    assert [(remark.message, remark.path) for remark in told.remarks] == [
+        ("`{{ principle }}` is sent as it stands", "steps.said.system"),
+        ("`{{x}}` is sent as it stands", "steps.said.system"),
+    ]
+    assert load(whole.replace("TURN", "Be kind, {{- principles -}}.")).remarks == ()
+
+
 def test_a_matrix_copies_what_changes_and_shares_the_rest() -> None:
     spec = load(SPEC + "matrix:\n  rate: {slow: {tuned.learning_rate: 1e-6}, fast: {tuned.learning_rate: 1e-3}}\n")
     shared = ["data", "other", "ask", "good", "both"]

@@ -49,6 +49,8 @@ def said(folder: Path, matrix: str, **changed: str) -> list[str]:
         "lr: {low: {tuned.learning_rate: 1.0e-5}, high: {tuned.learnin_rate: 1.0e-4}}",
         "answers: [1, 2]",
         "temperature: [0.1, 0.5]",
+        "seed: [1, 2]",
+        "constitution.without: [p01-violence, p02-theft]",
     ],
 )
 def test_a_path_with_a_typo_is_said_once_and_nothing_that_follows_from_it(tmp_path: Path, matrix: str) -> None:
