@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from caiflow.engine.errors import CaiflowError, SpecError
 
     given = list(sys.argv[1:] if argv is None else argv)
+    code = DONE
     try:
         code = _dispatch(given)
         sys.stdout.flush()
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"caiflow: {error}", FAILED, given)
     except KeyboardInterrupt:
         return _say(_interrupted(given), INTERRUPTED, given)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return DONE
+    except BrokenPipeError:  # who read has seen enough, as `| head`; what the command came to stays what it is
+        _write_no_more()
+        return code
     except Exception as error:
         return _crashed(error, given)
     finally:
@@ -78,6 +79,17 @@ def overview() -> str:
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<13} {summary}" for name, summary in commands.items())]
     return "\n".join([*lines, "", "caiflow COMMAND --help says more about each.", "", EXAMPLES])
+
+
+def _write_no_more() -> None:
+    """Have what is left to write go nowhere: Python, which writes it at its end, would fail and end with code 120."""
+    import os
+    from contextlib import suppress
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # it may be no file
+            os.dup2(nowhere, stream.fileno())
 
 
 def _say(message: str, code: int, given: Sequence[str]) -> int:

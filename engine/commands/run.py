@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,15 @@ def execute(args: Namespace) -> int:
             allowed=allowed,
             locked=_lock_path(spec, args.locked),
         )
-    if not args.json:
-        print_end(result.run_dir)
-        _print_sameness(spec, result.run_dir)
-        print_next(result.run_dir)
-    if args.traceback:
-        _print_reports(result.run_dir)
-    if result.exit_code == 130:
-        say(f"interrupted; {KEPT}. To go on: {again()}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # whoever read what is printed may have gone
+        if not args.json:
+            print_end(result.run_dir)
+            _print_sameness(spec, result.run_dir)
+            print_next(result.run_dir)
+        if args.traceback:
+            _print_reports(result.run_dir)
+        if result.exit_code == 130:
+            say(f"interrupted; {KEPT}. To go on: {again()}", file=sys.stderr)
     return result.exit_code
 
 

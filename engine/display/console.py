@@ -18,6 +18,10 @@ class Console(RichConsole):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Have the command end as with any other output that nobody reads; rich would end the process with code 1."""
+        raise BrokenPipeError
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield what is to be printed; here, before cells are cut to their width, texts are escaped."""
         for segment in super().render(renderable, options):

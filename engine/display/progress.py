@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from caiflow.engine.display.board import Board, amount_text, clean, duration, note_text, notes_text, time_text
@@ -115,7 +115,8 @@ class LiveGraph:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with suppress(OSError):  # the terminal is gone
+            self._live.stop()
 
     def handle(self, event: Event) -> None:
         """Take in one event; logs scroll away above the graph."""
@@ -133,19 +134,33 @@ class LiveGraph:
             return draw(self._board, self._lanes, time.time(), self._console)
 
 
+def _while_it_can(handle: Listener) -> Listener:
+    """Return a listener that shows nothing more once its output is closed: a run doesn't end with who watches it."""
+    closed = threading.Event()
+
+    def listen(event: Event) -> None:
+        if not closed.is_set():
+            try:
+                handle(event)
+            except OSError:  # the pipe is read no more, or the terminal is gone
+                closed.set()
+
+    return listen
+
+
 @contextmanager
 def display(*, as_json: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> Iterator[Listener]:
     """Yield the listener that shows a run: JSON lines on `out`, else a live graph, or plain lines, on `err`."""
     out, err = out or sys.stdout, err or sys.stderr
     if as_json:
-        yield JsonLines(out).handle
+        yield _while_it_can(JsonLines(out).handle)
     elif (err.isatty() and os.environ.get("TERM") not in UNABLE) or _in_notebook():
         from caiflow.engine.display.console import Console
 
         with LiveGraph(Console(file=err) if err.isatty() else Console()) as live:
-            yield live.handle
+            yield _while_it_can(live.handle)
     else:
-        yield PlainLines(err).handle
+        yield _while_it_can(PlainLines(err).handle)
 
 
 def _in_notebook() -> bool:

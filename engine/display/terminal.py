@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 _STEERING = re.compile(
@@ -43,10 +43,12 @@ def own_output() -> Iterator[None]:
     common, number = sys.stdout, sys.stdout.fileno()
     kept = os.dup(number)
     os.dup2(sys.stderr.fileno(), number)
+    sys.stdout = own = os.fdopen(os.dup(kept), "w", encoding=common.encoding, errors=common.errors)
     try:
-        with os.fdopen(os.dup(kept), "w", encoding=common.encoding, errors=common.errors) as sys.stdout:
-            yield
+        yield
     finally:
         sys.stdout = common
+        with suppress(BrokenPipeError):  # nobody reads it any more
+            own.close()
         os.dup2(kept, number)
         os.close(kept)

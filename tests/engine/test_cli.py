@@ -16,6 +16,7 @@ import pytest
 
 from caiflow.engine.cli import COMMANDS, main
 from caiflow.engine.spec.grammar import ModelEntry
+from caiflow.engine.store.journal import read_run
 from support.commands import command_here
 from support.kills import without_token
 
@@ -219,6 +220,43 @@ def test_show_into_a_closed_pipe_is_quiet(place: Path) -> None:
     command = f"{sys.executable} -m caiflow.engine.cli show first red | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=place, env=environment(place), capture_output=True, text=True)
     assert "Error" not in done.stderr
+
+
+def unread(place: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Give a command whose output nobody reads from the beginning, as of `| true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "caiflow.engine.cli", *arguments]
+        shared_ray = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+        variables = {**environment(place), **shared_ray}
+        variables.pop("PYTHONUNBUFFERED", None)
+        return subprocess.run(
+            command, cwd=place, env=variables, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=300
+        )
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("arguments", [["show", "first"], ["show", "first", "red"], ["diff", "first", "first"], ["runs"]])
+def test_a_pipe_that_nobody_reads_is_no_failure(place: Path, arguments: list[str]) -> None:
+    done = unread(place, *arguments)
+    assert (done.returncode, b"Error" in done.stderr) == (0, False)
+
+
+def test_a_pipe_that_nobody_reads_hides_no_exit_code(place: Path) -> None:
+    (place / "wrong.yaml").write_text("caiflow: 1\n")
+    assert unread(place, "validate", "wrong.yaml").returncode == 2
+
+
+def test_a_run_that_nobody_watches_any_more_goes_on_to_its_end(place: Path, ray_address: str) -> None:
+    done = unread(place, "run", "short.yaml", "--set", "seed=77", "--json", "--out", "unread", "--address", ray_address)
+    assert done.returncode == 0, done.stderr
+    assert read_run(place / "unread")["status"] == "done"
+    (place / "late.jsonl").write_text('{"prompt": "One?", "response": "short"}\n' * 2000 + "{oops\n")
+    broken = ("--set", "steps.red.source=late.jsonl", "--out", "unread_failed", "--address", ray_address)
+    assert unread(place, "run", "short.yaml", *broken, "--json").returncode == 1
+    assert read_run(place / "unread_failed")["status"] == "failed"
 
 
 def test_runs_and_diff_look_back(place: Path, ray_address: str) -> None:
