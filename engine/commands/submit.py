@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,10 +93,11 @@ def _job(args: Namespace, spec: Spec, folder: Path) -> RunJob:
         raise PlanError("no store is named", "say with --store where the nodes of the cluster see one that they share")
     if absent := [name for name in args.variables if name not in os.environ]:
         raise PlanError(f"--env: {', '.join(absent)} isn't set here", "export it, or leave it out")
-    _take_along(args, spec, folder)
+    stays = _take_along(args, spec, folder)
     name = f"{_short(spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     command = ["python", "-m", "caiflow", "run", "spec.yaml", "--address", "auto", "--out", f"{store}/jobs/{name}"]
-    command += [*_allowing(allowed_by(args)), *(["--trust-remote-code"] if args.trust_remote_code else [])]
+    paths = dict.fromkeys((*(path.resolve() for path in args.allowed_paths), *stays))
+    command += [*_allowing(allowed_by(args), paths), *(["--trust-remote-code"] if args.trust_remote_code else [])]
     own = {} if args.kuberay else {variable: os.environ[variable] for variable in args.variables}
     return RunJob(name, command, folder, {"CAIFLOW_HOME": store, **own})
 
@@ -106,8 +108,8 @@ def _short(name: str) -> str:
     return (short if short[:1].isalpha() else f"run-{short}")[:_LONGEST].rstrip("-")
 
 
-def _take_along(args: Namespace, spec: Spec, folder: Path) -> None:
-    """Copy what the spec needs of this machine."""
+def _take_along(args: Namespace, spec: Spec, folder: Path) -> list[Path]:
+    """Copy what the spec needs of this machine; return what isn't sent along, of a pattern of files their folder."""
     from caiflow.engine.lookback.export import Copier
     from caiflow.engine.plan.relocate import as_yaml, relocated
     from caiflow.engine.run.on_ray.jobs import MOST_BYTES
@@ -119,6 +121,7 @@ def _take_along(args: Namespace, spec: Spec, folder: Path) -> None:
         say(f"{path} isn't sent along: the nodes must have it there", file=sys.stderr)
     for operator in dict.fromkeys(step.op for step in spec.steps.values()):
         _take_operator(operator, folder)
+    return [path if path.exists() else path.parent for path in (*copier.left_out, *copier.unasked)]
 
 
 def _take_operator(name: str, folder: Path) -> None:
@@ -146,10 +149,10 @@ def _take_operator(name: str, folder: Path) -> None:
         (told / file).write_text(entry.dist.read_text(file) or "", encoding="utf-8")
 
 
-def _allowing(allowed: Permissions) -> list[str]:
+def _allowing(allowed: Permissions, paths: Iterable[Path]) -> list[str]:
     """Return the options by which the run may do on the cluster what it may do here."""
     keys = [f"--allow-env={key}" for key in sorted(allowed.keys)]
-    return keys + [f"--allow-host={host}" for host in sorted(allowed.hosts)]
+    return [*keys, *(f"--allow-host={host}" for host in sorted(allowed.hosts)), *(f"--allow-path={path}" for path in paths)]
 
 
 def _followed(address: str, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from base64 import b64decode
@@ -86,6 +87,24 @@ def test_a_job_of_any_spec_has_a_name_that_kubernetes_takes(spec: Path, capsys: 
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", named)
     assert len(named) <= 47
     assert handed_on(job["spec"]["entrypoint"])[-1].endswith(f"--out '/a store/jobs/{named}'")
+
+
+def test_what_stays_where_the_nodes_share_it_may_be_read_there(
+    spec: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, job = tmp_path_factory.mktemp("shared data"), tmp_path_factory.mktemp("job")
+    (shared / "large.jsonl").write_text((json.dumps({"prompt": "Why?", "response": "So. " * (1 << 18)}) + "\n") * 101)
+    spec.write_text(SPEC.replace("data/rows.jsonl", str(shared / "large.jsonl")))
+    given = ["--kuberay", "me/caiflow:1", "--store", "/store", "--allow-path", str(shared)]
+    assert main(["submit", str(spec), *given]) == 0
+    said = capsys.readouterr()
+    assert f"{shared / 'large.jsonl'} isn't sent along: the nodes must have it there" in said.err
+    files, made = yaml.safe_load_all(said.out)
+    (job / "spec.yaml").write_bytes(b64decode(files["binaryData"]["f0"]))
+    words = shlex.split(shlex.split(made["spec"]["entrypoint"])[-1])
+    monkeypatch.chdir(job)  # as the job begins: nothing beside it is its own
+    assert main(["validate", "spec.yaml"]) == 2
+    assert main(["validate", "spec.yaml", *(word for word in words if word.startswith("--allow-path="))]) == 0
 
 
 def test_what_is_too_large_to_send_is_named(tmp_path: Path) -> None:
