@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import time
 from pathlib import Path
 
-from caiflow.engine.store.disk import sync
+from caiflow.engine.errors import StepError
+from caiflow.engine.store.disk import sync, sync_tree
 from caiflow.engine.store.file_digests import file_sizes
 
 CHECKPOINTS = "checkpoints"
@@ -20,6 +23,8 @@ COMPLETE = "complete"
 RESTS = "rests"
 """Beside the checkpoints: the file whose presence asks the training to save one and to go no further."""
 
+SEEN_S = 90.0
+"""How long what one node wrote may take to be seen on another: NFS keeps what it knows of a folder for a minute."""
 KEPT = "what is done is kept, and of a training what its last checkpoint has"
 """What a run that is cut off keeps, in words."""
 
@@ -60,6 +65,23 @@ def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
     return max(found)[1] if found else None
 
 
+def seen_checkpoint(folder: Path, step: int) -> Path | None:
+    """Return the whole checkpoint of a step, which another process has found; none of step 0.
+
+    Raises:
+        StepError: it isn't seen from here, however long a shared file system may take to show it.
+    """
+    if not step:
+        return None
+    checkpoint, until = folder / f"checkpoint-{step}", time.monotonic() + SEEN_S
+    while not (checkpoint / COMPLETE).exists():
+        if time.monotonic() > until:
+            told = f"{checkpoint} is whole, and isn't seen from {socket.gethostname()}"
+            raise StepError(told, "put CAIFLOW_HOME on a file system that all nodes share, under one path")
+        time.sleep(0.2)
+    return checkpoint
+
+
 def leave_learnt(made: Path, work_dir: Path) -> Path:
     """Move a folder with all that a training learnt to its place in the work folder, with a list of its files; return where."""
     (made / COMPLETE).write_text(json.dumps(file_sizes(made)), encoding="utf-8")
@@ -86,7 +108,6 @@ def steps_of(checkpoint: Path | None) -> int:
 
 def mark_complete(checkpoint: Path) -> None:
     """Mark a checkpoint as written to its end; a kill before this leaves it unmarked, and it is never resumed from."""
-    for path in [*checkpoint.iterdir(), checkpoint]:
-        sync(path)
+    sync_tree(checkpoint)
     (checkpoint / COMPLETE).touch()
     sync(checkpoint)

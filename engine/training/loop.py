@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caiflow.engine.display.trackers import TELLING, finish, prepare
 from caiflow.engine.llm.local.lean import import_lean
 from caiflow.engine.operator import Job
-from caiflow.engine.store.checkpoints import CHECKPOINTS, is_to_rest, last_checkpoint, mark_complete, steps_of
+from caiflow.engine.store.checkpoints import (
+    CHECKPOINTS,
+    is_to_rest,
+    last_checkpoint,
+    mark_complete,
+    seen_checkpoint,
+    steps_of,
+)
 from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.parallel import sharding
+from caiflow.engine.training.parallel.workers import first_says
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
 from caiflow.engine.training.private import score_learnt_alone
 from caiflow.engine.training.quantization import train_in_float32
@@ -114,7 +122,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     trainer.add_callback(_watcher(params, job, cycle))
     score_learnt_alone(trainer.model)
     shell = sharding.shell_of(trainer) if params.division else None
-    resume = last_checkpoint(checkpoints(job), clean=trainer.is_world_process_zero())
+    resume = _resumed_from(trainer, job)
     started, first = time.monotonic(), steps_of(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
@@ -132,6 +140,14 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
             share = (trainer.state.global_step - first) / trainer.state.global_step
             seen = job.metrics["tokens"] * (trainer.state.epoch or 0.0) * share
             job.metrics["tokens_per_second"] = round(seen / seconds, 1)
+
+
+def _resumed_from(trainer: Trainer, job: Job) -> Path | None:
+    """Return the checkpoint to go on from, the same in all processes: a shared file system may show one less than another."""
+    folder = checkpoints(job)
+    last = last_checkpoint(folder, clean=trainer.is_world_process_zero())
+    (step,) = first_says(steps_of(last), device=trainer.args.device)
+    return seen_checkpoint(folder, step)
 
 
 def _forget_optimizer(trainer: Trainer) -> None:
@@ -249,19 +265,16 @@ def _watcher(params: TrainingParams, job: Job, cycle: int) -> TrainerCallback:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             if state.global_step >= state.max_steps:
                 control.should_log = True
-            elif state.global_step % cycle == 0 and (self._to_rest(args) or self._due(args, state.global_step)):
+            elif state.global_step % cycle == 0 and self._saves(args, state.global_step):
                 # a point of the curve never spans a checkpoint, so that a resumed curve equals an undisturbed one
                 control.should_save = control.should_log = True
             return control
 
-        def _to_rest(self, args: Any) -> bool:
-            """Say whether to rest behind this step's checkpoint: the first process looks, since all must do the same."""
-            self.rests = is_to_rest(job.work_dir)
-            if args.world_size > 1:
-                asked = torch.tensor(float(self.rests), device=args.device)
-                torch.distributed.broadcast(asked, 0)
-                self.rests = bool(asked)
-            return self.rests
+        def _saves(self, args: Any, step: int) -> bool:
+            """Say whether to save behind this step, and whether to rest there: by the first process's folder and clock."""
+            rests, due = first_says(is_to_rest(job.work_dir), self._due(args, step), device=args.device)
+            self.rests = bool(rests)
+            return bool(rests or due)
 
         def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             if self.rests and job.log is not None and state.is_world_process_zero:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from caiflow.engine.errors import StepError
 
@@ -30,6 +30,17 @@ def first_before_others() -> Iterator[None]:
 
     with PartialState().main_process_first():
         yield
+
+
+def first_says(*values: int, device: Any) -> list[int]:
+    """Return the first process's values in all: what all must do alike can't go by each one's clock, or view of a folder."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(values)
+    said = torch.tensor(values, dtype=torch.int64, device=device)
+    torch.distributed.broadcast(said, 0)
+    return [int(value) for value in said.tolist()]
 
 
 def rank() -> int:

@@ -40,6 +40,32 @@ Sft(SftParams.model_validate(json.loads(sys.argv[3])), StepContext()).train(job(
 """
 
 
+ONE_OF_TWO = """
+import sys, time
+from pathlib import Path
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+sys.path.insert(0, sys.argv[1])
+from support.small_models import job
+from caiflow.engine.operator import Job
+from caiflow.engine.training import loop
+from caiflow.operators.sft import SftParams
+folder, mine = Path(sys.argv[2]), int(sys.argv[3])
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=mine, world_size=2)
+work = Job(folder / "out", {}, {}, work_dir=folder / f"as seen by {mine}")
+args = TrainingArguments(output_dir=str(folder), use_cpu=True, logging_steps=1)
+class Trainer:
+    args = args
+    is_world_process_zero = staticmethod(lambda: mine == 0)
+watcher = loop._watcher(SftParams.model_validate({"input": "rows", "model": "base"}), work, 1)
+saves = []
+for late, step in ((0, 1), (1, 2), (2, 3)):  # nobody's clock says that one is due, the first one's alone, the other's alone
+    watcher.saved_at = time.monotonic() - (2 * loop.CHECKPOINT_S if late == mine + 1 else 0)
+    saves.append(watcher.on_step_end(args, TrainerState(global_step=step, max_steps=9), TrainerControl()).should_save)
+print(saves, loop._resumed_from(Trainer, work).name, flush=True)
+"""
+
+
 def train(folder: Path, fields: dict[str, Any]) -> Job:
     done = job(folder, {"rows": lessons()})
     Sft(SftParams.model_validate(fields), StepContext()).train(done)
@@ -119,6 +145,23 @@ def test_a_checkpoint_that_was_cut_off_is_removed(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-15").exists()
     assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_several_processes_save_and_resume_as_the_first_one_says(tmp_path: Path) -> None:
+    def leave_checkpoint(seen_by: int, step: int) -> None:
+        place = tmp_path / f"as seen by {seen_by}" / "checkpoints" / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        (place / COMPLETE).touch()
+
+    for process, step in ((0, 5), (0, 10), (1, 5)):
+        leave_checkpoint(process, step)
+    command = [sys.executable, "-c", ONE_OF_TWO, str(Path(__file__).parents[2]), str(tmp_path)]
+    two = [subprocess.Popen([*command, str(mine)], stdout=subprocess.PIPE, text=True) for mine in range(2)]
+    said = two[0].stdout.readline()  # type: ignore[union-attr]
+    assert said.split("] ") == ["[False, True, False", "checkpoint-10\n"]
+    leave_checkpoint(1, 10)  # only now does the other's file system show it
+    assert two[1].communicate(timeout=60)[0] == said
+    assert two[0].wait(60) == two[1].returncode == 0
 
 
 def test_the_mean_loss_weighs_each_point_by_its_steps() -> None:
