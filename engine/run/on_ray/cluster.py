@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from caiflow.engine.run.llms import Report
 from caiflow.engine.run.on_ray.actors import RayLink
 from caiflow.engine.run.on_ray.deaths import death, raised
 from caiflow.engine.run.on_ray.engines import Engines
-from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence
+from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, own_signals, refuse_silence, session_folder
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.moving import Moves, Running
@@ -71,7 +70,7 @@ class Cluster:
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if self._address is None:
             lock_out_others()
-            self._temp = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+            self._temp = session_folder(f"{_PREFIX}{os.getpid()}-")
             self._reaper = watch(self._temp)
         else:
             refuse_silence(self._address)

@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,10 @@ WORKER_ENV = {
 """Threads that soon wait asleep: processes that spin for long on the same cores slow each other down many times over, and
 threads that sleep at once double the time of a small model's step."""
 
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest name of a socket below Ray's folder, as far as its length goes."""
+
 
 def refuse_silence(address: str) -> None:
     """Raise where nobody listens at HOST:PORT, which Ray itself would try for minutes; other forms are left to Ray."""
@@ -52,6 +57,16 @@ def refuse_silence(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except OSError as error:
         raise ClusterError(f"ray: can't reach {address}: {error}; is the cluster up, and is this its GCS address?") from None
+
+
+def session_folder(prefix: str) -> Path:
+    """Make a folder for the files of a Ray of one's own: a temporary one, or in /tmp where the name of that is too long.
+
+    The system takes no socket with a longer name; batch systems and macOS have long folders for temporary files.
+    """
+    usual = tempfile.gettempdir()
+    longest = len(os.fsencode(usual)) + len(f"/{prefix}12345678{_SOCKET}")
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=usual if longest <= _LONGEST_SOCKET else "/tmp"))
 
 
 def lock_out_others() -> None:

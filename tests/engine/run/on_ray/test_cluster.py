@@ -169,6 +169,15 @@ def test_a_start_that_fails_by_chance_is_tried_again(figure: Callable[[str, str]
     assert said == "started True 2"
 
 
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_name(tmp_path: Path) -> None:
+    folder = tmp_path / "as-a-batch-system-has-it-for-each-job-1234567"
+    folder.mkdir()
+    environment = {**without_token(), "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", FAILING, "0"], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines() == ["started True 1"], done.stderr
+    assert list(folder.glob("caiflow-ray-*")) == []
+
+
 def test_a_start_that_always_fails_says_why() -> None:
     said = "ray: can't start or reach a local cluster: The current node timed out during startup. 3"
     assert said_by(FAILING, "99") == said
