@@ -77,6 +77,8 @@ class RunRecord:
     run_dir: Path
     recorded: float
     """Unix time of the first record."""
+    host: str = ""
+    """The machine that the run is on; empty in a record of an early version."""
     artifacts: tuple[str, ...] = ()
     ledgers: tuple[str, ...] = ()
 
@@ -270,6 +272,7 @@ class Store:
                 "name": name,
                 "run_dir": str(run_dir),
                 "recorded": old.recorded if old else time.time(),
+                "host": socket.gethostname(),
                 "artifacts": sorted({*artifacts, *(old.artifacts if old else ())}),
                 "ledgers": sorted({*ledgers, *(old.ledgers if old else ())}),
             }
@@ -277,15 +280,13 @@ class Store:
 
     def runs(self) -> list[RunRecord]:
         """Return the runs whose folders still exist, oldest first."""
-        found = [record for record in self._records().values() if record.run_dir.is_dir()]
+        found = [record for _, record in self.run_records() if record and record.run_dir.is_dir()]
         return sorted(found, key=lambda record: record.recorded)
 
-    def forgotten_runs(self) -> list[Path]:
-        """Return the records of runs whose folders are gone."""
-        return [path for path, record in self._records().items() if not record.run_dir.is_dir()]
-
-    def _records(self) -> dict[Path, RunRecord]:
-        return {path: record for path in self.runs_dir.glob("[!.]*.json") if (record := _read_run(path))}
+    def run_records(self) -> Iterator[tuple[Path, RunRecord | None]]:
+        """Yield the record of every run with where it is; None for one that can't be read."""
+        for path in self.runs_dir.glob("[!.]*.json"):
+            yield path, _read_run(path)
 
 
 def distrust(file: Path) -> None:
@@ -362,7 +363,9 @@ def _read_run(path: Path) -> RunRecord | None:
     try:
         record = json.loads(path.read_bytes())
         lists = {name: tuple(record[name]) for name in ("artifacts", "ledgers")}
-        return RunRecord(record["name"], Path(record["run_dir"]), float(record["recorded"]), **lists)
+        return RunRecord(
+            record["name"], Path(record["run_dir"]), float(record["recorded"]), host=record.get("host", ""), **lists
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

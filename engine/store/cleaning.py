@@ -1,6 +1,7 @@
 """Cleaning the store: what no kept run reaches, how large it is, and removing it.
 
-A run is kept while its folder exists. Never touches a run's folder, nor what a living process is working on.
+A run is kept while its folder exists, and one of another machine, which alone may see its folder, for a week after its last
+step. Never touches a run's folder, nor what a living process is working on.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from caiflow.engine.errors import StoreError
 from caiflow.engine.store.artifacts import RunRecord, Store, short
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.ledger_segment import ELSEWHERE_S
@@ -42,8 +45,11 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) 
     """Return what no kept run reaches: artifacts, unfinished work, records of runs gone, and results set aside.
 
     Ledgers hold what was paid for, and a run's folder that is gone may just have been moved: they only go where `paid`.
+
+    Raises:
+        StoreError: a run's record can't be read.
     """
-    reached = _names(store.runs())
+    reached = _names(_runs(store, kept=True).values())
     unfinished = {short(digest) for digest in reached["artifact"]}
     found = [
         *(("artifact", path) for path in store.artifacts_dir.glob("??/*") if path.name not in reached["artifact"]),
@@ -51,11 +57,30 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) 
         *(("ledger", path) for path in _inside(store.ledger_dir) if _removable(path, reached["ledger"], paid)),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
         *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),
-        *(("run", path) for path in store.forgotten_runs()),
+        *(("run", path) for path in _runs(store, kept=False)),
     ]
     before = time.time() - grace_s
     sized = ((kind, path, *_size_and_time(path)) for kind, path in found)
     return [Garbage(kind, path, size) for kind, path, size, newest in sized if newest <= before]  # type: ignore[arg-type]
+
+
+def _runs(store: Store, *, kept: bool) -> dict[Path, RunRecord]:
+    """Return the records of the runs that are kept, or of all others, by where they are.
+
+    Raises:
+        StoreError: one can't be read, so that what its run reaches isn't known.
+    """
+    found = {path: record for path, record in store.run_records() if record is not None or path.exists()}
+    for path in (path for path, record in found.items() if record is None):
+        raise StoreError(f"{path}: what this run reaches can't be read", "remove the file if nothing of that run is needed")
+    return {path: record for path, record in found.items() if record and _kept(path, record) is kept}
+
+
+def _kept(path: Path, record: RunRecord) -> bool:
+    """Return whether a run's folder exists, or may exist where only its own machine sees it."""
+    if record.run_dir.is_dir():
+        return True
+    return record.host not in ("", socket.gethostname()) and path.stat().st_mtime > time.time() - ELSEWHERE_S
 
 
 def _names(runs: Collection[RunRecord]) -> dict[str, set[str]]:
@@ -102,7 +127,7 @@ class _Reached:
     def __contains__(self, item: Garbage) -> bool:
         changed = self._changed_at()
         if self._read_at != changed:
-            self._names = _names(self._store.runs())
+            self._names = _names(_runs(self._store, kept=True).values())
             settled = time.time_ns() - changed > _CLOCK_TICK_NS  # else the next change may bear the same time
             self._read_at = changed if settled else -1
         return item.path.name in self._names.get(item.kind, ())
@@ -138,12 +163,17 @@ def _lock(descriptor: int) -> bool:
 def _out_of_reach(reached: _Reached, item: Garbage) -> Path | None:
     """Give a folder a name that nobody looks for, so that a kill leaves nothing that looks whole; return where it is now.
 
-    None where a run has come to reach it.
+    None where a run has come to reach it, or another process was first.
     """
     if not item.path.is_dir():
         return item.path
     doomed = item.path.with_name(f".doomed-{item.path.name.removeprefix('.doomed-')}")
-    os.replace(item.path, doomed)
+    if doomed.exists():  # a kill left it, and the same was made anew and dropped since
+        doomed = doomed.with_name(f"{doomed.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        os.replace(item.path, doomed)
+    except FileNotFoundError:
+        return None
     if item in reached:
         os.replace(doomed, item.path)
         return None
@@ -177,12 +207,16 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _files(path: Path) -> Iterator[os.stat_result]:
-    yield path.lstat()
+    """Yield the states of a path and the files in it; what goes meanwhile, as work that is sealed does, is left out."""
+    with suppress(FileNotFoundError):
+        yield path.lstat()
     for parent, _, names in os.walk(path):
         for name in names:
-            yield os.lstat(Path(parent) / name)
+            with suppress(FileNotFoundError):
+                yield os.lstat(Path(parent) / name)
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
+    """Return the bytes of all and the newest time, which is now where nothing is there any more."""
     files = list(_files(path))
-    return sum(file.st_size for file in files), max(file.st_mtime for file in files)
+    return sum(file.st_size for file in files), max((file.st_mtime for file in files), default=time.time())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from caiflow.engine.errors import StoreError
 from caiflow.engine.store.artifacts import Store
-from caiflow.engine.store.cleaning import collect, find_garbage
+from caiflow.engine.store.cleaning import _size_and_time, collect, find_garbage
 from caiflow.engine.store.ledger import Ledger
 from support.large_store import fill
 from tests.support.table_runs import run_tables, write_spec
@@ -116,6 +117,46 @@ def test_what_a_kill_left_half_removed_goes_next_time(place: Path) -> None:
     assert len(list(store.artifacts())) == 2
     collect(store, find_garbage(store, grace_s=0))
     assert sum(1 for _ in store.artifacts_dir.glob("??/*")) == 2
+
+
+def test_what_a_kill_left_half_removed_is_not_in_the_way_of_the_same_made_anew(place: Path) -> None:
+    store = Store()
+    shutil.rmtree(place / "one")
+    (artifact,) = [item for item in find_garbage(store, grace_s=0) if item.kind == "artifact"]
+    shutil.copytree(artifact.path, artifact.path.with_name(f".doomed-{artifact.path.name}"))
+    assert len(collect(store, [artifact])) == 1
+    collect(store, find_garbage(store, grace_s=0))
+    assert sum(1 for _ in store.artifacts_dir.glob("??/*")) == 2
+
+
+def test_what_is_gone_before_it_was_looked_at_counts_as_just_changed(place: Path) -> None:
+    staged = Store().stage("step")
+    staged.rmdir()
+    size, newest = _size_and_time(staged)
+    assert (size, newest > time.time() - 60) == (0, True)
+
+
+def test_a_run_of_another_machine_keeps_what_it_has_for_a_week(place: Path) -> None:
+    store = Store()
+    (record,) = [path for path, run in store.run_records() if run and run.run_dir == place / "one"]
+    shutil.rmtree(place / "one")
+    assert kinds(store) == ["artifact", "run"]
+    record.write_text(record.read_text().replace(socket.gethostname(), "elsewhere"))
+    assert kinds(store) == []
+    week = time.time() - 8 * 86400
+    os.utime(record, (week, week))
+    assert kinds(store) == ["artifact", "run"]
+
+
+def test_nothing_goes_while_a_runs_record_can_not_be_read(place: Path) -> None:
+    store = Store()
+    shutil.rmtree(place / "one")
+    record = next(path for path, run in store.run_records() if run and run.run_dir == place / "two")
+    record.write_bytes(b"")
+    with pytest.raises(StoreError, match="can't be read"):
+        find_garbage(store, grace_s=0)
+    record.unlink()
+    assert kinds(store) == ["artifact", "artifact", "artifact", "run"]
 
 
 def test_what_was_paid_for_stays_when_a_runs_folder_was_moved(place: Path) -> None:
