@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import AskAnewError, EngineError, suggest
+from caiflow.engine.errors import AskAnewError, EngineError, StoreError, suggest
 from caiflow.engine.flow.batches import Changed, rows_to_batch
 from caiflow.engine.flow.claiming import claimed
 from caiflow.engine.flow.collecting import seldom_collected
@@ -285,7 +285,7 @@ class Flow:
         except RowDropped as drop:
             ledger.append(row_key, {"dropped": str(drop), **({"said": drop.said} if drop.said else {}), **mark})
             return Outcome(dropped=str(drop), said=drop.said)
-        except AskAnewError:
+        except (AskAnewError, StoreError):  # a disk that takes no more answers is no row's failure either
             raise
         except EngineError as error:
             if error.kind == "load":  # there is no model to ask: that is no row's failure

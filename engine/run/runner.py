@@ -7,6 +7,7 @@ left of each step is the folder's, Ray the cluster's: it starts with the first s
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -184,7 +185,7 @@ class _Execution:
 
     def _wait(self) -> None:
         if (cluster := self._cluster) is None:
-            self._interrupted.wait(POLL_S)  # another run holds what this one waits for
+            time.sleep(POLL_S)  # another run holds what this one waits for; a signal's handler can't set what is waited on
             return
         for finished in self._sharding.wait(POLL_S):
             steps = self._units.pop(id(finished.unit))

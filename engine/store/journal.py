@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -86,7 +87,7 @@ class Journal:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            with self._lock:
+            with self._lock, suppress(OSError):  # a disk that is full or away for a moment: the next beat may be written
                 self._run["heartbeat"] = round(time.time(), 3)
                 self._write_run()
 

@@ -225,13 +225,19 @@ class Ledger:
         return seen != before
 
     def close(self) -> None:
-        """Flush, and let other processes append to this one's file; reading and appending end here."""
+        """Flush, and let other processes append to this one's file; reading and appending end here.
+
+        Raises:
+            StoreError: the disk refused, now or at a flush since the last append.
+        """
         self._closed.set()
         if self._flusher:
             self._flusher.join()
             self._flusher = None
         try:
             self.flush()
+            if self._failed:
+                raise self._failed
         finally:
             with self._lock:
                 if self._own is not None and self._own.large and self._own.whole():

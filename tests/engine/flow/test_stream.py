@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.errors import EngineError, StepError, StoreError
 from caiflow.engine.flow.counting import count_known
 from caiflow.engine.flow.outcomes import FlowStep
 from caiflow.engine.flow.row_llm import Tally
@@ -189,6 +189,16 @@ def test_a_failure_that_may_pass_is_retried_and_asked_again_by_the_next_run(tmp_
     assert len(tries) == 2
     tallies, out = run(tmp_path, chain, source, ScriptedEngine())
     assert (tallies["one"].cached, tallies["one"].done, out["one"].num_rows) == (1, 1, 2)
+
+
+def test_a_store_that_takes_no_answer_ends_the_flow_and_is_no_row_s_failure(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", ["a", "b", "c"])
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "one-m").touch()  # where its folder should be
+    engine = ScriptedEngine(capacity=1)
+    with pytest.raises(StoreError, match="one-m"):
+        run(tmp_path, [step("one", Ask(params(max_failed=3), times=2), "source")], source, engine)
+    assert len(engine.asked) < 3
 
 
 def test_calls_of_an_unfinished_row_are_kept_one_by_one(tmp_path: Path) -> None:

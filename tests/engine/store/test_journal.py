@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,22 @@ def test_heartbeat_moves_while_nothing_happens(tmp_path: Path, monkeypatch: pyte
         while (beat := json.loads((tmp_path / "run.json").read_text())["heartbeat"]) == first and time.monotonic() < until:
             time.sleep(0.02)
         assert beat > first
+
+
+def test_heartbeat_goes_on_once_the_disk_takes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caiflow.engine.store.journal.HEARTBEAT_S", 0.02)
+    in_the_way = tmp_path / f".run.json.{os.getpid()}"
+    with Journal(tmp_path):
+        while not in_the_way.is_dir():
+            with suppress(FileExistsError):  # just being written
+                in_the_way.mkdir()
+        time.sleep(0.2)
+        last = json.loads((tmp_path / "run.json").read_text())["heartbeat"]
+        in_the_way.rmdir()
+        until = time.monotonic() + 60
+        while (beat := json.loads((tmp_path / "run.json").read_text())["heartbeat"]) == last and time.monotonic() < until:
+            time.sleep(0.02)
+    assert beat > last
 
 
 def test_run_json_is_whole_at_every_moment(tmp_path: Path) -> None:

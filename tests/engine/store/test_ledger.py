@@ -388,7 +388,10 @@ except StoreError as error:
     assert "no permission" in printed
 
 
-def test_an_error_of_a_background_flush_comes_up_at_the_next_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_an_error_of_a_background_flush_comes_up_at_the_next_append_or_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
     monkeypatch.setattr("caiflow.engine.store.ledger._FLUSH_S", 0.01)
     ledger = Ledger(tmp_path, "n")
     ledger.append(k(1), {})
@@ -402,9 +405,10 @@ def test_an_error_of_a_background_flush_comes_up_at_the_next_append(tmp_path: Pa
         time.sleep(0.01)
     os.dup2(kept, descriptor)
     with pytest.raises(StoreError, match="can't read or write"):
-        ledger.append(k(2), {})
-    ledger.append(k(3), {})
-    ledger.close()
+        ledger.close() if at_the_end else ledger.append(k(2), {})
+    if not at_the_end:
+        ledger.append(k(3), {})
+        ledger.close()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
