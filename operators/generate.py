@@ -99,6 +99,12 @@ class Generate(RowOperator[GenerateParams]):
         found = super().columns(inputs)
         return found if self.params.keep == "all" else found.plus({"prompt": "messages"}, {"prompt": Turns(0, 0, 0, 0)})
 
+    def line_for(self, column: str) -> str:
+        """Return the line that gives rows a list of answers; empty for any other column."""
+        if column != "responses":
+            return ""
+        return "samples_as: columns" if len(self._samplings) > 1 else "samples: 2"
+
     def check_models(self, models: Mapping[str, ModelFiles], inputs: Mapping[str, Columns]) -> Iterator[Finding]:
         """Yield system turns that the chat template refuses: the prompts' own, or the one given here."""
         given = self.params

@@ -62,7 +62,10 @@ def _missing_columns(
             place = mark or next((ref for ref in refs if ref.name == source), None)
             path, key = (place.path, place.key) if place else ((), True)
             message = f"`{source}` has no column " + " or ".join(f"`{option}`" for option in options)
-            hints = [_column_hint(mark, options, known), _line_hint(operators.get(source), options)]
+            hints = [
+                _column_hint(mark, options, known),
+                _line_hint(operators.get(source), options) or _pair_hint(options, known),
+            ]
             hint = "; ".join(filter(None, hints))
             checked.report(name, path, message, hint, key=key)
 
@@ -79,15 +82,22 @@ def _column_hint(mark: Mark | None, options: list[str], known: Columns) -> str:
 
 @runtime_checkable
 class Nameable(Protocol):
-    """An operator whose rows come from outside, which can say how what its source has is given the name of a column."""
+    """An operator that can say how its rows get a column which they lack."""
 
     def line_for(self, column: str) -> str:
-        """Return the line to write in its step; empty where nothing is like that column."""
+        """Return the line to write in its step; empty where there is none."""
 
 
 def _line_hint(source: Operator[Any] | None, options: list[str]) -> str:
     found = next(filter(None, map(source.line_for, options)), "") if isinstance(source, Nameable) else ""
     return found and f"add to that step `{found}`"
+
+
+def _pair_hint(options: list[str], known: Columns) -> str:
+    """Return how rows with a revision become pairs; empty where something else is lacking."""
+    if not {"chosen", "rejected"}.isdisjoint(options) and {"revision", "response"} <= known.types.keys():
+        return "an `op: map` before it makes pairs by `rename: {revision: chosen, response: rejected}`"
+    return ""
 
 
 @runtime_checkable

@@ -52,3 +52,18 @@ def test_no_line_is_made_up_where_no_column_is_like_it(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as raised:
         load_spec(tmp_path / "spec.yaml")
     assert "rename" not in raised.value.problems[0].hint
+
+
+def test_steps_that_lack_what_compares_answers_are_told_how_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt\nSay where the tea is.\n")
+    behind = "  judged: {op: judge, input: answer, model: base}\n  better: {op: revise, input: answer, model: base}\n"
+    text = SPEC.replace(" RENAME", "") + behind + "  tuned: {op: dpo, input: better, model: base}\n"
+    with pytest.raises(SpecError) as raised:
+        load_spec(tmp_path / "spec.yaml", text=text)
+    judged, *tuned = raised.value.problems
+    assert "add to that step `samples: 2`" in judged.hint
+    assert len(tuned) == 2
+    assert all("by `rename: {revision: chosen, response: rejected}`" in problem.hint for problem in tuned)
+    several = text.replace("op: generate", "op: generate, samples: 2")
+    pairs = "  pairs: {op: map, input: better, rename: {revision: chosen, response: rejected}}\n"
+    load_spec(tmp_path / "spec.yaml", text=several.replace("dpo, input: better", "dpo, input: pairs") + pairs)
