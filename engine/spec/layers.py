@@ -27,6 +27,8 @@ class ByHand(str):
 
 COMMAND_LINE = ByHand("--set")
 """Where values given by `--set` stand; the line is the option's number."""
+OF_WEIGHTS = ("revision", "tokenizer", "chat_template", "adapter")
+"""Fields of a model that belong to the weights which its `source` names."""
 TOP = ("caiflow", "name", "description", "seed", "constitution", "models", "steps", "profiles", "extends", "matrix")
 
 
@@ -45,6 +47,8 @@ class Layers(NamedTuple):
     tree: Node
     profiles: tuple[str, ...]
     """The names that could be chosen."""
+    remarks: Problems
+    """What is worth knowing of how they lie over each other."""
 
 
 def read_layers(
@@ -55,15 +59,50 @@ def read_layers(
     Raises:
         SpecError: a file can't be read as YAML, or what it extends can't be found or is beyond its reach.
     """
-    tree = _extended(path, (), problems, reach, text)
+    left: list[_Left] = []
+    tree = _extended(path, (), problems, reach, left, text)
     profiles = tree.child("profiles")
     names = tuple(name for name, _ in profiles.items()) if profiles else ()
     for name in [] if profile is None else profiles_of(profile, names):
-        tree = _with_profile(tree, name, problems)
+        tree = _with_profile(tree, name, problems, left)
     tree = tree._replace(value={key: node for key, node in tree.items() if key != "profiles"})
     for number, text in enumerate(sets, 1):
-        tree = _with_set(tree, text, number, problems)
-    return Layers(tree, names)
+        before, tree = tree, _with_set(tree, text, number, problems)
+        left += _left_of_models(before, tree)
+    return Layers(tree, names, _remarks(tree, left))
+
+
+class _Left(NamedTuple):
+    """A field that stayed in a model's entry when a layer above gave the model another source."""
+
+    name: str
+    field: str
+    node: Node
+    source: Node
+    """The source that it was written for."""
+
+
+def _left_of_models(under: Node, over: Node) -> Iterator[_Left]:
+    """Yield what stays of the models to which a layer gives another source and no word on it."""
+    for name, entry in (over.child("models") or over._replace(value={})).items():
+        old, new = under.get("models", name, "source"), entry.child("source")
+        if old is not None and new is not None and old.value != new.value:
+            kept = ((field, under.get("models", name, field), entry.child(field)) for field in OF_WEIGHTS)
+            yield from (_Left(name, field, node, old) for field, node, own in kept if node and own in (None, node))
+
+
+def _remarks(tree: Node, left: Sequence[_Left]) -> Problems:
+    """Return a remark for each field that no later layer has changed, nor the source back."""
+    remarks = Problems()
+    first: dict[tuple[str, str, Location], _Left] = {}
+    for one in left:
+        first.setdefault((one.name, one.field, one.node.at), one)
+    for name, field, node, written_for in first.values():
+        source = tree.get("models", name, "source")
+        if source and source.value != written_for.value and tree.get("models", name, field) == node:
+            told = f"`{field}` of `{name}` is still the one written for {written_for.value}"
+            remarks.at(source.at, ("models", name, "source"), told, f"give it anew beside `source`, or `{field}: null`")
+    return remarks
 
 
 def profiles_of(chosen: str, names: Collection[str]) -> list[str]:
@@ -118,7 +157,9 @@ def split_path(text: str) -> Path_:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, reach: Reach, text: str | None = None) -> Node:
+def _extended(
+    path: Path, seen: tuple[Path, ...], problems: Problems, reach: Reach, left: list[_Left], text: str | None = None
+) -> Node:
     tree = read_yaml(path) if text is None else parse_yaml(text, ByHand(path))
     if not isinstance(tree.value, dict):
         what = "the file is empty" if tree.value is None else "a spec must be a mapping of keys to values"
@@ -140,7 +181,9 @@ def _extended(path: Path, seen: tuple[Path, ...], problems: Problems, reach: Rea
         names = " -> ".join(step.name for step in (*chain, source))
         problems.at(named.at, "extends", f"the specs extend each other in a circle or too deep: {names}", "cut the chain")
         raise SpecError(tuple(problems))
-    return merge(_extended(source, chain, problems, reach), below)
+    under = _extended(source, chain, problems, reach, left)
+    left += _left_of_models(under, below)
+    return merge(under, below)
 
 
 def _extended_path(path: Path, named: str) -> Path | None:
@@ -155,7 +198,7 @@ def _extended_path(path: Path, named: str) -> Path | None:
     return None
 
 
-def _with_profile(tree: Node, profile: str, problems: Problems) -> Node:
+def _with_profile(tree: Node, profile: str, problems: Problems, left: list[_Left]) -> Node:
     profiles = tree.child("profiles")
     names = [name for name, _ in profiles.items()] if profiles else []
     if profiles is None or profile not in names:
@@ -166,6 +209,7 @@ def _with_profile(tree: Node, profile: str, problems: Problems) -> Node:
     for key in ("profiles", "extends", "caiflow"):
         if inner := chosen.child(key):
             problems.at(inner.key, ("profiles", profile, key), f"a profile can't set `{key}`", "set it in the spec itself")
+    left += _left_of_models(tree, chosen)
     return merge(tree, chosen)
 
 

@@ -35,6 +35,7 @@ class Draft(NamedTuple):
     profiles: tuple[str, ...]
     reach: Reach
     problems: Problems
+    remarks: Problems
 
 
 def load_spec(
@@ -59,12 +60,12 @@ def load_spec(
     """
     path = Path(path)
     draft = draft_spec(path, text=text, sets=sets, profile=profile, sample=sample, allowed=allowed)
-    tree, head, models, steps, profiles, reach, problems = draft
+    tree, head, models, steps, profiles, reach, problems, remarks = draft
     seed = tree.child("seed")
     number = seed.value if seed and isinstance(seed.value, int) else 0
     name = (head.name if head else None) or path.stem
     _check_run_name(path, tree, name, problems)
-    checked = Checked(tree, path.parent, number, models, steps, problems, Problems(), reach)
+    checked = Checked(tree, path.parent, number, models, steps, problems, remarks, reach)
     operators = checks.check(checked)
     if problems:
         raise SpecError(in_order(problems))
@@ -110,7 +111,7 @@ def draft_spec(
     """
     problems = Problems()
     reach = Reach(path.parent, allowed)
-    tree, profiles = read_layers(path, sets, profile, problems, reach, text)
+    tree, profiles, remarks = read_layers(path, sets, profile, problems, reach, text)
     if sample is not None:
         tree = _sampled(tree, sample)
     parsed = parse(tree, problems)
@@ -121,7 +122,7 @@ def draft_spec(
         tree = rebased
         models = _models(tree, models, problems)
         steps = {name: parse_step(name, tree.nearest(("steps", name)), problems) or step for name, step in steps.items()}
-    return Draft(tree, parsed.head, models, steps, profiles, reach, problems)
+    return Draft(tree, parsed.head, models, steps, profiles, reach, problems, remarks)
 
 
 def _check_run_name(path: Path, tree: Node, name: str, problems: Problems) -> None:

@@ -182,6 +182,27 @@ def test_constitutions_and_templates_of_an_extended_spec_are_found_beside_it_too
     assert load(spec.dump()).steps == spec.steps
 
 
+def test_what_stays_of_a_model_under_another_source_is_remarked() -> None:
+    basis = SPEC.replace("base: {source: tiny}", "base: {source: org/one, revision: v1, chat_template: '{{ messages }}'}")
+    Path("basis.yaml").write_text(basis)
+    mine = "caiflow: 1\nextends: basis.yaml\nmodels: {base: {source: org/two, chat_template: '{{ messages }}'}}\n"
+
+    def left(text: str, **options: object) -> list[tuple[int, str]]:
+        remarks = load(text, **options).remarks
+        return [(remark.line, remark.message) for remark in remarks if "still" in remark.message]
+
+    assert left(mine) == [(3, "`revision` of `base` is still the one written for org/one")]
+    assert left(mine, sets=["models.base.revision=null"]) == []
+    back = left(mine, sets=["models.base.source=org/one"])
+    assert back == [(1, "`chat_template` of `base` is still the one written for org/two")]
+    assert left(mine.replace("two,", "two, revision: null,")) == left("caiflow: 1\nextends: basis.yaml\n") == []
+    assert [told for _, told in left(basis, profile="gpu")] == [
+        "`revision` of `base` is still the one written for org/one",
+        "`chat_template` of `base` is still the one written for org/one",
+    ]
+    assert len(left(basis, sets=["models.base.source=org/two"])) == 2
+
+
 def test_another_op_replaces_a_step_as_a_whole() -> None:
     Path("basis.yaml").write_text(SPEC)
     spec = load("caiflow: 1\nextends: basis.yaml\nsteps:\n  other: {op: sift, input: data}\n")
