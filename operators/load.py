@@ -61,8 +61,11 @@ class Load(TableOperator[LoadParams]):
     """Load rows from a file, a hub data set or the bundled example, in any of the formats that dialogues come in."""
 
     name = "load"
-    version = 3
-    raised_for: ClassVar[Mapping[int, str]] = {3: "rows are named by what is in them, no longer by their file's name too"}
+    version = 4
+    raised_for: ClassVar[Mapping[int, str]] = {
+        3: "rows are named by what is in them, no longer by their file's name too",
+        4: "records that were misread, or lost behind others, are read or told",
+    }
     params_type = LoadParams
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
@@ -211,17 +214,16 @@ class Load(TableOperator[LoadParams]):
 
     def line_for(self, column: str) -> str:
         """Return the line of this step that would give its rows a column; empty where the source has none like it."""
-        source = next(iter(self._from), None)
-        if not isinstance(source, FileSource) or isinstance(self._head, Finding):
+        if not isinstance(self._first, FileSource) or isinstance(self._head, Finding):
             return ""
-        return self._line_of(self._parser(), source, column)
+        return self._line_of(self._parser(), self._first, column)
 
     def _line_for_lack(self, reason: str) -> str:
         """Return the line that would give the records the field that they lack; empty where that isn't what is wrong."""
         lacking = re.match(r"no `(prompt|chosen|rejected)`", reason)
         if lacking is None:
             return ""
-        return self._line_of(Parser("table", rename=self.params.rename), self._from[0], lacking[1])
+        return self._line_of(Parser("table", rename=self.params.rename), self._first or self._from[0], lacking[1])
 
     def _line_of(self, parser: Parser, source: Source, column: str) -> str:
         from caiflow.operators.formats.likeness import line_for
@@ -235,7 +237,7 @@ class Load(TableOperator[LoadParams]):
         Raises:
             ValueError: the source can't be read.
         """
-        source = next(iter(self._from), None)
+        source = self._first
         if source is None:
             raise WrongValue(f"{self.params.source}: no file has such a name", "check the pattern")
         parser, survey = self._parser(), Survey()
@@ -274,7 +276,7 @@ class Load(TableOperator[LoadParams]):
 
     def _used(self, names: Collection[str]) -> Collection[str]:
         """Return those of some columns of which something is made in the first records."""
-        uses = self._parser().uses(self._from[0], _SMALL_ROWS, names)
+        uses = self._parser().uses(self._first or self._from[0], _SMALL_ROWS, names)
         return {self.params.rename.get(name, name) for name, needed in uses.items() if needed}
 
     def _limited(self, rows: Iterable[Row | BadRow]) -> Iterable[Row | BadRow]:
@@ -312,15 +314,22 @@ class Load(TableOperator[LoadParams]):
 
     @cached_property
     def _head(self) -> Head | Finding:
-        """What the first records of a local file tell, or why it can't be read; nothing of other sources."""
-        source = next(iter(self._from), None)
-        if not isinstance(source, FileSource) or not source.path.is_file():
+        """What the first records of local files tell, or why they can't be read; nothing of other sources."""
+        files = [source for source in self._from if isinstance(source, FileSource) and source.path.is_file()]
+        if not files:
             return Head([], True)
         try:
-            return self._parser().head(source, _SMALL_ROWS if source.path.stat().st_size <= _SMALL_BYTES else _SNIFFED)
+            small = sum(file.path.stat().st_size for file in files) <= _SMALL_BYTES
+            return self._parser().heads(files, _SMALL_ROWS if small else _SNIFFED)
         except (ValueError, OSError) as error:
             unreadable = finding(error, ("source",))
             return unreadable._replace(hint=unreadable.hint or "name a file that can be read")
+
+    @cached_property
+    def _first(self) -> Source | None:
+        """The first source that has a record, as far as local files tell: an empty one tells nothing."""
+        telling = (one for one in self._from if not isinstance(one, FileSource) or not one.is_empty)
+        return next(telling, None) or next(iter(self._from), None)
 
     @cached_property
     def _from(self) -> list[Source]:

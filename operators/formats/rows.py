@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _DETECTED_BY = 20
 _AT_ONCE = 64  # records that are read together: as many as stay in the cache of a core meanwhile
+_LOOKED_INTO = 8  # of a source's files, before a run: the others are as these, or told of when they are read
 _PROMPTS = ("prompt", "init_prompt")
 
 
@@ -141,6 +142,15 @@ class Parser:
         found = quick_prompts([line.data for line in lines], self._content_uids)
         return found or by_column([row for line in lines for row in self._rows([line], FORMATS["prompt"], source)])
 
+    def heads(self, sources: Sequence[Source], most: int) -> Head:
+        """Return what the first `most` records of each of some sources tell together; only the first few are looked into."""
+        found = [self.head(source, most) for source in sources[:_LOOKED_INTO]]
+        rows, fields, alike = (
+            chain.from_iterable(part) for part in zip(*((h.rows, h.fields, h.alike) for h in found), strict=True)
+        )
+        whole = len(found) == len(sources) and all(head.whole for head in found)
+        return Head([*rows], whole, dict.fromkeys(fields), sum(head.number for head in found), [*alike])
+
     def head(self, source: Source, most: int) -> Head:
         """Return what the first `most` records tell.
 
@@ -200,9 +210,11 @@ class Parser:
             yield group, layout
 
     def _begun(self, source: Source, most: int | None) -> tuple[Format, Iterator[Line]]:
-        """Return how the records are laid out, and all of them, once the first ones are read."""
+        """Return how the records are laid out, and all of them, once the first ones are read; an empty source says nothing."""
         lines = islice(source.lines(), most)
         head = list(islice(lines, _DETECTED_BY))
+        if not head:
+            return self.format or FORMATS["table"], lines
         asked = {} if self.template is None else {"prompt": self.template}
         records = [{**self._renamed(line.data), **asked} for line in head if line.data is not None]
         if self.format is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from caiflow.engine.machine import local_path
 from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.files import has_data_suffix, read_lines
-from caiflow.operators.formats.opening import Line
+from caiflow.operators.formats.opening import Line, inner_name
 from caiflow.operators.formats.tables import Csv
 
 if TYPE_CHECKING:
@@ -36,12 +36,20 @@ class FileSource(NamedTuple):
         """Whether its records have lines, by its name."""
         return ".parquet" not in self.path.name.lower()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is there and has no record."""
+        try:
+            return self.path.is_file() and next(self.lines(), None) is None
+        except (ValueError, OSError):
+            return False
+
     def content(self) -> str:
-        """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is."""
+        """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is, and how they are read."""
         from caiflow.engine.store.artifacts import Store
         from caiflow.engine.store.file_digests import file_digest
 
-        return file_digest(self.path, Store().files)
+        return f"{file_digest(self.path, Store().files)}{Path(inner_name(self.path)).suffix}"
 
     def lines(self) -> Iterator[Line]:
         """Yield the records in order."""
