@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
@@ -24,7 +24,8 @@ class Mix(TableOperator[MixParams]):
     """Mix rows of several steps by ratio or number, drawn by the seed, with a leak check against test prompts."""
 
     name = "mix"
-    version = 2
+    version = 3
+    raised_for: ClassVar[Mapping[int, str]] = {3: "objects of several inputs keep the fields of all"}
     params_type = MixParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

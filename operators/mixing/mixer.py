@@ -139,12 +139,13 @@ class Mixer:
         )
 
     def _schema(self) -> pa.Schema:
-        """Return the mixture's columns; a type without a name here is that of the first input that has it."""
+        """Return the mixture's columns; a type without a name here is what holds those of all inputs that have it."""
         fields = []
         inputs = [self._job.inputs[step] for step in self._params.inputs]
         for name, kind in self._types.items():
-            given = (rows.schema for rows in inputs if name in rows.columns)
-            fields.append(pa.field(name, arrow_type(kind) if kind else next(given).field(name).type))
+            given = [rows.schema.field(name).type for rows in inputs if name in rows.columns]
+            if (joined := arrow_type(kind) if kind else _joined(given)) is not None:
+                fields.append(pa.field(name, joined))
         return pa.schema(fields)
 
     def _shaped(self, table: pa.Table, step: str, schema: pa.Schema) -> pa.Table:
@@ -163,6 +164,14 @@ class Mixer:
             for field in schema
         ]
         return pa.table(arrays, schema=schema)
+
+
+def _joined(types: Sequence[pa.DataType]) -> pa.DataType | None:
+    """Return the type of objects with the fields of all, or of lists of such; None where there is none that loses nothing."""
+    try:
+        return pa.unify_schemas([pa.schema([("one", kind)]) for kind in types], promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
 
 
 def _mixture(pools: Sequence[Pool], wanted: Sequence[int]) -> dict[str, dict[str, float]]:

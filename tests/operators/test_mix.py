@@ -235,6 +235,16 @@ def test_columns_of_two_types_are_left_out_and_numbers_join(tmp_path: Path) -> N
     assert "odd" not in out.columns
 
 
+def test_objects_of_several_inputs_keep_the_fields_of_all(tmp_path: Path) -> None:
+    one = [{**row, "about": {"source": "x", "n": 1}, "calls": [{"name": "f"}], "tags": [1]} for row in helpful(2, "a")]
+    other = [{**row, "about": {"url": "y", "n": 0.5}, "calls": [{"args": ["z"]}], "tags": [[2]]} for row in helpful(2, "b")]
+    out, metrics = mixed(tmp_path, step({"a": 1, "b": 1}), a=one, b=other)
+    found = {row["uid"]: (row["about"], row["calls"]) for row in out.pylist()}
+    assert found["a0"] == ({"source": "x", "n": 1.0, "url": None}, [{"name": "f", "args": None}])
+    assert found["b0"] == ({"source": None, "n": 0.5, "url": "y"}, [{"name": None, "args": ["z"]}])
+    assert metrics["columns_left_out"] == ["tags"], "no type holds numbers and lists of them"
+
+
 def test_nothing_fit_is_an_error_with_the_counts_by_reason(tmp_path: Path) -> None:
     rows = [{**row, "revision": None} for row in revisions(2)]
     with pytest.raises(ValueError, match=r"no row of r is fit for the mixture \(r has 2 rows: 2 incomplete\)"):
