@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import socket
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 OLD, NEW = "a" * 40, "b" * 40
 PROGRAM = """
@@ -85,6 +89,33 @@ def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None
     assert found["sources"] == {"source": f"org/dialogues@{NEW}"}
     assert found["checks"] == found["remarks"] == []
     assert found["open"]
+
+
+def test_a_part_that_was_never_fetched_is_told_while_offline(hub: Path) -> None:
+    data = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "parts"
+    data.mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00001-of-00003"):
+        (data / f"{name}.jsonl").write_text(json.dumps({"prompt": name}))
+    (found, partial) = load(
+        hub, *({"source": "org/dialogues", "folder": "parts", "hub_split": part} for part in ("train", "test"))
+    )
+    assert asked(found) == ["train-00000-of-00002", "train-00001-of-00002"]
+    told = "org/dialogues:parts:test: 2 parts of its files aren't in the hub's cache, as the names of the others tell"
+    assert partial["error"] == f"{told}; fetch it while online"
+
+
+def test_rows_with_an_image_are_the_same_in_every_process(hub: Path) -> None:
+    images = [Image.new("RGB", (1, 1), colour) for colour in ("red", "blue")]
+    features = datasets.Features({"prompt": datasets.Value("string"), "images": datasets.List(datasets.Image())})
+    rows = {"prompt": ["Which colour?"] * 2, "images": [[image] for image in images]}
+    place = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "seen" / "train.parquet"
+    place.parent.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(place))
+    (found,) = load(hub, {"source": "org/dialogues", "folder": "seen"})
+    stored = pq.read_table(place).column("images").to_pylist()
+    digests = [hashlib.sha256(image["bytes"]).hexdigest() for (image,) in stored]
+    assert [row["images"] for row in found["rows"]] == [[{"name": None, "sha256": digest}] for digest in digests]
+    assert len(set(digests)) == 2
 
 
 @pytest.mark.soak

@@ -19,7 +19,7 @@ from caiflow.engine.errors import Finding, UnreachableError, WrongValue
 from caiflow.engine.llm.hub import ask_hub, offline
 from caiflow.engine.llm.model_files import hub_cache, hub_snapshot
 from caiflow.engine.store.disk import write_atomic
-from caiflow.operators.formats.hub.splits import CARD, Part, files_of, rows_of
+from caiflow.operators.formats.hub.splits import CARD, Part, files_of, lacking_parts, rows_of
 from caiflow.operators.formats.opening import Line
 
 _COMMIT = r"[0-9a-f]{40}"
@@ -81,6 +81,9 @@ class HubSource:
             ValueError: no such subset or split, or files of it aren't to be had.
         """
         wanted = files_of(self._part, self._names, self._card(), self.label)
+        if not self._found[1] and not self._listing.is_file() and (lacking := lacking_parts(wanted)):
+            told = f"{self.label}: {lacking} parts of its files aren't in the hub's cache, as the names of the others tell"
+            raise WrongValue(told, "fetch it while online")
         found = {name: self._snapshot / name for name in wanted if (self._snapshot / name).is_file()}
         missing = [name for name in wanted if name not in found]
         if missing and not self._found[1]:
@@ -121,16 +124,16 @@ class HubSource:
 
     def _all_names(self) -> Sequence[str]:
         """Return the files of the commit: as the hub says, as it once said, or else those that the cache has."""
-        listing = self._cached_folder / ".caiflow" / f"{self.commit}.json"
-        if listing.is_file():
-            names: list[str] = json.loads(listing.read_text(encoding="utf-8"))
+        if self._listing.is_file():
+            names: list[str] = json.loads(self._listing.read_text(encoding="utf-8"))
             return names
         if self._found[1]:
             try:
                 told = ask_hub(self.repo, self.revision, "dataset")
             except ValueError as error:
                 raise ValueError(f"{self.repo}: can't be fetched: {error}") from error
-            write_atomic(listing, json.dumps(told.names))
+            with suppress(OSError):  # a cache that can only be read serves all the same
+                write_atomic(self._listing, json.dumps(told.names))
             return told.names
         here = [path.relative_to(self._snapshot).as_posix() for path in self._snapshot.rglob("*") if path.is_file()]
         if not here:
@@ -163,10 +166,15 @@ class HubSource:
     def _cached_folder(self) -> Path:
         return hub_cache() / f"datasets--{self.repo.replace('/', '--')}"
 
+    @property
+    def _listing(self) -> Path:
+        """Where the names of the commit's files are kept, once the hub has said them."""
+        return self._cached_folder / ".caiflow" / f"{self.commit}.json"
+
     def _remember_commit(self) -> None:
         """Keep what the revision stood for, as the hub's client does where it isn't given a commit: offline it is looked up."""
         if self._found[1] and self.revision != self.commit:
-            with suppress(OSError):  # a cache that can only be read serves all the same
+            with suppress(OSError):
                 write_atomic(self._cached_folder / "refs" / (self.revision or "main"), self.commit)
 
     def _cached_commit(self, cause: ValueError) -> str:

@@ -6,6 +6,7 @@ left out. Fetches nothing.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from caiflow.engine.errors import WrongValue, suggest
 
 CARD = "README.md"
+_PART = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})")
 
 
 class Part(NamedTuple):
@@ -48,24 +50,50 @@ def files_of(part: Part, names: Sequence[str], card: str, label: str) -> list[st
         return [_own(path, folder, label) for path in found[part.split]]
 
 
+def lacking_parts(names: Sequence[str]) -> int:
+    """Return how many parts aren't among files of which each says how many there are: `train-00000-of-00003.parquet`."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for found in filter(None, map(_PART.match, names)):
+        parts.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    return sum(number - len(here) for (_, number), here in parts.items())
+
+
 def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Iterator[Any]:
-    """Yield the rows of a split from its files, by their names in the repository.
+    """Yield the rows of a split from its files, by their names in the repository; of images and the like what tells them apart.
 
     Raises:
         ValueError: no such subset or split, or a file can't be read.
     """
     import datasets
+    from datasets.features.features import require_decoding
 
     with _looking_like(files, card, part) as folder:
         try:
             builder = datasets.load_dataset_builder(str(folder), name=part.subset, data_dir=part.folder)
             for path in chain.from_iterable((builder.config.data_files or {}).values()):
                 _own(path, folder, label)
-            yield from builder.as_streaming_dataset(split=part.split)
+            found = builder.as_streaming_dataset(split=part.split)
+            media = [name for name, feature in (found.features or {}).items() if require_decoding(feature)]
+            if not media:
+                yield from found
+                return
+            yield from ({**row, **{name: _named(row[name]) for name in media}} for row in found.decode(False))
         except WrongValue:
             raise
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ValueError(f"{label}: can't be loaded: {str(error).replace(str(folder), label)}") from error
+
+
+def _named(value: Any) -> Any:
+    """Return an image or the like as its file's name and a digest of its bytes; what holds some with these in their places."""
+    if isinstance(value, list):
+        return [*map(_named, value)]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != {"bytes", "path"}:
+        return {name: _named(inner) for name, inner in value.items()}
+    content, path = value["bytes"], value["path"]  # the path leads to a folder that is gone soon
+    return {"name": path and PurePosixPath(path).name, "sha256": content and hashlib.sha256(content).hexdigest()}
 
 
 @contextmanager
