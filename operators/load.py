@@ -26,7 +26,7 @@ from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
 from caiflow.operators.formats.passes import Drawn, Piece, Pieces, sampled, written
 from caiflow.operators.formats.rows import Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
-from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
+from caiflow.operators.formats.source import FileSource, resolve
 from caiflow.operators.formats.survey import BadRow, ByColumn, Survey, by_column
 from caiflow.operators.formats.tables import Csv
 from caiflow.operators.mixing.draws import fraction
@@ -135,11 +135,7 @@ class Load(TableOperator[LoadParams]):
             yield Finding((name,), f"`{name}` is for hub data sets, and {given!r} is a file", f"remove `{name}`")
         if self.params.csv != Csv() and file.path.is_file() and Path(inner_name(file.path)).suffix not in (".csv", ".tsv"):
             yield Finding(("csv",), f"`csv` says how a table is written, and {given!r} isn't one", "remove `csv`")
-        if file.path.is_dir():
-            yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
-        if given.startswith(BUNDLED) and not file.path.is_file():
-            known = sorted(path.name for path in file.path.parent.glob("*.*"))
-            yield Finding(("source",), f"no bundled file `{file.path.name}`", suggest(file.path.name, known, "bundled files"))
+        yield from file.amiss(given)
 
     def _check_names(self, head: Head) -> Iterator[Finding]:
         """Yield what is named in `rename` and `split`, and none of the first records has."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import count
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -208,12 +209,19 @@ def _json(path: Path) -> Iterator[Line]:
 
 
 def _items(name: str, buffer: str, file: IO[str], line: int, until: str = "]") -> Iterator[Line]:
-    """Yield values that commas or blanks divide, holding one and one chunk at a time: until `]`, or until the file ends."""
+    """Yield values that commas or blanks divide, holding one and one chunk at a time: until `]`, or until the file ends.
+
+    Raises:
+        ValueError: it breaks off, or more than blanks follows `]`.
+    """
     decode, record, ended = json.JSONDecoder().raw_decode, _Records(), False
     while True:
         body = buffer.lstrip(", \t\r\n")
         line += buffer[: len(buffer) - len(body)].count("\n")
         if body.startswith(until) if until else ended and not body:
+            if until and any(map(str.strip, chain([body[1:]], iter(partial(file.read, _CHUNK), "")))):
+                told = f"{name}:{line}: more follows after the array"
+                raise WrongValue(told, 'write one array, or a record a line, such as {"messages": [...]}')
             return
         try:
             item, end = decode(body)

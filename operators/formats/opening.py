@@ -59,7 +59,7 @@ class _Unpacked(io.RawIOBase):
     """The bytes that a packed file unpacks to, as far as data does.
 
     Raises:
-        ValueError: while it is read, once it has become larger than data does.
+        ValueError: while it is read, once it has become larger than data does, or where it is broken.
     """
 
     def __init__(self, packed: IO[bytes], path: Path) -> None:
@@ -73,7 +73,12 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read what fits into the buffer."""
-        data = self._packed.read(len(buffer))
+        try:
+            data = self._packed.read(len(buffer))
+        except (EOFError, OSError):
+            raise
+        except Exception as error:  # each library that unpacks has its own
+            raise ValueError(f"{self._name}: can't be unpacked: {error}") from error
         self._left -= len(data)
         if self._left < 0:
             raise WrongValue(
@@ -117,7 +122,10 @@ def _packed(path: Path) -> IO[bytes] | None:
     if _suffix(path) == ".zip":
         import zipfile
 
-        return zipfile.ZipFile(path).open(_member(path))
+        try:
+            return zipfile.ZipFile(path).open(_member(path))
+        except (RuntimeError, NotImplementedError) as error:  # a password, or a packing that Python hasn't
+            raise WrongValue(f"{path.name}: can't be unpacked: {error}", "unpack it, and name the file in it") from error
     return None
 
 

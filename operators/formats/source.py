@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
+from caiflow.engine.errors import Finding, suggest
 from caiflow.engine.machine import local_path
 from caiflow.operators.formats import SUITE
 from caiflow.operators.formats.files import has_data_suffix, read_lines
@@ -43,6 +44,18 @@ class FileSource(NamedTuple):
             return self.path.is_file() and next(self.lines(), None) is None
         except (ValueError, OSError):
             return False
+
+    def amiss(self, given: str) -> Iterator[Finding]:
+        """Yield why what a step names `given` is no file that can be read."""
+        if self.path.is_dir():
+            yield Finding(("source",), f"{given} is a folder", f"name its files: `{given.rstrip('/')}/*.jsonl`")
+        if given.startswith(BUNDLED) and not self.path.is_file():
+            known = sorted(path.name for path in self.path.parent.glob("*.*"))
+            yield Finding(("source",), f"no bundled file `{self.path.name}`", suggest(self.path.name, known, "bundled files"))
+        if "://" in given and not self.path.exists():
+            hub = re.match(r"(?:hf:/|https://huggingface\.co)/datasets/([^/@]+/[^/@]+)", given)
+            hint = f"name the data set: `source: {hub[1]}`" if hub else "bring the file here, and name its path"
+            yield Finding(("source",), f"{given} is an address, not a file here", hint)
 
     def content(self) -> str:
         """Return the sha256 of the file's bytes, hashed once for as long as the file stays as it is, and how they are read."""

@@ -10,7 +10,8 @@ import contextlib
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
@@ -66,7 +67,7 @@ def read_csv(path: Path, how: Csv) -> Iterator[Line]:
     """
     csv.field_size_limit(_WIDEST_CELL)
     place = 1
-    names: list[str] | None = None
+    names: Sequence[str] | None = None
     try:
         if how == Csv() and is_utf16(path):
             how = how.model_copy(update={"encoding": "utf-16"})
@@ -76,7 +77,7 @@ def read_csv(path: Path, how: Csv) -> Iterator[Line]:
             rows = csv.reader(file, delimiter=separator, strict=True, **_QUOTING[how.quote])
             for cells in rows:
                 if names is None:
-                    names = _names(f"{path.name}:{place}", cells)
+                    names = _names(f"{path.name}:{place}", cells) if cells else None  # a blank line has no names
                 elif cells and len(cells) != len(names):
                     text = separator.join(cells)
                     yield Line(place, None, f"expected {len(names)} cells, got {len(cells)}", text)
@@ -121,7 +122,7 @@ def _separator(path: Path, how: Csv) -> tuple[str, int]:
     """
     expected = "\t" if inner_name(path).endswith(".tsv") else ","
     with open_text(path, _with_mark(how.encoding)) as file:
-        names = file.readline(_CHUNK)
+        names = next((line for line in iter(partial(file.readline, _CHUNK), "") if line.strip()), "")
     said = _SAID.fullmatch(names)
     if said or how.separator:
         return how.separator or str(said and said[1]), 1 if said else 0
@@ -131,7 +132,7 @@ def _separator(path: Path, how: Csv) -> tuple[str, int]:
     return next((sign for sign in (";", "\t", "|", ",") if sign in between), expected), 0
 
 
-def _names(place: str, cells: list[str]) -> list[str]:
+def _names(place: str, cells: Sequence[str]) -> Sequence[str]:
     """Return the names of a table's columns.
 
     Raises:
@@ -167,6 +168,7 @@ def read_parquet(path: Path) -> Iterator[Line]:
             file = opened.enter_context(pq.ParquetFile(source, buffer_size=_BUFFERED, pre_buffer=False))
         except pa.ArrowException as error:
             raise ValueError(f"{path.name}: not a parquet file: {error}") from error
+        _names(path.name, file.schema_arrow.names)
         binary = any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in file.schema_arrow.types)
         try:
             for batch in file.iter_batches(1024):
