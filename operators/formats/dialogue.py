@@ -191,9 +191,18 @@ def parse_prompt(value: object) -> list[Message]:
     Raises:
         ValueError: empty, of another type, or without a user turn.
     """
+    return cut(parse_dialogue(value), "all")[0]
+
+
+def parse_dialogue(value: object) -> list[Message]:
+    """Return the same with what the assistant says after the last user turn.
+
+    Raises:
+        ValueError: empty or of another type.
+    """
     value = decode(value)
     if not isinstance(value, str):
-        return cut(parse_messages(value), "all")[0]
+        return parse_messages(value)
     if not value.strip():
         raise ValueError("the prompt must not be empty")
     return [Message(role="user", content=value)]

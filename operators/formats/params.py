@@ -65,7 +65,7 @@ class LoadParams(Params):
     prompt: str | None = Field(default=None, min_length=1)
     """Jinja text that makes the prompt of a record's fields, such as `"{{ context }}\\n\\n{{ question }}"`, after `rename`."""
     turns: Literal["all", "first"] = "all"
-    """Which turns the prompt has: all up to the last human turn, or the first human turn only."""
+    """Which turns the prompt has: all up to the last human turn, or the first one alone, without answers to later ones."""
     take: Take = "best"
     """Of a list of answers the best and the worst, or `all` pairs of which one is better; of a tree of messages the path of the
     best replies, or `all` paths."""

@@ -16,6 +16,7 @@ from caiflow.operators.formats.dialogue import (
     decode,
     decode_answers,
     is_turns,
+    parse_dialogue,
     parse_messages,
     parse_prompt,
     parse_transcript,
@@ -120,13 +121,19 @@ def _system_text(record: Record, name: str) -> str:
 
 
 def prompted(record: Record, which: Turns) -> Fields:
-    """Read `prompt`, and `completion` where there is one; a completion that is labelled bad is no response."""
-    prompt = opened(parse_prompt(with_input(said(record, "prompt"), record)), record)
-    fields: Fields = {"prompt": cut(prompt, which)[0]}
-    if record.get("completion") is not None:
-        answer = answer_text(*decode_answers(reply(record, "completion")))
-        fields |= {"response": None, "rejected": answer} if _is_bad(record.get("label")) else {"response": answer}
-    return fields
+    """Read `prompt`, and the `completion` that answers its last turn; a completion that is labelled bad is no response.
+
+    Without a completion, what the assistant says in the prompt to its last turn is the response.
+    """
+    turns = opened(parse_dialogue(with_input(said(record, "prompt"), record)), record)
+    prompt, response = cut(turns, which)
+    fields: Fields = {"prompt": prompt}
+    if len(prompt) < len(cut(turns, "all")[0]):
+        return {**fields, "response": response}
+    if record.get("completion") is None:
+        return {**fields, "response": response} if response and response.strip() else fields
+    answer = answer_text(*decode_answers(reply(record, "completion")))
+    return {**fields, **({"response": None, "rejected": answer} if _is_bad(record.get("label")) else {"response": answer})}
 
 
 def with_input(prompt: Any, record: Record) -> Any:

@@ -9,13 +9,16 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from caiflow.operators.formats.dialogue import Turns, decode, is_human, is_turns
+from caiflow.engine.errors import WrongValue
+from caiflow.operators.formats.dialogue import Turns, decode, is_human, is_turns, shorten
 from caiflow.operators.formats.named.conversations import CHATS, CONVERSATIONS, alpaca, messages, prompted, sharegpt
 from caiflow.operators.formats.named.fields import Fields, Record, has, present
 from caiflow.operators.formats.named.layout import Group, See, Take
 from caiflow.operators.formats.opening import Line
 
 _LABELS = ("label", "kto_tag")
+_WORDS = {"true": True, "false": False}
+_NUMBERS = {"1": True, "1.0": True, "0": False, "0.0": False}
 WORSE = "(the bad answer)"
 _READERS: Mapping[str, Callable[[Record, Turns], Fields]] = {
     "completion": prompted,
@@ -27,14 +30,18 @@ _READERS: Mapping[str, Callable[[Record, Turns], Fields]] = {
 
 
 def label_of(record: Record) -> bool | None:
-    """Return whether an answer is marked as good, also as a table writes it; None where nothing says so."""
-    value = next((record[name] for name in _LABELS if record.get(name) is not None), None)
-    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).strip().lower())
+    """Return whether an answer is marked as good, also as a table writes it, and by 1 or 0; None where nothing says so."""
+    return {**_WORDS, **_NUMBERS}.get(_mark(record))
+
+
+def _mark(record: Record) -> str:
+    value = next((record[name] for name in _LABELS if record.get(name) is not None), "")
+    return str(value).strip().lower()
 
 
 def is_labelled(record: Record) -> bool:
-    """Return whether a record has an answer and a mark."""
-    return label_of(record) is not None and _answer_field(record) is not None
+    """Return whether a record has an answer and a mark, in words: a number may be that of a class."""
+    return _mark(record) in _WORDS and _answer_field(record) is not None
 
 
 def by_prompt(lines: Iterator[Line], see: See) -> Iterator[Group]:
@@ -63,10 +70,17 @@ def joined(records: Sequence[Record], _take: Take) -> Sequence[Record]:
 
 
 def labelled(record: Record, which: Turns) -> Fields:
-    """Read an answer and its mark, beside the bad one to the same prompt where there is one."""
-    fields = _read(record, which)
-    if label_of(record) is False:
-        return {"prompt": fields["prompt"], "response": None, "rejected": fields["response"]}
+    """Read an answer and its mark, beside the bad one to the same prompt where there is one.
+
+    Raises:
+        ValueError: it has no answer, or a mark that says neither.
+    """
+    fields, good = _read(record, which), label_of(record)
+    if good is None and (mark := _mark(record)):
+        raise WrongValue(f"the label says neither true nor false, got {shorten(mark)}", "write one of these")
+    if good is False:
+        is_other = which == "first" and _read(record, "all")["prompt"] != fields["prompt"]  # the bad one answers a later turn
+        return {"prompt": fields["prompt"], "response": None, "rejected": None if is_other else fields["response"]}
     worse = record.get(WORSE)
     if not isinstance(worse, Mapping):
         return fields

@@ -58,7 +58,11 @@ def preference(record: Record, which: Turns) -> Fields:
         return pair(sides[0], sides[1], which, share)
     asked = parse_prompt(said(record, given) if given == "input" else with_input(said(record, given), record))
     if any(isinstance(answer, str) for answer in answers):
-        return _replies(cut(opened(asked, record), which)[0], answer_text(answers[0]), answer_text(answers[1]), share)
+        turns = opened(asked, record)
+        prompt, response = cut(turns, which)
+        if len(prompt) < len(turns):  # both answer a later turn
+            return {"prompt": prompt, "response": response, "chosen": None, "rejected": None, "p_chosen": None}
+        return _replies(prompt, answer_text(answers[0]), answer_text(answers[1]), share)
     sides = [opened(_continued(asked, parse_messages(answer)), record) for answer in answers]
     fields = pair(sides[0], sides[1], which, share)
     del fields["response"]
