@@ -6,8 +6,8 @@ Columns by name; numbers, texts, True, False, None; `and or not`, comparisons, `
 functions in FUNCTIONS. Anything else is refused while the spec is checked, and so is what a column's type doesn't allow (by
 `expression_types`). `expression_polars` computes them.
 
-What is computed from a missing value is missing, and a comparison with one is false (`!=` and `not in` as well), but for those
-with None, which ask for it: `topic is None`, `topic in ["home", None]`.
+What is computed from a missing value (NaN and 0 / 0 are some, too) is missing, and a comparison with one is false (`!=` and
+`not in` as well), but for those with None, which ask for it: `topic is None`, `topic in ["home", None]`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from caiflow.operators.filtering.expression import Expression, ExpressionError
@@ -28,24 +28,29 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = {
 }
 
 
-def compiled(expression: Expression) -> pl.Expr:
+def compiled(expression: Expression, floats: Collection[str] = ()) -> pl.Expr:
     """Return the polars expression, of type boolean, never null: a row for which the result is null counts as false.
+
+    `floats` are the columns that may hold NaN, which is as a missing value; to polars it is greater than any number.
 
     Raises:
         TypeError: the result can't be true or false.
     """
-    return _Compiler().value(expression.tree).fill_null(False)
+    return _Compiler(floats).value(expression.tree).fill_null(False)
 
 
 class _Compiler:
     """Builds polars expressions from a checked tree."""
+
+    def __init__(self, floats: Collection[str]) -> None:
+        self._floats = floats
 
     def value(self, node: ast.expr) -> pl.Expr:
         import polars as pl
 
         match node:
             case ast.Name(id=name):
-                return pl.col(name)
+                return pl.col(name).fill_nan(None) if name in self._floats else pl.col(name)
             case ast.Constant(value=value):
                 return pl.lit(value)
             case ast.BoolOp(op=op, values=values):
@@ -56,7 +61,8 @@ class _Compiler:
             case ast.UnaryOp(operand=operand):
                 return -self.value(operand)
             case ast.BinOp(left=left, op=op, right=right):
-                return _method(self.value(left), _ARITHMETIC[type(op)], self.value(right))
+                made = _method(self.value(left), _ARITHMETIC[type(op)], self.value(right))
+                return made if isinstance(op, ast.Add) else made.fill_nan(None)  # 0 / 0
             case ast.Call(func=ast.Name(id=name), args=args):
                 return _FUNCTIONS[name](*map(self.value, args))
             case ast.Compare():

@@ -45,8 +45,11 @@ class Filter(TableOperator[FilterParams]):
     """Leave out rows by rules, and keep them beside with the reason."""
 
     name = "filter"
-    version = 3
-    raised_for: ClassVar[Mapping[int, str]] = {3: "each character of a script without spaces counts as a word"}
+    version = 4
+    raised_for: ClassVar[Mapping[int, str]] = {
+        3: "each character of a script without spaces counts as a word",
+        4: "a number that is NaN counts as missing",
+    }
     params_type = FilterParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

@@ -148,7 +148,7 @@ class Rule(Strict):
 
     Columns by name, numbers, texts, `and`, `or`, `not`, comparisons, `in [..]`, `is None`, `+ - * / %`; of texts words,
     length, lower, strip, contains(a, b), startswith, endswith; of conversations turns and last (the last text); abs, min, max.
-    A comparison with a missing value is false, but for those with None.
+    A comparison with a missing value (or NaN) is false, but for those with None.
     """
 
     @model_validator(mode="after")

@@ -203,14 +203,17 @@ def _as_words(column: pl.Expr) -> pl.Expr:
 
 
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a column as text: a conversation's roles and contents in a row, else the plain value."""
+    """Return a column as text: a conversation's roles and contents, JSON of other objects and lists, or the value."""
     import polars as pl
 
     column = pl.col(name)
-    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+    if not dtype.is_nested():
+        return column.cast(pl.String)
+    inner = dtype.inner if isinstance(dtype, pl.List) else None
+    if isinstance(inner, pl.Struct) and [field.name for field in inner.fields] == ["role", "content"]:
         item = pl.element().struct
         return column.list.eval(pl.concat_str(item.field("role"), item.field("content"), separator="\x1e")).list.join("\x1d")
-    return column.list.join("\x1d") if isinstance(dtype, pl.List) else column.cast(pl.String)
+    return column.list.join("\x1d") if inner == pl.String else pl.struct(name).struct.json_encode()
 
 
 def _stripped(name: str) -> pl.Expr:

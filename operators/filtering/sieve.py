@@ -48,8 +48,7 @@ class Sieve:
         sifted: list[_Sifting] = []
 
         def passes(batch: pa.RecordBatch) -> list[bool]:
-            frame = pl.from_arrow(batch)
-            assert isinstance(frame, pl.DataFrame)
+            frame = _frame(batch)
             if not sifted:
                 sifted.append(_Sifting(self._checks(frame.schema), frame.schema))
             _, reasons = sifted[0].sift(frame.with_columns(sifted[0].flags))
@@ -71,8 +70,7 @@ class Sieve:
         names_of = pl.Series([check.label for check in checks], dtype=pl.String)
         try:
             for batch in rows.batches(_BATCH):  # polars' own scan reads many row groups ahead
-                given = pl.from_arrow(batch)
-                assert isinstance(given, pl.DataFrame)
+                given = _frame(batch)
                 frame, reasons = sifting.sift(given.with_columns(sifting.flags))
                 alive = reasons < 0
                 if most is not None and out.num_rows + alive.sum() > most:
@@ -107,7 +105,8 @@ class Sieve:
         """Return one rule made ready for rows with these columns."""
         fields: Any = getattr(rule, rule.kind)
         if rule.where is not None:
-            return rules.Check(label, compiled(parse(rule.where)))
+            floats = [name for name, kind in schema.items() if kind.is_float()]
+            return rules.Check(label, compiled(parse(rule.where), floats))
         if isinstance(fields, Duplicates):
             default = [name for name in ("prompt", answer_column(schema)) if name and name in schema]
             return rules.duplicates(label, fields.columns or default, schema)
@@ -149,6 +148,14 @@ class _Sifting:
         found, frame = flagged.select(self._names), flagged.drop(self._names)
         _refuse_values(found, self._checks)
         return frame, _reasons(frame, found, self._checks)
+
+
+def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
+    """Return rows as polars has them, each column under its own name: polars gives one to a column without."""
+    frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    frame.columns = batch.schema.names
+    return frame
 
 
 def _free_names(count: int, taken: Container[str]) -> list[str]:

@@ -389,3 +389,32 @@ def test_a_value_with_a_semicolon_is_no_advice() -> None:
     (wrong,) = step({"where": 'response == "a; b" +'}).check()
     assert wrong.message.endswith("got 'response == \"a; b\" +'")
     assert wrong.hint.startswith("write an expression")
+
+
+def test_where_passes_over_nan(tmp_path: Path) -> None:
+    rows = [{"uid": str(n), "prompt": ask("q"), "score": score} for n, score in enumerate([float("nan"), 0.9, 0.1])]
+    assert left_out(tmp_path, rows, {"where": "score > 0.5"}) == {"1": "where"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([{"name": "f"}], [{"name": "g"}]),
+        ([{"role": "user", "content": "q", "name": "x"}], [{"role": "user", "content": "q", "name": "y"}]),
+        ({"a": 1, "b": None}, {"a": 1, "b": [2]}),
+        ([1, None], [1, 2]),
+        ([[1], [2]], [[1, 2]]),
+        (ask("q"), ask("r")),
+        (["a", "b"], ["ab"]),
+    ],
+)
+def test_duplicates_may_be_of_any_columns(tmp_path: Path, one: Any, other: Any) -> None:
+    rows = [{"uid": str(n), "prompt": ask("q"), "about": about} for n, about in enumerate([one, other, one, None, None])]
+    gone = {"2": "duplicates", "4": "duplicates"}
+    assert left_out(tmp_path, rows, {"duplicates": {"columns": ["about"]}}) == gone
+
+
+def test_a_column_without_a_name_keeps_what_it_has(tmp_path: Path) -> None:
+    rows = [{"uid": str(n), "prompt": ask("q"), "response": "word " * n, "": n} for n in range(3)]
+    out, _ = kept(tmp_path, rows, {"where": "words(response) > 1"})
+    assert out.pylist() == rows[:2]

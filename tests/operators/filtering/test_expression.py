@@ -183,3 +183,23 @@ def test_what_a_column_is_not_made_for_is_refused(text: str, said: str) -> None:
 )
 def test_what_suits_the_columns_passes(text: str) -> None:
     check_types(parse(text), TYPES)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x > 0", [False, False, True]),
+        ("x < 2", [False, False, True]),
+        ("x != 1", [False, False, False]),
+        ("not x > 0", [True, True, False]),
+        ("x is None", [True, True, False]),
+        ("x in [1.0, None]", [True, True, True]),
+        ("max(x, 0) >= 0", [False, False, True]),
+        ("n / n > 0", [False, True, True]),
+        ("x * 2 + n > 3", [False, False, True]),
+        ("n / 0 > 9", [False, True, True]),
+    ],
+)
+def test_nan_is_as_a_missing_value(text: str, expected: list[bool]) -> None:
+    frame = pl.DataFrame({"x": [float("nan"), None, 1.0], "n": [0, 1, 2]})
+    assert frame.select(compiled(parse(text), ["x"]).alias("is")).to_series().to_list() == expected
