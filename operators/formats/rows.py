@@ -348,7 +348,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def _carried(record: Mapping[str, Any], taken: frozenset[str], fields: Mapping[str, Any]) -> Row:
-    """Return the source's other fields; one that only bears the name of a caiflow column gets `source_` before it."""
+    """Return the source's other fields; one that only bears the name of a caiflow column gets `source_` before it, or twice."""
     carried: Row = {}
     for name, value in record.items():
         if name in taken:
@@ -358,7 +358,8 @@ def _carried(record: Mapping[str, Any], taken: frozenset[str], fields: Mapping[s
         elif name != "uid" and name not in fields and _is_canonical(value, CANONICAL[name]):
             carried[name] = parse_messages(value) if CANONICAL[name] == MESSAGES and value is not None else value
         else:
-            carried[f"source_{name}"] = value
+            free = f"source_{name}"
+            carried[free if free not in record else f"source_{free}"] = value
     return carried
 
 

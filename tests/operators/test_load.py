@@ -477,3 +477,9 @@ def test_a_file_that_exists_is_never_a_pattern(tmp_path: Path, name: str) -> Non
         (tmp_path / other).write_text('{"prompt": "p"}\n')
     (found,) = resolve(name, tmp_path, {})
     assert found.path == tmp_path / name  # type: ignore[union-attr]
+
+
+def test_a_field_that_is_kept_under_another_name_takes_no_place(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a", "response": "old", "source_response": "older"}])
+    (row,) = load(tmp_path, "a.jsonl")
+    assert (row["response"], row["source_response"], row["source_source_response"]) == ("a", "older", "old")

@@ -31,17 +31,19 @@ def is_ranked(record: Record) -> bool:
 def in_pairs(records: Sequence[Record], take: Take) -> Sequence[Record]:
     """Return a record for each pair of answers: the best and the worst, or any two that aren't alike.
 
-    Of several that are best, or worst, the first one counts; where all are alike, the record has no pair.
+    Of several that are best, or worst, the first one counts; where all are alike, the record has no pair. Blank ones are aside.
 
     Raises:
-        ValueError: there are no such answers, or nothing says which is better.
+        ValueError: there are no two such answers, or nothing says which is better.
     """
     (record,) = records
     name = _list_in(record)
     if name is None:
         raise WrongValue("no list of two answers or more", f"such as `answers`; it has {', '.join(record)}")
     texts, worth = [_text(item) for item in record[name]], _worth(record, name)
-    places = range(len(texts))
+    places = [place for place, text in enumerate(texts) if text and text.strip()]
+    if len(places) < 2:
+        raise ValueError(f"of `{name}` fewer than two say anything")
     best, worst = max(places, key=worth.__getitem__), min(places, key=worth.__getitem__)
     order = sorted(places, key=lambda place: -worth[place])
     pairs = [(yes, no) for yes, no in combinations(order, 2) if worth[yes] > worth[no]] if take == "all" else [(best, worst)]
@@ -52,7 +54,7 @@ def _list_in(record: Record) -> str | None:
     """Return the field that has two answers or more, as texts or as objects that have one."""
     for name in _LISTS:
         value = record.get(name)
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1 and all(map(_text, value)):
+        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1 and None not in map(_text, value):
             return name
     return None
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caiflow.engine.operator import StepContext
+from caiflow.operators.formats.parse import FORMATS
 from caiflow.operators.load import Load, LoadParams
 from support.loading import KINDS, load, loaded, said, texts, write
 
@@ -302,3 +303,13 @@ def test_columns_are_known_before_the_run(tmp_path: Path) -> None:
     assert columns(tmp_path, lists("q", ["a", "b"])[:1], take="all").items() >= pair.items()
     assert columns(tmp_path, [tree()]).items() >= {"messages": "messages", "response": "text"}.items()
     assert columns(tmp_path, flat(tree()["prompt"])).items() >= {"messages": "messages", "response": "text"}.items()
+
+
+def test_a_blank_answer_is_in_no_pair() -> None:
+    answers = [{"response": text, "overall_score": score} for text, score in ((" ", 1), ("good", 5), ("", 9), ("fair", 3))]
+    layout = FORMATS["ranked"]
+    assert layout.fits({"instruction": "q", "completions": answers})
+    (pair,) = layout.shape([{"instruction": "q", "completions": answers}], "best")
+    assert (pair["chosen"], pair["rejected"]) == ("good", "fair")
+    with pytest.raises(ValueError, match="of `completions` fewer than two say anything"):
+        layout.shape([{"instruction": "q", "completions": answers[:2]}], "best")
