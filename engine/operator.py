@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -198,7 +198,7 @@ class Operator(ABC, Generic[P]):
         self.params = params
         self.context = context
 
-    def __reduce__(self) -> tuple[type[Self], tuple[P, StepContext]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Have it made again in another process, without what it has worked out in this one."""
         return type(self), (self.params, self.context)
 

@@ -6,7 +6,6 @@ themselves are in `caiflow.operators.formats`. Never asks a model, and imports n
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,22 +13,21 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from caiflow.engine.errors import Finding, WrongValue, finding, suggest
 from caiflow.engine.operator import Expected, Job, TableOperator
 from caiflow.engine.rows.columns import Columns, ColumnType, Gap, Turns
 from caiflow.engine.rows.tool_use import TOOL_USE
 from caiflow.operators.formats.opening import inner_name
-from caiflow.operators.formats.params import LoadParams, Split
+from caiflow.operators.formats.params import LoadParams
 from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
-from caiflow.operators.formats.passes import Drawn, Piece, Pieces, sampled, written
+from caiflow.operators.formats.passes import Drawn, Piece, Pieces, sampled, side, written
 from caiflow.operators.formats.rows import Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
 from caiflow.operators.formats.source import FileSource, resolve
 from caiflow.operators.formats.survey import BadRow, ByColumn, Survey, by_column
 from caiflow.operators.formats.tables import Csv
-from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
     from caiflow.engine.rows.folder import RowsWriter
@@ -67,6 +65,10 @@ class Load(TableOperator[LoadParams]):
         4: "records that were misread, or lost behind others, are read or told",
     }
     params_type = LoadParams
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have it made again with what pins its sources, once that is known: a worker reads what was planned, or says no."""
+        return *super().__reduce__(), {name: vars(self)[name] for name in ("_from", "_contents") if name in vars(self)}
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local file; others are only known once they are read."""
@@ -174,8 +176,13 @@ class Load(TableOperator[LoadParams]):
     def identity(self) -> Mapping[str, Any]:
         """Return what pins the source's content, and the seed where rows are drawn."""
         seed = {} if self.params.sample is None else {"seed": self.context.seed}
-        contents = [source.content() for source in self._from]
-        return {"content": contents[0] if len(contents) == 1 else contents, **seed}
+        found = self._contents
+        return {"content": found[0] if len(found) == 1 else found, **seed}
+
+    @cached_property
+    def _contents(self) -> list[str]:
+        """What pins each source, found once: what is read later has to be the same."""
+        return [source.content() for source in self._from]
 
     def sources(self) -> Mapping[str, Path | str]:
         """Return the files, or the hub id with the commit it stands for."""
@@ -187,7 +194,7 @@ class Load(TableOperator[LoadParams]):
         """Read the source for its columns' types and the sample, and write what was read.
 
         Raises:
-            ValueError: a row that can't be read, with its file and line; or no row is left.
+            ValueError: a row that can't be read, with its file and line; no row is left; or the source was changed meanwhile.
         """
         for source in self._from:
             if not isinstance(source, FileSource):
@@ -200,6 +207,8 @@ class Load(TableOperator[LoadParams]):
             if drawn is not None:
                 for uid in rows.uids():
                     drawn.offer(uid)
+        if "_contents" in vars(self) and self._contents != [source.content() for source in self._from]:
+            raise WrongValue(f"{self.params.source}: it has changed since the run was planned", "run again")
         counts = written(pieces if drawn is None else sampled(pieces, drawn, self.params.limit), survey, out)
         out.metrics.update(counts, **self._told(survey))
         if job.log is not None:
@@ -353,30 +362,6 @@ def _gaps(rows: Sequence[Row]) -> dict[str, Gap]:
 
 def _is_nothing(name: str, value: Any) -> bool:
     return value is None or (name == "messages" and not (value and value[-1]["role"] == "assistant"))
-
-
-def side(row: Row, split: Split) -> Literal["train", "test"]:
-    """Return the side of the division that a row is on; texts that differ only in case and spaces are on the same one.
-
-    Raises:
-        ValueError: the row has no such column.
-    """
-    if row.get(split.column) is None:
-        raise WrongValue(f"split by `{split.by}`: the row has none", f"it has {', '.join(row)}")
-    value = row[split.column]
-    if split.by == "opening":
-        value = [next(turn for turn in value if turn["role"] == "user")]
-    text = " ".join(_said(value).split()).casefold()
-    return "test" if fraction(split.seed, text) < split.test else "train"
-
-
-def _said(value: Any) -> str:
-    """Return what is said in a conversation, whoever says it; of other values their JSON text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(turn, dict) and "content" in turn for turn in value):
-        return " ".join(turn["content"] for turn in value)
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _counted(bad: Sequence[BadRow], head: Head) -> str:

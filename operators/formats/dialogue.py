@@ -278,7 +278,10 @@ def _append(turns: list[Message], role: str, content: str) -> None:
 
 def is_turns(value: object) -> bool:
     """Return whether `value` has the form of a message list, whatever the roles are and what is said."""
-    value = decode(value)
+    try:
+        value = decode(value)
+    except ValueError:
+        return True  # a list of messages, with half of a character in one
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     return all(isinstance(item, Mapping) and isinstance(item.get("role") or item.get("from"), str) for item in value)

@@ -1,4 +1,4 @@
-"""Passing over a source's rows twice, parsed once: kept in memory or beside the output, a sample of them drawn, and written.
+"""Passing over a source's rows twice, parsed once: kept in memory or beside the output, some of them drawn, and written.
 
 Never reads records.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
-from caiflow.operators.formats.survey import BadRow, Block, Survey
+from caiflow.engine.errors import WrongValue
+from caiflow.operators.formats.params import Split
+from caiflow.operators.formats.survey import BadRow, Block, Row, Survey
 from caiflow.operators.mixing.draws import fraction
 
 if TYPE_CHECKING:
@@ -42,6 +45,30 @@ class Drawn:
 
     def _rank(self, uid: str) -> float:
         return fraction("sample", self._seed, uid)
+
+
+def side(row: Row, split: Split) -> Literal["train", "test"]:
+    """Return the side of the division that a row is on; texts that differ only in case and spaces are on the same one.
+
+    Raises:
+        ValueError: the row has no such column.
+    """
+    if row.get(split.column) is None:
+        raise WrongValue(f"split by `{split.by}`: the row has none", f"it has {', '.join(row)}")
+    value = row[split.column]
+    if split.by == "opening":
+        value = [next(turn for turn in value if turn["role"] == "user")]
+    text = " ".join(_said(value).split()).casefold()
+    return "test" if fraction(split.seed, text) < split.test else "train"
+
+
+def _said(value: Any) -> str:
+    """Return what is said in a conversation, whoever says it; of other values their JSON text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        return " ".join(turn["content"] for turn in value)
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 class Piece(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from hypothesis import strategies as st
 from caiflow.engine.operator import StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows
+from caiflow.operators.formats.params import LoadParams, Split
+from caiflow.operators.formats.passes import side
 from caiflow.operators.formats.tables import read_parquet
-from caiflow.operators.load import Load, LoadParams, Split, side
+from caiflow.operators.load import Load
 from support.real_data import REAL_DATA, needs
 from support.tables import ask, run_table, write_jsonl
 
@@ -483,3 +486,14 @@ def test_a_field_that_is_kept_under_another_name_takes_no_place(tmp_path: Path) 
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a", "response": "old", "source_response": "older"}])
     (row,) = load(tmp_path, "a.jsonl")
     assert (row["response"], row["source_response"], row["source_source_response"]) == ("a", "older", "old")
+
+
+def test_a_file_that_changes_after_the_plan_is_never_taken_for_what_was_planned(prompts: Path) -> None:
+    planned = step(prompts, "prompts.jsonl")
+    identity = planned.identity()
+    write_jsonl(prompts / "prompts.jsonl", [{"prompt": "another"}])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl: it has changed since the run was planned; run again"):
+        run_table(pickle.loads(pickle.dumps(planned)), prompts / "out")
+    again = step(prompts, "prompts.jsonl")
+    assert again.identity() != identity
+    assert run_table(again, prompts / "anew")[0].num_rows == 1

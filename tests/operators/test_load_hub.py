@@ -91,6 +91,28 @@ def test_a_hub_id_loads_its_main_revision_and_pins_the_commit(hub: Path) -> None
     assert found["open"]
 
 
+MOVED = """
+import pickle, sys
+from pathlib import Path
+from caiflow.operators.load import Load, LoadParams
+from caiflow.engine.operator import StepContext
+from support.tables import run_table
+planned = Load(LoadParams(source="org/dialogues", folder="kind"), StepContext())
+identity = planned.identity()
+Path(sys.argv[1]).write_text(sys.argv[2])
+again = pickle.loads(pickle.dumps(planned))
+print(again.identity() == identity, run_table(again, Path(sys.argv[3]))[0].pylist()[0]["prompt"][0]["content"])
+"""
+
+
+def test_a_branch_that_moves_after_the_plan_is_read_as_it_was_planned(hub: Path) -> None:
+    main = hub / "hf" / "hub" / "datasets--org--dialogues" / "refs" / "main"
+    env = {**os.environ, "HF_HUB_CACHE": str(hub / "hf" / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", MOVED, str(main), OLD, str(hub / "out")]
+    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.check_output(command, text=True, env=env | path).split() == ["True", "new", "kind", "train", "0"]
+
+
 def test_a_part_that_was_never_fetched_is_told_while_offline(hub: Path) -> None:
     data = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "parts"
     data.mkdir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +40,12 @@ class Piece(NamedTuple):
     commit: str | None = None
 
 
+def _kind(record: Record, harmful: bool) -> Asked:
+    return {"prompt": record["prompt"], "harmful": harmful, "kind": record["category"]}
+
+
 def _of_kind(harmful: bool) -> Callable[[Record], Asked]:
-    return lambda record: {"prompt": record["prompt"], "harmful": harmful, "kind": record["category"]}
+    return partial(_kind, harmful=harmful)  # sources go to other processes
 
 
 def _xstest(record: Record) -> Asked:
@@ -48,7 +53,7 @@ def _xstest(record: Record) -> Asked:
 
 
 def _in_context(record: Record) -> Asked:
-    return {**_of_kind(harmful=True)(record), "prompt": f"{record['context']}\n\n---\n\n{record['prompt']}"}
+    return {**_kind(record, harmful=True), "prompt": f"{record['context']}\n\n---\n\n{record['prompt']}"}
 
 
 def _wildguard(record: Record) -> Asked:

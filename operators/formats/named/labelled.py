@@ -51,10 +51,10 @@ def by_prompt(lines: Iterator[Line], see: See) -> Iterator[Group]:
     for place, line in enumerate(lines):
         record = see(line)
         label, field = label_of(record), _answer_field(record)
-        if label is None or field is None:
+        asked = None if label is None or field is None else _asked(record, field)
+        if label is None or asked is None:
             yield (line,)
             continue
-        asked = _asked(record, field)
         if places[not label, asked]:
             other = alone.pop(places[not label, asked].popleft())
             yield (line, other) if label else (other, line)
@@ -106,9 +106,12 @@ def _answer_field(record: Record) -> str | None:
     return chat or ("output" if has("instruction", "output")(record) else None)
 
 
-def _asked(record: Record, field: str) -> str:
-    """Return what an answer is to, the same text for equal prompts."""
+def _asked(record: Record, field: str) -> str | None:
+    """Return what an answer is to, the same text for equal prompts; None where that can't be read, which its reader tells."""
     beside = [record.get(name) for name in ("system", "system_prompt", "prompt", "instruction", "input")]
-    turns = decode(record[field]) if field in CHATS else []
+    try:
+        turns = decode(record[field]) if field in CHATS else []
+    except ValueError:
+        return None
     said = turns if turns and is_human(turns[-1]) else turns[:-1]
     return json.dumps([said, beside], sort_keys=True, default=str)

@@ -16,6 +16,7 @@ import pytest
 from caiflow.engine.operator import StepContext
 from caiflow.operators.formats.files import read_lines
 from caiflow.operators.load import Load, LoadParams
+from support.tables import run_table, write_jsonl
 
 RECORDS = [{"prompt": "Tea?"}, {"prompt": "Key?"}]
 TURNS = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Here."}]
@@ -112,3 +113,16 @@ def test_blank_lines_above_the_names_of_columns_are_passed_over(tmp_path: Path, 
 )
 def test_an_address_is_no_file(tmp_path: Path, source: str, hint: str) -> None:
     assert told(tmp_path, source) == (f"{source} is an address, not a file here", hint)
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("label", [{}, {"label": True}], ids=["plain", "labelled"])
+def test_half_a_character_in_turns_that_are_written_out_makes_one_row_bad(
+    tmp_path: Path, name: str, label: dict[str, bool]
+) -> None:
+    broken = [{"role": "user", "content": "\ud83d"}, TURNS[1]]
+    write_jsonl(tmp_path / "a.jsonl", [{name: json.dumps(turns), **label} for turns in (broken, TURNS)])
+    load = Load(LoadParams(source="a.jsonl", on_bad_row="quarantine"), StepContext(0, tmp_path))
+    rows, _ = run_table(load, tmp_path / "out")
+    assert [row["response"] for row in rows.pylist()] == ["Here."]
+    assert [row["reason"] for row in rows.dropped().pylist()] == [r"a message has \ud83d, which is half of a character"]
