@@ -60,10 +60,7 @@ class Load(TableOperator[LoadParams]):
 
     name = "load"
     version = 4
-    raised_for: ClassVar[Mapping[int, str]] = {
-        3: "rows are named by what is in them, no longer by their file's name too",
-        4: "records that were misread, or lost behind others, are read or told",
-    }
+    raised_for: ClassVar[Mapping[int, str]] = {3: "rows are named by what is in them, no longer by their file's name too"}
     params_type = LoadParams
 
     def __reduce__(self) -> tuple[Any, ...]:

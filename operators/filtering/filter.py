@@ -46,10 +46,7 @@ class Filter(TableOperator[FilterParams]):
 
     name = "filter"
     version = 4
-    raised_for: ClassVar[Mapping[int, str]] = {
-        3: "each character of a script without spaces counts as a word",
-        4: "a number that is NaN counts as missing",
-    }
+    raised_for: ClassVar[Mapping[int, str]] = {3: "each character of a script without spaces counts as a word"}
     params_type = FilterParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

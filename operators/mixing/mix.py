@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import Finding
 from caiflow.engine.health import Measure
@@ -25,7 +25,6 @@ class Mix(TableOperator[MixParams]):
 
     name = "mix"
     version = 3
-    raised_for: ClassVar[Mapping[int, str]] = {3: "objects of several inputs keep the fields of all"}
     params_type = MixParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:
