@@ -193,9 +193,10 @@ def _from_mapping(value: Mapping[str, Any], base_dir: Path) -> Constitution:
     except SpecError as error:
         raise SpecError(tuple(_below("source", error))) from None
     only, without = (_ids(value, key, whole) for key in ("only", "without"))
-    kept = tuple(p for p in whole.principles if (not only or p.id in only) and p.id not in without)
+    named = value.get("only") is not None
+    kept = tuple(p for p in whole.principles if (not named or p.id in only) and p.id not in without)
     if not kept:
-        raise _wrong("without", "no principle is left")
+        raise _wrong("only" if named else "without", "no principle is left", "name some to keep, or leave fewer out")
     return replace(whole, principles=kept)
 
 

@@ -200,6 +200,8 @@ def test_broken_files_say_where_and_what(tmp_path: Path, text: str, line: int, m
         ({"source": "harmless", "without": [["p01-violence"]]}, "without", "the ids of principles are expected"),
         ({"source": "harmless", "only": {"p01-violence": 1}}, "only", "the ids of principles are expected"),
         ({"source": "harmless", "exclude": []}, "exclude", "unknown key"),
+        ({"source": "harmless", "only": []}, "only", "no principle is left"),
+        ({"source": "harmless", "only": "p01-violence", "without": "p01-violence"}, "only", "no principle is left"),
         ([], "", "expected"),
         (7, "", "expected"),
     ],
