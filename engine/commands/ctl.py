@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.commands.parser import named_run, one_of, positive, print_json
 from caiflow.engine.display.terminal import say
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, SpecError
 
 if TYPE_CHECKING:
     from caiflow.engine.store.controls import Controls
@@ -35,9 +37,16 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("number", metavar="N", nargs="?", type=positive, help="with concurrency: most calls of a model at once")
     parser.add_argument("--max-calls", metavar="N", type=positive, help="with budget: as in the model's entry")
     parser.add_argument("--max-tokens-total", metavar="N", type=positive, help="with budget: as in the model's entry")
-    parser.add_argument("--max-cost", metavar="X", type=float, help="with budget: as in the model's entry")
+    parser.add_argument("--max-cost", metavar="X", type=_cost, help="with budget: as in the model's entry")
     parser.add_argument("--model", metavar="NAME", help="the model that is meant (default: all of the spec)")
     parser.add_argument("--json", action="store_true", help="print what is asked of the run as JSON")
+
+
+def _cost(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (cost := float(text)) < math.inf:
+            return cost
+    raise ArgumentTypeError(f"{text!r} is no amount of money above 0")
 
 
 def execute(args: Namespace) -> int:
@@ -64,7 +73,7 @@ def _limits(run_dir: Path, args: Namespace, before: Controls) -> dict[str, dict[
     """Return by model what holds after what is asked.
 
     Raises:
-        CaiflowError: the words of the command don't go together, or there is no such model.
+        SpecError: the words of the command don't go together, or there is no such model.
     """
     budget = {name: getattr(args, name) for name in ("max_calls", "max_tokens_total", "max_cost")}
     new = {name: float(value) for name, value in budget.items() if value is not None}
@@ -72,7 +81,7 @@ def _limits(run_dir: Path, args: Namespace, before: Controls) -> dict[str, dict[
         new["concurrency"] = float(args.number)
     wanted = {"concurrency": {"concurrency"}, "budget": {*budget}}.get(args.what, set())
     if (wanted and not new) or not new.keys() <= wanted or (args.number and args.what != "concurrency"):
-        raise CaiflowError(f"ctl: what is meant by {args.what!r} with these?", "see caiflow ctl --help")
+        raise SpecError(f"caiflow ctl: what is meant by {args.what!r} with these?", "see caiflow ctl --help")
     models = [one_of(args.model, _models(run_dir), "models")] if args.model else _models(run_dir)
     return {name: {**before.models.get(name, {}), **new} for name in models} if new else {}
 

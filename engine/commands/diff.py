@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from caiflow.engine.commands.parser import named_run, print_json
+from caiflow.engine.commands.parser import from_zero, named_run, print_json
 
 EXAMPLES = """\
   caiflow diff runs/cai/20250101-120000 last
@@ -17,7 +17,9 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `diff`."""
     parser.add_argument("old", metavar="A", help="a run (see caiflow show --help)")
     parser.add_argument("new", metavar="B", help="another run")
-    parser.add_argument("--examples", metavar="N", type=int, default=3, help="show N changed rows of each step (default 3)")
+    parser.add_argument(
+        "--examples", metavar="N", type=from_zero, default=3, help="show N changed rows of each step (default 3)"
+    )
     parser.add_argument("--all", action="store_true", help="show figures too that differ within their intervals")
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 

@@ -210,6 +210,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def from_zero(text: str) -> int:
+    """Return a whole number of an argument that may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Return a port of an argument; 0 has the system choose one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, 0 to 65535")
+    return int(text)
+
+
 def _key_sent(text: str) -> KeySent:
     from caiflow.engine.plan.consent import parse_key_sent
 

@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from caiflow.engine.commands.parser import open_store, print_json
+from caiflow.engine.commands.parser import open_store, positive, print_json
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -18,7 +18,7 @@ EXAMPLES = """\
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `runs`."""
-    parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the latest N runs (default 20)")
+    parser.add_argument("--limit", metavar="N", type=positive, default=20, help="show the latest N runs (default 20)")
     parser.add_argument("--tag", metavar="TAG", help="show only the runs that have this tag")
     parser.add_argument("--json", action="store_true", help="print the runs as JSON")
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import named_run, open_store
+from caiflow.engine.commands.parser import named_run, open_store, port
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import PlanError
 from caiflow.engine.machine import gpus, pip_command
@@ -59,7 +59,7 @@ def arguments(parser: ArgumentParser) -> None:
         "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="what computes (default: as in a run)"
     )
     parser.add_argument("--host", default="localhost", help="address to listen on (default localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default 8000)")
 
 
 def execute(args: Namespace) -> int:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.commands.parser import named_run, one_of, print_json
+from caiflow.engine.commands.parser import from_zero, named_run, one_of, print_json
 from caiflow.engine.display.terminal import say
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `show`."""
     parser.add_argument("run", metavar="RUN", help="a run's folder, its name, its spec's name, or last")
     parser.add_argument("step", metavar="STEP", nargs="?", help="a step of the run")
-    parser.add_argument("--offset", metavar="N", type=int, default=0, help="skip N rows")
-    parser.add_argument("--limit", metavar="N", type=int, default=10, help="show at most N rows (default 10)")
+    parser.add_argument("--offset", metavar="N", type=from_zero, default=0, help="skip N rows")
+    parser.add_argument("--limit", metavar="N", type=from_zero, default=10, help="show at most N rows (default 10)")
     parser.add_argument("--columns", metavar="A,B", help="show only these columns")
     parser.add_argument("--all", action="store_true", help="at a terminal, show the columns too that are for other steps")
     parser.add_argument("--uid", metavar="UID", help="show only rows whose uid begins so")
@@ -114,7 +114,8 @@ def _show_rows(path: Path, args: Namespace) -> None:
     if not args.uid:
         last = args.offset + len(page)
         more = f"; more with --offset {last}" if last < total else ""
-        console.print(f"rows {min(args.offset + 1, last)} to {last} of {total:,}{more}", style="dim")
+        shown = f"rows {args.offset + 1} to {last} of {total:,}" if page else f"none of {total:,} rows"
+        console.print(f"{shown}{more}", style="dim")
 
 
 def _page(rows: Rows, args: Namespace) -> tuple[list[dict[str, Any]], int]:

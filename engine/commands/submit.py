@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caiflow.engine.commands.parser import allowed_by, positive, read_spec, variant_arguments
+from caiflow.engine.commands.parser import allowed_by, from_zero, positive, read_spec, variant_arguments
 from caiflow.engine.display.terminal import say
 from caiflow.engine.errors import PlanError, SpecError
 
@@ -54,7 +54,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--kuberay", metavar="IMAGE", help="print a RayJob for Kubernetes instead, with this image")
     parser.add_argument("--claim", metavar="NAME", default="", help="of --kuberay: the volume claim with the store")
     parser.add_argument("--workers", metavar="N", type=positive, default=1, help="of --kuberay: its nodes beside the head (1)")
-    parser.add_argument("--gpus", metavar="N", type=int, default=0, help="of --kuberay: the GPUs of each of them (0)")
+    parser.add_argument("--gpus", metavar="N", type=from_zero, default=0, help="of --kuberay: the GPUs of each of them (0)")
 
 
 def execute(args: Namespace) -> int:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from caiflow.engine.commands.parser import named_run, positive
+from caiflow.engine.commands.parser import named_run, port, positive
 from caiflow.engine.display.terminal import say
 
 EXAMPLES = """\
@@ -22,7 +22,7 @@ FOLLOW_S = 3
 def arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `view`."""
     parser.add_argument("run", metavar="RUN", help="a run (see caiflow show --help)")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    parser.add_argument("--port", type=port, default=0, help="port to listen on (default: a free one)")
     parser.add_argument("--rows", metavar="N", type=positive, default=1000, help="most rows of each step (default 1000)")
 
 

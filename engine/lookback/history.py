@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from caiflow.engine.errors import CaiflowError, suggest
+from caiflow.engine.errors import CaiflowError, StoreError, suggest
 from caiflow.engine.lookback.tags import said_of
 from caiflow.engine.store.journal import read_run
 
@@ -42,7 +42,7 @@ def list_runs(store: Store) -> list[RunLine]:
 def _line(run_dir: Path) -> RunLine | None:
     try:
         run = read_run(run_dir)
-    except (OSError, ValueError, KeyError):
+    except (OSError, StoreError, KeyError):
         return None
     counts = Counter(step["status"] for step in run["steps"].values())
     told = (len(run.get("notes", ())), run.get("variant", ""), *said_of(run_dir))

@@ -35,7 +35,7 @@ def verify(run_dir: Path) -> Iterator[Verdict]:
     """
     try:
         steps = json.loads((run_dir / "run.json").read_bytes())["steps"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CaiflowError(f"{run_dir}: no run is recorded here, got {error}", "name a run's folder") from error
     locked = read_lock(run_dir / LOCK)["steps"] if (run_dir / LOCK).exists() else {}
     for name, step in steps.items():

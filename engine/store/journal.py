@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from caiflow.engine.errors import StoreError
 from caiflow.engine.store.disk import finite
 from caiflow.engine.version import VERSION
 
@@ -133,13 +134,24 @@ def _new_step(step: Mapping[str, Any]) -> dict[str, Any]:
     return {"op": step["op"], **empty, **{k: v for k, v in step.items() if k in ("inputs", "digest")}}
 
 
+_NEEDED = {"status", "steps"}
+"""By which a record of a run is told from any other run.json."""
+
+
 def read_run(run_dir: Path) -> dict[str, Any]:
     """Return the content of run.json, its status corrected where the driver died.
 
     Raises:
         FileNotFoundError: the folder holds no run.json.
+        StoreError: it holds another thing under that name, or what a broken disk left of one.
     """
-    run: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    path = run_dir / "run.json"
+    try:
+        run = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict) or not run.keys() >= _NEEDED:
+        raise StoreError(f"{path}: no record of a run, or a damaged one", "run the spec again: what was made is kept")
     run["status"] = true_status(run)
     if run["status"] != "running":
         for step in run["steps"].values():

@@ -84,6 +84,12 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
         (["run", "short.yaml", "--until", "claen"], "did you mean `clean`"),
         (["run", "short.yaml", "--set", "steps.clean.inptu=red"], "--set:1:"),
         (["why", "short.yaml", "rde"], "did you mean `red`"),
+        (["show", "first", "red", "--offset=-1"], "'-1' is no whole number from 0 on"),
+        (["show", "first", "red", "--limit=-1"], "'-1' is no whole number from 0 on"),
+        (["runs", "--limit", "0"], "no whole number above 0"),
+        (["diff", "first", "first", "--examples=-1"], "'-1' is no whole number from 0 on"),
+        (["view", "first", "--port", "99999"], "'99999' is no port, 0 to 65535"),
+        (["serve", "first", "base", "--port=-1"], "'-1' is no port, 0 to 65535"),
         (["ops", "fliter"], "did you mean `filter`"),
         (["init", "quickstrat"], "did you mean `quickstart`"),
         ([], "usage: caiflow"),
@@ -210,6 +216,7 @@ def test_show_pages_through_rows(place: Path) -> None:
     text = caiflow(place, "show", "first", "red", "--offset", "1", "--limit", "1").stdout
     assert "much longer than that" in text
     assert "rows 2 to 2 of 2" in text
+    assert caiflow(place, "show", "first", "red", "--offset", "9").stdout == "none of 2 rows\n"
     row = json.loads(caiflow(place, "show", "first", "clean", "--json", "--columns", "response").stdout)
     assert row == {"response": "short"}
     assert "much longer" in caiflow(place, "show", "first", "clean", "--dropped").stdout

@@ -270,8 +270,16 @@ def test_what_makes_no_sense_is_refused(
 
     monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
     run_dir = living(tmp_path / "run")
-    assert main(["ctl", str(run_dir), *words]) in (1, 2)
+    assert main(["ctl", str(run_dir), *words]) == 2
     assert said in capsys.readouterr().err
+    assert not (run_dir / CONTROL).exists()
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "-3", "0", "much"])
+def test_a_cap_that_is_no_amount_reaches_no_engine(amount: str, tmp_path: Path) -> None:
+    run_dir = living(tmp_path / "run")
+    done = command_here(tmp_path, "ctl", str(run_dir), "budget", f"--max-cost={amount}", CAIFLOW_HOME=str(tmp_path / "home"))
+    assert (done.returncode, f"{amount!r} is no amount of money above 0" in done.stderr) == (2, True)
     assert not (run_dir / CONTROL).exists()
 
 

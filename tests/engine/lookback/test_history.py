@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.errors import CaiflowError
+from caiflow.engine.errors import CaiflowError, StoreError
 from caiflow.engine.lookback.history import evaluations, find_run, list_runs, model_card, output_kind, step_dir
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import Journal
@@ -78,9 +78,16 @@ def test_runs_are_listed_with_their_steps(store: Store) -> None:
     assert lines[0].steps == {"done": 1, "cached": 1, "failed": 1}
 
 
-def test_a_run_whose_folder_is_damaged_is_left_out(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "runs/cai/first/run.json").write_text("{")
+@pytest.mark.parametrize("left", ["", "{", "null", "[]", '{"status": "done"}', "\ufeff\0"])
+def test_a_run_whose_record_is_damaged_is_left_out_and_told_of_where_it_is_meant(
+    store: Store, tmp_path: Path, left: str
+) -> None:
+    folder = tmp_path / "runs/cai/first"
+    (folder / "run.json").write_text(left)
     assert len(list_runs(store)) == 2
+    assert find_run("last", store) != folder
+    with pytest.raises(StoreError, match=r"run\.json: no record of a run, or a damaged one; run the spec again"):
+        step_dir(find_run(str(folder), store), "red")
 
 
 def test_step_outputs_are_found_and_told_apart(store: Store) -> None:
