@@ -174,7 +174,19 @@ def _check_models(checked: Checked) -> None:
         if entry.api_key_env and entry.served and not os.environ.get(entry.api_key_env):
             at, told = checked.tree.nearest((*path, "api_key_env")).at, f"the variable {entry.api_key_env} isn't set here"
             checked.remarks.at(at, (*path, "api_key_env"), told, "export the server's key in it before a run")
+        if entry.revision and not entry.served and _is_local(entry.source):
+            at, told = (
+                checked.tree.nearest((*path, "revision")).at,
+                f"`revision` has no effect: {entry.source} isn't on the hub",
+            )
+            checked.remarks.at(at, (*path, "revision"), told, "leave it out")
         _check_engine_has(checked, path, entry)
+
+
+def _is_local(source: str) -> bool:
+    """Return whether a model's source is no repository, by its name alone: no file is looked for."""
+    bundled = source in BUNDLED or source in PACKAGED
+    return bundled or source.startswith((".", "/", "~")) or source.endswith(".gguf") or source.count("/") > 1
 
 
 def _check_template(checked: Checked, path: Path_, value: str | None) -> None:

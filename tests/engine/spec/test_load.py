@@ -182,6 +182,14 @@ def test_constitutions_and_templates_of_an_extended_spec_are_found_beside_it_too
     assert load(spec.dump()).steps == spec.steps
 
 
+@pytest.mark.parametrize(("source", "told"), [("tiny", 1), ("./net", 1), ("org/one", 0), ("http://127.0.0.1:1/v1", 0)])
+def test_a_revision_of_what_is_not_on_the_hub_is_remarked(source: str, told: int) -> None:
+    Path("net").mkdir()
+    Path("net/config.json").write_text("{}")
+    remarks = load(SPEC.replace("source: tiny", f"source: '{source}', revision: v1")).remarks
+    assert sum("`revision` has no effect" in remark.message for remark in remarks) == told
+
+
 def test_what_stays_of_a_model_under_another_source_is_remarked() -> None:
     basis = SPEC.replace("base: {source: tiny}", "base: {source: org/one, revision: v1, chat_template: '{{ messages }}'}")
     Path("basis.yaml").write_text(basis)
