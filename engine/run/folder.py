@@ -7,6 +7,7 @@ runner's.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,8 +145,20 @@ class RunFolder:
         """Settle a step whose artifact was there."""
         self._accept(step, "cached", artifact, {"cached": artifact.rows_out, "failed": artifact.failed})
 
-    def seal(self, step: Step, result: StepResult) -> None:
-        """Settle a step by making its staged output an artifact."""
+    def seal(self, step: Step, result: StepResult, beside: Mapping[str, StepResult]) -> None:
+        """Settle a step by making its staged output an artifact; `beside` are the results of all steps that were made with it.
+
+        Where another run was first with its input, and has rows in it that failed here, the step is to be made of those.
+        """
+        if self._misses_rows(step, result, beside):
+            assert result.staged is not None, step.name
+            shutil.rmtree(result.staged)
+            result.staged.mkdir()
+            self._journal.emit(
+                "log", text=f"{step.name} is made anew: another run has rows of {step.input} that failed in this one"
+            )
+            self.begin_anew([step])
+            return
         components = self._resolver.components(step)
         self._own_s[step.name] = result.seconds
         assert components is not None, step.name
@@ -165,6 +178,11 @@ class RunFolder:
         artifact = self._resolver.store.seal(digest(components), result.staged, meta)
         self._resolver.artifacts[step.name] = artifact
         self._accept(step, "done", artifact, result.counts)
+
+    def _misses_rows(self, step: Step, result: StepResult, beside: Mapping[str, StepResult]) -> bool:
+        """Return whether a step's input, which was made with it, has other rows by now, or is itself to be made anew."""
+        given = self._resolver.artifacts.get(step.input)
+        return step.input in beside and (given is None or given.rows_out != result.rows_in)
 
     def learnt(self, step: Step) -> Artifact | None:
         """Return what a training learnt, whatever became of saving it; what lies in its work folder is sealed first."""

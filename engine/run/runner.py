@@ -214,7 +214,7 @@ class _Execution:
         elif self.folder.lost_an_input(step):
             self.folder.skip(step)
         else:
-            self.folder.seal(step, result)
+            self.folder.seal(step, result, finished.results)
         if claim := self._claims.pop(step.name, None):
             claim.close()
 
