@@ -160,7 +160,7 @@ def find_spec(name: str) -> Path:
         SpecError: there is neither.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() and not (path.is_dir() and name in recipes()):  # such a folder is what `init` made
         return path
     bundled = recipes()
     if name in bundled:

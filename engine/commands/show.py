@@ -105,8 +105,9 @@ def _show_rows(path: Path, args: Namespace) -> None:
         return
     from caiflow.engine.commands.tables import row_card, row_text
     from caiflow.engine.display.console import Console
+    from caiflow.engine.display.report import UNBROKEN
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
     every = list(rows.columns) if args.all else columns
     for row in page:
         parts = row_card(row, console, every) if sys.stdout.isatty() else [row_text(row, columns)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from caiflow.engine.commands.parser import named_run, port, positive
 from caiflow.engine.display.terminal import say
+from caiflow.engine.errors import CaiflowError
 
 EXAMPLES = """\
   caiflow view last                       # while it runs, too: the page follows it
@@ -35,7 +36,11 @@ def execute(args: Namespace) -> int:
 
 
 def server(run_dir: Path, port: int = 0, rows: int = 1000) -> ThreadingHTTPServer:
-    """Return a server of a run's report; only browsers that mean this machine by its name are answered."""
+    """Return a server of a run's report; only browsers that mean this machine by its name are answered.
+
+    Raises:
+        CaiflowError: the port can't be had.
+    """
     from caiflow.engine.lookback.opened import Run
     from caiflow.engine.lookback.report.page import page
 
@@ -63,4 +68,7 @@ def server(run_dir: Path, port: int = 0, rows: int = 1000) -> ThreadingHTTPServe
         def log_message(self, *_: object) -> None:
             """Say nothing of each request."""
 
-    return ThreadingHTTPServer((HOST, port), Answers)
+    try:
+        return ThreadingHTTPServer((HOST, port), Answers)
+    except OSError as error:
+        raise CaiflowError(f"view: port {port}: {error.strerror}", "leave --port out for a free one") from error

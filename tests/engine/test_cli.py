@@ -123,6 +123,12 @@ def test_validate_says_which_profiles_it_did_not_look_into(place: Path) -> None:
     assert "unknown key `sede`" in caiflow(place, "validate", "profiled.yaml", "--profile", "wrong").stdout
 
 
+def test_a_folder_of_a_recipe_s_name_does_not_hide_the_recipe(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    done = command_here(tmp_path, "validate", "paper", **environment(place))
+    assert (done.returncode, done.stdout.startswith("paper: ok")) == (0, True)
+
+
 def test_a_missing_spec_is_a_problem_at_its_place(place: Path) -> None:
     (problem,) = json.loads(caiflow(place, "validate", "nowhere.yaml", "--json").stdout)["problems"]
     assert (problem["file"], problem["line"], problem["col"]) == ("nowhere.yaml", 1, 1)
@@ -216,6 +222,8 @@ def test_show_pages_through_rows(place: Path) -> None:
     text = caiflow(place, "show", "first", "red", "--offset", "1", "--limit", "1").stdout
     assert "much longer than that" in text
     assert "rows 2 to 2 of 2" in text
+    narrow = caiflow(place, "show", "first", "red", COLUMNS="30").stdout
+    assert "much longer than that" in narrow  # a pipe has no width at which lines are to be broken
     assert caiflow(place, "show", "first", "red", "--offset", "9").stdout == "none of 2 rows\n"
     row = json.loads(caiflow(place, "show", "first", "clean", "--json", "--columns", "response").stdout)
     assert row == {"response": "short"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from caiflow.engine.commands.view import server
+from caiflow.engine.errors import CaiflowError
 from support.made_runs import made_run, plain_rows
 
 
@@ -38,6 +39,11 @@ def asked(port: int, path: str = "/", host: str = "") -> tuple[int, dict[str, st
     connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
     answer = connection.getresponse()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read().decode()
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(run_dir: Path, port: int) -> None:
+    with pytest.raises(CaiflowError, match=f"view: port {port}: Address already in use; leave --port out for a free one"):
+        server(run_dir, port)
 
 
 def test_the_page_is_the_report_and_is_made_anew_as_the_run_goes_on(run_dir: Path, port: int) -> None:
