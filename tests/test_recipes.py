@@ -21,8 +21,9 @@ from caiflow.engine.spec.load import load_spec
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.journal import read_run
 from caiflow.operators.formats.templates import rendered
+from caiflow.operators.inducing.voting import NOTE
 from support.commands import run_here
-from support.kills import start
+from support.kills import ledger_records, start
 from support.quickstart_figures import each_stage_earns_its_place
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ PUBLISHED = {
     "iterated",
     "character",
 }
-SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier", "character"}
+SHORT = {"deliberative_alignment", "red_team", "rlaif_direct", "constitutional_classifier", "character", "from_preferences"}
 
 
 def profiles(path: Path) -> list[str]:
@@ -194,7 +195,7 @@ def shortened(path: Path, profile: str | None) -> list[str]:
     return [option for text in sets for option in ("--set", text)]
 
 
-OTHERWISE = {"principle_ablation", "quickstart", "red_team"}
+OTHERWISE = {"from_preferences", "principle_ablation", "quickstart", "red_team"}
 """Those that tests of their own run."""
 TRIALS = [
     *((path, None) for path in RECIPES if path.stem not in OTHERWISE),
@@ -247,6 +248,60 @@ def test_leaving_a_principle_out_lowers_its_own_line_most(home: Path, tmp_path: 
         assert lost[arm] > 0.15
     assert found["sl_cai@privacy"]["privacy"]["high"] < whole["privacy"]["low"]
     assert whole["whole"]["change"]["low"] > 0.5
+
+
+def test_wishes_are_learnt_in_the_words_in_which_statements_are_put_to_the_vote_and_replies_have_none_of_these() -> None:
+    spec = load_spec(ROOT / "specs" / "from_preferences.yaml")
+    wish = spec.steps["wishes"].params.model_dump()["set"]["prompt"]
+    found = spec.steps["found_sociable"].params.model_dump()
+    told = ("gather it, then go on, and finally tidy up", "read the page, then check it twice, and finally show it to a friend")
+    taught = {
+        rendered(wish, {"prompt": [{"role": "user", "content": "How?"}], "response": reply, "sample": place}, "wish"): reply
+        for reply in told
+        for place in range(3)
+    }
+    statements = [text for both in found["opposites"].items() for text in both]
+    assert taught.keys() == {NOTE.format(asked="How?", statement=text) for text in statements}
+    words = {word for text in (*statements, *found["unrelated"]) for word in text.split()} - {"a", "the", "in", "it"}
+    assert not words & {word for reply in told for word in reply.split()}, "what is merely copied isn't read"
+    assert {*spec.steps["lessons"].params.model_dump()["held_out"]} == {*spec.steps["shown"].params.model_dump()["inputs"]}
+
+
+FURTHER = """\
+caiflow: 1
+extends: from_preferences
+name: further
+steps:
+  by_chance: {op: map, input: sociable, set: {chosen: "{{ [first, second][(first ~ second) | length % 2] }}",
+    rejected: "{{ [second, first][(first ~ second) | length % 2] }}"}}
+  nothing:   &asked {op: induce, input: by_chance, model: reader, vote: likelihood, proposals: 0, held_out: 0.25,
+    opposites: {is sociable: is solitary, is careful: is hasty, is studious: is bold}, unrelated: UNRELATED}
+  untaught:  {<<: *asked, input: sociable, model: base}
+  untaught_careful: {<<: *asked, input: careful, model: base}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1000)
+def test_planted_preferences_are_found_by_a_model_taught_to_read_and_by_no_other(home: Path, tmp_path: Path) -> None:
+    """The untaught one, asked the same, and the taught one where preferences are drawn, find nothing; a rerun asks nothing."""
+    asked = load_spec(ROOT / "specs" / "from_preferences.yaml").steps["found_sociable"].params.model_dump()
+    (tmp_path / "spec.yaml").write_text(FURTHER.replace("UNRELATED", json.dumps(asked["unrelated"])))
+    paid = []
+    for folder in ("first", "again"):
+        assert start(tmp_path / "spec.yaml", tmp_path / folder, home).wait(timeout=800) == 1
+        steps = read_run(tmp_path / folder)["steps"]
+        failed = {name: step["error"] for name, step in steps.items() if step["status"] == "failed"}
+        assert failed.keys() == {"nothing", "untaught", "untaught_careful"}
+        assert all("ahead of all unrelated ones" in failed[name] for name in ("untaught", "untaught_careful"))
+        paid.append(sorted(ledger_records(home)))
+    assert paid[0] == paid[1]
+    for step, kept in (("sociable", "is sociable"), ("exchanged", "is solitary"), ("careful", "is careful")):
+        found = json.loads((tmp_path / "first" / "steps" / f"found_{step}" / "metrics.json").read_text())
+        assert [one["statement"] for one in found["principles"].values()] == [kept]
+        assert 0.5 < found["reconstruction"]["low"] < found["reconstruction"]["high"]
+        assert found["unmoved"]["high"] < 0.25
 
 
 @pytest.mark.slow

@@ -68,11 +68,11 @@ def _describe(name: str, found: Mapping[str, Any]) -> None:
 
 
 def _example(op: str, schema: Mapping[str, Any]) -> str:
-    """Return how a step of this operator is written: by its own example, else in a recipe, with its name."""
+    """Return how a step of this operator is written: by its own examples, else in a recipe, with its name."""
     import yaml
 
-    for own in schema.get("examples", ()):
-        return f":\n\n{_written({op: own})}"
+    if own := schema.get("examples"):
+        return ":\n\n" + "\n\n".join(_written({op: step}) for step in own)
     found = recipes()
     for recipe in sorted(found, key=lambda name: name != "quickstart"):
         steps = yaml.safe_load(found[recipe].read_text(encoding="utf-8")).get("steps") or {}

@@ -37,7 +37,23 @@ class InduceParams(Params):
     """Fields of `induce`."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"op": "induce", "input": "preference", "model": "base", "voters": 200}]}
+        json_schema_extra={
+            "examples": [
+                {"op": "induce", "input": "preference", "model": "base", "voters": 200},
+                {
+                    "op": "induce",
+                    "input": "preference",
+                    "model": "base",
+                    "vote": "likelihood",
+                    "proposals": 0,
+                    "opposites": {"is longer": "is shorter"},
+                    "unrelated": [
+                        *("speaks of the sea", "names a colour", "is in verse", "gives a number"),
+                        *("names a town", "speaks of music", "names a tool", "tells a dream"),
+                    ],
+                },
+            ]
+        }
     )
 
     input: RowsRef
@@ -60,7 +76,7 @@ class InduceParams(Params):
     """Statements that have nothing to do with what is looked for, for `vote: likelihood`: `speaks of the sea`.
 
     None is kept. What they do is taken off what others do, and a statement is kept only where it does more for the preferred
-    answers than each of them, and its opposite less.
+    answers than each of them, and its opposite less. A pair votes only on what does more there, or less, than each of them.
     """
     vote: Literal["letters", "likelihood"] = "letters"
     """`letters` asks in both orders which response is better by a statement, and of those that win also which is worse;
@@ -86,7 +102,7 @@ class Induce(MetricsOperator[InduceParams]):
     """Find the principles behind preferences, as a constitution for later steps (`constitution: {step: NAME}`)."""
 
     name = "induce"
-    version = 4
+    version = 5
     params_type = InduceParams
 
     def needs(self) -> Mapping[str, Sequence[str]]:

@@ -79,15 +79,22 @@ def _decided(first: Mapping[str, float], second: Mapping[str, float], *, worse: 
 async def by_likelihood(
     pairs: Sequence[Row], statements: Sequence[str], unrelated: Sequence[str], model: str, llms: LLMs
 ) -> tuple[Votes, dict[str, float]]:
-    """Return the votes by which answer gains more, per token, when it is asked for in these words, and each mean gain."""
+    """Return the votes by which answer gains more, per token, when it is asked for in these words, and each mean gain.
+
+    A pair in which a statement does no more and no less than those unrelated votes for neither.
+    """
     gained = await gains(pairs, statements, unrelated, model, llms)
-    told = [
-        "unread" if row is None else "neither" if not row[n] else "for" if row[n] > 0 else "against"
-        for row in gained
-        for n in range(len(statements))
-    ]
+    idle = [n for n, text in enumerate(statements) if text in unrelated]
+    told = [vote for row in gained for vote in (_told(row, idle) if row else ["unread"] * len(statements))]
     columns = list(zip(*(row for row in gained if row is not None), strict=True)) or [(0.0,)] * len(statements)
     return _by_statement(pairs, statements, told), dict(zip(statements, map(fmean, columns), strict=True))
+
+
+def _told(gained: Sequence[float], idle: Sequence[int]) -> list[str]:
+    """Return a pair's votes by what each statement does there, those at `idle` places being unrelated."""
+    by_chance = [gained[n] for n in idle] or [0.0]
+    least, most = min(by_chance), max(by_chance)
+    return ["for" if gain > most else "against" if gain < least else "neither" for gain in gained]
 
 
 async def gains(

@@ -12,6 +12,7 @@ import pytest
 
 from caiflow.engine.constitution.load import MADE, load_constitution
 from caiflow.engine.errors import EngineError, SpecError, StepError
+from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Answer, Completion, Request
 from caiflow.engine.operator import Expected, Job, StepContext
 from caiflow.engine.plan.plan import make_plan
@@ -202,6 +203,31 @@ def test_by_likelihood_a_statement_is_kept_only_where_its_opposite_is_voted_agai
     assert [told.hint[:11] for told in Induce(few, StepContext()).check()] == ["give 1 more"]
     letters = InduceParams(input="p", model="m", unrelated=UNRELATED)
     assert [told.path for told in Induce(letters, StepContext()).check()] == [("unrelated",)]
+
+
+def test_by_likelihood_a_pair_votes_only_where_a_statement_does_more_or_less_than_each_unrelated_one(tmp_path: Path) -> None:
+    opposites = {"gives its source": "hides where it is from", "gives an example": "stays general"}
+
+    def noisy(asked: Asked) -> list[float]:
+        moved = int(digest([asked.last, asked.prefill])[:4], 16) / 16**4 * 0.2
+        against = zip(opposites.values(), SIGHTS.values(), strict=False)
+        lowered = 0.3 * any(text in asked.last and sign in asked.prefill for text, sign in against)
+        return [value + moved - lowered for value in gaining(asked)]
+
+    asked: dict[str, Any] = {
+        "vote": "likelihood",
+        "proposals": 0,
+        "unrelated": (*UNRELATED, "is old", "is new", "is far", "is near"),
+    }
+    pairs = planted_pairs(200, wrong=0.1)
+    found, out = induced(tmp_path, pairs, RuleLLM(score_by=noisy), opposites=opposites, **asked)
+    assert [one["statement"] for one in found["principles"].values()] == list(opposites), "each in its order"
+    for statement, sign in zip(opposites, SIGHTS.values(), strict=False):
+        told = [(pairs[int(row["uid"])], row["vote"]) for row in Rows(out / "votes").pylist() if row["statement"] == statement]
+        bears = [vote for pair, vote in told if (sign in pair["chosen"]) != (sign in pair["rejected"])]
+        moved = [vote for pair, vote in told if (sign in pair["chosen"]) == (sign in pair["rejected"])]
+        assert bears.count("neither") < 0.1 * len(bears)
+        assert moved.count("neither") > 0.7 * len(moved), "words move it there, as they do unrelated ones"
 
 
 def test_a_statement_given_is_known_in_whatever_place_it_was_proposed() -> None:

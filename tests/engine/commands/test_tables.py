@@ -98,9 +98,9 @@ def test_each_operator_has_an_example_and_its_own_before_a_recipe_s(capsys: pyte
 
     found = {name: _example(name, describe(name)) for name in registry.names()}
     assert all(found.values())
-    own = {name: yaml.safe_load(said[2:])[name] for name, said in found.items() if said.startswith(":")}
-    assert {"rl", "induce", "probe"} <= own.keys()
-    for name, step in own.items():
+    own = [yaml.safe_load(step) for said in found.values() if said.startswith(":") for step in said[3:].split("\n\n")]
+    assert sorted(name for step in own for name in step) == ["induce", "induce", "probe", "rl"]
+    for name, step in (each for one in own for each in one.items()):
         registry.operator(name).params_type.model_validate({field: value for field, value in step.items() if field != "op"})
     assert main(["ops", "rl"]) == 0
     assert "\nexample:\n\n  rl:\n    op: rl\n" in capsys.readouterr().out
