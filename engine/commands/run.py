@@ -100,7 +100,9 @@ def _ask(spec: Spec, allowed: Permissions) -> None:
 
 def _allows(what: str) -> bool:
     say(f"{what}. Allow it, now and later? [y/N] ", end="", file=sys.stderr)
-    return input().strip().lower() in ("y", "yes")
+    with suppress(EOFError):  # Ctrl-D says nothing, which isn't yes
+        return input().strip().lower() in ("y", "yes")
+    return False
 
 
 def default_out(spec: Spec) -> Path:

@@ -449,7 +449,7 @@ def test_an_unforeseen_error_leaves_its_traceback_in_a_file(place: Path) -> None
 JUDGED = "caiflow: 1\nmodels: {judge: {source: large, base_url: 'http://api.example.invalid/v1', api_key_env: JUDGE_KEY}}\n"
 
 
-def test_a_key_is_sent_nowhere_before_its_user_was_asked(place: Path) -> None:
+def test_a_key_is_sent_nowhere_before_its_user_was_asked(place: Path, tmp_path: Path) -> None:
     (place / "judged.yaml").write_text(JUDGED + SPEC.removeprefix("caiflow: 1\n"))
     variables = {"XDG_CONFIG_HOME": str(place / "config"), "JUDGE_KEY": "secret"}
     refused = caiflow(place, "run", "judged.yaml", **variables)
@@ -458,6 +458,8 @@ def test_a_key_is_sent_nowhere_before_its_user_was_asked(place: Path) -> None:
     assert "--allow-env JUDGE_KEY=api.example.invalid" in refused.stderr
     assert caiflow(place, "run", "judged.yaml", "--allow-env", "JUDGE_KEY=api.example.invalid", **variables).returncode == 0
     assert in_a_terminal(place, ["run", "judged.yaml"], "n\n", **variables) == 1
+    assert in_a_terminal(place, ["run", "judged.yaml"], "\x04", TMPDIR=str(tmp_path), **variables) == 1  # Ctrl-D
+    assert not [*tmp_path.glob("caiflow-error-*")]  # which is an answer and no fault
     assert in_a_terminal(place, ["run", "judged.yaml"], "y\n", **variables) == 0
     assert caiflow(place, "run", "judged.yaml", **variables).returncode == 0
 
