@@ -75,6 +75,9 @@ def load_engine(source: ModelSource) -> Engine:
         from caiflow.engine.llm.served.openai import load_openai
 
         return load_openai(source)
+    from caiflow.engine.llm.local.lean import import_lean
+
+    import_lean(["transformers" if kind == "vllm" else "caiflow.engine.llm.local.transformers"])
     if classifier(source):
         from caiflow.engine.llm.local.classifying import load_classifier
 
@@ -88,10 +91,6 @@ def load_engine(source: ModelSource) -> Engine:
 
 def _load_transformers(source: ModelSource) -> Engine:
     """Load with transformers; uses max_num_seqs, max_num_batched_tokens, max_model_len and device of `engine_args`."""
-    from caiflow.engine.llm.local.lean import import_lean
-
-    import_lean(["caiflow.engine.llm.local.transformers"])
-
     from caiflow.engine.llm.local.attention import share_keys
     from caiflow.engine.llm.local.transformers import TransformersEngine
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 
-UNASKED = ("bitsandbytes", "mlflow", "scipy", "sklearn", "wandb")
-"""What the libraries import where it is installed: quantised weights, objects in pictures, drafts by another model, curves."""
-_ANSWER = ("transformers.utils.import_utils", "peft.import_utils", "trl.import_utils")
+UNASKED = ("bitsandbytes", "boto3", "mlflow", "scipy", "sklearn", "wandb")
+"""What the libraries import where it is installed: quantised weights, a cloud, objects in pictures, drafts, curves."""
+_ANSWER = ("transformers.utils.import_utils", "peft.import_utils", "trl.import_utils", "accelerate.utils.imports")
 """The modules that keep their answers whether something is installed."""
 _SEVERAL = frozenset({"flash_attn"})
 """Packages that several distributions bring parts of."""
@@ -57,8 +57,9 @@ def _lean() -> Iterator[None]:
             for name in hidden:
                 sys.modules.pop(name, None)
             for module in filter(None, map(sys.modules.get, _ANSWER)):
-                for answer in list(vars(module).values()):
-                    getattr(answer, "cache_clear", int)()
+                for name, answer in list(vars(module).items()):
+                    if name.lstrip("_").startswith("is_"):  # what they have read of their own files stays true
+                        getattr(answer, "cache_clear", int)()
             if collects:
                 gc.enable()
 

@@ -41,6 +41,27 @@ def test_engines_and_trainings_import_nothing_that_they_never_use(tmp_path: Path
     assert done.stdout.splitlines()[-3:] == ["[]", "True True True", "True"], done.stderr
 
 
+LOADED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, given: event == "open" and opened.append(str(given[0])))
+from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.llm.load import load_engine
+from caiflow.engine.llm.local.lean import UNASKED
+
+load_engine(ModelSource(sys.argv[1], "tiny"))
+from transformers.utils.import_utils import define_import_structure
+
+print(sum(path.endswith("top_level.txt") for path in opened), define_import_structure.cache_info().currsize > 0)
+print([name for name in UNASKED if name in sys.modules])
+"""
+
+
+def test_an_engine_that_nothing_was_imported_for_imports_as_little() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, str(TINY)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["0 True", "[]"], done.stderr
+
+
 def test_who_brings_a_package_is_told_as_the_standard_library_does() -> None:
     told, known = _Bringers(), metadata.packages_distributions()
     assert {name: sorted(set(told[name])) for name in ("torch", "peft", "yaml")} == {
