@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +31,7 @@ from caiflow.engine.training.finite import Finite, largest, no_number
 from caiflow.engine.training.parallel import sharding
 from caiflow.engine.training.parallel.workers import first_says
 from caiflow.engine.training.params import TRAINER_FIELDS, TrainingParams
-from caiflow.engine.training.private import score_learnt_alone
+from caiflow.engine.training.private import find_adapters_once, score_learnt_alone
 from caiflow.engine.training.quantization import train_in_float32
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def fit(trainer: Trainer, params: TrainingParams, job: Job, *, cycle: int = 1) -
     """
     if params.lora:
         train_in_float32(trainer.model)
+        find_adapters_once(trainer.model)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(params, job, cycle))
     score_learnt_alone(trainer.model)
@@ -160,18 +162,22 @@ def _forget_optimizer(trainer: Trainer) -> None:
 def quiet_libraries() -> None:
     """Import the libraries and switch off what isn't wanted of them; call before trainers are imported.
 
-    That is their progress bars and remarks, TRL's way to vLLM, and PEFT's look for quantised layers where there can be none.
+    That is their progress bars and remarks, TRL's way to vLLM, PEFT's look for quantised layers where there can be none, and
+    accelerate's for whether PEFT is installed, which it takes from the disk several times a step.
     """
     import_lean(_LIBRARIES)
 
     import datasets
     import transformers
+    from accelerate.utils import imports
     from peft.tuners.lora import model as adapters
     from trl import import_utils
 
     # rollouts are drawn by the model in training: TRL's own way to vLLM is made for older ones, and takes seconds to import
     import_utils.is_vllm_available = lambda *_, **__: False
     adapters.is_bnb_available = adapters.is_bnb_4bit_available = lambda: "bitsandbytes" in sys.modules
+    if not hasattr(imports._is_package_available, "cache_clear"):
+        imports._is_package_available = cache(imports._is_package_available)
     os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -315,7 +321,14 @@ def _last_rate(state: Any) -> float:
 
 
 class Quiet(Finite):
-    """Mixed into the libraries' trainers: they report to the trackers that were named alone, and write no model card."""
+    """Mixed into the libraries' trainers: they report to the trackers that were named alone, and write no model card.
+
+    Nor do they count floating point operations, for which they would look through the whole model at each batch.
+    """
+
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Return 0: nobody is told of them."""
+        return 0
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: the artifact's record says how the model came to be."""

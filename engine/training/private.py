@@ -6,7 +6,8 @@ algorithm. The tests name whatever of it an installed release lacks, and any pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,32 @@ def score_learnt_alone(model: Any) -> None:
 
 def _on_cpu_or(own: Callable[[Any], bool], device: Any) -> bool:
     return device.type == "cpu" or own(device)
+
+
+def find_adapters_once(model: Any) -> None:
+    """Have PEFT lay a model's adapters aside, as the reference is asked, by a list of them.
+
+    It looks through the whole model five times for each batch otherwise, to find them and to tell whether some were aside.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    if not isinstance(model, PeftModel):
+        return
+    adapters = [part for part in model.modules() if isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    @contextmanager
+    def aside() -> Iterator[None]:
+        for one in adapters:
+            one.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for one in adapters:
+                one.enable_adapters(True)
+
+    model.disable_adapter = aside
 
 
 class Hooks:

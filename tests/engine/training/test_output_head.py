@@ -11,7 +11,7 @@ import torch
 from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.training.models import AdaptedHead, load_model, lora_config
 from caiflow.engine.training.params import Lora
-from caiflow.engine.training.private import score_learnt_alone
+from caiflow.engine.training.private import find_adapters_once, score_learnt_alone
 from caiflow.operators.sft import SftParams
 from support.small_models import SHAPE, small_model
 
@@ -83,3 +83,16 @@ def test_a_frozen_head_scores_what_is_learnt_alone_to_the_same_bits(tmp_path: Pa
     model.get_output_embeddings().requires_grad_(True)
     score_learnt_alone(model)
     assert utils._use_triton is chunked_logprob._use_triton
+
+
+def test_adapters_found_once_are_laid_aside_as_ever_and_learn_on(tmp_path: Path) -> None:
+    model = adapted(small_model(tmp_path), ["embed_tokens", "q_proj", "lm_head"])
+    learning, own = [name for name, weight in model.named_parameters() if weight.requires_grad], model(input_ids=IDS).logits
+    with model.disable_adapter():
+        base = model(input_ids=IDS).logits
+    find_adapters_once(model)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=IDS).logits, base)
+    assert not torch.equal(own, base)
+    assert torch.equal(model(input_ids=IDS).logits, own)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == learning
