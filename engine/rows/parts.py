@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caiflow.engine.errors import StoreError
 from caiflow.engine.machine import cores
 from caiflow.engine.rows.columns import ColumnType
 from caiflow.engine.rows.types import conform, declared, settled, value_bytes, widen
@@ -18,12 +20,13 @@ from caiflow.engine.store.disk import storing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 BLOCK_ROWS = 1024  # groups are cut at multiples of this, by figures that only depend on the rows
 GROUP_ROWS = 16384
 _GROUP_BYTES = 16 << 20  # of values, not of memory: rows of any size stay within bounds
 _PART_GROUPS = 4
-_THREADS = 4  # parts are compressed side by side, on as many cores as there are: one does 150 MB/s, and each holds its part
+_THREADS = 4  # parts are compressed side by side, on as many cores as there are: one does 150 MB/s
 
 
 class Parts:
@@ -37,10 +40,10 @@ class Parts:
         self._pending_rows = 0
         self._group: list[pa.Table] = []
         self._group_size = (0, 0)
-        self._groups: list[pa.Table] = []
+        self._part: _Part | None = None
         self._next = 0
-        self._threads = min(_THREADS, cores())
-        self._pool: ThreadPoolExecutor | None = None
+        self._lanes = [ThreadPoolExecutor(1, "rows-write") for _ in range(min(_THREADS, cores()))]
+        self._most = 2 * len(self._lanes) + 1  # groups that wait: all lanes have work while parts are begun a few groups apart
         self._writing: deque[Future[None]] = deque()
 
     def add(self, table: pa.Table) -> None:
@@ -55,15 +58,18 @@ class Parts:
         """Write the rest."""
         self._cut(rest=True)
         self._end_group()
-        if self._groups or not self._next:
-            self._submit()
+        if self._part or not self._next:
+            self._end_part(self._part or self._begin_part())
         while self._writing:
             self._writing.popleft().result()
 
     def stop(self) -> None:
-        """Let the threads go."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        """Let the threads go; a file that isn't whole stays as it is."""
+        for lane in self._lanes:
+            lane.shutdown(cancel_futures=True)
+        if self._part:
+            with suppress(StoreError):
+                self._part.close()
 
     def _cut(self, rest: bool = False) -> None:
         import pyarrow as pa
@@ -90,32 +96,61 @@ class Parts:
     def _end_group(self) -> None:
         import pyarrow as pa
 
-        if self._group:
-            self._groups.append(pa.concat_tables(self._group))
-            self._group, self._group_size = [], (0, 0)
-        if len(self._groups) >= _PART_GROUPS:
-            self._submit()
+        if not self._group:
+            return
+        group = pa.concat_tables(self._group).combine_chunks()  # no longer slices of whatever larger tables came in
+        self._group, self._group_size = [], (0, 0)
+        part = self._part or self._begin_part()
+        part.groups += 1
+        self._submit(part.lane.submit(part.write, group))
+        if part.groups == _PART_GROUPS:
+            self._end_part(part)
 
-    def _submit(self) -> None:
-        path = self.dir / f"part-{self._next:05d}.parquet"
-        groups, self._groups = self._groups, []
+    def _begin_part(self) -> _Part:
+        lane = self._lanes[self._next % len(self._lanes)]
+        self._part = _Part(self.dir / f"part-{self._next:05d}.parquet", self._schema, lane)
         self._next += 1
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, "rows-write")
-        self._writing.append(self._pool.submit(_write_part, path, self._schema, groups))
-        if len(self._writing) > self._threads:  # bounds the memory, and brings errors up early
+        return self._part
+
+    def _end_part(self, part: _Part) -> None:
+        self._part = None
+        self._submit(part.lane.submit(part.close))
+
+    def _submit(self, task: Future[None]) -> None:
+        self._writing.append(task)
+        if len(self._writing) > self._most:  # bounds the memory, and brings errors up early
             self._writing.popleft().result()
 
 
-def _write_part(path: Path, schema: pa.Schema, groups: list[pa.Table]) -> None:
-    import pyarrow.parquet as pq
+class _Part:
+    """A file in the making, to which one thread writes groups while later ones are still made."""
 
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # without Arrow's own schema inside: large_string and string are then the same bytes
-        with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, store_schema=False) as writer:
-            for group in groups:
-                writer.write_table(group.combine_chunks(), row_group_size=len(group))
+    def __init__(self, path: Path, schema: pa.Schema, lane: ThreadPoolExecutor) -> None:
+        self.lane = lane
+        self.groups = 0
+        self._path, self._schema = path, schema
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, group: pa.Table) -> None:
+        """Write one more group."""
+        with storing(self._path):
+            self._opened().write_table(group, row_group_size=len(group))
+
+    def close(self) -> None:
+        """Write the file's end."""
+        with storing(self._path):
+            self._opened().close()
+
+    def _opened(self) -> pq.ParquetWriter:
+        import pyarrow.parquet as pq
+
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # without Arrow's own schema inside: large_string and string are then the same bytes
+            self._writer = pq.ParquetWriter(
+                self._path, self._schema, compression="zstd", compression_level=1, store_schema=False
+            )
+        return self._writer
 
 
 def _blocks(table: pa.Table, size: int) -> Iterator[pa.Table]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Schema = Mapping[str, pl.DataType]
-_BATCH = 16_384
+_BATCH = 4096  # rows: what polars holds meanwhile goes by it, and its allocator keeps some of that
 
 
 class Sieve:
