@@ -39,7 +39,8 @@ NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*(@[A-Za-z0-9_.+-]+)?$"
 
 Name = Annotated[str, Field(pattern=STEP_NAME)]
-_ADDRESS = re.compile(r"https?://([^\s/?#@\\]*@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[^\s\\]*)?\Z")
+_ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[^\s\\]*)?\Z")
+_WITH_A_SECRET = re.compile(r"https?://[^/?#\\]*@")
 ConstitutionValue = str | list[str | dict[str, Any]] | dict[str, Any]
 
 
@@ -113,6 +114,11 @@ class ModelEntry(Strict):
     @field_validator("base_url", "source")
     @classmethod
     def _is_a_plain_address(cls, value: str | None) -> str | None:
+        if value is not None and _WITH_A_SECRET.match(value):  # the run's folder keeps the spec, and errors show addresses
+            raise WrongValue(
+                "names and passwords don't belong into the address of a server",
+                "put its key into an environment variable, and name that as `api_key_env`",
+            )
         if value is not None and value.startswith(("http://", "https://")) and not _ADDRESS.match(value):
             raise WrongValue(
                 f"{value!r} can be read as the address of more than one server",
