@@ -1,13 +1,16 @@
-"""What this machine gives to this process: cores, the folders of its users, and how a missing library is installed."""
+"""What this machine gives to this process: cores, memory, its users' folders, and how a missing library is installed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import sys
+from contextlib import suppress
 from functools import cache
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 EXTRAS = {
     "vllm": "vllm",
@@ -34,6 +37,35 @@ def cores() -> int:
 def gpus() -> int:
     """Return how many NVIDIA GPUs this machine's driver has, whether or not an installed library can use them."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def forget_peaks() -> bool:
+    """Begin to look anew for the most memory that this process has; return whether the system lets it, as Linux does."""
+    if torch := _torch_on_gpus():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return True
+    return False
+
+
+def peaks() -> dict[str, int]:
+    """Return the most bytes that this process had since it forgot others: of memory, and of one GPU's what torch allocated."""
+    found = {}
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        found["peak_memory_bytes"] = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    if torch := _torch_on_gpus():
+        devices = range(torch.cuda.device_count())
+        found["peak_gpu_memory_bytes"] = max(torch.cuda.max_memory_allocated(device) for device in devices)
+    return found
+
+
+def _torch_on_gpus() -> Any:
+    """Return torch where this process has used it on a GPU; importing it takes seconds."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
 
 def size(count: float) -> str:

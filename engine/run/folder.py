@@ -48,7 +48,7 @@ class RunFolder:
         self._journal = journal
         self._steps = steps
         self._started: dict[str, float] = {}
-        self._own_s: dict[str, float | None] = {}
+        self._results: dict[str, StepResult] = {}
         self._sending = Sending(resolver.bucket, journal, interrupted)
 
     def open(self) -> None:
@@ -160,7 +160,7 @@ class RunFolder:
             self.begin_anew([step])
             return
         components = self._resolver.components(step)
-        self._own_s[step.name] = result.seconds
+        self._results[step.name] = result
         assert components is not None, step.name
         assert result.staged is not None, step.name
         self.components[step.name] = components
@@ -244,14 +244,24 @@ class RunFolder:
             notes=[{"step": step.name, **note} for note in found] or None,
             error=error,
             **{name: (counts or {}).get(name) for name in shown},
+            **self._taken(step),
         )
 
     def _seconds(self, step: Step) -> float:
         """Return what the step took: its own share where it told that, else the time since it was started."""
-        if (own := self._own_s.get(step.name)) is not None:
-            return own
+        made = self._results.get(step.name)
+        if made is not None and made.seconds is not None:
+            return made.seconds
         begun = self._started.get(step.name)
         return round(time.monotonic() - begun, 3) if begun else 0.0
+
+    def _taken(self, step: Step) -> dict[str, float]:
+        """Return what the step took of the machines beside time: GPU-hours, where there are GPUs, and memory."""
+        made = self._results.get(step.name)
+        if made is None:
+            return {}
+        hours = {"gpu_hours": round(made.gpus * self._seconds(step) / 3600, 6)} if made.gpus else {}
+        return {**hours, **made.peaks}
 
     def _keep_reached(self) -> None:
         """Keep what this run reaches where `gc`, `runs` and the next plan look for it."""

@@ -143,7 +143,10 @@ class Sharding:
             if len(divided.parts) == len(divided.shards):
                 divided.waiting += [(joining, Room()) for joining in divided.joinings()]
         else:
-            divided.results |= finished.results
+            parts = divided.parts.values()
+            divided.results |= {
+                name: one.counted_with([part[name] for part in parts]) for name, one in finished.results.items()
+            }
         self._begin(divided)
         joining = any(isinstance(unit, Joining) for unit, _ in divided.waiting)
         if divided.begun or joining:

@@ -59,13 +59,18 @@ class StepResult:
     error: str = ""
     files: Mapping[str, int] = field(default_factory=dict)
     """The bytes of each staged file, as the worker's node sees them."""
+    peaks: Mapping[str, int] = field(default_factory=dict)
+    """The most memory that a process of its unit had, by the names in run.json."""
+    gpus: float = 0.0
+    """The GPUs that its unit had, its own and those of the engines that it asked."""
 
     def counted_with(self, others: Sequence[StepResult]) -> StepResult:
-        """Return this with what other processes counted of the same step, too."""
-        counts = Counter(self.counts)
+        """Return this with what other processes counted of the same step, too, and the most that any of them had."""
+        counts, peaks = Counter(self.counts), dict(self.peaks)
         for other in others:
             counts.update(other.counts)
-        return replace(self, counts=dict(counts))
+            peaks |= {name: max(most, peaks.get(name, 0)) for name, most in other.peaks.items()}
+        return replace(self, counts=dict(counts), peaks=peaks, gpus=max(one.gpus for one in (self, *others)))
 
 
 class Unit(Protocol):

@@ -35,7 +35,7 @@ DEAD_AFTER_S = 15.0
 
 STEP_FIELDS = (
     "op", "digest", "status", "rows_in", "rows_out", "cached", "dropped", "failed", "calls", "reused_calls", "prompt_tokens",
-    "completion_tokens", "seconds", "metrics", "error",
+    "completion_tokens", "seconds", "gpu_hours", "peak_memory_bytes", "peak_gpu_memory_bytes", "metrics", "error",
 )  # fmt: skip
 """What run.json keeps of a step's events."""
 

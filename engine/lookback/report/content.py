@@ -15,6 +15,7 @@ from caiflow.engine.display.report import MARKS, figure, figures, in_words, leav
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.lookback.opened import Run, Step
 from caiflow.engine.lookback.report.principles import principles
+from caiflow.engine.machine import size
 from caiflow.engine.plan.lock import LOCK, read_lock
 from caiflow.engine.store.artifacts import read_artifact
 
@@ -68,6 +69,8 @@ def _step(step: Step, lane: int) -> Json:
         "inputs": list(record.get("inputs", ())),
         "error": record.get("error") or "",
         "taken": duration(record["seconds"]) if record.get("seconds") and step.status != "cached" else "",
+        "memory": size(record["peak_memory_bytes"]) if record.get("peak_memory_bytes") else "",
+        "gpu_hours": record.get("gpu_hours"),
         "metrics": [[path, figure(value)] for path, value in leaves(step.metrics)],
         **{name: record.get(name) for name in COUNTS},
     }

@@ -25,6 +25,7 @@ from caiflow.engine.errors import AskAnewError, CaiflowError, EngineError, StepE
 from caiflow.engine.llm.base import Answer, LinkLost, ModelSource, Request
 from caiflow.engine.llm.client import COLLECT_S
 from caiflow.engine.llm.host import EngineHost
+from caiflow.engine.machine import forget_peaks, peaks
 from caiflow.engine.run.on_ray.deaths import death, place, without_module
 from caiflow.engine.run.units import StepResult, Unit
 from caiflow.engine.store.file_digests import file_sizes
@@ -73,12 +74,15 @@ class Worker:
         """
         with self._imports:
             self._worked = True
+        anew = forget_peaks()
         try:
             with taking_part(seats, mine) if seats else contextlib.nullcontext():
                 results = unit.run(_unheard if mine else self._events.append)
+            most = peaks() if anew else {}
             if mine:
-                return {name: StepResult(counts=one.counts) for name, one in results.items()}
-            return {name: replace(one, files=file_sizes(one.staged)) if one.staged else one for name, one in results.items()}
+                return {name: StepResult(counts=one.counts, peaks=most) for name, one in results.items()}
+            files = {name: file_sizes(one.staged) if one.staged else {} for name, one in results.items()}
+            return {name: replace(one, files=files[name], peaks=most) for name, one in results.items()}
         except CaiflowError:
             raise
         except ModuleNotFoundError as error:

@@ -222,6 +222,8 @@ class Cluster:
             refuse_unseen(results, lambda: str(ray.get(running.gang.first.place.remote())))
         except StepError as unseen:
             results, error = {}, unseen
+        gpus = min(running.room.all_gpus + self.engines.gpus_of(running.engines), self.machines.gpus)  # they may take turns
+        results = {name: replace(one, gpus=gpus) for name, one in results.items()}
         self._running.remove(running)
         self._moves.forget(running)
         self.engines.used(running.engines, -1)

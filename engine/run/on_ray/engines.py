@@ -84,6 +84,10 @@ class Engines:
         """Return the GPUs of all engines of a model."""
         return engine_gpus(source, self._machines.nodes) * replicas(source)
 
+    def gpus_of(self, names: Collection[str]) -> float:
+        """Return the GPUs of the engines with these keys."""
+        return sum(self.gpus(engine.source) for name, engine in self._engines.items() if name in names)
+
     def room(self, source: ModelSource) -> Room:
         """Return what the engines of a model want."""
         return Room(engine_gpus(source, self._machines.nodes), None, replicas(source), self._labels(source))

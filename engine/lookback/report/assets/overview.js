@@ -98,8 +98,8 @@ function comparisonPage({ diff, other }) {
 }
 
 function settingsPage({ run }) {
-  const spent = run.steps.filter((step) => step.taken || step.calls).map((step) => [step.name, step.taken, counted(step.calls), counted(step.reused_calls), counted(step.prompt_tokens), counted(step.completion_tokens)]);
-  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls asked", "found in the ledger", "tokens asked", "tokens answered"], spent, [1, 2, 3, 4, 5]),
+  const spent = run.steps.filter((step) => step.taken || step.calls).map((step) => [step.name, step.taken, counted(step.calls), counted(step.reused_calls), counted(step.prompt_tokens), counted(step.completion_tokens), step.memory, counted(step.gpu_hours)]);
+  return [el("h2", {}, "Time and calls"), table(["step", "time", "calls asked", "found in the ledger", "tokens asked", "tokens answered", "most memory", "GPU-hours"], spent, [1, 2, 3, 4, 5, 6, 7]),
     el("h2", {}, "Spec"), el("pre", {}, run.settings.spec), el("h2", {}, "Lock"),
     el("details", {}, el("summary", {}, `${run.settings.lock.length} entries`), table(["what", "value"], run.settings.lock))];
 }
