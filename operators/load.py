@@ -25,7 +25,7 @@ from caiflow.operators.formats.parse import FORMATS, overlooked, uncompared
 from caiflow.operators.formats.passes import Drawn, Piece, Pieces, sampled, side, written
 from caiflow.operators.formats.rows import Head, Parser, Row
 from caiflow.operators.formats.shapes import CANONICAL, column_type
-from caiflow.operators.formats.source import FileSource, resolve
+from caiflow.operators.formats.source import BUNDLED, FileSource, resolve
 from caiflow.operators.formats.survey import BadRow, ByColumn, Survey, by_column
 from caiflow.operators.formats.tables import Csv
 
@@ -64,8 +64,12 @@ class Load(TableOperator[LoadParams]):
     params_type = LoadParams
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Have it made again with what pins its sources, once that is known: a worker reads what was planned, or says no."""
-        return *super().__reduce__(), {name: vars(self)[name] for name in ("_from", "_contents") if name in vars(self)}
+        """Have it made again with what pins its sources, once that is known: a worker reads what was planned, or says no.
+
+        A bundled file is looked for anew: another node may have the package elsewhere.
+        """
+        pins = ("_contents",) if self.params.source.startswith(BUNDLED) else ("_contents", "_from")
+        return *super().__reduce__(), {name: vars(self)[name] for name in pins if name in vars(self)}
 
     def columns(self, _inputs: Mapping[str, Columns]) -> Columns:
         """Return the columns seen in the first records of a local file; others are only known once they are read."""
@@ -112,7 +116,7 @@ class Load(TableOperator[LoadParams]):
 
     def check(self) -> Iterator[Finding]:
         """Yield what can be told from the parameters and the first records of a local file."""
-        first = next(iter(self._from), None)
+        first = next(iter(self._from), FileSource(Path(self.params.source)))  # a pattern may have no file
         if isinstance(first, FileSource):
             yield from self._check_file(first)
         if isinstance(self._head, Finding):

@@ -497,3 +497,15 @@ def test_a_file_that_changes_after_the_plan_is_never_taken_for_what_was_planned(
     again = step(prompts, "prompts.jsonl")
     assert again.identity() != identity
     assert run_table(again, prompts / "anew")[0].num_rows == 1
+
+
+def test_a_worker_reads_the_files_of_the_plan_and_the_bundled_ones_of_its_own_package(prompts: Path) -> None:
+    planned = step(prompts, "*.jsonl")
+    planned.identity()
+    rows = run_table(step(prompts, "*.jsonl"), prompts / "before")[0].num_rows
+    write_jsonl(prompts / "later.jsonl", [{"prompt": "another"}])
+    assert run_table(pickle.loads(pickle.dumps(planned)), prompts / "out")[0].num_rows == rows
+    bundled = step(prompts, "tiny:helpful_test.jsonl")
+    there = pickle.loads(pickle.dumps(bundled))
+    assert there.identity() == bundled.identity()
+    assert "_from" not in pickle.loads(pickle.dumps(bundled)).__dict__, "a path of this machine"

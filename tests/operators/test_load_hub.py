@@ -6,11 +6,15 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -113,6 +117,63 @@ def test_a_branch_that_moves_after_the_plan_is_read_as_it_was_planned(hub: Path)
     assert subprocess.check_output(command, text=True, env=env | path).split() == ["True", "new", "kind", "train", "0"]
 
 
+PLANNED = """
+import pickle, sys
+from pathlib import Path
+from caiflow.operators.load import Load, LoadParams
+from caiflow.engine.operator import StepContext
+from support.tables import run_table
+plan = Path(sys.argv[1])
+if len(sys.argv) == 2:
+    planned = Load(LoadParams(source="org/dialogues", folder="kind"), StepContext())
+    planned.identity()
+    plan.write_bytes(pickle.dumps(planned))
+else:
+    rows, _ = run_table(pickle.loads(plan.read_bytes()), Path(sys.argv[2]))
+    print(rows.pylist()[0]["prompt"][0]["content"])
+"""
+
+
+@contextmanager
+def moving(main: list[str], names: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Serve what a hub says of the commits that are in `names`, the last of `main` being the branch's; yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            revision = self.path.partition("/revision/")[2]
+            commit = revision if revision in names else main[-1]
+            said = {"id": "org/dialogues", "sha": commit, "siblings": [{"rfilename": name} for name in names[commit]]}
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(said).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_worker_reads_the_files_of_the_planned_commit_and_needs_no_hub_for_those_that_are_there(hub: Path) -> None:
+    cached = hub / "hf" / "hub" / "datasets--org--dialogues"
+    here = [path.relative_to(cached / "snapshots" / OLD).as_posix() for path in (cached / "snapshots" / OLD).rglob("*.*")]
+    command = [sys.executable, "-c", PLANNED, str(hub / "plan")]
+
+    def told(address: str, *args: str) -> str:
+        env = {**os.environ, "HF_HUB_CACHE": str(cached.parent), "HF_HUB_OFFLINE": "", "HF_ENDPOINT": address}
+        return subprocess.check_output([*command, *args], text=True, env=env | {"PYTHONPATH": str(Path(__file__).parents[1])})
+
+    with moving(main := [OLD], {OLD: here, NEW: [*here, "kind/train-more.jsonl"]}) as address:
+        told(address)
+        main.append(NEW)
+        assert told(address, str(hub / "one")) == "old kind train 0\n"
+    shutil.rmtree(cached / ".caiflow")
+    assert told(address, str(hub / "two")) == "old kind train 0\n", "a node without a way to the hub"
+
+
 def test_a_part_that_was_never_fetched_is_told_while_offline(hub: Path) -> None:
     data = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "parts"
     data.mkdir()
@@ -128,8 +189,10 @@ def test_a_part_that_was_never_fetched_is_told_while_offline(hub: Path) -> None:
 
 def test_rows_with_an_image_are_the_same_in_every_process(hub: Path) -> None:
     images = [Image.new("RGB", (1, 1), colour) for colour in ("red", "blue")]
-    features = datasets.Features({"prompt": datasets.Value("string"), "images": datasets.List(datasets.Image())})
-    rows = {"prompt": ["Which colour?"] * 2, "images": [[image] for image in images]}
+    kinds = {"prompt": datasets.Value("string"), "images": datasets.List(datasets.Image()), "about": datasets.Json()}
+    features = datasets.Features(kinds)
+    about = [{"place": 1}, {"place": 2}]
+    rows = {"prompt": ["Which colour?"] * 2, "images": [[image] for image in images], "about": about}
     place = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "seen" / "train.parquet"
     place.parent.mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(place))
@@ -138,6 +201,16 @@ def test_rows_with_an_image_are_the_same_in_every_process(hub: Path) -> None:
     digests = [hashlib.sha256(image["bytes"]).hexdigest() for (image,) in stored]
     assert [row["images"] for row in found["rows"]] == [[{"name": None, "sha256": digest}] for digest in digests]
     assert len(set(digests)) == 2
+    assert [row["about"] for row in found["rows"]] == about
+
+
+def test_what_has_another_type_in_each_row_is_read_as_it_is(hub: Path) -> None:
+    place = hub / "hf" / "hub" / "datasets--org--dialogues" / "snapshots" / NEW / "mixed" / "train.jsonl"
+    place.parent.mkdir()
+    said = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": [{"type": "text", "text": "Here."}]}]
+    place.write_text(json.dumps({"messages": said}))
+    (found,) = load(hub, {"source": "org/dialogues", "folder": "mixed"})
+    assert (asked(found), found["rows"][0]["response"]) == (["Tea?"], "Here.")
 
 
 @pytest.mark.soak

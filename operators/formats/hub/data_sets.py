@@ -81,7 +81,7 @@ class HubSource:
             ValueError: no such subset or split, or files of it aren't to be had.
         """
         wanted = files_of(self._part, self._names, self._card(), self.label)
-        if not self._found[1] and not self._listing.is_file() and (lacking := lacking_parts(wanted)):
+        if not self._known[1] and (lacking := lacking_parts(wanted)):
             told = f"{self.label}: {lacking} parts of its files aren't in the hub's cache, as the names of the others tell"
             raise WrongValue(told, "fetch it while online")
         found = {name: self._snapshot / name for name in wanted if (self._snapshot / name).is_file()}
@@ -120,25 +120,32 @@ class HubSource:
         Raises:
             ValueError: nobody knows them.
         """
-        return [name for name in self._all_names() if self.file in (None, name)]
+        return [name for name in self._known[0] if self.file in (None, name)]
 
-    def _all_names(self) -> Sequence[str]:
-        """Return the files of the commit: as the hub says, as it once said, or else those that the cache has."""
+    @cached_property
+    def _known(self) -> tuple[Sequence[str], bool]:
+        """The files of the commit, and whether these are all: as the hub says, or once said, or those that the cache has."""
         if self._listing.is_file():
-            names: list[str] = json.loads(self._listing.read_text(encoding="utf-8"))
-            return names
+            return json.loads(self._listing.read_text(encoding="utf-8")), True
+        here = sorted(path.relative_to(self._snapshot).as_posix() for path in self._snapshot.rglob("*") if path.is_file())
         if self._found[1]:
             try:
-                told = ask_hub(self.repo, self.revision, "dataset")
+                return self._told(), True
             except ValueError as error:
-                raise ValueError(f"{self.repo}: can't be fetched: {error}") from error
-            with suppress(OSError):  # a cache that can only be read serves all the same
-                write_atomic(self._listing, json.dumps(told.names))
-            return told.names
-        here = [path.relative_to(self._snapshot).as_posix() for path in self._snapshot.rglob("*") if path.is_file()]
+                if not here or not isinstance(error, UnreachableError):
+                    raise ValueError(f"{self.repo}: can't be fetched: {error}") from error
         if not here:
             raise WrongValue(f"{self.label}: commit {self.commit} isn't in the hub's cache", "fetch it while online")
-        return sorted(here)
+        return here, False
+
+    def _told(self) -> Sequence[str]:
+        """Return what the hub says are the commit's files, and keep it; the revision may stand for another one by now."""
+        told = ask_hub(self.repo, self.revision, "dataset")
+        if told.commit != self.commit:
+            told = ask_hub(self.repo, self.commit, "dataset")
+        with suppress(OSError):  # a cache that can only be read serves all the same
+            write_atomic(self._listing, json.dumps(told.names))
+        return told.names
 
     def _card(self) -> str:
         if CARD not in self._names:

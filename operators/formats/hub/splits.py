@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -65,7 +66,6 @@ def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Ite
         ValueError: no such subset or split, or a file can't be read.
     """
     import datasets
-    from datasets.features.features import require_decoding
 
     with _looking_like(files, card, part) as folder:
         try:
@@ -73,15 +73,27 @@ def rows_of(part: Part, files: Mapping[str, Path], card: str, label: str) -> Ite
             for path in chain.from_iterable((builder.config.data_files or {}).values()):
                 _own(path, folder, label)
             found = builder.as_streaming_dataset(split=part.split)
-            media = [name for name, feature in (found.features or {}).items() if require_decoding(feature)]
+            features = found.features or {}
+            unopened = datasets.Features({name: _unopened(feature) for name, feature in features.items()})
+            media = [name for name, feature in features.items() if feature != unopened[name]]
             if not media:
                 yield from found
                 return
-            yield from ({**row, **{name: _named(row[name]) for name in media}} for row in found.decode(False))
+            yield from ({**row, **{name: _named(row[name]) for name in media}} for row in found.cast(unopened))
         except WrongValue:
             raise
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ValueError(f"{label}: can't be loaded: {str(error).replace(str(folder), label)}") from error
+
+
+def _unopened(feature: Any) -> Any:
+    """Return a feature in which images and the like stay as they are stored; JSON, which is no file, is read all the same."""
+    if isinstance(feature, dict):
+        return {name: _unopened(inner) for name, inner in feature.items()}
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_unopened(feature.feature))
+    is_file = getattr(feature, "decode", False) and type(feature).__name__ != "Json"  # which datasets 4.0 doesn't have
+    return replace(feature, decode=False) if is_file else feature
 
 
 def _named(value: Any) -> Any:
