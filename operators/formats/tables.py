@@ -122,14 +122,15 @@ def _separator(path: Path, how: Csv) -> tuple[str, int]:
     """
     expected = "\t" if inner_name(path).endswith(".tsv") else ","
     with open_text(path, _with_mark(how.encoding)) as file:
-        names = next((line for line in iter(partial(file.readline, _CHUNK), "") if line.strip()), "")
+        lines = enumerate(iter(partial(file.readline, _CHUNK), ""))
+        above, names = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     said = _SAID.fullmatch(names)
     if said or how.separator:
-        return how.separator or str(said and said[1]), 1 if said else 0
+        return how.separator or str(said and said[1]), above + 1 if said else above
     between = _QUOTED.sub("", names)
     if expected in between or '"' in between:
-        return expected, 0
-    return next((sign for sign in (";", "\t", "|", ",") if sign in between), expected), 0
+        return expected, above
+    return next((sign for sign in (";", "\t", "|", ",") if sign in between), expected), above
 
 
 def _names(place: str, cells: Sequence[str]) -> Sequence[str]:

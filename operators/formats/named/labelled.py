@@ -18,7 +18,7 @@ from caiflow.operators.formats.opening import Line
 
 _LABELS = ("label", "kto_tag")
 _WORDS = {"true": True, "false": False}
-_NUMBERS = {"1": True, "1.0": True, "0": False, "0.0": False}
+_MARKS = {**_WORDS, "1": True, "1.0": True, "0": False, "0.0": False}
 WORSE = "(the bad answer)"
 _READERS: Mapping[str, Callable[[Record, Turns], Fields]] = {
     "completion": prompted,
@@ -31,7 +31,7 @@ _READERS: Mapping[str, Callable[[Record, Turns], Fields]] = {
 
 def label_of(record: Record) -> bool | None:
     """Return whether an answer is marked as good, also as a table writes it, and by 1 or 0; None where nothing says so."""
-    return {**_WORDS, **_NUMBERS}.get(_mark(record))
+    return _MARKS.get(_mark(record))
 
 
 def _mark(record: Record) -> str:

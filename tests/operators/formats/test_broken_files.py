@@ -102,11 +102,19 @@ def test_blank_lines_above_the_names_of_columns_are_passed_over(tmp_path: Path, 
     assert [line.place for line in lines] == [4, 6]
 
 
+def test_blank_lines_may_have_spaces_and_stand_above_the_name_of_a_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("  \n\nprompt,topic\nTea?,home\n")
+    (tmp_path / "b.csv").write_text("\nsep=;\nprompt;topic\nTea?;home\n")
+    found = [[(line.place, line.data) for line in read_lines(tmp_path / name)] for name in ("a.csv", "b.csv")]
+    assert found == [[(4, {"prompt": "Tea?", "topic": "home"})]] * 2
+
+
 @pytest.mark.parametrize(
     ("source", "hint"),
     [
         ("s3://bucket/a.jsonl", "bring the file here, and name its path"),
         ("https://example.org/a.jsonl", "bring the file here, and name its path"),
+        ("s3://bucket/shards/*.jsonl", "bring the file here, and name its path"),
         ("hf://datasets/org/name/a.jsonl", "name the data set: `source: org/name`"),
         ("https://huggingface.co/datasets/org/name", "name the data set: `source: org/name`"),
     ],
