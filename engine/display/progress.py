@@ -6,6 +6,7 @@ where a live view is opened.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -134,16 +135,26 @@ class LiveGraph:
             return draw(self._board, self._lanes, time.time(), self._console)
 
 
+_GONE = frozenset({errno.EPIPE, errno.EIO})
+"""The errors of a pipe that is read no more, and of a terminal that is gone."""
+
+
 def _while_it_can(handle: Listener) -> Listener:
-    """Return a listener that shows nothing more once its output is closed: a run doesn't end with who watches it."""
+    """Return a listener that shows nothing more once its output is closed: a run doesn't end with who watches it.
+
+    One on a disk that is full is told of.
+    """
     closed = threading.Event()
 
     def listen(event: Event) -> None:
         if not closed.is_set():
             try:
                 handle(event)
-            except OSError:  # the pipe is read no more, or the terminal is gone
+            except OSError as error:
                 closed.set()
+                if error.errno not in _GONE:
+                    with suppress(OSError):
+                        say(f"caiflow: no more is shown of the run: {error.strerror}", file=sys.stderr)
 
     return listen
 

@@ -48,7 +48,7 @@ def own_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout = common
-        with suppress(BrokenPipeError):  # nobody reads it any more
+        with suppress(OSError):  # what isn't written yet is what was tried in vain: nobody reads it, or the disk is full
             own.close()
         os.dup2(kept, number)
         os.close(kept)

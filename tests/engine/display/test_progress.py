@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +226,24 @@ def test_json_lines_are_the_events() -> None:
     for event in RECORDED:
         JsonLines(out).handle(event)
     assert [json.loads(line) for line in out.getvalue().splitlines()] == RECORDED
+
+
+ON_A_FULL_DISK = """
+from caiflow.engine.display.progress import display
+from caiflow.engine.display.terminal import own_output
+with own_output(), display(as_json=True) as show:
+    show({"event": "log", "text": "One."})
+    show({"event": "log", "text": "Two."})
+print("goes on", file=__import__("sys").stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such file")
+def test_a_run_whose_output_has_no_room_says_so_once_and_goes_on() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", ON_A_FULL_DISK], stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "caiflow: no more is shown of the run: No space left on device\ngoes on\n"
+    assert (done.returncode, done.stderr) == (0, said)
 
 
 def test_live_graph_draws_in_a_terminal_and_prints_logs_above() -> None:
