@@ -80,7 +80,7 @@ def _kept(path: Path, record: RunRecord) -> bool:
     """Return whether a run's folder exists, or may exist where only its own machine sees it."""
     if record.run_dir.is_dir():
         return True
-    return record.host not in ("", socket.gethostname()) and path.stat().st_mtime > time.time() - ELSEWHERE_S
+    return record.host not in ("", socket.gethostname()) and _size_and_time(path)[1] > time.time() - ELSEWHERE_S
 
 
 def _names(runs: Collection[RunRecord]) -> dict[str, set[str]]:
@@ -99,7 +99,7 @@ def collect(store: Store, garbage: list[Garbage]) -> list[Garbage]:
     """Remove garbage and return what was removed; what a process holds, or a run has come to reach, is passed over.
 
     Raises:
-        StoreError: no permission.
+        StoreError: no permission, or a run's record can't be read.
     """
     removed = []
     reached = _Reached(store)
@@ -174,10 +174,13 @@ def _out_of_reach(reached: _Reached, item: Garbage) -> Path | None:
         os.replace(item.path, doomed)
     except FileNotFoundError:
         return None
-    if item in reached:
-        os.replace(doomed, item.path)
-        return None
-    return doomed
+    gone = False
+    try:
+        gone = item not in reached
+    finally:  # what runs reach may just not be known
+        if not gone:
+            os.replace(doomed, item.path)
+    return doomed if gone else None
 
 
 def _remove(path: Path) -> None:

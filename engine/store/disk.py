@@ -50,7 +50,7 @@ def store_error(where: Path, error: OSError) -> StoreError:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part; durable on return."""
+    """Write a small file so that a reader sees the old or the new text, never a part, after a power cut too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:

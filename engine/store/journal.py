@@ -150,7 +150,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         run = None
-    if not isinstance(run, dict) or not run.keys() >= _NEEDED:
+    if not isinstance(run, dict) or not run.keys() >= _NEEDED or not isinstance(run["steps"], dict):
         raise StoreError(f"{path}: no record of a run, or a damaged one", "run the spec again: what was made is kept")
     run["status"] = true_status(run)
     if run["status"] != "running":

@@ -78,7 +78,7 @@ def test_runs_are_listed_with_their_steps(store: Store) -> None:
     assert lines[0].steps == {"done": 1, "cached": 1, "failed": 1}
 
 
-@pytest.mark.parametrize("left", ["", "{", "null", "[]", '{"status": "done"}', "\ufeff\0"])
+@pytest.mark.parametrize("left", ["", "{", "null", "[]", '{"status": "done"}', '{"status": "done", "steps": []}', "\ufeff\0"])
 def test_a_run_whose_record_is_damaged_is_left_out_and_told_of_where_it_is_meant(
     store: Store, tmp_path: Path, left: str
 ) -> None:

@@ -152,9 +152,13 @@ def test_nothing_goes_while_a_runs_record_can_not_be_read(place: Path) -> None:
     store = Store()
     shutil.rmtree(place / "one")
     record = next(path for path, run in store.run_records() if run and run.run_dir == place / "two")
+    found = find_garbage(store, grace_s=0)
     record.write_bytes(b"")
     with pytest.raises(StoreError, match="can't be read"):
         find_garbage(store, grace_s=0)
+    with pytest.raises(StoreError, match="can't be read"):
+        collect(store, found)
+    assert all(item.path.exists() for item in found), "under its own name: a run may reach it"
     record.unlink()
     assert kinds(store) == ["artifact", "artifact", "artifact", "run"]
 
