@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path
@@ -205,7 +205,7 @@ class Shard(StagingUnit):
 
     def agree(self, flow: Flow) -> None:
         """Give up what another shard has given up, and have the others give up what failed here."""
-        give_up(self.flow, sorted(flow.failed))
+        give_up(self.flow, {name: flow.tallies[name].error for name in flow.failed})
         flow.failed.update(step.name for step in flow.steps if _mark(self.flow, step.name).exists())
 
     def clean(self) -> None:
@@ -236,6 +236,8 @@ class Joining(StagingUnit):
         made = reduce(Made.join, self.parts)
         if made.tally.failed > self.step.max_failed:  # each shard may have had fewer
             made.tally.error = made.tally.failure
+        if any(part.staged is None for part in self.parts):  # one whose process was lost since may not say why
+            made.tally.error = made.tally.error or _mark(self.flow, self.step.name).read_text(encoding="utf-8")
         if not made.tally.error:
             with self.flow.writers(Rows(self.flow.source))[self.step.name] as writer:
                 for part in self.parts:
@@ -249,16 +251,17 @@ class Joining(StagingUnit):
         return replace(self, flow=replace(self.flow, staged={**self.flow.staged, self.step.name: folder}))
 
 
-def give_up(flow: FlowUnit, steps: Sequence[str]) -> None:
-    """Have all shards of a flow leave these steps alone from now on: what they would make is of no use."""
-    for name in steps:
-        _mark(flow, name).mkdir(exist_ok=True)
+def give_up(flow: FlowUnit, steps: Mapping[str, str]) -> None:
+    """Have all shards of a flow leave these steps alone from now on, each for a reason: what they would make is of no use."""
+    for name, why in steps.items():
+        with suppress(FileExistsError), _mark(flow, name).open("x", encoding="utf-8") as mark:
+            mark.write(why)
 
 
 def take_up(flow: FlowUnit) -> None:
     """Have none of a flow's steps given up."""
     for step in flow.steps:
-        shutil.rmtree(_mark(flow, step.name), ignore_errors=True)
+        _mark(flow, step.name).unlink(missing_ok=True)
 
 
 def _mark(flow: FlowUnit, step: str) -> Path:

@@ -68,7 +68,7 @@ class _Divided:
         """Begin nothing more, and have what is under way end soon."""
         self.error = self.error or error
         self.waiting.clear()
-        give_up(self.flow, list(self.flow.staged))
+        give_up(self.flow, dict.fromkeys(self.flow.staged, str(error)))
 
     def clean(self) -> None:
         """Remove what lies beside the folders of the whole."""
