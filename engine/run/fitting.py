@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine import registry
@@ -55,12 +56,22 @@ def _needed(resolver: Resolver, cluster: Cluster, steps: Sequence[Step]) -> list
         operator = resolver.spec.operators[step.name]
         own = training_room(step, cluster) if isinstance(operator, ModelOperator) else None
         asked = operator.asks() if isinstance(operator, ModelOperator) else ()
-        for name in _asked(step):
+        for name in filter(partial(_from_outside, resolver), _asked(step)):
             for source in engines(resolver, [name]):
                 room = own if own is not None and name not in asked else cluster.engines.room(source)
                 needed = Needed(name, tuple(places(source, resolver.store.home)), room.gpus, room.labels)
                 found[needed.places, needed.gpus, tuple(needed.labels.items())] = needed
     return list(found.values())
+
+
+def _from_outside(resolver: Resolver, model: str) -> bool:
+    """Return whether a model needs more than the store, in which what is trained will be, but for what an adapter lies over."""
+    while resolver.model(model) is None and model in resolver.spec.steps:
+        params = resolver.spec.steps[model].params
+        if getattr(params, "lora", None) is None or getattr(params, "merge", True):
+            return False
+        model = getattr(params, "model", "")
+    return True
 
 
 def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:

@@ -45,10 +45,18 @@ def places(source: ModelSource, home: Path) -> list[Place]:
 
 
 def told_here(place: Place) -> Told:
-    """Return what this machine has of it; of a repository nothing but, under no name, why it can't be had."""
-    if not place.local:
-        return {} if (why := _not_to_be_had(place)) is None else {"": why}
-    path = Path(place.path)
+    """Return what this machine has of it; of a repository nothing but, under no name, why it can't be had.
+
+    So it is for files that can't be read.
+    """
+    try:
+        why = None if place.local else _not_to_be_had(place)
+        return _files_of(Path(place.path)) if place.local else {"": why} if why else {}
+    except OSError as error:
+        return {"": error.strerror or str(error)}
+
+
+def _files_of(path: Path) -> Told:
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     counting = {file.name: file for file in files if _COUNTS.fullmatch(file.name) and file.is_file()}
     if any(name.endswith(".safetensors") for name in counting):
@@ -58,8 +66,8 @@ def told_here(place: Place) -> Told:
 
 def lacking(place: Place, there: Told, here: Told) -> str:
     """Return what is wrong with what another machine has, in words that follow its name; nothing where it has what is here."""
-    if not place.local:
-        return f"can't have {place.path}: {there['']}" if "" in there else ""
+    if "" in there:
+        return f"can't {'read' if place.local else 'have'} {place.path}: {there['']}"
     if here and not there:
         return f"lacks {place.path}"
     if missing := sorted(here.keys() - there.keys()):

@@ -65,6 +65,12 @@ def test_what_is_in_the_store_is_left_to_the_store(tmp_path: Path) -> None:
     assert places(ModelSource("served", "", engine="openai"), tmp_path) == []
 
 
+def test_files_that_can_not_be_read_are_told_of(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    (copy / "config.json").symlink_to("/proc/self/mem")  # a file that takes no reading from its beginning
+    assert said_of(copy) == f"can't read {TINY}: Input/output error"
+
+
 def test_a_file_is_told_like_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"weights")
     here = Place(str(tmp_path / "model.gguf"))

@@ -93,7 +93,7 @@ poor = begun(
     f"--bind {folder / 'models' / 'other.json'} {folder / 'models' / 'two' / 'config.json'}",
 )
 told["poor"] = poor.poll()
-for name in ("models", "kept off", "trained"):
+for name in ("models", "kept off", "trained", "apart", "over"):
     told[name] = main(["plan", str(folder / f"{name}.yaml"), "--address", nodes.address])
 ended(poor)
 
@@ -208,6 +208,14 @@ steps:
   answers: {op: generate, input: prompts, model: one}
   taught:  {op: sft, input: answers, model: one}
 """
+APART = """
+caiflow: 1
+models: {one: {source: models/one, num_gpus: 0}}
+steps:
+  lessons: {op: load, source: "tiny:helpful_train.jsonl", limit: 4}
+  taught:  {op: sft, input: lessons, model: one, node_labels: {card: large}}
+  answers: {op: generate, input: lessons, model: taught}
+"""
 LARGE = """
 caiflow: 1
 models: {base: {source: tiny, engine: transformers, num_gpus: 2}}
@@ -233,6 +241,7 @@ def asked_of_two_nodes(folder: Path) -> None:
         "unlabelled": LABELLED.replace("KIND", "huge").replace("4}}", "5}}"),
     }
     shares = {"models": MODELS, "kept off": MODELS.replace("SHARE", "SHARE, node_labels: {card: large}"), "trained": TRAINED}
+    shares |= {"apart": APART, "over": APART.replace("card: large}", "card: large}, lora: {rank: 2}, merge: false")}
     specs |= {name: text.replace("SHARE", "1") for name, text in shares.items()}
     for name, text in specs.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -327,6 +336,7 @@ def test_a_node_that_lacks_a_model_or_has_another_is_named_where_it_may_have_to_
     if told["poor"] is not None:
         pytest.skip("this user may make no mount namespace")
     assert (told["models"], told["kept off"], told["trained"]) == (1, 0, 1)
+    assert (told["apart"], told["over"]) == (0, 1), "what is trained is loaded from the store, but what an adapter lies over"
     models = Path(told["folder"]) / "models"
     one, two = f"127.0.0.1 lacks {models / 'one'} (the model one)", f"127.0.0.1 has another config.json in {models / 'two'}"
     assert f"the cluster isn't fit for this run: {one}; {two} (the model two); put models on a file system" in told["printed"]
