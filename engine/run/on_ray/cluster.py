@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from caiflow.engine.errors import StepError
 from caiflow.engine.llm.base import ModelSource
@@ -175,8 +176,11 @@ class Cluster:
         done, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
         for running in [running for running in self._running if running.asked in done]:
             told, running.asked = running.asked, None
+            events: Sequence[dict[str, Any]] = ()
             with contextlib.suppress(Exception):  # a dead worker shows in its own reference
-                for event in ray.get(told):
+                events = ray.get(told)
+            for event in events:
+                with contextlib.suppress(OSError):  # a disk that takes no progress ends no run: it may in a moment
                     self.on_event(event)
         self._look()
         self._tell(self._waits.unplaced())

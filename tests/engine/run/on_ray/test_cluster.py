@@ -92,13 +92,19 @@ class Holding:
     def run(self, report):
         for number in range(3):
             report({"event": "step_progress", "done": number})
+            report({"event": "step_progress", "done": number + 0.5})
             ctypes.PyDLL(None).usleep(2_500_000)
         return {}
 
 cluster = Cluster()
 cluster.start()
 told = []
-cluster.on_event = lambda event: told.append(event["done"]) if "done" in event else None
+def heard(event):
+    if "done" in event:
+        told.append(event["done"])
+        if event["done"] in (0, 1, 2):
+            raise OSError(28, "No space left on device")
+cluster.on_event = heard
 cluster.submit(Holding(), "table")
 while cluster.busy():
     for finished in cluster.wait(0.1):
@@ -237,4 +243,4 @@ def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
 
 @pytest.mark.soak
 def test_progress_that_is_told_late_is_told() -> None:
-    assert said_by(HOLDING).splitlines()[-2:] == ["None", "[0, 1, 2]"]
+    assert said_by(HOLDING).splitlines()[-2:] == ["None", "[0, 0.5, 1, 1.5, 2, 2.5]"], "a full disk ends nothing"
