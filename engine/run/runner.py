@@ -124,6 +124,7 @@ class _Execution:
         self._units: dict[int, list[Step]] = {}
         self._lessons: list[str] = []
         self._claims_told: set[str] = set()
+        self._known: dict[str, set[str]] = {}
 
     def run(self) -> RunStatus:
         """Go on until every step has settled; return the status of the run."""
@@ -249,16 +250,16 @@ class _Execution:
             raise StepError(*never_fits(cut.step, waiting))
         flow_steps = [found for s in chain if (found := self.resolver.flow_step(s)) is not None]
         sources = {name: self.resolver.model(name) for s in flow_steps for name in s.clients}
-        source = self.resolver.artifacts[step.input].path
+        source = self.resolver.artifacts[step.input]
         self._keep(sources)
-        known = answered_before(flow_steps, source, self.store.ledger_dir)
-        rows = self.resolver.artifacts[step.input].rows_out or 0
-        shards = 1 if cut else number_of_shards(flow_steps, rows, len(self._sharding.nodes))
-        links = [own for _ in range(shards) if (own := self._links(cluster, sources, known)) is not None]
+        if step.name not in self._known:  # a chain that waits for room looks for it again and again
+            self._known[step.name] = answered_before(flow_steps, source.path, self.store.ledger_dir)
+        shards = 1 if cut else number_of_shards(flow_steps, source.rows_out or 0, len(self._sharding.nodes))
+        links = [own for _ in range(shards) if (own := self._links(cluster, sources, self._known[step.name])) is not None]
         if len(links) < shards:
             return False
         staged = {s.name: self._stage(s) for s in chain}
-        unit = FlowUnit(flow_steps, source, links[0] if shards == 1 else {}, staged, self.store.ledger_dir, cut)
+        unit = FlowUnit(flow_steps, source.path, links[0] if shards == 1 else {}, staged, self.store.ledger_dir, cut)
         self.folder.keep(ledgers=[name for s in unit.steps for name in s.ledgers])
         return self._note(self._sharding.submit(unit, links, self._engine_keys(sources)), unit, chain)
 
