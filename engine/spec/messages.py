@@ -253,7 +253,7 @@ def _mapping_hint(error: SchemaError, value: Any, *, alone: bool) -> str:
                 return f"write `{{{name}: {value}}}`"
         if "pattern" in fields and alone:
             return f"write `{{pattern: {_shown(value)}}}`"
-    if value is True and alone and not group.get("required"):
+    if value is True and alone and fields and not group.get("required"):
         return "write `{}` for it as it is by itself"
     return suggest("", list(fields), "its keys") if fields and alone else ""
 

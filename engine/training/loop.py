@@ -176,8 +176,9 @@ def quiet_libraries() -> None:
     # rollouts are drawn by the model in training: TRL's own way to vLLM is made for older ones, and takes seconds to import
     import_utils.is_vllm_available = lambda *_, **__: False
     adapters.is_bnb_available = adapters.is_bnb_4bit_available = lambda: "bitsandbytes" in sys.modules
-    if not hasattr(imports._is_package_available, "cache_clear"):
-        imports._is_package_available = cache(imports._is_package_available)
+    looked_up = getattr(imports, "_is_package_available", None)
+    if looked_up is not None and not hasattr(looked_up, "cache_clear"):
+        imports._is_package_available = cache(looked_up)
     os.environ.setdefault("TQDM_DISABLE", "1")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
