@@ -65,7 +65,7 @@ def peaks() -> dict[str, int]:
 def _torch_on_gpus() -> Any:
     """Return torch where this process has used it on a GPU; importing it takes seconds."""
     torch = sys.modules.get("torch")
-    return torch if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def size(count: float) -> str:
