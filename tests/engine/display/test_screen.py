@@ -64,7 +64,7 @@ def test_the_line_below_the_heading_says_what_is_waited_for_and_how_long(screens
 
 def test_counts_and_times_are_never_cut(screens: dict[str, Seen]) -> None:
     rows = screens["rows"].text
-    assert re.search(r"● revision .*\d+/40 .*\d+\.\ds", rows)
+    assert re.search(r"● revision .*\d+/40 .*[\d.]+s", rows)
     assert re.search(r"● rl_cai .*41/72 steps .*\ds", screens["training"].text)
     assert "loss 0." in screens["training"].text
     assert re.search(r"quickstart  7/18 steps  [\dhms. ]+  .*tokens/s", rows)
