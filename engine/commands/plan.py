@@ -12,6 +12,7 @@ from caiflow.engine.commands.parser import allowed_by, open_store, positive, pri
 
 if TYPE_CHECKING:
     from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.run.on_ray.cluster import Cluster
     from caiflow.engine.spec.grammar import Spec, Step
 
 EXAMPLES = """\
@@ -31,6 +32,9 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STEP", help="plan up to this step and no further")
     parser.add_argument("--gpus", metavar="8x80GB", help="hold trainings against these GPUs instead of this machine's memory")
     parser.add_argument("--address", metavar="RAY", help="hold the steps to run against this Ray cluster, too; none is begun")
+    parser.add_argument(
+        "--grow", metavar="2x8", help="with --address: its autoscaler may add so many nodes of so many GPUs each"
+    )
     parser.add_argument("--forecast", action="store_true", help="say what the calls will take: tokens, time, cost")
     parser.add_argument(
         "--tokens-per-second", metavar="N", type=positive, help="of answers, over all calls at once, for the forecast's time"
@@ -55,22 +59,24 @@ def execute(args: Namespace) -> int:
         rate = args.tokens_per_second
         plan |= foresee(spec, store, until=args.until, tokens_per_second=rate, gpus=gpus, allowed=allowed).to_json()
     _show(plan, spec, as_json=args.json)
-    if args.address:
+    if args.address or args.grow:
+        from caiflow.engine.run.on_ray.cluster import Cluster
+        from caiflow.engine.run.on_ray.nodes import Growth
+
+        cluster = Cluster(args.address, Growth.read(args.grow, args.address))
         wanted = [spec.steps[step["name"]] for step in plan["steps"] if step["state"] != "cached"]
-        _refuse_unfit(args.address, Resolver(spec, store, allowed=allowed), wanted)
+        _refuse_unfit(cluster, Resolver(spec, store, allowed=allowed), wanted)
     return 0
 
 
-def _refuse_unfit(address: str, resolver: Resolver, steps: Sequence[Step]) -> None:
+def _refuse_unfit(cluster: Cluster, resolver: Resolver, steps: Sequence[Step]) -> None:
     """Raise where a cluster can't hold the steps, as a run would before its first one.
 
     Raises:
         ClusterError: says what they want and what there is.
     """
     from caiflow.engine.run.fitting import refuse_unfit
-    from caiflow.engine.run.on_ray.cluster import Cluster
 
-    cluster = Cluster(address)
     try:
         cluster.start()
         refuse_unfit(resolver, cluster, steps)

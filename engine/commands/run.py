@@ -39,6 +39,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--address", metavar="RAY", help="a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto (default: this machine)"
     )
+    parser.add_argument("--grow", metavar="2x8", help="the cluster's autoscaler may add so many nodes of so many GPUs each")
     parser.add_argument(
         "--locked", metavar="LOCK", nargs="?", const="", help="refuse what differs from this lock (default: that beside SPEC)"
     )
@@ -56,6 +57,7 @@ def execute(args: Namespace) -> int:
     from caiflow.engine.display.progress import display
     from caiflow.engine.display.terminal import own_output
     from caiflow.engine.run import runner
+    from caiflow.engine.run.on_ray.nodes import Growth
 
     if sys.stdin.isatty() and sys.stderr.isatty() and not args.json:
         _ask(spec, allowed)
@@ -68,6 +70,7 @@ def execute(args: Namespace) -> int:
             only=args.only,
             until=args.until,
             address=args.address,
+            growth=Growth.read(args.grow, args.address),
             on_event=listener if args.out else _pointed_at(out, listener),
             trust_remote_code=args.trust_remote_code,
             allowed=allowed,

@@ -48,6 +48,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="a variable that the run needs; whoever sees the cluster's jobs can read its value; may be repeated",
     )  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="as of `run`, on the cluster (off)")
+    parser.add_argument("--grow", metavar="2x8", help="as of `run`: what the cluster's autoscaler may add")
     parser.add_argument("--detach", action="store_true", help="don't follow the run's log")
     parser.add_argument("--attach", metavar="JOB", help="follow a job that was submitted before")
     parser.add_argument("--stop", metavar="JOB", help="end a job; the next run of the spec goes on")
@@ -87,6 +88,7 @@ def _job(args: Namespace, spec: Spec, folder: Path) -> RunJob:
         PlanError: the store isn't known, a file is too large or may not be handed on, or a variable isn't set.
     """
     from caiflow.engine.run.on_ray.jobs import RunJob
+    from caiflow.engine.run.on_ray.nodes import Growth
 
     store = args.store or os.environ.get("CAIFLOW_HOME", "")
     if not store:
@@ -97,6 +99,7 @@ def _job(args: Namespace, spec: Spec, folder: Path) -> RunJob:
     name = f"{_short(spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     command = ["python", "-m", "caiflow", "run", "spec.yaml", "--address", "auto", "--out", f"{store}/jobs/{name}"]
     paths = dict.fromkeys((*(path.resolve() for path in args.allowed_paths), *stays))
+    command += [f"--grow={args.grow}"] if Growth.read(args.grow, "auto").nodes else []
     command += [*_allowing(allowed_by(args), paths), *(["--trust-remote-code"] if args.trust_remote_code else [])]
     own = {} if args.kuberay else {variable: os.environ[variable] for variable in args.variables}
     return RunJob(name, command, folder, {"CAIFLOW_HOME": store, **own})

@@ -53,6 +53,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     only: str | None = None,
     until: str | None = None,
     address: str | None = None,
+    grow: str | None = None,
     trust_remote_code: bool = False,
     allow_env: Mapping[str, str] | None = None,
     allow_hosts: Sequence[str] = (),
@@ -62,7 +63,8 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     """Validate, plan and run a spec, and return the finished run; what was done before isn't done again.
 
     `out` is the run's folder (by default runs/NAME/TIMESTAMP), `set` changes values by their dotted paths, `sample` takes that
-    many rows of every source, `address` is a Ray cluster's. Ctrl-C stops it within seconds; the same call goes on.
+    many rows of every source, `address` is a Ray cluster's, to which its autoscaler may add what `grow` says
+    ("2x8": nodes, and the GPUs of each). Ctrl-C stops it within seconds; the same call goes on.
 
     Beside: `allow_env` lets keys be sent to servers, variable -> host; `allow_hosts` names servers in private
     networks that may be asked, `allow_paths` folders and files outside its own folder that may be read.
@@ -80,6 +82,7 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     from caiflow.engine.display.progress import display
     from caiflow.engine.lookback.opened import Run
     from caiflow.engine.run import runner
+    from caiflow.engine.run.on_ray.nodes import Growth
     from caiflow.engine.store.artifacts import Store
     from caiflow.engine.store.checkpoints import KEPT
 
@@ -87,8 +90,8 @@ def run(  # noqa: PLR0913 - each, by name, is what an option of `caiflow run` is
     with display() if progress else nullcontext() as listener:
         result = runner.run(
             loaded, Store(), Path(out) if out is not None else default_out(loaded),
-            only=only, until=until, address=address, on_event=listener, trust_remote_code=trust_remote_code,
-            allowed=_allowed(allow_env, allow_hosts),
+            only=only, until=until, address=address, growth=Growth.read(grow, address), on_event=listener,
+            trust_remote_code=trust_remote_code, allowed=_allowed(allow_env, allow_hosts),
         )  # fmt: skip
     if result.status == "interrupted":
         raise KeyboardInterrupt(f"{KEPT} in {result.run_dir}; the same call goes on")

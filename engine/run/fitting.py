@@ -92,7 +92,7 @@ def refuse_without_keys(resolver: Resolver, steps: Sequence[Step]) -> None:
 def training_room(step: Step, cluster: Cluster) -> Room:
     """Return what a training wants: a process for each of its workers; one that knows no others has all their GPUs itself."""
     wanted, kind = step.params.resources, step.operator_type()
-    most = max(node.gpus for node in cluster.machines.nodes)
+    most = max(node.gpus for node in cluster.machines.possible)
     gpus = float(wanted.num_gpus if wanted.num_gpus is not None else min(1.0, most))
     if not issubclass(kind, TrainingOperator):
         return Room(gpus * wanted.workers, wanted.num_cpus)

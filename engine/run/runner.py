@@ -23,6 +23,7 @@ from caiflow.engine.plan.consent import refuse_unallowed, servers, with_typed
 from caiflow.engine.plan.lock import make_lock, read_lock, refuse_drift
 from caiflow.engine.run.control import Control, interruptible
 from caiflow.engine.run.folder import RunFolder
+from caiflow.engine.run.on_ray.nodes import Growth
 from caiflow.engine.spec.graph import chosen
 from caiflow.engine.spec.permissions import Permissions
 from caiflow.engine.store.artifacts import Store
@@ -58,6 +59,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
     only: str | None = None,
     until: str | None = None,
     address: str | None = None,
+    growth: Growth = Growth(),
     on_event: Callable[[Event], None] | None = None,
     trust_remote_code: bool = False,
     allowed: Permissions = Permissions(),
@@ -65,7 +67,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
 ) -> RunResult:
     """Carry out a spec and leave the run's folder behind; SIGINT and SIGTERM stop it within seconds.
 
-    `locked` names a lock that the run must not differ from; `allowed` adds to the user's own file.
+    An autoscaler may add `growth`; `locked` names a lock that it must not differ from, `allowed` adds to the user's own file.
 
     Raises:
         PlanError: something isn't allowed, a model can't be found, the lock isn't met, or the cluster lacks what is asked for.
@@ -80,7 +82,7 @@ def run(  # noqa: PLR0913 - all that a run can be asked
         folder = RunFolder(resolver, out_dir, journal, [step for step in resolver.order if step.name in wanted], interrupted)
         for host, names in servers(spec.models).items():
             journal.emit("log", text=f"{host} is asked for {', '.join(names)}")
-        execution = _Execution(resolver, folder, journal, address, interrupted, only)
+        execution = _Execution(resolver, folder, journal, (address, growth), interrupted, only)
         try:
             status = execution.run()
         except KeyboardInterrupt:
@@ -103,7 +105,7 @@ class _Execution:
         resolver: Resolver,
         folder: RunFolder,
         journal: Journal,
-        address: str | None,
+        at: tuple[str | None, Growth],
         interrupted: threading.Event,
         only: str | None = None,
     ) -> None:
@@ -114,7 +116,7 @@ class _Execution:
         self._journal = journal
         self._control = Control(journal.run_dir, journal)
         self._only = only
-        self._address = address
+        self._at = at
         self._interrupted = interrupted
         self._cluster: Cluster | None = None
         self._sharding: Sharding
@@ -376,10 +378,10 @@ class _Execution:
             from caiflow.engine.run.on_ray.cluster import Cluster
             from caiflow.engine.run.shards import Sharding
 
-            if self._address is None:  # the nodes of a cluster have variables of their own
+            if (address := self._at[0]) is None:  # the nodes of a cluster have variables of their own
                 refuse_without_keys(self.resolver, self.folder.unsettled())
-            self._journal.emit("entering", text=f"joining Ray at {self._address}" if self._address else "starting Ray")
-            self._cluster = Cluster(self._address)
+            self._journal.emit("entering", text=f"joining Ray at {address}" if address else "starting Ray")
+            self._cluster = Cluster(*self._at)
             self._sharding = Sharding(self._cluster, self._relay)
             self._cluster.start()
             refuse_unfit(self.resolver, self._cluster, self.folder.unsettled())
@@ -391,9 +393,8 @@ class _Execution:
         if event.get("event") == "engine_ready" and self._head_start is not None:
             self._head_start.on_engine_ready()
         if event.get("event") == "engine_wanted" and self._cluster is not None:
-            source = self.resolver.model(event["model"])
-            if source is not None:
+            if (source := self.resolver.model(event["model"])) is not None:
                 self._cluster.engine(source, event["model"], self.client)
             return
-        kind = event.get("event") or "step_progress"
-        self._journal.emit(kind, **{name: value for name, value in event.items() if name != "event"})
+        fields = {name: value for name, value in event.items() if name != "event"}
+        self._journal.emit(event.get("event") or "step_progress", **fields)

@@ -25,7 +25,7 @@ from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, ow
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.moving import Moves, Running
-from caiflow.engine.run.on_ray.nodes import Needed, refuse_impossible, refuse_strangers, refuse_unseen
+from caiflow.engine.run.on_ray.nodes import Growth, Needed, refuse_impossible, refuse_strangers, refuse_unseen
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.units import StepResult, Unit
@@ -51,14 +51,14 @@ class Cluster:
         ClusterError: Ray can't be started here, or the cluster at `address` can't be reached.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, growth: Growth = Growth()) -> None:
         self._address = address
         self._temp: Path | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._running: list[Running] = []
         self._idle: dict[str, list[Gang]] = {}
-        self._waits = Waits()
-        self.machines = Machines(several=address is not None)
+        self._waits = Waits(growth)
+        self.machines = Machines(address is not None, growth)
         self.engines = Engines(self.machines, self._waits)
         self._moves = Moves(self.machines, self.engines, self._waits, self._gang)
         self.started = False
@@ -91,7 +91,7 @@ class Cluster:
 
     def refuse_too_large(self, what: str, room: Room) -> None:
         """Raise ClusterError where `what` wants more than there can ever be here."""
-        refuse_impossible(self.machines.nodes, room.gpus, room.processes, what, self.machines.labels(room.labels))
+        refuse_impossible(self.machines.possible, room.gpus, room.processes, what, self.machines.labels(room.labels))
 
     def engine(
         self, source: ModelSource, label: str, client: str, beside: Sequence[str] = (), *, load: bool = True

@@ -82,7 +82,7 @@ class Engines:
 
     def gpus(self, source: ModelSource) -> float:
         """Return the GPUs of all engines of a model."""
-        return engine_gpus(source, self._machines.nodes) * replicas(source)
+        return engine_gpus(source, self._machines.possible) * replicas(source)
 
     def gpus_of(self, names: Collection[str]) -> float:
         """Return the GPUs of the engines with these keys."""
@@ -90,12 +90,12 @@ class Engines:
 
     def room(self, source: ModelSource) -> Room:
         """Return what the engines of a model want."""
-        return Room(engine_gpus(source, self._machines.nodes), None, replicas(source), self._labels(source))
+        return Room(engine_gpus(source, self._machines.possible), None, replicas(source), self._labels(source))
 
     def refuse_too_large(self, source: ModelSource, label: str) -> None:
         """Raise ClusterError where the engines of a model can never run here."""
         room = self.room(source)
-        refuse_impossible(self._machines.nodes, room.gpus, room.processes, label, room.labels)
+        refuse_impossible(self._machines.possible, room.gpus, room.processes, label, room.labels)
 
     def links(
         self, source: ModelSource, label: str, client: str, beside: Collection[str], report: Report, *, load: bool
@@ -107,7 +107,7 @@ class Engines:
             if not self.reserve(self.gpus(source), beside):
                 return None
             begun = [self._begun(source) for _ in range(replicas(source))]
-            self._waits.watch(label, [one.actor for one in begun], engine_gpus(source, self._machines.nodes))
+            self._waits.watch(label, [one.actor for one in begun], engine_gpus(source, self._machines.possible))
             engine = self._engines[name] = _Engine(source, begun, label)
         if load and engine.ready is None:
             report({"event": "engine_starting", "model": engine.label})
@@ -207,7 +207,7 @@ class Engines:
 
     def _begin_move(self, engine: _Engine, one: _Replica) -> Iterator[str]:
         """Begin the successor of a process whose node is to leave, where a GPU is free for it."""
-        gpus = engine_gpus(engine.source, self._machines.nodes)
+        gpus = engine_gpus(engine.source, self._machines.possible)
         if one.name in self._stuck:
             return
         if not self.take(gpus):
@@ -258,13 +258,13 @@ class Engines:
     def _over(self, move: _Move, ends: _Replica) -> None:
         self._moves.remove(move)
         end(ends.actor)
-        self.give_back(engine_gpus(move.engine.source, self._machines.nodes))
+        self.give_back(engine_gpus(move.engine.source, self._machines.possible))
 
     def _free(self) -> float:
         """Return how many GPUs are free on the nodes that stay."""
         there = [(e, one) for e in self._engines.values() for one in e.replicas if one.node in self._machines.leaving]
         there += [(move.engine, move.old) for move in self._moves if move.told is not None]
-        held = sum(engine_gpus(engine.source, self._machines.nodes) for engine, _ in there)
+        held = sum(engine_gpus(engine.source, self._machines.possible) for engine, _ in there)
         return self._machines.gpus - self._gpus_used + self.held + held
 
     def _begun(self, source: ModelSource) -> _Replica:
@@ -276,13 +276,13 @@ class Engines:
         return spare
 
     def _new(self, source: ModelSource, name: str) -> _Replica:
-        gpus = engine_gpus(source, self._machines.nodes)
+        gpus = engine_gpus(source, self._machines.possible)
         threads = self._machines.threads(source.options.get("num_cpus"), alone=self.alone)
         return _Replica(new_engine(gpus, threads, away_from(self._avoided(source), self._labels(source)), name), name)
 
     def _avoided(self, source: ModelSource) -> list[str]:
         """Return the nodes to keep an engine off, by their ids."""
-        return self._machines.avoided(engine_gpus(source, self._machines.nodes), 1, self._labels(source))
+        return self._machines.avoided(engine_gpus(source, self._machines.possible), 1, self._labels(source))
 
     def _labels(self, source: ModelSource) -> Labels:
         return self._machines.labels(source.options.get("node_labels"))

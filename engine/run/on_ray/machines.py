@@ -9,23 +9,32 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from caiflow.engine.machine import cores
-from caiflow.engine.run.on_ray.nodes import Labels, Node, alive, places
+from caiflow.engine.run.on_ray.nodes import Growth, Labels, Node, alive, places
 from caiflow.engine.run.on_ray.watching import NodeWatch, free_gpus
 
 
 class Machines:
     """The nodes of a Ray; until it is there, this machine's cores.
 
-    `several` says that nodes may come and go, and that their labels count.
+    `several` says that nodes may come and go, and that their labels count; `growth` what an autoscaler may add. Ray begins it
+    where processes want GPUs that aren't there, so what may come counts as if it were.
     """
 
-    def __init__(self, several: bool) -> None:
+    def __init__(self, several: bool, growth: Growth = Growth()) -> None:
         self.several = several
+        self._growth = growth
+        self._began_with = 0
         self._watch: NodeWatch | None = None
         self.nodes: list[Node] = []
         """All that there ever were."""
         self.cpus = self._node_cpus = float(cores())
         self.gpus = 0.0
+        """Of the nodes that stay, and of those that may come."""
+
+    @property
+    def possible(self) -> Sequence[Node]:
+        """All nodes that there ever were, and those that may come."""
+        return [*self.nodes, *self._to_come()]
 
     @property
     def up(self) -> Sequence[Node]:
@@ -40,7 +49,8 @@ class Machines:
     def find(self) -> None:
         """Look for the first time, now that Ray is there."""
         self.nodes = alive()
-        self.cpus, self.gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
+        self._began_with = _with_gpus(self.nodes)
+        self._count(self.nodes)
         self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
         if self.several:
             self._watch = NodeWatch(self.nodes)
@@ -52,8 +62,7 @@ class Machines:
         told = self._watch.look() if self._watch else []
         if told:
             self.nodes += [node for node in self.up if node not in self.nodes]
-            stay = [node for node in self.up if node.id not in self.leaving]
-            self.cpus, self.gpus = sum(node.cpus for node in stay), sum(node.gpus for node in stay)
+            self._count([node for node in self.up if node.id not in self.leaving])
         return [f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said for said in told]
 
     def gone(self, node: str) -> bool:
@@ -103,3 +112,14 @@ class Machines:
         """Look no more."""
         if self._watch:
             self._watch.close()
+
+    def _count(self, stay: Sequence[Node]) -> None:
+        self.cpus = sum(node.cpus for node in stay)
+        self.gpus = sum(node.gpus for node in [*stay, *self._to_come()])
+
+    def _to_come(self) -> list[Node]:
+        return self._growth.to_come(max(0, _with_gpus(self.up) - self._began_with))
+
+
+def _with_gpus(nodes: Sequence[Node]) -> int:
+    return sum(node.gpus > 0 for node in nodes)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from caiflow.engine.errors import ClusterError, StepError
+from caiflow.engine.errors import ClusterError, PlanError, StepError
 from caiflow.engine.run.presence import Place, Told, lacking, told_here
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
@@ -52,13 +52,45 @@ class Node:
     labels: Labels = field(default_factory=dict, compare=False)
 
     def has(self, labels: Labels) -> bool:
-        """Tell whether it has these labels."""
-        return labels.items() <= self.labels.items()
+        """Tell whether it has these labels, as one that is to come may."""
+        return not self.id or labels.items() <= self.labels.items()
 
     @property
     def told(self) -> str:
         """What it is called to people."""
         return f"{self.address} ({self.cpus:g} CPU cores, {self.gpus:g} GPUs)"
+
+
+class Growth(NamedTuple):
+    """By how much a cluster's autoscaler may make it larger: so many nodes of so many GPUs each."""
+
+    nodes: int = 0
+    gpus: int = 0
+
+    @classmethod
+    def read(cls, text: str | None, address: str | None) -> Growth:
+        """Return what a text like `2x8` says of the cluster at an address; no growth without a text.
+
+        Raises:
+            PlanError: it says nothing of the kind, or of no cluster.
+        """
+        if not text:
+            return cls()
+        if not address:
+            raise PlanError("--grow: this machine can't grow", "name a cluster with --address")
+        nodes, _, gpus = text.partition("x")
+        if not (nodes.isdecimal() and gpus.isdecimal() and int(nodes) and int(gpus)):
+            raise PlanError(f"--grow: {text!r} isn't nodes and the GPUs of each", "write 2x8 for two nodes of eight")
+        return cls(int(nodes), int(gpus))
+
+    @property
+    def told(self) -> str:
+        """What may come, to people; empty where nothing may."""
+        return f"up to {self.nodes} nodes of {self.gpus} GPUs may come" if self.nodes else ""
+
+    def to_come(self, came: int) -> list[Node]:
+        """Return the nodes that may come beside those that `came`: of them no more is known than their GPUs."""
+        return [Node("", "a node that may come", 0.0, float(self.gpus))] * max(0, self.nodes - came)
 
 
 class Needed(NamedTuple):

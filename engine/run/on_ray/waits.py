@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caiflow.engine.run.on_ray.nodes import Growth
+
 PATIENCE_S = 20.0
 """How long a process may wait for GPUs before it is said."""
 _SHOWN = 120
@@ -31,7 +33,8 @@ class _Unplaced:
 class Waits:
     """What a cluster's processes, and its run as a whole, wait for."""
 
-    def __init__(self) -> None:
+    def __init__(self, growth: Growth = Growth()) -> None:
+        self._growth = growth
         self._unplaced: list[_Unplaced] = []
         self._short = self._idle_since = 0.0
 
@@ -49,7 +52,7 @@ class Waits:
 
     def unplaced(self) -> list[str]:
         """Return a sentence for each whose patience has just ended."""
-        self._unplaced, said = _still_unplaced(self._unplaced)
+        self._unplaced, said = _still_unplaced(self._unplaced, self._growth.told)
         return said
 
     def idle(self, there: float) -> str:
@@ -61,7 +64,7 @@ class Waits:
         return f"the run waits: what is next wants {self._short:g} GPUs, the cluster has {there:g}"
 
 
-def _still_unplaced(processes: Sequence[_Unplaced]) -> tuple[list[_Unplaced], list[str]]:
+def _still_unplaced(processes: Sequence[_Unplaced], may_come: str) -> tuple[list[_Unplaced], list[str]]:
     """Return those that wait within their patience, and a sentence for each whose patience has just ended."""
     import ray
 
@@ -72,7 +75,7 @@ def _still_unplaced(processes: Sequence[_Unplaced]) -> tuple[list[_Unplaced], li
             left.append(one)
         elif missing:
             free, total = (found().get("GPU", 0.0) for found in (ray.available_resources, ray.cluster_resources))
-            held = ", ".join(holders()) or "Ray doesn't tell who has the rest"
+            held = "; ".join(filter(None, (", ".join(holders()), may_come))) or "Ray doesn't tell who has the rest"
             said.append(f"{one.what} waits for {one.gpus:g} GPUs: of the cluster's {total:g}, {free:g} are free; {held}")
     return left, said
 
