@@ -54,7 +54,7 @@ def peaks() -> dict[str, int]:
     """Return the most bytes that this process had since it forgot others: of memory, and of one GPU's what torch allocated."""
     found = {}
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/self/status").read_text(errors="replace").splitlines()  # a process may have any name
         found["peak_memory_bytes"] = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     if torch := _torch_on_gpus():
         devices = range(torch.cuda.device_count())

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from caiflow.engine.machine import forget_peaks, peaks
+
 
 def spent(file: str, side: str, source: Path, out: Path) -> dict[str, float]:
     """Return what a side tells that reads `source` and writes into `out`, which is removed; `file` is its module's."""
@@ -28,18 +30,14 @@ def peak_mb() -> float:
 
     What the system says of a process begun by a larger one is on Linux at least what that one had then.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where it isn't Linux
-    (peak,) = (line.split()[1] for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-    return int(peak) * 1024 / 1e6
+    if told := peaks().get("peak_memory_bytes"):
+        return told / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where it isn't Linux
 
 
 def peak_from_now(work: Callable[[], object]) -> float:
     """Carry out some work; return the most memory that this process had meanwhile, in MB, or on other systems until then."""
-    forget = Path("/proc/self/clear_refs")
-    if forget.exists():
-        forget.write_text("5", encoding="ascii")
+    forget_peaks()
     work()
     return peak_mb()
 
