@@ -6,6 +6,7 @@ step. Never touches a run's folder, nor what a living process is working on.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -133,7 +134,10 @@ class _Reached:
         return item.path.name in self._names.get(item.kind, ())
 
     def _changed_at(self) -> int:
-        return self._store.runs_dir.stat().st_mtime_ns if self._store.runs_dir.is_dir() else 0
+        try:
+            return self._store.runs_dir.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
 
 @contextmanager
@@ -168,10 +172,8 @@ def _out_of_reach(reached: _Reached, item: Garbage) -> Path | None:
     if not item.path.is_dir():
         return item.path
     doomed = item.path.with_name(f".doomed-{item.path.name.removeprefix('.doomed-')}")
-    if doomed.exists():  # a kill left it, and the same was made anew and dropped since
-        doomed = doomed.with_name(f"{doomed.name}.{uuid.uuid4().hex[:8]}")
     try:
-        os.replace(item.path, doomed)
+        doomed = _renamed(item.path, doomed)
     except FileNotFoundError:
         return None
     gone = False
@@ -181,6 +183,18 @@ def _out_of_reach(reached: _Reached, item: Garbage) -> Path | None:
         if not gone:
             os.replace(doomed, item.path)
     return doomed if gone else None
+
+
+def _renamed(folder: Path, doomed: Path) -> Path:
+    """Rename a folder, and return what it is called now: a kill may have left the name to one made anew and dropped since."""
+    try:
+        os.replace(folder, doomed)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        doomed = doomed.with_name(f"{doomed.name}.{uuid.uuid4().hex[:8]}")
+        os.replace(folder, doomed)
+    return doomed
 
 
 def _remove(path: Path) -> None:
