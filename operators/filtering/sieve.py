@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Schema = Mapping[str, pl.DataType]
-_BATCH = 4096  # rows: what polars holds meanwhile goes by it, and its allocator keeps some of that
+_BATCH = 1024  # rows: what polars holds meanwhile goes by it, and its allocator keeps some of that, more with each batch
 
 
 class Sieve:
