@@ -55,7 +55,7 @@ def odd_requests() -> list[Request]:
 def long_requests() -> list[Request]:
     """More than a scarce cache holds at once."""
     texts = [f"How do I bake {n} loaves of bread, {'and water the rose, ' * (5 + n)}please?" for n in range(16)]
-    return [Request(text, Sampling(temperature=0.8, max_tokens=40), seed=n) for n, text in enumerate(texts)]
+    return [Request(text, Sampling(temperature=0.8, max_tokens=24), seed=n) for n, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def on_vllm(source: ModelSource, args: dict[str, Any]) -> ModelSource:
 def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: ModelSource, tmp_path_factory: Any) -> Any:
     """What vLLM answers on its second runner: all kinds of request, rows that are preempted, and an adapter."""
     folder = tmp_path_factory.mktemp("answers")
-    kinds = [*mixed_requests(24), *filtered_requests(), *odd_requests(), *scored_requests()]
+    kinds = [*mixed_requests(12), *filtered_requests(), *odd_requests(), *scored_requests()]
     asked = [(on_vllm(tiny_source, ARGS), kinds), (on_vllm(tiny_source, SCARCE), long_requests())]
     asked.append((on_vllm(adapted, ARGS), mixed_requests(8)))
     own = on_vllm(tiny_source, ARGS)._replace(draws="vllm")
