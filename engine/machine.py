@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import sys
 from contextlib import suppress
 from functools import cache
@@ -100,6 +101,20 @@ def pip_command(extra: str) -> str:
     wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
     libraries = [line.partition(";")[0].strip() for line in found if wanted.search(line)]
     return f"pip install {' '.join(repr(library) for library in libraries) or EXTRAS[extra]}"
+
+
+MANY_FILES = 65_536
+"""As many as a process is given to hold open; some libraries close all that they might hold, one after the other."""
+
+
+@cache
+def allow_many_files() -> None:
+    """Let this process hold open as many files as it may; login shells and batch systems begin with 1,024 of far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS takes fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any
 
 from caiflow.engine.errors import StoreError
 from caiflow.engine.identity import json_writer, quick_record, quick_records
-from caiflow.engine.machine import machine_tag
+from caiflow.engine.machine import allow_many_files, machine_tag
 from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import store_error, storing
 from caiflow.engine.store.ledger_index import Index
@@ -30,6 +30,7 @@ from caiflow.engine.store.ledger_segment import ELSEWHERE_S, Segment, create, fr
 _FLUSH_S = 1.0
 _FEW_KEYS = 16  # up to which looking each up alone is faster
 _READ_AT_ONCE = 64  # payloads: as many as stay in the cache of a core meanwhile
+_MANY = 32  # files of one namespace, of which a run may have ten
 _encode = json_writer()
 
 
@@ -259,6 +260,8 @@ class Ledger:
 
     def _read(self, name: str) -> None:
         if name not in self._known:
+            if len(self._segments) >= _MANY:  # hosts that came and went in a week have left one each
+                allow_many_files()
             self._known[name] = len(self._segments)
             self._segments.append(Segment(self.path / name, self._known[name]))
         number = self._known[name]

@@ -324,6 +324,26 @@ def start(home: Path, name: str, count: int) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.kill
+def test_files_of_more_hosts_than_a_shell_lets_a_process_open_are_read(tmp_path: Path) -> None:
+    first = filled(tmp_path, 2)
+    for host in range(100):
+        (first.parent / f"{host:010d}-gone{host}-0.seg").write_bytes(first.read_bytes())
+    script = f"""
+import resource, sys
+from pathlib import Path
+from caiflow.engine.store.ledger import Ledger
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[1])))
+with Ledger(Path({str(tmp_path)!r}), "n") as ledger:
+    print(len(ledger), len(list(ledger.path.glob("*.seg"))))
+"""
+    told = [
+        subprocess.run([sys.executable, "-c", script, most], capture_output=True, text=True, check=False)
+        for most in ("1024", "64")
+    ]
+    assert told[0].stdout == "2 101\n", told[0].stderr
+    assert "Too many open files" in told[1].stderr  # what it may not have at all
+
+
 def test_processes_append_at_once_and_a_killed_one_loses_nothing_it_reported(tmp_path: Path) -> None:
     running = {name: start(tmp_path, name, 10**7) for name in ("one", "two")}
     reported = {}
