@@ -97,12 +97,12 @@ def _probability(label: str, logprobs: Mapping[str, float]) -> float:
 
 
 def truth(value: Any, met: Sequence[str]) -> bool | None:
-    """Return what a person's label says; None where there is none.
+    """Return what a person's label says; None where there is none: null, an empty text, or a number that is none (NaN).
 
     Raises:
         ValueError: a text where `met` doesn't say which texts are met, or what is neither text, number nor flag.
     """
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return None
     if isinstance(value, str):
         if not met:

@@ -169,5 +169,6 @@ def test_an_answer_meets_a_grader_above_the_middle_of_its_scale() -> None:
 def test_labels_of_people_are_flags_numbers_or_named_texts() -> None:
     assert [truth(value, ()) for value in (True, False, 1, 0, 0.5, None)] == [True, False, True, False, True, None]
     assert [truth(value, ("bad",)) for value in ("bad", "good", "", None)] == [True, False, None, None]
+    assert truth(math.nan, ()) is None, "what a table of numbers has where nobody labelled"
     with pytest.raises(WrongValue, match="name the texts that say yes under `met`"):
         truth("bad", ())
