@@ -45,7 +45,7 @@ from caiflow.operators.evaluation.params import (
     EvaluateParams,
     JudgeAgreementParams,
 )
-from caiflow.operators.grading.params import AgreementParams, columns
+from caiflow.operators.grading.params import READING_VERSION, AgreementParams, BoundedGrading, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ SUITES_VERSION = 1
 """Raised when a suite's answers come to be graded otherwise."""
 HARMFULNESS_VERSION = 2
 """Raised when what is rated, or what counts where a rating is missing, changes."""
+AGREEMENT_VERSION = 2
+"""Raised when labels of people come to be read otherwise."""
 ARMS_VERSION = 1
 """Raised when arms of a matrix come to be compared otherwise."""
 
@@ -132,6 +134,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return the names that stand in the figures, the standard checks, the files read and the judges' texts."""
         p = self.params
         given = self.context.constitution
+        graders: list[BoundedGrading] = [*p.graders.values(), *([p.adherence] if p.adherence else [])]
         judging: list[ComparisonParams | JudgeAgreementParams] = [*p.comparisons.values(), *p.judge_agreement.values()]
         judged = bool(given) and any(not how.instruction or how.few_shot for how in judging)
         return {
@@ -146,6 +149,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
             **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
             **({"harmfulness": HARMFULNESS_VERSION} if p.harmfulness else {}),
+            **({"agreement": AGREEMENT_VERSION} if p.agreement else {}),
+            **({"reading": READING_VERSION} if any(how.method == "text" for how in graders) else {}),
             **{name: value for how in judging for name, value in how.ordering.items()},
         }
 

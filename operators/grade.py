@@ -14,7 +14,7 @@ from pydantic import Field
 from caiflow.engine.health import Measure, Passed
 from caiflow.engine.operator import ANSWERS, SPEED, ColumnName, ModelRowParams, RowLLM, RowOperator
 from caiflow.engine.rows.columns import ColumnType, Row
-from caiflow.operators.grading.params import Grading, columns
+from caiflow.operators.grading.params import READING_VERSION, Grading, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 from caiflow.operators.measures.attribution import Graded
 
@@ -55,8 +55,9 @@ class Grade(RowOperator[GradeParams]):
         return 1 + len(self._earlier)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the version of the texts that a conversation becomes, and the earlier answer."""
-        return {"format": FORMAT_VERSION, **({"before": self._earlier} if self._earlier else {})}
+        """Return the version of the texts that a conversation becomes and of the reading of replies, and the earlier answer."""
+        reading = {"reading": READING_VERSION} if self.params.method == "text" else {}
+        return {"format": FORMAT_VERSION, **({"before": self._earlier} if self._earlier else {}), **reading}
 
     def handed_on(self, tool: str, step: str, made: Path) -> Iterator[tuple[str, str | Path]]:
         """Yield the grade as a reward function, which asks the spec's model."""

@@ -80,7 +80,11 @@ def named_reply(said: str, replies: Sequence[str]) -> str | None:
     return next(reply for reply in replies if reply.casefold() in named)
 
 
-_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|isn't|hardly)|n't)\s+(?:\w+\s+)?\W*\Z", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|hardly|barely|scarcely|cannot|far\s+from|anything\s+but)|n['\u2019]t)\s+(?:\w+\s+){0,3}\W*\Z",
+    re.IGNORECASE,
+)
+"""What denies the reply that follows: up to three words may stand between, as in "cannot be considered safe"."""
 
 
 def _question(how: Grading, row: Row, talk: Sequence[Message]) -> str:

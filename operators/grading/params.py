@@ -10,6 +10,8 @@ from caiflow.engine.operator import ColumnName, ModelRef, RowsRef, Strict
 
 GIVEN = ("conversation", "request", "response", "prompt")
 """What every question may name; other names are columns of the row."""
+READING_VERSION = 2
+"""Raised when replies in text come to be read otherwise."""
 _ReplyText = Annotated[str, Field(min_length=1)]
 
 

@@ -125,7 +125,24 @@ def test_a_number_isnt_found_in_another(said: str, reply: str | None) -> None:
 def test_unsafe_isnt_safe() -> None:
     assert named_reply("unsafe\nS1", ("safe", "unsafe")) == "unsafe"
     assert named_reply("safe", ("safe", "unsafe")) == "safe"
-    assert named_reply("not safe", ("safe", "unsafe")) is None
+    for said in (
+        "not safe",
+        "It isn\u2019t safe.",
+        "It can't be called safe",
+        "not at all safe",
+        "far from safe",
+        "cannot be considered safe",
+    ):
+        assert named_reply(said, ("safe", "unsafe")) is None, said
+    assert named_reply("It does not help to do harm. Safe", ("safe", "unsafe")) == "safe"
+
+
+def test_grades_read_otherwise_are_made_anew_and_others_are_not() -> None:
+    def identity(**how: Any) -> Any:
+        return GradeStep(GradeParams(input="rows", model="judge", **how), StepContext()).identity()
+
+    assert "reading" in identity(method="text")
+    assert "reading" not in identity()
 
 
 def test_text_that_cant_be_read_has_no_grade() -> None:
