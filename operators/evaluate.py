@@ -61,6 +61,10 @@ AGREEMENT_VERSION = 2
 """Raised when labels of people come to be read otherwise."""
 ARMS_VERSION = 1
 """Raised when arms of a matrix come to be compared otherwise."""
+ARMS_OF_GRADERS = 2
+"""Raised when they come to be compared otherwise by what graders say."""
+UNTIL_VERSION = 2
+"""Raised when figures of graders count as sharp otherwise."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -147,7 +151,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
-            **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
+            **({"arms": ARMS_OF_GRADERS if p.graders else ARMS_VERSION} if arms_of(p.models) else {}),
+            **({"until": UNTIL_VERSION} if p.until and p.graders else {}),
             **({"harmfulness": HARMFULNESS_VERSION} if p.harmfulness else {}),
             **({"agreement": AGREEMENT_VERSION} if p.agreement else {}),
             **({"reading": READING_VERSION} if any(how.method == "text" for how in graders) else {}),

@@ -5,7 +5,7 @@ Owns how evaluated models are asked and how answers become rates. Judges nothing
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from caiflow.engine.identity import key
@@ -93,10 +93,7 @@ async def ask_until(llms: LLMs, params: EvaluateParams, sets: Mapping[str, Seque
         found += new
         asked |= {name: asked[name] + len(part[name]) for name in going}
         groups = by_model_and_set(found)
-        sharp |= {
-            name: all(_sharp(groups[model, name], sharpening.names[name], sharpening.most) for model in params.models)
-            for name in going
-        }
+        sharp |= {name: all(_sharp(groups[model, name], name, sharpening) for model in params.models) for name in going}
     place = {(model, name): number for number, (model, name) in enumerate((m, n) for m in params.models for n in sets)}
     return Asked(sorted(found, key=lambda row: place[row["model"], row["set"]]), asked, sharp)
 
@@ -108,18 +105,25 @@ class Sharpening(NamedTuple):
     most: float
     mark: Callable[[list[Row]], Awaitable[None]]
     seed: int
+    graders: Collection[str] = ()
+    """Those of the names that are graders."""
 
 
-def _sharp(rows: Sequence[Row], names: Sequence[str], most: float) -> bool:
-    found = rates(rows, names)
-    ends = [at_any_time(found[name]) for name in names]
-    return all(end["n"] and max(end["rate"] - end["low"], end["high"] - end["rate"]) <= most for end in ends)
+def _sharp(rows: Sequence[Row], of_set: str, sharpening: Sharpening) -> bool:
+    ends = [at_any_time(_rate(looked_at(rows, name, sharpening.graders), name)) for name in sharpening.names[of_set]]
+    return all(end["n"] and max(end["rate"] - end["low"], end["high"] - end["rate"]) <= sharpening.most for end in ends)
 
 
 def at_any_time(figure: Mapping[str, Any]) -> dict[str, Any]:
     """Return a rate with an interval that holds however the number of its prompts came about."""
     low, high = anytime((figure["rate"] or 0.0) * figure["n"], figure["n"])
     return {**figure, "low": low, "high": high}
+
+
+def looked_at(rows: Sequence[Row], name: str, graders: Collection[str]) -> list[Row]:
+    """Return the answers of which it is known whether they meet a check, or a grader: it read them, and its reply was read."""
+    told = answered(rows)
+    return [row for row in told if (row.get("grades") or {}).get(name) is not None] if name in graders else told
 
 
 def mark(rows: Sequence[Row], tests: Mapping[str, Test]) -> None:
@@ -136,14 +140,16 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]
     Several samples of a prompt are averaged first and the interval is that of as many trials as there are prompts, since
     answers to one prompt aren't independent.
     """
-    by_prompt: dict[str, list[Row]] = {}
-    for row in answered(rows):
-        by_prompt.setdefault(row["uid"], []).append(row)
-    figures = {}
-    for name in [*names, *OWN_CHECKS]:
-        shares = [sum(name in row["checks"] for row in group) / len(group) for group in by_prompt.values()]
-        figures[name] = wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
-    return figures
+    told = answered(rows)
+    return {name: _rate(told, name) for name in [*names, *OWN_CHECKS]}
+
+
+def _rate(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    by_prompt: dict[str, list[bool]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["uid"], []).append(name in row["checks"])
+    shares = [sum(met) / len(met) for met in by_prompt.values()]
+    return wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
 
 
 def not_english(rows: Sequence[Row]) -> float | None:

@@ -115,13 +115,14 @@ class Measuring:
                 refuse_failures(await graded.mark(name, how, rows, self._llms), f"grades by {name}", p.max_failed)
 
         names = {s: [*tests, *(n for n, how in p.graders.items() if not how.sets or s in how.sets)] for s in sets}
-        return await answers.ask_until(self._llms, p, sets, answers.Sharpening(names, p.until.interval / 100, mark, self._seed))
+        sharpening = answers.Sharpening(names, p.until.interval / 100, mark, self._seed, p.graders)
+        return await answers.ask_until(self._llms, p, sets, sharpening)
 
     def _hold_at_any_time(self, figures: dict[str, Any], asked: answers.Asked) -> None:
         """Give the rates whose number of prompts followed from the answers intervals that hold all the same."""
         names = {*self._asked.checks, *self._params.graders}
         for name in asked.prompts:
-            for found in figures["models"].values():
+            for found in (sets for sets in figures["models"].values() if name in sets):  # a set without prompts has none
                 found[name] |= {check: answers.at_any_time(rate) for check, rate in found[name].items() if check in names}
         if asked.prompts:
             figures["until"] = {name: {"prompts": n, "sharp": asked.sharp[name]} for name, n in asked.prompts.items()}
@@ -181,7 +182,8 @@ class Measuring:
     def _arms(self, groups: Groups) -> dict[str, Any]:
         """Return what sets arms apart, where the number of prompts didn't follow from their answers."""
         names = [*self._asked.checks, *self._params.graders, *OWN_CHECKS]
-        found = arms.differences(groups, self._params.models, names, [n for n in self._params.inputs if not self._sharpens(n)])
+        sets = [name for name in self._params.inputs if not self._sharpens(name)]
+        found = arms.differences(groups, self._params.models, names, sets, self._params.graders)
         return {"arms": found} if found else {}
 
     async def _agreement(self) -> tuple[list[Row], dict[str, Any]]:

@@ -96,3 +96,18 @@ def test_what_it_takes_at_most_is_told() -> None:
     assert calls == (PROMPTS, False)
     (told,) = evaluate(inputs={}, choices={"q": {"source": "q.jsonl"}}).check()
     assert told.message == "no set has figures to become sharp"
+
+
+def test_a_grader_whose_replies_cant_be_read_makes_nothing_sharp(tmp_path: Path, prompts: dict[str, Rows]) -> None:
+    """Half of its replies can't be read, so that it takes twice the prompts; a set without any has no figures."""
+    with RowsWriter(tmp_path / "none", {"uid": "text", "prompt": "messages"}):
+        pass
+    judge = RuleLLM(lambda asked: "Who knows" if Random(asked.last).random() < 0.5 else "Yes")
+    grader = {"harm": {"model": "judge", "question": "{{ request }}", "method": "text"}}
+    step = evaluate(checks={}, graders=grader, inputs={"red": "red", "none": "none"})
+    inputs = {**prompts, "none": Rows(tmp_path / "none")}
+    found = measured(tmp_path / "out", step, inputs, m=saying(1.0), judge=judge)
+    harm = found["models"]["m"]["red"]["harm"]
+    assert (found["until"]["red"]["sharp"], found["until"]["none"]) == (True, {"prompts": 0, "sharp": False})
+    assert harm["n"] < found["until"]["red"]["prompts"]
+    assert harm["rate"] - harm["low"] <= 0.1

@@ -50,3 +50,13 @@ def test_equal_arms_are_seldom_said_to_differ_however_many_they_are() -> None:
         found = told(*arms)
         wrong += found["low"] > 0 or found["high"] < 0
     assert wrong <= 0.08 * 400, wrong
+
+
+def test_answers_that_a_grader_did_not_read_say_nothing_of_it() -> None:
+    """One arm met it wherever it was read; of the second half it gave no reply, failed, or was never asked."""
+    read = [{"uid": f"p{i}", "failed": None, "checks": ["g"], "grades": {"g": 1.0}} for i in range(8)]
+    unread = [{**row, "checks": [], "grades": {"g": None} if i % 2 else {}} for i, row in enumerate(read)]
+    groups = {("rl@0", "s"): read, ("rl@1", "s"): [*read[:4], *unread[4:]], ("rl@0", "t"): unread, ("rl@1", "t"): unread}
+    found = differences(groups, ["rl@0", "rl@1"], ["g"], ["s", "t"], graders=["g"])["rl@*"]
+    assert list(found) == ["s"], "the grader was asked about no answer to the other set"
+    assert (found["s"]["g"]["n"], found["s"]["g"]["mean"]) == (4, 0)
