@@ -24,7 +24,7 @@ HEADLINES = {
 }  # fmt: skip
 """Metrics that the table of steps shows, the most telling first, and how they are called there."""
 
-CENTRES = ("rate", "mean", "elo", "perplexity")
+CENTRES = ("rate", "mean", "elo", "perplexity", "value")
 """The key of a figure's value, beside its interval `low` and `high`."""
 MARKS = ("boilerplate", "truncated", "repetitive", "duplicate")
 """The checks for marks of a broken model, which say nothing where nobody has them."""
@@ -277,7 +277,7 @@ def figure(value: Any) -> str:
     if value[centre] is None:
         return "-"
     scale, unit = (100, "%") if centre == "rate" else (1, "")
-    digits = 2 if centre in ("mean", "perplexity") else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
+    digits = 2 if centre in ("mean", "perplexity", "value") else int(centre == "rate" and (value.get("n") or 0) >= PRECISE)
     middle, low, high = (None if value.get(name) is None else value[name] * scale for name in (centre, "low", "high"))
     around = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{middle:.{digits}f}{unit}{around}"
@@ -294,12 +294,22 @@ def _leaves(values: Mapping[str, Any], title: str, limit: int = 24) -> Table:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values; a figure with its interval is one value."""
+    """Yield dotted names and values; a figure with its interval is one value, also where nothing was measured."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and not any(isinstance(value.get(centre), int | float) for centre in CENTRES):
+        if isinstance(value, Mapping) and not any(_is_figure(value, centre) for centre in CENTRES):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _is_figure(value: Mapping[str, Any], centre: str) -> bool:
+    """Return whether a mapping has a number at its centre, or says on how many trials it has none.
+
+    `value` is what kappa and the like have there, and others may name anything so: their interval is what tells them.
+    """
+    if centre == "value" and not {"low", "high"} <= value.keys():
+        return False
+    return isinstance(value.get(centre), int | float) or (centre in value and value[centre] is None and "n" in value)
 
 
 def central(value: Any) -> float | int | None:

@@ -88,7 +88,10 @@ def _notes(most: Node, run: Mapping[str, Any], problems: list[Problem]) -> Itera
 
 def _step(step: str, node: Node, run_dir: Path, record: Mapping[str, Any], problems: list[Problem]) -> Iterator[Gate]:
     figures = {**_counts(run_dir, step, record), **dict(leaves(step_figures(run_dir, step, record)))}
-    known = {name: value for name, value in figures.items() if value is None or central(value) is not None}
+    known = {
+        name: value for name, value in figures.items()
+        if value is None or isinstance(value, Mapping) or central(value) is not None
+    }  # fmt: skip
     for name, text in node.items():
         path = ("steps", step, name)
         try:

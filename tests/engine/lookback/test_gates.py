@@ -73,6 +73,36 @@ def test_what_a_cached_step_left_out_is_known(tmp_path: Path, monkeypatch: pytes
     assert (gate.verdict, gate.value) == ("fails", 3)
 
 
+@pytest.mark.parametrize(
+    ("figure", "bound", "verdict"),
+    [
+        ("models.m.s.c", "<= 10%", "missing"),  # no answer to count
+        ("agreement.people.kappa", ">= 0.6", "crosses"),  # 0.7, by an interval from 0.4
+        ("agreement.people.kappa", ">= 0.4", "holds"),
+        ("agreement.few.kappa", ">= 0.4", "missing"),
+        ("judge.value", "<= 1", "holds"),  # no interval: a number of that name
+    ],
+)
+def test_a_figure_without_a_value_is_missing_and_kappa_has_an_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: str, bound: str, verdict: str
+) -> None:
+    monkeypatch.setenv("CAIFLOW_HOME", str(tmp_path / "home"))
+    run_dir, store = made_run(tmp_path / "home", tmp_path / "run", plain_rows(12)), Store(tmp_path / "home")
+    staged = store.stage(digest("other figures"))
+    kappa = {"value": 0.7, "n": 20, "low": 0.4, "high": 0.9}
+    found = {
+        "models": {"m": {"s": {"c": {"rate": None, "n": 0, "low": 0.0, "high": 1.0}}}},
+        "agreement": {"people": {"kappa": kappa}, "few": {"kappa": {"value": None, "n": 1, "low": None, "high": None}}},
+        "judge": {"value": 1.0},
+    }
+    (staged / "metrics.json").write_text(json.dumps(found))
+    artifact = store.seal(digest("other figures"), staged, {"kind": "metrics"})
+    (run_dir / "steps" / "scores").unlink()
+    (run_dir / "steps" / "scores").symlink_to(artifact.path)
+    (tmp_path / "gates.yaml").write_text(f'caiflow_gates: 1\nsteps: {{scores: {{{figure}: "{bound}"}}}}\n')
+    assert [gate.verdict for gate in gates(tmp_path / "gates.yaml", run_dir)] == [verdict]
+
+
 @pytest.mark.parametrize(("most", "verdict"), [(0, "fails"), (1, "holds")])
 def test_notes_count_where_that_is_asked(place: Path, most: int, verdict: str) -> None:
     assert [gate.verdict for gate in held(place, f"notes: {most}\n")] == [verdict]
