@@ -90,13 +90,17 @@ def _score(verdict: Verdict, labels: str) -> float:
 
 
 def figures(rows: Sequence[Row], anchor: str, prior: float, seed: int) -> dict[str, Any]:
-    """Return win rates of every pair (both ways), ratings, and how the judge behaved."""
+    """Return win rates of every pair (both ways), ratings, and how the judge behaved.
+
+    Where no answer of the anchor's was compared, the other models have their win rates, and none a rating.
+    """
     rows = answered(rows)
     votes = [p for row in rows for p in row["p_a"]]
     met = [Comparison(r["first"], r["second"], r["score"], f"{r['set']}\0{r['uid']}") for r in rows]
-    if not any(anchor in (c.first, c.second) for c in met):
-        return {"win_rates": {}, "ratings": {}, "unrated": [], "n": len(rows)}
-    ratings = elo_ratings(met, anchor=anchor, prior=prior, seed=seed)
+    if not met:
+        return {"win_rates": {}, "ratings": {}, "unrated": [], "n": 0}
+    anchored = any(anchor in (c.first, c.second) for c in met)
+    ratings = elo_ratings(met, anchor=anchor, prior=prior, seed=seed) if anchored else {}
     return {
         "win_rates": _win_rates(rows),
         "ratings": {name: rating._asdict() for name, rating in ratings.items()},
