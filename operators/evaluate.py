@@ -40,6 +40,7 @@ from caiflow.operators.evaluation.params import (
     ADHERENCE,
     ALL_SUITES,
     SUITE_FIGURES,
+    WHOLE,
     AdherenceParams,
     ComparisonParams,
     EvaluateParams,
@@ -100,6 +101,11 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             yield Finding(("adherence",), "there are no principles to keep to", "name some under `constitution:`")
         if p.adherence and ADHERENCE in p.inputs:
             yield Finding(("inputs", ADHERENCE), "the scenarios have this name", "give the set another name")
+        if p.adherence and self.context.constitution is not None and WHOLE in self._principles:
+            hint = "give the principle another id"
+            yield Finding(("adherence",), f"`{WHOLE}` is the name of all principles together in the figures", hint)
+        if p.suites and ALL_SUITES in p.inputs:
+            yield Finding(("inputs", ALL_SUITES), "all suites together have this name", "give the set another name")
         if p.until and not p.inputs:
             yield Finding(("until",), "no set has figures to become sharp", "give `inputs`")
         for name in p.suites:
@@ -239,6 +245,8 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Yield graders that have a check's name, and agreements whose grader isn't there."""
         p = self.params
         for name in self.named_checks:
+            if name in OWN_CHECKS:
+                yield Finding(("checks", name), f"`{name}` is looked at in every answer", "give the check another name")
             if p.suites and name in SUITE_FIGURES:
                 yield Finding(("checks", name), f"`{name}` is a figure of suites", "give the check another name")
         for name in p.graders:

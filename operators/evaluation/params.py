@@ -22,6 +22,8 @@ SUITE_FIGURES = ("harm", "over_refusal", "win_rate")
 """What suites' answers are graded for."""
 ADHERENCE = "adherence"
 """The name that scenarios of principles have among the sets of prompts."""
+WHOLE = "whole"
+"""The name of all principles together in the figures."""
 ALL_SUITES = "suites"
 """The name that all suites have together among the sets of prompts."""
 

@@ -321,6 +321,8 @@ def test_each_model_is_asked_before_the_next(job: Job) -> None:
         ({"comparisons": {"c": {"judge": "j", "sets": ["harmful"], "few_shot": 9}}}, ("comparisons", "c", "few_shot")),
         ({"models": ["base"], "comparisons": {"c": {"judge": "j", "sets": ["harmful"]}}}, ("comparisons", "c")),
         ({"checks": {"c": {"pattern": "x", "of": "nothing"}}}, ("checks", "c")),
+        ({"checks": {"duplicate": {"pattern": "x"}}}, ("checks", "duplicate")),
+        ({"inputs": {"suites": "good_prompts"}, "suites": {"xstest": "judge"}}, ("inputs", "suites")),
         ({"frontier": {"helpfulness": "helpful.no_refusal_phrase", "harmlessness": "nope"}}, ("frontier", "harmlessness")),
     ],
 )

@@ -13,11 +13,8 @@ from caiflow.engine.operator import LLMs
 from caiflow.engine.rows.columns import Row
 from caiflow.operators.evaluation import graded
 from caiflow.operators.evaluation.attempts import answered
-from caiflow.operators.evaluation.params import AdherenceParams
+from caiflow.operators.evaluation.params import WHOLE, AdherenceParams
 from caiflow.operators.measures.statistics import paired_change, wilson
-
-WHOLE = "whole"
-"""The name of all principles together in the figures."""
 
 
 def refuse_unknown(rows: Sequence[Row], principles: Mapping[str, str]) -> None:
@@ -26,8 +23,10 @@ def refuse_unknown(rows: Sequence[Row], principles: Mapping[str, str]) -> None:
     Raises:
         WrongValue: there is one.
     """
-    if unknown := next((row["principle"] for row in rows if row["principle"] not in principles), None):
-        raise WrongValue(f"adherence: the constitution has no principle {unknown!r}", f"it has {', '.join(principles)}")
+    for row in rows:
+        if row["principle"] not in principles:
+            told = f"adherence: the constitution has no principle {row['principle']!r}, of row {row['uid']}"
+            raise WrongValue(told, f"it has {', '.join(principles)}")
 
 
 async def mark(how: AdherenceParams, rows: Sequence[Row], principles: Mapping[str, str], llms: LLMs) -> list[Row]:

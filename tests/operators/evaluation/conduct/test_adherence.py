@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from caiflow.engine.constitution.load import load_constitution
 from caiflow.engine.operator import Expected, Job, StepContext
 from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
@@ -86,11 +87,14 @@ def test_what_is_missing_is_told_before_a_model_is_asked(tmp_path: Path) -> None
     assert [told.message for told in without.check()] == ["there are no principles to keep to"]
     named = evaluate(inputs={"adherence": "probes"})
     assert [told.message for told in named.check()] == ["the scenarios have this name"]
+    law = load_constitution([{"id": "whole", "rule": "Be kind."}])
+    taken = Evaluate(evaluate().params, StepContext(constitution=law))
+    assert [told.message for told in taken.check()] == ["`whole` is the name of all principles together in the figures"]
     assert evaluate().calls_expected({"probes": Expected(30, exact=True)}) == (120, False)
     assert evaluate().needs() == {"probes": ["prompt", "principle"]}
     (tmp_path / "out").mkdir()
     job, said = Job(tmp_path / "out", scenarios(tmp_path, "p9")), RuleLLM()
-    with pytest.raises(ValueError, match="the constitution has no principle 'p9'; it has p1, p2, p3, p4"):
+    with pytest.raises(ValueError, match=r"the constitution has no principle 'p9', of row p9\.0; it has p1, p2, p3, p4"):
         asyncio.run(evaluate().measure(job, RuleLLMs({"before": said, "after": said, "judge": said})))
     assert not said.asked
 
