@@ -46,7 +46,7 @@ from caiflow.operators.evaluation.params import (
     EvaluateParams,
     JudgeAgreementParams,
 )
-from caiflow.operators.grading.params import READING_VERSION, AgreementParams, BoundedGrading, columns
+from caiflow.operators.grading.params import READING_VERSION, AgreementParams, columns
 from caiflow.operators.judging.prompts import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -56,16 +56,12 @@ if TYPE_CHECKING:
 
 SUITES_VERSION = 1
 """Raised when a suite's answers come to be graded otherwise."""
-HARMFULNESS_VERSION = 2
-"""Raised when what is rated, or what counts where a rating is missing, changes."""
-AGREEMENT_VERSION = 2
-"""Raised when labels of people come to be read otherwise."""
+HARMFULNESS_VERSION = 3
+"""Raised when what is rated, what counts where a rating is missing, or the mean's interval changes."""
+GRADES_VERSION = 2
+"""Raised when what grades amount to changes."""
 ARMS_VERSION = 1
 """Raised when arms of a matrix come to be compared otherwise."""
-ARMS_OF_GRADERS = 2
-"""Raised when they come to be compared otherwise by what graders say."""
-UNTIL_VERSION = 2
-"""Raised when figures of graders count as sharp otherwise."""
 
 
 class Evaluate(MetricsOperator[EvaluateParams]):
@@ -144,7 +140,6 @@ class Evaluate(MetricsOperator[EvaluateParams]):
         """Return the names that stand in the figures, the standard checks, the files read and the judges' texts."""
         p = self.params
         given = self.context.constitution
-        graders: list[BoundedGrading] = [*p.graders.values(), *([p.adherence] if p.adherence else [])]
         judging: list[ComparisonParams | JudgeAgreementParams] = [*p.comparisons.values(), *p.judge_agreement.values()]
         judged = bool(given) and any(not how.instruction or how.few_shot for how in judging)
         return {
@@ -157,11 +152,10 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
-            **({"arms": ARMS_OF_GRADERS if p.graders else ARMS_VERSION} if arms_of(p.models) else {}),
-            **({"until": UNTIL_VERSION} if p.until and p.graders else {}),
+            **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
             **({"harmfulness": HARMFULNESS_VERSION} if p.harmfulness else {}),
-            **({"agreement": AGREEMENT_VERSION} if p.agreement else {}),
-            **({"reading": READING_VERSION} if any(how.method == "text" for how in graders) else {}),
+            **({"grades": GRADES_VERSION} if p.graders else {}),
+            **({"reading": READING_VERSION} if p.adherence and p.adherence.method == "text" else {}),
             **{name: value for how in judging for name, value in how.ordering.items()},
         }
 

@@ -14,7 +14,7 @@ from caiflow.operators.evaluation.attempts import answered, attempted
 from caiflow.operators.grading.graders import grade
 from caiflow.operators.grading.params import BoundedGrading, Grader
 from caiflow.operators.measures.agreement import corrected
-from caiflow.operators.measures.statistics import bootstrap_mean, wilson
+from caiflow.operators.measures.statistics import bounded_mean, wilson
 
 FEWEST_LABELS = 10
 """With fewer labelled prompts a corrected rate says too little to be given."""
@@ -25,6 +25,15 @@ Key = tuple[str, str]
 def key(prompt: Any, answer: str) -> Key:
     """Return the key of an answer."""
     return repr([(turn["role"], turn["content"]) for turn in prompt]), answer
+
+
+def labels(rows: Sequence[Row]) -> dict[Key, float]:
+    """Return the share of people who said yes of each answer that any labelled; several may have, a row each."""
+    said: dict[Key, list[bool]] = {}
+    for row in rows:
+        if row["label"] is not None:
+            said.setdefault(key(row["prompt"], row["response"]), []).append(row["label"])
+    return {of: sum(told) / len(told) for of, told in said.items()}
 
 
 async def ask(how: BoundedGrading, rows: Sequence[Row], llms: LLMs) -> list[Row]:
@@ -53,11 +62,11 @@ async def mark(name: str, how: Grader, rows: Sequence[Row], llms: LLMs) -> list[
     return [{"uid": row["uid"], **given} for row, given in zip(wanted, found, strict=True)]
 
 
-def figures(name: str, rows: Sequence[Row], labels: Mapping[Key, bool], seed: int) -> dict[str, Any] | None:
+def figures(name: str, how: Grader, rows: Sequence[Row], labels: Mapping[Key, float], seed: int) -> dict[str, Any] | None:
     """Return the rate at which the answers of one model and set meet a grader, their mean grade, and what couldn't be read.
 
     Several samples of a prompt are averaged first, as for checks. Where people labelled enough of these very answers
-    `corrected` is the rate that they would find. None where nothing was graded.
+    `corrected` is the rate that they would find; `labels` has the share of them who say yes. None where nothing was graded.
     """
     tried = [row for row in answered(rows) if name in (row.get("grades") or {})]
     graded = [row for row in tried if row["grades"][name] is not None]
@@ -69,7 +78,7 @@ def figures(name: str, rows: Sequence[Row], labels: Mapping[Key, bool], seed: in
     shares = [_share(name, group) for group in by_prompt.values()]
     found = wilson(min(sum(shares), len(shares)), len(shares)).as_dict()
     means = [sum(row["grades"][name] for row in group) / len(group) for group in by_prompt.values()]
-    found["grade"] = bootstrap_mean(means, seed=seed).as_dict() if means else None
+    found["grade"] = bounded_mean(means, how.span, seed=seed).as_dict() if means else None
     found["unparsable"] = (len(tried) - len(graded)) / len(tried)
     right = _corrected(name, list(by_prompt.values()), labels)
     return {**found, "corrected": right} if right else found
@@ -79,7 +88,7 @@ def _share(name: str, group: Sequence[Row]) -> float:
     return sum(name in row["checks"] for row in group) / len(group)
 
 
-def _corrected(name: str, groups: Sequence[Sequence[Row]], labels: Mapping[Key, bool]) -> dict[str, Any] | None:
+def _corrected(name: str, groups: Sequence[Sequence[Row]], labels: Mapping[Key, float]) -> dict[str, Any] | None:
     """Return the rate by people's labels; a prompt counts as labelled where all its samples are."""
     said, graded, others = [], [], []
     for group in groups:

@@ -16,7 +16,7 @@ from caiflow.operators.evaluation.params import HarmfulnessParams
 from caiflow.operators.grading.graders import picked
 from caiflow.operators.judging.prompts import RATING_PREFILL, rating_message
 from caiflow.operators.measures.probability import normalise
-from caiflow.operators.measures.statistics import bootstrap_mean
+from caiflow.operators.measures.statistics import bounded_mean
 
 RATINGS = ("0", "1", "2", "3", "4")
 
@@ -41,10 +41,10 @@ def expected_rating(shares: dict[str, float]) -> float:
 
 
 def mean_rating(rows: Sequence[Row], seed: int) -> dict[str, Any] | None:
-    """Return the mean over prompts (each prompt's samples averaged first) with its bootstrap interval; None without ratings."""
+    """Return the mean over prompts (each prompt's samples averaged first) with its interval; None without ratings."""
     by_prompt: dict[str, list[float]] = {}
     for row in rows:
         if row.get("harmfulness") is not None:
             by_prompt.setdefault(row["uid"], []).append(row["harmfulness"])
     means = [sum(found) / len(found) for found in by_prompt.values()]
-    return bootstrap_mean(means, seed=seed).as_dict() if means else None
+    return bounded_mean(means, (0.0, 4.0), seed=seed).as_dict() if means else None

@@ -148,13 +148,9 @@ class Measuring:
         for name, how in self._params.graders.items():
             found = await graded.mark(name, how, [row for row in rows if row["set"] in self._params.inputs], self._llms)
             refuse_failures(found, f"grades by {name}", self._params.max_failed)
-            labels = {
-                graded.key(row["prompt"], row["response"]): bool(row["label"])
-                for row in held
-                if row["grader"] == name and row["label"] is not None
-            }
+            labels = graded.labels([row for row in held if row["grader"] == name])
             for (model, set_name), group in groups.items():
-                figures = graded.figures(name, group, labels, self._seed)
+                figures = graded.figures(name, how, group, labels, self._seed)
                 if figures is not None:
                     rates[model][set_name][name] = figures
 

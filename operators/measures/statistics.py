@@ -70,21 +70,30 @@ class Mean(NamedTuple):
         return self._asdict()
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:
-    """Return the mean with its 95% percentile bootstrap interval.
+def bounded_mean(values: Sequence[float], span: tuple[float, float], *, seed: int = 0, draws: int = 1000) -> Mean:
+    """Return the mean of values that lie within `span`, with its 95% interval by the Bayesian bootstrap.
+
+    Each draw weighs every value by an exponential, and half a value at each end of the span by a gamma variable: as Jeffreys'
+    prior does for a rate, that leaves few values uncertain, however alike they are. What was drawn anew from the values alone
+    would have no width for one.
 
     Raises:
-        ValueError: no values.
+        ValueError: no values, or one outside of the span.
+    Source: D. B. Rubin, The Bayesian bootstrap, Annals of Statistics 9 (1981).
     """
     import numpy as np
 
-    if not len(values):
-        raise ValueError("bootstrap_mean: no values")
     data = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.fromiter((data[rng.integers(0, len(data), len(data))].mean() for _ in range(draws)), np.float64, draws)
+    if not len(data) or not (span[0] - 1e-9 <= data.min() and data.max() <= span[1] + 1e-9):
+        raise ValueError(f"bounded_mean: needs values within {span[0]:g}..{span[1]:g}, got {list(values)[:5]}")
+    rng, ends = np.random.default_rng(seed), np.asarray(span, dtype=np.float64)
+    means = np.empty(draws)
+    for place in range(draws):
+        own, outer = rng.exponential(size=len(data)), rng.gamma(0.5, size=2)
+        means[place] = (own @ data + outer @ ends) / (own.sum() + outer.sum())
     low, high = np.quantile(means, [0.025, 0.975])
-    return Mean(float(data.mean()), len(data), float(low), float(high))
+    mean = float(data.mean())
+    return Mean(mean, len(data), min(float(low), mean), max(float(high), mean))
 
 
 def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:

@@ -20,6 +20,7 @@ from caiflow.engine.rows.columns import Row
 from caiflow.engine.rows.folder import Rows, RowsWriter
 from caiflow.operators.evaluate import Evaluate
 from caiflow.operators.evaluation.checks import STANDARD, compiled
+from caiflow.operators.evaluation.graded import key, labels
 from caiflow.operators.evaluation.params import EvaluateParams
 from caiflow.operators.judging.prompts import user
 from support.real_data import REAL_DATA, needs
@@ -317,3 +318,11 @@ def test_labels_of_xstest_through_the_same_door(tmp_path: Path) -> None:
     assert few["corrected"]["n"] < 300
     assert few["corrected"]["low"] <= truth <= few["corrected"]["high"]
     assert few["corrected"]["high"] - few["corrected"]["low"] < 0.1
+
+
+def test_several_people_who_labelled_one_answer_count_by_their_share() -> None:
+    """Two said yes and one no, in rows of their own; nobody labelled the second answer, and one person the third."""
+    talk = [user("how?")]
+    told = [("a", True), ("a", True), ("a", False), ("b", None), ("c", False)]
+    found = labels([{"prompt": talk, "response": answer, "label": label} for answer, label in told])
+    assert found == {key(talk, "a"): pytest.approx(2 / 3), key(talk, "c"): 0.0}

@@ -14,8 +14,8 @@ from caiflow.operators.measures.statistics import (
     ELO_PER_NAT,
     Comparison,
     Estimate,
-    bootstrap_mean,
     bootstrap_ratio,
+    bounded_mean,
     bradley_terry,
     calibration,
     elo_ratings,
@@ -61,18 +61,36 @@ def test_wilson_refuses_impossible_counts(successes: int) -> None:
         wilson(successes, 3)
 
 
-def test_bootstrap_mean_of_equal_values_has_no_width() -> None:
-    found = bootstrap_mean([2.0] * 7)
-    assert (found.mean, found.n, found.low, found.high) == (2.0, 7, 2.0, 2.0)
+def test_a_bounded_mean_of_rights_and_wrongs_has_jeffreys_interval() -> None:
+    """Of values at the ends of the span alone, what is drawn is a rate from the posterior, Beta(k + 1/2, n - k + 1/2)."""
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")
+    for hits, n in ((0, 1), (0, 12), (12, 12), (7, 12)):
+        found = bounded_mean([4.0] * hits + [0.0] * (n - hits), (0.0, 4.0), seed=1, draws=8000)
+        low, high = (4 * end for end in stats.beta.interval(0.95, hits + 0.5, n - hits + 0.5))
+        assert found.low == pytest.approx(min(low, found.mean), abs=0.06), (hits, n)
+        assert found.high == pytest.approx(max(high, found.mean), abs=0.06), (hits, n)
 
 
-def test_bootstrap_mean_interval_is_near_the_normal_one() -> None:
-    values = list(np.random.default_rng(3).normal(1.0, 2.0, 400))
-    found = bootstrap_mean(values, seed=1, draws=2000)
+def test_a_bounded_mean_covers_the_truth_however_few_the_values_are() -> None:
+    dice = np.random.default_rng(5)
+    for n in (1, 2, 5, 20):
+        found = [bounded_mean(4 * dice.beta(0.3, 1.2, n), (0.0, 4.0), seed=i, draws=200) for i in range(200)]
+        assert sum(one.low <= 0.8 <= one.high for one in found) >= 0.9 * 200, n
+
+
+def test_a_bounded_means_interval_is_near_the_normal_one_of_many_values() -> None:
+    values = list(np.random.default_rng(3).uniform(1.0, 2.0, 400))
+    found = bounded_mean(values, (0.0, 4.0), seed=1, draws=2000)
     half = 1.96 * float(np.std(values)) / 20
-    assert found.low == pytest.approx(found.mean - half, abs=0.03)
-    assert found.high == pytest.approx(found.mean + half, abs=0.03)
-    assert found == bootstrap_mean(values, seed=1, draws=2000)
+    assert (found.mean, found.n) == (pytest.approx(np.mean(values)), 400)
+    assert (found.low, found.high) == (pytest.approx(found.mean - half, abs=0.02), pytest.approx(found.mean + half, abs=0.02))
+    assert found == bounded_mean(values, (0.0, 4.0), seed=1, draws=2000)
+
+
+@pytest.mark.parametrize("values", [[], [4.5], [-0.1, 1.0], [float("nan")]])
+def test_a_bounded_mean_of_nothing_or_of_what_is_beyond_its_span_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"within 0\.\.4"):
+        bounded_mean(values, (0.0, 4.0))
 
 
 def test_a_ratio_is_that_of_the_sums() -> None:
@@ -82,10 +100,11 @@ def test_a_ratio_is_that_of_the_sums() -> None:
 
 
 def test_a_ratio_with_equal_denominators_is_the_mean() -> None:
-    values = list(np.random.default_rng(3).normal(1.0, 2.0, 50))
-    found = bootstrap_ratio([4 * value for value in values], [4.0] * 50, seed=2)
-    mean = bootstrap_mean(values, seed=2)
-    assert (found.mean, found.low, found.high) == pytest.approx((mean.mean, mean.low, mean.high))
+    values = list(np.random.default_rng(3).normal(1.0, 2.0, 400))
+    found = bootstrap_ratio([4 * value for value in values], [4.0] * 400, seed=2)
+    half = 1.96 * float(np.std(values)) / 20
+    assert found.mean == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == (pytest.approx(found.mean - half, abs=0.03), pytest.approx(found.mean + half, abs=0.03))
 
 
 @pytest.mark.parametrize(("above", "below"), [([], []), ([1.0], [0]), ([1.0], [1, 2])])
