@@ -26,7 +26,6 @@ ABSENT = "(absent)"
 """Stands for a value that one side doesn't have."""
 TIMINGS = ("seconds", "per_second")
 """Ends of the names of figures that differ from run to run without meaning."""
-"""Status of a step that has an output."""
 EXCERPT, LONG_EXCERPT = 80, 200
 """Characters shown of a changed value, and of a changed text of a row."""
 CUT = "..."
@@ -339,8 +338,11 @@ def _flips(joined: pl.DataFrame) -> tuple[int | None, int | None]:
         return None, None
     won, lost, won_new, lost_new = (_text(joined[name]) for name in ("chosen", "rejected", "chosen\0new", "rejected\0new"))
     kept = ((won == won_new) & (lost == lost_new)).arg_true()
-    flipped = ((won == lost_new) & (lost == won_new) & (won != lost)).arg_true()
-    return len(kept) + len(flipped), len(flipped)
+    turned = (won == lost_new) & (lost == won_new) & (won != lost)
+    flipped = turned
+    for name in {"p_chosen", "p_chosen\0new"} & set(joined.columns):  # a tie that was kept had no winner
+        flipped = flipped & (joined[name] != 0.5).fill_null(True)
+    return len(kept) + len(turned.arg_true()), len(flipped.arg_true())
 
 
 def _examples(joined: pl.DataFrame, differs: pl.DataFrame, rows: pl.Series, limit: int) -> Iterator[RowExample]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from caiflow.engine import registry
@@ -132,6 +133,19 @@ def test_rows_are_joined_by_uid_whatever_their_order(runs: tuple[Path, Path]) ->
 def test_flips_count_only_the_same_two_answers(runs: tuple[Path, Path]) -> None:
     preference = compare(*runs).rows[1]
     assert (preference.pairs, preference.flips) == (2, 1)
+
+
+def test_a_tie_that_was_kept_has_no_winner_to_change() -> None:
+    """Of a tie either answer may be called the chosen one; only the second pair was decided in both runs."""
+
+    def judged(p_chosen: list[float | None], *, turned: bool) -> pl.DataFrame:
+        sides = ["one"] * 4, ["other"] * 4
+        chosen, rejected = reversed(sides) if turned else sides
+        return pl.DataFrame({"uid": list("abcd"), "chosen": chosen, "rejected": rejected, "p_chosen": p_chosen})
+
+    old, new = judged([0.5, 0.9, 0.8, 0.5], turned=False), judged([0.9, 0.6, 0.5, 0.5], turned=True)
+    diff = rows_diff("judged", old, new)
+    assert (diff.pairs, diff.flips) == (4, 1)
 
 
 def set_step(run_dir: Path, step: str, **fields: Any) -> None:
