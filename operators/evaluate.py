@@ -60,6 +60,8 @@ HARMFULNESS_VERSION = 3
 """Raised when what is rated, what counts where a rating is missing, or the mean's interval changes."""
 GRADES_VERSION = 2
 """Raised when what grades amount to changes."""
+UNTIL_VERSION = 2
+"""Raised when other figures come to hold at any time."""
 ARMS_VERSION = 1
 """Raised when arms of a matrix come to be compared otherwise."""
 
@@ -152,6 +154,7 @@ class Evaluate(MetricsOperator[EvaluateParams]):
             **({"lm_eval": _harness_identity()} if p.lm_eval else {}),
             **({"adherence": self._principles} if p.adherence and given else {}),
             **({"suites": [list(p.suites), SUITES_VERSION]} if p.suites else {}),
+            **({"until": UNTIL_VERSION} if p.until else {}),
             **({"arms": ARMS_VERSION} if arms_of(p.models) else {}),
             **({"harmfulness": HARMFULNESS_VERSION} if p.harmfulness else {}),
             **({"grades": GRADES_VERSION} if p.graders else {}),

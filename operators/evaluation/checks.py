@@ -201,5 +201,6 @@ def duplicates(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Tell of each answer whether another row with another prompt has the very same one: the mark of a collapsed model."""
     askers: dict[str, set[str]] = {}
     for row in rows:
-        askers.setdefault(row["response"], set()).add(str(row["prompt"]))
-    return [len(askers[row["response"]]) > 1 for row in rows]
+        if not row.get("failed"):  # an answer that never came is no empty one
+            askers.setdefault(row["response"], set()).add(str(row["prompt"]))
+    return [len(askers.get(row["response"], ())) > 1 for row in rows]

@@ -120,7 +120,7 @@ class Measuring:
 
     def _hold_at_any_time(self, figures: dict[str, Any], asked: answers.Asked) -> None:
         """Give the rates whose number of prompts followed from the answers intervals that hold all the same."""
-        names = {*self._asked.checks, *self._params.graders}
+        names = {*self._asked.checks, *self._params.graders, *OWN_CHECKS}
         for name in asked.prompts:
             for found in (sets for sets in figures["models"].values() if name in sets):  # a set without prompts has none
                 found[name] |= {check: answers.at_any_time(rate) for check, rate in found[name].items() if check in names}

@@ -146,6 +146,11 @@ def test_the_same_answer_to_different_prompts_is_a_duplicate() -> None:
     assert duplicates(rows) == [True, True, False, False]
 
 
+def test_an_empty_answer_is_no_duplicate_of_one_that_never_came() -> None:
+    rows = [{"prompt": "a", "response": "", "failed": None}, {"prompt": "b", "response": "", "failed": "overflow: too long"}]
+    assert duplicates(rows) == [False, False]
+
+
 @pytest.mark.parametrize("harm", ["harmful", "harmless", "frightening"])
 @pytest.mark.parametrize(
     ("stance", "expected"),

@@ -54,6 +54,8 @@ def test_it_ends_when_the_figure_is_sharp_and_says_how_many_were_asked(tmp_path:
     assert (len(model.asked), rate["n"], found["until"]["red"]["sharp"]) == (asked, asked, True)
     assert 100 < asked < 400
     assert (rate["low"], rate["high"]) == anytime(rate["rate"] * asked, asked)
+    cut = found["models"]["m"]["red"]["truncated"]
+    assert (cut["low"], cut["high"]) == anytime(0, asked), "how many were asked followed from the same answers"
     assert rate["high"] - rate["rate"] <= 0.1
     assert rate["low"] <= 0.3 <= rate["high"]
     assert [row["uid"] for row in Rows(tmp_path / "out" / "responses").pylist()][:3] != ["0", "1", "2"], "in a drawn order"
