@@ -91,7 +91,8 @@ class Sharding:
     def nodes(self) -> list[str]:
         """The nodes that offer rows a place, by their ids."""
         machines = self._cluster.machines
-        return [node.id for node in machines.up if node.cpus and not machines.gone(node.id)] or [""]
+        off = [node.id for node in machines.up if machines.gone(node.id) or node.id in machines.unasked]
+        return [node.id for node in machines.up if node.cpus and node.id not in off] or [""]
 
     def submit(self, flow: FlowUnit, links: Sequence[Mapping[str, Sequence[Link]]], engines: Sequence[str]) -> bool:
         """Begin a flow in a shard for each of the `links`, or whole where there is one; False while there is no room."""

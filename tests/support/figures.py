@@ -14,6 +14,7 @@ MARK = "figure of a cluster"
 """The name of the reports' property that holds one: the row, and what was measured."""
 ROWS: Mapping[str, tuple[str, str]] = {
     "other store": ("the store isn't shared by one node", "refused with the node's name in under 5 s"),
+    "late node": ("a node that comes while a run goes on and isn't fit", "named within seconds, what is on it begun elsewhere"),
     "dead replica": ("1 of 2 replicas dead for good", "0 requests failed"),
     "too large": ("an engine wants more GPUs than a node has", "refused within 5 s, before the first step"),
     "busy": ("another job, or what is left, holds all GPUs", "said within 30 s, by whom"),

@@ -25,7 +25,7 @@ from caiflow.engine.run.on_ray.entering import QUIET, enter, lock_out_others, ow
 from caiflow.engine.run.on_ray.gangs import Gang, Room
 from caiflow.engine.run.on_ray.machines import Machines
 from caiflow.engine.run.on_ray.moving import Moves, Running
-from caiflow.engine.run.on_ray.nodes import Growth, Needed, refuse_impossible, refuse_strangers, refuse_unseen
+from caiflow.engine.run.on_ray.nodes import Growth, Needed, Probe, refuse_impossible, refuse_strangers, refuse_unseen
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.waits import Waits
 from caiflow.engine.run.units import StepResult, Unit
@@ -82,12 +82,15 @@ class Cluster:
     def refuse_unfit(self, home: Path, operators: Mapping[str, str], models: Sequence[Needed] = ()) -> None:
         """Raise where nodes don't see the store at `home`, run other code (`operators`: others' modules), or lack `models`.
 
-        Tells where the store's locks don't hold.
+        Tells where the store's locks don't hold. Nodes that come later are asked the same; those that aren't fit are named
+        and not used.
 
         Raises:
             ClusterError: names the nodes.
         """
+        self.machines.ask_who_comes(None)
         self._tell(refuse_strangers(self.machines.nodes, home, operators, models))
+        self.machines.ask_who_comes(lambda: Probe(home, operators, models))
 
     def refuse_too_large(self, what: str, room: Room) -> None:
         """Raise ClusterError where `what` wants more than there can ever be here."""
@@ -192,7 +195,7 @@ class Cluster:
         self._tell(self.machines.look())
         self._hold()
         for running in self._running:
-            if running.gang.cut_off(self.machines.gone):
+            if running.gang.cut_off(self.machines.gone) or any(map(self.machines.unfit, running.gang.nodes)):
                 running.gang.end()
             elif not running.gang.over():  # what it has made is about to be taken in
                 self._tell(self._moves.look(running))

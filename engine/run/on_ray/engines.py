@@ -198,12 +198,19 @@ class Engines:
                     continue
                 if one.node in self._machines.leaving:
                     yield from self._begin_move(engine, one)
-                elif silent_s > CUT_OFF_S and self._machines.frozen(one.node) and self._avoided(engine.source):
+                elif self._cut_off(engine, one, silent_s):
                     engine.replicas[place] = begun = self._new(engine.source, successor(one.name))
                     end(one.actor)
                     if engine.ready is not None:
                         engine.ready.append(begun.actor.ready.remote(engine.source))
-                    yield f"{engine.label}: its engine's node doesn't answer; another is begun elsewhere"
+                    why = "isn't fit" if self._machines.unfit(one.node) else "doesn't answer"
+                    yield f"{engine.label}: its engine's node {why}; another is begun elsewhere"
+
+    def _cut_off(self, engine: _Engine, one: _Replica, silent_s: float) -> bool:
+        """Tell whether a process is lost to its node: frozen with it, or put there by Ray before it was found not to be fit."""
+        if self._machines.unfit(one.node):
+            return True
+        return silent_s > CUT_OFF_S and self._machines.frozen(one.node) and bool(self._avoided(engine.source))
 
     def _begin_move(self, engine: _Engine, one: _Replica) -> Iterator[str]:
         """Begin the successor of a process whose node is to leave, where a GPU is free for it."""

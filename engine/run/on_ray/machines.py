@@ -5,12 +5,12 @@ Places nothing, and counts nothing that is taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from caiflow.engine.machine import cores
-from caiflow.engine.run.on_ray.nodes import Growth, Labels, Node, alive, places
-from caiflow.engine.run.on_ray.watching import NodeWatch, free_gpus
+from caiflow.engine.run.on_ray.nodes import Growth, Labels, Node, Probe, alive, places
+from caiflow.engine.run.on_ray.watching import Latecomers, NodeWatch, free_gpus
 
 
 class Machines:
@@ -25,8 +25,9 @@ class Machines:
         self._growth = growth
         self._began_with = 0
         self._watch: NodeWatch | None = None
+        self._late: Latecomers | None = None
         self.nodes: list[Node] = []
-        """All that there ever were."""
+        """All that there ever were, but for those that came and weren't fit."""
         self.cpus = self._node_cpus = float(cores())
         self.gpus = 0.0
         """Of the nodes that stay, and of those that may come."""
@@ -46,6 +47,11 @@ class Machines:
         """The nodes that are to leave, by their ids."""
         return self._watch.leaving if self._watch else ()
 
+    @property
+    def unasked(self) -> Collection[str]:
+        """The nodes that came and haven't said yet whether they are fit, by their ids."""
+        return self._late.unasked if self._late else ()
+
     def find(self) -> None:
         """Look for the first time, now that Ray is there."""
         self.nodes = alive()
@@ -60,18 +66,30 @@ class Machines:
     def look(self) -> list[str]:
         """Return what has become of nodes since the last look, a sentence each."""
         told = self._watch.look() if self._watch else []
+        told += self._late.look(self.up) if self._late else []
         if told:
-            self.nodes += [node for node in self.up if node not in self.nodes]
-            self._count([node for node in self.up if node.id not in self.leaving])
+            fit = [node for node in self.up if not self.unfit(node.id) and node.id not in self.unasked]
+            self.nodes += [node for node in fit if node not in self.nodes]
+            self._count([node for node in fit if node.id not in self.leaving])
         return [f"{said}; there are {self.gpus:g} GPUs" if self.gpus else said for said in told]
 
+    def ask_who_comes(self, probe: Callable[[], Probe] | None) -> None:
+        """Have nodes that come from now on asked what `probe` opens, before anything is begun there; nothing, without it."""
+        if self._late:
+            self._late.close()
+        self._late = Latecomers(self.nodes, probe) if probe and self.several else None
+
+    def unfit(self, node: str) -> bool:
+        """Tell whether a node, by its id, came and isn't fit for the run."""
+        return bool(self._late and node in self._late.unfit)
+
     def gone(self, node: str) -> bool:
-        """Tell whether a node, by its id, is lost or frozen."""
-        return bool(self._watch and self._watch.gone(node))
+        """Tell whether a node, by its id, is lost, frozen or not fit."""
+        return bool(self._watch and self._watch.gone(node)) or self.unfit(node)
 
     def suspect(self, node: str) -> bool:
-        """Tell whether a node, by its id, may be lost or frozen."""
-        return bool(self._watch and self._watch.suspect(node))
+        """Tell whether a node, by its id, may be lost or frozen, or isn't fit."""
+        return bool(self._watch and self._watch.suspect(node)) or self.unfit(node)
 
     def frozen(self, node: str) -> bool:
         """Tell whether a node, by its id, says nothing though Ray has it up."""
@@ -80,18 +98,19 @@ class Machines:
     def avoided(self, gpus: float, processes: int, labels: Labels, lost: Collection[str] = ()) -> list[str]:
         """Return the nodes to keep processes off where others have room: the `lost`, those frozen, those to leave.
 
-        A node that answers, on which a process was `lost`, is kept off only where others have that room free.
+        Processes are kept off one that isn't fit in any case; and, only where others have that room free, off one that answers,
+        on which a process was `lost`, and one that is being asked whether it is fit.
         """
         shunned = [node.id for node in self.up if node.id in self.leaving or self.gone(node.id)]
-        doubtful = [node.id for node in self.up if node.id in lost and node.id not in shunned]
+        doubtful = [n.id for n in self.up if (n.id in lost or n.id in self.unasked) and n.id not in shunned]
         if doubtful and self.room(gpus, labels, off=doubtful) >= processes:
             shunned += doubtful
         others = [node for node in self.up if node.id not in shunned and node.has(labels)]
-        return shunned if places(others, gpus) >= processes else []
+        return shunned if places(others, gpus) >= processes else list(filter(self.unfit, shunned))
 
     def room(self, gpus: float, labels: Labels, own: Sequence[str] = (), off: Collection[str] = ()) -> float:
         """Return for how many processes nodes that stay, but for `off`, have room now, and where those on `own` nodes end."""
-        kept_off = {*self.leaving, *off}
+        kept_off = {*self.leaving, *self.unasked, *off}
         stay = [n for n in self.up if n.id not in kept_off and not self.suspect(n.id) and n.has(labels)]
         free = free_gpus() if gpus else {}
         return places([replace(node, gpus=free.get(node.id, 0.0) + gpus * own.count(node.id)) for node in stay], gpus)
@@ -110,6 +129,7 @@ class Machines:
 
     def close(self) -> None:
         """Look no more."""
+        self.ask_who_comes(None)
         if self._watch:
             self._watch.close()
 
@@ -118,7 +138,8 @@ class Machines:
         self.gpus = sum(node.gpus for node in [*stay, *self._to_come()])
 
     def _to_come(self) -> list[Node]:
-        return self._growth.to_come(max(0, _with_gpus(self.up) - self._began_with))
+        came = _with_gpus([node for node in self.up if node.id not in self.unasked])
+        return self._growth.to_come(max(0, came - self._began_with))
 
 
 def _with_gpus(nodes: Sequence[Node]) -> int:

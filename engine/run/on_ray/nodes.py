@@ -5,6 +5,7 @@ Asks nodes and decides; places nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import platform
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caiflow.engine.errors import ClusterError, PlanError, StepError
 from caiflow.engine.run.presence import Place, Told, lacking, told_here
@@ -184,28 +185,19 @@ def refuse_strangers(
     others = [node for node in nodes if node.id != here]
     if not others:
         return []
-    nonce = uuid.uuid4().hex
-    mark = home / f"seen-{nonce}"
-    with storing(home):
-        mark.mkdir(parents=True)
-        (mark / _NONCE).write_text(nonce, encoding="utf-8")
-        held = Held(mark)
-    try:
-        here_runs, asked = code_here(operators), _asked(others, mark, operators, models)
-        wrong = [f"{node.address} {said}" for node, found in asked if (said := _wrong(found, nonce, home, here_runs))]
-        without = _without(asked, models)
-    finally:
-        held.close()
-        shutil.rmtree(mark, ignore_errors=True)
+    with contextlib.closing(Probe(home, operators, models)) as probe:
+        asked = _answers({node: probe.ask(node) for node in others})
+        wrong = [f"{node.address} {said}" for node, found in asked if (said := probe.wrong(found))]
+        without = [f"{node.address} {said}" for node, found in asked for said in probe.without(node, found)]
     if wrong or without:
         told = "the cluster isn't fit for this run: " + "; ".join([*wrong, *without])
         raise ClusterError(told, _EVERYWHERE if without else "")
-    return _blind([(node, found) for node, found in asked if isinstance(found, Found)])
+    return blind(asked)
 
 
-def _blind(answers: Sequence[tuple[Node, Found]]) -> list[str]:
+def blind(answers: Sequence[tuple[Node, Found | str]]) -> list[str]:
     """Return what is to be said where nodes were given locks that the asking process holds."""
-    nodes = [f"{node.address} ({', '.join(found.had)})" for node, found in answers if found.had]
+    nodes = [f"{node.address} ({', '.join(found.had)})" for node, found in answers if isinstance(found, Found) and found.had]
     return [f"{_BLIND}: {'; '.join(nodes)}"] if nodes else []
 
 
@@ -232,44 +224,72 @@ def _unseen(folder: Path, files: Mapping[str, int]) -> list[Path]:
     return [folder / name for name in sorted({*files, *here}) if files.get(name) != here.get(name)]
 
 
-def _without(answers: Sequence[tuple[Node, Found | str]], models: Sequence[Needed]) -> list[str]:
-    """Return, for each node that sees the store, what it lacks of the models that it may load."""
-    here = {place: told_here(place) for needed in models for place in needed.places if place.local}
-    return [
-        f"{node.address} {said} (the model {needed.model})"
-        for node, found in answers
-        if isinstance(found, Found) and found.seen
-        for needed in models
-        if needed.on(node)
-        for place in needed.places
-        if (said := lacking(place, found.models[place], here.get(place, {})))
-    ]
+class Probe:
+    """What nodes are asked, and what they must answer; until it is closed a mark is in the store, which they have to see."""
+
+    def __init__(self, home: Path, operators: Mapping[str, str], models: Sequence[Needed] = ()) -> None:
+        self._home = home
+        self._operators = dict(operators)
+        self._models = models
+        self._code = code_here(operators)
+        self._here: dict[Place, Told] = {}
+        self._nonce = uuid.uuid4().hex
+        self._mark = home / f"seen-{self._nonce}"
+        with storing(home):
+            self._mark.mkdir(parents=True)
+            (self._mark / _NONCE).write_text(self._nonce, encoding="utf-8")
+            self._held = Held(self._mark)
+
+    def ask(self, node: Node) -> Any:
+        """Have a node asked, in a plain process, which it may have at hand: one with variables of its own has to be made."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        places = {place for needed in self._models if needed.on(node) for place in needed.places}
+        look = ray.remote(_look).options(scheduling_strategy=On(node.id, soft=False), num_cpus=0, max_retries=0)
+        return look.remote(str(self._mark), self._operators, places)
+
+    def wrong(self, found: Found | str) -> str:
+        """Return what is wrong with a node's answer, in words that follow its name; empty where nothing is."""
+        return _wrong(found, self._nonce, self._home, self._code)
+
+    def without(self, node: Node, found: Found | str) -> list[str]:
+        """Return what a node that sees the store lacks of the models that it may load, in such words."""
+        if isinstance(found, str) or not found.seen:
+            return []
+        needed = [(one.model, place) for one in self._models if one.on(node) for place in one.places]
+        lacks = [(model, lacking(place, found.models[place], self._told(place))) for model, place in needed]
+        return [f"{said} (the model {model})" for model, said in lacks if said]
+
+    def close(self) -> None:
+        """Take the mark away."""
+        self._held.close()
+        shutil.rmtree(self._mark, ignore_errors=True)
+
+    def _told(self, place: Place) -> Told:
+        if place.local and place not in self._here:
+            self._here[place] = told_here(place)
+        return self._here.get(place, {})
 
 
-def _asked(
-    nodes: Sequence[Node], mark: Path, operators: Mapping[str, str], models: Sequence[Needed]
-) -> list[tuple[Node, Found | str]]:
-    """Return each node's answer, or what was in its way.
-
-    They are asked in a plain process, which a node may have at hand: one with variables of its own has to be made.
-    """
+def _answers(asked: Mapping[Node, Any]) -> list[tuple[Node, Found | str]]:
+    """Return each node's answer, or what was in its way."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    look, options = ray.remote(_look), {"num_cpus": 0, "max_retries": 0}
-    places = {node: {place for needed in models if needed.on(node) for place in needed.places} for node in nodes}
-    asked = [
-        look.options(scheduling_strategy=On(node.id, soft=False), **options).remote(str(mark), dict(operators), places[node])
-        for node in nodes
-    ]
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-    found: list[Found | str] = []
-    for answer in asked:
-        try:
-            found.append(ray.get(answer) if answer in answered else f"gave no answer in {ANSWER_S:g} s")
-        except Exception as error:  # whatever keeps caiflow from being imported there
-            found.append(f"can't run this caiflow: {str(error).strip().splitlines()[-1]}")
-    return list(zip(nodes, found, strict=True))
+    answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+    late = f"gave no answer in {ANSWER_S:g} s"
+    return [(node, said_in(answer) if answer in answered else late) for node, answer in asked.items()]
+
+
+def said_in(answer: Any) -> Found | str:
+    """Return what a node has answered, or what kept it from that."""
+    import ray
+
+    try:
+        found: Found = ray.get(answer)
+    except Exception as error:  # whatever keeps caiflow from being imported there
+        return f"can't run this caiflow: {str(error).strip().splitlines()[-1]}"
+    return found
 
 
 class Found(NamedTuple):

@@ -1,16 +1,18 @@
 """The nodes of a cluster while work goes on: which were lost, came, are to leave, or don't answer though Ray has them up.
 
-Asks each node's own raylet whether it lives, as Ray itself does, and takes far less time to believe that it doesn't.
+Asks each node's own raylet whether it lives, as Ray itself does, and takes far less time to believe that it doesn't; and nodes
+that come what those before the first step were asked.
 Moves nothing: what a lost node had is the cluster's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from caiflow.engine.run.on_ray.nodes import Node, alive
+from caiflow.engine.errors import CaiflowError
+from caiflow.engine.run.on_ray.nodes import Node, Probe, alive, blind, said_in
 
 LOOK_S = 1.0
 """How often the nodes are looked at."""
@@ -123,6 +125,69 @@ def too_silent(silent_s: Mapping[Node, float]) -> list[Node]:
         return CUT_OFF_S if together > 1 else FROZEN_S
 
     return [node for node, waited_s in silent_s.items() if waited_s > limit_s(waited_s)]
+
+
+class Latecomers:
+    """Nodes that come when others, the `known`, are at work: each is asked as those were, and has no work before it answered.
+
+    `probe` opens what they are asked.
+    """
+
+    def __init__(self, known: Sequence[Node], probe: Callable[[], Probe]) -> None:
+        self._known = {node.id for node in known}
+        self._probe = probe
+        self._waited: dict[str, _Question] = {}
+        self.unfit: set[str] = set()
+        """Those that answered what they shouldn't, by their ids; to be fit they have to come again."""
+        self.unasked: set[str] = set()
+        """Those that haven't answered."""
+
+    def look(self, up: Sequence[Node]) -> list[str]:
+        """Ask those that are new among the nodes that are up; return what is to be said of those that have answered."""
+        import ray
+
+        new = [node for node in up if node.id not in self._known and node.id not in self._waited]
+        for node in new:
+            self.unasked.add(node.id)
+            try:
+                probe = self._probe()
+            except CaiflowError:  # the store takes no mark just now: asked at the next look
+                continue
+            self._waited[node.id] = _Question(node, probe, probe.ask(node))
+        for node_id in self._waited.keys() - {node.id for node in up}:
+            self._end(node_id)
+        said = []
+        for question in list(self._waited.values()):
+            if ray.wait([question.answer], timeout=0)[0]:
+                said += self._judge(question)
+        return said
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        for node_id in list(self._waited):
+            self._end(node_id)
+
+    def _judge(self, asked: _Question) -> list[str]:
+        found = said_in(asked.answer)
+        wrong = [*filter(None, [asked.probe.wrong(found)]), *asked.probe.without(asked.node, found)]
+        self._end(asked.node.id)
+        if not wrong:
+            return [f"node {asked.node.told} sees the store and runs the same code: it is used", *blind([(asked.node, found)])]
+        self.unfit.add(asked.node.id)
+        return [f"node {asked.node.told} isn't used: it {'; it '.join(wrong)}; then start Ray there again"]
+
+    def _end(self, node_id: str) -> None:
+        self._waited.pop(node_id).probe.close()
+        self.unasked.discard(node_id)
+        self._known.add(node_id)
+
+
+class _Question(NamedTuple):
+    """What a node is being asked."""
+
+    node: Node
+    probe: Probe
+    answer: Any
 
 
 class Silence:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from caiflow.engine.run.on_ray.actors import successor
 from caiflow.engine.run.on_ray.engines import Engines
 from caiflow.engine.run.on_ray.machines import Machines
-from caiflow.engine.run.on_ray.nodes import Labels, Node
+from caiflow.engine.run.on_ray.nodes import Labels, Node, Probe
 from caiflow.engine.run.on_ray.waits import Waits
-from caiflow.engine.run.on_ray.watching import NodeWatch
+from caiflow.engine.run.on_ray.watching import Latecomers, NodeWatch
 
 NODES = [
     Node(name, "127.0.0.1", 1, gpus, labels={"card": card})
@@ -71,3 +72,17 @@ def test_what_wants_no_gpu_is_begun_though_lost_nodes_leave_fewer_than_are_taken
     assert not engines.reserve(1)
     engines.give_back(2)
     assert engines.reserve(1)
+
+
+@pytest.mark.parametrize(("gpus", "card", "avoided"), [(1, "x", ["b"]), (4, "y", ["a", "b"]), (1, "z", ["b"])])
+def test_a_process_is_kept_off_a_node_that_is_not_fit_even_where_no_other_has_room(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, card: str, avoided: list[str]
+) -> None:
+    machines = Machines(several=True)
+    machines.nodes, machines._watch, machines._late = NODES[:1], Frozen(NODES), Latecomers(NODES[:1], lambda: Probe(Path(), {}))
+    machines._late.unfit.add("b")
+    machines._late.unasked.add("c")
+    monkeypatch.setattr("caiflow.engine.run.on_ray.machines.free_gpus", lambda: {"c": 4})  # no Ray holds such nodes here
+    assert machines.avoided(gpus, 1, {"card": card}) == avoided
+    assert machines.room(1, {}) == 0  # silent, not fit, and not asked yet
+    assert "c" not in machines.avoided(1, 1, {})  # the only one with room

@@ -135,8 +135,17 @@ cluster.refuse_unfit(folder / "home", {"own": "own_operator"})
 told["fit seconds"] = time.monotonic() - began
 told["marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
 
+heard, began = len(said), time.monotonic()
+nodes.add_node(**HERE, num_cpus=1, wait=False)
 node = begun(f"-t tmpfs none {folder / 'home'}", f"--bind {folder / 'other.py'} {folder / 'own_operator.py'}")
 try:
+    signs = [" it is used", " isn't used: ", "base: its engine's node isn't fit"][: None if node.poll() is None else 1]
+    while not all(any(sign in text for text in said[heard:]) for sign in signs) and time.monotonic() < began + 90:
+        cluster._poll()
+        time.sleep(0.2)
+    told["late"], told["late seconds"] = said[heard:], time.monotonic() - began
+    told["late marks left"] = [path.name for path in (folder / "home").glob("seen-*")]
+    told["late gpus"] = cluster.machines.gpus
     cluster.machines.nodes = asked.alive()
     began = time.monotonic()
     try:
@@ -341,6 +350,27 @@ def test_a_node_that_lacks_a_model_or_has_another_is_named_where_it_may_have_to_
     one, two = f"127.0.0.1 lacks {models / 'one'} (the model one)", f"127.0.0.1 has another config.json in {models / 'two'}"
     assert f"the cluster isn't fit for this run: {one}; {two} (the model two); put models on a file system" in told["printed"]
     assert f"the cluster isn't fit for this run: {one}; put models" in told["printed"], "a training's own, wherever engines go"
+
+
+def test_a_node_that_comes_later_is_asked_too_and_one_that_is_not_fit_is_named_and_left(
+    told: dict[str, Any], figure: Callable[[str, str], None]
+) -> None:
+    assert (
+        "node 127.0.0.1 (1 CPU cores, 0 GPUs) sees the store and runs the same code: it is used; there are 2 GPUs"
+        in told["late"]
+    )
+    assert told["late marks left"] == []
+    if str(told["blind"]).startswith("ended with"):
+        pytest.skip("this user may make no mount namespace")
+    (unfit,) = [text for text in told["late"] if "isn't used" in text]
+    assert unfit.startswith("node 127.0.0.1 (1 CPU cores, 2 GPUs) isn't used: it doesn't see the store at ")
+    assert "has another operator `own` than here" in unfit
+    assert told["late gpus"] == 2
+    assert "base: its engine's node isn't fit; another is begun elsewhere" in told["late"]  # Ray had put there what waited
+    figure(
+        "late node",
+        f"named, and the engine taken back that Ray had put there, {told['late seconds']:.1f} s after it began to start",
+    )
 
 
 def test_a_node_with_another_operator_of_the_same_name_is_named(told: dict[str, Any]) -> None:

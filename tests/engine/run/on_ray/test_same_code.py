@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caiflow.engine.run.on_ray.nodes import Code, Found, Node, _blind, code_here, sources_digest, unlike
+from caiflow.engine.run.on_ray.nodes import Code, Found, Node, blind, code_here, sources_digest, unlike
 
 HERE: Code = {"caiflow": "1.0", "Python": "3.11", "Ray": "2.60", "code": "a", "`title`": "b"}
 
@@ -60,7 +60,7 @@ def test_the_sources_of_caiflow_itself_are_found() -> None:
 
 def test_nodes_that_are_given_locks_held_here_are_named() -> None:
     one, two = Node("a", "10.0.0.1", 1, 0), Node("b", "10.0.0.2", 1, 0)
-    assert _blind([(one, Found("x", {}))]) == []
-    (said,) = _blind([(one, Found("x", {})), (two, Found("x", {}, ["of files"]))])
+    assert blind([(one, Found("x", {}))]) == []
+    (said,) = blind([(one, Found("x", {})), (two, Found("x", {}, ["of files"]))])
     assert "10.0.0.2 (of files)" in said
     assert "10.0.0.1" not in said
