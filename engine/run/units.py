@@ -106,6 +106,11 @@ class StagingUnit(ABC):
         return self.claims_in() is not None
 
     @property
+    def reads_files(self) -> bool:
+        """Whether it reads what no step made: files that may be on no other node than the command's own."""
+        return False
+
+    @property
     def modules(self) -> Sequence[str]:
         """What its processes import first, where that takes seconds."""
         return ()
@@ -132,6 +137,11 @@ class _OneStep(StagingUnit):
     def told(self) -> str:
         """The step's name."""
         return self.step
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether its operator names files or data sets."""
+        return bool(self.operator.sources())
 
     def anew(self, attempt: int) -> Self:
         """Return it with a new folder."""

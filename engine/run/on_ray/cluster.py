@@ -28,7 +28,7 @@ from caiflow.engine.run.on_ray.moving import Moves, Running
 from caiflow.engine.run.on_ray.nodes import Growth, Needed, Probe, refuse_impossible, refuse_strangers, refuse_unseen
 from caiflow.engine.run.on_ray.reaper import watch
 from caiflow.engine.run.on_ray.waits import Waits
-from caiflow.engine.run.units import StepResult, Unit
+from caiflow.engine.run.units import StagingUnit, StepResult, Unit
 
 _ANY = Room()
 WORKER_TRIES = 3
@@ -112,7 +112,12 @@ class Cluster:
         self._idle.setdefault(_HOME[pool], []).append(gang)
 
     def submit(self, unit: Unit, pool: str, room: Room = _ANY, *, engines: Sequence[str] = ()) -> bool:
-        """Begin a unit in a worker, or in several; False while there is no room for it."""
+        """Begin a unit in a worker, or in several; False while there is no room for it.
+
+        One that reads files is carried out on this node, where they were seen, unless `room` says where.
+        """
+        if room == _ANY and isinstance(unit, StagingUnit) and unit.reads_files:
+            room = Room(node=self.machines.here)
         if sum(1 for running in self._running if running.pool == pool) >= self._limit(pool):
             return False
         if pool == "flow" and self._soon_idle(engines):

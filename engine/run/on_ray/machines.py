@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from caiflow.engine.machine import cores
-from caiflow.engine.run.on_ray.nodes import Growth, Labels, Node, Probe, alive, places
+from caiflow.engine.run.on_ray.nodes import Growth, Labels, Node, Probe, alive, places, this_node
 from caiflow.engine.run.on_ray.watching import Latecomers, NodeWatch, free_gpus
 
 
@@ -28,6 +28,8 @@ class Machines:
         self._late: Latecomers | None = None
         self.nodes: list[Node] = []
         """All that there ever were, but for those that came and weren't fit."""
+        self.here = ""
+        """The node that this process is on, by its id; empty where there is no other."""
         self.cpus = self._node_cpus = float(cores())
         self.gpus = 0.0
         """Of the nodes that stay, and of those that may come."""
@@ -60,6 +62,7 @@ class Machines:
         self._node_cpus = min((node.cpus for node in self.nodes if node.cpus), default=1.0)
         if self.several:
             self._watch = NodeWatch(self.nodes)
+            self.here = this_node()
         else:
             self.cpus = self._node_cpus = min(self.cpus, float(cores()))
 

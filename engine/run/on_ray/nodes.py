@@ -131,6 +131,13 @@ def alive() -> list[Node]:
     ]
 
 
+def this_node() -> str:
+    """Return the node that this process is on, by its id."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def refuse_impossible(nodes: Sequence[Node], gpus: float, count: int, what: str, labels: Labels = _NONE) -> None:
     """Raise where `count` processes of `gpus` GPUs each can never run here, even one after the other closed its own.
 
@@ -179,10 +186,7 @@ def refuse_strangers(
     Raises:
         ClusterError: names each node with what is wrong with it.
     """
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in nodes if node.id != here]
+    others = [node for node in nodes if node.id != this_node()]
     if not others:
         return []
     with contextlib.closing(Probe(home, operators, models)) as probe:

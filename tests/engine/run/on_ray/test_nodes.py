@@ -57,7 +57,7 @@ from caiflow.engine.llm.base import ModelSource
 from caiflow.engine.run.on_ray import nodes as asked, waits
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
-from caiflow.engine.run.units import StepResult
+from caiflow.engine.run.units import StagingUnit, StepResult
 
 folder = Path(sys.argv[1])
 began = time.monotonic()
@@ -108,6 +108,23 @@ for name, wanted in {"one node": (2.0, 1), "all nodes": (1.0, 3), "fits": (1.0, 
         told[name] = str(error)
 
 import ray
+
+class Reads(StagingUnit):
+    told, reads_files = "rows", True
+
+    def run(self, report):
+        return {ray.get_runtime_context().get_node_id(): StepResult()}
+
+    def anew(self, attempt):
+        return self
+
+    def claims_in(self):
+        return None
+
+assert all(cluster.submit(Reads(), "flow") for _ in range(2))
+told["here"], told["read on"] = cluster.machines.here, []
+while cluster.busy():
+    told["read on"] += [node for finished in cluster.wait(1.0) for node in finished.results]
 
 class Writes:
     def run(self, report):
@@ -350,6 +367,11 @@ def test_a_node_that_lacks_a_model_or_has_another_is_named_where_it_may_have_to_
     one, two = f"127.0.0.1 lacks {models / 'one'} (the model one)", f"127.0.0.1 has another config.json in {models / 'two'}"
     assert f"the cluster isn't fit for this run: {one}; {two} (the model two); put models on a file system" in told["printed"]
     assert f"the cluster isn't fit for this run: {one}; put models" in told["printed"], "a training's own, wherever engines go"
+
+
+def test_files_are_read_on_the_node_of_the_command(told: dict[str, Any]) -> None:
+    assert told["here"]
+    assert told["read on"] == [told["here"]] * 2
 
 
 def test_a_node_that_comes_later_is_asked_too_and_one_that_is_not_fit_is_named_and_left(
