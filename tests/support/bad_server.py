@@ -44,8 +44,11 @@ def said(text: str, *, tokens: int = 10, **choice: Any) -> Reply:
 
 
 @contextlib.contextmanager
-def bad_server() -> Iterator[BadServer]:
-    """Serve until the block ends. A reply `truncated` breaks off in the body, `drip` never ends, `drop` hangs up."""
+def bad_server(port: int = 0) -> Iterator[BadServer]:
+    """Serve until the block ends, by default on a port of the system's choice.
+
+    A reply `truncated` breaks off in the body, `drip` never ends, `drop` hangs up.
+    """
     state = BadServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -110,7 +113,7 @@ def bad_server() -> Iterator[BadServer]:
         daemon_threads = True
         request_queue_size = 256  # with few, connections of many at once are refused, which no call then reaches
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

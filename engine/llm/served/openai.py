@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from caiflow.engine.llm.base import ModelSource
 
 _WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
-_PATIENCE_S = 900.0  # how long calls are asked again while the server refuses all of them for being too many
+_AWAY_S = 300.0
+"""How long calls are put again to a server that was met and takes no connection now: one that restarts loads its model."""
 _LARGEST_BODY = 32 << 20
 _SESSION = "X-Session-Id"
 """The header by which routers keep together what begins alike."""
@@ -166,7 +167,7 @@ class EndpointEngine:
                 raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
             except Again as refusal:
                 ways += not refusal.busy
-                if ways >= _WAYS or self._pace.refused_for_s() > _PATIENCE_S:
+                if ways >= _WAYS or self._pace.refused_for_s() > refusal.patience_s:
                     raise EngineError(f"{refusal} ({self._endpoint.base_url})", kind="refused") from refusal
 
     async def _call(self, request: Request) -> Completion:
@@ -227,6 +228,7 @@ class EndpointEngine:
         """Return status, headers and body of one call, which says whose it is: a router can have one replica answer a row.
 
         Raises:
+            Again: there was no connection, so that the server knows nothing of the call.
             Passing: the connection broke, or the body is larger than any answer.
         """
         import httpx
@@ -241,6 +243,8 @@ class EndpointEngine:
                     if size > _LARGEST_BODY:
                         raise Passing(f"the server sends more than {_LARGEST_BODY >> 20} MiB", "bad_answer")
                 return response.status_code, response.headers, b"".join(chunks).decode("utf-8", errors="replace")
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Again(f"no server answers: {error}", busy=True, patience_s=_AWAY_S) from error
         except httpx.TimeoutException as error:
             raise Passing(f"the server didn't answer within {self._endpoint.timeout_s:g} s", "timeout") from error
         except httpx.HTTPError as error:

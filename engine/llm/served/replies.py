@@ -39,11 +39,16 @@ class Passing(Exception):
 
 
 class Again(Exception):
-    """A call is to be put once more: the server is busy, or wants it said otherwise; `spent` says whether it worked for it."""
+    """A call is to be put once more: the server is busy or away, or wants it said otherwise.
 
-    def __init__(self, message: str, *, busy: bool, retry_after_s: float = 0.0, spent: bool = False) -> None:
+    `spent` says whether it worked for it; `patience_s` how long calls are put again while it takes none of them.
+    """
+
+    def __init__(
+        self, message: str, *, busy: bool, retry_after_s: float = 0.0, spent: bool = False, patience_s: float = 900.0
+    ) -> None:
         super().__init__(message)
-        self.busy, self.retry_after_s, self.spent = busy, retry_after_s, spent
+        self.busy, self.retry_after_s, self.spent, self.patience_s = busy, retry_after_s, spent, patience_s
 
 
 def read_reply(

@@ -14,8 +14,9 @@ import pytest
 from caiflow.engine.errors import EngineError
 from caiflow.engine.llm.base import Completion, Engine, ModelSource, Request, Sampling
 from caiflow.engine.llm.load import load_engine
+from caiflow.engine.llm.served import openai
 from support.asking import ask, text
-from support.bad_server import BadServer, said
+from support.bad_server import BadServer, bad_server, said
 
 CHAT = ({"role": "user", "content": "Which one?"},)
 KEY = "sk-secret-17"
@@ -540,3 +541,25 @@ def test_closing_gives_up_what_is_under_way_at_once(server: BadServer, connect: 
     engine.submit([(n, Request(CHAT)) for n in range(20)])
     assert asked.wait(60)
     engine.close()
+
+
+def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_is_not_for_ever(
+    connect: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = {"Connection": "close"}  # a thread of the server's would go on answering on a connection that stays
+    with bad_server() as first:
+        first.reply = lambda body, n: (200, closing, said("fine")[2])
+        engine = connect(base_url=first.url)
+        assert text(engine, Request(CHAT)).text == "fine"
+        port = int(first.url.split(":")[2].partition("/")[0])
+    engine.submit([(0, Request(CHAT))])
+    assert engine.step(1.5) == []
+    with bad_server(port) as again:
+        again.reply = lambda body, n: (200, closing, said("back")[2])
+        while not (answers := engine.step(1.0)):
+            pass
+        assert [answer.text for _, answer in answers if isinstance(answer, Completion)] == ["back"]
+    monkeypatch.setattr(openai, "_AWAY_S", 0.2)
+    away = error(engine)
+    assert away.message.startswith("no server answers: ")
+    assert away.kind == "refused"
