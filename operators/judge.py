@@ -100,8 +100,9 @@ class Judge(RowOperator[JudgeParams]):
                 yield Finding(("candidates", place), message, f"write `candidates: {column}`")
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the version of the message format; the texts drawn are in the rows' identities."""
-        return {"format": FORMAT_VERSION}
+        """Return the version of the message format, and which of equals counts; the texts drawn are in the rows' identities."""
+        equals = self.params.coarse and self.params.pairs == "best_worst" and len(self._candidate_columns) != 2
+        return {"format": FORMAT_VERSION, **({"equals": "drawn"} if equals else {})}
 
     def row_identity(self, row: Row) -> Any:
         """Return the texts of the row's principles and examples."""

@@ -33,7 +33,10 @@ class JudgeParams(ModelRowParams, Judging):
     this way, but tells nothing about those that are never picked.
     """
     pairs: Literal["best_worst", "all"] = "best_worst"
-    """With more than two candidates: one row of the best against the worst, or a row for each pair."""
+    """With more than two candidates: one row of the best against the worst, or a row for each pair.
+
+    Of candidates with the same score a drawn one counts.
+    """
     labels: Literal["soft", "hard"] = "soft"
     """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1.
 
@@ -45,6 +48,11 @@ class JudgeParams(ModelRowParams, Judging):
     """Probabilities at most this far from 0.5 are ties."""
     unparsable: Literal["drop", "tie"] = "drop"
     """A pair with an unreadable vote is left out, or that vote counts half for each side."""
+
+    @property
+    def coarse(self) -> bool:
+        """Whether votes take few values: those that are read in what the judge writes, or come after a thought."""
+        return self.method == "text" or self.chain_of_thought is not None
 
     def row_rubric(self, row: Row) -> str:
         """Return the instruction that a row brings along; empty where it brings none."""

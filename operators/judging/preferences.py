@@ -57,7 +57,7 @@ class Preferences:
             raise RowDropped("fewer than two answers that aren't empty")
         found, scores = await (self._listed if self._params.listwise else self._paired)(row, answers, usable, llm)
         principles = [i.id for i in self._pairs.instructions(row["uid"], self._params.row_rubric(row))]
-        pairs = found if self._params.pairs == "all" else [best_against_worst(found, scores)]
+        pairs = found if self._params.pairs == "all" else [best_against_worst(found, self._drawn(scores, row["uid"]))]
         lost = [self._lost(pair) for pair in pairs]
         if all(lost):
             raise RowDropped(str(lost[0]), next((pair.verdict.unread for pair in pairs if pair.verdict.unread), ""))
@@ -108,6 +108,12 @@ class Preferences:
             verdict = Ranking(()) if answers[i] == answers[j] else ranking
             found.append(Pair(i, j, verdict, share_of_two(scores[i], scores[j])))
         return found, scores
+
+    def _drawn(self, scores: Mapping[int, float], uid: str) -> Mapping[int, float]:
+        """Return the scores with no candidate always first: where votes are coarse, different texts often score alike."""
+        if not self._params.coarse:
+            return scores
+        return {i: scores[i] for i in sorted(scores, key=lambda i: key("equals", str(self._seed), uid, str(i)))}
 
     def _lost(self, pair: Pair) -> str:
         """Return the reason to leave a pair out, or an empty text."""

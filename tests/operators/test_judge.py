@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from math import log
 from typing import Any
@@ -165,6 +166,16 @@ def test_the_best_meets_the_worst_of_several() -> None:
     assert found["p_chosen"] == pytest.approx(found["scores"][1] / (found["scores"][1] + found["scores"][2]))
     assert len(llm.asked) == 12
     assert len(found["p_a"]) == 2
+
+
+def test_of_equal_candidates_none_is_preferred_for_its_place() -> None:
+    """Two of four are best, and as often the one as the other; a judge that writes its answer gives them the same score."""
+    operator, llm = step(method="text"), leaning({"fine": 1.0, "fair": 1.0, "poor": 0.0, "bare": 0.0})
+    found = [run(operator, llm, "fine", "fair", "poor", "bare", uid=f"r{number}")[0] for number in range(400)]
+    places = Counter((row["chosen_index"], row["rejected_index"]) for row in found)
+    assert set(places) == {(0, 2), (0, 3), (1, 2), (1, 3)}
+    assert min(places.values()) > 60
+    assert operator.identity() != step(method="logprobs").identity() == step(method="text", pairs="all").identity()
 
 
 def test_all_pairs_as_rows_without_the_ties() -> None:
