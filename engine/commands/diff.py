@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 
 from caiflow.engine.commands.parser import from_zero, named_run, print_json
@@ -34,8 +35,10 @@ def execute(args: Namespace) -> int:
         return 0
     from caiflow.engine.commands.tables import diff_tables, uncut
     from caiflow.engine.display.console import Console
+    from caiflow.engine.display.report import UNBROKEN
 
-    console, tables = Console(), list(diff_tables(diff.excerpts(), "A", "B", every=args.all))
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    tables = list(diff_tables(diff.excerpts(), "A", "B", every=args.all))
     for table in tables:
         console.print(uncut(table))
         console.print()

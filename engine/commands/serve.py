@@ -6,6 +6,7 @@ process. The chat template is the one saved with the model, as in training.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,11 +17,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.commands.parser import named_run, open_store, port
 from caiflow.engine.display.terminal import say
-from caiflow.engine.errors import PlanError
+from caiflow.engine.errors import CaiflowError, PlanError
 from caiflow.engine.machine import gpus, pip_command
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def execute(args: Namespace) -> int:
         raise PlanError(f"serve: serving needs {', '.join(missing)}", pip_command("serve"))
     if engine == "transformers" and args.extra:
         raise PlanError(f"serve: {args.extra[0]} is an option of vLLM's server", "leave it out, or add --engine vllm")
+    _refuse_taken(args.host, args.port)
     where = ("--host", args.host, "--port", str(args.port), *args.extra)
     command = vllm_command(sources, where) if engine == "vllm" else None
     say(f"loading {names} on {engine}, to be served at {url}", file=sys.stderr, flush=True)
@@ -82,6 +84,31 @@ def execute(args: Namespace) -> int:
     else:
         _become(command, f"{url}/models", f"serving {names} at {url}")
     return 0
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raise CaiflowError where nothing can listen there: to find that out once models are loaded would be late."""
+    import socket
+
+    def wrong(family: int, address: Any) -> OSError | None:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+        except OSError as error:
+            return error
+        return None
+
+    try:
+        found = [wrong(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except OSError as error:  # no such host
+        found = [error]
+    errors = list(filter(None, found))
+    taken = [error for error in errors if error.errno == errno.EADDRINUSE]
+    if taken or len(errors) == len(found):  # one of a name's addresses may not be there, as ::1 where IPv6 is off
+        why = (taken or errors)[0]
+        hint = "give another --port, or end what listens there; --host must be an address of this machine"
+        raise CaiflowError(f"serve: can't listen at {host}:{port}: {why.strerror}", hint) from why
 
 
 def _become(command: ServerCommand, url: str, told: str) -> None:

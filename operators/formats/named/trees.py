@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from caiflow.operators.formats.dialogue import ROLES
@@ -30,7 +31,8 @@ def by_tree(lines: Iterator[Line], see: See) -> Iterator[Group]:
     """Yield the messages of one tree together, in the order in which the trees begin; they are held in memory."""
     trees: dict[Any, list[Line]] = defaultdict(list)
     for line in lines:
-        trees[see(line).get("message_tree_id", f"\x00{line.place}")].append(line)
+        tree = see(line).get("message_tree_id")
+        trees[tree if isinstance(tree, (str, int)) else f"\x00{line.place}"].append(line)
     yield from trees.values()
 
 
@@ -54,6 +56,10 @@ def paths_of_messages(records: Sequence[Record], take: Take) -> Sequence[Record]
     Raises:
         ValueError: they aren't one tree.
     """
+    for record in records:
+        for name in ("message_id", "parent_id"):
+            if not isinstance(record.get(name), (str, int, NoneType)):
+                raise ValueError(f"`{name}` must be a text or a number, got {type(record[name]).__name__}")
     replies: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         replies[record.get("parent_id") or None].append(record)  # a table writes an empty text for null

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -287,6 +288,15 @@ def test_the_extra_has_all_that_the_server_imports() -> None:
 def test_what_cant_be_served_is_said(run_dir: Path, home: Path, tmp_path: Path, asked: list[str], said: str) -> None:
     done = command_here(tmp_path, "serve", str(run_dir), *asked, CAIFLOW_HOME=str(home), CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run_dir: Path, home: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        asked = ("serve", str(run_dir), "base", "--host", "127.0.0.1", "--port", port)
+        done = command_here(tmp_path, *asked, CAIFLOW_HOME=str(home), CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, "loading" in done.stderr) == (1, False)
+    assert f"serve: can't listen at 127.0.0.1:{port}: Address already in use; give another --port" in done.stderr
 
 
 def test_serving_takes_the_engine_that_a_run_would_take(

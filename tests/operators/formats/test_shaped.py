@@ -275,6 +275,10 @@ def test_messages_of_trees_are_gathered_wherever_they_stand() -> None:
 def test_what_is_no_tree_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one without `parent_id`, got 0"):
         loaded(flat(tree()["prompt"])[1:])
+    root = flat(tree()["prompt"])[0]
+    for name in ("message_id", "parent_id"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a text or a number, got list"):
+            loaded([{**root, name: ["m"]}])
     chain = [{**flat(tree()["prompt"])[0], "message_id": str(place), "parent_id": str(place - 1)} for place in range(1, 600)]
     path = write(tmp_path / "deep.jsonl", [{**chain[0], "message_id": "0", "parent_id": None}, *chain])
     with pytest.raises(ValueError, match="more than 500 deep"):
