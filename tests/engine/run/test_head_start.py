@@ -84,7 +84,8 @@ class Seating(Noting):
 
 
 def test_rows_wait_for_the_process_of_a_table_while_their_engine_loads() -> None:
-    cluster, unit = Seating(), TableUnit("red_team", None, {}, {}, Path())
+    load = load_spec(ROOT / "specs" / "quickstart.yaml").operators["red_team"]
+    cluster, unit = Seating(), TableUnit("red_team", load, {}, {}, Path())
     cluster.engines.loads = ["base"]
     assert cluster.submit(unit, "flow", engines=["base"]), "where nothing else runs"
     assert cluster.submit(unit, "table")
