@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,7 @@ class Stop(Exception):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(("trainer", "bits"), list(zip(TRAINERS, cycle(BITS), strict=False)))
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
 ) -> None:
