@@ -118,7 +118,7 @@ def plan_command(path: Path, profile: str, home: Path) -> subprocess.CompletedPr
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"}
     env |= {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "CAIFLOW_HOME": str(home / "home")}
     command = [sys.executable, "-m", "caiflow.engine.cli", "plan", str(path), "--profile", profile, "--json"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

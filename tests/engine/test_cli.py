@@ -347,7 +347,7 @@ def test_ctrl_c_exits_130_and_prints_how_to_go_on(place: Path) -> None:
             assert run.poll() is None
         run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
-        assert run.wait(timeout=30) == 130
+        assert run.wait(timeout=120) == 130
     assert "what is done is kept, and of a training what its last checkpoint has" in rest
     assert "caiflow run short.yaml --set seed=77" in rest
     assert json.loads((place / "stopped" / "run.json").read_text())["status"] == "interrupted"
@@ -366,7 +366,7 @@ def test_a_second_ctrl_c_prints_how_to_go_on_too(place: Path) -> None:
                 assert run.poll() is None
             run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
-        assert run.wait(timeout=30) == 130
+        assert run.wait(timeout=120) == 130
     assert "To go on: caiflow run short.yaml --set seed=78 --out 'stopped twice'" in rest
     assert "Traceback" not in rest
     assert json.loads((place / "stopped twice" / "run.json").read_text())["status"] == "interrupted"

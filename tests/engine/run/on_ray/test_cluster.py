@@ -237,7 +237,7 @@ def test_ray_must_not_be_there_before_its_environment_is() -> None:
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     script = "from caiflow.engine.run.on_ray.cluster import Cluster\nCluster('127.0.0.1:1').start()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=20)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=without_token(), timeout=100)
     assert "ClusterError: ray: can't reach 127.0.0.1:1: " in done.stderr
 
 
