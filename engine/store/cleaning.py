@@ -24,6 +24,7 @@ from caiflow.engine.errors import StoreError
 from caiflow.engine.store.artifacts import RunRecord, Store, short
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.ledger_segment import ELSEWHERE_S
+from caiflow.engine.store.share import MARK
 
 Kind = Literal["artifact", "aside", "ledger", "work", "staging", "run"]
 GRACE_S = 3600.0
@@ -58,6 +59,7 @@ def find_garbage(store: Store, *, grace_s: float = GRACE_S, paid: bool = False) 
         *(("ledger", path) for path in _inside(store.ledger_dir) if _removable(path, reached["ledger"], paid)),
         *(("work", path) for path in _inside(store.work) if path.suffix != ".claim" and path.name not in unfinished),
         *(("staging", path) for path in _inside(store.staging_dir) if _abandoned(path)),
+        *(("staging", path) for begun in (MARK, f".doomed-{MARK}") for path in store.home.glob(f"{begun}*")),
         *(("run", path) for path in _runs(store, kept=False)),
     ]
     before = time.time() - grace_s

@@ -22,6 +22,8 @@ from caiflow.engine.store.claims import Claims
 from caiflow.engine.store.disk import sync, write_atomic
 from caiflow.engine.store.file_digests import stamp
 
+MARK = "seen-"
+"""How folders begin in which a run leaves something for other nodes to find, for half a minute; `gc` has those of a kill."""
 _SHARED = re.compile(r"nfs4?|lustre|cifs|smb3?|ceph|gpfs|beegfs|afs|9p|virtiofs|fuse\..*|fuse")
 _ALONE = re.compile(r"nolock|local_lock=(?!none).*|localflock|noflock|nobrl")
 _TRIED = b"caiflow's trial."

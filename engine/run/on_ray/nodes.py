@@ -23,7 +23,7 @@ from caiflow.engine.errors import ClusterError, PlanError, StepError
 from caiflow.engine.run.presence import Place, Told, lacking, told_here
 from caiflow.engine.store.disk import storing
 from caiflow.engine.store.file_digests import file_sizes
-from caiflow.engine.store.share import Held, locks_had
+from caiflow.engine.store.share import MARK, Held, locks_had
 from caiflow.engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Probe:
         self._code = code_here(operators)
         self._here: dict[Place, Told] = {}
         self._nonce = uuid.uuid4().hex
-        self._mark = home / f"seen-{self._nonce}"
+        self._mark = home / f"{MARK}{self._nonce}"
         with storing(home):
             self._mark.mkdir(parents=True)
             (self._mark / _NONCE).write_text(self._nonce, encoding="utf-8")

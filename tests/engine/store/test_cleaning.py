@@ -14,6 +14,7 @@ from caiflow.engine.errors import StoreError
 from caiflow.engine.store.artifacts import Store
 from caiflow.engine.store.cleaning import _size_and_time, collect, find_garbage
 from caiflow.engine.store.ledger import Ledger
+from caiflow.engine.store.share import MARK
 from support.large_store import fill
 from tests.support.table_runs import run_tables, write_spec
 
@@ -51,6 +52,16 @@ def test_what_runs_reach_stays_and_the_rest_goes_with_its_size(place: Path) -> N
 def test_young_things_are_left_alone(place: Path) -> None:
     shutil.rmtree(place / "one")
     assert find_garbage(Store()) == []
+
+
+def test_what_a_killed_run_left_for_other_nodes_to_find_goes(place: Path) -> None:
+    store = Store()
+    mark = store.home / f"{MARK}0123"
+    mark.mkdir()
+    (mark / "nonce").write_text("0123")
+    assert find_garbage(store) == [], "a run may be asking just now"
+    (garbage,) = collect(store, find_garbage(store, grace_s=0))
+    assert (garbage.path, mark.exists()) == (mark, False)
 
 
 def test_ledgers_go_unless_reached_or_in_use(place: Path) -> None:
