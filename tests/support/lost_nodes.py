@@ -95,10 +95,14 @@ def _begin(folder: Path, name: str, address: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
 
 
-def _events(run: Path) -> list[Mapping[str, Any]]:
-    file = run / "events.jsonl"
+def whole_lines(file: Path) -> list[str]:
+    """Return the lines of a file that others may be writing, without one that is half written."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line.removesuffix("\n") for line in lines if line.endswith("\n")]
+
+
+def _events(run: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(line) for line in whole_lines(run / "events.jsonl")]
 
 
 def _under_way(run: Path, step: str, driver: subprocess.Popen[bytes]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.bad_server import Reply, bad_server, said
+from support.lost_nodes import whole_lines
 from support.raylets import carried_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill]
@@ -35,7 +36,7 @@ from caiflow.engine.run.flows import FlowUnit
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
 from support.flows import write_source
-from support.lost_nodes import signalled
+from support.lost_nodes import signalled, whole_lines
 
 folder, url, many = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -60,8 +61,7 @@ class Asks(RowOperator[ModelRowParams]):
             print(what, ray.get_runtime_context().get_node_id(), row["question"], file=file, flush=True)
 
 def noted(name):
-    lines = (folder / name).read_text().splitlines() if (folder / name).exists() else []
-    return [line.split(" ", 2) for line in lines]
+    return [line.split(" ", 2) for line in whole_lines(folder / name)]
 
 def asked_by(name):
     return {node: [q for what, by, q in noted(name) if (what, by) == ("asks", node)] for _, node, _ in noted(name)}
@@ -121,8 +121,7 @@ def test_two_nodes_ask_for_nothing_twice_but_what_one_was_asking_when_it_was_kil
     tmp_path: Path, figure: Callable[[str, str], None]
 ) -> None:
     def both_have_asked(name: str) -> bool:
-        notes = tmp_path / name
-        return len({line.split(" ", 2)[1] for line in notes.read_text().splitlines()}) > 1
+        return len({line.split(" ", 2)[1] for line in whole_lines(tmp_path / name)}) > 1
 
     def reply(body: dict[str, Any], _number: int) -> Reply:
         question = body["messages"][-1]["content"]
