@@ -27,7 +27,7 @@ from caiflow.engine.llm.base import Completion, ModelSource, Request, Sampling
 from caiflow.engine.llm.client import EngineClient
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.run.on_ray.gangs import Room
-from support.lost_nodes import signalled
+from support.lost_nodes import signalled, whole_lines
 
 def come(gpus=1, card="one"):
     return nodes.add_node(**HERE, num_cpus=1, num_gpus=gpus, labels={"card": card}, wait=False)
@@ -207,7 +207,7 @@ class Works:
         return {}
 
 def begun(notes):
-    return [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
+    return [line.split() for line in whole_lines(notes)]
 
 def tried(name, number):
     notes = Path(sys.argv[1]) / name
