@@ -31,8 +31,9 @@ def by_tree(lines: Iterator[Line], see: See) -> Iterator[Group]:
     """Yield the messages of one tree together, in the order in which the trees begin; they are held in memory."""
     trees: dict[Any, list[Line]] = defaultdict(list)
     for line in lines:
-        tree = see(line).get("message_tree_id")
-        trees[tree if isinstance(tree, (str, int)) else f"\x00{line.place}"].append(line)
+        alone = f"\x00{line.place}"
+        tree = see(line).get("message_tree_id", alone)
+        trees[tree if isinstance(tree, (str, int, NoneType)) else alone].append(line)
     yield from trees.values()
 
 
