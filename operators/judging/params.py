@@ -35,7 +35,8 @@ class JudgeParams(ModelRowParams, Judging):
     pairs: Literal["best_worst", "all"] = "best_worst"
     """With more than two candidates: one row of the best against the worst, or a row for each pair.
 
-    Of candidates with the same score a drawn one counts.
+    Of candidates with the same score a drawn one counts by `method: text` and after a thought; by likelihood, where little but
+    equal texts scores alike, the first.
     """
     labels: Literal["soft", "hard"] = "soft"
     """`soft` keeps the judge's probability as `p_chosen`; `hard` makes it 1.
