@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 
 from caiflow.engine.commands.parser import from_zero, named_run, print_json
@@ -34,10 +33,9 @@ def execute(args: Namespace) -> int:
         print_json("diff", diff.as_json())
         return 0
     from caiflow.engine.commands.tables import diff_tables, uncut
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN
+    from caiflow.engine.display.console import unbroken_console
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     tables = list(diff_tables(diff.excerpts(), "A", "B", every=args.all))
     for table in tables:
         console.print(uncut(table))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,11 +88,10 @@ def _show(plan: Mapping[str, Any], spec: Spec, *, as_json: bool) -> None:
         print_json("plan", plan)
         return
     from caiflow.engine.commands import tables
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN
+    from caiflow.engine.display.console import unbroken_console
     from caiflow.engine.spec.graph import edges
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     edges_of = edges(spec)
     order = {step["name"]: edges_of[step["name"]] for step in plan["steps"]}
     console.print(tables.plan_table(plan, order, console.width))

@@ -150,13 +150,13 @@ def print_end(run_dir: Path) -> None:
     from rich.text import Text
 
     from caiflow.engine.display.board import duration
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN, failures, figures, notes_text, steps_table
+    from caiflow.engine.display.console import unbroken_console
+    from caiflow.engine.display.report import failures, figures, notes_text, steps_table
     from caiflow.engine.lookback.history import evaluations
     from caiflow.engine.lookback.tags import said_of
     from caiflow.engine.store.journal import read_run
 
-    console, run = Console(width=None if sys.stdout.isatty() else UNBROKEN), read_run(run_dir)
+    console, run = unbroken_console(), read_run(run_dir)
     console.print(steps_table(run, console.width))
     for step, metrics in evaluations(run_dir):
         for table in figures(metrics, step, console.width):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
@@ -33,13 +32,12 @@ def execute(args: Namespace) -> int:
         print_json("runs", {"runs": [asdict(run) for run in runs]})
         return 0
     from caiflow.engine.commands.tables import runs_table, uncut
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN
+    from caiflow.engine.display.console import unbroken_console
 
     if not runs:
         none = f"no run has the tag {args.tag}" if args.tag else "no runs yet; caiflow init copies a recipe to begin with"
         say(none)
         return 0
     table = uncut(runs_table(runs))
-    Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
+    unbroken_console().print(table)
     return 0

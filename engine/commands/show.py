@@ -80,11 +80,11 @@ def _show_notes(run_dir: Path, step: str) -> None:
 
 
 def _show_principles(run_dir: Path, step: str) -> None:
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN, by_principle
+    from caiflow.engine.display.console import unbroken_console
+    from caiflow.engine.display.report import by_principle
     from caiflow.engine.store.journal import read_run
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     if (table := by_principle(read_run(run_dir)["steps"][step].get("metrics") or {})) is not None:
         console.print(table)
 
@@ -104,10 +104,9 @@ def _show_rows(path: Path, args: Namespace) -> None:
             say(json.dumps({name: row[name] for name in columns or row}, ensure_ascii=False, default=str))
         return
     from caiflow.engine.commands.tables import row_card, row_text
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN
+    from caiflow.engine.display.console import unbroken_console
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     every = list(rows.columns) if args.all else columns
     for row in page:
         parts = row_card(row, console, every) if sys.stdout.isatty() else [row_text(row, columns)]
@@ -134,10 +133,10 @@ def _show_metrics(path: Path, args: Namespace) -> None:
     if args.json:
         print_json("figures", metrics)
         return
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN, figures
+    from caiflow.engine.display.console import unbroken_console
+    from caiflow.engine.display.report import figures
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     for table in figures(metrics, args.step, console.width):
         console.print(table)
 

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from caiflow.engine.display.board import clean, duration
-from caiflow.engine.display.report import UNBROKEN, figure, number, plain_table
+from caiflow.engine.display.console import UNBROKEN
+from caiflow.engine.display.report import figure, number, plain_table
 from caiflow.engine.display.screen import LOOKS, WIDE, marked
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.display.terminal import escaped

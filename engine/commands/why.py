@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,11 +60,11 @@ def _as_json(step: PlannedStep) -> dict[str, object]:
 
 def _show(step: PlannedStep, texts: Mapping[str, Any]) -> None:
     from caiflow.engine.commands.tables import changes_table, short, uncut
-    from caiflow.engine.display.console import Console
-    from caiflow.engine.display.report import UNBROKEN, plain_table
+    from caiflow.engine.display.console import unbroken_console
+    from caiflow.engine.display.report import plain_table
     from caiflow.engine.plan.changes import changes
 
-    console = Console(width=None if sys.stdout.isatty() else UNBROKEN)
+    console = unbroken_console()
     console.print(f"{step.name}: {step.state}; {step.reason}")
     if step.components is None:
         console.print("its identity isn't known until the steps before it are done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from caiflow.engine.display.terminal import escaped
+
+UNBROKEN = 100_000
+"""A width at which no line of a table is broken, for files and pipes."""
 
 
 class Console(RichConsole):
@@ -26,3 +30,8 @@ class Console(RichConsole):
         """Yield what is to be printed; here, before cells are cut to their width, texts are escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escaped(segment.text))
+
+
+def unbroken_console() -> Console:
+    """Return a console as wide as the terminal, which breaks no line for a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else UNBROKEN)

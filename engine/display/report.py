@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caiflow.engine.display.board import clean, counted_notes, duration, note_text
+from caiflow.engine.display.console import UNBROKEN
 from caiflow.engine.display.screen import LOOKS, WIDE
 from caiflow.engine.display.step_graph import lanes
 from caiflow.engine.identity import arms_of
@@ -34,8 +35,6 @@ ABREAST = 12
 """Most columns of a table, however wide the terminal is."""
 GLANCE = 40
 """Most of an error that the table of steps shows: below it stands the whole."""
-UNBROKEN = 100_000
-"""A width at which no line of a table is broken, for files and pipes."""
 PRECISE = 1000
 """From this many prompts on, rates are worth a decimal."""
 _Cells = Mapping[tuple[str, str], Mapping[str, Any]]
