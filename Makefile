@@ -4,6 +4,7 @@
 #   make test         lint, format, order of imports, types, and the tests but for the long ones
 #   make test-all     the same, then the long tests: soaks, every recipe, campaigns of kills
 #   make test-soak    the long tests alone
+#   make test-campaigns  those whose full size takes hours: before a release
 #   make test-newest  whether what we use of vLLM, transformers, TRL, PEFT and Ray is in their newest releases allowed
 #   make test-pythons  an environment of each Python and torch, from nothing, with the quickstart and some tests in each; and of verifiers
 #   make test-gpu     what needs an NVIDIA GPU
@@ -18,7 +19,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart real test tests test-soak test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
+.PHONY: quickstart real test tests test-soak test-campaigns test-all test-newest test-pythons test-gpu check lint imports types benchmark benchmark-gpu docs venv clean
 
 # The first of these that is a Python caiflow supports; `make PYTHON=... VENV=...` takes another.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -55,11 +56,15 @@ test: lint
 
 # Where an environment forbids to keep compiled modules, each process would compile every test anew.
 tests: $(VENV)/.installed-dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not soak and not newest and not pythons" $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not soak and not campaign and not newest and not pythons" $(PYTEST_ARGS)
 
 # SOAK names some of the long tests alone.
 test-soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak $(SOAK_ARGS) $(SOAK)
+	$(BIN)/python -m pytest -m "soak and not campaign" $(SOAK_ARGS) $(SOAK)
+
+# What the long tests try at a size that a change can wait for, at its full one.
+test-campaigns: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m campaign $(SOAK_ARGS) $(SOAK)
 
 test-newest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m newest tests/test_newest.py

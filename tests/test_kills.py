@@ -1,4 +1,4 @@
-"""Twenty-five kills of the quickstart, at moments and of victims that the seed decides; then it must be as if nothing happened.
+"""Kills of the quickstart, at moments and of victims that the seed decides; then it must be as if nothing happened.
 
 The long version: `python tests/test_kills.py --kills 200`.
 """
@@ -72,11 +72,12 @@ def scores(run: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_twenty_five_kills_leave_no_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(25, marks=pytest.mark.campaign)])
+def test_kills_leave_no_trace(tmp_path: Path, kills: int) -> None:
     calm = undisturbed(tmp_path)
     wild, home = tmp_path / "wild", tmp_path / "wild-home"
-    harvest = disturb(QUICKSTART, wild, home, kills=25, span_s=12.0, seed=20, budget_s=1500)
-    assert harvest.kills.total() == 25
+    harvest = disturb(QUICKSTART, wild, home, kills=kills, span_s=12.0, seed=20, budget_s=1500)
+    assert harvest.kills.total() == kills
     assert differences(calm, wild) == {}
     assert scores(calm) == scores(wild)
     assert repeated_calls(home) == 0
@@ -87,7 +88,7 @@ caiflow: 1
 name: redrawn
 models: {base: {source: tiny, engine_args: {max_num_seqs: 2}}}
 steps:
-  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 100}
+  prompts: {op: load, source: "tiny:red_team_train.jsonl", format: hh, limit: 48}
   answers:
     op: generate
     input: prompts

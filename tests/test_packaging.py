@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -59,10 +60,17 @@ def test_a_wheel_has_the_version_that_the_code_says(wheel: ZipFile) -> None:
     assert Path(str(wheel.filename)).name == f"caiflow-{VERSION}-py3-none-any.whl"
 
 
+LINKED = "import sys, sysconfig; open(sysconfig.get_path('purelib') + '/dependencies.pth', 'w').write(sys.argv[1])"
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_the_wheel_runs_the_quickstart_from_an_empty_environment(wheel: ZipFile, tmp_path: Path) -> None:
-    """With the torch that is here, of which plain `pip install caiflow` might take a newer one."""
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.campaign)], ids=["", "with what pip brings"])
+def test_the_wheel_runs_the_quickstart_from_an_empty_environment(wheel: ZipFile, tmp_path: Path, alone: bool) -> None:
+    """Beside the dependencies that are here; or, as a user has it, with those that it names itself, but for torch's version.
+
+    That those which it names are enough, `make quickstart` in a clean clone shows too.
+    """
     variables = {**without_token(), "CAIFLOW_HOME": str(tmp_path / "home"), "PATH": os.defpath}
 
     def ran(*command: str) -> str:
@@ -72,7 +80,11 @@ def test_the_wheel_runs_the_quickstart_from_an_empty_environment(wheel: ZipFile,
 
     python, caiflow = str(tmp_path / "empty" / "bin" / "python"), str(tmp_path / "empty" / "bin" / "caiflow")
     ran(sys.executable, "-m", "venv", "empty")
-    ran(python, "-m", "pip", "install", "--quiet", f"torch=={version('torch').partition('+')[0]}", str(wheel.filename))
+    if alone:
+        ran(python, "-m", "pip", "install", "--quiet", f"torch=={version('torch').partition('+')[0]}", str(wheel.filename))
+    else:  # a folder that is linked brings its modules, and none of the editable installs that it names
+        ran(python, "-c", LINKED, sysconfig.get_path("purelib"))
+        ran(python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", str(wheel.filename))
     assert ran(python, "-c", "import caiflow; print(caiflow.__file__)").startswith(str(tmp_path / "empty"))
     ran(caiflow, "run", "quickstart", "--out", "run")
     each_stage_earns_its_place(tmp_path / "run", 0.05)

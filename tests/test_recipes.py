@@ -322,7 +322,7 @@ def check_trial(out: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.soak
+@pytest.mark.campaign
 @pytest.mark.timeout(1000)  # beyond what the run itself is given
 def test_each_stage_of_the_quickstart_earns_its_place_with_another_seed(home: Path, tmp_path: Path) -> None:
     """With the spec's own seed the wheel's quickstart shows it."""

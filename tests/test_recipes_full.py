@@ -1,4 +1,4 @@
-"""Every recipe's full profile runs to the end over a hub on loopback.
+"""Full profiles of recipes run to the end over a hub on loopback: one with each change, all of them before a release.
 
 Its repositories are laid out as they are published, with tiny weights in the models' names.
 """
@@ -20,6 +20,9 @@ from support.loopback_hub import HUB, loopback_hub
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (ROOT / "specs").glob("*.yaml") if "\n  full:\n" in path.read_text())
+
+ALWAYS = {"nemo_style"}
+"""The only one that asks a hosted judge, and most data sets."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +59,11 @@ def shortened(path: Path, judge: str) -> list[str]:
     return [option for text in sets for option in ("--set", text)]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.stem in ALWAYS else [pytest.mark.campaign]) for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_its_full_profile_runs_to_the_end(path: Path, hub: dict[str, str], tmp_path: Path) -> None:
     with bad_server() as judge:
         judge.reply = lambda _, number: said("(A)" if number % 2 else "(B)")

@@ -26,7 +26,7 @@ from caiflow.engine.registry import names
 from support.commands import command_here
 from support.source_tree import ROOT
 
-BRIEFLY, LONG = 120, int(os.environ.get("CAIFLOW_FUZZ", "4000"))
+BRIEFLY, LONG = 120, int(os.environ.get("CAIFLOW_FUZZ", "1000"))
 CPU_S, MEMORY_MIB = 2.0, 300
 SOME = 500
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

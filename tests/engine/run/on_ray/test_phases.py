@@ -22,7 +22,7 @@ from support.kills import rows_by_step, without_token
 from support.lost_nodes import PHASES
 from support.source_tree import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.kill, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.campaign, pytest.mark.kill, pytest.mark.timeout(900)]
 
 STEPS = {"sl_cai": 30, "reward_model": 30, "rl_cai": 8}
 SPEC = """
