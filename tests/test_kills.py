@@ -119,13 +119,12 @@ def test_a_kill_while_answers_are_drawn_again_pays_for_no_try_twice(tmp_path: Pa
     assert start(spec, calm, tmp_path / "calm-home").wait(timeout=300) == 0, (calm / "console.txt").read_text()
     assert len({row["draws"] for row in rows_by_step(calm)["answers"]}) > 2  # taken at once, later, and never
     paid = len(list(ledger_records(tmp_path / "calm-home")))
-    for share in (0.1, 0.4):
-        driver = start(spec, wild, home)
-        until = time.monotonic() + 300  # an engine may take minutes to begin on a busy machine
-        while len(list(ledger_records(home))) < share * paid and driver.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        driver.kill()
-        driver.wait(timeout=60)
+    driver = start(spec, wild, home)
+    until = time.monotonic() + 300  # an engine may take minutes to begin on a busy machine
+    while len(list(ledger_records(home))) < 0.3 * paid and driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait(timeout=60)
     assert 0 < len(list(ledger_records(home))) < paid
     assert start(spec, wild, home).wait(timeout=300) == 0, (wild / "console.txt").read_text()
     assert differences(calm, wild) == {}
