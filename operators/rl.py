@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from caiflow.engine.errors import Finding
+from caiflow.engine.errors import Finding, StepError
 from caiflow.engine.llm.base import ModelSource
+from caiflow.engine.machine import pip_command
 from caiflow.engine.operator import Calls, Expected, Job
 from caiflow.engine.training import health
 from caiflow.engine.training.memory import Beside, Load
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from caiflow.operators.training.watching import Watched
 
 
+DRAWN = 1
+"""Raised when vLLM comes to draw other replies for a training."""
+
+
 class Rl(TrainingOperator[RlParams]):
     """Train a model on its own replies by the scores of reward models, graders and judges (rows with `prompt`)."""
 
@@ -40,8 +47,18 @@ class Rl(TrainingOperator[RlParams]):
         if self.params.fsdp:
             told = "`rl` divides no model: replies are drawn by the whole one"
             yield Finding(("fsdp",), told, "leave `fsdp` out; `lora` takes less memory")
+        if self.params.use_vllm:
+            yield from self._wrong_beside_vllm()
         for name, how in self.params.judges.items():
             yield from (wrong.below("rewards", name, "judge") for wrong in self._judge(how).problems())
+
+    def _wrong_beside_vllm(self) -> Iterator[Finding]:
+        if self.params.resources.workers > 1:
+            told = "`use_vllm` is for one process: vLLM would take the others for its own"
+            yield Finding(("resources", "workers"), told, "leave `workers` out, or `use_vllm`")
+        if self.params.lora and self.params.lora.quantization:
+            told = "vLLM isn't given weights that are rounded for training"
+            yield Finding(("use_vllm",), told, "leave it out, or `lora.quantization`")
 
     def measures(self) -> Sequence[Measure]:
         """Return what may be wrong with the training, its judges and its rewards."""
@@ -50,7 +67,12 @@ class Rl(TrainingOperator[RlParams]):
         judged = self.params.judges.values()
         return [
             *super().measures(),
-            *measures(gold=bool(self.params.gold), judge=bool(judged), swap=any(how.swap for how in judged)),
+            *measures(
+                gold=bool(self.params.gold),
+                judge=bool(judged),
+                swap=any(how.swap for how in judged),
+                vllm=self.params.use_vllm,
+            ),
         ]
 
     def needs(self) -> Mapping[str, Sequence[str]]:
@@ -60,7 +82,8 @@ class Rl(TrainingOperator[RlParams]):
     def identity(self) -> Mapping[str, Any]:
         """Return beside the rest the version of the texts that a conversation becomes for a model that is asked."""
         ordering = {name: value for how in self.params.judges.values() for name, value in how.ordering.items()}
-        return {**super().identity(), **({"format": FORMAT_VERSION} if self.params.asking else {}), **ordering}
+        asked = {"format": FORMAT_VERSION} if self.params.asking else {}
+        return {**super().identity(), **asked, **ordering, **({"vllm": DRAWN} if self.params.use_vllm else {})}
 
     def asks(self) -> Collection[str]:
         """Return the models that grade or judge."""
@@ -90,6 +113,8 @@ class Rl(TrainingOperator[RlParams]):
         """Yield the model as it was, unless adapters can be taken off it, and the reward models."""
         if self.params.lora is None and self.params.beta:
             yield Beside(self.params.model, "float32")
+        if self.params.use_vllm:
+            yield Beside(self.params.model, "stored")
         yield from (Beside(name, "stored") for name in self.params.reward_models)
 
     def learn(self, job: Job) -> None:
@@ -110,12 +135,31 @@ class Rl(TrainingOperator[RlParams]):
         room = params.max_length - params.max_completion_length
         data = self.read_rows(job, lambda rows, _: prompts(rows, renderer, max_length=room, more=params.asked_with))
         trainer = self._trainer(job, source, load_model(source, params), renderer, data)
-        fit(trainer, params, job, cycle=params.cycle)
+        with self._vllm(source, trainer):
+            fit(trainer, params, job, cycle=params.cycle)
         if trainer.is_world_process_zero():
             watching.tell(job.metrics, trainer.state.log_history, self._watched(), self.context.seed)
             remove_value_head(trainer.model)
             measure = self._measure(data[0], trainer.state.global_step, renderer)
             save(Trained(trainer.model, tokenizer, source, measure), params, job)
+
+    @contextmanager
+    def _vllm(self, source: ModelSource, trainer: Any) -> Iterator[None]:
+        """Have vLLM draw a trainer's replies in this block, where it is to."""
+        if not self.params.use_vllm:
+            yield
+            return
+        if not find_spec("vllm"):
+            raise StepError("`use_vllm` wants vLLM, which is not installed here", f"{pip_command('vllm')}, or leave it out")
+        from caiflow.engine.llm.vllm.replies import Replies
+
+        params = self.params
+        drawer = Replies(source, params.max_length, params.vllm_gpu_memory_utilization, trainer.eos_token_ids)
+        trainer.vllm, trainer.use_vllm = drawer, True
+        try:
+            yield
+        finally:
+            drawer.close()
 
     def _watched(self) -> Watched:
         """Return what the curve tells of."""

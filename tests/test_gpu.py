@@ -135,6 +135,15 @@ def test_each_trainer_trains_on_the_gpu(tmp_path: Path, trainer: str, settings: 
         assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=0.01)
 
 
+@needs_vllm
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["whole", "adapters"])
+def test_vllm_draws_replies_beside_the_model_that_learns(tmp_path: Path, lora: dict[str, Any] | None) -> None:
+    model = small_model(tmp_path / "model", shape=EVEN)
+    judge = reward_model(tmp_path / "judge", model)
+    done = train(tmp_path / "run", "grpo", model, judge, lora=lora, use_vllm=True, vllm_gpu_memory_utilization=0.2)
+    assert done.metrics["vllm_apart"] < 0.1
+
+
 @pytest.mark.skipif(GPUS < 2, reason="needs two NVIDIA GPUs")
 @pytest.mark.parametrize("trainer", DIVIDED)
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"bf16": False}, {"lora": {"rank": 4}}], ids=["bf16", "fp32", "lora"])

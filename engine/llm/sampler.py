@@ -70,6 +70,11 @@ def probabilities(logits: torch.Tensor, samplings: Sequence[Sampling], *, scaled
     return masses / masses.sum(dim=-1, keepdim=True)
 
 
+def logps_of(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability [B] of each row's token under its scores [B, V], nothing being left out."""
+    return scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)
+
+
 def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return an array as a tensor there; the copy to a GPU is queued, not waited for."""
     tensor = torch.from_numpy(values)

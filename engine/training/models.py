@@ -6,6 +6,7 @@ Never trains, never saves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import StepError
@@ -126,6 +127,34 @@ def lora_config(lora: Lora, model: PreTrainedModel, task: Task = "causal") -> Lo
     )
 
 
+def adapted_weight(layer: Any) -> Tensor:
+    """Return the weight of a layer under adapters with what those in use add to it; gradients go through to them."""
+    weight: Tensor = layer.base_layer.weight
+    if layer.merged or layer.disable_adapters:
+        return weight
+    added = (layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A)
+    return sum((delta.to(weight.dtype) for delta in added), start=weight)
+
+
+def learnt_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield a model's weights by their names in a saved one, with what adapters add to them; the model stays as it is.
+
+    Folding adapters in and out again instead would leave the frozen weights a little other each time, by rounding.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    adapted = {name: layer for name, layer in plain.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, weights in plain.named_parameters(remove_duplicate=False):  # vLLM takes a tied head by its own name
+        owner, base, kind = name.rpartition(".base_layer.")
+        if base and owner in adapted:
+            with torch.no_grad():
+                yield f"{owner}.{kind}", adapted_weight(adapted[owner]) if kind == "weight" else weights.detach()
+        elif ".lora_" not in name:
+            yield name, weights.detach()
+
+
 class AdaptedHead:
     """An output head under adapters, as far as its weight [vocabulary, hidden] and bias are asked for.
 
@@ -141,11 +170,7 @@ class AdaptedHead:
     @property
     def weight(self) -> Tensor:
         """The weight with what the adapters in use add to it; gradients go through to them."""
-        weight: Tensor = self.base_layer.weight
-        if self._head.merged or self._head.disable_adapters:
-            return weight
-        added = (self._head.get_delta_weight(name) for name in self._head.active_adapters if name in self._head.lora_A)
-        return sum((delta.to(weight.dtype) for delta in added), start=weight)
+        return adapted_weight(self._head)
 
     @property
     def bias(self) -> Tensor | None:

@@ -157,20 +157,30 @@ class RolloutHooks(Hooks):
         batch: dict[str, Tensor] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         return batch
 
-    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        """Have tokens told as they are drawn; TRL hands no streamer on to transformers, whose `generate` takes one."""
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **options: Any) -> Any:
+        """Have replies drawn elsewhere where they are, or tokens told as transformers draws them.
+
+        TRL hands no streamer on to transformers, whose `generate` takes one. It weights replies that come with the
+        log-probabilities that they were drawn with (Yao et al. 2025: what draws and what learns round differently).
+        """
+        if (drawn := self.drawn(prompt_ids)) is not None:
+            return drawn
         model = self.accelerator.unwrap_model(self.model_wrapped)
         listener = self.listener()
         if listener is not None:
             model.generate = partial(model.generate, streamer=listener)
         try:
-            return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+            return super()._generate_single_turn(prompt_ids, *args, **options)  # type: ignore[misc]
         finally:
             if listener is not None:
                 del model.generate
 
     def coming(self, inputs: list[dict[str, Any]]) -> None:
         """Look at the rows for which replies are about to be drawn."""
+        raise NotImplementedError
+
+    def drawn(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[float]]] | None:
+        """Return the ids and log-probabilities of replies that are drawn elsewhere; None where the model draws them itself."""
         raise NotImplementedError
 
     def listener(self) -> Any:

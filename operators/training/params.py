@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from caiflow.engine.errors import WrongValue
-from caiflow.engine.operator import ModelRef, ModelRefOrName, Strict
+from caiflow.engine.operator import SPEED, ModelRef, ModelRefOrName, Strict
 from caiflow.engine.training.params import TrainingParams
 from caiflow.operators.grading.params import ModelGrading, columns
 from caiflow.operators.judging.params import GroupJudging, wrong_group
@@ -17,6 +17,8 @@ ONLY: Mapping[str, frozenset[str]] = {
     "loss_type": frozenset({"grpo"}),
     "scale_rewards": frozenset({"grpo"}),
     "importance_sampling_level": frozenset({"grpo"}),
+    "use_vllm": frozenset({"grpo"}),
+    "vllm_gpu_memory_utilization": frozenset({"grpo"}),
     "normalize_advantages": frozenset({"rloo"}),
     "reward_clip_range": frozenset({"rloo"}),
     "epsilon_high": frozenset({"grpo", "rloo"}),
@@ -118,6 +120,10 @@ class RlParams(TrainingParams):
     """What grpo divides advantages by: the spread among the prompt's replies, among the batch's, or nothing."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Whether grpo clips the probability of tokens or of whole replies."""
+    use_vllm: bool = Field(default=False, json_schema_extra=SPEED)
+    """Have vLLM draw grpo's replies, beside the model that learns: faster on a GPU, and other replies than without."""
+    vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, lt=1, json_schema_extra=SPEED)
+    """The part of the GPU's memory that vLLM has for itself, its own weights among it, where `use_vllm` is on."""
     normalize_advantages: bool = False
     """Give rloo's advantages mean 0 and standard deviation 1 over the batch."""
     reward_clip_range: tuple[float, float] | None = None
@@ -224,7 +230,7 @@ class RlParams(TrainingParams):
 
     def library_fields(self) -> dict[str, Any]:
         """Return the fields of the algorithm that go to the library's configuration as they are."""
-        names = {name for name, algorithms in ONLY.items() if self.algorithm in algorithms and self.algorithm != "ppo"}
+        names = {name for name, of in ONLY.items() if self.algorithm in of and self.algorithm != "ppo" and "vllm" not in name}
         fields = {name: getattr(self, name) for name in names}
         weights = [*self.weights.values(), 1.0]  # the last one is that of the length
         return {**fields, "reward_weights": weights, "num_iterations": self.iterations}

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.trainer.utils import RepeatSampler
 
-from caiflow.engine.llm.base import Message, Request
+from caiflow.engine.identity import digest
+from caiflow.engine.llm.base import Message, Request, Sampling
 from caiflow.engine.training.loop import Quiet
+from caiflow.engine.training.models import learnt_weights
 from caiflow.engine.training.private import RolloutHooks
 from caiflow.operators.training.asked import AskedReward, Drawn, Listener, Reader
 from caiflow.operators.training.scoring import RewardModel
 
 if TYPE_CHECKING:
     from caiflow.engine.llm.render import Renderer
+    from caiflow.engine.llm.vllm.replies import Replies
 
 RewardFunction = Callable[..., list[float]]
 
@@ -59,6 +62,15 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return -(-self.num_samples // self.batch_size)
 
 
+def _seed(seed: int, step: int, place: int) -> int:
+    """Return the seed of the reply that is drawn at this place of those drawn with the weights of a step."""
+    return int.from_bytes(bytes.fromhex(digest([seed, step, place])[:16]))
+
+
+def _unheard(_ended: Mapping[int, Sequence[int]]) -> None:
+    """Tell nobody of replies that have ended."""
+
+
 class Rollouts(Quiet, RolloutHooks):
     """Mixed into the library's trainers that generate: prompts as serving renders them, in an order that can be resumed."""
 
@@ -71,6 +83,11 @@ class Rollouts(Quiet, RolloutHooks):
     num_iterations: int
     shuffle_dataset: bool
     train_dataset: Any
+    state: Any
+    max_completion_length: int
+    vllm: Replies | None = None
+    """What draws replies where the model doesn't itself."""
+    _taken_at, _drawn_at = -1, 0
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Return a prompt's token ids as serving has them."""
@@ -80,10 +97,29 @@ class Rollouts(Quiet, RolloutHooks):
         """Remember the rows of the batch."""
         self._drawn = Drawn([row["prompt"] for row in inputs], [row.get("more") or {} for row in inputs], {})
 
+    def drawn(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[float]]] | None:
+        """Return the replies of vLLM, which is given the weights of now before the first ones to each step."""
+        if self.vllm is None:
+            return None
+        step = self.state.global_step
+        if step != self._taken_at:
+            self.vllm.take(learnt_weights(self.accelerator.unwrap_model(self.model_wrapped)))
+            self._taken_at, self._drawn_at = step, 0
+        seeds = [_seed(self.args.seed, step, self._drawn_at + place) for place in range(len(prompts))]
+        self._drawn_at += len(prompts)
+        args = self.args
+        sampling = Sampling(args.temperature, args.top_p, args.top_k, 0.0, self.max_completion_length, args.repetition_penalty)
+        asked = self._asked()
+        replies = self.vllm.draw(prompts, sampling, seeds, partial(self._ended, asked, self._drawn) if asked else _unheard)
+        return [reply.ids for reply in replies], [reply.logps for reply in replies]
+
     def listener(self) -> Listener | None:
         """Return what puts questions about replies as soon as they have ended; None where no model is asked."""
-        asked = [function for function in self.reward_funcs if isinstance(function, AskedReward)]
+        asked = self._asked()
         return Listener(self.eos_token_ids, partial(self._ended, asked, self._drawn)) if asked else None
+
+    def _asked(self) -> list[AskedReward]:
+        return [function for function in self.reward_funcs if isinstance(function, AskedReward)]
 
     def _ended(self, asked: Sequence[AskedReward], drawn: Drawn, ended: Mapping[int, Sequence[int]]) -> None:
         """Put the questions that these replies complete, in the event loop that the rewards are called in."""

@@ -17,6 +17,8 @@ from caiflow.operators.training.contests import JUDGE, PRINCIPLE
 Point = Mapping[str, Any]
 FEWEST_POINTS = 8
 """Points of a curve from which on it may tell an onset."""
+VLLM_APART = "sampling/sampling_logp_difference/mean"
+"""TRL's name for how far log-probabilities are apart, on the mean, when a token is drawn and when it is learnt."""
 _DRAWS = 1000
 _DRIFTS = {"reward": "reward", "kl": "kl", "length": "completions/mean_length", "boilerplate_rate": "boilerplate_rate"}
 
@@ -49,11 +51,13 @@ def tell(metrics: dict[str, Any], history: Sequence[Point], watched: Watched, se
         del metrics[name]
     early = _means(history, EARLY)
     metrics |= {"asked_early": fmean(early.values())} if early else {}
+    apart = _means(history, VLLM_APART)
+    metrics |= {"vllm_apart": fmean(apart.values())} if apart else {}
     metrics |= {**drifts(history), **unparsable(history), **judged(history), **gold(history, watched, seed)}
 
 
-def measures(*, gold: bool, judge: bool, swap: bool) -> list[Measure]:
-    """Return what may be wrong with judges as rewards, and with what is learnt from any reward."""
+def measures(*, gold: bool, judge: bool, swap: bool, vllm: bool = False) -> list[Measure]:
+    """Return what may be wrong with judges as rewards, with what is learnt from any reward, and with replies drawn by vLLM."""
     found = [one for one in judging.measures(swap=swap) if one.figure and one.name != "unparsable"] if judge else []
     if judge:
         found.append(
@@ -68,6 +72,15 @@ def measures(*, gold: bool, judge: bool, swap: bool) -> list[Measure]:
             Measure(
                 "gold_fall", "<= 0", "fall of the gold score from its best", "what is learnt from then on is an exploit",
                 "stop there (`max_steps`), raise `beta`, or mend the reward", figure=_fall, unit="points of that score",
+            )
+        )  # fmt: skip
+    if vllm:
+        found.append(
+            Measure(
+                "vllm_apart", "<= 0.1", "distance between what vLLM and the model that learns find likely",
+                "most of what is learnt is thrown away, or learnt from another model's replies",
+                "name the same `dtype` for the model as it is trained in, or leave `use_vllm` out",
+                figure=lambda metrics: metrics.get("vllm_apart"), unit="nats a token",
             )
         )  # fmt: skip
     return found

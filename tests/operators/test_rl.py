@@ -165,6 +165,7 @@ def test_prompts_without_room_for_a_reply_are_named(tmp_path: Path, model: Model
     [
         ({"algorithm": "grpo", "lam": 0.9}, "`lam` is for ppo"),
         ({"algorithm": "ppo", "scale_rewards": "none"}, "`scale_rewards` is for grpo"),
+        ({"algorithm": "rloo", "use_vllm": True}, "`use_vllm` is for grpo"),
         ({"algorithm": "rloo", "num_generations": 1}, "2 or more"),
         ({"algorithm": "grpo", "num_generations": 3}, "must be a multiple"),
         ({"algorithm": "ppo", "max_length": 16}, "no room"),
@@ -174,3 +175,25 @@ def test_prompts_without_room_for_a_reply_are_named(tmp_path: Path, model: Model
 def test_contradictions_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RlParams.model_validate({**FIELDS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({}, None),
+        ({"resources": {"workers": 2}}, ("resources", "workers")),
+        ({"lora": {"quantization": "4bit"}}, ("use_vllm",)),
+    ],
+)
+def test_what_vllm_can_t_draw_beside_is_refused_with_its_place(fields: dict[str, Any], place: tuple[str, ...] | None) -> None:
+    params = {**FIELDS, **ALGORITHMS["grpo"], "use_vllm": True, **fields}
+    found = list(Rl(RlParams.model_validate(params), StepContext()).check())
+    assert [one.path for one in found if "vLLM" in one.message or "vllm" in one.message] == ([place] if place else [])
+
+
+def test_replies_of_vllm_are_other_ones_however_much_memory_it_has() -> None:
+    def identity(**fields: Any) -> Any:
+        return Rl(RlParams.model_validate({**FIELDS, **ALGORITHMS["grpo"], **fields}), StepContext()).identity()
+
+    assert identity(use_vllm=True) == identity(use_vllm=True, vllm_gpu_memory_utilization=0.5)
+    assert identity() == identity(use_vllm=False) != identity(use_vllm=True)

@@ -12,12 +12,11 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from caiflow.engine.llm.base import Sampling
-from caiflow.engine.llm.sampler import draw_rows, on_device
-from caiflow.engine.llm.vllm.seeds import seeded
+from caiflow.engine.llm.sampler import draw_rows, logps_of, on_device
+from caiflow.engine.llm.vllm.seeds import Seeded, seeded
 
-_Row = tuple[int, Sampling, list[int]]
-"""Seed, filters, and the tokens so far."""
+_Row = tuple[Seeded, list[int]]
+"""How it is drawn, and the tokens so far."""
 
 
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
@@ -39,7 +38,7 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
         for index, params, _, out in batch_update.added:
             self._rows.pop(index, None)
             if asked := seeded(params):
-                self._rows[index] = (*asked, out)
+                self._rows[index] = (asked, out)
         for start, stop, way in batch_update.moved:
             moving, there = self._rows.pop(start, None), self._rows.pop(stop, None)
             if moving is not None:
@@ -48,12 +47,15 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
                 self._rows[start] = there
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return `logits` [B, V] with everything but the drawn token of each seeded row at -inf."""
+        """Return `logits` [B, V] with all but each seeded row's drawn token at -inf, and that at 0 or its log-probability."""
         if not self._rows:
             return logits
-        seeds, samplings, outs = zip(*self._rows.values(), strict=True)
+        asked, outs = zip(*self._rows.values(), strict=True)
         where = on_device(np.array(list(self._rows)), logits.device)
-        tokens = draw_rows(logits[where], samplings, seeds, [len(out) for out in outs], scaled=True)
+        scores = logits[where]
+        tokens = draw_rows(
+            scores, [a.sampling for a in asked], [a.seed for a in asked], [len(out) for out in outs], scaled=True
+        )
         logits[where] = -torch.inf
-        logits[where, tokens] = 0.0
+        logits[where, tokens] = logps_of(scores, tokens) if any(a.told for a in asked) else 0.0
         return logits

@@ -13,16 +13,15 @@ from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from caiflow.engine.llm.base import Sampling
-from caiflow.engine.llm.sampler import draw_rows, on_device
-from caiflow.engine.llm.vllm.seeds import seeded
+from caiflow.engine.llm.sampler import draw_rows, logps_of, on_device
+from caiflow.engine.llm.vllm.seeds import Seeded, seeded
 
 
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each seeded row the one token its seed draws."""
 
     def __init__(self, _vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
-        self._slots: dict[int, tuple[int, Sampling]] = {}
+        self._slots: dict[int, Seeded] = {}
         self._prompt_sizes = req_states.prompt_len.np
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
@@ -34,15 +33,21 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
         return asked is not None
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
-        """Return `logits` [B, V] with everything but the drawn token of each seeded row at -inf."""
+        """Return `logits` [B, V] with all but each seeded row's drawn token at -inf, and that at 0 or its log-probability."""
         rows = [(row, int(slot)) for row, slot in enumerate(ctx.idx_mapping_np) if slot in self._slots]
         if not rows:
             return logits
         # a prompt that is still being read has a row too, whose token is thrown away
         counts = [max(0, int(ctx.seq_lens_upper_bound_np[row]) - int(self._prompt_sizes[slot])) for row, slot in rows]
-        seeds, samplings = zip(*(self._slots[slot] for _, slot in rows), strict=True)
+        asked = [self._slots[slot] for _, slot in rows]
         where = on_device(np.array([row for row, _ in rows]), logits.device)
-        tokens = draw_rows(logits[where], samplings, seeds, counts)
+        scores = logits[where]
+        tokens = draw_rows(scores, [a.sampling for a in asked], [a.seed for a in asked], counts)
+        if any(a.told for a in asked):  # vLLM divides by the temperature afterwards
+            heat = on_device(np.array([a.sampling.temperature for a in asked], dtype=np.float32), logits.device)
+            left = logps_of(scores / heat[:, None], tokens) * heat
+        else:
+            left = torch.zeros_like(tokens, dtype=logits.dtype)
         logits[where] = -torch.inf
-        logits[where, tokens] = 0.0
+        logits[where, tokens] = left
         return logits

@@ -39,6 +39,16 @@ class _Asked:
     scored: Rendered | None
 
 
+def shut_down(engine: LLMEngine) -> None:
+    """Stop vLLM and free its memory, so that another can start in this process."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engine.engine_core.shutdown()
+    del engine
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
 class VLLMEngine:
     """An Engine (see base.py) around a started vLLM `LLMEngine`.
 
@@ -128,12 +138,8 @@ class VLLMEngine:
         """Stop vLLM and free its memory, so that another engine can start in this process."""
         if self._engine is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        self._engine.engine_core.shutdown()
-        self._engine, self._asked, self._outside = None, {}, {}
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        engine, self._engine, self._asked, self._outside = self._engine, None, {}, {}
+        shut_down(engine)
 
     def _tell_pass(self) -> None:
         """Tell how many tokens the next pass may read at most: of prompts what it holds, of answers one each."""

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caiflow.engine.errors import EngineError, nearest
 from caiflow.engine.llm.base import Draws, ModelSource
@@ -21,6 +21,9 @@ from caiflow.engine.llm.model_files import HEAD, adapted_layers
 from caiflow.engine.llm.vllm.engine import VLLMEngine
 from caiflow.engine.llm.vllm.failures import Printed, start_error
 from caiflow.engine.llm.vllm.seeds import PROCESSORS
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process: no copy of every request and answer
@@ -40,6 +43,17 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def load_vllm(source: ModelSource) -> VLLMEngine:
+    """Return the engine that answers by vLLM.
+
+    Raises:
+        EngineError: as `start_vllm` does.
+    """
+    engine = start_vllm(source)
+    scores = not source.adapter or HEAD not in adapted_layers(Path(source.adapter))
+    return VLLMEngine(engine, load_renderer(source), _adapter(source), source.draws, scores=scores)
+
+
+def start_vllm(source: ModelSource) -> LLMEngine:
     """Start vLLM for `source`; `options["engine_args"]` goes to vLLM under its own names and wins over what is chosen here.
 
     Which logits processor draws goes by the model runner that vLLM will use.
@@ -67,13 +81,11 @@ def load_vllm(source: ModelSource) -> VLLMEngine:
         with printed:
             config = EngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
             config.model_config.logits_processors = _processors(source.draws, 2 if config.use_v2_model_runner else 1)
-            engine = LLMEngine.from_vllm_config(config, disable_log_stats=arguments["disable_log_stats"])
+            return LLMEngine.from_vllm_config(config, disable_log_stats=arguments["disable_log_stats"])
     except EngineError:
         raise
     except Exception as error:
         raise start_error(source.path, error, printed.text()) from error
-    scores = not source.adapter or HEAD not in adapted_layers(Path(source.adapter))
-    return VLLMEngine(engine, load_renderer(source), _adapter(source), source.draws, scores=scores)
 
 
 def _be_exact(what: str) -> None:
