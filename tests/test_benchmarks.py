@@ -64,7 +64,7 @@ def test_contenders_on_vllm_answer_orders_and_count_steps(model: Path) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.soak
+@pytest.mark.campaign
 def test_draws_are_measured_for_each_way_of_sampling() -> None:
     lines = draws.measure(repeats=1)
     assert len(lines) == len(draws.WAYS)

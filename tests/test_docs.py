@@ -23,6 +23,8 @@ BLOCKS = [block for page in pages() for block in blocks(page)]
 CONSOLE = [block for block in BLOCKS if block.language == "console"]
 RUN = [page for page in pages() if any(b.language == "console" and not b.noted("not run") for b in blocks(page))]
 LONG = {page for page in RUN if page.read_text(encoding="utf-8").startswith("<!-- soak -->")}
+RARE = {"judge-by-api.md", "look-back.md"}
+"""Those among them that take a minute, and whose commands have tests of their own."""
 
 
 def _name(of: Any) -> str:
@@ -104,7 +106,11 @@ def test_a_page_runs_as_written(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("page", sorted(LONG), ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.campaign] if page.name in RARE else []) for page in sorted(LONG)],
+    ids=_name,
+)
 def test_a_page_with_trainings_runs_as_written(page: Path, tmp_path: Path) -> None:
     assert not run_page(page, tmp_path)
 

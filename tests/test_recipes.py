@@ -184,11 +184,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(path: Path, profile: str | None) -> list[str]:
-    """Return the settings that keep a trial short: two steps of RL, two arms of a long matrix, one answer per prompt."""
+    """Return the settings that keep a trial short: two steps of RL, some arms of a long matrix, one answer per prompt."""
     spec = load_spec(path, profile=profile)
     sets = [f"steps.{step.name}.max_steps=2" for step in spec.steps.values() if step.op == "rl"]
     if path.stem == "ablations":
-        sets.append("steps.scores.samples=1")
+        sets += ["steps.scores.samples=1", "matrix.arm.no_critique=null", "matrix.arm.hard_labels=null"]
     if path.stem == "principle_ablation":
         arms = [step.arm for step in spec.steps.values() if step.base == "sl_cai"]
         sets += [f"matrix.without.{arm}=null" for arm in arms if arm not in ("none", "theft", "privacy")]

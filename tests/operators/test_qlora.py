@@ -155,7 +155,7 @@ train(Path(sys.argv[2]), sys.argv[3], model, judge, lora={"rank": 4, "quantizati
 
 @pytest.mark.soak
 @pytest.mark.kill
-@pytest.mark.parametrize("trainer", ["sft", "dpo", "ppo"])
+@pytest.mark.parametrize("trainer", [*(pytest.param(name, marks=pytest.mark.campaign) for name in ("sft", "dpo")), "ppo"])
 def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str
 ) -> None:

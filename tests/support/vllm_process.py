@@ -15,7 +15,7 @@ from caiflow.engine.llm.base import ModelSource, Request
 TESTS = Path(__file__).parents[1]
 ON_A_CPU = {
     "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
 """Variables under which vLLM's own programs run beside other tests."""
 Asked = Sequence[tuple[ModelSource, list[Request]]]

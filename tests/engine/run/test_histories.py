@@ -29,8 +29,8 @@ from caiflow.engine.store.ledger import Ledger
 from support.forked_runs import IN_FLIGHT, ForkedRun
 from support.runs_without_ray import AskedLink, carry_out, write_spec
 
-BRIEFLY, MANY = 4, int(os.environ.get("CAIFLOW_HISTORIES", "300"))
-SOME = 100
+BRIEFLY, MANY = 4, int(os.environ.get("CAIFLOW_HISTORIES", "100"))
+SOME = 50
 MEMORY = Path("/dev/shm")
 PRINCIPLES = ("What is unkind?", "What is untrue?", "What is unclear?")
 _right: dict[Any, list[dict[str, Any]]] = {}

@@ -16,7 +16,7 @@ from support.runs_without_ray import AskedLink, carry_out, write_spec
 
 PROMPTS = [f"Say number {n}." for n in range(12)]
 PRINCIPLES = ["What is unkind?", "What is untrue?"]
-MANY = int(os.environ.get("CAIFLOW_TEST_DAMAGES", "1000"))
+MANY = int(os.environ.get("CAIFLOW_TEST_DAMAGES", "300"))
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:

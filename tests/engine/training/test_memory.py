@@ -176,9 +176,11 @@ SIZES = {"tiny": (16, 512), "middle": (4, 256), "smollm2": (1, 256)}
 
 KINDS_AND_WAYS = [(kind, way) for kind in ("sft", "dpo", "reward") for way in ("full", "lora")]
 ON_TINY = {("sft", "lora"), ("dpo", "full"), ("reward", "full")}
+ALWAYS = {("sft", "lora"), ("dpo", "full"), ("reward", "lora")}
 MEASURED = [
-    *(("tiny" if how in ON_TINY else "middle", *how) for how in KINDS_AND_WAYS),
-    *(("smollm2", *how) for how in KINDS_AND_WAYS),
+    pytest.param(name, *how, marks=[] if name != "smollm2" and how in ALWAYS else [pytest.mark.campaign])
+    for how in KINDS_AND_WAYS
+    for name in ("tiny" if how in ON_TINY else "middle", "smollm2")
 ]
 """Each kind of training in each way on one of the small models, and on the real one; a measurement takes half a minute."""
 
@@ -207,7 +209,12 @@ def test_a_training_takes_what_is_said(name: str, kind: str, way: str, models: d
 @LINUX
 @pytest.mark.parametrize(
     ("name", "kind", "way"),
-    [("tiny", "grpo", "full"), ("middle", "grpo", "full"), ("middle", "grpo", "lora"), ("middle", "ppo", "full")],
+    [
+        ("tiny", "grpo", "full"),
+        pytest.param("middle", "grpo", "full", marks=pytest.mark.campaign),
+        pytest.param("middle", "grpo", "lora", marks=pytest.mark.campaign),
+        ("middle", "ppo", "full"),
+    ],
 )
 def test_replies_take_what_is_said(name: str, kind: str, way: str, models: dict[str, Path]) -> None:
     found = peak(kind, models[name], way, SIZES[name][0], 160)

@@ -44,7 +44,7 @@ def test_both_runners_take_the_same_number_of_steps_for_the_same_work(tmp_path: 
     assert found[2]["steps"] <= ahead["steps"] <= 1.2 * found[2]["steps"]
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", [pytest.param(1, marks=pytest.mark.campaign), 2])
 def test_two_devices_draw_what_one_does(tmp_path: Path, tiny_source: ModelSource, runner: int) -> None:
     requests = mixed_requests(12)
     source = on_vllm(tiny_source, tensor_parallel_size=2)
@@ -68,6 +68,7 @@ def run(folder: Path, engine: dict[str, Any], **variables: str) -> dict[str, dic
     return {name: {row["uid"]: row for row in table.to_pylist()} for name, table in tables.items()}
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_the_quickstart_gives_on_the_second_runner_what_transformers_gives_up_to_its_judge(tmp_path: Path) -> None:
     for name in ("theirs", "mine"):

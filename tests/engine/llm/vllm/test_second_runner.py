@@ -74,7 +74,7 @@ def on_vllm(source: ModelSource, args: dict[str, Any]) -> ModelSource:
     return source._replace(engine="vllm", options={"engine_args": args})
 
 
-@pytest.fixture(scope="module", params=["in step", "one step ahead"])
+@pytest.fixture(scope="module", params=[pytest.param("in step", marks=pytest.mark.campaign), "one step ahead"])
 def answered(request: pytest.FixtureRequest, tiny_source: ModelSource, adapted: ModelSource, tmp_path_factory: Any) -> Any:
     """What vLLM answers on its second runner: all kinds of request, rows that are preempted, and an adapter."""
     folder = tmp_path_factory.mktemp("answers")

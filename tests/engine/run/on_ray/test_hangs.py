@@ -103,7 +103,7 @@ def hanging_actor(how: str, signs: Path, times: int = 1, first_s: float = FIRST_
 
 BUNDLED = ModelSource(path=str(Path(__file__).parents[4] / "examples/tiny/model"), identity="tiny")
 WAYS = [
-    ("transformers", "letting others go on"),
+    pytest.param("transformers", "letting others go on", marks=pytest.mark.campaign),
     ("transformers", "holding the interpreter"),
     pytest.param("vllm", "holding the interpreter", marks=pytest.mark.vllm),
 ]
