@@ -5,6 +5,7 @@ The calls one by one (openai.py) and those of a batch (batch.py) are read here a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,7 @@ def read_reply(
         Passing: it may pass.
         EngineError: it won't pass.
     """
-    _check(dialect, status, headers, text[:_READ_OF_REFUSAL], body)
+    _check(dialect, _told(status, text), headers, text[:_READ_OF_REFUSAL], body)
     try:
         return dialect.answer(request, text, likelihoods=LIKELIHOODS in body)
     except NoLikelihoods as lack:
@@ -86,6 +87,17 @@ def keep_lesson(endpoint: Endpoint, dialect: Dialect, known: int) -> EngineError
     without = dict.fromkeys((*read_taught(endpoint.taught).without, *dialect.without))
     keep_taught(endpoint.taught, Taught(named, tuple(without), endpoint.continues), endpoint.told)
     return EngineError(f"{endpoint.base_url} {why_without(added)}", kind=ASK_ANEW)
+
+
+def _told(status: int, text: str) -> int:
+    """Return the status that an error has in a body where it came as 200, as routers pass on what another server said."""
+    if status != 200 or '"choices"' in text or '"error"' not in text:
+        return status
+    try:
+        code = json.loads(text)["error"]["code"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return status  # it can't be read as an answer, either
+    return code if type(code) is int and 400 <= code < 600 else status
 
 
 def _check(dialect: Dialect, status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]) -> None:

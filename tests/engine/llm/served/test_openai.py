@@ -214,6 +214,20 @@ def test_what_may_pass_is_told_so_after_one_call(server: BadServer, connect: Cal
     assert len(server.calls) == 1
 
 
+def test_an_error_that_comes_as_an_answer_counts_as_the_status_it_names(
+    server: BadServer, connect: Callable[..., Engine]
+) -> None:
+    busy = 200, {"Retry-After": "0.2"}, '{"error": {"message": "too many requests", "code": 429}}'
+    server.reply = lambda body, n: busy if n < 2 else said("ok")
+    assert text(connect(), Request(CHAT)).text == "ok"
+    waited = server.times[1] - server.times[0]
+    assert (len(server.calls), waited >= 0.2) == (3, True), "it is asked again at the server's own pace, and no row fails"
+    server.reply = lambda body, n: (200, {}, '{"error": {"message": "bad key", "code": 401}}')
+    assert error(connect()).kind == "auth"
+    server.reply = lambda body, n: (200, {}, '{"error": {"message": "oops", "code": "internal"}}')
+    assert error(connect()).retry
+
+
 def test_a_server_that_drips_bytes_is_given_up_after_the_time_limit(server: BadServer, connect: Callable[..., Engine]) -> None:
     server.reply = lambda body, n: "drip"
     found = error(connect(timeout_s=0.5))
