@@ -110,6 +110,10 @@ class Sft(TrainingOperator[SftParams]):
             if self.params.column is None and "revision" in inputs[step].outdone & inputs[step].types.keys():
                 told = f"`revision` would be learnt, and the answers that were named for `{step}` are in its `messages`"
                 yield Finding(("column",), told, "write `column: messages` to learn those, `column: revision` if that is meant")
+            if self.params.column is None and _uncorrected(inputs[step]):
+                told = f"the answers of `{step}` would be learnt as they were before their critiques"
+                hint = "have `op: revise` rewrite them first, or write `column: response` if that is meant"
+                yield Finding(("input",) if step == self.params.input else ("eval_input",), told, hint)
         if self.params.scratch and not (self.params.scratch.chat_template or ""):
             yield from self._without_tools(inputs, "the chat template of a model from nothing")
 
@@ -190,6 +194,12 @@ class Sft(TrainingOperator[SftParams]):
                     made.rename(kept)
         tokenizer = AutoTokenizer.from_pretrained(Path(kept))
         return random_model(self.params.scratch, tokenizer, seed_of(job)), tokenizer
+
+
+def _uncorrected(columns: Columns) -> bool:
+    """Return whether a reply would be learnt that `critique` criticised and `revise` didn't rewrite."""
+    found = columns.types.keys() & {"revision", "messages", "response", "critique_truncated"}
+    return not columns.open and found == {"response", "critique_truncated"}
 
 
 def _texts(content: Any) -> list[str]:

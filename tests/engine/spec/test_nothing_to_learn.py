@@ -47,6 +47,15 @@ def test_sft_without_replies(tmp_path: Path, rows: str) -> None:
     assert f"`{rows}`" in found[0][1]
 
 
+def test_answers_that_were_criticised_and_not_revised_are_learnt_only_where_that_is_said(tmp_path: Path) -> None:
+    critique = "told: {op: critique, input: answered, model: base, constitution: harmless}"
+    revise = "better: {op: revise, input: told, model: base, constitution: harmless}"
+    found = told(tmp_path, critique, "sl: {op: sft, input: told, model: base}")
+    assert found == [("sl", "the answers of `told` would be learnt as they were before their critiques")]
+    assert told(tmp_path, critique, "sl: {op: sft, input: told, model: base, column: response}") == []
+    assert told(tmp_path, critique, revise, "sl: {op: sft, input: better, model: base}") == []
+
+
 @pytest.mark.parametrize("trainer", ["dpo", "reward"])
 @pytest.mark.parametrize("rows", ["prompts", "null", "half", "answered"])
 def test_preferences_without_replies(tmp_path: Path, trainer: str, rows: str) -> None:
