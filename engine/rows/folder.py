@@ -7,6 +7,7 @@ Never holds a whole table in memory, and never knows what a column means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -82,7 +83,7 @@ class Rows:
         return [row for batch in self._slices(offset, limit) for row in batch.to_pylist()]
 
     def dropped(self) -> Rows:
-        """Return the rows that were left out; they have one more column, `reason`."""
+        """Return the rows that were left out; they have one more column, `reason`; one of their own is `row_reason`."""
         return Rows(self.dir / DROPPED)
 
     def _slices(self, offset: int, limit: int | None) -> Iterator[pa.Table]:
@@ -155,16 +156,24 @@ class RowsWriter:
         """Keep rows that are left out, with the reason: one text for all, or an array with one for each."""
         import pyarrow as pa
 
-        if self._dropped is None:
-            self._dropped = RowsWriter(self.dir / DROPPED, self.columns)
+        dropped = self._left_out()
         if isinstance(data, Sequence):
             reasons = [reason] * len(data) if isinstance(reason, str) else list(reason)
-            self._dropped.write_rows([{**row, "reason": why} for row, why in zip(data, reasons, strict=True)])
+            rows = ({_aside(name): value for name, value in row.items()} for row in data)
+            dropped.write_rows([{**row, "reason": why} for row, why in zip(rows, reasons, strict=True)])
             return
         for table in _tables(data):
             values = pa.repeat(reason, len(table)) if isinstance(reason, str) else _array(reason)
-            given = table.drop_columns("reason") if "reason" in table.column_names else table
-            self._dropped.write(given.append_column("reason", values))
+            dropped.write(table.rename_columns([*map(_aside, table.column_names)]).append_column("reason", values))
+
+    def append_dropped(self, data: pa.Table | pa.RecordBatch) -> None:
+        """Keep rows that another writer left out, with the reasons that they have."""
+        self._left_out().write(data)
+
+    def _left_out(self) -> RowsWriter:
+        if self._dropped is None:
+            self._dropped = RowsWriter(self.dir / DROPPED, {_aside(name): kind for name, kind in self.columns.items()})
+        return self._dropped
 
     def close(self) -> None:
         """Write what is left; afterwards the files are whole. A folder without rows still gets one file with the columns."""
@@ -188,6 +197,11 @@ class RowsWriter:
         rows, self._rows = self._rows, []
         if rows:
             self._parts.add(from_rows(rows, self.columns))
+
+
+def _aside(name: str) -> str:
+    """Return the name of a column of rows that are left out, where `reason` is another one; no two names become one."""
+    return f"row_{name}" if re.fullmatch("(row_)*reason", name) else name
 
 
 def _tables(data: Any) -> Iterator[pa.Table]:

@@ -279,7 +279,7 @@ def _append(folder: Path, writer: RowsWriter) -> None:
     for batch in rows.batches(_GROUP_ROWS):
         writer.write(batch)
     for batch in rows.dropped().batches(_GROUP_ROWS):
-        writer.drop(batch, batch.column("reason"))
+        writer.append_dropped(batch)
 
 
 def _row_metrics(

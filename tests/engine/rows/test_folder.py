@@ -221,6 +221,22 @@ def test_dropped_rows_are_beside_with_their_reasons_and_do_not_count(tmp_path: P
     assert f"{DROPPED}/part-00000.parquet" in contents[1]["files"]
 
 
+def test_a_column_named_reason_is_kept_beside_the_reason_of_the_drop(tmp_path: Path) -> None:
+    types: dict[str, ColumnType | None] = {"reason": "integer", "row_reason": "text"}
+    with RowsWriter(tmp_path / "one", types) as one:
+        one.drop([{"reason": 7, "row_reason": "x"}], "length")
+        one.drop(pa.table({"reason": [8], "row_reason": ["y"]}), ["broken"])
+    dropped = Rows(tmp_path / "one").dropped()
+    assert dropped.pylist() == [
+        {"row_reason": 7, "row_row_reason": "x", "reason": "length"},
+        {"row_reason": 8, "row_row_reason": "y", "reason": "broken"},
+    ]
+    with RowsWriter(tmp_path / "joined", types) as joined:
+        for batch in dropped.batches():
+            joined.append_dropped(batch)
+    assert Rows(tmp_path / "joined").dropped().pylist() == dropped.pylist()
+
+
 @pytest.mark.parametrize(
     ("offset", "limit"), [(0, None), (0, 3), (16_380, 10), (69_998, 10), (70_000, 1), (99_999, None), (5, 0)]
 )
