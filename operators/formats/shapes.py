@@ -1,7 +1,8 @@
 """The types of columns that a source brings along: found by looking at all values, then kept as Arrow types.
 
-Plain values of several kinds (text here, a number or a flag there) become text, each as JSON writes it without its quotes; what
-else has no one Arrow type (a list here and a text there, objects without fields or with very many) becomes JSON text.
+Plain values of several kinds (text here, a number or a flag there) become text, each as JSON writes it without its quotes;
+so do fractions beside whole numbers whose digits a float would lose. What else has no one Arrow type (a list here and a text
+there, objects without fields or with very many) becomes JSON text.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from caiflow.engine.rows.columns import ColumnType
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Leaf = Literal["null", "flag", "integer", "number", "text", "json"]
-_PLAIN: frozenset[Shape] = frozenset(("flag", "integer", "number", "text"))
+Leaf = Literal["null", "flag", "integer", "long", "number", "text", "json"]
+"""`long` is an integer of 64 bits whose digits a float would lose."""
+_PLAIN: frozenset[Shape] = frozenset(("flag", "integer", "long", "number", "text"))
 _WIDEST, _DEEPEST = 64, 6
 
 
@@ -58,7 +60,7 @@ def shape_of(value: Any, depth: int = 0) -> Shape:
     if isinstance(value, bool):
         return "flag"
     if isinstance(value, int):
-        return "integer" if -(2**63) <= value < 2**63 else "text"
+        return whole(value) if -(2**63) <= value < 2**63 else "text"
     if isinstance(value, float):
         return "number"
     if depth < _DEEPEST and isinstance(value, list):
@@ -66,6 +68,11 @@ def shape_of(value: Any, depth: int = 0) -> Shape:
     if depth < _DEEPEST and isinstance(value, dict) and 0 < len(value) <= _WIDEST:
         return Struct(tuple((str(name), shape_of(item, depth + 1)) for name, item in value.items()))
     return "json" if isinstance(value, (list, dict, tuple)) else "text"
+
+
+def whole(*values: int) -> Shape:
+    """Return the shape of whole numbers of 64 bits taken together."""
+    return "integer" if all(int(float(value)) == value for value in values) else "long"
 
 
 def merge(left: Shape, right: Shape) -> Shape:
@@ -76,6 +83,8 @@ def merge(left: Shape, right: Shape) -> Shape:
         return right
     if {left, right} == {"integer", "number"}:
         return "number"
+    if {left, right} == {"integer", "long"}:
+        return "long"
     if left in _PLAIN and right in _PLAIN:
         return "text"
     if isinstance(left, ListOf) and isinstance(right, ListOf):
@@ -94,6 +103,7 @@ def column_type(shape: Shape) -> ColumnType | None:
         "null": "text",
         "flag": "flag",
         "integer": "integer",
+        "long": "integer",
         "number": "number",
         "text": "text",
         "json": "json",
@@ -113,13 +123,13 @@ def arrow_type(shape: Shape) -> pa.DataType:
         return pa.list_(arrow_type(shape.item))
     if isinstance(shape, Struct):
         return pa.struct([(name, arrow_type(inner)) for name, inner in shape.fields])
-    leaves = {"flag": pa.bool_(), "integer": pa.int64(), "number": pa.float64()}
+    leaves = {"flag": pa.bool_(), "integer": pa.int64(), "long": pa.int64(), "number": pa.float64()}
     return leaves.get(shape, pa.string())
 
 
 def fit(value: Any, shape: Shape) -> Any:
     """Return `value` as Arrow takes it under `shape`: text or JSON text where the shape says so, floats for whole numbers."""
-    if value is None or shape in ("flag", "integer"):
+    if value is None or shape in ("flag", "integer", "long"):
         return value
     if shape == "text":
         return value if isinstance(value, str) else _plain(value)

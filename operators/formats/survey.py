@@ -7,7 +7,7 @@ from itertools import accumulate, chain
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of
+from caiflow.operators.formats.shapes import CANONICAL, MESSAGES, Shape, arrow_type, fit, merge, shape_of, whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _EXACT: Mapping[type, Shape] = {str: "text", bool: "flag", float: "number"}
 """Kinds of values of which Arrow gives each back as it was."""
+
+_EXACT_BELOW = 2**53
+"""A 64-bit float has every whole number up to this one."""
 
 
 class BadRow(NamedTuple):
@@ -194,8 +197,11 @@ def _one_shape(values: Sequence[Any]) -> Shape | None:
     if not kinds:
         return "null"
     if kinds == {int}:
-        whole = [value for value in values if value is not None]
-        return "integer" if min(whole) >= -(2**63) and max(whole) < 2**63 else None
+        given = [value for value in values if value is not None]
+        least, most = min(given), max(given)
+        if least >= -_EXACT_BELOW and most <= _EXACT_BELOW:
+            return "integer"
+        return whole(*given) if least >= -(2**63) and most < 2**63 else None
     return _EXACT.get(*kinds) if len(kinds) == 1 else None
 
 
