@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from caiflow.engine.flow.row_llm import Asker, LedgeredLLM, Tally, call_key
 from caiflow.engine.llm.base import Completion, Request
@@ -97,20 +97,28 @@ class Speaker:
         return f"{draw % 1000:03}" + " word" * max(1, round(tokens / self._a_word))
 
 
-def answers_seen(operator: Operator[Any], ledger: Ledger) -> list[str]:
+class Said(NamedTuple):
+    """An earlier answer, and the tokens that it took, with its thought and the words it was stopped by; 0 where nobody told."""
+
+    text: str
+    tokens: int = 0
+
+
+def answers_seen(operator: Operator[Any], ledger: Ledger) -> list[Said]:
     """Return what a model said to an operator in earlier runs."""
     kept = [ledger.get(key) or {} for key in islice(ledger, _SEEN)]
-    single = [payload["text"] for payload in kept if payload.get("text") and payload.get("logprobs") is None]
+    told = [payload for payload in kept if payload.get("text") and payload.get("logprobs") is None]
+    single = [Said(payload["text"], payload.get("completion_tokens") or 0) for payload in told]
     if single or not isinstance(operator, RowOperator):
         return single
-    return [text for payload in kept for row in payload.get("out", ()) for text in operator.answers(row) if text]
+    return [Said(text) for payload in kept for row in payload.get("out", ()) for text in operator.answers(row) if text]
 
 
 class StandInLLM(LedgeredLLM):
     """The model of one step as one row would see it: the ledger's own answers, and stand-ins for those it lacks."""
 
     def __init__(
-        self, speaker: Speaker, seen: Sequence[str], counted: Foreseen, ledger: Ledger | None, asker: Asker, uid: str
+        self, speaker: Speaker, seen: Sequence[Said], counted: Foreseen, ledger: Ledger | None, asker: Asker, uid: str
     ) -> None:
         super().__init__(_NOBODY, ledger, asker, uid, Tally())
         self._speaker = speaker
@@ -136,8 +144,8 @@ class StandInLLM(LedgeredLLM):
             return Completion("", logprobs=chances)
         most = request.sampling.max_tokens
         counted.supposed += not self._seen
-        text = self._seen[draw % len(self._seen)] if self._seen else self._speaker.longest(most, draw)
+        text, took = self._seen[draw % len(self._seen)] if self._seen else Said(self._speaker.longest(most, draw))
         said = [*self._speaker.layout.words(text)]
         self._speaker.prefixes.learn([*asked, *said[:most]])
-        counted.completion_tokens += min(most, len(said) + bool(self._seen))  # the end of the turn is a token too
+        counted.completion_tokens += min(most, took or len(said) + bool(self._seen))  # the end of the turn is a token too
         return Completion(text)

@@ -21,7 +21,7 @@ from caiflow.engine.flow.counting import count_until
 from caiflow.engine.flow.cutting import Cut, Tried
 from caiflow.engine.flow.outcomes import Asked, FlowStep, Outcome, replay, spread
 from caiflow.engine.flow.row_llm import Asker, NoLLM
-from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Speaker, StandInLLM, answers_seen
+from caiflow.engine.flow.standing_in import ByCharacters, ByTokenizer, Foreseen, Said, Speaker, StandInLLM, answers_seen
 from caiflow.engine.llm.order.blocks import Prefixes
 from caiflow.engine.llm.served.budget import Prices, price
 from caiflow.engine.operator import (
@@ -142,7 +142,7 @@ class _Walk:
         self._tables: dict[str, _Table] = {}
         self._speakers: dict[str, Speaker] = {}
         self._ledgers: dict[str, Ledger] = {}
-        self._answers: dict[str, list[str]] = {}
+        self._answers: dict[str, list[Said]] = {}
 
     async def all(self, wanted: Collection[str]) -> None:
         """Go through the wanted steps."""

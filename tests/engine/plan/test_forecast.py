@@ -89,6 +89,20 @@ def test_what_is_answered_already_is_not_asked_and_stands_in_for_the_rest(tmp_pa
     assert by_step["critique"].calls == 6
 
 
+def test_an_answer_takes_the_tokens_that_were_counted_not_those_of_its_words_alone(tmp_path: Path) -> None:
+    from caiflow.engine.plan.components import Resolver
+    from caiflow.engine.store.ledger import Ledger
+
+    spec, store = load_spec(path := write(tmp_path, 6)), Store(tmp_path / "home")
+    step = Resolver(spec, store).flow_step(spec.steps["answer"])
+    assert step is not None
+    with Ledger(store.ledger_dir, step.namespace) as ledger:
+        stopped = {"text": "Take a key.", "finish": "stop", "prompt_tokens": 9, "completion_tokens": 31}
+        ledger.append(bytes(16), stopped)  # 31 with the words by which it was stopped, as thoughts of a judge are
+    _, by_step = forecast(path, until="answer")
+    assert (by_step["answer"].completion, by_step["answer"].at_most) == (6 * 31, False)
+
+
 def test_a_step_s_second_model_has_tokens_and_prices_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path, 6)
     asks = "op: converse, input: rows, turns: 3, end_at: [], sampling: {max_tokens: 16}, user: {sampling: {max_tokens: 8}, "
