@@ -86,9 +86,9 @@ class Params(Strict):
     """
 
     @property
-    def by_principles(self) -> bool:
-        """Whether these values ask for the constitution's texts, where the operator doesn't always."""
-        return False
+    def by_principles(self) -> Collection[str]:
+        """The constitution's texts that these values ask for, by their stages, where the operator doesn't always take all."""
+        return ()
 
 
 class RowParams(Params):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -67,6 +67,10 @@ class Principle(FileModel):
     def identity(self) -> Mapping[str, Any]:
         """What decides what is made by it: all but where it comes from, and the rule, which is in the texts."""
         return {name: value for name, value in dict(self).items() if name not in ("passage", "rank", "rule")}
+
+    def identity_for(self, stages: Collection[str]) -> Mapping[str, Any]:
+        """Return the same of what is made by the texts for some stages alone."""
+        return {name: value for name, value in self.identity.items() if name not in STAGES or name in stages}
 
     @property
     def critique_request(self) -> str:

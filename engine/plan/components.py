@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from caiflow.engine.constitution.principles import STAGES
 from caiflow.engine.errors import DamagedError, PlanError, StepError
 from caiflow.engine.field_marks import identity_params
 from caiflow.engine.flow.unread import READ
@@ -166,8 +167,8 @@ class Resolver:
         constitution = self.spec.operators[step.name].context.constitution
         if constitution is not None and step.goes_by_principles:
             for principle in constitution.principles:
-                components[f"principles.{principle.id}"] = digest(principle.identity)
-            components["few_shot"] = digest(example_texts(constitution))
+                components[f"principles.{principle.id}"] = digest(principle.identity_for(step.stages))
+            components["few_shot"] = digest(example_texts(constitution, step.stages))
         return components
 
     def _asks_a_server(self, reference: Reference) -> bool:
@@ -198,8 +199,11 @@ class Resolver:
         for step in self.order:
             constitution = self.spec.operators[step.name].context.constitution
             if constitution is not None and step.goes_by_principles:
-                found |= {digest(principle.identity): principle.model_dump() for principle in constitution.principles}
-                found[digest(example_texts(constitution))] = example_texts(constitution)
+                for principle in constitution.principles:
+                    unread = set[str](STAGES) - {*step.stages}
+                    found[digest(principle.identity_for(step.stages))] = principle.model_dump(exclude=unread)
+                examples = example_texts(constitution, step.stages)
+                found[digest(examples)] = examples
         return found
 
     def row_components(self, step: Step) -> Components | None:
@@ -386,7 +390,8 @@ def _flat(prefix: str, value: Any) -> Components:
     return {prefix: plain(value, prefix)}
 
 
-def example_texts(constitution: Constitution) -> list[dict[str, Any]]:
-    """Return the few-shot examples as plain values."""
-    examples: tuple[Any, ...] = (*constitution.few_shot_critique, *constitution.few_shot_judge)
+def example_texts(constitution: Constitution, stages: Collection[str]) -> list[dict[str, Any]]:
+    """Return the few-shot examples of some stages as plain values."""
+    criticised = () if {"critique", "revision"}.isdisjoint(stages) else constitution.few_shot_critique
+    examples: tuple[Any, ...] = (*criticised, *(constitution.few_shot_judge if "judge" in stages else ()))
     return [{name: getattr(example, name) for name in example.__slots__} for example in examples]

@@ -17,7 +17,7 @@ shared. `models: [base, rl_cai@*]` gathers every arm of a step in one place, so 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from caiflow.engine.constitution.in_view import shows_principles
+from caiflow.engine.constitution.principles import STAGES
 from caiflow.engine.errors import Problem, WrongValue
 from caiflow.engine.field_marks import Mark, marks
 from caiflow.engine.llm.base import Draws
@@ -219,8 +220,13 @@ class Step:
     @property
     def goes_by_principles(self) -> bool:
         """Whether its constitution decides what it makes: that of an operator that uses one, or what a system turn shows."""
+        return bool(self.stages)
+
+    @property
+    def stages(self) -> Collection[str]:
+        """The stages whose texts of its constitution decide what it makes."""
         shown = any(shows_principles(mark.value) for mark in self.marks("x-principles"))
-        return shown or self.params.by_principles or self.operator_type().uses_constitution
+        return STAGES if shown or self.operator_type().uses_constitution else self.params.by_principles
 
     def operator_type(self) -> type[Operator[Any]]:
         """Return the class behind `op`."""

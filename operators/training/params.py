@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -153,9 +153,9 @@ class RlParams(TrainingParams):
         return {name: how.judge for name, how in self.asking.items() if how.judge}
 
     @property
-    def by_principles(self) -> bool:
-        """Whether a judge takes texts from the constitution."""
-        return any(how.asks_for_principles for how in self.judges.values())
+    def by_principles(self) -> Collection[str]:
+        """The texts for judges, where one takes some from the constitution."""
+        return ("judge",) if any(how.asks_for_principles for how in self.judges.values()) else ()
 
     @property
     def weights(self) -> dict[str, float]:

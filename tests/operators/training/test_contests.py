@@ -18,8 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caiflow.engine.errors import EngineError, StepError
+from caiflow.engine.identity import digest
 from caiflow.engine.llm.base import Answer, Completion, ModelSource, Request
 from caiflow.engine.operator import Expected, StepContext
+from caiflow.engine.plan.components import Resolver
+from caiflow.engine.rows.folder import RowsWriter
+from caiflow.engine.spec.load import load_spec
+from caiflow.engine.store.artifacts import Store
 from caiflow.operators.judge import Judge
 from caiflow.operators.judging.params import GroupJudging, JudgeParams
 from caiflow.operators.judging.ranked import parse_ranking
@@ -282,12 +287,49 @@ def test_what_can_t_be_judged_is_refused(fields: dict[str, Any], told: str | Non
 
 def test_it_goes_by_the_constitution_unless_it_has_an_instruction() -> None:
     by_principles, by_instruction = params(rewards=judged()), params(rewards=judged(instruction="Which is shorter?"))
-    assert by_principles.by_principles
+    assert by_principles.by_principles == ("judge",)
     assert not by_instruction.by_principles
     assert [found.path for found in Rl(by_principles, StepContext()).check()] == [("rewards", "good", "judge")]
     assert not list(Rl(by_instruction, StepContext()).check())
     assert list(Rl(by_principles, CONTEXT).asks()) == ["m"]
     assert Rl(params(rewards=judged(against="known")), CONTEXT).needs() == {"rows": ["prompt", "known"]}
+
+
+def test_only_an_edit_of_what_a_judge_reads_trains_again(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "How?"}\n')
+    rules = [{"id": "kind", "critique": "What is unkind?", "revision": "Be kind.", "judge": "Which is kinder?"}]
+    shown = [{"prompt": "Hi", "response": "No", "principle": "kind", "critique": "Rude.", "revision": "Hello"}]
+
+    def decides() -> tuple[Any, Any]:
+        """Return what the training depends on, and what a step that reads the other texts does."""
+        steps = {
+            "rows": {"op": "load", "source": "rows.jsonl"},
+            "said": {"op": "generate", "input": "rows", "model": "base"},
+            "told": {"op": "critique", "input": "said", "model": "base"},
+            "tuned": {"op": "rl", "input": "rows", "model": "base", "num_generations": 4, "rewards": judged(model="base")},
+        }
+        given = {"caiflow_constitution": 1, "name": "own", "principles": rules, "few_shot": {"critique": shown}}
+        spec = {"caiflow": 1, "name": "own", "models": {"base": {"source": "tiny"}}, "constitution": given, "steps": steps}
+        (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+        read = load_spec(tmp_path / "spec.yaml")
+        resolver = Resolver(read, store := Store(tmp_path / "home"))
+        for name in ("rows", "said"):
+            components, artifact = resolver.settle(read.steps[name])
+            if artifact is None:
+                with RowsWriter(staged := store.stage(digest(components))) as out:
+                    out.write_rows([{"uid": "1", "prompt": PROMPT, "response": "So."}])
+                resolver.artifacts[name] = store.seal(digest(components), staged, {"kind": "rows"})
+        return resolver.components(read.steps["tuned"]), resolver.components(read.steps["told"])
+
+    begun = decides()
+    rules[0]["critique"] = "What is rude?"
+    shown[0]["critique"] = "Unkind."
+    tuned, told = decides()
+    assert tuned is not None
+    assert tuned == begun[0]
+    assert told != begun[1]
+    rules[0]["judge"] = "Which is more polite?"
+    assert decides()[0] != tuned
 
 
 # ------------------------------------------------------------------------------------- trainings
