@@ -6,6 +6,7 @@ Prompts go through the renderer that serving uses. Owns no algorithm.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,9 +63,13 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return -(-self.num_samples // self.batch_size)
 
 
-def _seed(seed: int, step: int, place: int) -> int:
-    """Return the seed of the reply that is drawn at this place of those drawn with the weights of a step."""
-    return int.from_bytes(bytes.fromhex(digest([seed, step, place])[:16]))
+def _seeds(seed: int, step: int, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the seeds of replies drawn with the weights of a step: by prompt, and by which of its replies each is."""
+    drawn, seeds = Counter[tuple[int, ...]](), []
+    for ids in map(tuple, prompts):
+        seeds.append(int(digest([seed, step, ids, drawn[ids]])[:16], 16))
+        drawn[ids] += 1
+    return seeds
 
 
 def _unheard(_ended: Mapping[int, Sequence[int]]) -> None:
@@ -87,7 +92,7 @@ class Rollouts(Quiet, RolloutHooks):
     max_completion_length: int
     vllm: Replies | None = None
     """What draws replies where the model doesn't itself."""
-    _taken_at, _drawn_at = -1, 0
+    _taken_at = -1
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Return a prompt's token ids as serving has them."""
@@ -104,10 +109,8 @@ class Rollouts(Quiet, RolloutHooks):
         step = self.state.global_step
         if step != self._taken_at:
             self.vllm.take(learnt_weights(self.accelerator.unwrap_model(self.model_wrapped)))
-            self._taken_at, self._drawn_at = step, 0
-        seeds = [_seed(self.args.seed, step, self._drawn_at + place) for place in range(len(prompts))]
-        self._drawn_at += len(prompts)
-        args = self.args
+            self._taken_at = step
+        args, seeds = self.args, _seeds(self.args.seed, step, prompts)
         sampling = Sampling(args.temperature, args.top_p, args.top_k, 0.0, self.max_completion_length, args.repetition_penalty)
         asked = self._asked()
         replies = self.vllm.draw(prompts, sampling, seeds, partial(self._ended, asked, self._drawn) if asked else _unheard)

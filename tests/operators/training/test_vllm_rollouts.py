@@ -85,6 +85,7 @@ class Stop(Exception):
 
 def test_a_run_that_was_cut_off_draws_the_same_replies_again(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
     fields = {"save_steps": 3, "num_train_epochs": 2, "per_device_train_batch_size": 16, "lora": {"rank": 4}}
+    fields |= {"eval_input": "held", "eval_strategy": "steps", "eval_steps": 3}
     undisturbed = train(tmp_path / "undisturbed", model, judge, **fields)
     disturbed = tmp_path / "disturbed"
 
