@@ -7,12 +7,13 @@ Moves nothing: what a lost node had is the cluster's.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from caiflow.engine.errors import CaiflowError
-from caiflow.engine.run.on_ray.nodes import Node, Probe, alive, blind, said_in
+from caiflow.engine.run.on_ray.nodes import ANSWER_S, Node, Probe, alive, blind, said_in
 
 LOOK_S = 1.0
 """How often the nodes are looked at."""
@@ -130,10 +131,11 @@ def too_silent(silent_s: Mapping[Node, float]) -> list[Node]:
 class Latecomers:
     """Nodes that come when others, the `known`, are at work: each is asked as those were, and has no work before it answered.
 
-    `probe` opens what they are asked.
+    `probe` opens what they are asked. One that says nothing for `patience_s` is named, once.
     """
 
-    def __init__(self, known: Sequence[Node], probe: Callable[[], Probe]) -> None:
+    def __init__(self, known: Sequence[Node], probe: Callable[[], Probe], patience_s: float = ANSWER_S) -> None:
+        self._patience_s = patience_s
         self._known = {node.id for node in known}
         self._probe = probe
         self._waited: dict[str, _Question] = {}
@@ -153,13 +155,17 @@ class Latecomers:
                 probe = self._probe()
             except CaiflowError:  # the store takes no mark just now: asked at the next look
                 continue
-            self._waited[node.id] = _Question(node, probe, probe.ask(node))
+            self._waited[node.id] = _Question(node, probe, probe.ask(node), time.monotonic() + self._patience_s)
         for node_id in self._waited.keys() - {node.id for node in up}:
             self._end(node_id)
         said = []
         for question in list(self._waited.values()):
             if ray.wait([question.answer], timeout=0)[0]:
                 said += self._judge(question)
+            elif time.monotonic() > question.due:
+                self._waited[question.node.id] = question._replace(due=math.inf)
+                told = f"has given no answer in {self._patience_s:g} s to what the other nodes were asked"
+                said.append(f"node {question.node.told} {told}: it isn't used until it does")
         return said
 
     def close(self) -> None:
@@ -188,6 +194,8 @@ class _Question(NamedTuple):
     node: Node
     probe: Probe
     answer: Any
+    due: float
+    """When it is to be said that there is no answer, by the monotonic clock."""
 
 
 class Silence:
