@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _WAYS = 8  # ways of putting a call that are tried where the server refuses a field of it
 _AWAY_S = 300.0
+_ALONE = 50  # refusals of one call, and answers to others meanwhile, after which it is the call that the server won't take
 """How long calls are put again to a server that was met and takes no connection now: one that restarts loads its model."""
 _LARGEST_BODY = 32 << 20
 _SESSION = "X-Session-Id"
@@ -158,8 +159,9 @@ class EndpointEngine:
         self._dialect = self._dialect_of(self._endpoint)
 
     async def _ask(self, request: Request) -> Completion:
-        """Call until the server takes the call, or has refused all calls for too long."""
-        ways = 0
+        """Call until the server takes the call, has refused all calls for too long, or this one alone again and again."""
+        ways = refusals = 0
+        answered_before = self._pace.answers
         while True:
             try:
                 return await self._call(request)
@@ -167,6 +169,10 @@ class EndpointEngine:
                 raise EngineError(f"{trouble} ({self._endpoint.base_url})", kind=trouble.kind, retry=True) from trouble
             except Again as refusal:
                 ways += not refusal.busy
+                refusals += refusal.busy
+                if refusals >= _ALONE and self._pace.answers - answered_before >= _ALONE:
+                    told = f"{refusal}, {refusals} times, and took other calls meanwhile ({self._endpoint.base_url})"
+                    raise EngineError(told, kind="refused") from refusal
                 if ways >= _WAYS or self._pace.refused_for_s() > refusal.patience_s:
                     raise EngineError(f"{refusal} ({self._endpoint.base_url})", kind="refused") from refusal
 

@@ -33,6 +33,7 @@ class Pace:
         self.most = most
         self.limit = min(_FIRST, float(most))
         self.under_way = 0
+        self.answers = 0
         self._paused = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
@@ -70,6 +71,7 @@ class Pace:
 
     def answered(self) -> None:
         """Raise the limit a little: by one after as many answers as the limit, faster up to half of what it once was."""
+        self.answers += 1
         self._refusals = self._rounds = 0
         self.limit = min(self.most, self.limit + (1.0 if self.limit < self._fast_below else 1 / self.limit))
 

@@ -577,3 +577,19 @@ def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_is_not_for
     away = error(engine)
     assert away.message.startswith("no server answers: ")
     assert away.kind == "refused"
+
+
+def test_a_call_that_a_server_won_t_take_while_it_takes_others_is_given_up(
+    server: BadServer, connect: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "_ALONE", 6)
+    server.reply = lambda body, n: (503, {}, "out of workers") if "poison" in json.dumps(body) else said("fine")
+    engine, answers = connect(), dict[int, Any]()
+    poison = Request(({"role": "user", "content": "poison"},))
+    engine.submit([(0, poison), *((place, Request(CHAT)) for place in range(1, 40))])
+    until = time.monotonic() + 120
+    while len(answers) < 40 and time.monotonic() < until:
+        answers |= dict(engine.step(1.0))
+    assert [answers[place].text for place in range(1, 40)] == ["fine"] * 39
+    assert answers[0].kind == "refused"
+    assert "out of workers, 6 times, and took other calls meanwhile" in answers[0].message
