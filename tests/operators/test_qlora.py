@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterable
 from importlib.util import find_spec
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ pytestmark = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandby
 
 BITS = ("4bit", "8bit")
 KEPT_APART = [trainer for trainer in TRAINERS if trainer != "reward"]
+EACH_ONCE = list(zip(TRAINERS, cycle(BITS), strict=False))
+
+
+def cases(trainers: Iterable[str], always: Collection[tuple[str, str]]) -> list[Any]:
+    """Return each trainer in 4 and in 8 bits: the long tests have each in one of them, those with all their places both."""
+
+    def marks(case: tuple[str, str]) -> list[Any]:
+        return [] if case in always else [pytest.mark.soak if case in EACH_ONCE else pytest.mark.campaign]
+
+    return [pytest.param(*case, marks=marks(case)) for case in product(trainers, BITS)]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +65,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("trainer", "bits"),
-    [
-        pytest.param(trainer, bits, marks=() if (trainer, bits) in {("sft", "8bit"), ("dpo", "4bit")} else pytest.mark.soak)
-        for trainer in TRAINERS
-        for bits in BITS
-    ],
-)
+@pytest.mark.parametrize(("trainer", "bits"), cases(TRAINERS, {("sft", "8bit"), ("dpo", "4bit")}))
 def test_what_is_merged_is_what_was_trained(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
 ) -> None:
@@ -100,14 +104,7 @@ def test_a_reward_model_in_the_original_weights_keeps_its_mean(tmp_path: Path, m
     assert json.loads((done.out_dir / "config.json").read_text())["reward_mean"] == done.metrics["mean_reward"]
 
 
-@pytest.mark.parametrize(
-    ("trainer", "bits"),
-    [
-        pytest.param(trainer, bits, marks=() if (trainer, bits) in {("sft", "4bit"), ("ppo", "8bit")} else pytest.mark.soak)
-        for trainer in KEPT_APART
-        for bits in BITS
-    ],
-)
+@pytest.mark.parametrize(("trainer", "bits"), cases(KEPT_APART, {("sft", "4bit"), ("ppo", "8bit")}))
 def test_adapters_can_be_kept_apart(tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str) -> None:
     done = train(tmp_path, trainer, model, judge, lora=lora(bits), merge=False)
     assert not (done.out_dir / "model.safetensors").exists()
@@ -121,7 +118,7 @@ class Stop(Exception):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("trainer", "bits"), list(zip(TRAINERS, cycle(BITS), strict=False)))
+@pytest.mark.parametrize(("trainer", "bits"), EACH_ONCE)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     tmp_path: Path, model: ModelSource, judge: ModelSource, trainer: str, bits: str
 ) -> None:

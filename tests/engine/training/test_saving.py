@@ -44,8 +44,8 @@ def test_both_losses_are_told_and_are_one(
     assert done.metrics["saved_loss"] == pytest.approx(done.metrics["trained_loss"], abs=1e-4)
 
 
-def soaked(case: Any, *, fast: bool) -> Any:
-    return pytest.param(*case, marks=[] if fast else [pytest.mark.soak])
+def soaked(case: Any, *, fast: bool, rare: bool = False) -> Any:
+    return pytest.param(*case, marks=[] if fast else [pytest.mark.campaign if rare else pytest.mark.soak])
 
 
 TARGETS = (
@@ -89,7 +89,11 @@ def test_a_head_beside_adapters_learns_in_float32_whatever_the_model_is_in(tmp_p
 @pytest.mark.parametrize(
     ("trainer", "targets", "merge"),
     [
-        soaked((trainer, targets, merge), fast=trainer == "dpo" and targets == ["lm_head"] and not merge)
+        soaked(
+            (trainer, targets, merge),
+            fast=trainer == "dpo" and targets == ["lm_head"] and not merge,
+            rare=trainer != "sft" and (targets == ["lm_head"] or merge),
+        )
         for trainer in TRAINERS
         if trainer != "reward"
         for targets in (["lm_head"], ["embed_tokens", "lm_head"])

@@ -57,7 +57,7 @@ def measured(folder: Path, samples: int = 1) -> dict[str, Any]:
     return figures
 
 
-@pytest.mark.parametrize("samples", [pytest.param(1, marks=pytest.mark.campaign), 3])
+@pytest.mark.parametrize("samples", [1, 3])
 def test_each_answer_has_its_checks_and_their_mean_is_the_figure(tmp_path: Path, samples: int) -> None:
     figures = measured(tmp_path, samples)
     files = dict(inspect_log.files("scores", tmp_path, CHECKS))
@@ -94,7 +94,7 @@ def inspect_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("samples", [pytest.param(1, marks=pytest.mark.campaign), 3])
 def test_inspect_reads_and_scores_them_to_the_same_figures(tmp_path: Path, inspect_python: str, samples: int) -> None:
     figures = measured(tmp_path / "made", samples)
     logs = tmp_path / "logs"

@@ -7,7 +7,6 @@ for all kinds of request, and one for an adapter.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,17 +103,6 @@ def same(source: ModelSource, requests: list[Request], found: dict[str, Any]) ->
         [one for one, ok in zip(of, right, strict=True) if ok] for of in (requests, found["answers"], theirs)
     )
     assert_agree(source, asked, ours, others)
-
-
-@pytest.mark.soak
-def test_drawn_filtered_odd_and_scored_requests_are_answered_as_on_transformers(
-    tiny_source: ModelSource, tmp_path: Path
-) -> None:
-    """One start for a few of each kind, the way a GPU serves; the tests below ask at length."""
-    asked = [*mixed_requests(6), *filtered_requests()[::2], *odd_requests(), *scored_requests()[:6]]
-    (found,) = answers(tmp_path / "answers", [(on_vllm(tiny_source, ARGS), asked)], **second_runner(ahead=True))
-    assert (found["runner"], found["ahead"]) == (2, True)
-    same(tiny_source, asked, found)
 
 
 @pytest.mark.soak
