@@ -111,7 +111,7 @@ steps:
 
 @pytest.mark.kill
 @pytest.mark.slow
-@pytest.mark.soak
+@pytest.mark.campaign
 @pytest.mark.timeout(1500)
 def test_a_kill_while_answers_are_drawn_again_pays_for_no_try_twice(tmp_path: Path) -> None:
     spec, calm, wild, home = tmp_path / "spec.yaml", tmp_path / "calm", tmp_path / "wild", tmp_path / "home"

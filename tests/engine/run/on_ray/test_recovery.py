@@ -402,7 +402,10 @@ def test_work_of_a_lost_node_waits_where_no_other_has_a_gpu_free_and_the_rest_go
     assert told["took the survivor's"]
 
 
-@pytest.mark.parametrize(("workers", "how", "most"), [(1, "drain", 100_000), (2, "SIGKILL", 200), (2, "SIGSTOP", 200)])
+@pytest.mark.parametrize(
+    ("workers", "how", "most"),
+    [(1, "drain", 100_000), (2, "SIGKILL", 200), pytest.param(2, "SIGSTOP", 200, marks=pytest.mark.campaign)],
+)
 def test_a_training_goes_on_from_its_checkpoint_without_the_node_of_a_worker(
     tmp_path: Path, workers: int, how: str, most: int, figure: Callable[[str, str], None]
 ) -> None:
