@@ -24,6 +24,7 @@ from caiflow.engine.operator import Job, StepContext
 from caiflow.engine.run.on_ray.cluster import Cluster
 from caiflow.engine.training.models import load_plain
 from caiflow.operators.sft import Sft, SftParams
+from support.cutting_off import cut_off
 from support.small_models import EVEN, small_model
 from support.trainings import TRAINERS, reward_model, train
 
@@ -113,10 +114,6 @@ def test_adapters_can_be_kept_apart(tmp_path: Path, model: ModelSource, judge: M
     assert {name for name, _ in network.named_parameters()} == {name for name, _ in load_plain(model).named_parameters()}
 
 
-class Stop(Exception):
-    """Ends a run from within."""
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize(("trainer", "bits"), EACH_ONCE)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
@@ -125,13 +122,7 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     fields = {"lora": lora(bits), "save_steps": 2, "logging_steps": 1}
     undisturbed = train(tmp_path / "undisturbed", trainer, model, judge, **fields)
     disturbed = tmp_path / "disturbed"
-
-    def stop(**_: Any) -> None:
-        if list(disturbed.glob("work/checkpoints/*/complete")):
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(disturbed, trainer, model, judge, stop, **fields)
+    cut_off(disturbed / "work", lambda stop: train(disturbed, trainer, model, judge, stop, **fields))
     resumed = train(disturbed, trainer, model, judge, **fields)
     history = [(done.out_dir / "_history.jsonl").read_text() for done in (undisturbed, resumed)]
     assert history[0] == history[1]

@@ -17,6 +17,7 @@ from caiflow.engine.training.models import load_plain
 from caiflow.operators.reward import Reward, RewardParams
 from caiflow.operators.rl import Rl
 from caiflow.operators.training.params import RlParams
+from support.cutting_off import cut_off
 from support.small_models import held_out, job, preferences, small_model
 
 
@@ -96,10 +97,6 @@ def test_long_replies_can_be_made_dear(tmp_path: Path, model: ModelSource, judge
     assert done.metrics["length_end"] < done.metrics["length_start"] - 2
 
 
-class Stop(Exception):
-    """Ends a run from within."""
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
@@ -108,13 +105,7 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     fields = {**ALGORITHMS[algorithm], "save_steps": 3, "num_train_epochs": 2, "per_device_train_batch_size": 16}
     undisturbed = train(tmp_path / "undisturbed", model, judge, **fields)
     disturbed = tmp_path / "disturbed"
-
-    def stop(**_: Any) -> None:
-        if len(list(disturbed.glob("work/checkpoints/*/complete"))) == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(disturbed, model, judge, stop, logging_steps=1, **fields)
+    cut_off(disturbed / "work", lambda stop: train(disturbed, model, judge, stop, logging_steps=1, **fields), checkpoints=2)
     resumed = train(disturbed, model, judge, **fields)
     history = [(done.out_dir / "_history.jsonl").read_text() for done in (undisturbed, resumed)]
     assert history[0] == history[1]

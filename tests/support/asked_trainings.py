@@ -11,6 +11,7 @@ from caiflow.engine.operator import StepContext
 from caiflow.engine.run.units import StepResult, TrainUnit
 from caiflow.operators.rl import Rl
 from caiflow.operators.training.params import RlParams
+from support.cutting_off import cut_off
 from support.runs_without_ray import AskedLink
 from support.small_constitution import small_constitution
 from support.small_models import preferences, saved
@@ -19,10 +20,6 @@ FIELDS: Mapping[str, Any] = {
     "input": "rows", "model": "base", "learning_rate": 1e-2, "max_completion_length": 8, "max_length": 96, "logging_steps": 1,
     "per_device_train_batch_size": 16,
 }  # fmt: skip
-
-
-class Stop(Exception):
-    """Ends a run from within."""
 
 
 def carried_out(folder: Path, model: ModelSource, link: AskedLink, report: Any = lambda _: None, **fields: Any) -> StepResult:
@@ -41,14 +38,6 @@ def carried_out(folder: Path, model: ModelSource, link: AskedLink, report: Any =
 
 def cut_and_resumed(folder: Path, model: ModelSource, link: AskedLink, **fields: Any) -> StepResult:
     """Train until the first checkpoint, end there, and train to the end; `fields` have `save_steps`."""
-
-    def stop(_: Any) -> None:
-        if len(list((folder / "work").glob("checkpoints/*/complete"))) == 1:
-            raise Stop
-
     folder.mkdir(exist_ok=True)
-    try:
-        carried_out(folder, model, link, stop, **fields)
-    except Stop:
-        return carried_out(folder, model, link, **fields)
-    raise AssertionError("the training ended before its first checkpoint")
+    cut_off(folder / "work", lambda stop: carried_out(folder, model, link, stop, **fields))
+    return carried_out(folder, model, link, **fields)

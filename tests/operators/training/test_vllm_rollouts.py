@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caiflow.engine.llm.base import ModelSource, Sampling
-from caiflow.engine.operator import Job, StepContext
+from caiflow.engine.operator import Job
 from caiflow.engine.training.models import load_plain
-from caiflow.operators.reward import Reward, RewardParams
-from caiflow.operators.rl import Rl
-from caiflow.operators.training.params import RlParams
-from support.small_models import SHAPE, held_out, job, preferences, small_model
+from support.cutting_off import cut_off
+from support.small_models import SHAPE, small_model
+from support.trainings import reward_model, train
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.soak]
 
 WIDE = SHAPE.model_copy(update={"num_attention_heads": 2})
 """Heads of 32, the narrowest that vLLM's attention takes on a CPU."""
 FIELDS: dict[str, Any] = {
-    "input": "rows",
-    "model": "base",
-    "algorithm": "grpo",
-    "rewards": {"judge": 1.0},
-    "num_generations": 4,
     "learning_rate": 2e-3,
+    "max_steps": -1,
     "num_train_epochs": 2,
     "max_completion_length": 16,
     "max_length": 128,
@@ -43,18 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory, model: ModelSource) -> ModelSource:
-    done = job(tmp_path_factory.mktemp("judge"), {"rows": preferences()}, base=model)
-    params = {"input": "rows", "model": "base", "learning_rate": 2e-3, "num_train_epochs": 4}
-    Reward(RewardParams.model_validate(params), StepContext()).train(done)
-    return ModelSource(path=str(done.out_dir), identity="judge")
-
-
-def train(folder: Path, model: ModelSource, judge: ModelSource, log: Any = None, **fields: Any) -> Job:
-    rows = [{"uid": row["uid"], "prompt": row["prompt"]} for row in preferences()]
-    done = job(folder, {"rows": rows, "held": held_out(rows[:8])}, base=model, judge=judge)
-    done.log = log
-    Rl(RlParams.model_validate({**FIELDS, **fields}), StepContext()).train(done)
-    return done
+    return reward_model(tmp_path_factory.mktemp("judge"), model)
 
 
 def curve(done: Job) -> list[dict[str, Any]]:
@@ -64,7 +49,7 @@ def curve(done: Job) -> list[dict[str, Any]]:
 def test_the_reward_rises_and_replies_are_those_of_the_model_as_it_has_become(
     tmp_path: Path, model: ModelSource, judge: ModelSource
 ) -> None:
-    done = train(tmp_path, model, judge, eval_input="held", temperature=0.8, top_p=0.95)
+    done = train(tmp_path, "grpo", model, judge, **FIELDS, eval_input="held", temperature=0.8, top_p=0.95)
     assert done.metrics["reward_end"] > done.metrics["reward_start"] + 0.1
     assert done.metrics["kl_end"] > done.metrics["kl_start"]
     assert "eval_reward" in done.metrics
@@ -79,23 +64,14 @@ def furthest_apart(done: Job) -> float:
     return max(found)
 
 
-class Stop(Exception):
-    """Ends a run from within."""
-
-
 def test_a_run_that_was_cut_off_draws_the_same_replies_again(tmp_path: Path, model: ModelSource, judge: ModelSource) -> None:
-    fields = {"save_steps": 3, "num_train_epochs": 2, "per_device_train_batch_size": 16, "lora": {"rank": 4}}
+    fields = {**FIELDS, "save_steps": 3, "per_device_train_batch_size": 16, "lora": {"rank": 4}}
     fields |= {"eval_input": "held", "eval_strategy": "steps", "eval_steps": 3}
-    undisturbed = train(tmp_path / "undisturbed", model, judge, **fields)
+    undisturbed = train(tmp_path / "undisturbed", "grpo", model, judge, **fields)
     disturbed = tmp_path / "disturbed"
-
-    def stop(**_: Any) -> None:
-        if len(list(disturbed.glob("work/checkpoints/*/complete"))) == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(disturbed, model, judge, stop, logging_steps=1, **fields)
-    resumed = train(disturbed, model, judge, **fields)
+    again = partial(train, disturbed, "grpo", model, judge)
+    cut_off(disturbed / "work", lambda stop: again(stop, logging_steps=1, **fields), checkpoints=2)
+    resumed = again(**fields)
     assert curve(resumed) == curve(undisturbed)
     assert furthest_apart(resumed) < 1e-3
 
